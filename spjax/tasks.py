@@ -1,0 +1,80 @@
+"""A task is data: its slots, their labels, its metric. One row each (shared reference: TASKS.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """One thing to predict about an utterance: a name and its labels, in class order."""
+
+    name: str
+    labels: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.labels:
+            raise ValueError(f"slot {self.name!r} has no labels")
+        twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"slot {self.name!r} names {twice} twice: labels of a slot must differ")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A classification task of K slots. Class ids run over the slots in order (C classes in all).
+
+    Two slots may spell a label alike ("none" of object and of location): they are different classes.
+    """
+
+    name: str
+    slots: tuple[Slot, ...]
+    metric: str = "accuracy"  # accuracy | exact_match | eer | weighted_f1
+
+    @property
+    def num_classes(self) -> int:
+        """C, over all slots."""
+        return sum(len(slot.labels) for slot in self.slots)
+
+    @property
+    def slot_offsets(self) -> tuple[int, ...]:
+        """First class id of each slot, and C at the end: K + 1 numbers."""
+        offsets = [0]
+        for slot in self.slots:
+            offsets.append(offsets[-1] + len(slot.labels))
+        return tuple(offsets)
+
+    @property
+    def classes(self) -> tuple[tuple[str, str], ...]:
+        """(slot name, label) of every class id."""
+        return tuple((slot.name, label) for slot in self.slots for label in slot.labels)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            "fsc",
+            (
+                Slot("action", ("change language", "activate", "deactivate", "increase", "decrease", "bring")),
+                Slot(
+                    "object",
+                    _words(
+                        "none music lights volume heat lamp newspaper juice socks "
+                        "Chinese Korean English German shoes"
+                    ),
+                ),
+                Slot("location", _words("none kitchen bedroom washroom")),
+            ),
+            metric="exact_match",
+        ),
+        Task(
+            "gsc",
+            (Slot("command", _words("yes no up down left right on off stop go _unknown_ _silence_")),),
+        ),
+    )
+}

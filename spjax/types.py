@@ -1,0 +1,44 @@
+"""Plain containers that more than one room handles. Shape letters: docs/design.md."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Params = dict[str, Any]  # a tree of arrays under plain string keys
+
+
+class KV(NamedTuple):
+    """Keys and values of C columns in every layer: a deep prompt, or the cache after a prefill.
+
+    Attributes:
+      key: [L, B or 1, C, H, Dh]
+      value: [L, B or 1, C, H, Dh]
+    """
+
+    key: jax.Array
+    value: jax.Array
+
+
+class Batch(NamedTuple):
+    """Utterances laid out as source block and tail (docs/design.md). B rows; K label steps.
+
+    Attributes:
+      source: int32 [B, T], `</s>` and all units but the last, as tokens, right-padded with PAD.
+      source_length: int32 [B], tokens of `source` that are real (at least 1 for a real row).
+      last: int32 [B], the last unit's token, which opens the tail.
+      classes: int32 [B, slots], class id per slot (over all slots, see Task).
+      prompt_id: int32 [B], row of the bank that answers.
+      weight: float32 [B], 1 for a real utterance, 0 for a row that only fills the shape.
+      index: int32 [B], number of the utterance in its split, -1 in filling rows.
+    """
+
+    source: np.ndarray
+    source_length: np.ndarray
+    last: np.ndarray
+    classes: np.ndarray
+    prompt_id: np.ndarray
+    weight: np.ndarray
+    index: np.ndarray
