@@ -1,0 +1,193 @@
+"""What the documents promise: their links lead somewhere, their commands and flags exist, their examples run."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
+
+
+class Block(NamedTuple):
+    """A fenced block of a document."""
+
+    where: str  # file and line
+    language: str
+    text: str
+
+
+def blocks(path: Path) -> list[Block]:
+    found, start, language, lines = [], 0, "", []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.startswith("```") and not start:
+            start, language, lines = number, line[3:].strip(), []
+        elif line.startswith("```"):
+            found.append(Block(f"{path.name}:{start}", language, "\n".join(lines)))
+            start = 0
+        elif start:
+            lines.append(line)
+    assert not start, f"{path.name}:{start} opens a block that never closes"
+    return found
+
+
+BLOCKS = [block for path in DOCUMENTS for block in blocks(path)]
+PYTHON = [block for block in BLOCKS if block.language == "python"]
+
+
+def commands(text: str) -> list[list[str]]:
+    """Words of every `python -m MODULE ...` in shell text, from MODULE on."""
+    joined = re.sub(r"\\\n\s*", " ", text)
+    pieces = [piece for line in joined.splitlines() for piece in re.split(r"&&|\|\||;", line)]
+    words = [shlex.split(piece, comments=True) for piece in pieces]
+    return [w[2:] for w in words if len(w) > 2 and re.fullmatch(r"(.*/)?python3?", w[0]) and w[1] == "-m"]
+
+
+COMMANDS = [
+    pytest.param(words, id=f"{block.where} {words[0]}")
+    for block in BLOCKS
+    if block.language == "bash"
+    for words in commands(block.text)
+    if words[0] not in ("pip", "venv", "pytest")
+]
+
+
+def run(words: list[str], folder: Path = ROOT) -> str:
+    """Output of `python -m WORDS` in `folder`, with this checkout importable."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    output = done.stdout + done.stderr
+    helped = "--help" in words and "Traceback" not in output and "No module" not in output  # absl's help exits with 1
+    assert done.returncode == 0 or helped, output[-3000:]
+    return output
+
+
+help_of = functools.lru_cache(maxsize=None)(lambda words: run([*words, "--help"]))
+
+
+def readme_commands(module: str) -> list[list[str]]:
+    found = [c.values[0] for c in COMMANDS if c.values[0][0] == module and "README" in c.id]
+    assert found, f"the README no longer shows {module}"
+    return found
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path):
+    text = path.read_text(encoding="utf-8")
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    for target in LINK.findall(prose):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        file = (path.parent / name) if name else path
+        assert file.exists(), f"{path.name} links to {target}"
+        if anchor:
+            heads = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            slugs = [re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads]
+            assert anchor in slugs, f"{path.name} links to {target}"
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.where)
+def test_python_blocks_use_what_there_is(block: Block):
+    import spjax
+
+    for node in ast.walk(ast.parse(block.text, filename=block.where)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "spjax":
+            assert hasattr(spjax, node.attr), f"{block.where} uses spjax.{node.attr}"
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_commands_exist_with_their_flags(words: list[str]):
+    module, *rest = words
+    assert importlib.util.find_spec(module), f"no module {module}"
+    command = [
+        word for word in rest[:1] if word.isidentifier() and word.islower()
+    ]  # a subcommand, as in `convert prompt`
+    text = help_of((module, *command))
+    for flag in (word[2:].split("=")[0] for word in rest if word.startswith("--")):
+        assert re.search(rf"--(\[no\])?{re.escape(flag.split('.')[0])}\b", text), f"{module} has no flag --{flag}"
+
+
+@pytest.mark.parametrize("words", [c for c in COMMANDS if any(w.startswith("--config=") for w in c.values[0])])
+def test_configs_and_their_overrides_exist(words: list[str]):
+    name = next(word for word in words if word.startswith("--config=")).split("=", 1)[1].split(":")[0]
+    assert (ROOT / name).is_file(), f"no config {name}"
+    config = importlib.import_module(name.removesuffix(".py").replace("/", ".")).get_config()
+    for word in words:
+        if word.startswith("--config."):
+            at = config
+            for key in word.removeprefix("--config.").split("=")[0].split("."):
+                assert key in at, f"{name} has no {word.split('=')[0]}"
+                at = at[key]
+
+
+def test_ci_reads_the_test_command_from_the_readme():
+    """Runs the line of .ci/run that extracts the command, and finds in it all that a bare machine needs."""
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    extract = next(line for line in script.splitlines() if line.startswith("command="))
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", f'{extract}\nprintf %s "$command"'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    command = done.stdout.strip()
+    for part in ("-m venv .venv", "-r requirements.txt", "-r requirements-dev.txt", "-m pytest"):
+        assert part in command
+    assert command in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_readme_opens_with_the_two_commands():
+    first, second = [block for block in blocks(ROOT / "README.md") if block.language == "bash"][:2]
+    assert "python3 -m venv .venv" in first.text
+    assert "spjax.main --config=configs/fsc.py" in first.text
+    assert second.text.rstrip().endswith("-m pytest")
+
+
+def test_readme_imports_units(tmp_path: Path):
+    """The import command of the README, on unit text in the form that the README shows."""
+    source = tmp_path / "UNIT_TEXT" / "fsc"
+    source.mkdir(parents=True)
+    for number, split in enumerate(("train", "valid", "test")):
+        lines = [f"71 12 63 {number} {a} 20 <s> {a} {6 + b} {20 + b % 4}" for a in range(6) for b in range(14)]
+        (source / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (words,) = readme_commands("data_pipelines.import_units")
+    run(words, tmp_path)
+    assert list((tmp_path / "RECORDS").rglob("*tfrecord*"))
+    assert list((tmp_path / "RECORDS").rglob("dataset_info.json")), "not a directory that TFDS would read"
+
+
+def test_readme_converts_and_classifies(tmp_path: Path, golden: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """The README's conversion of a published LM and prompt, then its Python example on what came out."""
+    shutil.copy(golden / "lm" / "checkpoint_best.pt", tmp_path)
+    shutil.copy(golden / "lm" / "dict.txt", tmp_path)
+    shutil.copy(golden / "prompt" / "b_linear24_multi_prompt_ckpt.pt", tmp_path / "prompt_checkpoint.pt")
+    for words in readme_commands("spjax.convert"):
+        run(words, tmp_path)
+    (example,) = [block for block in PYTHON if "classify_units" in block.text]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example.text, example.where, "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) == 2  # one answer an utterance
