@@ -1,0 +1,56 @@
+"""The one matrix product of the project: narrow operands, float32 results, forward and backward."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def _einsum(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    # float32 means float32 on every device: TPUs and GPUs would otherwise round the operands.
+    precision = lax.Precision.HIGHEST if dtype == jnp.float32 else None
+    return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), precision=precision, preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def contract(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """`einsum(spec, a, b)` with operands rounded to `dtype` and sums in float32.
+
+    JAX's own transpose would multiply the float32 cotangent with the narrow operand, at float32 speed; here the
+    cotangent is rounded too. An operand that nothing trains (the frozen LM) gets no gradient, and the other
+    operand is not kept for one: that is decided while tracing, not left to dead-code removal.
+
+    Args:
+      spec: einsum of two operands; every index of an operand must occur in the other or in the result.
+      a: first operand.
+      b: second operand.
+      dtype: type of the operands.
+
+    Returns:
+      float32 array.
+    """
+    return _einsum(spec, a, b, dtype)
+
+
+def _forward(spec, a, b, dtype):  # noqa: ANN001, ANN202 - custom_vjp protocol
+    kept_a = a.value.astype(dtype) if b.perturbed else None
+    kept_b = b.value.astype(dtype) if a.perturbed else None
+    types = jnp.zeros((), a.value.dtype), jnp.zeros((), b.value.dtype)
+    return _einsum(spec, a.value, b.value, dtype), (kept_a, kept_b, *types)
+
+
+def _backward(spec, dtype, kept, g):  # noqa: ANN001, ANN202 - custom_vjp protocol
+    a, b, a_type, b_type = kept
+    if isinstance(g, jax.custom_derivatives.SymbolicZero):
+        return None, None
+    operands, out = spec.split("->")
+    left, right = operands.split(",")
+    da = None if b is None else _einsum(f"{out},{right}->{left}", g, b, dtype).astype(a_type.dtype)
+    db = None if a is None else _einsum(f"{left},{out}->{right}", a, g, dtype).astype(b_type.dtype)
+    return da, db
+
+
+contract.defvjp(_forward, _backward, symbolic_zeros=True)

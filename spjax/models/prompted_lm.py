@@ -1,0 +1,174 @@
+"""Prompt and unit LM together: a batch laid out in columns (docs/design.md), its label steps scored.
+
+Columns are `source | shallow prompt | tail`. Masks and positions are explicit, so the order in memory is free: the source
+depends on no trained vector and stands apart from the live columns, whose gradient alone the first layer computes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from spjax import vocab
+from spjax.models import prompts, unit_lm
+from spjax.models.config import Compute, UnitLMConfig
+from spjax.models.contract import contract
+from spjax.models.unit_lm import FLOAT32
+from spjax.types import KV, Batch, Params
+
+
+class Prefilled(NamedTuple):
+    """What decoding goes on from.
+
+    Attributes:
+      hidden: float32 [B, Q, D], final hidden states of the last Q tail columns.
+      cache: KV of all C columns so far, prefix included.
+      visible: bool [B, C], columns that a later column may see.
+      position: int32 [B], row of the position table that the next column takes.
+    """
+
+    hidden: jax.Array
+    cache: KV
+    visible: jax.Array
+    position: jax.Array
+
+
+def run(
+    lm: Params,
+    bank: Params,
+    batch: Batch,
+    feeds: jax.Array,
+    *,
+    config: UnitLMConfig,
+    queries: int,
+    compute: Compute = FLOAT32,
+) -> Prefilled:
+    """Run a batch behind its prompts.
+
+    Args:
+      lm: the LM's weights.
+      bank: prompt trees [N, ...].
+      batch: B utterances of T source columns.
+      feeds: int32 [B, J], labels fed back behind the separators, as tokens; J may be 0.
+      config: the LM's architecture.
+      queries: Q, how many of the last tail columns (1 + S + J of them) to compute.
+      compute: operand type and remat.
+
+    Returns:
+      Prefilled.
+    """
+    rows, length = batch.source.shape
+    separators = bank["sep"].shape[1]
+    tail = 1 + separators + feeds.shape[1]
+    table = jnp.asarray(unit_lm.sinusoids(vocab.FIRST_POSITION + length + tail, config.dim))
+
+    source = unit_lm.embed_tokens(lm, batch.source) + table[vocab.FIRST_POSITION :][:length]
+    start = vocab.FIRST_POSITION + batch.source_length
+    positions = start[:, None] + jnp.arange(tail)
+    sep = prompts.rows_of(bank["sep"], batch.prompt_id) * config.dim**0.5
+    live = jnp.concatenate(
+        [
+            unit_lm.embed_tokens(lm, batch.last[:, None]),
+            jnp.broadcast_to(sep, (rows, separators, config.dim)),
+            unit_lm.embed_tokens(lm, feeds),
+        ],
+        axis=1,
+    )
+    live = live + table[positions]
+    shallow = bank["input"].shape[1] if "input" in bank else 0
+    if shallow:
+        # Raw: neither scaled nor given a position, as in the reference.
+        raw = prompts.rows_of(bank["input"], batch.prompt_id)
+        live = jnp.concatenate([jnp.broadcast_to(raw, (rows, shallow, config.dim)), live], axis=1)
+
+    steer = None
+    if "sep_deep" in bank:
+        steer = jnp.moveaxis(prompts.rows_of(bank["sep_deep"], batch.prompt_id), 0, 1)
+        steer = jnp.pad(steer, ((0, 0), (0, 0), (0, feeds.shape[1]), (0, 0)))
+
+    prefix = prompts.prefix(bank, batch.prompt_id, lm, config, compute)
+    real = jnp.arange(length) < batch.source_length[:, None]
+    mask, visible = _masks(real, shallow, tail, prefix.key.shape[2])
+    hidden, new = unit_lm.extend(
+        lm, config, (source, live), prefix, mask, queries=queries, steer=steer, compute=compute
+    )
+    return Prefilled(hidden, _behind(prefix, new), visible, positions[:, -1] + 1)
+
+
+def _masks(real: jax.Array, shallow: int, tail: int, prefix: int) -> tuple[jax.Array, jax.Array]:
+    """Who sees whom: bool [B, T + shallow + tail, prefix + T + shallow + tail]; and which columns are real, [B, C]."""
+    rows, length = real.shape
+    always = jnp.ones((rows, prefix), bool)
+    columns = jnp.concatenate([real, jnp.ones((rows, shallow + tail), bool)], axis=1)
+    # Rank in the sequence as the network knows it: shallow prompt, source, tail.
+    rank = jnp.concatenate(
+        [shallow + jnp.arange(length), jnp.arange(shallow), shallow + length + jnp.arange(tail)]
+    )
+    causal = rank[None, :] <= rank[:, None]
+    mask = jnp.concatenate(
+        [jnp.broadcast_to(always[:, None], (rows, len(rank), prefix)), causal[None] & columns[:, None]], axis=2
+    )
+    return mask, jnp.concatenate([always, columns], axis=1)
+
+
+def _behind(old: KV, new: KV) -> KV:
+    def join(a: jax.Array, b: jax.Array) -> jax.Array:
+        a = jnp.broadcast_to(a, (a.shape[0], b.shape[1], *a.shape[2:]))
+        return jnp.concatenate([a, b], axis=2)
+
+    return KV(join(old.key, new.key), join(old.value, new.value))
+
+
+def step(
+    lm: Params,
+    state: Prefilled,
+    tokens: jax.Array,
+    sees: jax.Array,
+    positions: jax.Array,
+    *,
+    config: UnitLMConfig,
+    compute: Compute = FLOAT32,
+    embedded: jax.Array | None = None,
+) -> Prefilled:
+    """Run J more tokens behind a cache. They may be alternatives to each other (a tree): `sees` says who sees whom.
+
+    Args:
+      lm: the LM's weights.
+      state: what was run so far, C columns.
+      tokens: int32 [B or 1, J].
+      sees: bool [J, J + previous], `[i, j]`: new column i sees column j of the last `sees.shape[1]` columns.
+        Columns before those are seen wherever they are visible.
+      positions: int32 [B, J], rows of the position table.
+      config: the LM's architecture.
+      compute: operand type.
+      embedded: float32 [B, J, D], taken instead of the tokens' embeddings where given (a separator fed back).
+
+    Returns:
+      Prefilled with hidden [B, J, D] and C + J columns.
+    """
+    rows, steps = state.visible.shape[0], sees.shape[0]
+    x = unit_lm.embed_tokens(lm, tokens) if embedded is None else embedded
+    # Sinusoids of traced positions: rows are bounded by the columns so far, whatever the prompt's length.
+    table = jnp.asarray(unit_lm.sinusoids(vocab.FIRST_POSITION + state.visible.shape[1] + steps + 1, config.dim))
+    x = jnp.broadcast_to(x, (rows, steps, config.dim)) + table[positions]
+    before = state.visible.shape[1] + steps - sees.shape[1]
+    old = jnp.broadcast_to(state.visible[:, None, :before], (rows, steps, before))
+    mask = jnp.concatenate([old, jnp.broadcast_to(sees, (rows, *sees.shape))], axis=2)
+    hidden, new = unit_lm.extend(lm, config, (x,), state.cache, mask, compute=compute)
+    visible = jnp.concatenate([state.visible, jnp.ones((rows, steps), bool)], axis=1)
+    return Prefilled(hidden, _behind(state.cache, new), visible, positions[:, -1] + 1)
+
+
+def outputs(
+    lm: Params, bank: Params, hidden: jax.Array, prompt_id: jax.Array, compute: Compute = FLOAT32
+) -> jax.Array:
+    """Verbalizer outputs of hidden states: [B, Q, D] to float32 [B, Q, C + 4] if learnable, else the logits [B, Q, V]."""
+    logits = unit_lm.unembed(lm, hidden, compute)
+    if "verbalizer" not in bank:
+        return logits
+    matrix = prompts.rows_of(bank["verbalizer"], prompt_id)
+    if matrix.shape[0] == 1:
+        return contract("bqv,cv->bqc", logits, matrix[0], jnp.dtype(jnp.float32))
+    return contract("bqv,bcv->bqc", logits, matrix, jnp.dtype(jnp.float32))

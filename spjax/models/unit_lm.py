@@ -1,0 +1,235 @@
+"""The unit language model: a pre-norm decoder over speech units (GSLM's `hubert100_lm`, FACTS.md).
+
+`extend` is all there is: it runs new columns behind a prefix of keys and values, which is a deep prompt, the cache of
+earlier columns, or both. It knows nothing of tasks, prompts and labels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spjax import vocab
+from spjax.models.config import Compute, UnitLMConfig
+from spjax.models.contract import contract
+from spjax.types import KV, Params
+
+EPS = 1e-5
+FLOAT32 = Compute()
+
+
+def sinusoids(rows: int, dim: int) -> np.ndarray:
+    """Sinusoidal position table, float32 [rows, D]: `[sin | cos]`, the row of PAD zero.
+
+    Exponents, frequencies and angles are each rounded to float32, as the published weights saw them: at position
+    1,300 an angle is off by 1e-4 otherwise.
+    """
+    half = dim // 2
+    exponent = np.arange(half, dtype=np.float32) * np.float32(-np.log(10000) / (half - 1))
+    frequency = np.exp(exponent.astype(np.float64)).astype(np.float32)
+    angle = np.arange(rows, dtype=np.float32)[:, None] * frequency[None]
+    table = np.concatenate([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)
+    table[vocab.PAD] = 0
+    return table
+
+
+class Block(nn.Module):
+    """One decoder layer. `parts` are column ranges that are projected apart: what no part trains costs no gradient."""
+
+    config: UnitLMConfig
+    compute: Compute
+
+    def setup(self) -> None:
+        c = self.config
+        self.attn_norm = self._norm("attn_norm")
+        self.query, self.key, self.value, self.out = (
+            self._dense(name, c.dim, c.dim) for name in ("query", "key", "value", "out")
+        )
+        self.ffn_norm = self._norm("ffn_norm")
+        self.ffn_in = self._dense("ffn_in", c.dim, c.ffn_dim)
+        self.ffn_out = self._dense("ffn_out", c.ffn_dim, c.dim)
+
+    def _norm(self, name: str) -> Params:
+        d = self.config.dim
+        return self.param(name, lambda _: {"scale": jnp.ones(d), "bias": jnp.zeros(d)})
+
+    def _dense(self, name: str, rows: int, columns: int) -> Params:
+        def init(rng: jax.Array) -> Params:
+            return {"kernel": nn.initializers.xavier_uniform()(rng, (rows, columns)), "bias": jnp.zeros(columns)}
+
+        return self.param(name, init)
+
+    def _project(self, weights: Params, x: jax.Array) -> jax.Array:
+        return contract("btd,de->bte", x, weights["kernel"], self.compute.operand) + weights["bias"]
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:2], self.config.heads, self.config.head_dim)
+
+    def __call__(
+        self, parts: tuple[jax.Array, ...], prefix: KV, mask: jax.Array, queries: int
+    ) -> tuple[jax.Array, KV]:
+        """Run the layer.
+
+        Args:
+          parts: float32 [B, T_i, D] each, T columns in all.
+          prefix: keys and values of C earlier columns, [B or 1, C, H, Dh].
+          mask: bool [B or 1, Q, C + T], which columns a query sees.
+          queries: Q, how many of the last columns to compute.
+
+        Returns:
+          float32 [B, Q, D], and the keys and values of the T columns.
+        """
+        normed = [layer_norm(x, self.attn_norm) for x in parts]
+        key, value = (
+            jnp.concatenate([self._heads(self._project(w, x)) for x in normed], axis=1) for w in (self.key, self.value)
+        )
+        x, q = _last(parts, queries), [self._project(self.query, part) for part in _trim(normed, queries)]
+        new = KV(key, value)
+        q = self._heads(jnp.concatenate(q, axis=1)) * self.config.head_dim**-0.5
+        x = x + self._project(self.out, self._attend(q, new, prefix, mask))
+        h = nn.relu(self._project(self.ffn_in, layer_norm(x, self.ffn_norm)))
+        return x + self._project(self.ffn_out, h), new
+
+    def _attend(self, q: jax.Array, new: KV, prefix: KV, mask: jax.Array) -> jax.Array:
+        def behind(old: jax.Array, x: jax.Array) -> jax.Array:
+            return jnp.concatenate([jnp.broadcast_to(old, (x.shape[0], *old.shape[1:])), x], axis=1)
+
+        key, value = behind(prefix.key, new.key), behind(prefix.value, new.value)
+        # float32 operands: a few per cent of the work, and XLA for CPUs has no batched bfloat16 product.
+        scores = contract("bqhd,bkhd->bhqk", q, key, jnp.dtype(jnp.float32))
+        scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
+        mixed = contract("bhqk,bkhd->bqhd", jax.nn.softmax(scores), value, jnp.dtype(jnp.float32))
+        return mixed.reshape(*mixed.shape[:2], self.config.dim)
+
+
+def layer_norm(x: jax.Array, weights: Params) -> jax.Array:
+    """LayerNorm over the last axis, in float32."""
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(variance + EPS) * weights["scale"] + weights["bias"]
+
+
+def _trim(parts: list[jax.Array], columns: int) -> list[jax.Array]:
+    """The parts that the last `columns` columns lie in, cut to them."""
+    kept: list[jax.Array] = []
+    for part in reversed(parts):
+        if columns <= 0:
+            break
+        kept.insert(0, part[:, max(part.shape[1] - columns, 0) :])
+        columns -= part.shape[1]
+    return kept
+
+
+def _last(parts: tuple[jax.Array, ...], columns: int) -> jax.Array:
+    return jnp.concatenate(_trim(list(parts), columns), axis=1)
+
+
+def init(rng: jax.Array, config: UnitLMConfig) -> Params:
+    """Fresh weights: Xavier kernels, embedding N(0, 1/D) with PAD zero, as fairseq starts a decoder."""
+    block = Block(config, FLOAT32)
+    embed_rng, layer_rng = jax.random.split(rng)
+    empty = empty_prefix(config)
+    layer_prefix = KV(empty.key[0], empty.value[0])
+    x, mask = jnp.zeros((1, 1, config.dim)), jnp.ones((1, 1, 1), bool)
+
+    def one(key: jax.Array) -> Params:
+        return block.init(key, (x,), layer_prefix, mask, 1)["params"]
+
+    embed = jax.random.normal(embed_rng, (config.vocab_size, config.dim)) * config.dim**-0.5
+    return {
+        "embed": embed.at[vocab.PAD].set(0),
+        "layers": jax.vmap(one)(jax.random.split(layer_rng, config.layers)),
+        "final_norm": {"scale": jnp.ones(config.dim), "bias": jnp.zeros(config.dim)},
+    }
+
+
+def empty_prefix(config: UnitLMConfig) -> KV:
+    """A prefix of no columns, [L, 1, 0, H, Dh]."""
+    nothing = jnp.zeros((config.layers, 1, 0, config.heads, config.head_dim))
+    return KV(nothing, nothing)
+
+
+def embed_tokens(params: Params, tokens: jax.Array) -> jax.Array:
+    """sqrt(D) E[token], float32 [..., D], positions not added."""
+    return params["embed"][tokens].astype(jnp.float32) * params["embed"].shape[1] ** 0.5
+
+
+def unembed(params: Params, hidden: jax.Array, compute: Compute = FLOAT32) -> jax.Array:
+    """Logits over the vocabulary, float32 [B, Q, V]; the output is tied to the embedding."""
+    return contract("bqd,vd->bqv", hidden, params["embed"], compute.operand)
+
+
+def extend(
+    params: Params,
+    config: UnitLMConfig,
+    parts: tuple[jax.Array, ...],
+    prefix: KV,
+    mask: jax.Array,
+    *,
+    queries: int | None = None,
+    steer: jax.Array | None = None,
+    compute: Compute = FLOAT32,
+) -> tuple[jax.Array, KV]:
+    """Run T new columns behind a prefix of C columns.
+
+    The first layer projects each part apart, so that parts which depend on no trained parameter (the units) cost no
+    gradient there; the last layer computes queries, output and feed-forward for the last Q columns only.
+
+    Args:
+      params: the LM's weights.
+      config: its architecture.
+      parts: float32 [B, T_i, D] each, embedded columns with positions added; T columns in all.
+      prefix: [L, B or 1, C, H, Dh] each.
+      mask: bool [B or 1, T, C + T], which columns each new column sees (itself included).
+      queries: Q, how many of the last columns are asked for; all of them by default.
+      steer: float32 [L, B or 1, R, D], added to the last R columns where each layer reads them; None adds nothing.
+      compute: operand type and remat.
+
+    Returns:
+      float32 [B, Q, D] after the final norm, and the keys and values of the new columns, [L, B, T, H, Dh].
+    """
+    total = sum(part.shape[1] for part in parts)
+    queries = total if queries is None else queries
+    block = Block(config, compute)
+
+    def run(layer: Any, parts: tuple[jax.Array, ...], queries: int) -> tuple[jax.Array, KV]:  # noqa: ANN401
+        weights, layer_prefix, nudge = layer
+        if nudge is not None:
+            parts = (*parts[:-1], _add_to_last(parts[-1], nudge))
+        return block.apply({"params": weights}, parts, layer_prefix, mask[:, total - queries :], queries)
+
+    if compute.remat:
+        run = jax.checkpoint(run, static_argnums=2)
+
+    layers = (params["layers"], prefix, steer)
+    at = lambda i: jax.tree.map(lambda a: a[i], layers)  # noqa: E731
+    if config.layers == 1:
+        x, kv = run(at(0), parts, queries)
+        new = jax.tree.map(lambda a: a[None], kv)
+    else:
+        x, first = run(at(0), parts, total)
+        middle = jax.tree.map(lambda a: a[1:-1], layers)
+        x, rest = jax.lax.scan(lambda x, layer: run(layer, (x,), total), x, middle)
+        x, last = run(at(-1), (x,), queries)
+        new = jax.tree.map(lambda a, b, c: jnp.concatenate([a[None], b, c[None]]), first, rest, last)
+    return layer_norm(x, params["final_norm"]), new
+
+
+def _add_to_last(x: jax.Array, nudge: jax.Array) -> jax.Array:
+    rest = x.shape[1] - nudge.shape[1]
+    return jnp.concatenate([x[:, :rest], x[:, rest:] + nudge], axis=1) if rest else x + nudge
+
+
+def logits(params: Params, config: UnitLMConfig, tokens: jax.Array, compute: Compute = FLOAT32) -> jax.Array:
+    """Logits at every position of right-padded token rows: int [B, T] to float32 [B, T, V]; no prompt."""
+    length = tokens.shape[1]
+    positions = sinusoids(vocab.FIRST_POSITION + length, config.dim)[vocab.FIRST_POSITION :]
+    causal = jnp.tril(jnp.ones((1, length, length), bool))
+    hidden, _ = extend(
+        params, config, (embed_tokens(params, tokens) + positions,), empty_prefix(config), causal, compute=compute
+    )
+    return unembed(params, hidden, compute)

@@ -1,0 +1,220 @@
+"""The loop that every training shares: epochs over a plan, checkpoints, resuming, signals, logs, progress.
+
+Order of resuming: state and meta from the latest checkpoint; logs cut back to its step; the plan of its epoch from its
+position on. The plan and all random keys are functions of (seed, epoch, step), so a run that was killed ends at the
+numbers of one that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from spjax.training import checkpoints, sharding
+
+State = Any  # a tree of arrays
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer a number, or has exploded."""
+
+
+class Interrupted(SystemExit):  # noqa: N818 - an exit, not an error
+    """SIGTERM or Ctrl-C: the state is saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What differs between pretraining and prompt tuning.
+
+    Attributes:
+      state: first state, placed on devices.
+      update: (state, batch) -> (state, {"loss": scalar, ...}); compiled by the caller.
+      batches: (epoch, first step) -> iterator of (host batch, utterances in it).
+      steps: updates of an epoch.
+      evaluate: (state, epoch) -> (state, metrics, score); at the end of an epoch, higher scores are better.
+      finished: state -> bool; stop before the last epoch.
+    """
+
+    state: State
+    update: Callable[[State, Any], tuple[State, dict[str, jax.Array]]]
+    batches: Callable[[int, int], Iterable[tuple[Any, int]]]
+    steps: int
+    evaluate: Callable[[State, int], tuple[State, dict[str, Any], float]]
+    finished: Callable[[State], bool]
+
+
+def fit(
+    job: Job, workdir: str, *, epochs: int, log_every: int = 50, checkpoint_every: int = 500, explode: float = 1e4
+) -> tuple[State, list[dict[str, Any]]]:
+    """Train until the last epoch or until the job is finished.
+
+    Args:
+      job: what to train.
+      workdir: where checkpoints and logs go; a run found there is continued.
+      epochs: most epochs.
+      log_every: updates between log lines.
+      checkpoint_every: updates between checkpoints; one is written after every epoch too.
+      explode: a loss beyond this counts as divergence.
+
+    Returns:
+      The last state, and the metrics of every epoch.
+
+    Raises:
+      DivergedError: with the step, the value and the way out; the last good checkpoint is kept.
+      Interrupted: after SIGTERM or SIGINT, once the state is saved.
+    """
+    manager = checkpoints.open_checkpoints(workdir)
+    state, epoch, start, history = job.state, 0, 0, []
+    found = checkpoints.restore(manager, state)
+    if found is not None:
+        state, meta = found
+        epoch, start, history = meta["epoch"], meta["step"], meta["history"]
+        logging.info("continuing from epoch %d, step %d", epoch, start)
+    log = Log(workdir, epoch * job.steps + start)
+    best = max((line["score"] for line in history), default=-math.inf)
+
+    def save(epoch: int, step: int, score: float | None = None) -> None:
+        meta = {"epoch": epoch, "step": step, "history": history}
+        checkpoints.save(manager, epoch * job.steps + step, state, meta, score)
+
+    with Stop() as stop, log:
+        while epoch < epochs and not job.finished(state):
+            pending: list[dict[str, jax.Array]] = []
+            bar = tqdm(
+                total=job.steps, initial=start, desc=f"epoch {epoch + 1}/{epochs}", unit="step",
+                disable=jax.process_index() > 0, mininterval=1.0, dynamic_ncols=True,
+            )  # fmt: skip
+            seen, since = 0, time.monotonic()
+            for step, (batch, utterances) in enumerate(job.batches(epoch, start), start):
+                state, metrics = job.update(state, batch)
+                pending.append(metrics)
+                seen += utterances
+                bar.update()
+                done = step + 1
+                if done % log_every == 0 or done == job.steps or done % checkpoint_every == 0 or stop.asked():
+                    values = _mean(sharding.fetch(pending))
+                    pending = []
+                    _check(values["loss"], explode, epoch, done, workdir)
+                    rate = seen / (time.monotonic() - since)
+                    bar.set_postfix(loss=f"{values['loss']:.4f}", utt_s=f"{rate:.0f}")
+                    log.write(epoch * job.steps + done, {"train/" + k: v for k, v in values.items()}, utt_s=rate)
+                if stop.asked():
+                    bar.close()
+                    save(epoch, done)
+                    manager.wait_until_finished()
+                    raise Interrupted(f"stopped at epoch {epoch + 1}, step {done}: saved; the same command continues")
+                if done % checkpoint_every == 0 and done < job.steps:
+                    save(epoch, done)
+            bar.close()
+            state, metrics, score = job.evaluate(state, epoch)
+            history.append({"epoch": epoch, "score": score, **metrics})
+            log.write((epoch + 1) * job.steps, {"valid/" + k: v for k, v in metrics.items()})
+            best = max(best, score)
+            logging.info("epoch %d: score %.4f, best %.4f", epoch + 1, score, best)
+            epoch, start = epoch + 1, 0
+            save(epoch, 0, score)
+    manager.wait_until_finished()
+    manager.close()
+    return state, history
+
+
+def _mean(metrics: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+    mean = {key: np.mean([m[key] for m in metrics], axis=0) for key in metrics[0]}
+    return {key: value.tolist() for key, value in mean.items()}
+
+
+def _check(loss: float | list[float], explode: float, epoch: int, step: int, workdir: str) -> None:
+    worst = np.max(np.abs(loss))
+    if not np.isfinite(worst) or worst > explode:
+        raise DivergedError(
+            f"loss is {loss} at epoch {epoch + 1}, step {step}: training diverged. The last good checkpoint is kept in "
+            f"{workdir}/checkpoints; lower the learning rate or raise the warm-up, and use a new --workdir"
+        )
+
+
+class Stop:
+    """While entered, SIGTERM and SIGINT ask for an end instead of making one; a second SIGINT interrupts at once."""
+
+    def __enter__(self) -> Stop:
+        self._asked = False
+        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: object) -> None:
+        if self._asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def asked(self) -> bool:
+        """Whether this host, or with several hosts any host, was asked: all of them leave at the same step."""
+        if jax.process_count() == 1:
+            return self._asked
+        from jax.experimental import multihost_utils
+
+        return bool(multihost_utils.process_allgather(np.asarray(self._asked)).any())
+
+
+class Log:
+    """`log.jsonl` and TensorBoard events, written by the first host; lines behind the resumed step are cut."""
+
+    def __init__(self, workdir: str, step: int) -> None:
+        self._writer = self._file = None
+        if jax.process_index() > 0:
+            return
+        os.makedirs(workdir, exist_ok=True)
+        path = os.path.join(workdir, "log.jsonl")
+        kept = [line for line in _lines(path) if line["step"] <= step]
+        with open(path + ".tmp", "w") as file:
+            file.writelines(json.dumps(line) + "\n" for line in kept)
+        os.replace(path + ".tmp", path)
+        self._file = open(path, "a")  # noqa: SIM115 - closed in __exit__
+        from tensorboard.summary import Writer
+
+        self._writer = Writer(os.path.join(workdir, "tensorboard"))
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._writer.close()
+
+    def write(self, step: int, values: dict[str, Any], **extra: float) -> None:
+        """Log numbers, or a list of numbers per member, at a step."""
+        if self._file is None:
+            return
+        line = {"step": step, "time": time.time(), **values, **extra}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in {**values, **extra}.items():
+            for n, number in enumerate(np.atleast_1d(value).tolist()):
+                tag = f"{name}/{n}" if isinstance(value, list) else name
+                if isinstance(number, int | float):
+                    self._writer.add_scalar(tag, number, step)
+
+
+def _lines(path: str) -> Iterator[dict[str, Any]]:
+    if os.path.exists(path):
+        with open(path) as file:
+            for text in file:
+                try:
+                    yield json.loads(text)
+                except json.JSONDecodeError:
+                    return  # the half line of a killed run

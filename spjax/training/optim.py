@@ -1,0 +1,98 @@
+"""Optimizers: Adam with warm-up and decay, gradient clipping per member, and the reference's Adam."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from spjax.training.masks import Flat
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """An Adam run.
+
+    Attributes:
+      lr: peak learning rate.
+      warmup: share of all steps in which it rises from 0.
+      decay: "cosine" to 0, or "constant".
+      b1: first moment's memory.
+      b2: second moment's memory.
+      eps: added to the root of the second moment.
+      eps_before_correction: add eps before bias correction (fairseq's convention) instead of after.
+      weight_decay: decoupled, on matrices only.
+      clip: largest gradient norm of a member; 0 for no clipping.
+    """
+
+    lr: float = 5e-3
+    warmup: float = 0.05
+    decay: str = "cosine"
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-8
+    eps_before_correction: bool = False
+    weight_decay: float = 0.0
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.decay not in ("cosine", "constant"):
+            raise ValueError(f"optim: decay is {self.decay!r}, must be cosine or constant")
+        if self.lr <= 0 or not 0 <= self.warmup < 1:
+            raise ValueError(f"optim: lr {self.lr} must be positive and warmup {self.warmup} in [0, 1)")
+
+
+def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+    """Learning rate by step."""
+    warmup = int(config.warmup * steps)
+    if config.decay == "constant":
+        return optax.warmup_constant_schedule(0.0 if warmup else config.lr, config.lr, warmup)
+    return optax.warmup_cosine_decay_schedule(0.0 if warmup else config.lr, config.lr, warmup, max(steps, warmup + 1))
+
+
+def member_norms(grads: Flat) -> jax.Array:
+    """Gradient norm of each member, float32 [N]. Leaves under `prompt/` have the bank axis, others belong to all."""
+
+    def squares(path: str, leaf: jax.Array) -> jax.Array:
+        axes = tuple(range(1, leaf.ndim)) if path.startswith("prompt/") else None
+        return jnp.atleast_1d(jnp.sum(jnp.square(leaf.astype(jnp.float32)), axis=axes))
+
+    return jnp.sqrt(sum(squares(path, leaf) for path, leaf in grads.items() if leaf.ndim))
+
+
+def clip_members(max_norm: float) -> optax.GradientTransformation:
+    """Scale each member's gradient down to `max_norm`, whatever the other members of the bank do."""
+
+    def update(grads: Flat, state: optax.OptState, params: Flat | None = None) -> tuple[Flat, optax.OptState]:
+        del params
+        arrays = {path: leaf for path, leaf in grads.items() if isinstance(leaf, jax.Array)}
+        scale = jnp.minimum(1.0, max_norm / (member_norms(arrays) + 1e-6))
+
+        def clip(path: str, leaf: jax.Array) -> jax.Array:
+            own = scale.reshape(-1, *[1] * (leaf.ndim - 1)) if path.startswith("prompt/") else scale[0]
+            return leaf * own
+
+        return {path: clip(path, leaf) if path in arrays else leaf for path, leaf in grads.items()}, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def make(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """The optimizer of a run of `steps` updates."""
+    if config.eps_before_correction:
+        # optax adds eps to sqrt(v / (1 - b2^t)); fairseq to sqrt(v), then corrects both.
+        eps = lambda count: config.eps / jnp.sqrt(1 - config.b2 ** (count + 1.0))  # noqa: E731
+        adam = optax.inject_hyperparams(optax.scale_by_adam, static_args=("b1", "b2"))(
+            b1=config.b1, b2=config.b2, eps=eps
+        )
+    else:
+        adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    matrices = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)  # noqa: E731
+    return optax.chain(
+        clip_members(config.clip) if config.clip else optax.identity(),
+        adam,
+        optax.add_decayed_weights(config.weight_decay, mask=matrices) if config.weight_decay else optax.identity(),
+        optax.scale_by_learning_rate(schedule(config, steps)),
+    )
