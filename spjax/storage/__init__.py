@@ -1,0 +1,20 @@
+"""What is kept on disk: unit LMs and prompt packs, each a directory of a JSON and a safetensors file."""
+
+from __future__ import annotations
+
+from spjax.storage.files import StorageError
+from spjax.storage.packs import PackCard, PromptPack, check_pack, load_pack, make_card, save_pack
+from spjax.storage.unit_lms import read_unit_lm, save_unit_lm, unit_lm_hash
+
+__all__ = [
+    "PackCard",
+    "PromptPack",
+    "StorageError",
+    "check_pack",
+    "load_pack",
+    "make_card",
+    "read_unit_lm",
+    "save_pack",
+    "save_unit_lm",
+    "unit_lm_hash",
+]

@@ -1,0 +1,121 @@
+"""`python -m spjax.convert unit_lm|prompt SRC OUT`: imports files of the original code."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from spjax.convert import ConvertError, fairseq
+from spjax.storage import StorageError, read_unit_lm, save_pack, save_unit_lm
+from spjax.tasks import TASKS
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m spjax.convert",
+        description="Import checkpoints of the original code. Strict: every tensor is accounted for. Safe: nothing "
+        "that a file names is ever imported or run, and torch is not needed.",
+    )
+    jobs = parser.add_subparsers(dest="job", required=True)
+
+    lm = jobs.add_parser(
+        "unit_lm",
+        help="fairseq GSLM checkpoint -> unit LM directory",
+        description="Import a fairseq unit LM of GSLM's architecture, in float32 or half precision.",
+        epilog="example: python -m spjax.convert unit_lm hubert100_lm/checkpoint_best.pt lms/gslm",
+    )
+    lm.add_argument("source", metavar="SRC.pt", type=Path, help="fairseq checkpoint")
+    lm.add_argument("out", metavar="OUT", type=Path, help="directory to write: config.json and model.safetensors")
+    lm.add_argument("--dict", metavar="dict.txt", type=Path, help="the model's dictionary (default: beside SRC.pt)")
+    lm.add_argument("--heads", metavar="H", type=int, help="attention heads, if the checkpoint does not say")
+
+    prompt = jobs.add_parser(
+        "prompt",
+        help="SpeechPrompt v2 prompt checkpoint -> prompt pack",
+        description="Import a trained prompt. The pack is bound to the unit LM it was trained with.",
+        epilog="example: python -m spjax.convert prompt checkpoint_best.pt packs/fsc --lm=lms/gslm --task=fsc "
+        "--verbalizer=verbalizer.json",
+    )
+    prompt.add_argument("source", metavar="SRC.pt", type=Path, help="prompt checkpoint")
+    prompt.add_argument("out", metavar="OUT", type=Path, help="directory to write: card.json and prompt.safetensors")
+    prompt.add_argument(
+        "--lm", metavar="LM", type=Path, required=True, help="imported unit LM that it was trained with"
+    )
+    prompt.add_argument(
+        "--task",
+        metavar="TASK",
+        help=f"slots and labels: {', '.join(TASKS)}, or a .json file "
+        '{"name", "slots": [{"name", "labels"}], "metric"} (default: one slot with the labels of --verbalizer)',
+    )
+    prompt.add_argument(
+        "--verbalizer",
+        metavar="verbalizer.json",
+        type=Path,
+        help="written by the original code beside its data: label -> unit, or class number of a learnable verbalizer "
+        "(default: classes are numbered as the task's are; without a task the labels are numbers)",
+    )
+    prompt.add_argument(
+        "--kind",
+        choices=("learnable", "frequency", "random", "identity"),
+        help="what chose the units; a name only (default: learnable if the checkpoint holds a matrix, else frequency, "
+        "or identity without --verbalizer)",
+    )
+    prompt.add_argument(
+        "--slots", metavar="K", type=int, default=1, help="labels of an utterance where no --task says (default: 1)"
+    )
+    for job in (lm, prompt):
+        job.add_argument("--force", action="store_true", help="replace what an earlier import wrote to OUT")
+    return parser
+
+
+def _import_unit_lm(options: argparse.Namespace) -> None:
+    config, params = fairseq.import_unit_lm(options.source, options.dict, options.heads)
+    identity = save_unit_lm(options.out, config, params, fairseq.provenance(options.source, "GSLM (fairseq)"))
+    sizes = f"{config.layers} layers, dim {config.dim}, {config.heads} heads, ffn {config.ffn_dim}"
+    print(f"{options.out}: unit LM of {config.num_params:,} parameters ({sizes}, {config.vocab_size} symbols)")
+    print(f"hash {identity}")
+
+
+def _import_prompt(options: argparse.Namespace) -> None:
+    if options.slots < 1 or (options.slots > 1 and options.task):
+        raise ConvertError(f"--slots={options.slots} must be at least 1, and is not used with --task.")
+    config, _, info = read_unit_lm(options.lm)
+    params, card, notes = fairseq.import_prompt(
+        options.source,
+        config,
+        info["hash"],
+        task=options.task,
+        verbalizer=options.verbalizer,
+        kind=options.kind,
+        slots=options.slots,
+    )
+    pack = save_pack(options.out, params, card)
+    slots = ", ".join(f"{slot['name']} ({len(slot['labels'])} labels)" for slot in card["slots"])
+    kind = card["verbalizer"]["kind"]
+    for note in notes:
+        print(note)
+    print(f"{options.out}: prompt pack of {pack.card['parameters']:,} parameters, {kind} verbalizer, slots {slots}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs an import.
+
+    Args:
+      arguments: of the command line; the process's own if None.
+
+    Raises:
+      SystemExit: with a message, if the file is refused.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        if options.out.exists() and not options.force:
+            raise ConvertError(f"{options.out} exists. Choose another directory, or replace it with --force.")
+        (_import_unit_lm if options.job == "unit_lm" else _import_prompt)(options)
+    except (ConvertError, StorageError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

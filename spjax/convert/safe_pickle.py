@@ -1,0 +1,316 @@
+"""A pickle interpreter that runs nothing.
+
+Python's own unpickler calls whatever a file names; a restricted one still calls what its list lets through. This one
+has no calls to give away: it walks the opcodes and builds plain containers, numpy arrays from their bytes, and for
+every class or function that a file names an `Inert` record of what would have been made. Only the caller's own `makers`
+run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import mmap
+import pickletools
+import re
+from collections.abc import Callable, Mapping
+from typing import IO, Any, cast
+
+import numpy as np
+
+from spjax.convert import ConvertError
+
+Maker = Callable[..., Any]
+
+_SCALARS = (str, bytes, int, float, complex, bool, type(None))
+_DTYPE = re.compile(r"[?bBhHiIlLqQefdg]|[<>|=]?(b1|[iu][1248]|f[248])")
+
+
+@dataclasses.dataclass(frozen=True)
+class Global:
+    """A class or function that a pickle names, by its name alone."""
+
+    name: str  # "module.qualified_name"
+
+
+@dataclasses.dataclass(eq=False)
+class Inert:
+    """What a pickle wanted to make by calling `name`: the recipe, never carried out.
+
+    Attributes:
+      name: "module.qualified_name" of the class or function.
+      args: arguments it would have been called with.
+      state: what would have become its `__dict__` (argparse.Namespace keeps its values here).
+      items: what would have been appended, or (key, value) pairs that would have been set.
+    """
+
+    name: str
+    args: tuple[Any, ...] = ()
+    state: Any = None
+    items: list[Any] = dataclasses.field(default_factory=list)
+
+    def __repr__(self) -> str:  # short: recipes nest, and a hostile one nests without end
+        return f"<inert {self.name[:80]}>"
+
+
+@dataclasses.dataclass(eq=False)
+class PickledDtype:
+    """A numpy dtype under construction: numbers only, never objects."""
+
+    dtype: np.dtype
+
+    def build(self, state: tuple[Any, ...]) -> None:
+        """Takes the byte order from numpy's (version, order, ...) state."""
+        if state[1] in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+
+@dataclasses.dataclass(eq=False)
+class PickledArray:
+    """A numpy array that lies inside a pickle; `numpy()` gives it."""
+
+    array: np.ndarray | None = None
+
+    def build(self, state: tuple[Any, ...]) -> None:
+        """Fills the array from numpy's (version, shape, dtype, is_fortran, bytes) state."""
+        _, shape, dtype, fortran, data = state
+        if not isinstance(dtype, PickledDtype) or not isinstance(data, bytes):
+            raise ConvertError("a numpy array in it does not hold plain numbers")
+        if len(data) != math.prod(shape) * dtype.dtype.itemsize:
+            raise ConvertError(f"a numpy array of shape {shape} in it holds {len(data)} bytes")
+        self.array = np.frombuffer(data, dtype.dtype).reshape(shape, order="F" if fortran else "C")
+
+    def numpy(self) -> np.ndarray:
+        """The array, read-only.
+
+        Raises:
+          ConvertError: the pickle never filled it.
+        """
+        if self.array is None:
+            raise ConvertError("a numpy array in it has no contents")
+        return self.array
+
+
+def _numpy_dtype(name: str, *_: Any) -> PickledDtype:
+    if not isinstance(name, str) or not _DTYPE.fullmatch(name):
+        raise ConvertError(f"a numpy array in it is of type {name!r}, not of plain numbers")
+    return PickledDtype(np.dtype(name))
+
+
+def _numpy_scalar(dtype: PickledDtype, data: bytes) -> np.generic:
+    if len(data) != dtype.dtype.itemsize:
+        raise ConvertError(f"a numpy number in it holds {len(data)} bytes")
+    return np.frombuffer(data, dtype.dtype)[0]
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    # How protocol 2 spells bytes. Any other codec could be a decompressor.
+    if encoding not in ("latin1", "latin-1"):
+        raise ConvertError(f"bytes in it are encoded as {encoding!r}; only latin1 is read")
+    return text.encode("latin-1")
+
+
+def _mapping(pairs: Any = (), *_: Any) -> dict[Any, Any]:
+    return {_key(key): value for key, value in (pairs.items() if isinstance(pairs, dict) else pairs)}
+
+
+_MAKERS: dict[str, Maker] = {
+    "collections.OrderedDict": _mapping,
+    "_codecs.encode": _latin1,
+    "numpy.dtype": _numpy_dtype,
+    **{f"numpy.{core}.multiarray._reconstruct": lambda *_: PickledArray() for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": _numpy_scalar for core in ("core", "_core")},
+}
+
+
+def _key(value: Any) -> Any:
+    # Hashing nested tuples recurses in C without a limit, so keys stay flat.
+    flat = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(part, (*_SCALARS, Global, Inert)) for part in flat):
+        raise ConvertError(f"a dictionary in it has a key of type {type(value).__name__}")
+    return value
+
+
+class _Machine:
+    """Stack and memo of one pickle."""
+
+    def __init__(self, makers: Mapping[str, Maker], persistent: Callable[[Any], Any] | None) -> None:
+        self.makers = {**_MAKERS, **makers}
+        self.persistent = persistent
+        self.stack: list[Any] = []
+        self.marks: list[int] = []  # heights of the stack
+        self.memo: dict[int, Any] = {}
+
+    def pop(self) -> Any:
+        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
+            raise ConvertError("its pickle takes more than it put down")
+        return self.stack.pop()
+
+    def pop_mark(self) -> list[Any]:
+        height = self.marks.pop()
+        top = self.stack[height:]
+        del self.stack[height:]
+        return top
+
+    def call(self, function: Any, args: Any) -> Any:
+        if not isinstance(args, tuple):
+            raise ConvertError("a call in its pickle has arguments that are no tuple")
+        if not isinstance(function, (Global, Inert)):
+            raise ConvertError(f"its pickle calls a {type(function).__name__}")
+        if function.name == "copyreg._reconstructor" and args and isinstance(args[0], Global):
+            return Inert(args[0].name)  # how protocols 0 and 1 spell an instance
+        if isinstance(function, Global) and function.name in self.makers:
+            return self.makers[function.name](*args)
+        return Inert(function.name if isinstance(function, Global) else f"{function.name[:80]}(...)", args)
+
+    def load_persistent(self, value: Any) -> Any:
+        if self.persistent is None:
+            raise ConvertError("its pickle refers to something outside itself")
+        return self.persistent(value)
+
+    def append(self, values: list[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, (list, Inert)):
+            raise ConvertError(f"its pickle appends to a {type(target).__name__}")
+        (target if isinstance(target, list) else target.items).extend(values)
+
+    def set_items(self, flat: list[Any]) -> None:
+        target, pairs = self.stack[-1], list(zip(flat[::2], flat[1::2], strict=True))
+        if isinstance(target, dict):
+            target.update(_mapping(pairs))
+        elif isinstance(target, Inert):
+            target.items.extend(pairs)
+        else:
+            raise ConvertError(f"its pickle sets an item of a {type(target).__name__}")
+
+    def build(self, state: Any) -> None:
+        target = self.stack[-1]
+        if isinstance(target, (PickledArray, PickledDtype)):
+            target.build(state)
+        elif isinstance(target, Inert):
+            target.state = state
+        elif not isinstance(target, dict):  # attributes of an OrderedDict (torch's _metadata) are of no use to us
+            raise ConvertError(f"its pickle sets attributes of a {type(target).__name__}")
+
+    def step(self, op: str, arg: Any) -> None:
+        """One opcode other than STOP."""
+        stack = self.stack
+        match op:
+            case "PROTO" | "FRAME":
+                pass
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[op])
+            case "INT" | "BININT" | "BININT1" | "BININT2" | "LONG" | "LONG1" | "LONG4" | "FLOAT" | "BINFLOAT":
+                stack.append(arg)
+            case "UNICODE" | "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8":
+                stack.append(arg)
+            case "STRING" | "BINSTRING" | "SHORT_BINSTRING" | "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8":
+                stack.append(arg)
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "EMPTY_SET":
+                stack.append(Inert("builtins.set"))
+            case "MARK":
+                self.marks.append(len(stack))
+            case "DICT":
+                flat = self.pop_mark()
+                stack.append({})
+                self.set_items(flat)
+            case "LIST":
+                stack.append(self.pop_mark())
+            case "TUPLE":
+                stack.append(tuple(self.pop_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                parts = [self.pop() for _ in range(int(op[-1]))]
+                stack.append(tuple(reversed(parts)))
+            case "FROZENSET":
+                stack.append(Inert("builtins.frozenset", items=self.pop_mark()))
+            case "APPEND":
+                self.append([self.pop()])
+            case "APPENDS" | "ADDITEMS":
+                self.append(self.pop_mark())
+            case "SETITEM":
+                value, key = self.pop(), self.pop()
+                self.set_items([key, value])
+            case "SETITEMS":
+                self.set_items(self.pop_mark())
+            case "POP":
+                if self.marks and len(stack) == self.marks[-1]:
+                    self.marks.pop()
+                else:
+                    self.pop()
+            case "POP_MARK":
+                self.pop_mark()
+            case "DUP":
+                stack.append(stack[-1])
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                self.memo[arg] = stack[-1]
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(self.memo[arg])
+            case "GLOBAL":
+                stack.append(Global(arg.replace(" ", ".", 1)))
+            case "STACK_GLOBAL":
+                name, module = self.pop(), self.pop()
+                stack.append(Global(f"{module}.{name}"))
+            case "REDUCE" | "NEWOBJ":
+                args, function = self.pop(), self.pop()
+                stack.append(self.call(function, args))
+            case "NEWOBJ_EX":
+                keywords, args, function = self.pop(), self.pop(), self.pop()
+                stack.append(Inert(getattr(function, "name", "?"), args, items=[keywords]))
+            case "INST":
+                stack.append(self.call(Global(arg.replace(" ", ".", 1)), tuple(self.pop_mark())))
+            case "OBJ":
+                function, *args = self.pop_mark()
+                stack.append(self.call(function, tuple(args)))
+            case "BUILD":
+                self.build(self.pop())
+            case "PERSID":
+                stack.append(self.load_persistent(arg))
+            case "BINPERSID":
+                stack.append(self.load_persistent(self.pop()))
+            case _:
+                raise ConvertError(f"its pickle uses the opcode {op}, which no data file needs")
+
+
+def read_pickle(
+    file: IO[bytes] | mmap.mmap | bytes,
+    makers: Mapping[str, Maker] | None = None,
+    persistent: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Reads one pickle without running anything that it names.
+
+    Args:
+      file: bytes, or a file open for reading (left after the pickle; needs read, readline and tell).
+      makers: "module.name" → function of ours that makes what the pickle calls by that name. It gets the pickle's
+        arguments, which may be anything.
+      persistent: function of ours that resolves persistent ids; without one they are refused.
+
+    Returns:
+      Dicts, lists, tuples, numbers, strings, bytes, `PickledArray`, what the makers return, and `Inert` or `Global` for
+      everything else. Containers may be shared or contain themselves: walk only as deep as you know the contents.
+
+    Raises:
+      ConvertError: truncated, no pickle, or something no data file holds; the message has no file name.
+    """
+    machine = _Machine(makers or {}, persistent)
+    try:
+        # An mmap reads like a file, which its type does not say.
+        stream = io.BytesIO(file) if isinstance(file, bytes) else cast(IO[bytes], file)
+        for opcode, arg, _ in pickletools.genops(stream):
+            if opcode.name == "STOP":
+                return machine.pop()
+            machine.step(opcode.name, arg)
+    except ConvertError:
+        raise
+    except Exception as error:  # whatever hostile bytes make the interpreter trip over, it is the file's fault
+        reason = f"{type(error).__name__}: {str(error)[:120]}"
+        raise ConvertError(f"its pickle is damaged or truncated ({reason})") from error
+    raise ConvertError("its pickle is truncated")

@@ -1,0 +1,216 @@
+"""Directories that are written whole or not at all, and trees of float32 arrays in safetensors files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from spjax.types import Params
+
+Shape = tuple[int, ...]
+Writer = Callable[[Path], object]  # writes a file at the path it is given
+
+
+class StorageError(ValueError):
+    """A stored file cannot be used; the message names the file, the value and the way out."""
+
+
+def flatten(tree: Params, prefix: str = "") -> dict[str, np.ndarray]:
+    """Leaves of a nested dict by path, path parts joined by "/"; arrays are fetched to the host."""
+    leaves: dict[str, np.ndarray] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= flatten(dict(value), f"{prefix}{name}/")
+        else:
+            leaves[f"{prefix}{name}"] = np.asarray(value)
+    return leaves
+
+
+def unflatten(leaves: Mapping[str, np.ndarray]) -> Params:
+    """Inverse of `flatten`."""
+    tree: Params = {}
+    for path, value in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree
+
+
+def tree_hash(tree: Params) -> str:
+    """sha256 (hex) over the sorted paths, dtypes, shapes and little-endian bytes of a tree's arrays."""
+    digest = hashlib.sha256()
+    for path, array in sorted(flatten(tree).items()):
+        digest.update(f"{path}\0{array.dtype.name}\0{list(array.shape)}\0".encode())
+        digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def check_tensors(
+    found: Mapping[str, tuple[str, Shape]], expected: Mapping[str, Shape], where: str | Path, way_out: str
+) -> None:
+    """Compares tensors by name, type (always float32) and shape.
+
+    Raises:
+      StorageError: the first difference, by name.
+    """
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or extra:
+        parts = [f"lacks {', '.join(missing)}"] if missing else []
+        parts += [f"has {', '.join(extra)}, which do not belong"] if extra else []
+        raise StorageError(f"{where} {' and '.join(parts)}. {way_out}")
+    for name, (dtype, shape) in found.items():
+        if dtype != "float32":
+            raise StorageError(f"{where}: {name} is {dtype}, must be float32. {way_out}")
+        if shape != expected[name]:
+            raise StorageError(f"{where}: {name} has shape {list(shape)}, must be {list(expected[name])}. {way_out}")
+
+
+def described(tree: Params) -> dict[str, tuple[str, Shape]]:
+    """(dtype, shape) of every leaf by path, as `check_tensors` takes them."""
+    return {path: (array.dtype.name, array.shape) for path, array in flatten(tree).items()}
+
+
+def tensor_writer(tree: Params) -> Writer:
+    """A function that writes the tree to a safetensors file, bit for bit."""
+    leaves = {path: np.ascontiguousarray(array) for path, array in flatten(tree).items()}
+    return lambda path: safetensors.numpy.save_file(leaves, path)
+
+
+def json_writer(value: Mapping[str, Any]) -> Writer:
+    """A function that writes a JSON object, readable and with a newline at its end.
+
+    Raises:
+      StorageError: a value that JSON cannot hold (NaN included).
+    """
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise StorageError(f"not to be written as JSON: {error}. Keep to strings, finite numbers and lists.") from error
+    return lambda path: path.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path, kind: str, version: int) -> dict[str, Any]:
+    """Reads a JSON object that carries `"format": kind` and `"version"` up to `version`.
+
+    Raises:
+      StorageError: absent, no JSON, another format, or a newer version.
+    """
+    if not path.is_file():
+        aside = path.parent.parent / _aside_name(path.parent)
+        saved = f" An interrupted save left the earlier one in {aside}: move it back." if aside.is_dir() else ""
+        raise StorageError(f"{path} does not exist; {path.parent} is no {kind} directory.{saved}")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise StorageError(f"{path} is no readable JSON ({error}). Take it from its source again.") from error
+    found = value.get("format") if isinstance(value, dict) else None
+    if found != kind:
+        raise StorageError(f'{path} has the format {found!r}, must be "{kind}". Point to a directory of that kind.')
+    if type(value.get("version")) is not int or value["version"] < 1:
+        raise StorageError(f"{path} has the version {value.get('version')!r}, must be a positive number.")
+    if value["version"] > version:
+        raise StorageError(
+            f"{path} has the version {value['version']}, known up to {version}: a newer spjax wrote it. Update spjax."
+        )
+    return value
+
+
+def read_tensors(path: Path, expected: Callable[[dict[str, tuple[str, Shape]]], Mapping[str, Shape]]) -> Params:
+    """Reads a safetensors file whose tensors are exactly the expected ones.
+
+    Args:
+      path: the file.
+      expected: from the (dtype, shape) found under each name to the shape that each name must have.
+
+    Returns:
+      Tree of numpy float32 arrays.
+
+    Raises:
+      StorageError: absent, truncated, damaged, or other tensors than expected.
+    """
+    way_out = "Take it from its source again."
+    if not path.is_file():
+        raise StorageError(f"{path} does not exist. {way_out}")
+    names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            found = {
+                name: (names.get(part.get_dtype(), part.get_dtype()), tuple(part.get_shape()))
+                for name, part in slices.items()
+            }
+            check_tensors(found, expected(found), path, way_out)
+            return unflatten({name: file.get_tensor(name) for name in found})
+    except (safetensors.SafetensorError, OSError) as error:
+        raise StorageError(f"{path} is truncated or damaged ({error}). {way_out}") from error
+
+
+def _aside_name(directory: Path) -> str:
+    return f".{directory.name}.replaced"
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_directory(directory: str | Path, writers: Mapping[str, Writer]) -> Path:
+    """Writes a directory of files so that its name never shows a half-written one.
+
+    The files go to a hidden sibling first and reach the disk before that is renamed. An earlier directory of the same
+    files is set aside, replaced and removed; a process killed between those renames leaves it as `.NAME.replaced`.
+
+    Args:
+      directory: final name; parents are made.
+      writers: file name → function that writes that file at the path it is given.
+
+    Returns:
+      The directory, absolute.
+
+    Raises:
+      StorageError: the directory is there and holds other files, which replacing it would delete.
+    """
+    final = Path(directory).resolve()
+    if final.exists():
+        foreign = sorted(p.name for p in final.iterdir() if p.name not in writers) if final.is_dir() else [final.name]
+        if foreign:
+            raise StorageError(
+                f"{final} holds {', '.join(foreign[:5])}, which saving there would delete. Choose another directory."
+            )
+    final.parent.mkdir(parents=True, exist_ok=True)
+    fresh, aside = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp"), final.with_name(_aside_name(final))
+    try:
+        fresh.mkdir()
+        for name, write in writers.items():
+            write(fresh / name)
+            _fsync(fresh / name)
+        _fsync(fresh)
+        if final.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            final.rename(aside)
+        try:
+            fresh.rename(final)
+        except OSError:
+            if aside.exists():
+                aside.rename(final)
+            raise
+        _fsync(final.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return final

@@ -1,0 +1,340 @@
+"""A prompt pack on disk: `card.json` beside `prompt.safetensors`. One trained prompt, and all it takes to use it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypedDict
+
+import numpy as np
+
+from spjax.models.config import UnitLMConfig
+from spjax.storage import files
+from spjax.storage.files import Shape, StorageError
+from spjax.tasks import Slot, Task
+from spjax.types import Params
+
+FORMAT = "spjax-prompt-pack"
+VERSION = 1
+CARD_FILE = "card.json"
+TENSOR_FILE = "prompt.safetensors"
+
+_LM_FIELDS = tuple(field.name for field in dataclasses.fields(UnitLMConfig))
+
+
+class SlotCard(TypedDict):
+    """A slot: its name and its labels in class order."""
+
+    name: str
+    labels: list[str]
+
+
+class VerbalizerCard(TypedDict):
+    """How a class is read off and fed back (docs/design.md, Verbalizers).
+
+    `codes` and `feeds` are [C][M]; two classes of one slot are never spelled alike. An imported prompt may spell labels
+    of different slots alike.
+    """
+
+    kind: str  # learnable | frequency | random | identity
+    codes: list[list[int]]
+    feeds: list[list[int]]
+    outputs: int
+
+
+class LMCard(TypedDict):
+    """The unit LM that the prompt was trained with: its identity and its sizes."""
+
+    hash: str
+    vocab_size: int
+    dim: int
+    layers: int
+    heads: int
+    ffn_dim: int
+
+
+class PackCard(TypedDict):
+    """`card.json`. `make_card` makes one; `save_pack` fills in `parameters` and `hash`."""
+
+    format: str  # "spjax-prompt-pack"
+    version: int  # 1
+    task: str
+    slots: list[SlotCard]
+    metric: str
+    verbalizer: VerbalizerCard
+    lm: LMCard
+    encoder: str | None  # speech encoder of the units it was trained on, e.g. "hubert_base"
+    layer: int | None  # the encoder's layer
+    kmeans: str | None  # id of the k-means model
+    merged: bool | None  # whether runs of equal units were merged
+    combinations: list[list[int]] | None  # class ids per slot that training saw together; null: all
+    results: dict[str, Any]  # any JSON
+    provenance: dict[str, Any]  # any JSON: source file, seed, protocol
+    parameters: int  # trained numbers
+    hash: str  # of the prompt's tensors, made as a unit LM's
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptPack:
+    """A trained prompt and its card.
+
+    Attributes:
+      params: one member's tree of numpy float32 arrays: `key` and `value` [L, P, D] (deep) or `input` [P, D] (shallow),
+        `sep` [S, D], optionally `sep_deep` [L, S, D] and, for a learnable verbalizer, `verbalizer` [outputs, V].
+      card: see PackCard.
+    """
+
+    params: Params
+    card: PackCard
+
+    @property
+    def task(self) -> Task:
+        """Slots, labels and metric as the rest of the code takes them."""
+        slots = tuple(Slot(slot["name"], tuple(slot["labels"])) for slot in self.card["slots"])
+        return Task(self.card["task"], slots, self.card["metric"])
+
+
+def make_card(
+    task: Task,
+    *,
+    kind: str,
+    codes: Sequence[Sequence[int]] | np.ndarray,
+    feeds: Sequence[Sequence[int]] | np.ndarray,
+    outputs: int,
+    config: UnitLMConfig,
+    lm_hash: str,
+    encoder: str | None = None,
+    layer: int | None = None,
+    kmeans: str | None = None,
+    merged: bool | None = None,
+    combinations: Sequence[Sequence[int]] | np.ndarray | None = None,
+    results: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> PackCard:
+    """Card of a prompt; the fields are PackCard's.
+
+    Args:
+      task: name, slots and metric.
+      kind: of the verbalizer.
+      codes: int [C, M].
+      feeds: int [C, M].
+      outputs: width of the output.
+      config: the unit LM's.
+      lm_hash: the unit LM's.
+      encoder: None where unknown, as for the three that follow.
+      layer: of the encoder.
+      kmeans: id of the k-means model.
+      merged: whether runs of equal units were merged.
+      combinations: int [n, slots], class ids seen together in training; None allows all.
+      results: any JSON.
+      provenance: any JSON.
+    """
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "task": task.name,
+        "slots": [{"name": slot.name, "labels": list(slot.labels)} for slot in task.slots],
+        "metric": task.metric,
+        "verbalizer": {
+            "kind": kind,
+            "codes": np.asarray(codes).tolist(),
+            "feeds": np.asarray(feeds).tolist(),
+            "outputs": int(outputs),
+        },
+        "lm": {"hash": lm_hash, **dataclasses.asdict(config)},  # type: ignore[typeddict-item]
+        "encoder": encoder,
+        "layer": layer,
+        "kmeans": kmeans,
+        "merged": merged,
+        "combinations": None if combinations is None else np.asarray(combinations).tolist(),
+        "results": dict(results or {}),
+        "provenance": dict(provenance or {}),
+        "parameters": 0,
+        "hash": "",
+    }
+
+
+def _shapes(card: PackCard, found: Mapping[str, tuple[str, Shape]]) -> dict[str, Shape]:
+    """Shapes that a prompt's tensors must have; only P, S and the optional `sep_deep` are read off what was found."""
+    lm = card["lm"]
+
+    def size(name: str, axis: int) -> int:
+        shape = found.get(name, ("", ()))[1]
+        return shape[axis] if len(shape) > 1 else 0
+
+    sep = max(1, size("sep", 0))
+    shapes: dict[str, Shape] = {"sep": (sep, lm["dim"])}
+    if "input" in found:
+        shapes["input"] = (size("input", 0), lm["dim"])
+    else:
+        shapes["key"] = shapes["value"] = (lm["layers"], size("key", 1), lm["dim"])
+    if "sep_deep" in found:
+        shapes["sep_deep"] = (lm["layers"], sep, lm["dim"])
+    if card["verbalizer"]["kind"] == "learnable":
+        shapes["verbalizer"] = (card["verbalizer"]["outputs"], lm["vocab_size"])
+    return shapes
+
+
+def _check_types(card: Mapping[str, Any], fail: Callable[[str], NoReturn]) -> None:
+    text, whole, opt = (str,), (int,), type(None)
+    expected = {
+        "format": text,
+        "version": whole,
+        "task": text,
+        "slots": (list,),
+        "metric": text,
+        "verbalizer": (dict,),
+        "lm": (dict,),
+        "encoder": (str, opt),
+        "layer": (int, opt),
+        "kmeans": (str, opt),
+        "merged": (bool, opt),
+        "combinations": (list, opt),
+        "results": (dict,),
+        "provenance": (dict,),
+        "parameters": whole,
+        "hash": text,
+    }
+    parts = {
+        "verbalizer": {"kind": text, "codes": (list,), "feeds": (list,), "outputs": whole},
+        "lm": {"hash": text, **dict.fromkeys(_LM_FIELDS, whole)},
+    }
+
+    def compare(value: Any, fields: Mapping[str, tuple[type, ...]], where: str) -> None:
+        if not isinstance(value, dict) or value.keys() != fields.keys():
+            fail(f"{where} must have the fields {', '.join(fields)}")
+        for name, types in fields.items():
+            if type(value[name]) not in types:
+                wanted = " or ".join("null" if t is opt else t.__name__ for t in types)
+                fail(f"{where}.{name} is {value[name]!r:.60}, must be {wanted}")
+
+    compare(card, expected, "card")
+    for name, fields in parts.items():
+        compare(card[name], fields, f"card.{name}")
+    for slot in card["slots"]:
+        compare(slot, {"name": text, "labels": (list,)}, "card.slots[]")
+        if not all(type(label) is str for label in slot["labels"]):
+            fail(f"labels of slot {slot['name']!r} must be strings")
+
+
+def _check_card(card: Any, where: str | Path) -> None:
+    """Everything about a card that can be told without the tensors."""
+
+    def fail(problem: str) -> NoReturn:
+        raise StorageError(f"{where}: {problem}. Take the pack from its source again, or make the card anew.")
+
+    _check_types(card, fail)
+    try:
+        task = PromptPack({}, card).task
+        lm = UnitLMConfig(**{name: card["lm"][name] for name in _LM_FIELDS})
+    except ValueError as error:
+        fail(str(error))
+    offsets, verbalizer, lm_card = task.slot_offsets, card["verbalizer"], card["lm"]
+    tables = []
+    for name, limit in (("codes", verbalizer["outputs"]), ("feeds", lm.vocab_size)):
+        rows = verbalizer[name]
+        if not rows or len(rows) != task.num_classes or not all(isinstance(row, list) for row in rows):
+            fail(f"the verbalizer's {name} have {len(rows)} rows for {task.num_classes} classes")
+        if len({len(row) for row in rows}) != 1 or not rows[0]:
+            fail(f"the rows of the verbalizer's {name} differ in length or are empty")
+        wrong = [value for row in rows for value in row if type(value) is not int or not 0 <= value < limit]
+        if wrong:
+            fail(f"the verbalizer's {name} hold {wrong[0]!r:.20}, outside 0..{limit - 1}")
+        tables.append(rows)
+    codes, feeds = tables
+    if len(codes[0]) != len(feeds[0]):
+        fail(f"the verbalizer has {len(codes[0])} codes but {len(feeds[0])} feeds a class")
+    for slot, start, stop in zip(task.slots, offsets, offsets[1:], strict=False):
+        spelled: dict[tuple[int, ...], str] = {}
+        for label, code in zip(slot.labels, codes[start:stop], strict=True):
+            twin = spelled.setdefault(tuple(code), label)
+            if twin != label:
+                fail(f"labels {twin!r} and {label!r} of slot {slot.name!r} are both spelled {code}")
+    kind = verbalizer["kind"]
+    if kind not in ("learnable", "frequency", "random", "identity"):
+        fail(f"the verbalizer's kind is {kind!r}, must be learnable, frequency, random or identity")
+    if kind != "learnable" and verbalizer["outputs"] != lm.vocab_size:
+        fail(f"a {kind} verbalizer has the {lm.vocab_size} outputs of the LM, not {verbalizer['outputs']}")
+    for row in card["combinations"] or ():
+        fits = isinstance(row, list) and len(row) == len(task.slots) and all(type(value) is int for value in row)
+        if not fits or not all(a <= value < b for a, b, value in zip(offsets, offsets[1:], row, strict=False)):
+            fail(f"the combination {row!r:.60} is not one class id of each slot (slots start at {list(offsets[:-1])})")
+    if card["combinations"] == []:
+        fail("combinations are empty; null allows all")
+    if not lm_card["hash"]:
+        fail("the LM's hash is empty")
+
+
+def save_pack(directory: str | Path, params: Params, card: PackCard) -> PromptPack:
+    """Writes a prompt pack, atomically; one that is already there is replaced.
+
+    Args:
+      directory: where to; parents are made.
+      params: one member's prompt tree (PromptPack.params), numpy or JAX arrays, float32.
+      card: see `make_card`; `parameters` and `hash` are filled in here.
+
+    Returns:
+      The pack as `load_pack` would give it.
+
+    Raises:
+      StorageError: a card that contradicts itself, tensors that do not fit it, or a directory with other files in it.
+    """
+    params = files.flatten(params)
+    full: PackCard = {
+        **card,
+        "parameters": sum(array.size for array in params.values()),
+        "hash": files.tree_hash(params),
+    }  # type: ignore[typeddict-item]
+    _check_card(full, "card to save")
+    found = files.described(params)
+    files.check_tensors(found, _shapes(full, found), "prompt to save", "Give one member's tree, without the bank axis.")
+    files.write_directory(directory, {CARD_FILE: files.json_writer(full), TENSOR_FILE: files.tensor_writer(params)})
+    return PromptPack(params, full)
+
+
+def load_pack(directory: str | Path) -> PromptPack:
+    """Reads a prompt pack, bit for bit as it was saved, and checks that card and tensors belong together.
+
+    Args:
+      directory: as written by `save_pack`.
+
+    Raises:
+      StorageError: files absent, truncated, altered, of a newer format, or not fitting each other.
+    """
+    directory = Path(directory)
+    card: PackCard = files.read_json(directory / CARD_FILE, FORMAT, VERSION)  # type: ignore[assignment]
+    _check_card(card, directory / CARD_FILE)
+    params = files.read_tensors(directory / TENSOR_FILE, lambda found: _shapes(card, found))
+    if files.tree_hash(params) != card["hash"] or sum(array.size for array in params.values()) != card["parameters"]:
+        raise StorageError(
+            f"{directory / TENSOR_FILE} is not the prompt that {CARD_FILE} describes: one of the two was altered. "
+            "Take both from their source again."
+        )
+    return PromptPack(params, card)
+
+
+def check_pack(pack: PromptPack, lm_hash: str, config: UnitLMConfig) -> None:
+    """Refuses a unit LM other than the one that the prompt was trained with.
+
+    Args:
+      pack: the prompt pack.
+      lm_hash: `unit_lm_hash` of the LM at hand.
+      config: its architecture.
+
+    Raises:
+      StorageError: other sizes or another hash; a prompt means nothing to any other LM.
+    """
+    theirs, ours = dict(pack.card["lm"]), dataclasses.asdict(config)
+    differing = [name for name in _LM_FIELDS if theirs[name] != ours[name]]
+    way_out = "Load the LM that it was trained with, or train a prompt for this one."
+    if differing:
+        wanted, found = (", ".join(f"{name} {sizes[name]}" for name in differing) for sizes in (theirs, ours))
+        raise StorageError(
+            f"prompt pack {pack.card['task']!r} was trained with a unit LM of {wanted}, this one has {found}. {way_out}"
+        )
+    if lm_hash != theirs["hash"]:
+        raise StorageError(
+            f"prompt pack {pack.card['task']!r} was trained with the unit LM of hash {theirs['hash']}, "
+            f"this one's is {lm_hash}. {way_out}"
+        )
