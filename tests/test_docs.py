@@ -168,16 +168,21 @@ def test_readme_opens_with_the_two_commands():
 
 
 def test_readme_imports_units(tmp_path: Path):
-    """The import command of the README, on unit text in the form that the README shows."""
-    source = tmp_path / "UNIT_TEXT" / "fsc"
-    source.mkdir(parents=True)
-    for number, split in enumerate(("train", "valid", "test")):
-        lines = [f"71 12 63 {number} {a} 20 <s> {a} {6 + b} {20 + b % 4}" for a in range(6) for b in range(14)]
-        (source / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (words,) = readme_commands("data_pipelines.import_units")
-    run(words, tmp_path)
-    assert list((tmp_path / "RECORDS").rglob("*tfrecord*"))
-    assert list((tmp_path / "RECORDS").rglob("dataset_info.json")), "not a directory that TFDS would read"
+    """The import commands of the README, on unit text in the forms that the README shows."""
+    known = [f"71 12 63 {a} 20 <s> {a} {6 + b} {20 + b % 4}" for a in range(6) for b in range(14)]
+    spelled = ["71 12 63 <s> turn on | kitchen", "71 12 <s> turn off | none"]
+    for task, lines in (("fsc", known), ("home", spelled)):
+        source = tmp_path / "UNIT_TEXT" / task
+        source.mkdir(parents=True)
+        for split in ("train", "valid", "test"):
+            (source / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (tmp_path / "slots.json").write_text('{"action": ["turn on", "turn off"], "room": ["none", "kitchen"]}')
+    for words in readme_commands("data_pipelines.import_units"):
+        run(words, tmp_path)
+    for task in ("fsc", "home"):
+        found = {path.name for path in (tmp_path / "RECORDS" / task).rglob("*")}
+        assert "dataset_info.json" in found, "not a directory that TFDS would read"
+        assert any("tfrecord" in name for name in found)
 
 
 def test_readme_converts_and_classifies(tmp_path: Path, golden: Path, monkeypatch: pytest.MonkeyPatch, capsys):
