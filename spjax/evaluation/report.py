@@ -1,0 +1,483 @@
+"""The final report of a job: results.json, predictions, summary.md and plots in the work directory.
+
+Training hands over one `Member` a seed; nothing here touches a device. Every file is written to a temporary
+sibling and renamed, so a report that was cut off never leaves half a file. Shape letters: docs/design.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import io
+import json
+import math
+import os
+import uuid
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from spjax.evaluation import metrics
+from spjax.tasks import Task
+
+_NUMBERED_CLASSES = 24  # a confusion plot prints its counts up to so many classes,
+_DRAWN_CLASSES = 60  # and is a bar chart of the commonest confusions beyond so many
+_LEGEND_MEMBERS = 10
+_TOP_CONFUSIONS = 25
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """What one member answered on one split.
+
+    Attributes:
+      ids: n utterance ids.
+      true: integers [n, slots], class ids over all slots.
+      predicted: integers [n, slots], likewise.
+      probabilities: per slot [n, C_k], rows summing to 1.
+    """
+
+    ids: Sequence[str]
+    true: np.ndarray
+    predicted: np.ndarray
+    probabilities: Sequence[np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class CurvePoint:
+    """One evaluation during training: epochs seen, mean training loss since the last one, valid metric."""
+
+    epoch: float
+    train_loss: float
+    valid: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One trained member of a bank.
+
+    Attributes:
+      seed: its seed.
+      best_epoch: the epoch whose parameters were kept, chosen on valid.
+      best_valid: the task's metric on valid at that epoch.
+      curve: evaluations in order.
+      predictions: on the split that the report is about.
+      notes: anything else worth a line per member (learning rate, why it stopped).
+    """
+
+    seed: int
+    best_epoch: float
+    best_valid: float
+    curve: Sequence[CurvePoint]
+    predictions: Predictions
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def write_report(
+    workdir: epath.PathLike,
+    *,
+    task: Task,
+    members: Sequence[Member],
+    split: str = "test",
+    floor: Mapping[str, Any] | None = None,
+    parameters: Mapping[str, int] | None = None,
+    config: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    comparisons: Sequence[tuple[str, float]] = (),
+    command: str | None = None,
+) -> dict[str, Any]:
+    """Score the members and write the report.
+
+    Files: `results.json` (strict JSON: what is not finite becomes null), `summary.md`,
+    `predictions/seed_<seed>.jsonl.gz` (`read_predictions` reads them back), `plots/learning_curve.png` and
+    `plots/confusion_<k>_<slot>.png` (summed over members).
+
+    Args:
+      workdir: local or gs://, created where absent; an earlier report's files of the same name are replaced.
+      task: slots, labels, metric.
+      members: at least one, their seeds distinct.
+      split: which split the predictions are of.
+      floor: what `spjax.evaluation.ngram.ngram_floor` returned.
+      parameters: counts by name, e.g. {"trained": 126816, "frozen": 151263232}; of a single member.
+      config: the job's configuration.
+      provenance: notes about data and LM (card fields, hashes).
+      comparisons: (name, value of the task's metric) of other systems, shown beside ours.
+      command: what reproduces the run.
+
+    Returns:
+      The content of results.json.
+
+    Raises:
+      ValueError: no members, a seed twice, or predictions that do not fit the task.
+    """
+    seeds = [member.seed for member in members]
+    if not seeds:
+        raise ValueError("a report needs at least one member")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"members share a seed: {seeds}")
+    scores = [_score(task, member) for member in members]
+    counts = _confusions(task, members)
+    files = {seed: f"predictions/seed_{seed}.jsonl.gz" for seed in seeds}
+    plots = {"learning_curve": "plots/learning_curve.png"}
+    plots |= {slot.name: f"plots/confusion_{k}_{_file_name(slot.name)}.png" for k, slot in enumerate(task.slots)}
+
+    results = _plain(
+        {
+            "format": "spjax-results",
+            "version": 1,
+            "task": task.name,
+            "metric": task.metric,
+            "lower_is_better": task.metric in metrics.LOWER_IS_BETTER,
+            "split": split,
+            "slots": {slot.name: slot.labels for slot in task.slots},
+            "headline": _over_seeds([s["headline"] for s in scores]),
+            "metrics": {name: _over_seeds([s[name] for s in scores]) for name in scores[0] if name != "headline"},
+            "members": [
+                {
+                    "seed": member.seed,
+                    "best_epoch": member.best_epoch,
+                    "best_valid": member.best_valid,
+                    "utterances": len(member.predictions.ids),
+                    "metrics": values,
+                    "interval_95": _single_run_interval(task, member),
+                    "notes": member.notes,
+                    "predictions": files[member.seed],
+                    "curve": [dataclasses.asdict(point) for point in member.curve],
+                }
+                for member, values in zip(members, scores, strict=True)
+            ],
+            "confusions": {
+                slot.name: [
+                    {"true": slot.labels[t], "predicted": slot.labels[p], "count": c, "share_of_true": share}
+                    for t, p, c, share in _top_confusions(matrix, _TOP_CONFUSIONS)
+                ]
+                for slot, matrix in zip(task.slots, counts, strict=True)
+            },
+            "floor": floor,
+            "comparisons": [{"name": name, "value": value} for name, value in comparisons],
+            "parameters": parameters or {},
+            "provenance": provenance or {},
+            "config": config or {},
+            "command": command,
+            "plots": plots,
+        }
+    )
+
+    workdir = epath.Path(workdir)
+    for member in members:
+        _write(workdir / files[member.seed], _packed_predictions(task, member))
+    _write(workdir / plots["learning_curve"], plot_learning_curves(task, members))
+    for slot, matrix in zip(task.slots, counts, strict=True):
+        _write(workdir / plots[slot.name], plot_confusion(f"{task.name}: {slot.name}, {split}", slot.labels, matrix))
+    _write(workdir / "summary.md", summary(results).encode())
+    # Last: whoever finds results.json finds the rest too.
+    text = json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False)
+    _write(workdir / "results.json", (text + "\n").encode())
+    return results
+
+
+def read_predictions(path: epath.PathLike, task: Task) -> Predictions:
+    """Read a `predictions/seed_<seed>.jsonl.gz` back.
+
+    Raises:
+      ValueError: a line that is no record of this task; names file and line.
+    """
+    offsets = task.slot_offsets
+    numbers = [{label: offsets[k] + i for i, label in enumerate(slot.labels)} for k, slot in enumerate(task.slots)]
+    ids, true, predicted, probabilities = [], [], [], []
+    with epath.Path(path).open("rb") as packed, gzip.open(packed, "rt", encoding="utf-8") as lines:
+        for n, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                ids.append(row["id"])
+                true.append([numbers[k][row["true"][slot.name]] for k, slot in enumerate(task.slots)])
+                predicted.append([numbers[k][row["predicted"][slot.name]] for k, slot in enumerate(task.slots)])
+                probabilities.append([row["probabilities"][slot.name] for slot in task.slots])
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {n}: no prediction of task {task.name!r} ({error!r})") from error
+    return Predictions(
+        ids,
+        np.asarray(true, np.int32).reshape(len(ids), len(task.slots)),
+        np.asarray(predicted, np.int32).reshape(len(ids), len(task.slots)),
+        [
+            np.asarray([row[k] for row in probabilities], np.float64).reshape(len(ids), len(slot.labels))
+            for k, slot in enumerate(task.slots)
+        ],
+    )
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """The Markdown page of a results.json."""
+    metric = metrics.METRICS[results["metric"]]
+    head = results["headline"]
+    members = results["members"]
+    slots = list(results["slots"])
+    spread = (
+        f"± {_percent(head['half_width_95'])} (mean of {len(members)} seeds, 95 % Student-t interval over seeds)"
+        if head["half_width_95"] is not None
+        else "(one seed, so no interval over seeds)"
+    )
+    direction = "Lower" if results["lower_is_better"] else "Higher"
+    lines = [
+        f"# {_cell(results['task'])}: {metric} {_percent(head['mean'])} %",
+        "",
+        f"**{_percent(head['mean'])} % {spread}**, {results['split']} split, {members[0]['utterances']} utterances.",
+        f"{direction} is better; stopping and every choice on valid only.",
+        "",
+    ]
+
+    rows = [[f"**ours** ({len(members)} seed{'s' if len(members) > 1 else ''})", f"**{_percent(head['mean'])}**"]]
+    floor = results["floor"]
+    if floor:
+        rows += [
+            [
+                f"n-gram floor, {name.replace('_', ' ')}{' (chosen on valid)' if name == floor['chosen'] else ''}",
+                _percent(value),
+            ]
+            for name, variant in floor["variants"].items()
+            if (value := variant.get(results["split"], {}).get("headline")) is not None
+        ]
+    rows += [[_cell(entry["name"]), _percent(entry["value"])] for entry in results["comparisons"]]
+    lines += [*_table([results["split"], f"{metric}, %"], rows), ""]
+
+    lines += ["## Seeds", ""]
+    several = len(slots) > 1
+    header = ["seed", "best epoch", f"valid {metric}", f"{results['split']} {metric}", "95 % of the run (Wilson)"]
+    header += [f"{_cell(slot)} accuracy" for slot in slots] if several else ["macro F1", "weighted F1"]
+    rows = []
+    for member in members:
+        values, interval = member["metrics"], member["interval_95"]
+        row = [str(member["seed"]), f"{member['best_epoch']:g}", _percent(member["best_valid"])]
+        row += [_percent(values["headline"]), " to ".join(map(_percent, interval)) if interval else "–"]
+        names = [f"accuracy/{slot}" for slot in slots] if several else ["macro_f1", "weighted_f1"]
+        rows.append(row + [_percent(values[name]) for name in names])
+    lines += [*_table(header, rows), ""]
+    noted = [member for member in members if member["notes"]]
+    lines += [f"- seed {m['seed']}: " + ", ".join(f"{k} {_cell(v)}" for k, v in m["notes"].items()) for m in noted]
+    lines += [""] if noted else []
+    lines += ["![learning curve](plots/learning_curve.png)", ""]
+
+    lines += ["## Commonest confusions (all seeds together)", ""]
+    for slot in slots:
+        top = results["confusions"][slot][:5]
+        lines += [f"{_cell(slot)}:" + ("" if top else " none")]
+        lines += [
+            f"- {_cell(c['true'])} taken for {_cell(c['predicted'])}: {c['count']} "
+            f"({_percent(c['share_of_true'])} % of that label)"
+            for c in top
+        ]
+        lines += ["", f"![confusion of {_cell(slot)}]({results['plots'][slot]})", ""]
+
+    if results["parameters"]:
+        lines += ["## Parameters", ""]
+        lines += [f"- {_cell(name)}: {count:,}" for name, count in results["parameters"].items()]
+        lines += [""]
+    if results["provenance"]:
+        lines += ["## Data and model", ""]
+        lines += [f"- {_cell(name)}: {_cell(value)}" for name, value in results["provenance"].items()]
+        lines += [""]
+    lines += ["## Reproduce", ""]
+    lines += ["```", results["command"], "```", ""] if results["command"] else []
+    lines += ["`results.json` holds seeds and configuration, `predictions/` the probability of every label.", ""]
+    return "\n".join(lines)
+
+
+def plot_learning_curves(task: Task, members: Sequence[Member]) -> bytes:
+    """PNG: training loss and valid metric of every member over epochs, the kept epoch marked."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), dpi=130, layout="constrained")
+    loss_axes, valid_axes = figure.subplots(1, 2)
+    for n, member in enumerate(members):
+        epochs = [point.epoch for point in member.curve]
+        line = {"color": f"C{n % 10}", "linewidth": 1.5, "label": f"seed {member.seed}"}
+        line |= {"marker": "o", "markersize": 3} if len(epochs) <= 60 else {}
+        loss_axes.plot(epochs, [point.train_loss for point in member.curve], **line)
+        valid_axes.plot(epochs, [point.valid for point in member.curve], **line)
+        star = {"marker": "*", "color": line["color"], "markersize": 11, "markeredgecolor": "black"}
+        valid_axes.plot(member.best_epoch, member.best_valid, **star)
+    losses = [p.train_loss for m in members for p in m.curve if math.isfinite(p.train_loss)]
+    if losses and min(losses) > 0 and max(losses) > 20 * min(losses):
+        loss_axes.set_yscale("log")
+    loss_axes.set(xlabel="epoch", ylabel="training loss")
+    valid_axes.set(xlabel="epoch", ylabel=f"valid {metrics.METRICS[task.metric]}", title="★ kept parameters")
+    loss_axes.set_title(task.name, parse_math=False)
+    for axes in (loss_axes, valid_axes):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    if len(members) <= _LEGEND_MEMBERS:
+        loss_axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def plot_confusion(title: str, labels: Sequence[str], matrix: np.ndarray) -> bytes:
+    """PNG of a confusion matrix [C, C] of counts (a row a true class), rows coloured by their shares.
+
+    Counts are printed up to 24 classes; over 60 classes a bar chart of the commonest confusions is drawn instead.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    matrix = np.asarray(matrix)
+    size = len(labels)
+    correct = f"{matrix.trace():,} of {matrix.sum():,} right"
+    if size > _DRAWN_CLASSES:
+        top = _top_confusions(matrix, _TOP_CONFUSIONS)
+        figure = Figure(figsize=(8, 1.2 + 0.26 * max(len(top), 3)), dpi=130, layout="constrained")
+        axes = figure.subplots()
+        axes.barh(range(len(top)), [count for *_, count, _ in top], color="#4477aa")
+        axes.set_yticks(range(len(top)))
+        axes.set_yticklabels([f"{labels[t]} → {labels[p]}" for t, p, *_ in top], fontsize=8, parse_math=False)
+        axes.invert_yaxis()
+        axes.margins(y=0.01)
+        axes.set_xlabel("utterances (true → predicted)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(f"{title}: commonest confusions ({correct})", fontsize=10, parse_math=False)
+        return _png(figure)
+
+    side = max(4.0, (0.46 if size <= _NUMBERED_CLASSES else 0.22) * size + 1.6)
+    figure = Figure(figsize=(side + 0.8, side), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    # The square root of the share lets a confusion of 1 % show beside a diagonal of 99 %.
+    image = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
+    small = 9 if size <= 14 else 7 if size <= 32 else 6
+    names = [label if len(label) <= 24 else label[:23] + "…" for label in labels]
+    axes.set_xticks(range(size))
+    axes.set_xticklabels(names, rotation=90 if size > 8 else 40, ha="center" if size > 8 else "right", fontsize=small,
+                         rotation_mode="default" if size > 8 else "anchor", parse_math=False)  # fmt: skip
+    axes.set_yticks(range(size))
+    axes.set_yticklabels(names, fontsize=small, parse_math=False)
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_title(f"{title}\n{correct}", fontsize=10, parse_math=False)
+    if size <= _NUMBERED_CLASSES:
+        for t, p in np.argwhere(matrix):
+            colour = "white" if shares[t, p] > 0.4 else "black"
+            axes.text(p, t, f"{matrix[t, p]}", ha="center", va="center", fontsize=small - 2, color=colour)
+    bar = figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true label")
+    percents = (0, 1, 10, 25, 50, 100)
+    bar.set_ticks([math.sqrt(percent / 100) for percent in percents], labels=[f"{percent} %" for percent in percents])
+    return _png(figure)
+
+
+def _score(task: Task, member: Member) -> dict[str, float]:
+    answers = member.predictions
+    try:
+        scores = metrics.score(task, answers.true, answers.predicted, answers.probabilities)
+    except ValueError as error:
+        raise ValueError(f"member of seed {member.seed}: {error}") from error
+    if len(answers.ids) != len(answers.true):
+        raise ValueError(f"member of seed {member.seed}: {len(answers.ids)} ids for {len(answers.true)} predictions")
+    return scores
+
+
+def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    mean, half_width = metrics.mean_interval(values)
+    return {"mean": mean, "half_width_95": half_width, "values": values}
+
+
+def _single_run_interval(task: Task, member: Member) -> tuple[float, float] | None:
+    """Wilson interval of the headline where that is a proportion of utterances."""
+    if task.metric not in ("accuracy", "exact_match") or (task.metric == "accuracy" and len(task.slots) > 1):
+        return None
+    right = (np.asarray(member.predictions.true) == np.asarray(member.predictions.predicted)).all(1)
+    return metrics.wilson_interval(int(right.sum()), len(right))
+
+
+def _confusions(task: Task, members: Sequence[Member]) -> list[np.ndarray]:
+    """Per slot [C_k, C_k], summed over members."""
+    totals = [np.zeros((len(slot.labels),) * 2, np.int64) for slot in task.slots]
+    for member in members:
+        true = metrics.slot_classes(task, member.predictions.true)
+        predicted = metrics.slot_classes(task, member.predictions.predicted)
+        for k, total in enumerate(totals):
+            total += metrics.confusion(true[:, k], predicted[:, k], len(total))
+    return totals
+
+
+def _top_confusions(matrix: np.ndarray, most: int) -> list[tuple[int, int, int, float]]:
+    """(true, predicted, count, share of the true class), commonest first, without the diagonal."""
+    errors = matrix - np.diag(matrix.diagonal())
+    cells = np.argsort(-errors, axis=None, kind="stable")[:most]
+    found = [(*divmod(int(cell), len(matrix)), int(errors.flat[cell])) for cell in cells if errors.flat[cell]]
+    return [(t, p, count, count / int(matrix[t].sum())) for t, p, count in found]
+
+
+def _packed_predictions(task: Task, member: Member) -> bytes:
+    answers = member.predictions
+    true, predicted = metrics.slot_classes(task, answers.true), metrics.slot_classes(task, answers.predicted)
+    packed = io.BytesIO()
+    # No date and no name in the file: equal runs write equal bytes.
+    with gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=6, mtime=0, filename="") as file:
+        for i, name in enumerate(tqdm(answers.ids, f"predictions of seed {member.seed}", delay=2, leave=False)):
+            row = {
+                "id": str(name),
+                "true": {slot.name: slot.labels[true[i, k]] for k, slot in enumerate(task.slots)},
+                "predicted": {slot.name: slot.labels[predicted[i, k]] for k, slot in enumerate(task.slots)},
+                "probabilities": {
+                    slot.name: [float(f"{p:.6g}") for p in np.asarray(answers.probabilities[k][i]).tolist()]
+                    for k, slot in enumerate(task.slots)
+                },
+            }
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    return packed.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    """What strict JSON can hold: numpy out, tuples to lists, not finite to null, anything else by its name."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.2f}"
+
+
+def _cell(text: Any) -> str:
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a label in a script that the font lacks
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _write(path: epath.Path, content: bytes) -> None:
+    """Atomically: whoever reads `path` sees the old file or the new one. Local or gs://."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            if "://" not in os.fspath(path):
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
