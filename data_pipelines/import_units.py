@@ -1,0 +1,319 @@
+"""Units that others have written as text → unit records.
+
+    python -m data_pipelines.import_units --task=fsc --src=UNITS/fsc --out=RECORDS/fsc
+
+A split is `SRC/<split>.txt`, one utterance a line: its units, `<s>` and one label a slot, in the order of the slots:
+
+    71 12 56 12 63 <s> 0 6 20
+
+A label is a class id over all slots (of fsc: 0-5 action, 6-19 object, 20-23 location). With `--labels=names` it is
+spelled out instead, one field a slot, so that a label may hold spaces:
+
+    71 12 56 12 63 <s> change language | none | none
+
+`SRC/<split>.named` may stand beside the text or in its place and names the utterances, `file|units|labels`:
+
+    wavs/8b863c90.wav|71 12 56 12 63|0 6 20
+
+Without it utterances are called train-000000, train-000001 and so on. A task that spjax does not know comes with
+`--slots`, a JSON file of its slots and labels in class order:
+
+    {"action": ["turn on", "turn off"], "room": ["none", "kitchen"]}
+
+The text holds merged units only, so the records say nothing of durations: they are empty in every record, and
+`durations` is false in the card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from spjax.data.records import Card, RecordError, Utterance, write_unit_records
+from spjax.tasks import TASKS, Slot, Task
+
+SPLITS = ("train", "valid", "test")
+SEPARATOR = "<s>"
+METRICS = ("accuracy", "exact_match", "eer", "weighted_f1")  # of spjax.tasks.Task
+
+
+def import_units(
+    task: Task | str,
+    src: str | Path,
+    out: str | Path,
+    *,
+    splits: Sequence[str] = SPLITS,
+    labels: Literal["ids", "names"] = "ids",
+    dedup: bool = False,
+    shards: int | None = None,
+    overwrite: bool = False,
+    vocabulary: int = 100,
+    encoder: str = "hubert_base_ls960",
+    layer: int = 6,
+    kmeans: str = "km100",
+) -> Card:
+    """Reads unit text (form: this module's docstring), checks every line, and writes unit records.
+
+    Args:
+      task: a task, or the name of one in `spjax.tasks.TASKS`.
+      src: directory of the text.
+      out: directory of the records.
+      splits: names of the splits to import.
+      labels: "ids" for class ids over all slots, "names" for labels spelled out and parted by `|`.
+      dedup: drop lines that repeat an earlier one (file name included, where it is given). The split named "test" keeps
+        every line: a score over fewer utterances is another score.
+      shards: files a split, as of `write_unit_records`.
+      overwrite: replace what `out` holds.
+      vocabulary, encoder, layer, kmeans: what made the units; goes into the card.
+
+    Returns:
+      The card of the records.
+
+    Raises:
+      RecordError: a file is missing or a line is not what it must be; names file, line, value and the way out.
+    """
+    task = _known_task(task) if isinstance(task, str) else task
+    read, sources, notes = {}, {}, []
+    for split in splits:
+        utterances, repeats, files = _read_split(Path(src), split, task, vocabulary, labels)
+        total = len(utterances)
+        drop = dedup and split != "test"
+        if drop:
+            utterances = [one for one, again in zip(utterances, repeats, strict=True) if not again]
+        if any(repeats):
+            what = "dropped" if drop else "kept"
+            notes.append(f"{split}: {sum(repeats)} of {total} lines repeat an earlier one, {what}")
+        read[split] = utterances
+        sources.update(files)
+    if task.name == "gsc" and notes:
+        notes.append("gsc: the published train and valid are class-balanced resamples with replacement")
+    notes.append("units were merged before they were written down: durations are unknown")
+    return write_unit_records(
+        out,
+        task,
+        read,
+        shards=shards,
+        overwrite=overwrite,
+        vocabulary=vocabulary,
+        encoder=encoder,
+        layer=layer,
+        kmeans=kmeans,
+        sources=sources,
+        notes=notes,
+    )
+
+
+def read_slots(path: str | Path, name: str, metric: str | None = None) -> Task:
+    """A task from a JSON file `{"slot": ["label", ...], ...}`; slots and labels in class order.
+
+    The metric defaults to accuracy for one slot and to exact_match for several.
+
+    Raises:
+      RecordError: the file is missing or of another form.
+    """
+    try:
+        slots = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_pairs)
+        for slot, labels in slots:
+            if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+                raise ValueError(f"the labels of {slot!r} are not a list of strings")
+        rows = tuple(Slot(slot, tuple(labels)) for slot, labels in slots)
+    except (OSError, ValueError, TypeError) as error:
+        raise RecordError(f'{path} is no JSON object {{"slot": ["label", ...], ...}}: {error}') from error
+    return Task(name, rows, metric or ("accuracy" if len(rows) == 1 else "exact_match"))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line (`--help`)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipelines.import_units",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--task", required=True, help=f"one of {', '.join(TASKS)}; any other name together with --slots"
+    )
+    parser.add_argument("--src", required=True, type=Path, help="directory of <split>.txt and <split>.named")
+    parser.add_argument("--out", required=True, help="directory of the unit records to make (local or gs://)")
+    parser.add_argument("--splits", default=",".join(SPLITS), help="splits to import, with commas (%(default)s)")
+    parser.add_argument("--slots", type=Path, help='JSON of a new task\'s slots: {"slot": ["label", ...], ...}')
+    parser.add_argument(
+        "--metric", choices=METRICS, help="metric of a new task (accuracy; exact_match of several slots)"
+    )
+    parser.add_argument(
+        "--labels", choices=("ids", "names"), default="ids", help="how labels are written (%(default)s)"
+    )
+    parser.add_argument("--dedup", action="store_true", help="drop repeated lines of every split but test")
+    parser.add_argument("--shards", type=int, help="files a split is cut into (default: 50,000 utterances a file)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
+    parser.add_argument("--vocabulary", type=int, default=100, help="number of units (%(default)s)")
+    parser.add_argument("--encoder", default="hubert_base_ls960", help="speech encoder of the units (%(default)s)")
+    parser.add_argument("--layer", type=int, default=6, help="layer of the encoder (%(default)s)")
+    parser.add_argument("--kmeans", default="km100", help="identity of the centroids (%(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        if args.slots and args.task in TASKS:
+            raise RecordError(f"task {args.task} is known and has its own slots: leave --slots out or rename the task")
+        card = import_units(
+            read_slots(args.slots, args.task, args.metric) if args.slots else args.task,
+            args.src,
+            args.out,
+            splits=[split.strip() for split in args.splits.split(",") if split.strip()],
+            labels=args.labels,
+            dedup=args.dedup,
+            shards=args.shards,
+            overwrite=args.overwrite,
+            vocabulary=args.vocabulary,
+            encoder=args.encoder,
+            layer=args.layer,
+            kmeans=args.kmeans,
+        )
+    except RecordError as error:
+        sys.exit(f"error: {error}")
+    for split, count in card.counts.items():
+        print(f"{split}: {count:,} utterances in {len(card.shards[split])} file(s)")
+    for note in card.notes:
+        print(f"note: {note}")
+    print(f"unit records: {args.out}")
+
+
+def _known_task(name: str) -> Task:
+    if name not in TASKS:
+        raise RecordError(f"unknown task {name!r}: choose {', '.join(TASKS)}, or describe it with --slots=slots.json")
+    return TASKS[name]
+
+
+def _pairs(pairs: list[tuple[str, object]]) -> list[tuple[str, object]]:
+    """A JSON object as its pairs, so that a slot named twice is seen and not lost."""
+    return pairs
+
+
+def _read_split(
+    src: Path, split: str, task: Task, vocabulary: int, labels: str
+) -> tuple[list[Utterance], list[bool], dict[str, str]]:
+    """Utterances, whether each repeats an earlier line, and the sha256 of the files read."""
+    text, named = src / f"{split}.txt", src / f"{split}.named"
+    lines_of = {path: _lines(path) for path in (text, named) if path.exists()}
+    if not lines_of:
+        raise RecordError(
+            f"{text} is missing, and so is {named.name}: give the right --src, or --splits that are there"
+        )
+    if len(lines_of) == 2 and len(lines_of[text]) != len(lines_of[named]):
+        raise RecordError(
+            f"{named} has {len(lines_of[named])} lines where {text.name} has {len(lines_of[text])}: "
+            "they must name the same utterances, remove the one that is out of date"
+        )
+    path = named if named in lines_of else text
+    unit_of = {str(unit): unit for unit in range(vocabulary)}
+    class_of = [_classes_of(slot, first, labels) for slot, first in zip(task.slots, task.slot_offsets, strict=False)]
+
+    utterances: list[Utterance] = []
+    repeats: list[bool] = []
+    seen: set[str] = set()
+    times: Counter[str] = Counter()
+    for number, line in enumerate(tqdm(lines_of[path], desc=f"{path.name}", unit=" lines"), start=1):
+        where = f"{path}, line {number}"
+        name, units, spelled = _parts(line, named=path is named, where=where)
+        if len(lines_of) == 2 and lines_of[text][number - 1].split() != [*units.split(), SEPARATOR, *spelled.split()]:
+            raise RecordError(f"{where} and the same line of {text.name} differ: remove the file that is out of date")
+        utterances.append(
+            Utterance(
+                id=_unique(name, times) if name else f"{split}-{number - 1:06d}",
+                units=_units(units, unit_of, where),
+                classes=_classes(spelled, task, class_of, labels, where),
+                provenance=f"{path.name}:{number}",
+            )
+        )
+        repeats.append(line in seen)
+        seen.add(line)
+    return utterances, repeats, {one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in lines_of}
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            lines = [line.rstrip("\n") for line in file]
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
+    if not lines:
+        raise RecordError(f"{path} is empty: fill it, or leave the split out with --splits")
+    return lines
+
+
+def _parts(line: str, named: bool, where: str) -> tuple[str, str, str]:
+    """(file name or "", units, labels) of a line."""
+    if named:
+        parts = line.split("|", 2)
+        if len(parts) < 3 or not parts[0].strip():
+            raise RecordError(f"{where}: {_short(line)} is not `file|units|labels`")
+        return parts[0].strip(), parts[1], parts[2]
+    units, separator, labels = line.partition(SEPARATOR)
+    if not separator:
+        raise RecordError(
+            f"{where}: {_short(line)} has no {SEPARATOR} between units and labels: add it, or drop the line"
+        )
+    return "", units, labels
+
+
+def _units(text: str, unit_of: Mapping[str, int], where: str) -> list[int]:
+    words = text.split()
+    if not words:
+        raise RecordError(f"{where}: the utterance has no units: drop the line")
+    try:
+        return [unit_of[word] for word in words]
+    except KeyError as error:
+        word = error.args[0]
+        last = len(unit_of) - 1
+        if word.isascii() and word.lstrip("-").isdigit():
+            raise RecordError(
+                f"{where}: unit {word} is not one of 0..{last} in plain spelling: "
+                "correct it, or give the number of units as --vocabulary"
+            ) from None
+        raise RecordError(f"{where}: {word!r} is not a unit (a number in 0..{last}): correct the line") from None
+
+
+def _classes_of(slot: Slot, first: int, labels: str) -> dict[str, int]:
+    """Class id of every spelling that a slot's label may have in the text."""
+    ids = range(first, first + len(slot.labels))
+    return dict(zip(slot.labels if labels == "names" else map(str, ids), ids, strict=True))
+
+
+def _classes(text: str, task: Task, class_of: Sequence[Mapping[str, int]], labels: str, where: str) -> tuple[int, ...]:
+    words = [word.strip() for word in text.split("|")] if labels == "names" else text.split()
+    if len(words) != len(class_of) or not all(words):
+        form = "labels parted by |" if labels == "names" else "class ids parted by spaces"
+        raise RecordError(
+            f"{where}: {_short(text.strip())} should be {len(class_of)} {form}, "
+            f"for {', '.join(slot.name for slot in task.slots)}: correct the line"
+        )
+    for word, slot, known in zip(words, task.slots, class_of, strict=True):
+        if word not in known:
+            others = [other.name for other, its in zip(task.slots, class_of, strict=True) if word in its]
+            also = f" (it is one of slot {others[0]!r})" if others else ""
+            raise RecordError(
+                f"{where}: {word!r} is no label of slot {slot.name!r} of {task.name}{also}: "
+                f"correct it to one of {_short(', '.join(known), 200)}"
+            )
+    return tuple(known[word] for word, known in zip(words, class_of, strict=True))
+
+
+def _unique(name: str, times: Counter[str]) -> str:
+    """Resampled sets name a file several times: the second time it is called `name#2`."""
+    times[name] += 1
+    return name if times[name] == 1 else f"{name}#{times[name]}"
+
+
+def _short(text: str, limit: int = 60) -> str:
+    return repr(text if len(text) <= limit else text[: limit - 1] + "…")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,587 @@
+"""Unit records: utterances as units and labels, in TFDS's own directory format, and the card that describes them.
+
+A directory of unit records holds sharded TFRecords, the metadata by which `tfds.builder_from_directory` reads them, and
+`unit_card.json`, which is written last: a directory without it is incomplete. A record is a `tf.train.Example` of
+
+    id | units [T] | durations [T] or empty | f0 [T], optional | labels/<slot>: class within the slot | provenance
+
+Records are read without TensorFlow, whose import alone costs seconds: a TFRecord file is lengths, CRCs and bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import re
+import struct
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from spjax.tasks import Slot, Task
+
+CARD = "unit_card.json"
+FORMAT = "spjax-unit-records"
+VERSION = 1
+UTTERANCES_PER_SHARD = 50_000
+
+
+class RecordError(ValueError):
+    """Unit records, or what they are made from, are damaged or do not fit. Names file, record and the way out."""
+
+
+class Utterance(NamedTuple):
+    """One utterance to write.
+
+    Attributes:
+      id: unique in its split.
+      units: [T] ints in 0..vocabulary-1, at least one.
+      classes: [slots] class ids over all slots (Task).
+      durations: [T] frames that each unit lasted before merging, or None where unknown.
+      f0: [T] log f0 of each unit less the speaker's mean, or None where unknown.
+      provenance: where the utterance comes from, in words.
+    """
+
+    id: str
+    units: Sequence[int] | np.ndarray
+    classes: Sequence[int]
+    durations: Sequence[int] | np.ndarray | None = None
+    f0: Sequence[float] | np.ndarray | None = None
+    provenance: str = ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class UnitSet:
+    """A split in memory, ragged: utterance i owns `units[offsets[i]:offsets[i + 1]]`. n utterances.
+
+    Attributes:
+      units: int16 (int32 from 32,768 units on) [sum of lengths].
+      offsets: int64 [n + 1].
+      classes: int32 [n, slots], class ids over all slots (Task).
+      ids: n names.
+      durations: int32, flat as units, in frames; None where unknown.
+      f0: float32, flat as units; None where unknown.
+    """
+
+    units: np.ndarray
+    offsets: np.ndarray
+    classes: np.ndarray
+    ids: list[str]
+    durations: np.ndarray | None = None
+    f0: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, units: Sequence[Sequence[int]], classes: Any, ids: Sequence[str] | None = None) -> UnitSet:
+        """From unit lists and classes [n, slots]; ids default to the utterances' numbers."""
+        lengths = [len(one) for one in units]
+        flat = np.concatenate([np.asarray(one, np.int64) for one in units]) if len(units) else np.zeros(0, np.int64)
+        return cls(
+            units=flat.astype(_unit_dtype(int(flat.max(initial=0)) + 1)),
+            offsets=_offsets(lengths),
+            classes=np.asarray(classes, np.int32).reshape(len(lengths), -1),
+            ids=list(ids) if ids is not None else [str(i) for i in range(len(lengths))],
+        )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Units of every utterance, int64 [n]."""
+        return np.diff(self.offsets)
+
+    def units_of(self, i: int) -> np.ndarray:
+        """Units of utterance i, [T]."""
+        return self.units[self.offsets[i] : self.offsets[i + 1]]
+
+    def cut(self, max_length: int) -> UnitSet:
+        """The same utterances, of which each keeps its first `max_length` units at most."""
+        lengths = self.lengths
+        if not (lengths > max_length).any():
+            return self
+        keep = np.arange(len(self.units)) - np.repeat(self.offsets[:-1], lengths) < max_length
+        return dataclasses.replace(
+            self,
+            units=self.units[keep],
+            offsets=_offsets(np.minimum(lengths, max_length)),
+            durations=None if self.durations is None else self.durations[keep],
+            f0=None if self.f0 is None else self.f0[keep],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A TFRecord file of a split: its name in the directory, how many records and bytes it holds, and their sha256."""
+
+    file: str
+    records: int
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What a directory of unit records holds (`unit_card.json`).
+
+    Attributes:
+      task: slots and their labels, in class order, and the metric.
+      shards: the files of every split, in order.
+      vocabulary: number of units (k-means centroids).
+      encoder: speech encoder whose features were quantised.
+      layer: its layer.
+      kmeans: identity of the centroids.
+      merged: runs of equal units were merged.
+      durations: records say how many frames each unit lasted.
+      f0: records hold f0.
+      sources: sha256 of every file that the records were made from.
+      notes: whatever a reader of results must know.
+    """
+
+    task: Task
+    shards: dict[str, tuple[Shard, ...]]
+    vocabulary: int = 100
+    encoder: str = "hubert_base_ls960"
+    layer: int = 6
+    kmeans: str = "km100"
+    merged: bool = True
+    durations: bool = False
+    f0: bool = False
+    sources: dict[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Utterances of every split."""
+        return {split: sum(shard.records for shard in shards) for split, shards in self.shards.items()}
+
+
+def load_card(directory: epath.PathLike) -> Card:
+    """Reads the card of a directory of unit records (local or gs://).
+
+    Raises:
+      RecordError: the directory or its card is missing, unreadable, or of another format.
+    """
+    path = epath.Path(directory) / CARD
+    if not path.exists():
+        raise RecordError(
+            f"{directory} is no complete directory of unit records: it has no {CARD}. "
+            "Make one with `python -m data_pipelines.import_units --help`"
+        )
+    try:
+        fields = json.loads(path.read_text())
+        name, version = fields.pop("format"), fields.pop("version")
+        fields.pop("counts")  # written for people: the shards say it again
+        if (name, version) != (FORMAT, VERSION):
+            raise RecordError(f"{path} is {name!r} version {version}; this code reads {FORMAT!r} version {VERSION}")
+        task = fields.pop("task")
+        slots = tuple(Slot(slot["name"], tuple(slot["labels"])) for slot in task["slots"])
+        return Card(
+            task=Task(task["name"], slots, task["metric"]),
+            shards={split: tuple(Shard(**one) for one in some) for split, some in fields.pop("shards").items()},
+            notes=tuple(fields.pop("notes")),
+            **fields,
+        )
+    except RecordError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordError(f"{path} is damaged ({error!r}): make the records again") from error
+
+
+def read_unit_records(directory: epath.PathLike, split: str, check: bool = True) -> tuple[UnitSet, Card]:
+    """Reads a split of unit records, validating every record.
+
+    Args:
+      directory: local or gs:// directory.
+      split: name of the split.
+      check: compare every shard with the sha256 in the card. What a record says is validated in any case.
+
+    Returns:
+      The utterances in record order, shard after shard, and the card.
+
+    Raises:
+      RecordError: a shard is missing, damaged, truncated or not the one in the card; a record is unreadable, has no
+        units, a unit outside the vocabulary, a label its slot does not have, or durations that do not fit its units.
+        Names the file and the record (counted from 0).
+    """
+    directory = epath.Path(directory)
+    card = load_card(directory)
+    if split not in card.shards:
+        raise RecordError(f"{directory} has no split {split!r}: it has {', '.join(card.shards)}")
+    parts = [_read_shard(directory / shard.file, shard, card, check) for shard in card.shards[split]]
+    return _join(parts), card
+
+
+def write_unit_records(
+    directory: epath.PathLike,
+    task: Task,
+    splits: Mapping[str, Iterable[Utterance]],
+    *,
+    shards: int | None = None,
+    overwrite: bool = False,
+    vocabulary: int = 100,
+    encoder: str = "hubert_base_ls960",
+    layer: int = 6,
+    kmeans: str = "km100",
+    merged: bool = True,
+    sources: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+) -> Card:
+    """Writes unit records that `tfds.builder_from_directory` and `read_unit_records` read.
+
+    The records are made in a temporary sibling and renamed when complete, so that a crash or a full disk leaves no
+    directory that looks complete. Durations and f0 are recorded where the utterances have them: all or none.
+
+    Args:
+      directory: where the records go; must be absent or empty unless `overwrite`.
+      task: what the classes of the utterances mean.
+      splits: utterances of every split, in the order in which they are to be read back.
+      shards: files a split is cut into; by default as many as hold 50,000 utterances each.
+      overwrite: replace what the directory holds, once the new records are complete.
+      vocabulary, encoder, layer, kmeans, merged, sources, notes: see Card.
+
+    Raises:
+      RecordError: the directory is taken, a name cannot be recorded, a split is empty or an utterance does not fit.
+    """
+    directory = epath.Path(directory)
+    if not overwrite and directory.exists() and any(directory.iterdir()):
+        raise RecordError(f"{directory} is not empty: choose another directory, or allow it to be overwritten")
+    _check_names(task, splits)
+    if not splits:
+        raise RecordError(f"no splits to write for {task.name}: name at least one")
+    card = Card(
+        task,
+        shards={},
+        vocabulary=vocabulary,
+        encoder=encoder,
+        layer=layer,
+        kmeans=kmeans,
+        merged=merged,
+        sources=dict(sources or {}),
+        notes=tuple(notes),
+    )
+    with _complete_or_absent(directory) as folder:
+        for split, source in splits.items():
+            utterances = list(source)
+            if not utterances:
+                raise RecordError(f"split {split!r} of {task.name} has no utterances: leave it out or fill it")
+            if not card.shards:
+                first = utterances[0]
+                card = dataclasses.replace(card, durations=first.durations is not None, f0=first.f0 is not None)
+            _check_utterances(utterances, split, card)
+            written = _write_split(folder, split, utterances, shards, card)
+            card = dataclasses.replace(card, shards={**card.shards, split: written})
+        _write_tfds_metadata(folder, card)
+        _write_file(folder / CARD, _card_json(card).encode())
+    return card
+
+
+# ---- reading
+
+
+def _read_shard(path: epath.Path, shard: Shard, card: Card, check: bool) -> UnitSet:
+    from google.protobuf.message import DecodeError
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    if not path.exists():
+        raise RecordError(f"{path} is missing, which {CARD} lists: bring it back or make the records again")
+    content = path.read_bytes()
+    intact = not check or hashlib.sha256(content).hexdigest() == shard.sha256
+
+    slots = [f"labels/{slot.name}" for slot in card.task.slots]
+    ids: list[str] = []
+    units: list[int] = []
+    durations: list[int] = []
+    f0: list[float] = []
+    labels: list[list[int]] = []
+    lengths: list[tuple[int, int, int]] = []
+    for number, payload in enumerate(_frames(content, path, check_crc=not intact)):
+        try:
+            feature = tf_example_pb2.Example.FromString(payload).features.feature
+            (name,) = feature["id"].bytes_list.value
+            ids.append(name.decode())
+        except (DecodeError, ValueError) as error:
+            raise RecordError(f"{path}, record {number} holds no utterance: make the records again") from error
+        before = len(units), len(durations), len(f0)
+        units.extend(feature["units"].int64_list.value)
+        durations.extend(feature["durations"].int64_list.value)
+        f0.extend(feature["f0"].float_list.value)
+        lengths.append((len(units) - before[0], len(durations) - before[1], len(f0) - before[2]))
+        found = [feature[slot].int64_list.value for slot in slots]
+        labels.append([value[0] if len(value) == 1 else -1 for value in found])
+
+    flat = np.asarray(units, np.int64)
+    within = np.asarray(labels, np.int64).reshape(-1, len(slots))
+    fault = _first_fault(flat, np.asarray(lengths, np.int64).reshape(-1, 3), within, card)
+    if fault:
+        raise RecordError(f"{path}, record {fault[0]} ({ids[fault[0]]!r}) {fault[1]}: make the records again")
+    if len(ids) != shard.records:
+        raise RecordError(f"{path} holds {len(ids)} records where {CARD} says {shard.records}: make the records again")
+    if not intact:
+        raise RecordError(f"{path} is not the file that {CARD} describes (sha256 differs): make the records again")
+    return UnitSet(
+        units=flat.astype(_unit_dtype(card.vocabulary)),
+        offsets=_offsets([length[0] for length in lengths]),
+        classes=(within + np.asarray(card.task.slot_offsets[:-1])).astype(np.int32),
+        ids=ids,
+        durations=np.asarray(durations, np.int32) if card.durations else None,
+        f0=np.asarray(f0, np.float32) if card.f0 else None,
+    )
+
+
+def _join(parts: Sequence[UnitSet]) -> UnitSet:
+    def flat(pick: Callable[[UnitSet], np.ndarray | None]) -> np.ndarray | None:
+        arrays = [array for array in map(pick, parts) if array is not None]
+        return np.concatenate(arrays) if arrays else None
+
+    if len(parts) == 1:
+        return parts[0]
+    return UnitSet(
+        units=np.concatenate([part.units for part in parts]),
+        offsets=_offsets(np.concatenate([part.lengths for part in parts])),
+        classes=np.concatenate([part.classes for part in parts]),
+        ids=[name for part in parts for name in part.ids],
+        durations=flat(lambda part: part.durations),
+        f0=flat(lambda part: part.f0),
+    )
+
+
+def _first_fault(units: np.ndarray, lengths: np.ndarray, labels: np.ndarray, card: Card) -> tuple[int, str] | None:
+    """(utterance, what is wrong with it) of the first one that does not fit the card.
+
+    units: flat; lengths: [n, 3] of units, durations and f0; labels: [n, slots], class within the slot, -1 if missing.
+    """
+    faults: list[tuple[int, str]] = []
+    count = lengths[:, 0]
+    if (empty := np.flatnonzero(count == 0)).size:
+        faults.append((int(empty[0]), "has no units"))
+    if (wrong := np.flatnonzero((units < 0) | (units >= card.vocabulary))).size:
+        row = int(np.searchsorted(np.cumsum(count), wrong[0], side="right"))
+        faults.append((row, f"has unit {units[wrong[0]]}, outside 0..{card.vocabulary - 1}"))
+    sizes = np.asarray([len(slot.labels) for slot in card.task.slots])
+    if (foreign := np.argwhere((labels < 0) | (labels >= sizes))).size:
+        row, slot = (int(i) for i in foreign[0])
+        name, label = card.task.slots[slot].name, labels[row, slot]
+        known = f"whose labels are 0..{sizes[slot] - 1}"
+        faults.append((row, f"has label {label} (-1: none) of slot {name!r} of {card.task.name}, {known}"))
+    for column, name, has in ((1, "durations", card.durations), (2, "f0", card.f0)):
+        expected = count if has else np.zeros_like(count)
+        if (uneven := np.flatnonzero(lengths[:, column] != expected)).size:
+            row = int(uneven[0])
+            faults.append((row, f"has {lengths[row, column]} {name} where {expected[row]} fit its {count[row]} units"))
+    return min(faults) if faults else None
+
+
+# ---- writing
+
+
+def _check_names(task: Task, splits: Mapping[str, Any]) -> None:
+    """Names become file names and lines of label files: what those cannot hold is refused before any work."""
+    for what, name in [("task", task.name), *(("split", split) for split in splits)]:
+        if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
+            raise RecordError(f"{what} name {name!r} cannot be a file name: use letters, digits and _, a letter first")
+    if not task.slots:
+        raise RecordError(f"task {task.name} has no slots: name at least one with its labels")
+    if len({slot.name for slot in task.slots}) < len(task.slots):
+        raise RecordError(f"task {task.name} names a slot twice: {[slot.name for slot in task.slots]}")
+    for slot in task.slots:
+        if not re.fullmatch(r"\w[\w .-]*", slot.name):
+            raise RecordError(f"slot name {slot.name!r} cannot be recorded: use letters, digits and _ (then also . -)")
+        for label in slot.labels:
+            if not label or label != label.strip() or len(label.splitlines()) > 1:
+                raise RecordError(
+                    f"label {label!r} of slot {slot.name!r} cannot be recorded: it must be one line of text "
+                    "without blanks around it"
+                )
+
+
+def _check_utterances(utterances: Sequence[Utterance], split: str, card: Card) -> None:
+    slots = len(card.task.slots)
+    seen: set[str] = set()
+    for number, one in enumerate(utterances):
+        what = f"split {split!r}, utterance {number} ({one.id!r})"
+        if one.id in seen:
+            raise RecordError(f"{what} has the id of an earlier one: ids must be unique in a split")
+        seen.add(one.id)
+        if len(one.classes) != slots:
+            raise RecordError(f"{what} has {len(one.classes)} classes where {card.task.name} has {slots} slots")
+    streams = [(one.units, one.durations, one.f0) for one in utterances]
+    lengths = [[0 if stream is None else len(stream) for stream in three] for three in streams]
+    flat = np.concatenate([np.asarray(one.units, np.int64) for one in utterances])
+    fault = _first_fault(flat, np.asarray(lengths), _labels(utterances, card.task), card)
+    if fault:
+        raise RecordError(f"split {split!r}, utterance {fault[0]} ({utterances[fault[0]].id!r}) {fault[1]}")
+
+
+def _labels(utterances: Sequence[Utterance], task: Task) -> np.ndarray:
+    """Class within each slot, int64 [n, slots]; out of its range where the class is another slot's."""
+    return np.asarray([one.classes for one in utterances], np.int64) - np.asarray(task.slot_offsets[:-1])
+
+
+def _write_split(
+    folder: epath.Path, split: str, utterances: Sequence[Utterance], shards: int | None, card: Card
+) -> tuple[Shard, ...]:
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    total = len(utterances)
+    if shards is not None and shards < 1:
+        raise RecordError(f"shards must be at least 1, not {shards}")
+    pieces = min(total, shards or -(-total // UTTERANCES_PER_SHARD))
+    bounds = [total * piece // pieces for piece in range(pieces + 1)]
+    labels = _labels(utterances, card.task)
+    written: list[Shard] = []
+    with tqdm(total=total, desc=f"{card.task.name} {split}", unit=" utterances") as bar:
+        for piece, (first, last) in enumerate(itertools.pairwise(bounds)):
+            frames = []
+            for i in range(first, last):
+                frames.append(_frame(_serialize(utterances[i], labels[i], card, tf_example_pb2)))
+                bar.update()
+            content = b"".join(frames)
+            name = f"{card.task.name}-{split}.tfrecord-{piece:05d}-of-{pieces:05d}"
+            _write_file(folder / name, content)
+            written.append(Shard(name, last - first, len(content), hashlib.sha256(content).hexdigest()))
+    return tuple(written)
+
+
+def _serialize(utterance: Utterance, labels: np.ndarray, card: Card, pb: Any) -> bytes:
+    """A tf.train.Example under the keys that TFDS flattens its features to."""
+    example = pb.Example()
+    feature = example.features.feature
+    feature["id"].bytes_list.value.append(utterance.id.encode())
+    feature["provenance"].bytes_list.value.append(utterance.provenance.encode())
+    feature["units"].int64_list.value.extend(np.asarray(utterance.units).tolist())
+    feature["durations"].int64_list.value.extend(np.asarray(utterance.durations).tolist() if card.durations else ())
+    if card.f0:
+        feature["f0"].float_list.value.extend(np.asarray(utterance.f0).tolist())
+    for slot, label in zip(card.task.slots, labels.tolist(), strict=True):
+        feature[f"labels/{slot.name}"].int64_list.value.append(label)
+    return example.SerializeToString(deterministic=True)
+
+
+def _write_tfds_metadata(folder: epath.Path, card: Card) -> None:
+    import tensorflow_datasets as tfds
+
+    features: dict[str, Any] = {
+        "id": tfds.features.Text(),
+        "units": tfds.features.Sequence(np.int32),
+        "durations": tfds.features.Sequence(np.int32),
+        "labels": tfds.features.FeaturesDict(
+            {slot.name: tfds.features.ClassLabel(names=list(slot.labels)) for slot in card.task.slots}
+        ),
+        "provenance": tfds.features.Text(),
+    }
+    if card.f0:
+        features["f0"] = tfds.features.Sequence(np.float32)
+    template = tfds.core.ShardedFileTemplate(data_dir=folder, dataset_name=card.task.name, filetype_suffix="tfrecord")
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=features,
+        split_infos=[
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[shard.records for shard in shards],
+                num_bytes=sum(shard.bytes for shard in shards),
+                filename_template=template.replace(split=split),
+            )
+            for split, shards in card.shards.items()
+        ],
+        filename_template=template,
+        disable_shuffling=True,  # TFDS then reads the shards in order, as read_unit_records does
+        check_data=False,  # would import TensorFlow to read one example
+        description=f"Speech units of {card.task.name}: {card.encoder}, layer {card.layer}, {card.kmeans}.",
+    )
+
+
+def _card_json(card: Card) -> str:
+    fields = {"format": FORMAT, "version": VERSION, "counts": card.counts, **dataclasses.asdict(card)}
+    return json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
+
+
+@contextlib.contextmanager
+def _complete_or_absent(directory: epath.Path) -> Iterator[epath.Path]:
+    """A temporary sibling that takes the place of `directory` when the block ends well, and goes away when it fails."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex[:8]
+    folder = directory.parent / f".{directory.name}.incomplete-{mark}"
+    old = directory.parent / f".{directory.name}.replaced-{mark}"
+    folder.mkdir()
+    try:
+        yield folder
+        if directory.exists():
+            directory.rename(old)
+        folder.rename(directory)
+    except BaseException:
+        folder.rmtree(missing_ok=True)
+        if old.exists() and not directory.exists():
+            old.rename(directory)
+        raise
+    old.rmtree(missing_ok=True)
+
+
+def _write_file(path: epath.Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        if "://" not in os.fspath(path):
+            os.fsync(file.fileno())
+
+
+# ---- the TFRecord file: for every record its length (8 bytes) and its CRC, the bytes and their CRC, little-endian
+
+
+def _frames(content: bytes, path: epath.Path, check_crc: bool) -> Iterator[bytes]:
+    start = number = 0
+    while start < len(content):
+        head = content[start : start + 12]
+        size = struct.unpack_from("<Q", head)[0] if len(head) == 12 else 0
+        end = start + 12 + size
+        if check_crc and len(head) == 12 and _masked_crc(head[:8]) != struct.unpack_from("<I", head, 8)[0]:
+            raise RecordError(f"{path}, record {number} is damaged (CRC of its length): make the records again")
+        if len(head) < 12 or end + 4 > len(content):
+            raise RecordError(f"{path} ends inside record {number}: it is truncated, make the records again")
+        payload = content[start + 12 : end]
+        if check_crc and _masked_crc(payload) != struct.unpack_from("<I", content, end)[0]:
+            raise RecordError(f"{path}, record {number} is damaged (CRC of its bytes): make the records again")
+        yield payload
+        start, number = end + 4, number + 1
+
+
+def _frame(payload: bytes) -> bytes:
+    head = struct.pack("<Q", len(payload))
+    return head + struct.pack("<I", _masked_crc(head)) + payload + struct.pack("<I", _masked_crc(payload))
+
+
+def _crc_row(byte: int) -> int:
+    for _ in range(8):
+        byte = (byte >> 1) ^ (0x82F63B78 if byte & 1 else 0)  # the Castagnoli polynomial, reflected
+    return byte
+
+
+_CRC_ROWS = tuple(_crc_row(byte) for byte in range(256))
+
+
+def _masked_crc(content: bytes) -> int:
+    """CRC-32C, rotated and shifted as TFRecord files store it."""
+    crc = 0xFFFFFFFF
+    for byte in content:
+        crc = _CRC_ROWS[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+# ---- arrays
+
+
+def _offsets(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+
+
+def _unit_dtype(vocabulary: int) -> type[np.signedinteger]:
+    return np.int16 if vocabulary <= 2**15 else np.int32
