@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from spjax import vocab
 from spjax.convert import ConvertError
-from spjax.convert.safe_pickle import Inert
+from spjax.convert.safe_pickle import Inert, shown
 from spjax.convert.torch_file import Tensor, read_torch_file
 from spjax.models.config import UnitLMConfig
 from spjax.storage.packs import PackCard, make_card
@@ -108,11 +108,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     model = contents.get("model")
     if not isinstance(model, dict) or not model:
         raise ConvertError(
-            f"{path} holds no model weights (it has {', '.join(contents) or 'nothing'}). Give a checkpoint."
+            f"{path} holds no model weights (it has {', '.join(list(contents)[:8]) or 'nothing'}). Give a checkpoint."
         )
     for name, value in model.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ConvertError(f"{path}: {name!r:.80} of the model is {value!r:.80}, not a tensor. Give a checkpoint.")
+            raise ConvertError(
+                f"{path}: {shown(name)} of the model is {shown(value)}, not a tensor. Give a checkpoint."
+            )
     options = _fields(_fields(contents.get("cfg")).get("model")) or _fields(contents.get("args"))
     return Checkpoint(path, dict(model), options)
 
@@ -122,7 +124,7 @@ def _check_architecture(checkpoint: Checkpoint) -> None:
         value = checkpoint.options.get(name, needed)
         if value != needed:
             raise ConvertError(
-                f"{checkpoint.path} was trained with {name}={value!r:.60}; spjax computes only {name}={needed!r}. "
+                f"{checkpoint.path} was trained with {name}={shown(value)}; spjax computes only {name}={needed!r}. "
                 "Such a model cannot be imported."
             )
 
@@ -194,7 +196,9 @@ def _config(checkpoint: Checkpoint, heads: int | None) -> UnitLMConfig:
     if heads is None and written is None:
         raise ConvertError(f"{checkpoint.path} does not say how many attention heads it has. Say so: --heads=16.")
     if heads is not None and written not in (None, heads):
-        raise ConvertError(f"{checkpoint.path} says it has {written} attention heads, not {heads}. Leave out --heads.")
+        raise ConvertError(
+            f"{checkpoint.path} says it has {shown(written)} attention heads, not {heads}. Leave out --heads."
+        )
     sizes: dict[str, Any] = {
         "dim": embed.shape[1],
         "layers": max(numbers) + 1,
@@ -202,8 +206,9 @@ def _config(checkpoint: Checkpoint, heads: int | None) -> UnitLMConfig:
         "heads": heads if written is None else written,
     }
     for field, option in _SIZES.items():
-        if options.get(option, sizes[field]) != sizes[field]:
-            raise ConvertError(f"{checkpoint.path}: {option} is {options[option]}, but its tensors say {sizes[field]}.")
+        value = options.get(option, sizes[field])
+        if type(value) is not int or value != sizes[field]:
+            raise ConvertError(f"{checkpoint.path}: {option} is {shown(value)}, but its tensors say {sizes[field]}.")
     try:
         return UnitLMConfig(vocab_size=embed.shape[0], **sizes)
     except ValueError as error:
@@ -367,7 +372,7 @@ def _prompt_tree(checkpoint: Checkpoint, config: UnitLMConfig) -> tuple[Params, 
     for option, value in found.items():
         if checkpoint.options.get(option, value) != value:
             raise ConvertError(
-                f"{path}: {option} is {checkpoint.options[option]!r:.40}, but its tensors and the LM given by --lm "
+                f"{path}: {option} is {shown(checkpoint.options[option])}, but its tensors and the LM given by --lm "
                 f"say {value}. Give the LM that it was trained with."
             )
     return params, notes

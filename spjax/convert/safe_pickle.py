@@ -23,7 +23,8 @@ from spjax.convert import ConvertError
 
 Maker = Callable[..., Any]
 
-_SCALARS = (str, bytes, int, float, complex, bool, type(None))
+_SCALARS = (str, bytes, int, float, bool, type(None))
+_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 _DTYPE = re.compile(r"[?bBhHiIlLqQefdg]|[<>|=]?(b1|[iu][1248]|f[248])")
 
 
@@ -77,8 +78,9 @@ class PickledArray:
         _, shape, dtype, fortran, data = state
         if not isinstance(dtype, PickledDtype) or not isinstance(data, bytes):
             raise ConvertError("a numpy array in it does not hold plain numbers")
-        if len(data) != math.prod(shape) * dtype.dtype.itemsize:
-            raise ConvertError(f"a numpy array of shape {shape} in it holds {len(data)} bytes")
+        counts = isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)
+        if not counts or len(data) != math.prod(shape) * dtype.dtype.itemsize:
+            raise ConvertError(f"a numpy array of shape {shown(shape)} in it holds {len(data)} bytes")
         self.array = np.frombuffer(data, dtype.dtype).reshape(shape, order="F" if fortran else "C")
 
     def numpy(self) -> np.ndarray:
@@ -92,22 +94,32 @@ class PickledArray:
         return self.array
 
 
+def shown(value: Any) -> str:
+    """A value of a file as an error message shows it: hostile ones nest so that their repr would never end."""
+    if isinstance(value, tuple) and len(value) <= 8:
+        return f"({', '.join('...' if isinstance(part, tuple) else shown(part) for part in value)})"
+    plain = isinstance(value, (str, bytes, float, bool, type(None), Inert, Global))
+    if plain or (isinstance(value, int) and value.bit_length() <= 64):
+        return f"{value!r:.80}"
+    return f"a {type(value).__name__}"
+
+
 def _numpy_dtype(name: str, *_: Any) -> PickledDtype:
     if not isinstance(name, str) or not _DTYPE.fullmatch(name):
-        raise ConvertError(f"a numpy array in it is of type {name!r}, not of plain numbers")
+        raise ConvertError(f"a numpy array in it is of type {shown(name)}, not of plain numbers")
     return PickledDtype(np.dtype(name))
 
 
 def _numpy_scalar(dtype: PickledDtype, data: bytes) -> np.generic:
-    if len(data) != dtype.dtype.itemsize:
-        raise ConvertError(f"a numpy number in it holds {len(data)} bytes")
+    if not isinstance(data, bytes) or len(data) != dtype.dtype.itemsize:
+        raise ConvertError("a numpy number in it does not have the bytes of its type")
     return np.frombuffer(data, dtype.dtype)[0]
 
 
 def _latin1(text: str, encoding: str) -> bytes:
     # How protocol 2 spells bytes. Any other codec could be a decompressor.
     if encoding not in ("latin1", "latin-1"):
-        raise ConvertError(f"bytes in it are encoded as {encoding!r}; only latin1 is read")
+        raise ConvertError(f"bytes in it are encoded as {shown(encoding)}; only latin1 is read")
     return text.encode("latin-1")
 
 
@@ -118,6 +130,7 @@ def _mapping(pairs: Any = (), *_: Any) -> dict[Any, Any]:
 _MAKERS: dict[str, Maker] = {
     "collections.OrderedDict": _mapping,
     "_codecs.encode": _latin1,
+    "builtins.bytes": lambda: b"",  # how protocol 2 spells no bytes
     "numpy.dtype": _numpy_dtype,
     **{f"numpy.{core}.multiarray._reconstruct": lambda *_: PickledArray() for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray.scalar": _numpy_scalar for core in ("core", "_core")},
@@ -130,6 +143,11 @@ def _key(value: Any) -> Any:
     if not all(isinstance(part, (*_SCALARS, Global, Inert)) for part in flat):
         raise ConvertError(f"a dictionary in it has a key of type {type(value).__name__}")
     return value
+
+
+def _global(module: str, name: str) -> Global:
+    # Protocols 0 to 2 speak Python 2.
+    return Global(f"{_PYTHON_2.get(module, module)}.{name}")
 
 
 class _Machine:
@@ -255,10 +273,10 @@ class _Machine:
             case "GET" | "BINGET" | "LONG_BINGET":
                 stack.append(self.memo[arg])
             case "GLOBAL":
-                stack.append(Global(arg.replace(" ", ".", 1)))
+                stack.append(_global(*arg.split(" ", 1)))
             case "STACK_GLOBAL":
                 name, module = self.pop(), self.pop()
-                stack.append(Global(f"{module}.{name}"))
+                stack.append(_global(module, name))
             case "REDUCE" | "NEWOBJ":
                 args, function = self.pop(), self.pop()
                 stack.append(self.call(function, args))
@@ -266,7 +284,7 @@ class _Machine:
                 keywords, args, function = self.pop(), self.pop(), self.pop()
                 stack.append(Inert(getattr(function, "name", "?"), args, items=[keywords]))
             case "INST":
-                stack.append(self.call(Global(arg.replace(" ", ".", 1)), tuple(self.pop_mark())))
+                stack.append(self.call(_global(*arg.split(" ", 1)), tuple(self.pop_mark())))
             case "OBJ":
                 function, *args = self.pop_mark()
                 stack.append(self.call(function, tuple(args)))

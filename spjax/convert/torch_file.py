@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from spjax.convert import ConvertError
-from spjax.convert.safe_pickle import Global, Maker, read_pickle
+from spjax.convert.safe_pickle import Global, Maker, read_pickle, shown
 
 _STORAGES = {
     "FloatStorage": np.float32,
@@ -88,7 +88,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Ten
         raise ConvertError("a tensor in it is not made the way torch makes them")
     counts = (offset, *shape, *strides)
     if len(shape) != len(strides) or len(shape) > _MAX_DIMS or not all(map(_is_count, counts)):
-        raise ConvertError(f"a tensor in it has shape {shape}, strides {strides}, offset {offset}")
+        raise ConvertError(f"a tensor in it has shape {shown(shape)}, strides {shown(strides)}, offset {shown(offset)}")
     end = offset
     reach = 0  # numbers between the first and the last of a view of the dims so far; the next stride must exceed it
     for stride, size in sorted((stride, size) for stride, size in zip(strides, shape, strict=True) if size > 1):
@@ -117,9 +117,9 @@ _MAKERS: dict[str, Maker] = {
 def _storage_type(kind: Any, size: Any) -> np.dtype:
     name = kind.name.rpartition(".")[2] if isinstance(kind, Global) else None
     if name not in _STORAGES or kind.name not in (f"torch.{name}", f"torch.cuda.{name}"):
-        raise ConvertError(f"a storage in it is of type {kind.name if isinstance(kind, Global) else kind!r:.80}")
+        raise ConvertError(f"a storage in it is of type {shown(kind)}")
     if not _is_count(size):
-        raise ConvertError(f"a storage in it has size {size!r:.80}")
+        raise ConvertError(f"a storage in it has size {shown(size)}")
     return np.dtype(_STORAGES[name])
 
 
@@ -146,15 +146,15 @@ def _read_zip(path: Path) -> Any:
             raise ConvertError(f"its pickle refers to something that is no storage ({type(value).__name__})")
         _, kind, key, _, size = value
         dtype = _storage_type(kind, size)
-        entry = entries.get(f"{root}data/{key}")
+        entry = entries.get(f"{root}data/{key}") if isinstance(key, str) else None
         if entry is None or entry.file_size != size * dtype.itemsize:
             held = "is missing" if entry is None else f"holds {entry.file_size} bytes"
-            raise ConvertError(f"storage {key!r:.80} should hold {size * dtype.itemsize} bytes, but {held}")
+            raise ConvertError(f"storage {shown(key)} should hold {size * dtype.itemsize} bytes, but {held}")
 
         def read() -> bytes:
             try:
                 return archive.read(entry)
-            except (zipfile.BadZipFile, OSError, EOFError) as error:
+            except Exception as error:  # zipfile has a dozen ways to say that an entry is not what it should be
                 raise ConvertError(f"{path}: storage {key} is damaged ({error}). Copy or download it again.") from error
 
         return Storage(dtype, size, read)
@@ -169,7 +169,7 @@ def _read_legacy(path: Path) -> Any:
         raise ConvertError("it is a pickle, but not one of torch.save's")
     protocol = read_pickle(contents)
     if protocol != _LEGACY_PROTOCOL:
-        raise ConvertError(f"it has protocol {protocol!r:.80}, known is {_LEGACY_PROTOCOL}")
+        raise ConvertError(f"it has protocol {shown(protocol)}, known is {_LEGACY_PROTOCOL}")
     system = read_pickle(contents)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ConvertError("it was written on a big-endian machine; save it again on a little-endian one")
@@ -184,7 +184,7 @@ def _read_legacy(path: Path) -> Any:
         _, kind, key, _, size, *view = value
         dtype = _storage_type(kind, size)
         if not isinstance(key, str) or sizes.setdefault(key, size * dtype.itemsize) != size * dtype.itemsize:
-            raise ConvertError(f"storage {key!r:.80} has two sizes")
+            raise ConvertError(f"storage {shown(key)} has two sizes")
         offset, count = 0, size
         if view and view[0] is not None:
             _, offset, count = view[0]
@@ -199,7 +199,7 @@ def _read_legacy(path: Path) -> Any:
 
     tree = read_pickle(contents, _MAKERS, persistent)
     keys = read_pickle(contents)
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(sizes):
+    if not isinstance(keys, list) or not all(isinstance(k, str) for k in keys) or sorted(keys) != sorted(sizes):
         raise ConvertError("its list of storages does not fit its tensors")
     position = contents.tell()
     for key in keys:
@@ -245,5 +245,5 @@ def read_torch_file(path: str | Path) -> Any:
         raise ConvertError(f"{path} cannot be read: {error}. {way_out}") from error
     except OSError as error:
         raise ConvertError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error) as error:
+    except Exception as error:  # zipfile and struct on hostile bytes
         raise ConvertError(f"{path} cannot be read: {type(error).__name__}: {error}. {way_out}") from error

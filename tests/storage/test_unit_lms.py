@@ -1,0 +1,237 @@
+"""Unit LMs are stored whole, read back bit for bit, and refused with the reason when anything is off."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from spjax.models import unit_lm
+from spjax.models.config import UnitLMConfig
+from spjax.storage import StorageError, files, read_unit_lm, save_unit_lm, unit_lm_hash
+from spjax.storage.unit_lms import unit_lm_shapes
+
+CONFIG = UnitLMConfig(vocab_size=20, dim=8, layers=2, heads=2, ffn_dim=12)
+
+
+def weights(seed=0, config=CONFIG):
+    rng = np.random.default_rng(seed)
+    return files.unflatten(
+        {path: rng.normal(size=shape).astype(np.float32) for path, shape in unit_lm_shapes(config).items()}
+    )
+
+
+def edit(directory: Path, **changes) -> None:
+    path = directory / "config.json"
+    described = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({name: value for name, value in described.items() if value is not None}))
+
+
+def rewrite(directory: Path, change) -> None:
+    """Changes the tensor file and, so that only the tensors can be at fault, the hash beside it."""
+    path = directory / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    change(tensors)
+    safetensors.numpy.save_file(tensors, path)
+    edit(directory, hash=files.tree_hash(tensors))
+
+
+def test_round_trip(tmp_path: Path):
+    params = weights()
+    provenance = {"source": "mine", "valid_perplexity": 4.5, "trained_on": ["fsc", "gsc"]}
+    identity = save_unit_lm(tmp_path / "deep" / "lm", CONFIG, params, provenance)
+    config, read, info = read_unit_lm(tmp_path / "deep" / "lm")
+    assert config == CONFIG
+    assert info == {"hash": identity, "parameters": CONFIG.num_params, "provenance": provenance}
+    assert identity == unit_lm_hash(params) == unit_lm_hash(read)
+    for path, array in files.flatten(params).items():
+        np.testing.assert_array_equal(files.flatten(read)[path], array)
+    assert sorted(p.name for p in (tmp_path / "deep" / "lm").iterdir()) == ["config.json", "model.safetensors"]
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["lm"]
+
+
+def test_the_stored_tree_is_the_one_that_the_model_takes(tmp_path: Path):
+    import jax
+    import jax.numpy as jnp
+
+    made = jax.eval_shape(lambda key: unit_lm.init(key, CONFIG), jax.random.key(0))
+    params = jax.tree.map(jnp.asarray, weights())
+    save_unit_lm(tmp_path / "lm", CONFIG, params)
+    _, read, info = read_unit_lm(tmp_path / "lm")
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), read) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), made
+    )
+    assert info["hash"] == unit_lm_hash(params)
+    assert info["provenance"] == {}
+
+
+def test_full_size_counts():
+    assert sum(np.prod(shape) for shape in unit_lm_shapes(UnitLMConfig()).values()) == 151_263_232
+
+
+def test_hash_tells_names_shapes_and_bits():
+    base = {"a": np.zeros((2, 3), np.float32), "b": {"c": np.ones(2, np.float32)}}
+    variants = [
+        base,
+        {"a": np.zeros((3, 2), np.float32), "b": {"c": np.ones(2, np.float32)}},
+        {"a": np.zeros((2, 3), np.float32), "b": {"d": np.ones(2, np.float32)}},
+        {"a": -np.zeros((2, 3), np.float32), "b": {"c": np.ones(2, np.float32)}},
+    ]
+    assert len({unit_lm_hash(tree) for tree in variants}) == 4
+    turned = {"b": base["b"], "a": np.asfortranarray(base["a"])}
+    assert unit_lm_hash(turned) == unit_lm_hash(base)
+    with pytest.raises(StorageError, match="a is float16"):
+        unit_lm_hash({"a": np.zeros(2, np.float16)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 2}, "version 2, known up to 1.*Update spjax"),
+        ({"version": "1"}, "version '1'"),
+        ({"format": "other"}, "format 'other'"),
+        ({"hash": "0" * 64}, "has the hash .*, but .* says 000"),
+        ({"hash": None}, "lacks hash"),
+        ({"heads": None}, "lacks heads"),
+        ({"heads": 3}, "no multiple of heads 3"),
+        ({"layers": True}, "not all whole numbers"),
+        ({"layers": 3}, r"has shape \[2, .*must be \[3, "),
+        ({"vocab_size": 104}, r"embed has shape \[20, 8\], must be \[104, 8\]"),
+        ({"dropout": 0.1}, "unknown dropout"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(tmp_path: Path, changes, message):
+    save_unit_lm(tmp_path / "lm", CONFIG, weights())
+    edit(tmp_path / "lm", **changes)
+    with pytest.raises(StorageError, match=message) as raised:
+        read_unit_lm(tmp_path / "lm")
+    assert str(tmp_path / "lm") in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("layers/query/bias"), "lacks layers/query/bias"),
+        (lambda t: t.update(stray=np.ones(1, np.float32)), "has stray, which do not belong"),
+        (lambda t: t.update(embed=t["embed"].astype(np.float16)), "embed is float16, must be float32"),
+        (lambda t: t.update(embed=t["embed"][:-1]), r"embed has shape \[19, 8\]"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(tmp_path: Path, change, message):
+    save_unit_lm(tmp_path / "lm", CONFIG, weights())
+    rewrite(tmp_path / "lm", change)
+    with pytest.raises(StorageError, match=message) as raised:
+        read_unit_lm(tmp_path / "lm")
+    assert "model.safetensors" in str(raised.value)
+
+
+def test_truncated_and_altered_files_are_refused(tmp_path: Path):
+    save_unit_lm(tmp_path / "lm", CONFIG, weights())
+    path = tmp_path / "lm" / "model.safetensors"
+    content = path.read_bytes()
+    for length in (0, 5, 100, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(StorageError, match=r"model\.safetensors is truncated or damaged"):
+            read_unit_lm(tmp_path / "lm")
+    flipped = bytearray(content)
+    flipped[-1] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(StorageError, match="one of the two was altered"):
+        read_unit_lm(tmp_path / "lm")
+    path.unlink()
+    with pytest.raises(StorageError, match=r"model\.safetensors does not exist"):
+        read_unit_lm(tmp_path / "lm")
+    (tmp_path / "lm" / "config.json").write_text("{")
+    with pytest.raises(StorageError, match="no readable JSON"):
+        read_unit_lm(tmp_path / "lm")
+    with pytest.raises(StorageError, match="no spjax-unit-lm directory"):
+        read_unit_lm(tmp_path / "absent")
+
+
+def test_what_cannot_be_read_back_is_not_saved(tmp_path: Path):
+    short = weights()
+    del short["final_norm"]["bias"]
+    with pytest.raises(StorageError, match="lacks final_norm/bias"):
+        save_unit_lm(tmp_path / "lm", CONFIG, short)
+    with pytest.raises(StorageError, match="JSON"):
+        save_unit_lm(tmp_path / "lm", CONFIG, weights(), {"perplexity": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saving_replaces_the_earlier_one(tmp_path: Path):
+    save_unit_lm(tmp_path / "lm", CONFIG, weights(0))
+    identity = save_unit_lm(tmp_path / "lm", CONFIG, weights(1))
+    assert read_unit_lm(tmp_path / "lm")[2]["hash"] == identity
+    assert [p.name for p in tmp_path.iterdir()] == ["lm"]
+    (tmp_path / "lm" / "events.log").write_text("mine")
+    with pytest.raises(StorageError, match=r"holds events\.log, which saving there would delete"):
+        save_unit_lm(tmp_path / "lm", CONFIG, weights(2))
+    assert (tmp_path / "lm" / "events.log").read_text() == "mine"
+
+
+def _killed_at(step: int, calls: tuple[str, ...], monkeypatch):
+    """Makes the n-th of the calls of a save fail, as a full disk or a signal would."""
+    count = iter(range(1000))
+
+    def failing(name, original):
+        def run(*args, **kwargs):
+            if next(count) == step:
+                raise OSError(f"{name} failed")
+            return original(*args, **kwargs)
+
+        return run
+
+    monkeypatch.setattr(files, "_fsync", failing("fsync", files._fsync))
+    monkeypatch.setattr(Path, "rename", failing("rename", Path.rename))
+    monkeypatch.setattr(Path, "mkdir", failing("mkdir", Path.mkdir))
+
+
+@pytest.mark.parametrize("step", range(8))
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_failing_save_leaves_the_earlier_one_or_nothing(tmp_path: Path, step, earlier, monkeypatch):
+    old, new = unit_lm_hash(weights(0)), unit_lm_hash(weights(1))
+    if earlier:
+        save_unit_lm(tmp_path / "lm", CONFIG, weights(0))
+    with monkeypatch.context() as patch:
+        _killed_at(step, ("fsync", "rename", "mkdir"), patch)
+        try:
+            save_unit_lm(tmp_path / "lm", CONFIG, weights(1))
+            done = True
+        except OSError:
+            done = False
+    if (tmp_path / "lm").exists():  # whole: one or the other
+        assert read_unit_lm(tmp_path / "lm")[2]["hash"] in ({old, new} if earlier else {new})
+    else:
+        assert not earlier
+    if done:
+        assert read_unit_lm(tmp_path / "lm")[2]["hash"] == new
+    assert not [p for p in tmp_path.iterdir() if p.name.endswith(".tmp")]
+
+
+def test_a_kill_between_the_renames_can_be_undone(tmp_path: Path):
+    """SIGKILL in the one moment in which the final name is free: the error says where the earlier LM is."""
+    save_unit_lm(tmp_path / "lm", CONFIG, weights(0))
+    program = f"""
+import os, signal, sys
+from pathlib import Path
+from spjax.storage import files
+rename = Path.rename
+def die(self, target):
+    rename(self, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+Path.rename = die
+files.write_directory({str(tmp_path / "lm")!r}, {{"config.json": lambda p: p.write_text("x"),
+                                                 "model.safetensors": lambda p: p.write_text("x")}})
+"""
+    assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2]).returncode == -9
+    aside = tmp_path / ".lm.replaced"
+    with pytest.raises(StorageError, match=r"interrupted save left the earlier one in .*lm\.replaced"):
+        read_unit_lm(tmp_path / "lm")
+    assert read_unit_lm(aside)[2]["hash"] == unit_lm_hash(weights(0))
+    save_unit_lm(tmp_path / "lm", CONFIG, weights(1))
+    assert not aside.exists()
