@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -33,11 +34,12 @@ class Verbalizer:
     slot_offsets: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        spelled = {tuple(code) for code in self.codes.tolist()}
-        if len(spelled) != len(self.codes):
-            raise ValueError(f"{self.kind} verbalizer: {len(self.codes)} classes share {len(spelled)} spellings")
         if self.codes.shape != self.feeds.shape or self.slot_offsets[-1] != len(self.codes):
             raise ValueError(f"{self.kind} verbalizer: codes, feeds and slots do not belong together")
+        for start, stop in itertools.pairwise(self.slot_offsets):
+            spelled = {tuple(code) for code in self.codes[start:stop].tolist()}
+            if len(spelled) != stop - start:
+                raise ValueError(f"{self.kind} verbalizer: {stop - start} labels of a slot share {len(spelled)} spellings")
 
     @property
     def learnable(self) -> bool:
@@ -63,7 +65,7 @@ class Verbalizer:
     def allowed(self) -> np.ndarray:
         """bool [K, outputs]: what may be said at each label step by any label of its slot."""
         mask = np.zeros((self.steps, self.outputs), bool)
-        for slot, (start, stop) in enumerate(zip(self.slot_offsets, self.slot_offsets[1:], strict=False)):
+        for slot, (start, stop) in enumerate(itertools.pairwise(self.slot_offsets)):
             for m in range(self.steps_per_slot):
                 mask[slot * self.steps_per_slot + m, self.codes[start:stop, m]] = True
         return mask

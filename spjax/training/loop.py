@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import signal
@@ -18,12 +19,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from tqdm import tqdm
 
 from spjax.training import checkpoints, sharding
 
 State = Any  # a tree of arrays
+
+_log = logging.getLogger(__name__)
 
 
 class DivergedError(RuntimeError):
@@ -81,7 +83,7 @@ def fit(
     if found is not None:
         state, meta = found
         epoch, start, history = meta["epoch"], meta["step"], meta["history"]
-        logging.info("continuing from epoch %d, step %d", epoch, start)
+        _log.info("continuing from epoch %d, step %d", epoch, start)
     log = Log(workdir, epoch * job.steps + start)
     best = max((line["score"] for line in history), default=-math.inf)
 
@@ -108,7 +110,7 @@ def fit(
                     pending = []
                     _check(values["loss"], explode, epoch, done, workdir)
                     rate = seen / (time.monotonic() - since)
-                    bar.set_postfix(loss=f"{values['loss']:.4f}", utt_s=f"{rate:.0f}")
+                    bar.set_postfix(loss=f"{np.mean(values['loss']):.4f}", utt_s=f"{rate:.0f}")
                     log.write(epoch * job.steps + done, {"train/" + k: v for k, v in values.items()}, utt_s=rate)
                 if stop.asked():
                     bar.close()
@@ -122,7 +124,7 @@ def fit(
             history.append({"epoch": epoch, "score": score, **metrics})
             log.write((epoch + 1) * job.steps, {"valid/" + k: v for k, v in metrics.items()})
             best = max(best, score)
-            logging.info("epoch %d: score %.4f, best %.4f", epoch + 1, score, best)
+            _log.info("epoch %d: score %.4f, best %.4f", epoch + 1, score, best)
             epoch, start = epoch + 1, 0
             save(epoch, 0, score)
     manager.wait_until_finished()

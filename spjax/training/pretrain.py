@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -16,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import logging
 from tqdm import tqdm
 
 from spjax import vocab
@@ -25,6 +25,8 @@ from spjax.models import unit_lm
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.training import loop, masks, optim, sharding
 from spjax.types import Params
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +66,11 @@ def utterances(sets: list[UnitSet], row_length: int, dedup: bool) -> list[np.nda
     sequences = [units.units_of(i) for units in sets for i in range(len(units))]
     if dedup:
         unique = {sequence.tobytes(): sequence for sequence in sequences}
-        logging.info("pretraining: %d of %d sequences are distinct", len(unique), len(sequences))
+        _log.info("pretraining: %d of %d sequences are distinct", len(unique), len(sequences))
         sequences = list(unique.values())
     cut = sum(len(sequence) + 1 > row_length for sequence in sequences)
     if cut:
-        logging.info("pretraining: %d utterances over %d units are cut into pieces", cut, row_length - 1)
+        _log.info("pretraining: %d utterances over %d units are cut into pieces", cut, row_length - 1)
     pieces = []
     for sequence in sequences:
         tokens = np.concatenate([[vocab.EOS], sequence.astype(np.int32) + vocab.UNIT_OFFSET, [vocab.EOS]])

@@ -1,0 +1,187 @@
+"""Decoding: the scores of every label combination, and greedy labels. One prefill, then cached steps, batched."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spjax import vocab
+from spjax.models import prompted_lm, prompts, unit_lm
+from spjax.models.config import Compute, UnitLMConfig
+from spjax.models.unit_lm import FLOAT32
+from spjax.models.verbalizers import Verbalizer
+from spjax.types import KV, Batch, Params
+
+MOST_COMBINATIONS = 8192
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LabelTree:
+    """What an utterance's label steps may say, as a tree: equal beginnings are computed once.
+
+    Attributes:
+      combinations: int32 [M, slots], class ids of each allowed answer.
+      feeds: for each depth 1 .. K - 1, int32 [J], tokens that its nodes feed back.
+      parents: for each depth, int32 [J], the node's parent among the nodes of the depth above.
+      path: int32 [M, K], node of each answer at depth 0 .. K - 1.
+      codes: int32 [M, K], output that it says there.
+    """
+
+    combinations: np.ndarray
+    feeds: list[np.ndarray]
+    parents: list[np.ndarray]
+    path: np.ndarray
+    codes: np.ndarray
+
+
+def label_tree(verbalizer: Verbalizer, combinations: Sequence[Sequence[int]] | np.ndarray | None) -> LabelTree:
+    """The tree of the given combinations of class ids (those seen in training, say), or of all of them.
+
+    Raises:
+      ValueError: no combinations are given and there are too many to score each.
+    """
+    if combinations is None:
+        ranges = [range(a, b) for a, b in itertools.pairwise(verbalizer.slot_offsets)]
+        count = int(np.prod([len(r) for r in ranges], dtype=float))
+        if count > MOST_COMBINATIONS:
+            raise ValueError(f"{count} label combinations are too many to score each: name those that can occur")
+        combinations = list(itertools.product(*ranges))
+    combos = np.unique(np.asarray(combinations, np.int32).reshape(-1, verbalizer.num_slots), axis=0)
+    codes = verbalizer.codes[combos].reshape(len(combos), -1)
+    tokens = verbalizer.feeds[combos].reshape(len(combos), -1)
+    path = np.zeros_like(codes)
+    feeds, parents = [], []
+    for depth in range(1, verbalizer.steps):
+        # A node is a beginning of codes: feeds may be shared by classes, codes never are.
+        _, first, node = np.unique(codes[:, :depth], axis=0, return_index=True, return_inverse=True)
+        path[:, depth] = node.reshape(-1)
+        feeds.append(tokens[first, depth - 1])
+        parents.append(path[first, depth - 1])
+    return LabelTree(combos, feeds, parents, path, codes)
+
+
+def score(
+    lm: Params,
+    bank: Params,
+    batch: Batch,
+    tree: LabelTree,
+    *,
+    verbalizer: Verbalizer,
+    config: UnitLMConfig,
+    compute: Compute = FLOAT32,
+) -> jax.Array:
+    """Log probability of every combination of the tree, float32 [B, M]; they sum to one over the tree.
+
+    Each label step is normalised over the labels of its slot, as in training.
+
+    Args:
+      lm: the LM's weights.
+      bank: prompt trees [N, ...].
+      batch: B utterances; their classes are not looked at.
+      tree: what may be said.
+      verbalizer: classes to outputs.
+      config: the LM's architecture.
+      compute: operand type.
+    """
+    allowed = verbalizer.allowed
+    nothing = jnp.zeros((len(batch.last), 0), jnp.int32)
+    state = prompted_lm.run(lm, bank, batch, nothing, config=config, queries=1, compute=compute)
+    base = state.position
+
+    def log_probs(hidden: jax.Array, depth: int) -> jax.Array:
+        scores = prompted_lm.outputs(lm, bank, hidden, batch.prompt_id, compute)
+        return jax.nn.log_softmax(jnp.where(allowed[depth], scores, jnp.finfo(jnp.float32).min))
+
+    total = log_probs(state.hidden, 0)[:, tree.path[:, 0], tree.codes[:, 0]]
+    above = np.zeros((1, 0), bool)  # which of the columns behind the prefill each node of the last depth sees
+    for depth, (feeds, parents) in enumerate(zip(tree.feeds, tree.parents, strict=True), 1):
+        sees = np.concatenate([above[parents], np.eye(len(feeds), dtype=bool)], axis=1)
+        positions = jnp.broadcast_to(base[:, None] + depth - 1, (len(base), len(feeds)))
+        tokens = jnp.asarray(feeds)[None]
+        state = prompted_lm.step(lm, state, tokens, jnp.asarray(sees), positions, config=config, compute=compute)
+        total = total + log_probs(state.hidden, depth)[:, tree.path[:, depth], tree.codes[:, depth]]
+        above = sees
+    return jax.nn.log_softmax(total)
+
+
+def slot_probabilities(log_probs: np.ndarray, tree: LabelTree, slot_offsets: Sequence[int]) -> list[np.ndarray]:
+    """Probability of every label of every slot: [B, M] log probabilities to a float32 [B, C_k] a slot."""
+    probabilities = np.exp(log_probs.astype(np.float64))
+    found = []
+    for slot, (start, stop) in enumerate(itertools.pairwise(slot_offsets)):
+        says = tree.combinations[:, slot][:, None] == np.arange(start, stop)
+        found.append((probabilities @ says).astype(np.float32))
+    return found
+
+
+def greedy(
+    lm: Params,
+    bank: Params,
+    batch: Batch,
+    *,
+    max_steps: int,
+    verbalizer: Verbalizer,
+    config: UnitLMConfig,
+    compute: Compute = FLOAT32,
+    constrained: bool = False,
+) -> jax.Array:
+    """The likeliest output at each step, fed back, until EOS.
+
+    Args:
+      lm: the LM's weights.
+      bank: prompt trees [N, ...].
+      batch: B utterances.
+      max_steps: J, most steps.
+      verbalizer: classes to outputs.
+      config: the LM's architecture.
+      compute: operand type.
+      constrained: only say labels of the step's slot (`max_steps` must be K); the reference says anything.
+
+    Returns:
+      int32 [B, J] outputs; EOS from the end on.
+    """
+    if constrained and max_steps != verbalizer.steps:
+        raise ValueError(f"constrained greedy decoding takes {verbalizer.steps} steps, not {max_steps}")
+    rows = len(batch.last)
+    nothing = jnp.zeros((rows, 0), jnp.int32)
+    first = prompted_lm.run(lm, bank, batch, nothing, config=config, queries=1, compute=compute)
+    columns = first.visible.shape[1]
+    room = [(0, 0), (0, 0), (0, max_steps), (0, 0), (0, 0)]
+    cache = KV(jnp.pad(first.cache.key, room), jnp.pad(first.cache.value, room))
+    visible = jnp.pad(first.visible, ((0, 0), (0, max_steps)))
+    table = jnp.asarray(unit_lm.sinusoids(vocab.FIRST_POSITION + columns + max_steps + 1, config.dim))
+    separator = prompts.rows_of(bank["sep"][:, -1:], batch.prompt_id) * config.dim**0.5
+    token_of = np.arange(max(verbalizer.outputs, config.vocab_size), dtype=np.int32)
+    token_of[verbalizer.codes] = verbalizer.feeds
+
+    def say(hidden: jax.Array, step: jax.Array) -> jax.Array:
+        scores = prompted_lm.outputs(lm, bank, hidden, batch.prompt_id, compute)[:, 0]
+        if constrained:
+            scores = jnp.where(jnp.asarray(verbalizer.allowed)[step], scores, -jnp.inf)
+        return jnp.argmax(scores, axis=1).astype(jnp.int32)
+
+    def body(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        step, said, cache, visible = carry
+        token = jnp.asarray(token_of)[said[:, step - 1]][:, None]
+        # A separator that is said again is the trained vector again, as in the reference.
+        x = jnp.where((token == vocab.BOS)[..., None], separator, unit_lm.embed_tokens(lm, token))
+        x = x + table[first.position + step - 1][:, None]
+        mask = jnp.concatenate([visible, jnp.ones((rows, 1), bool)], axis=1)[:, None]
+        hidden, new = unit_lm.extend(lm, config, (x,), cache, mask, compute=compute)
+        at = columns + step - 1
+        write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=2)  # noqa: E731
+        cache = jax.tree.map(write, cache, new)
+        visible = jax.lax.dynamic_update_slice_in_dim(visible, jnp.ones((rows, 1), bool), at, axis=1)
+        over = (said == vocab.EOS).any(axis=1)
+        said = said.at[:, step].set(jnp.where(over, vocab.EOS, say(hidden, step)))
+        return step + 1, said, cache, visible
+
+    said = jnp.full((rows, max_steps), -1, jnp.int32).at[:, 0].set(say(first.hidden, jnp.zeros((), jnp.int32)))
+    more = lambda carry: (carry[0] < max_steps) & ~(carry[1] == vocab.EOS).any(axis=1).all()  # noqa: E731
+    _, said, _, _ = jax.lax.while_loop(more, body, (jnp.ones((), jnp.int32), said, cache, visible))
+    return jnp.where(said < 0, vocab.EOS, said)

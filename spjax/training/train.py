@@ -1,0 +1,325 @@
+"""Prompt tuning: a bank of prompts trained against one frozen LM, each member with its own seed and early stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from spjax.data import loader
+from spjax.data import plan as planning
+from spjax.data.records import UnitSet
+from spjax.evaluation import decode
+from spjax.models import prompts, unit_lm
+from spjax.models.config import Compute, UnitLMConfig
+from spjax.models.verbalizers import Verbalizer
+from spjax.training import loop, losses, masks, optim, sharding
+from spjax.types import Batch, Params
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A prompt tuning run.
+
+    Attributes:
+      seeds: one member of the bank each: its start, its order of utterances, its dropout.
+      epochs: most passes over train.
+      patience: evaluations without a better score after which a member stops; 0 never stops early.
+      select: score by which the best epoch is kept: "accuracy" (all slots right, on valid), "loss" (the training loss
+        on valid), or "last" (keep the last epoch; valid is only reported).
+      round_loss: decimals that a valid loss is rounded to before it is compared; the reference's 3. -1 does not round.
+      trainable: regex over parameter paths; `.*` fine-tunes the whole LM.
+      max_rows: most utterances of a member in a batch.
+      max_tokens: most source columns of a member in a batch.
+      buckets: how many lengths are compiled.
+      checkpoint_every: updates between checkpoints.
+      eval_rows: utterances of an evaluation batch.
+    """
+
+    seeds: tuple[int, ...] = (0,)
+    epochs: int = 10
+    patience: int = 0
+    select: str = "accuracy"
+    round_loss: int = -1
+    trainable: str = "prompt/.*"
+    max_rows: int = 32
+    max_tokens: int = 4096
+    buckets: int = 4
+    checkpoint_every: int = 500
+    eval_rows: int = 64
+
+    def __post_init__(self) -> None:
+        if self.select not in ("accuracy", "loss", "last"):
+            raise ValueError(f"train: select is {self.select!r}, must be accuracy, loss or last")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"train: seeds {self.seeds} must be at least one, each different")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setting:
+    """What is trained on what: everything that does not change while training.
+
+    Attributes:
+      config: the LM's architecture.
+      compute: operand type and remat.
+      prompt: shape, start and dropout of the prompts.
+      loss: which loss.
+      verbalizer: classes to outputs.
+      tree: label combinations that decoding chooses among.
+    """
+
+    config: UnitLMConfig
+    compute: Compute
+    prompt: prompts.PromptConfig
+    loss: losses.LossConfig
+    verbalizer: Verbalizer
+    tree: decode.LabelTree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """The outcome of a run. `params`: {"lm": ..., "prompt": ...}, the kept epoch of every member; `history`: per epoch."""
+
+    params: Params
+    history: list[dict[str, Any]]
+    best_epoch: list[int]
+    best_score: list[float]
+
+
+def first_params(lm: Params, setting: Setting, seeds: tuple[int, ...], start: Params | None = None) -> Params:
+    """{"lm", "prompt"} at the start: a fresh bank, one member a seed, or every member a copy of `start` (a pack)."""
+    if start is None:
+        new = functools.partial(
+            prompts.init_member,
+            config=setting.prompt, lm=setting.config, verbalizer=setting.verbalizer, embed=jnp.asarray(lm["embed"]),
+        )  # fmt: skip
+        members = [new(jax.random.key(seed)) for seed in seeds]
+    else:
+        members = [jax.tree.map(jnp.asarray, start)] * len(seeds)
+    return {"lm": lm, "prompt": prompts.stack(members)}
+
+
+def make_update(setting: Setting, tx: Any, frozen_paths: masks.Flat) -> Any:  # noqa: ANN401
+    """One training step, to be compiled: (state, frozen, batch) -> (state, metrics).
+
+    The gradient is taken of the trained leaves alone. A member that has stopped keeps its parameters.
+    """
+    del frozen_paths
+
+    def update(state: dict[str, Any], frozen: masks.Flat, batch: Batch) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), state["step"] + 1))(state["seeds"])
+
+        def loss(trained: masks.Flat) -> tuple[jax.Array, jax.Array]:
+            params = masks.unflatten({**trained, **frozen})
+            each = losses.member_losses(
+                params["lm"], params["prompt"], batch, keys,
+                loss=setting.loss, prompt=setting.prompt, verbalizer=setting.verbalizer,
+                config=setting.config, compute=setting.compute,
+            )  # fmt: skip
+            return jnp.sum(each), each
+
+        (_, each), grads = jax.value_and_grad(loss, has_aux=True)(state["trained"])
+        new, optimizer = masks.apply_gradients(tx, state["optimizer"], state["trained"], frozen, grads)
+        active = state["active"]
+
+        def keep(path: str, new: jax.Array, old: jax.Array) -> jax.Array:
+            runs = active.reshape(-1, *[1] * (new.ndim - 1)) if path.startswith("prompt/") else active[0]
+            return jnp.where(runs, new, old)
+
+        trained = {path: keep(path, new[path], old) for path, old in state["trained"].items()}
+        metrics = {"loss": each, "gradient_norm": optim.member_norms(grads)}
+        return {**state, "trained": trained, "optimizer": optimizer, "step": state["step"] + 1}, metrics
+
+    return update
+
+
+class Evaluator:
+    """Valid or test scores of a bank: every utterance answered by every member."""
+
+    def __init__(self, setting: Setting, units: UnitSet, plan: list[planning.Step], members: int, mesh: Any) -> None:  # noqa: ANN401
+        """`plan`: an unshuffled plan over the split for one member."""
+        self._setting, self._units, self._plan, self._members, self._mesh = setting, units, plan, members, mesh
+        common = {"verbalizer": setting.verbalizer, "config": setting.config, "compute": setting.compute}
+
+        @jax.jit
+        def answer(flat: masks.Flat, batch: Batch) -> jax.Array:
+            params = masks.unflatten(flat)
+            return decode.score(params["lm"], params["prompt"], batch, setting.tree, **common)
+
+        @jax.jit
+        def measure(flat: masks.Flat, batch: Batch) -> jax.Array:
+            params = masks.unflatten(flat)
+            each = losses.member_losses(
+                params["lm"], params["prompt"], batch, None, loss=setting.loss, prompt=setting.prompt, **common
+            )
+            whole = setting.loss.kind == "reference"
+            size = (batch.source_length + setting.verbalizer.steps + 2 if whole else 1) * batch.weight
+            count = size.reshape(len(each), -1).sum(axis=1)
+            return jnp.stack([each * count, count])
+
+        self._answer, self._measure = answer, measure
+
+    def _batches(self, what: str) -> Iterator[Batch]:
+        host, hosts = jax.process_index(), jax.process_count()
+        steps = [step._replace(ids=np.repeat(step.ids, self._members, axis=0)) for step in self._plan]
+        bar = tqdm(steps, desc=what, leave=False, disable=host > 0, delay=2, unit="batch")
+        for batch in loader.prefetch(loader.batches(self._units, bar, 0, host, hosts)):
+            yield sharding.shard_rows(self._mesh, batch)
+
+    def log_probs(self, flat: masks.Flat) -> np.ndarray:
+        """Log probability of every combination of the tree, float32 [N, n, M], utterances in their own order."""
+        found = np.full((self._members, len(self._units), len(self._setting.tree.combinations)), np.nan, np.float32)
+        for batch in self._batches("decoding"):
+            scores, index, member = sharding.fetch((self._answer(flat, batch), batch.index, batch.prompt_id))
+            real = index >= 0
+            found[member[real], index[real]] = scores[real]
+        return found
+
+    def loss(self, flat: masks.Flat) -> np.ndarray:
+        """The training loss on the split, [N]."""
+        parts = [sharding.fetch(self._measure(flat, batch)) for batch in self._batches("loss")]
+        total, count = np.sum(parts, axis=0, dtype=np.float64)
+        return total / np.maximum(count, 1)
+
+
+def exact_match(log_probs: np.ndarray, tree: decode.LabelTree, classes: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Share of utterances `ids` whose every slot is right, per member [N]; classes [n, slots]."""
+    said = tree.combinations[log_probs[:, ids].argmax(axis=2)]
+    return (said == classes[None, ids]).all(axis=2).mean(axis=1)
+
+
+def train(
+    params: Params,
+    setting: Setting,
+    run: TrainConfig,
+    optimizer: optim.OptimConfig,
+    *,
+    train_set: UnitSet,
+    train_ids: np.ndarray,
+    valid_set: UnitSet,
+    valid_ids: np.ndarray,
+    workdir: str,
+    model_parallel: int = 1,
+) -> Trained:
+    """Train a bank of prompts, one member a seed; continue the run found in `workdir`.
+
+    Args:
+      params: {"lm", "prompt"} at the start (`first_params`).
+      setting: what is trained.
+      run: for how long and how.
+      optimizer: Adam settings.
+      train_set: units and labels; `train_ids` are the utterances of it to use.
+      train_ids: int [m].
+      valid_set: what early stopping looks at; `valid_ids` likewise.
+      valid_ids: int [m].
+      workdir: checkpoints and logs.
+      model_parallel: devices that share a layer.
+    """
+    members = len(run.seeds)
+    mesh = sharding.make_mesh(model_parallel)
+    trained, frozen = masks.split(masks.flatten(params), run.trainable)
+    if members > 1 and any(path.startswith("lm/") for path in trained):
+        raise ValueError(f"trainable={run.trainable!r} trains the LM, which the {members} seeds would share: give one seed")
+    lengths = train_set.lengths
+    edges = planning.buckets(lengths[train_ids], run.buckets)
+    shape = {"max_tokens": run.max_tokens, "max_rows": run.max_rows}
+
+    @functools.lru_cache(maxsize=2)
+    def plan(epoch: int) -> list[planning.Step]:
+        return planning.plan(lengths, seed=0, epoch=epoch, buckets=edges, members=run.seeds, ids=train_ids, **shape)
+
+    steps = len(plan(0))
+    tx = masks.masked(optim.make(optimizer, steps * run.epochs), trained, frozen)
+    state = {
+        "trained": trained,
+        "optimizer": tx.init({**trained, **frozen}),
+        "step": jnp.zeros((), jnp.int32),
+        "seeds": jnp.asarray(run.seeds, jnp.uint32),
+        "active": jnp.ones(members, bool),
+        "best": jax.tree.map(jnp.copy, trained),
+        "best_score": jnp.full(members, -jnp.inf),
+        "best_epoch": jnp.full(members, -1, jnp.int32),
+    }
+    where = sharding.state_shardings(mesh, state)
+    state = sharding.place(state, where)
+    # Rounded once, not in every step: nothing changes a frozen kernel.
+    frozen = {path: leaf.astype(setting.compute.operand) if path.endswith("kernel") else leaf for path, leaf in frozen.items()}
+    frozen = sharding.place(frozen, sharding.shardings(mesh, frozen))
+    step_fn = jax.jit(make_update(setting, tx, frozen), donate_argnums=0, out_shardings=(where, None))
+
+    def batches(epoch: int, start: int) -> Iterator[tuple[Batch, int]]:
+        host, hosts = jax.process_index(), jax.process_count()
+        for batch in loader.prefetch(loader.batches(train_set, plan(epoch), start, host, hosts)):
+            yield sharding.shard_rows(mesh, batch), int(batch.weight.sum()) * hosts
+
+    evaluator = evaluator_for(setting, run, valid_set, valid_ids, mesh)
+
+    def evaluate(state: dict[str, Any], epoch: int) -> tuple[dict[str, Any], dict[str, Any], float]:
+        flat = {**state["trained"], **frozen}
+        log_probs = evaluator.log_probs(flat)
+        accuracy = exact_match(log_probs, setting.tree, valid_set.classes, valid_ids)
+        metrics = {"accuracy": accuracy.tolist()}
+        score = accuracy
+        if run.select == "loss":
+            loss = evaluator.loss(flat)
+            metrics["loss"] = loss.tolist()
+            score = -(np.round(loss, run.round_loss) if run.round_loss >= 0 else loss)
+        elif run.select == "last":
+            score = np.full(members, float(epoch))
+        return _keep_best(state, epoch, score, run.patience, where), metrics, float(np.mean(score))
+
+    job = loop.Job(
+        state=state,
+        update=lambda state, batch: step_fn(state, frozen, batch),
+        batches=batches,
+        steps=steps,
+        evaluate=evaluate,
+        finished=lambda state: not bool(sharding.fetch(state["active"]).any()),
+    )
+    state, history = loop.fit(job, workdir, epochs=run.epochs, checkpoint_every=run.checkpoint_every)
+    kept = masks.unflatten({**masks.flatten(params), **sharding.fetch(state["best"])})
+    best_epoch, best_score = sharding.fetch((state["best_epoch"], state["best_score"]))
+    return Trained(kept, history, best_epoch.tolist(), best_score.tolist())
+
+
+def _keep_best(state: dict[str, Any], epoch: int, score: np.ndarray, patience: int, where: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Members whose score is better than ever keep a copy; those without a better one for `patience` epochs stop."""
+    small = sharding.fetch({name: state[name] for name in ("active", "best_score", "best_epoch")})
+    better = small["active"] & (score.astype(np.float32) > small["best_score"])
+    best_epoch = np.where(better, epoch, small["best_epoch"]).astype(np.int32)
+    active = small["active"] & ((epoch - best_epoch < patience) if patience else True)
+    for n in np.flatnonzero(small["active"] & ~active):
+        _log.info("member %d stops: best epoch %d", n, best_epoch[n] + 1)
+
+    def pick(path: str) -> jax.Array:
+        new, old = state["trained"][path], state["best"][path]
+        chosen = better.reshape(-1, *[1] * (new.ndim - 1)) if path.startswith("prompt/") else better[0]
+        return jnp.where(chosen, new, old)
+
+    changed = {
+        "best": {path: pick(path) for path in state["best"]},
+        "active": active,
+        "best_score": np.where(better, score, small["best_score"]).astype(np.float32),
+        "best_epoch": best_epoch,
+    }
+    return {**state, **sharding.place(changed, {name: where[name] for name in changed})}
+
+
+def evaluator_for(setting: Setting, run: TrainConfig, units: UnitSet, ids: np.ndarray, mesh: Any) -> Evaluator:  # noqa: ANN401
+    """An evaluator of utterances `ids` of a split for the run's bank."""
+    lengths = units.lengths
+    plan = planning.plan(
+        lengths, seed=0, epoch=0, buckets=planning.buckets(lengths[ids], run.buckets), ids=ids, shuffle=False,
+        max_rows=run.eval_rows, max_tokens=max(run.max_tokens, 8 * math.ceil(lengths.max() / 8) * 8),
+    )  # fmt: skip
+    return Evaluator(setting, units, plan, len(run.seeds), mesh)
