@@ -2,7 +2,8 @@
 
 TF-IDF of unit 1-, 2- and 3-grams, then multinomial logistic regression (scikit-learn), in two variants: a model
 a slot, and one model over the combinations of labels seen in training (for a single slot they are the same). The
-regularisation of a variant and the variant itself are chosen on valid; test is only scored.
+regularisation of a variant and the variant itself are chosen on valid; test is only scored. Valid may choose the
+variant that is worse on test (few speakers), so both are reported: a claim should clear the better of the two.
 
     python -m spjax.evaluation.ngram --data=DIR [--few-shot=10,50,100] [--json=OUT]
 """
