@@ -35,6 +35,7 @@ def random_run(task: Task, n: int, rng: np.random.Generator, noise: float = 3.0)
 # ---- F1 and confusion
 
 
+@settings(deadline=None)
 @given(seeds, st.integers(1, 60), st.integers(2, 9))
 def test_f1_and_confusion_are_scikit_learns(seed, n, size):
     rng = np.random.default_rng(seed)
@@ -91,6 +92,7 @@ def scored(draw):
     return scores, positive
 
 
+@settings(deadline=None)
 @given(scored())
 def test_eer_lies_on_scikit_learns_roc(case):
     scores, positive = case
@@ -103,6 +105,7 @@ def test_eer_lies_on_scikit_learns_roc(case):
     assert rate == pytest.approx(x[np.abs(x - miss).argmin()], abs=5e-3)
 
 
+@settings(deadline=None)
 @given(scored(), st.randoms(use_true_random=False))
 def test_eer_invariants(case, random):
     scores, positive = case
@@ -115,6 +118,7 @@ def test_eer_invariants(case, random):
     assert metrics.equal_error_rate(-scores, positive) == pytest.approx(1 - rate)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-8, 8), st.integers(0, 3)), min_size=1, max_size=20))
 def test_eer_of_a_sane_scorer_is_at_most_half(pairs):
     """Sane: at every threshold positives are accepted at least as often as negatives."""
@@ -166,6 +170,7 @@ def test_wilson_by_hand():
         metrics.wilson_interval(11, 10)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5000), st.data())
 def test_wilson_holds_the_rate_and_mirrors(total, data):
     correct = data.draw(st.integers(0, total))
