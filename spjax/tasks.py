@@ -64,8 +64,7 @@ TASKS: dict[str, Task] = {
                 Slot(
                     "object",
                     _words(
-                        "none music lights volume heat lamp newspaper juice socks "
-                        "Chinese Korean English German shoes"
+                        "none music lights volume heat lamp newspaper juice socks Chinese Korean English German shoes"
                     ),
                 ),
                 Slot("location", _words("none kitchen bedroom washroom")),

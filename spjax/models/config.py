@@ -29,7 +29,9 @@ class UnitLMConfig:
         if self.dim % 2:
             raise ValueError(f"unit LM: dim {self.dim} must be even, half of it sines and half cosines")
         if self.vocab_size <= vocab.UNIT_OFFSET:
-            raise ValueError(f"unit LM: vocab_size {self.vocab_size} leaves no units beside {vocab.UNIT_OFFSET} specials")
+            raise ValueError(
+                f"unit LM: vocab_size {self.vocab_size} leaves no units beside {vocab.UNIT_OFFSET} specials"
+            )
 
     @property
     def head_dim(self) -> int:

@@ -103,9 +103,7 @@ def _masks(real: jax.Array, shallow: int, tail: int, prefix: int) -> tuple[jax.A
     always = jnp.ones((rows, prefix), bool)
     columns = jnp.concatenate([real, jnp.ones((rows, shallow + tail), bool)], axis=1)
     # Rank in the sequence as the network knows it: shallow prompt, source, tail.
-    rank = jnp.concatenate(
-        [shallow + jnp.arange(length), jnp.arange(shallow), shallow + length + jnp.arange(tail)]
-    )
+    rank = jnp.concatenate([shallow + jnp.arange(length), jnp.arange(shallow), shallow + length + jnp.arange(tail)])
     causal = rank[None, :] <= rank[:, None]
     mask = jnp.concatenate(
         [jnp.broadcast_to(always[:, None], (rows, len(rank), prefix)), causal[None] & columns[:, None]], axis=2
@@ -161,9 +159,7 @@ def step(
     return Prefilled(hidden, _behind(state.cache, new), visible, positions[:, -1] + 1)
 
 
-def outputs(
-    lm: Params, bank: Params, hidden: jax.Array, prompt_id: jax.Array, compute: Compute = FLOAT32
-) -> jax.Array:
+def outputs(lm: Params, bank: Params, hidden: jax.Array, prompt_id: jax.Array, compute: Compute = FLOAT32) -> jax.Array:
     """Verbalizer outputs of hidden states: [B, Q, D] to float32 [B, Q, C + 4] if learnable, else the logits [B, Q, V]."""
     logits = unit_lm.unembed(lm, hidden, compute)
     if "verbalizer" not in bank:

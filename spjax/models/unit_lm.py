@@ -69,9 +69,7 @@ class Block(nn.Module):
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:2], self.config.heads, self.config.head_dim)
 
-    def __call__(
-        self, parts: tuple[jax.Array, ...], prefix: KV, mask: jax.Array, queries: int
-    ) -> tuple[jax.Array, KV]:
+    def __call__(self, parts: tuple[jax.Array, ...], prefix: KV, mask: jax.Array, queries: int) -> tuple[jax.Array, KV]:
         """Run the layer.
 
         Args:
@@ -196,7 +194,7 @@ def extend(
     queries = total if queries is None else queries
     block = Block(config, compute)
 
-    def run(layer: Any, parts: tuple[jax.Array, ...], queries: int) -> tuple[jax.Array, KV]:  # noqa: ANN401
+    def run(layer: Any, parts: tuple[jax.Array, ...], queries: int) -> tuple[jax.Array, KV]:
         weights, layer_prefix, nudge = layer
         if nudge is not None:
             parts = (*parts[:-1], _add_to_last(parts[-1], nudge))

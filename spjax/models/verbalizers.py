@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,9 @@ class Verbalizer:
         for start, stop in itertools.pairwise(self.slot_offsets):
             spelled = {tuple(code) for code in self.codes[start:stop].tolist()}
             if len(spelled) != stop - start:
-                raise ValueError(f"{self.kind} verbalizer: {stop - start} labels of a slot share {len(spelled)} spellings")
+                raise ValueError(
+                    f"{self.kind} verbalizer: {stop - start} labels of a slot share {len(spelled)} spellings"
+                )
 
     @property
     def learnable(self) -> bool:
@@ -164,3 +167,9 @@ def make(
     if kind == "identity":
         return identity(task, vocab_size)
     raise ValueError(f"verbalizer {kind!r} is none of {', '.join(KINDS)}")
+
+
+def of_card(card: Mapping[str, Any], task: Task) -> Verbalizer:
+    """The verbalizer that a prompt pack's card describes (kind, codes, feeds, outputs)."""
+    codes, feeds = (np.asarray(card[name], np.int32) for name in ("codes", "feeds"))
+    return Verbalizer(card["kind"], codes, feeds, card["outputs"], task.slot_offsets)

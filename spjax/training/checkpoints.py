@@ -15,18 +15,14 @@ def open_checkpoints(workdir: str) -> ocp.CheckpointManager:
     keep = managers.AnyPreservationPolicy(
         [
             managers.LatestN(n=1),
-            managers.BestN(
-                get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False
-            ),
+            managers.BestN(get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False),
         ]
     )
     options = ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True)
     return ocp.CheckpointManager(epath.Path(workdir).resolve() / "checkpoints", options=options)
 
 
-def save(
-    manager: ocp.CheckpointManager, step: int, state: Any, meta: dict[str, Any], score: float | None  # noqa: ANN401
-) -> None:
+def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict[str, Any], score: float | None) -> None:
     """Write the state (arrays) and meta (JSON) of a step, in the background."""
     if manager.latest_step() == step:
         return
@@ -34,9 +30,7 @@ def save(
     manager.save(step, args=args, metrics=None if score is None else {"score": score}, force=True)
 
 
-def restore(
-    manager: ocp.CheckpointManager, state: Any, step: int | None = None  # noqa: ANN401
-) -> tuple[Any, dict[str, Any]] | None:
+def restore(manager: ocp.CheckpointManager, state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
     """State and meta of a step, the latest by default, laid out as `state` is; None where there is none.
 
     Raises:

@@ -7,6 +7,7 @@ numbers of one that was not.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -32,7 +33,7 @@ class DivergedError(RuntimeError):
     """The loss is no longer a number, or has exploded."""
 
 
-class Interrupted(SystemExit):  # noqa: N818 - an exit, not an error
+class Interrupted(SystemExit):
     """SIGTERM or Ctrl-C: the state is saved."""
 
 
@@ -91,7 +92,8 @@ def fit(
         meta = {"epoch": epoch, "step": step, "history": history}
         checkpoints.save(manager, epoch * job.steps + step, state, meta, score)
 
-    with Stop() as stop, log:
+    # Leaving the block by any way waits for a checkpoint that is being written.
+    with contextlib.closing(manager), Stop() as stop, log:
         while epoch < epochs and not job.finished(state):
             pending: list[dict[str, jax.Array]] = []
             bar = tqdm(
@@ -127,8 +129,6 @@ def fit(
             _log.info("epoch %d: score %.4f, best %.4f", epoch + 1, score, best)
             epoch, start = epoch + 1, 0
             save(epoch, 0, score)
-    manager.wait_until_finished()
-    manager.close()
     return state, history
 
 
@@ -186,9 +186,9 @@ class Log:
             file.writelines(json.dumps(line) + "\n" for line in kept)
         os.replace(path + ".tmp", path)
         self._file = open(path, "a")  # noqa: SIM115 - closed in __exit__
-        from tensorboard.summary import Writer
+        from tensorboardX import SummaryWriter  # tensorboard's own writer imports TensorFlow
 
-        self._writer = Writer(os.path.join(workdir, "tensorboard"))
+        self._writer = SummaryWriter(os.path.join(workdir, "tensorboard"))
 
     def __enter__(self) -> Log:
         return self

@@ -216,7 +216,7 @@ def pretrain(
     return masks.unflatten(sharding.fetch(state["params"]))["lm"], history
 
 
-def _local(mesh: Any, rows: Rows) -> Rows:  # noqa: ANN401
+def _local(mesh: Any, rows: Rows) -> Rows:
     """This host's rows, as its share of the global batch."""
     host, hosts = jax.process_index(), jax.process_count()
     size = len(rows.inputs) // hosts

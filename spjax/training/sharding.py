@@ -54,10 +54,10 @@ def shardings(mesh: Mesh, flat: Flat) -> dict[str, NamedSharding]:
     return {path: NamedSharding(mesh, spec_of(path)) for path in flat}
 
 
-def state_shardings(mesh: Mesh, state: Any) -> Any:  # noqa: ANN401 - any tree
+def state_shardings(mesh: Mesh, state: Any) -> Any:
     """Shardings of a training state: a leaf under a parameter's path lies as the parameter does, others everywhere."""
 
-    def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:  # noqa: ANN401
+    def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         for part in path:
             key = getattr(part, "key", None)
             if isinstance(key, str) and "/" in key and getattr(leaf, "ndim", 0):
@@ -67,10 +67,10 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:  # noqa: ANN401 - any tree
     return jax.tree_util.tree_map_with_path(of, state)
 
 
-def place(tree: Any, where: Any) -> Any:  # noqa: ANN401 - any tree
+def place(tree: Any, where: Any) -> Any:
     """Host arrays that every process holds alike, as global arrays laid out by `where`."""
 
-    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:  # noqa: ANN401
+    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
         if jax.process_count() == 1:
             return jax.device_put(leaf, sharding)
         host = np.asarray(leaf)
@@ -79,13 +79,13 @@ def place(tree: Any, where: Any) -> Any:  # noqa: ANN401 - any tree
     return jax.tree.map(put, tree, where)
 
 
-def shard_rows(mesh: Mesh, batch: Any) -> Any:  # noqa: ANN401 - any tree of row arrays
+def shard_rows(mesh: Mesh, batch: Any) -> Any:
     """A host's rows of a batch as its share of the global batch, split over `data`."""
     sharding = NamedSharding(mesh, P("data"))
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
 
 
-def fetch(tree: Any) -> Any:  # noqa: ANN401 - any tree
+def fetch(tree: Any) -> Any:
     """Replicated or row-sharded arrays as numpy, whole on every host."""
     if jax.process_count() == 1:
         return jax.device_get(tree)

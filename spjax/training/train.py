@@ -18,7 +18,7 @@ from spjax.data import loader
 from spjax.data import plan as planning
 from spjax.data.records import UnitSet
 from spjax.evaluation import decode
-from spjax.models import prompts, unit_lm
+from spjax.models import prompts
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.verbalizers import Verbalizer
 from spjax.training import loop, losses, masks, optim, sharding
@@ -109,12 +109,11 @@ def first_params(lm: Params, setting: Setting, seeds: tuple[int, ...], start: Pa
     return {"lm": lm, "prompt": prompts.stack(members)}
 
 
-def make_update(setting: Setting, tx: Any, frozen_paths: masks.Flat) -> Any:  # noqa: ANN401
+def make_update(setting: Setting, tx: Any) -> Any:
     """One training step, to be compiled: (state, frozen, batch) -> (state, metrics).
 
     The gradient is taken of the trained leaves alone. A member that has stopped keeps its parameters.
     """
-    del frozen_paths
 
     def update(state: dict[str, Any], frozen: masks.Flat, batch: Batch) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), state["step"] + 1))(state["seeds"])
@@ -146,7 +145,7 @@ def make_update(setting: Setting, tx: Any, frozen_paths: masks.Flat) -> Any:  # 
 class Evaluator:
     """Valid or test scores of a bank: every utterance answered by every member."""
 
-    def __init__(self, setting: Setting, units: UnitSet, plan: list[planning.Step], members: int, mesh: Any) -> None:  # noqa: ANN401
+    def __init__(self, setting: Setting, units: UnitSet, plan: list[planning.Step], members: int, mesh: Any) -> None:
         """`plan`: an unshuffled plan over the split for one member."""
         self._setting, self._units, self._plan, self._members, self._mesh = setting, units, plan, members, mesh
         common = {"verbalizer": setting.verbalizer, "config": setting.config, "compute": setting.compute}
@@ -172,8 +171,8 @@ class Evaluator:
     def _batches(self, what: str) -> Iterator[Batch]:
         host, hosts = jax.process_index(), jax.process_count()
         steps = [step._replace(ids=np.repeat(step.ids, self._members, axis=0)) for step in self._plan]
-        bar = tqdm(steps, desc=what, leave=False, disable=host > 0, delay=2, unit="batch")
-        for batch in loader.prefetch(loader.batches(self._units, bar, 0, host, hosts)):
+        ready = loader.prefetch(loader.batches(self._units, steps, 0, host, hosts))
+        for batch in tqdm(ready, desc=what, total=len(steps), leave=False, disable=host > 0, delay=2, unit="batch"):
             yield sharding.shard_rows(self._mesh, batch)
 
     def log_probs(self, flat: masks.Flat) -> np.ndarray:
@@ -229,7 +228,9 @@ def train(
     mesh = sharding.make_mesh(model_parallel)
     trained, frozen = masks.split(masks.flatten(params), run.trainable)
     if members > 1 and any(path.startswith("lm/") for path in trained):
-        raise ValueError(f"trainable={run.trainable!r} trains the LM, which the {members} seeds would share: give one seed")
+        raise ValueError(
+            f"trainable={run.trainable!r} trains the LM, which the {members} seeds would share: give one seed"
+        )
     lengths = train_set.lengths
     edges = planning.buckets(lengths[train_ids], run.buckets)
     shape = {"max_tokens": run.max_tokens, "max_rows": run.max_rows}
@@ -253,9 +254,11 @@ def train(
     where = sharding.state_shardings(mesh, state)
     state = sharding.place(state, where)
     # Rounded once, not in every step: nothing changes a frozen kernel.
-    frozen = {path: leaf.astype(setting.compute.operand) if path.endswith("kernel") else leaf for path, leaf in frozen.items()}
+    frozen = {
+        path: leaf.astype(setting.compute.operand) if path.endswith("kernel") else leaf for path, leaf in frozen.items()
+    }
     frozen = sharding.place(frozen, sharding.shardings(mesh, frozen))
-    step_fn = jax.jit(make_update(setting, tx, frozen), donate_argnums=0, out_shardings=(where, None))
+    step_fn = jax.jit(make_update(setting, tx), donate_argnums=0, out_shardings=(where, None))
 
     def batches(epoch: int, start: int) -> Iterator[tuple[Batch, int]]:
         host, hosts = jax.process_index(), jax.process_count()
@@ -292,7 +295,7 @@ def train(
     return Trained(kept, history, best_epoch.tolist(), best_score.tolist())
 
 
-def _keep_best(state: dict[str, Any], epoch: int, score: np.ndarray, patience: int, where: Any) -> dict[str, Any]:  # noqa: ANN401
+def _keep_best(state: dict[str, Any], epoch: int, score: np.ndarray, patience: int, where: Any) -> dict[str, Any]:
     """Members whose score is better than ever keep a copy; those without a better one for `patience` epochs stop."""
     small = sharding.fetch({name: state[name] for name in ("active", "best_score", "best_epoch")})
     better = small["active"] & (score.astype(np.float32) > small["best_score"])
@@ -315,7 +318,7 @@ def _keep_best(state: dict[str, Any], epoch: int, score: np.ndarray, patience: i
     return {**state, **sharding.place(changed, {name: where[name] for name in changed})}
 
 
-def evaluator_for(setting: Setting, run: TrainConfig, units: UnitSet, ids: np.ndarray, mesh: Any) -> Evaluator:  # noqa: ANN401
+def evaluator_for(setting: Setting, run: TrainConfig, units: UnitSet, ids: np.ndarray, mesh: Any) -> Evaluator:
     """An evaluator of utterances `ids` of a split for the run's bank."""
     lengths = units.lengths
     plan = planning.plan(

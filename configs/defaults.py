@@ -1,0 +1,59 @@
+"""What every experiment starts from; a config file changes what it is about. Values: found on valid, never on test."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from spjax.models.config import Compute
+from spjax.models.prompts import PromptConfig
+from spjax.training.losses import LossConfig
+from spjax.training.optim import OptimConfig
+from spjax.training.pretrain import PretrainConfig
+from spjax.training.train import TrainConfig
+
+
+def _fields(config: object) -> ConfigDict:
+    return ConfigDict(dataclasses.asdict(config))  # type: ignore[call-overload]
+
+
+def prompt_tuning(task: str) -> ConfigDict:
+    """A prompt tuning job on the records of a task."""
+    config = ConfigDict()
+    config.job = "prompt"
+    config.task = task
+    config.data = f"runs/units/{task}"  # unit records; imported from --units where absent
+    config.lm = "runs/pretrain_ulm/lm"  # unit LM; pretrained from --units where absent
+    config.random_lm = False  # control: an LM of these sizes with random weights
+    config.start_from = ""  # a prompt pack that every member starts as a copy of
+    config.verbalizer = "learnable"  # learnable | frequency | random | identity
+    config.verbalizer_seed = 0
+    config.combinations = "seen"  # decode among the label combinations "seen" in train, or "all"
+    config.few_shot = 0  # train on this many utterances of every label combination; 0: on all
+    config.few_shot_seed = 0
+    config.max_length = 0  # units; 0: no limit
+    config.overlength = "error"  # longer utterances: error | cut | drop
+    config.reference = False  # the original's whole protocol instead of what stands below
+    config.floor = True  # the n-gram floor beside our number
+    config.model_parallel = 1  # devices that share a layer
+    config.compute = _fields(Compute(dtype="bfloat16"))
+    config.prompt = _fields(PromptConfig(length=20, separators=4, steer=True, dropout=0.0, verbalizer_dropout=0.0))
+    config.loss = _fields(LossConfig())
+    config.optim = _fields(OptimConfig(lr=1e-2))
+    config.train = _fields(TrainConfig(seeds=(0, 1, 2), epochs=8))
+    return config
+
+
+def pretraining() -> ConfigDict:
+    """A unit LM pretraining job on the train units of some tasks."""
+    config = ConfigDict()
+    config.job = "pretrain"
+    config.tasks = ("fsc", "gsc")
+    config.data = "runs/units"  # holds the unit records of each task
+    config.lm = ConfigDict({"vocab_size": 104, "dim": 256, "layers": 4, "heads": 4, "ffn_dim": 1024})
+    config.model_parallel = 1
+    config.compute = _fields(Compute(dtype="bfloat16"))
+    config.pretrain = _fields(PretrainConfig(epochs=6, noise=0.05))
+    config.optim = _fields(OptimConfig(lr=2e-3, weight_decay=0.1))
+    return config

@@ -1,0 +1,17 @@
+"""Fluent Speech Commands: action, object and location of a command; exact match of all three.
+
+    python -m spjax.main --config=configs/fsc.py --units=UNIT_TEXT --workdir=runs/fsc
+
+Published: 97.2 % (GSLM), 97.3 % (GSLM, learnable verbalizer), 98.4 % (SpeechPrompt v1). Ours: README, Results.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import defaults
+
+
+def get_config() -> ConfigDict:
+    """The experiment."""
+    return defaults.prompt_tuning("fsc")

@@ -1,0 +1,18 @@
+"""Google Speech Commands v1: one of twelve words, unknown or silence; accuracy on the official test archive.
+
+    python -m spjax.main --config=configs/gsc.py --units=UNIT_TEXT --workdir=runs/gsc
+
+Published: 94.5 % (GSLM), 94.6 % (GSLM, learnable verbalizer), 95.16 % (SpeechPrompt v1). Ours: README, Results.
+The published train and valid lists are class-balanced resamples with replacement.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import defaults
+
+
+def get_config() -> ConfigDict:
+    """The experiment."""
+    return defaults.prompt_tuning("gsc")

@@ -1,0 +1,256 @@
+"""From a config to a result: the stages of a job, each found done or done now."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from spjax.data import loader
+from spjax.data import plan as planning
+from spjax.data.records import Card, UnitSet, read_unit_records
+from spjax.evaluation import decode, report
+from spjax.models import unit_lm, verbalizers
+from spjax.models.config import Compute, UnitLMConfig
+from spjax.models.prompts import PromptConfig, member
+from spjax.storage import packs, unit_lms
+from spjax.training import losses, masks, optim, pretrain, reference, sharding, train
+
+_log = logging.getLogger(__name__)
+
+ImportUnits = Callable[[str, str], None]  # (task, directory of records): make them from the reader's unit text
+
+# Accuracy (exact match for fsc) as published: SpeechPrompt v2 with GSLM, and with the learnable verbalizer; v1.
+PUBLISHED = {
+    "fsc": (("SpeechPrompt v2, GSLM", 0.972), ("v2, GSLM, learnable verbalizer", 0.973), ("SpeechPrompt v1", 0.984)),
+    "gsc": (("SpeechPrompt v2, GSLM", 0.945), ("v2, GSLM, learnable verbalizer", 0.946), ("SpeechPrompt v1", 0.9516)),
+}
+
+
+def read_split(directory: str, task: str, split: str, import_units: ImportUnits | None) -> tuple[UnitSet, Card]:
+    """A split of a task's unit records; the records are imported first where they are absent."""
+    if not os.path.exists(directory):
+        if import_units is None:
+            raise FileNotFoundError(
+                f"no unit records at {directory}: give --units=UNIT_TEXT (a folder holding {task}/train.txt ...), or make "
+                f"them with python -m data_pipelines.import_units --task={task} --src=... --out={directory}"
+            )
+        import_units(task, directory)
+    units, card = read_unit_records(directory, split)
+    if card.task.name != task:
+        raise ValueError(f"{directory} holds units of task {card.task.name!r}, the config is for {task!r}")
+    return units, card
+
+
+def run_pretraining(config: ConfigDict, workdir: str, import_units: ImportUnits | None) -> str:
+    """Pretrain a unit LM and write it to WORKDIR/lm.
+
+    Returns:
+      The LM's directory.
+    """
+    out = os.path.join(workdir, "lm")
+    if os.path.exists(out):
+        _log.info("%s is there already", out)
+        return out
+    trains, valids, sources = [], {}, {}
+    for task in config.tasks:
+        directory = os.path.join(config.data, task)
+        units, card = read_split(directory, task, "train", import_units)
+        trains.append(units)
+        valids[task] = read_split(directory, task, "valid", import_units)[0]
+        sources[task] = {"train_sha256": [s.sha256 for s in card.shards["train"]], "encoder": card.encoder}
+        sources[task] |= {"layer": card.layer, "kmeans": card.kmeans, "merged": card.merged}
+    lm_config = UnitLMConfig(**config.lm)
+    _log.info("unit LM of %s parameters", f"{lm_config.num_params:,}")
+    params, history = pretrain.pretrain(
+        lm_config,
+        pretrain.PretrainConfig(**config.pretrain),
+        optim.OptimConfig(**config.optim),
+        Compute(**config.compute),
+        train=trains,
+        valid=valids,
+        workdir=workdir,
+        model_parallel=config.model_parallel,
+    )
+    if jax.process_index() == 0:
+        provenance = {"source": "spjax pretraining", "config": config.to_dict(), "data": sources, "valid": history[-1]}
+        unit_lms.save_unit_lm(out, lm_config, params, provenance)
+    _print(f"unit LM: {out}; valid perplexity " + _perplexities(history[-1]))
+    return out
+
+
+def _perplexities(last: dict[str, Any]) -> str:
+    return ", ".join(f"{key.split('/')[0]} {value:.3f}" for key, value in last.items() if key.endswith("perplexity"))
+
+
+def run_prompt_tuning(
+    config: ConfigDict, workdir: str, import_units: ImportUnits | None, command: str
+) -> dict[str, Any]:
+    """Train a bank of prompts, score the kept ones on test, and write report and packs to WORKDIR.
+
+    Returns:
+      The content of results.json.
+    """
+    compute = Compute(**config.compute)
+    prompt, loss = PromptConfig(**config.prompt), losses.LossConfig(**config.loss)
+    optimizer, run = optim.OptimConfig(**config.optim), train.TrainConfig(**config.train)
+    if config.reference:
+        prompt, loss, optimizer, run = reference.protocol(run)
+
+    splits, card = {}, None
+    for split in ("train", "valid", "test"):
+        units, card = read_split(config.data, config.task, split, import_units)
+        units, ids, note = loader.fit_length(units, config.max_length or None, config.overlength)
+        if note:
+            _print(f"{split}: {note}")
+        splits[split] = (units, ids)
+    assert card is not None
+    (train_set, train_ids), (valid_set, valid_ids), (test_set, test_ids) = splits.values()
+    if config.few_shot:
+        train_ids = train_ids[planning.few_shot(train_set.classes[train_ids], config.few_shot, config.few_shot_seed)]
+    task = card.task
+
+    lm_config, lm, lm_info = unit_lms.read_unit_lm(config.lm)
+    if lm_config.num_units != card.vocabulary:
+        raise ValueError(f"{config.lm} knows {lm_config.num_units} units, {config.data} holds {card.vocabulary}")
+    lm_hash = lm_info["hash"]
+    if config.random_lm:
+        lm = jax.device_get(unit_lm.init(jax.random.key(0), lm_config))
+        lm_hash = unit_lms.unit_lm_hash(lm)
+
+    seen = np.unique(train_set.classes[train_ids], axis=0)
+    if config.combinations not in ("seen", "all"):
+        raise ValueError(f"combinations is {config.combinations!r}, must be seen or all")
+    start = None
+    if config.start_from:
+        pack = packs.load_pack(config.start_from)
+        packs.check_pack(pack, lm_hash, lm_config)
+        verbalizer, start = verbalizers.of_card(pack.card["verbalizer"], pack.task), pack.params
+    else:
+        verbalizer = verbalizers.make(
+            config.verbalizer, task, lm_config.vocab_size,
+            units=np.concatenate([train_set.units_of(i) for i in train_ids]),
+            classes=train_set.classes[train_ids], seed=config.verbalizer_seed,
+        )  # fmt: skip
+    combinations = seen if config.combinations == "seen" else None
+    setting = train.Setting(lm_config, compute, prompt, loss, verbalizer, decode.label_tree(verbalizer, combinations))
+    params = train.first_params(lm, setting, run.seeds, start)
+    trained, frozen = masks.split(masks.flatten(params), run.trainable)
+    own = lambda path, leaf: leaf.size // (len(run.seeds) if path.startswith("prompt/") else 1)  # noqa: E731
+    counts = {
+        "trained": int(sum(own(path, leaf) for path, leaf in trained.items())),
+        "frozen": int(sum(own(path, leaf) for path, leaf in frozen.items())),
+    }
+    _print(
+        f"{task.name}: {len(train_ids):,} train, {len(valid_ids):,} valid, {len(test_ids):,} test utterances; "
+        f"{counts['trained']:,} trained, {counts['frozen']:,} frozen parameters; {len(run.seeds)} seeds"
+    )
+
+    result = train.train(
+        params, setting, run, optimizer,
+        train_set=train_set, train_ids=train_ids, valid_set=valid_set, valid_ids=valid_ids,
+        workdir=workdir, model_parallel=config.model_parallel,
+    )  # fmt: skip
+
+    mesh = sharding.make_mesh(config.model_parallel)
+    flat = masks.flatten(result.params)
+    flat = sharding.place(flat, sharding.shardings(mesh, flat))
+    evaluator = train.evaluator_for(setting, run, test_set, test_ids, mesh)
+    log_probs = evaluator.log_probs(flat)[:, test_ids]
+    if jax.process_index() > 0:
+        return {}
+
+    floor = _floor(config, workdir, task, train_set, train_ids, valid_set, test_set) if config.floor else None
+    members = []
+    for n, seed in enumerate(run.seeds):
+        members.append(
+            report.Member(
+                seed=seed,
+                best_epoch=result.best_epoch[n] + 1,
+                best_valid=float(result.history[result.best_epoch[n]]["accuracy"][n]),
+                curve=[
+                    report.CurvePoint(line["epoch"] + 1, line["train_loss"][n], line["accuracy"][n])
+                    for line in result.history
+                ],
+                predictions=report.Predictions(
+                    ids=[test_set.ids[i] for i in test_ids],
+                    true=test_set.classes[test_ids],
+                    predicted=setting.tree.combinations[log_probs[n].argmax(axis=1)],
+                    probabilities=decode.slot_probabilities(log_probs[n], setting.tree, task.slot_offsets),
+                ),
+            )
+        )
+    results = report.write_report(
+        workdir, task=task, members=members, floor=floor, parameters=counts, config=config.to_dict(),
+        provenance={"lm": config.lm, "lm_hash": lm_hash, "data": config.data, "notes": list(card.notes)},
+        comparisons=PUBLISHED.get(task.name, ()), command=command,
+    )  # fmt: skip
+    if not any(path.startswith("lm/") for path in trained):
+        for n, (seed, scored) in enumerate(zip(run.seeds, results["members"], strict=True)):
+            pack_card = packs.make_card(
+                task, kind=verbalizer.kind, codes=verbalizer.codes, feeds=verbalizer.feeds, outputs=verbalizer.outputs,
+                config=lm_config, lm_hash=lm_hash, encoder=card.encoder, layer=card.layer, kmeans=card.kmeans,
+                merged=card.merged, combinations=combinations, results={"test": scored["metrics"]},
+                provenance={"seed": seed, "reference": bool(config.reference)},
+            )  # fmt: skip
+            packs.save_pack(
+                os.path.join(workdir, "packs", f"seed_{seed}"), member(result.params["prompt"], n), pack_card
+            )
+    _print_headline(task.metric, results, workdir)
+    return results
+
+
+def _floor(
+    config: ConfigDict, workdir: str, task: Any, train_set: UnitSet, ids: np.ndarray, valid: UnitSet, test: UnitSet
+) -> dict[str, Any]:
+    from spjax.evaluation.ngram import ngram_floor
+
+    path = os.path.join(workdir, "ngram_floor.json")
+    if not os.path.exists(path):
+        floor = ngram_floor(task, train_set, valid, test, subset=ids)
+        with open(path + ".tmp", "w") as file:
+            json.dump(floor, file, indent=1)
+        os.replace(path + ".tmp", path)
+    with open(path) as file:
+        return json.load(file)
+
+
+def _print_headline(metric: str, results: dict[str, Any], workdir: str) -> None:
+    head = results["headline"]
+    spread = "" if head["half_width_95"] is None else f" ± {100 * head['half_width_95']:.2f} (95 % over seeds)"
+    _print(
+        f"test {metric}: {100 * head['mean']:.2f} %{spread}; seeds "
+        + " ".join(f"{100 * v:.2f}" for v in head["values"])
+    )
+    if results["floor"]:
+        _print(f"n-gram floor: {100 * results['floor']['test']:.2f} %")
+    _print(f"report: {os.path.join(workdir, 'summary.md')}")
+
+
+def _print(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def run(config: ConfigDict, workdir: str, import_units: ImportUnits | None, command: str) -> None:
+    """Do what `config.job` says, in `workdir`.
+
+    Raises:
+      ValueError: no such job.
+    """
+    os.makedirs(workdir, exist_ok=True)
+    if jax.process_index() == 0:
+        with open(os.path.join(workdir, "config.json"), "w") as file:
+            file.write(config.to_json_best_effort(indent=1) + "\n")
+    if config.job == "pretrain":
+        run_pretraining(config, workdir, import_units)
+    elif config.job == "prompt":
+        run_prompt_tuning(config, workdir, import_units, command)
+    else:
+        raise ValueError(f"config.job is {config.job!r}, must be prompt or pretrain")

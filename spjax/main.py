@@ -1,0 +1,97 @@
+"""`python -m spjax.main --config=configs/fsc.py --units=UNIT_TEXT --workdir=runs/fsc`: from unit text to a test score.
+
+Unit records and the unit LM that the config names are made first where they are absent. A work directory is continued.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import logging
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file in configs/.", lock_config=True)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where everything is written; a run found there is continued. Default: runs/NAME of the config."
+)
+UNITS = flags.DEFINE_string(
+    "units", None, "Folder of unit text, TASK/{train,valid,test}.txt, from which absent unit records are imported."
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, where several processes train together."
+)
+PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes train together.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", 0, "This process's number among them.", lower_bound=0)
+CACHE = flags.DEFINE_string(
+    "compilation_cache", "~/.cache/spjax/xla", "Where compiled programs are kept; '' for nowhere."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the job that the flags name."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected {argv[1]!r}: every argument is a --flag, see --help")
+    import jax
+
+    if CACHE.value:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(CACHE.value))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if COORDINATOR.value:
+        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value)
+
+    from data_pipelines.import_units import import_units
+    from spjax import jobs
+    from spjax.training.loop import DivergedError, Interrupted
+
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.use_absl_handler()
+    logging.getLogger("spjax").setLevel(logging.INFO)
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(logging.NOTSET)
+
+    config = CONFIG.value
+    name = os.path.splitext(os.path.basename(str(config_flags.get_config_filename(flags.FLAGS["config"]))))[0]
+    workdir = WORKDIR.value or os.path.join("runs", name)
+
+    def from_text(task: str, directory: str) -> None:
+        import_units(task, os.path.join(UNITS.value, task), directory)
+
+    importer = from_text if UNITS.value else None
+    command = "python -m spjax.main " + shlex.join(sys.argv[1:])
+    try:
+        if config.job == "prompt" and not os.path.exists(config.lm):
+            _pretrain_first(config.lm, importer)
+        jobs.run(config, workdir, importer, command)
+    except (ValueError, FileNotFoundError, DivergedError) as error:
+        sys.exit(f"error: {error}")
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(143)
+
+
+def _pretrain_first(directory: str, importer: object) -> None:
+    """Pretrain the unit LM that a prompt job wants and nobody made: only where our own config writes it."""
+    from configs import pretrain_ulm
+    from spjax import jobs
+
+    workdir, leaf = os.path.split(os.path.normpath(directory))
+    if leaf != "lm" or importer is None:
+        raise FileNotFoundError(
+            f"no unit LM at {directory}: give --config.lm=DIR, convert one with python -m spjax.convert unit_lm, or give "
+            "--units=UNIT_TEXT to pretrain one"
+        )
+    print(f"no unit LM at {directory}: pretraining one first (configs/pretrain_ulm.py)", flush=True)
+    jobs.run(pretrain_ulm.get_config(), workdir, importer, "")  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)

@@ -1,0 +1,134 @@
+"""The Python API: load a unit LM and a prompt pack, classify utterances given as units."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spjax.data import loader
+from spjax.data import plan as planning
+from spjax.data.records import UnitSet
+from spjax.evaluation import decode
+from spjax.models import prompts, unit_lm
+from spjax.models.config import UnitLMConfig
+from spjax.models.verbalizers import of_card
+from spjax.storage import packs, unit_lms
+from spjax.storage.packs import PromptPack
+from spjax.types import Batch, Params
+
+MAX_TOKENS = 8192  # source columns of a batch
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class UnitLM:
+    """A unit LM in memory.
+
+    Attributes:
+      config: its architecture.
+      params: its weights (docs/design.md, Parameters), float32.
+      hash: what prompt packs are bound to.
+    """
+
+    config: UnitLMConfig
+    params: Params
+    hash: str
+
+    def logits(self, tokens: Any) -> np.ndarray:
+        """Logits over the vocabulary: int [B, T] tokens, right-padded with 1, to float32 [B, T, V].
+
+        Raises:
+          ValueError: not [B, T], or a token outside the vocabulary.
+        """
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
+            raise ValueError(f"tokens must be int [B, T], not {tokens.dtype} {list(tokens.shape)}")
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.config.vocab_size:
+            raise ValueError(
+                f"tokens lie in {tokens.min()}..{tokens.max()}, must be in 0..{self.config.vocab_size - 1}"
+            )
+        return np.asarray(_logits(self.params, self.config, jnp.asarray(tokens)))
+
+
+_logits = jax.jit(unit_lm.logits, static_argnums=1)
+
+
+def load_unit_lm(path: str | os.PathLike[str]) -> UnitLM:
+    """Read a unit LM's directory (`python -m spjax.convert unit_lm`, or pretraining, writes one).
+
+    Raises:
+      StorageError: damaged, incomplete or of a newer format.
+    """
+    config, params, info = unit_lms.read_unit_lm(os.fspath(path))
+    return UnitLM(config, params, info["hash"])
+
+
+def load_prompt(path: str | os.PathLike[str]) -> PromptPack:
+    """Read a prompt pack's directory: `.params` and `.card`.
+
+    Raises:
+      StorageError: damaged, incomplete or of a newer format.
+    """
+    return packs.load_pack(os.fspath(path))
+
+
+def classify_units(lm: UnitLM, pack: PromptPack, units: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+    """Classify utterances given as merged units.
+
+    Args:
+      lm: the unit LM that the pack was trained with.
+      pack: a prompt pack.
+      units: an utterance's units each, at least one, in 0 .. 99.
+
+    Returns:
+      For each utterance `{"labels": {slot: label}, "probabilities": {slot: {label: probability}}}`. The labels are the
+      likeliest combination that training saw (any combination, if the pack does not say).
+
+    Raises:
+      StorageError: the pack belongs to another LM.
+      ValueError: an utterance without units, or a unit that the LM does not know.
+    """
+    packs.check_pack(pack, lm.hash, lm.config)
+    known = lm.config.num_units
+    for i, utterance in enumerate(units):
+        row = np.asarray(utterance)
+        if row.ndim != 1 or not row.size or not np.issubdtype(row.dtype, np.integer):
+            raise ValueError(f"utterance {i} must be a list of at least one unit, not {utterance!r}")
+        if row.min() < 0 or row.max() >= known:
+            raise ValueError(f"utterance {i} has units {row.min()}..{row.max()}, the LM knows 0..{known - 1}")
+    if not len(units):
+        return []
+    task = pack.task
+    verbalizer = of_card(pack.card["verbalizer"], task)
+    tree = decode.label_tree(verbalizer, pack.card["combinations"])
+    split = UnitSet.of(units, np.zeros((len(units), len(task.slots)), np.int32))
+    edges = planning.buckets(split.lengths)
+    rows = min(64, 8 * -(-len(units) // 8))
+    steps = planning.plan(
+        split.lengths, seed=0, epoch=0, buckets=edges, shuffle=False, max_rows=rows,
+        max_tokens=max(MAX_TOKENS, 8 * edges[-1]),
+    )  # fmt: skip
+    bank = prompts.stack([pack.params])
+    answer = jax.jit(functools.partial(decode.score, tree=tree, verbalizer=verbalizer, config=lm.config))
+    log_probs = np.zeros((len(units), len(tree.combinations)), np.float32)
+    for batch in loader.batches(split, steps):
+        real = batch.index >= 0
+        log_probs[batch.index[real]] = np.asarray(answer(lm.params, bank, Batch(*map(jnp.asarray, batch))))[real]
+    said = tree.combinations[log_probs.argmax(axis=1)] - np.asarray(task.slot_offsets[:-1])
+    by_slot = decode.slot_probabilities(log_probs, tree, task.slot_offsets)
+    return [
+        {
+            "labels": {slot.name: slot.labels[said[i, k]] for k, slot in enumerate(task.slots)},
+            "probabilities": {
+                slot.name: dict(zip(slot.labels, by_slot[k][i].tolist(), strict=True))
+                for k, slot in enumerate(task.slots)
+            },
+        }
+        for i in range(len(units))
+    ]

@@ -1,0 +1,23 @@
+"""The original's protocol under one switch (FACTS.md: Prompts, Loss and optimiser)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from spjax.models.prompts import PromptConfig
+from spjax.training.losses import LossConfig
+from spjax.training.optim import OptimConfig
+from spjax.training.train import TrainConfig
+
+
+def protocol(train: TrainConfig) -> tuple[PromptConfig, LossConfig, OptimConfig, TrainConfig]:
+    """Prompts of length 5, one separator, dropout 0.1; loss over all target tokens; Adam at a constant 5e-3 with eps before
+    bias correction; batches of 32 and 4,096 tokens; patience of one epoch on the valid loss rounded to 3 decimals; 300
+    epochs at most. Seeds, buckets and checkpoints are the caller's.
+    """
+    return (
+        PromptConfig(),
+        LossConfig(kind="reference"),
+        OptimConfig(lr=5e-3, warmup=0.0, decay="constant", eps_before_correction=True, clip=1.0),
+        dataclasses.replace(train, epochs=300, patience=1, select="loss", round_loss=3, max_rows=32, max_tokens=4096),
+    )
