@@ -204,6 +204,7 @@ def machine() -> Result:
         "memory GiB": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "python": platform.python_version(),
         **versions,
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
         "load average": [round(x, 1) for x in os.getloadavg()],
     }
 
@@ -227,13 +228,15 @@ def _ticks(pid: int) -> tuple[int, int, int] | None:
 
 
 def serve(run: Callable[[], Result]) -> None:
-    """Answer each line of standard input with one timed run: `run`'s result and its `seconds`, as JSON.
+    """Answer each line of standard input with `run`'s result and its `seconds`, as JSON.
 
-    The first answer comes unasked, after one run that compiles and warms up.
+    The first answer comes unasked, once all is compiled. Every timed run follows one that is not timed: a training
+    takes its steps one after another, and the first step after a pause pays for memory that others took in between.
     """
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints must not look like an answer
     for _ in itertools.chain([""], sys.stdin):
+        run()
         start = time.perf_counter()
         result = run()
         answers.write(json.dumps({"seconds": time.perf_counter() - start, **result}) + "\n")

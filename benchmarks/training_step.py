@@ -27,42 +27,42 @@ LOSSES_AGREE = {"float32": 1e-3, "bfloat16": 5e-2}  # relative, over the few ste
 
 
 def ours(job: common.Job, dtype: str) -> Callable[[], common.Result]:
-    """Our training step as a timed run."""
+    """Our training step, the very one of `spjax.training.train`, as a timed run."""
     import jax
+    import jax.numpy as jnp
 
+    from spjax.evaluation import decode
     from spjax.models import prompts, verbalizers
     from spjax.models.config import Compute
-    from spjax.training import losses, masks, optim
-    from spjax.types import Batch
+    from spjax.training import losses, masks, optim, train
 
     batch, params = common.our_batch(job), masks.flatten(common.our_params(job, dtype))
     trained, frozen = masks.split(params, "prompt/.*")
-    reference = optim.OptimConfig(warmup=0.0, decay="constant", eps_before_correction=True)
-    tx = masks.masked(optim.make(reference, 1000), trained, frozen)
-    settings = {
-        "loss": losses.LossConfig("reference"),
-        "prompt": prompts.PromptConfig(dropout=0.0, verbalizer_dropout=0.0),
-        "verbalizer": verbalizers.learnable(common.FSC, job.config.vocab_size),
-        "config": job.config,
-        "compute": Compute(dtype),
+    verbalizer = verbalizers.learnable(common.FSC, job.config.vocab_size)
+    setting = train.Setting(
+        config=job.config,
+        compute=Compute(dtype),
+        prompt=prompts.PromptConfig(dropout=0.0, verbalizer_dropout=0.0),
+        loss=losses.LossConfig("reference"),
+        verbalizer=verbalizer,
+        tree=decode.label_tree(verbalizer, job.classes),
+    )
+    tx = masks.masked(
+        optim.make(optim.OptimConfig(warmup=0.0, decay="constant", eps_before_correction=True), 1000), trained, frozen
+    )
+    state = {
+        "trained": trained,
+        "optimizer": tx.init(params),
+        "step": jnp.zeros((), jnp.int32),
+        "seeds": jnp.zeros(1, jnp.uint32),
+        "active": jnp.ones(1, bool),
     }
-
-    def update(trained: masks.Flat, state: object, frozen: masks.Flat, batch: Batch) -> tuple:
-        def loss(trained: masks.Flat) -> jax.Array:
-            params = masks.unflatten({**trained, **frozen})
-            return losses.member_losses(params["lm"], params["prompt"], batch, None, **settings).sum()
-
-        value, grads = jax.value_and_grad(loss)(trained)
-        trained, state = masks.apply_gradients(tx, state, trained, frozen, grads)
-        return trained, state, value
-
-    compiled = jax.jit(update, donate_argnums=(0, 1))
-    state = tx.init({**trained, **frozen})
+    update = jax.jit(train.make_update(setting, tx), donate_argnums=0)
 
     def run() -> common.Result:
-        nonlocal trained, state
-        trained, state, value = compiled(trained, state, frozen, batch)
-        return {"loss": float(value), "utterances": len(job.units)}
+        nonlocal state
+        state, metrics = update(state, frozen, batch)
+        return {"loss": float(metrics["loss"][0]), "utterances": len(job.units)}
 
     return run
 

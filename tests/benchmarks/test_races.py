@@ -91,7 +91,7 @@ def test_sides_take_turns_and_are_timed() -> None:
     results = common.race({"quick": quick, "slow": slow}, rounds=2)
     a, b = results["quick"], results["slow"]
     assert a[0]["at"] < b[0]["at"] < b[1]["at"] < a[1]["at"]  # the order turns round in every other round
-    assert all(result["seconds"] >= 0.05 for result in b)
+    assert all(0.05 <= result["seconds"] < 0.1 for result in b)  # one of the two runs is timed
     assert all(result["seconds"] < 0.05 for result in a)
     assert common.cost({"seconds": 3.0, "utterances": 2}) == 1.5
 
