@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -35,13 +37,14 @@ PUBLISHED = {
 
 def read_split(directory: str, task: str, split: str, import_units: ImportUnits | None) -> tuple[UnitSet, Card]:
     """A split of a task's unit records; the records are imported first where they are absent."""
-    if not os.path.exists(directory):
+    if jax.process_index() == 0 and not os.path.exists(directory):
         if import_units is None:
             raise FileNotFoundError(
-                f"no unit records at {directory}: give --units=UNIT_TEXT (a folder holding {task}/train.txt ...), or make "
-                f"them with python -m data_pipelines.import_units --task={task} --src=... --out={directory}"
+                f"no unit records at {directory}: give --units=UNIT_TEXT (a folder holding {task}/train.txt ...), "
+                f"or make them with python -m data_pipelines.import_units --task={task} --src=... --out={directory}"
             )
         import_units(task, directory)
+    sharding.wait_for_all(f"records of {task}")
     units, card = read_unit_records(directory, split)
     if card.task.name != task:
         raise ValueError(f"{directory} holds units of task {card.task.name!r}, the config is for {task!r}")
@@ -58,14 +61,17 @@ def run_pretraining(config: ConfigDict, workdir: str, import_units: ImportUnits 
     if os.path.exists(out):
         _log.info("%s is there already", out)
         return out
-    trains, valids, sources = [], {}, {}
+    trains: list[UnitSet] = []
+    valids: dict[str, UnitSet] = {}
+    sources: dict[str, dict[str, Any]] = {}
     for task in config.tasks:
         directory = os.path.join(config.data, task)
         units, card = read_split(directory, task, "train", import_units)
         trains.append(units)
         valids[task] = read_split(directory, task, "valid", import_units)[0]
-        sources[task] = {"train_sha256": [s.sha256 for s in card.shards["train"]], "encoder": card.encoder}
-        sources[task] |= {"layer": card.layer, "kmeans": card.kmeans, "merged": card.merged}
+        hashes = [shard.sha256 for shard in card.shards["train"]]
+        sources[task] = {"train_sha256": hashes, "encoder": card.encoder, "layer": card.layer, "kmeans": card.kmeans}
+    claim(workdir, config, sources)
     lm_config = UnitLMConfig(**config.lm)
     _log.info("unit LM of %s parameters", f"{lm_config.num_params:,}")
     params, history = pretrain.pretrain(
@@ -81,6 +87,7 @@ def run_pretraining(config: ConfigDict, workdir: str, import_units: ImportUnits 
     if jax.process_index() == 0:
         provenance = {"source": "spjax pretraining", "config": config.to_dict(), "data": sources, "valid": history[-1]}
         unit_lms.save_unit_lm(out, lm_config, params, provenance)
+    sharding.wait_for_all("unit LM")
     _print(f"unit LM: {out}; valid perplexity " + _perplexities(history[-1]))
     return out
 
@@ -152,6 +159,9 @@ def run_prompt_tuning(
         f"{counts['trained']:,} trained, {counts['frozen']:,} frozen parameters; {len(run.seeds)} seeds"
     )
 
+    claim(
+        workdir, config, {"lm_hash": lm_hash, "units": [one.sha256 for one in itertools.chain(*card.shards.values())]}
+    )
     result = train.train(
         params, setting, run, optimizer,
         train_set=train_set, train_ids=train_ids, valid_set=valid_set, valid_ids=valid_ids,
@@ -238,6 +248,40 @@ def _print(text: str) -> None:
         print(text, flush=True)
 
 
+# What a run may be continued with another value of: none changes a number. Data and LM are known by their hashes.
+_FREE = re.compile(r"data|lm|floor|model_parallel|.*\.checkpoint_every|.*\.eval_rows")
+
+
+def claim(workdir: str, config: ConfigDict, inputs: dict[str, Any]) -> None:
+    """Write WORKDIR/config.json: the config, and what identifies the data and the LM.
+
+    Raises:
+      ValueError: checkpoints of a run with another config, other data or another LM are there.
+    """
+    path, checkpoints = os.path.join(workdir, "config.json"), os.path.join(workdir, "checkpoints")
+    content = json.dumps({**config.to_dict(), "inputs": inputs}, indent=1) + "\n"
+    if os.path.exists(path) and os.path.isdir(checkpoints) and any(name.isdigit() for name in os.listdir(checkpoints)):
+        with open(path) as file:
+            old, new = _dotted(json.load(file)), _dotted(json.loads(content))
+        differing = [k for k in sorted(old.keys() & new.keys()) if old[k] != new[k] and not _FREE.fullmatch(k)]
+        if differing:
+            told = ", ".join(f"{key}={old[key]!r} (now {new[key]!r})" for key in differing)
+            raise ValueError(
+                f"{workdir} holds a run with {told}: use another --workdir, or remove this one to start again"
+            )
+    if jax.process_index() == 0:
+        with open(path + ".tmp", "w") as file:
+            file.write(content)
+        os.replace(path + ".tmp", path)
+
+
+def _dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
 def run(config: ConfigDict, workdir: str, import_units: ImportUnits | None, command: str) -> None:
     """Do what `config.job` says, in `workdir`.
 
@@ -245,9 +289,6 @@ def run(config: ConfigDict, workdir: str, import_units: ImportUnits | None, comm
       ValueError: no such job.
     """
     os.makedirs(workdir, exist_ok=True)
-    if jax.process_index() == 0:
-        with open(os.path.join(workdir, "config.json"), "w") as file:
-            file.write(config.to_json_best_effort(indent=1) + "\n")
     if config.job == "pretrain":
         run_pretraining(config, workdir, import_units)
     elif config.job == "prompt":

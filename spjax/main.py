@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
     workdir = WORKDIR.value or os.path.join("runs", name)
 
     def from_text(task: str, directory: str) -> None:
-        import_units(task, os.path.join(UNITS.value, task), directory)
+        import_units(task, os.path.join(str(UNITS.value), task), directory)
 
     importer = from_text if UNITS.value else None
     command = "python -m spjax.main " + shlex.join(sys.argv[1:])
@@ -70,11 +70,13 @@ def main(argv: Sequence[str]) -> None:
         if config.job == "prompt" and not os.path.exists(config.lm):
             _pretrain_first(config.lm, importer)
         jobs.run(config, workdir, importer, command)
-    except (ValueError, FileNotFoundError, DivergedError) as error:
+    except (ValueError, OSError, DivergedError) as error:
         sys.exit(f"error: {error}")
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(143)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _pretrain_first(directory: str, importer: object) -> None:
@@ -85,13 +87,22 @@ def _pretrain_first(directory: str, importer: object) -> None:
     workdir, leaf = os.path.split(os.path.normpath(directory))
     if leaf != "lm" or importer is None:
         raise FileNotFoundError(
-            f"no unit LM at {directory}: give --config.lm=DIR, convert one with python -m spjax.convert unit_lm, or give "
-            "--units=UNIT_TEXT to pretrain one"
+            f"no unit LM at {directory}: give --config.lm=DIR, convert one with python -m spjax.convert unit_lm, or "
+            "give --units=UNIT_TEXT to pretrain one"
         )
     print(f"no unit LM at {directory}: pretraining one first (configs/pretrain_ulm.py)", flush=True)
     jobs.run(pretrain_ulm.get_config(), workdir, importer, "")  # type: ignore[arg-type]
 
 
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return app.parse_flags_with_usage(argv)
+    except AttributeError as error:  # a --config.NAME that the config file does not have
+        reason = error.args[0] if error.args else error
+        text = reason.args[0] if isinstance(reason, KeyError) else str(reason)
+        sys.exit(f"error: the config has no {': '.join(str(text).splitlines())}")
+
+
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=_parse)

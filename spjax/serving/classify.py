@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from spjax.models.config import UnitLMConfig
 from spjax.models.verbalizers import of_card
 from spjax.storage import packs, unit_lms
 from spjax.storage.packs import PromptPack
+from spjax.tasks import Slot, Task
 from spjax.types import Batch, Params
 
 MAX_TOKENS = 8192  # source columns of a batch
@@ -66,7 +68,7 @@ def load_unit_lm(path: str | os.PathLike[str]) -> UnitLM:
       StorageError: damaged, incomplete or of a newer format.
     """
     config, params, info = unit_lms.read_unit_lm(os.fspath(path))
-    return UnitLM(config, params, info["hash"])
+    return UnitLM(config, jax.tree.map(jnp.asarray, params), info["hash"])  # on the device once, not at every call
 
 
 def load_prompt(path: str | os.PathLike[str]) -> PromptPack:
@@ -76,6 +78,15 @@ def load_prompt(path: str | os.PathLike[str]) -> PromptPack:
       StorageError: damaged, incomplete or of a newer format.
     """
     return packs.load_pack(os.fspath(path))
+
+
+@functools.lru_cache(maxsize=32)
+def _scorer(config: UnitLMConfig, card: str) -> tuple[decode.LabelTree, Any]:
+    """What a card's labels look like, and the compiled function that scores them: made once for all calls."""
+    slots, described, combinations = json.loads(card)
+    verbalizer = of_card(described, Task("", tuple(Slot(slot["name"], tuple(slot["labels"])) for slot in slots)))
+    tree = decode.label_tree(verbalizer, combinations)
+    return tree, jax.jit(functools.partial(decode.score, tree=tree, verbalizer=verbalizer, config=config))
 
 
 def classify_units(lm: UnitLM, pack: PromptPack, units: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
@@ -104,9 +115,9 @@ def classify_units(lm: UnitLM, pack: PromptPack, units: Sequence[Sequence[int]])
             raise ValueError(f"utterance {i} has units {row.min()}..{row.max()}, the LM knows 0..{known - 1}")
     if not len(units):
         return []
+    card = pack.card
     task = pack.task
-    verbalizer = of_card(pack.card["verbalizer"], task)
-    tree = decode.label_tree(verbalizer, pack.card["combinations"])
+    tree, answer = _scorer(lm.config, json.dumps([card["slots"], card["verbalizer"], card["combinations"]]))
     split = UnitSet.of(units, np.zeros((len(units), len(task.slots)), np.int32))
     edges = planning.buckets(split.lengths)
     rows = min(64, 8 * -(-len(units) // 8))
@@ -115,7 +126,6 @@ def classify_units(lm: UnitLM, pack: PromptPack, units: Sequence[Sequence[int]])
         max_tokens=max(MAX_TOKENS, 8 * edges[-1]),
     )  # fmt: skip
     bank = prompts.stack([pack.params])
-    answer = jax.jit(functools.partial(decode.score, tree=tree, verbalizer=verbalizer, config=lm.config))
     log_probs = np.zeros((len(units), len(tree.combinations)), np.float32)
     for batch in loader.batches(split, steps):
         real = batch.index >= 0

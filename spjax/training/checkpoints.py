@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,8 +12,15 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 
 
-def open_checkpoints(workdir: str) -> ocp.CheckpointManager:
-    """The run's checkpoints: written in the background, the latest and the best by `score` (higher is better) kept."""
+@contextlib.contextmanager
+def opened(workdir: str) -> Iterator[ocp.CheckpointManager]:
+    """The run's checkpoints: written in the background, the latest and the best by `score` (higher is better) kept.
+
+    Leaving the block waits for the one that is being written.
+
+    Raises:
+      OSError: that one could not be written.
+    """
     keep = managers.AnyPreservationPolicy(
         [
             managers.LatestN(n=1),
@@ -19,33 +28,68 @@ def open_checkpoints(workdir: str) -> ocp.CheckpointManager:
         ]
     )
     options = ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True)
-    return ocp.CheckpointManager(epath.Path(workdir).resolve() / "checkpoints", options=options)
+    manager = ocp.CheckpointManager(epath.Path(workdir).resolve() / "checkpoints", options=options)
+    try:
+        yield manager
+    finally:
+        with _told(manager):
+            manager.close()
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict[str, Any], score: float | None) -> None:
-    """Write the state (arrays) and meta (JSON) of a step, in the background."""
-    if manager.latest_step() == step:
+def save(manager: ocp.CheckpointManager, position: int, state: Any, meta: dict[str, Any], score: float | None) -> None:
+    """Write the state (arrays) and meta (JSON) of a position in training, in the background.
+
+    Raises:
+      OSError: this or the last one could not be written.
+    """
+    if manager.latest_step() == position:
         return
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-    manager.save(step, args=args, metrics=None if score is None else {"score": score}, force=True)
+    with _told(manager):
+        manager.save(position, args=args, metrics=None if score is None else {"score": score}, force=True)
 
 
-def restore(manager: ocp.CheckpointManager, state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
-    """State and meta of a step, the latest by default, laid out as `state` is; None where there is none.
+def wait(manager: ocp.CheckpointManager) -> None:
+    """Wait until the checkpoint that is being written is complete.
+
+    Raises:
+      OSError: it could not be written.
+    """
+    with _told(manager):
+        manager.wait_until_finished()
+
+
+@contextlib.contextmanager
+def _told(manager: ocp.CheckpointManager) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a full disk is an OSError, a ValueError or a RuntimeError, as it happens
+        raise OSError(
+            f"{manager.directory}: a checkpoint could not be written ({_brief(error)}). The last complete one is kept: "
+            "make room, and the same command continues from it"
+        ) from error
+
+
+def _brief(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else repr(error)
+
+
+def restore(manager: ocp.CheckpointManager, state: Any) -> tuple[Any, dict[str, Any]] | None:
+    """State and meta of the latest position, laid out as `state` is; None where there is none.
 
     Raises:
       ValueError: the checkpoint holds another run's state (another model, bank or trainable mask).
     """
-    step = manager.latest_step() if step is None else step
-    if step is None:
+    position = manager.latest_step()
+    if position is None:
         return None
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
     try:
-        loaded = manager.restore(step, args=args)
+        loaded = manager.restore(position, args=args)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{manager.directory}: step {step} does not fit this config ({str(error).splitlines()[0]}); "
-            "use another --workdir, or remove this one to start again"
+            f"{manager.directory}/{position} does not fit this config ({_brief(error)}); use another --workdir, or "
+            "remove this one to start again"
         ) from error
     return loaded.state, loaded.meta

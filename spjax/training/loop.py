@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import math
 import os
 import signal
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from tqdm import tqdm
 
 from spjax.training import checkpoints, sharding
@@ -72,63 +72,78 @@ def fit(
       explode: a loss beyond this counts as divergence.
 
     Returns:
-      The last state, and the metrics of every epoch.
+      The last state, and of every epoch its mean training loss, its score and its metrics.
 
     Raises:
       DivergedError: with the step, the value and the way out; the last good checkpoint is kept.
       Interrupted: after SIGTERM or SIGINT, once the state is saved.
+      ValueError: the checkpoints found are another run's.
+      OSError: a checkpoint or a log cannot be written; the last complete checkpoint is kept.
     """
-    manager = checkpoints.open_checkpoints(workdir)
-    state, epoch, start, history = job.state, 0, 0, []
-    found = checkpoints.restore(manager, state)
-    if found is not None:
-        state, meta = found
-        epoch, start, history = meta["epoch"], meta["step"], meta["history"]
-        _log.info("continuing from epoch %d, step %d", epoch, start)
-    log = Log(workdir, epoch * job.steps + start)
-    best = max((line["score"] for line in history), default=-math.inf)
-
-    def save(epoch: int, step: int, score: float | None = None) -> None:
-        meta = {"epoch": epoch, "step": step, "history": history}
-        checkpoints.save(manager, epoch * job.steps + step, state, meta, score)
-
     # Leaving the block by any way waits for a checkpoint that is being written.
-    with contextlib.closing(manager), Stop() as stop, log:
-        while epoch < epochs and not job.finished(state):
-            pending: list[dict[str, jax.Array]] = []
-            bar = tqdm(
-                total=job.steps, initial=start, desc=f"epoch {epoch + 1}/{epochs}", unit="step",
-                disable=jax.process_index() > 0, mininterval=1.0, dynamic_ncols=True,
-            )  # fmt: skip
-            seen, since = 0, time.monotonic()
-            for step, (batch, utterances) in enumerate(job.batches(epoch, start), start):
-                state, metrics = job.update(state, batch)
-                pending.append(metrics)
-                seen += utterances
-                bar.update()
-                done = step + 1
-                if done % log_every == 0 or done == job.steps or done % checkpoint_every == 0 or stop.asked():
-                    values = _mean(sharding.fetch(pending))
-                    pending = []
-                    _check(values["loss"], explode, epoch, done, workdir)
-                    rate = seen / (time.monotonic() - since)
-                    bar.set_postfix(loss=f"{np.mean(values['loss']):.4f}", utt_s=f"{rate:.0f}")
-                    log.write(epoch * job.steps + done, {"train/" + k: v for k, v in values.items()}, utt_s=rate)
+    with checkpoints.opened(workdir) as manager, Stop() as stop:
+        state, epoch, start, history, loss_sum = job.state, 0, 0, [], np.zeros(())
+        found = checkpoints.restore(manager, state)
+        if found is not None:
+            state, meta = found
+            epoch, start, history, loss_sum = meta["epoch"], meta["step"], meta["history"], np.asarray(meta["loss_sum"])
+            _log.info("continuing from epoch %d, step %d", epoch + 1, start)
+
+        def save(epoch: int, step: int, score: float | None = None) -> None:
+            meta = {"epoch": epoch, "step": step, "history": history, "loss_sum": loss_sum.tolist()}
+            # An epoch has one position more than steps: behind its last step, before its evaluation.
+            checkpoints.save(manager, epoch * (job.steps + 1) + step, state, meta, score)
+
+        def leave(epoch: int, step: int) -> Interrupted:
+            checkpoints.wait(manager)
+            return Interrupted(f"stopped at epoch {epoch + 1}, step {step}: saved; the same command continues")
+
+        with Log(workdir, epoch * job.steps + start) as log:
+            while epoch < epochs and not job.finished(state):
+                pending: list[dict[str, jax.Array]] = []
+                bar = tqdm(
+                    total=job.steps, initial=start, desc=f"epoch {epoch + 1}/{epochs}", unit="step",
+                    disable=jax.process_index() > 0, mininterval=1.0, dynamic_ncols=True,
+                )  # fmt: skip
+                seen, since = 0, time.monotonic()
+                for done, (batch, utterances) in enumerate(job.batches(epoch, start), start + 1):
+                    state, metrics = job.update(state, batch)
+                    pending.append(metrics)
+                    seen += utterances
+                    bar.update()
+                    asked = stop.asked()
+                    if done % log_every == 0 or done == job.steps or done % checkpoint_every == 0 or asked:
+                        fetched = sharding.fetch(pending)
+                        pending = []
+                        for each in fetched:  # one by one: the sum is the same wherever a run was cut
+                            loss_sum = loss_sum + np.asarray(each["loss"], np.float64)
+                        values = _mean(fetched)
+                        _check(values, explode, f"epoch {epoch + 1}, step {done}", manager)
+                        rate = seen / (time.monotonic() - since)
+                        bar.set_postfix(loss=f"{np.mean(values['loss']):.4f}", utt_s=f"{rate:.0f}")
+                        log.write(epoch * job.steps + done, {"train/" + k: v for k, v in values.items()}, utt_s=rate)
+                    if asked:
+                        bar.close()
+                        save(epoch, done)
+                        raise leave(epoch, done)
+                    if done % checkpoint_every == 0 and done < job.steps:
+                        save(epoch, done)
+                bar.close()
+                try:
+                    with stop.at_once():
+                        new, metrics, score = job.evaluate(state, epoch)
+                except _Asked:
+                    save(epoch, job.steps)
+                    raise leave(epoch, job.steps) from None
+                state, train_loss = new, (loss_sum / job.steps).tolist()
+                history.append({"epoch": epoch, "train_loss": train_loss, "score": score, **metrics})
+                epoch, start, loss_sum = epoch + 1, 0, np.zeros(())
+                log.write(epoch * job.steps, {"valid/" + k: v for k, v in metrics.items()})
+                save(epoch, 0, score)
+                best = max(line["score"] for line in history)
+                _log.info("epoch %d: score %.4f, best %.4f", epoch, score, best)
                 if stop.asked():
-                    bar.close()
-                    save(epoch, done)
-                    manager.wait_until_finished()
-                    raise Interrupted(f"stopped at epoch {epoch + 1}, step {done}: saved; the same command continues")
-                if done % checkpoint_every == 0 and done < job.steps:
-                    save(epoch, done)
-            bar.close()
-            state, metrics, score = job.evaluate(state, epoch)
-            history.append({"epoch": epoch, "score": score, **metrics})
-            log.write((epoch + 1) * job.steps, {"valid/" + k: v for k, v in metrics.items()})
-            best = max(best, score)
-            _log.info("epoch %d: score %.4f, best %.4f", epoch + 1, score, best)
-            epoch, start = epoch + 1, 0
-            save(epoch, 0, score)
+                    raise leave(epoch - 1, job.steps)
     return state, history
 
 
@@ -137,20 +152,27 @@ def _mean(metrics: list[dict[str, np.ndarray]]) -> dict[str, Any]:
     return {key: value.tolist() for key, value in mean.items()}
 
 
-def _check(loss: float | list[float], explode: float, epoch: int, step: int, workdir: str) -> None:
-    worst = np.max(np.abs(loss))
-    if not np.isfinite(worst) or worst > explode:
-        raise DivergedError(
-            f"loss is {loss} at epoch {epoch + 1}, step {step}: training diverged. The last good checkpoint is kept in "
-            f"{workdir}/checkpoints; lower the learning rate or raise the warm-up, and use a new --workdir"
-        )
+def _check(values: dict[str, Any], explode: float, where: str, manager: ocp.CheckpointManager) -> None:
+    if np.max(np.abs(values["loss"])) <= explode and all(np.all(np.isfinite(value)) for value in values.values()):
+        return
+    kept = manager.latest_step()
+    good = "No checkpoint was written yet" if kept is None else f"{manager.directory}/{kept} is kept, the last good one"
+    told = ", ".join(f"{name} is {value}" for name, value in values.items())
+    raise DivergedError(
+        f"training diverged at {where}: {told}. {good}. Lower the learning rate or raise the warm-up, and use another "
+        "--workdir"
+    )
+
+
+class _Asked(Exception):  # noqa: N818 - no error
+    """SIGTERM or SIGINT arrived where it may interrupt at once."""
 
 
 class Stop:
     """While entered, SIGTERM and SIGINT ask for an end instead of making one; a second SIGINT interrupts at once."""
 
     def __enter__(self) -> Stop:
-        self._asked = False
+        self._asked = self._at_once = False
         self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
 
@@ -162,6 +184,20 @@ class Stop:
         if self._asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._asked = True
+        if self._at_once:
+            self._at_once = False  # once only: a second signal must not break what handles the first
+            raise _Asked
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A block that changes nothing, which a signal may leave; not with several hosts, who leave together."""
+        self._at_once = jax.process_count() == 1
+        try:
+            if self._at_once and self._asked:
+                raise _Asked
+            yield
+        finally:
+            self._at_once = False
 
     def asked(self) -> bool:
         """Whether this host, or with several hosts any host, was asked: all of them leave at the same step."""
@@ -176,7 +212,8 @@ class Log:
     """`log.jsonl` and TensorBoard events, written by the first host; lines behind the resumed step are cut."""
 
     def __init__(self, workdir: str, step: int) -> None:
-        self._writer = self._file = None
+        self._file: Any = None
+        self._writer: Any = None
         if jax.process_index() > 0:
             return
         os.makedirs(workdir, exist_ok=True)
@@ -188,7 +225,9 @@ class Log:
         self._file = open(path, "a")  # noqa: SIM115 - closed in __exit__
         from tensorboardX import SummaryWriter  # tensorboard's own writer imports TensorFlow
 
-        self._writer = SummaryWriter(os.path.join(workdir, "tensorboard"))
+        # Events behind the resumed step are of a killed run, which went further than its last checkpoint.
+        purge = {"purge_step": step + 1} if step else {}
+        self._writer = SummaryWriter(os.path.join(workdir, "tensorboard"), **purge)
 
     def __enter__(self) -> Log:
         return self

@@ -53,12 +53,12 @@ class PretrainConfig:
 
 
 class Rows(NamedTuple):
-    """Packed rows. `inputs`, `targets`, `segment`, `position`: int32 [rows, W]; segment 0 fills."""
+    """Packed rows: `inputs`, `targets`, `segment`, `position`, int32 [rows, W], on host or device; segment 0 fills."""
 
-    inputs: np.ndarray
-    targets: np.ndarray
-    segment: np.ndarray
-    position: np.ndarray
+    inputs: Any
+    targets: Any
+    segment: Any
+    position: Any
 
 
 def utterances(sets: list[UnitSet], row_length: int, dedup: bool) -> list[np.ndarray]:
@@ -95,9 +95,9 @@ def pack(sequences: list[np.ndarray], row_length: int, seed: int) -> Rows:
         if space > size:
             open_rows[space - size].append(row)
     packed = Rows(*(np.full((len(rows), row_length), fill, np.int32) for fill in (vocab.PAD, vocab.PAD, 0, 0)))
-    for r, row in enumerate(rows):
+    for r, together in enumerate(rows):
         start = 0
-        for number, sequence in enumerate(row, 1):
+        for number, sequence in enumerate(together, 1):
             span = slice(start, start + len(sequence) - 1)
             packed.inputs[r, span], packed.targets[r, span] = sequence[:-1], sequence[1:]
             packed.segment[r, span], packed.position[r, span] = number, np.arange(len(sequence) - 1)
@@ -118,7 +118,7 @@ def losses(
 ) -> tuple[jax.Array, jax.Array]:
     """Summed negative log likelihood in nats, and the number of targets."""
     inputs = rows.inputs
-    if noise:
+    if noise and key is not None:
         hit_key, unit_key = jax.random.split(key)
         hit = jax.random.bernoulli(hit_key, noise, inputs.shape) & (inputs >= vocab.UNIT_OFFSET)
         random = jax.random.randint(unit_key, inputs.shape, vocab.UNIT_OFFSET, config.vocab_size)
@@ -159,10 +159,17 @@ def pretrain(
       model_parallel: devices that share a layer.
 
     Returns:
-      The weights of the last epoch (the learning rate ends at 0, so they are the ones to keep), float32 on the host, and
-      the history of valid perplexities.
+      The weights of the last epoch (the learning rate ends at 0, so they are the ones to keep), float32 on the host,
+      and the history of valid perplexities.
+
+    Raises:
+      ValueError: rows do not divide among the devices.
+      DivergedError, Interrupted: as `loop.fit`.
     """
     mesh = sharding.make_mesh(model_parallel)
+    shards = mesh.shape["data"]
+    if run.rows % shards:
+        raise ValueError(f"pretrain: rows={run.rows} must be a multiple of the {shards} devices that share a batch")
     # Utterances of a row do not see each other, so who shares a row does not matter: pack once, shuffle rows.
     rows = pack(utterances(train, run.row_length, run.dedup), run.row_length, run.seed)
     held_out = {
@@ -188,7 +195,10 @@ def pretrain(
 
         value, grads = jax.value_and_grad(loss)(state["params"])
         params, opt = masks.apply_gradients(tx, state["optimizer"], state["params"], frozen, grads)
-        return {"params": params, "optimizer": opt, "step": state["step"] + 1}, {"loss": value}
+        return {"params": params, "optimizer": opt, "step": state["step"] + 1}, {
+            "loss": value,
+            "gradient_norm": optim.member_norms(grads)[0],
+        }
 
     measure = jax.jit(lambda flat, rows: losses(masks.unflatten(flat)["lm"], config, rows, compute))
 
@@ -200,7 +210,8 @@ def pretrain(
 
     def evaluate(state: dict[str, Any], epoch: int) -> tuple[dict[str, Any], dict[str, Any], float]:
         del epoch
-        metrics, sums = {}, np.zeros(2)
+        metrics: dict[str, Any] = {}
+        sums = np.zeros(2)
         for name, packed in held_out.items():
             parts = list(batches(packed, run.rows))
             found = np.zeros(2)

@@ -60,7 +60,7 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
     def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         for part in path:
             key = getattr(part, "key", None)
-            if isinstance(key, str) and "/" in key and getattr(leaf, "ndim", 0):
+            if isinstance(key, str) and "/" in key and np.ndim(leaf):
                 return NamedSharding(mesh, spec_of(key))
         return NamedSharding(mesh, P())
 
@@ -95,3 +95,11 @@ def fetch(tree: Any) -> Any:
         return np.asarray(x) if x.is_fully_replicated else multihost_utils.process_allgather(x, tiled=True)
 
     return jax.tree.map(whole, tree)
+
+
+def wait_for_all(what: str) -> None:
+    """Go on once every process has come here; `what` names the place."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(what)
