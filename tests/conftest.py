@@ -1,12 +1,23 @@
-"""Fixtures shared by every test: where the reference material lies, and skipping where it is absent."""
+"""Fixtures shared by every test: reference material (skipped where absent), a toy world, and whole processes in it."""
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+# The first example of a property often pays for a compilation, and the machine may be busy.
+hypothesis.settings.register_profile("spjax", deadline=None)
+hypothesis.settings.load_profile("spjax")
 
 
 def _folder(*parts: str) -> Path:
@@ -26,3 +37,91 @@ def golden() -> Path:
 def unit_text() -> Path:
     """Folder with the real HuBERT-100 units of fsc and gsc."""
     return _folder("units", "hubert100")
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A directory to run `python -m spjax.main` in, as a process of its own.
+
+    Attributes:
+      folder: where it runs; holds `units` (toy unit text).
+      cache: compiled programs, shared by all processes of a test session.
+    """
+
+    folder: Path
+    cache: Path
+
+    def start(self, config: str, *flags: str, devices: int = 1) -> subprocess.Popen[str]:
+        """Start a process; `config` is a file of configs/. Its standard error comes with its output."""
+        command = [sys.executable, "-m", "spjax.main", f"--config={ROOT / 'configs' / config}.py", *flags]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        }
+        return subprocess.Popen(
+            [*command, f"--compilation_cache={self.cache}"],
+            cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def run(self, config: str, *flags: str, devices: int = 1) -> tuple[int, str]:
+        """Exit code and everything that was printed."""
+        return finish(self.start(config, *flags, devices=devices))
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 300) -> tuple[int, str]:
+    """Exit code and output of a process; one that does not end is killed and fails the test."""
+    try:
+        printed, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail(f"still running after {timeout} s: {process.communicate()[0][-2000:]}")
+    return process.returncode, printed
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of compiled programs."""
+    return tmp_path_factory.mktemp("xla")
+
+
+@pytest.fixture
+def compiled_once(cache: Path) -> Iterator[None]:
+    """Compile what other tests compiled before from the session's cache."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    compilation_cache.set_cache_dir(str(cache))
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Place:
+    """A place with toy unit text under `units`, its records under `runs/units`, a tiny random unit LM under `lm`."""
+    from data_pipelines.import_units import import_units
+    from spjax.storage.unit_lms import save_unit_lm
+    from tests import toy
+
+    folder = tmp_path_factory.mktemp("place")
+    toy.write_text(folder / "units")
+    for task in ("fsc", "gsc"):
+        import_units(task, folder / "units" / task, folder / "runs" / "units" / task)
+    save_unit_lm(folder / "lm", toy.LM, toy.tiny_lm())
+    return Place(folder, cache)
+
+
+@pytest.fixture(scope="session")
+def finished_run(place: Place) -> Path:
+    """Work directory of a small fsc run that nothing disturbed (toy.SMALL)."""
+    from tests import toy
+
+    code, printed = place.run("fsc", "--workdir=runs/undisturbed", *toy.SMALL)
+    assert code == 0, printed[-3000:]
+    return place.folder / "runs" / "undisturbed"

@@ -7,11 +7,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from spjax import vocab
 from spjax.data.records import UnitSet
 from spjax.models import unit_lm
 from spjax.models.config import UnitLMConfig
-from spjax.tasks import TASKS, Slot, Task
+from spjax.tasks import Slot, Task
 from spjax.types import Params
 
 LM = UnitLMConfig(vocab_size=104, dim=32, layers=2, heads=2, ffn_dim=64)
@@ -63,11 +62,10 @@ def tiny_lm(seed: int = 0, config: UnitLMConfig = LM) -> Params:
     return jax.device_get(unit_lm.init(jax.random.key(seed), config))
 
 
-def task_of(name: str) -> Task:
-    """The toy task, or one that spjax knows."""
-    return TASK if name == "toy" else TASKS[name]
-
-
-def tokens_of(units: list[int]) -> list[int]:
-    """`</s> u1 .. uT` as tokens."""
-    return [vocab.EOS, *(unit + vocab.UNIT_OFFSET for unit in units)]
+# A prompt tuning run of seconds, on the tiny LM.
+SMALL = tuple(
+    "--config." + override
+    for override in """
+    lm=lm compute.dtype=float32 train.seeds=(0,1) train.epochs=6 train.buckets=1 train.max_rows=8
+    train.checkpoint_every=5 prompt.length=4 prompt.separators=2 optim.lr=3e-2""".split()  # noqa: SIM905 - as on a command line
+)

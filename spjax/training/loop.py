@@ -115,10 +115,11 @@ def fit(
                     if done % log_every == 0 or done == job.steps or done % checkpoint_every == 0 or asked:
                         fetched = sharding.fetch(pending)
                         pending = []
-                        for each in fetched:  # one by one: the sum is the same wherever a run was cut
+                        for step, each in enumerate(fetched, done - len(fetched) + 1):
+                            _check(each, explode, f"epoch {epoch + 1}, step {step}", manager)
+                            # one by one: the sum is the same wherever a run was cut
                             loss_sum = loss_sum + np.asarray(each["loss"], np.float64)
                         values = _mean(fetched)
-                        _check(values, explode, f"epoch {epoch + 1}, step {done}", manager)
                         rate = seen / (time.monotonic() - since)
                         bar.set_postfix(loss=f"{np.mean(values['loss']):.4f}", utt_s=f"{rate:.0f}")
                         log.write(epoch * job.steps + done, {"train/" + k: v for k, v in values.items()}, utt_s=rate)
@@ -152,12 +153,12 @@ def _mean(metrics: list[dict[str, np.ndarray]]) -> dict[str, Any]:
     return {key: value.tolist() for key, value in mean.items()}
 
 
-def _check(values: dict[str, Any], explode: float, where: str, manager: ocp.CheckpointManager) -> None:
+def _check(values: dict[str, np.ndarray], explode: float, where: str, manager: ocp.CheckpointManager) -> None:
     if np.max(np.abs(values["loss"])) <= explode and all(np.all(np.isfinite(value)) for value in values.values()):
         return
     kept = manager.latest_step()
     good = "No checkpoint was written yet" if kept is None else f"{manager.directory}/{kept} is kept, the last good one"
-    told = ", ".join(f"{name} is {value}" for name, value in values.items())
+    told = ", ".join(f"{name} is {value.tolist()}" for name, value in values.items())
     raise DivergedError(
         f"training diverged at {where}: {told}. {good}. Lower the learning rate or raise the warm-up, and use another "
         "--workdir"
