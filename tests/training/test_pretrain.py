@@ -1,0 +1,178 @@
+"""Pretraining: packing loses nothing and changes nothing; a toy corpus is learnt; the LM comes out loadable."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import spjax
+from spjax import vocab
+from spjax.data.records import UnitSet
+from spjax.models import unit_lm
+from spjax.models.config import Compute
+from spjax.storage import unit_lms
+from spjax.training import optim, pretrain
+from tests import toy
+
+F32 = Compute()
+corpora = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=30), min_size=1, max_size=20)
+
+
+def _set(units: list[list[int]]) -> UnitSet:
+    return UnitSet.of(units, [[0]] * len(units))
+
+
+@given(units=corpora, width=st.integers(1, 20))
+def test_every_token_is_predicted_once(units: list[list[int]], width: int) -> None:
+    pieces = pretrain.utterances([_set(units)], width, dedup=False)
+    assert all(2 <= len(piece) <= width + 1 for piece in pieces)
+    # An utterance's pieces overlap in one token: the last target of one is the first input of the next.
+    joined: list[list[int]] = []
+    for piece in pieces:
+        if piece[0] == vocab.EOS:
+            joined.append([vocab.EOS])
+        assert joined[-1][-1] == piece[0]
+        joined[-1] += piece[1:].tolist()
+    assert joined == [[vocab.EOS, *(u + vocab.UNIT_OFFSET for u in utterance), vocab.EOS] for utterance in units]
+
+
+@given(units=corpora, width=st.integers(1, 40), seed=st.integers(0, 5))
+def test_rows_hold_the_pieces_and_nothing_else(units: list[list[int]], width: int, seed: int) -> None:
+    pieces = pretrain.utterances([_set(units)], width, dedup=False)
+    rows = pretrain.pack(pieces, width, seed)
+    found = []
+    for r in range(len(rows.inputs)):
+        filled = rows.segment[r] > 0
+        assert filled.tolist() == sorted(filled, reverse=True)  # pads stand at the end
+        assert filled.any()
+        for number in range(1, rows.segment[r].max() + 1):
+            where = np.flatnonzero(rows.segment[r] == number)
+            assert where.tolist() == list(range(where[0], where[-1] + 1))
+            assert rows.position[r, where].tolist() == list(range(len(where)))
+            assert (rows.inputs[r, where[1:]] == rows.targets[r, where[:-1]]).all()
+            found.append((*rows.inputs[r, where].tolist(), int(rows.targets[r, where[-1]])))
+    assert sorted(found) == sorted(map(tuple, (piece.tolist() for piece in pieces)))
+
+
+def test_packing_is_tight() -> None:
+    random = np.random.default_rng(0)
+    pieces = [np.arange(n + 1, dtype=np.int32) for n in random.integers(1, 40, 500)]
+    rows = pretrain.pack(pieces, 64, 0)
+    assert (rows.segment > 0).mean() > 0.95
+
+
+def test_equal_sequences_are_used_once() -> None:
+    sets = [_set([[1, 2], [3], [1, 2]]), _set([[3], [1]])]
+    assert len(pretrain.utterances(sets, 8, dedup=False)) == 5
+    kept = pretrain.utterances(sets, 8, dedup=True)
+    assert [piece.tolist() for piece in kept] == [[2, 5, 6, 2], [2, 7, 2], [2, 5, 2]]
+
+
+@given(count=st.integers(1, 9), size=st.integers(1, 4))
+def test_batches_hold_every_row_and_fill_the_last(count: int, size: int) -> None:
+    rows = pretrain.pack([np.array([2, i + 4, 2]) for i in range(count)], 2, 0)
+    parts = list(pretrain.batches(rows, size))
+    assert all(part.inputs.shape == (size, 2) for part in parts)
+    assert sum(int((part.segment > 0).sum()) for part in parts) == 2 * count
+
+
+_logits = jax.jit(unit_lm.logits, static_argnums=1)
+
+
+def _alone(params: dict, sequence: np.ndarray) -> float:
+    """Its negative log likelihood through the LM's own `logits`, in float64 from there on."""
+    padded = np.pad(sequence[:-1], (0, 32 - len(sequence)), constant_values=vocab.PAD)
+    logits = np.asarray(_logits(params, toy.LM, padded[None]), np.float64)[0, : len(sequence) - 1]
+    return sum(np.log(np.exp(row - row[token]).sum()) for row, token in zip(logits, sequence[1:], strict=True))
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 1000))
+def test_packed_rows_give_the_losses_of_utterances_alone(seed: int) -> None:
+    params = toy.tiny_lm(3)
+    params["embed"] = params["embed"] * 4  # far from uniform
+    pieces = pretrain.utterances([toy.unit_set("fsc", 6, seed)], 24, dedup=False)
+    rows = pretrain.pack(pieces, 24, seed)
+    assert len(rows.inputs) < len(pieces)  # several share a row
+    padded = next(pretrain.batches(rows, 8))
+    total, count = jax.jit(pretrain.losses, static_argnums=(1, 3))(params, toy.LM, padded, F32)
+    assert int(count) == sum(len(piece) - 1 for piece in pieces)
+    expected = sum(_alone(params, piece) for piece in pieces)
+    assert float(total) == pytest.approx(expected, rel=1e-5)
+
+
+def test_noise_changes_units_only_and_never_the_targets() -> None:
+    params, rows = toy.tiny_lm(), pretrain.pack(pretrain.utterances([toy.unit_set("fsc", 8, 0)], 32, False), 32, 0)
+    clean, count = pretrain.losses(params, toy.LM, rows, F32)
+    some, same = pretrain.losses(params, toy.LM, rows, F32, 0.5, jax.random.key(0))
+    again, _ = pretrain.losses(params, toy.LM, rows, F32, 0.5, jax.random.key(0))
+    other, _ = pretrain.losses(params, toy.LM, rows, F32, 0.5, jax.random.key(1))
+    assert int(count) == int(same)
+    assert float(some) == float(again) != float(other)
+    assert float(clean) not in (float(some), float(other))
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
+    """A tiny LM trained on a corpus in which every unit u is followed by u + 1."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    random = np.random.default_rng(0)
+    sets = [
+        _set([[(start + i) % 20 for i in range(random.integers(3, 12))] for start in random.integers(0, 20, n)])
+        for n in (200, 30)
+    ]
+    config = pretrain.PretrainConfig(epochs=8, row_length=32, rows=8, checkpoint_every=100)
+    params, history = pretrain.pretrain(
+        toy.LM, config, optim.OptimConfig(lr=1e-2, weight_decay=0.1), F32,
+        train=sets[:1], valid={"count": sets[1]}, workdir=str(folder),
+    )  # fmt: skip
+    unit_lms.save_unit_lm(folder / "lm", toy.LM, params, {"valid": history[-1]})
+    return folder, history
+
+
+def test_valid_perplexity_falls(pretrained: tuple[Path, list[dict]]) -> None:
+    _, history = pretrained
+    perplexity = [line["count/perplexity"] for line in history]
+    assert perplexity[0] < 104
+    # Given a unit the next is known, or the end: only the first unit is a guess among 20, and where it ends.
+    assert perplexity[-1] < 4
+    assert perplexity[-1] < perplexity[0] / 5
+    assert history[-1]["count/perplexity"] == pytest.approx(math.exp(history[-1]["nll"]))
+
+
+def test_the_saved_lm_loads_and_has_learnt(pretrained: tuple[Path, list[dict]]) -> None:
+    lm = spjax.load_unit_lm(pretrained[0] / "lm")
+    assert lm.config == toy.LM
+    logits = lm.logits(np.array([[vocab.EOS, 4 + 7, 4 + 8]]))
+    assert logits.shape == (1, 3, 104)
+    assert logits[0, 1:].argmax(axis=1).tolist() == [4 + 8, 4 + 9]
+
+
+def test_rows_must_divide_among_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrain.sharding, "make_mesh", lambda model: SimpleNamespace(shape={"data": 2, "model": 1}))
+    run = pretrain.PretrainConfig(rows=3)
+    with pytest.raises(ValueError, match="rows=3 must be a multiple of the 2 devices"):
+        pretrain.pretrain(toy.LM, run, optim.OptimConfig(), F32, train=[_set([[1]])], valid={}, workdir=str(tmp_path))
+
+
+def test_labels_are_never_looked_at(tmp_path: Path) -> None:
+    units, classes = toy.utterances("toy", 12, 0)
+    run = pretrain.PretrainConfig(epochs=1, row_length=16, rows=8)
+    runs = []
+    for name, labels in (("a", classes), ("b", classes[::-1])):
+        data = UnitSet.of(units, labels)
+        runs.append(
+            pretrain.pretrain(
+                dataclasses.replace(toy.LM, layers=1), run, optim.OptimConfig(), F32,
+                train=[data], valid={"toy": data}, workdir=str(tmp_path / name),
+            )
+        )  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, runs[0][0], runs[1][0])

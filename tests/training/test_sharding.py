@@ -1,0 +1,69 @@
+"""Where parameters lie, on one device; several devices: test_parallel.py."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from spjax.models import prompts, verbalizers
+from spjax.models.prompts import PromptConfig
+from spjax.training import masks, optim, sharding
+from tests import toy
+
+
+def _params() -> dict:
+    lm, verbalizer = toy.tiny_lm(), verbalizers.learnable(toy.TASK, 104)
+    members = [
+        prompts.init_member(jax.random.key(0), PromptConfig(deep=deep, steer=True), toy.LM, verbalizer, lm["embed"])
+        for deep in (True, False)
+    ]
+    return {"lm": lm, "prompt": prompts.stack([members[0]]) | prompts.stack([members[1]])}
+
+
+def test_every_parameter_has_a_rule_and_fits_it() -> None:
+    for path, leaf in masks.flatten(_params()).items():
+        assert len(sharding.spec_of(path)) <= np.ndim(leaf), path
+
+
+def test_a_layer_is_split_by_heads_and_feed_forward() -> None:
+    assert sharding.spec_of("lm/layers/query/kernel") == P(None, None, "model")
+    assert sharding.spec_of("lm/layers/ffn_out/kernel") == P(None, "model", None)
+    assert sharding.spec_of("lm/layers/out/bias") == P()
+    assert sharding.spec_of("prompt/key") == P()
+
+
+@pytest.mark.parametrize("path", ["lm/layers/gate/kernel", "head/kernel", "lm", "lm/embed/more"])
+def test_an_unknown_parameter_is_told(path: str) -> None:
+    with pytest.raises(ValueError, match=f"no rule for parameter '{path}'"):
+        sharding.spec_of(path)
+
+
+def test_optimizer_state_lies_as_its_parameters_do() -> None:
+    mesh = sharding.make_mesh()
+    trained, frozen = masks.split(masks.flatten(_params()), ".*")
+    tx = masks.masked(optim.make(optim.OptimConfig(), 3), trained, frozen)
+    state = {"trained": trained, "optimizer": tx.init(trained), "step": jnp.zeros((), jnp.int32)}
+    where = sharding.state_shardings(mesh, state)
+    found = [(jax.tree_util.keystr(path), leaf.spec) for path, leaf in jax.tree_util.tree_leaves_with_path(where)]
+    for parameter, spec in (("lm/layers/query/kernel", P(None, None, "model")), ("prompt/sep", P())):
+        specs = [lies for path, lies in found if f"'{parameter}'" in path]
+        assert specs == [spec] * 3  # itself and its two moments
+    assert where["step"].spec == P()
+
+
+def test_devices_must_divide_into_groups() -> None:
+    devices = jax.device_count()
+    with pytest.raises(ValueError, match=f"{devices} devices do not divide into groups of model={devices + 1}"):
+        sharding.make_mesh(devices + 1)
+
+
+def test_what_is_placed_is_fetched_again() -> None:
+    mesh = sharding.make_mesh()
+    tree = {"prompt/sep": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    placed = sharding.place(tree, sharding.shardings(mesh, tree))
+    assert np.array_equal(sharding.fetch(placed)["prompt/sep"], tree["prompt/sep"])
+    rows = np.arange(8 * jax.device_count())
+    assert np.array_equal(sharding.fetch(sharding.shard_rows(mesh, rows)), rows)
