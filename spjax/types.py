@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 Params = dict[str, Any]  # a tree of arrays under plain string keys
+Rows = Any  # an array whose first axis is a batch's rows: numpy on the host, a JAX array on devices
 
 
 class KV(NamedTuple):
     """Keys and values of C columns in every layer: a deep prompt, or the cache after a prefill.
 
     Attributes:
-      key: [L, B or 1, C, H, Dh]
-      value: [L, B or 1, C, H, Dh]
+      key: [L, B or 1, H, C, Dh]
+      value: [L, B or 1, H, C, Dh]
     """
 
     key: jax.Array
@@ -35,10 +35,10 @@ class Batch(NamedTuple):
       index: int32 [B], number of the utterance in its split, -1 in filling rows.
     """
 
-    source: np.ndarray
-    source_length: np.ndarray
-    last: np.ndarray
-    classes: np.ndarray
-    prompt_id: np.ndarray
-    weight: np.ndarray
-    index: np.ndarray
+    source: Rows
+    source_length: Rows
+    last: Rows
+    classes: Rows
+    prompt_id: Rows
+    weight: Rows
+    index: Rows  # type: ignore[assignment]  # tuple.index is of no use here

@@ -151,7 +151,7 @@ def greedy(
     nothing = jnp.zeros((rows, 0), jnp.int32)
     first = prompted_lm.run(lm, bank, batch, nothing, config=config, queries=1, compute=compute)
     columns = first.visible.shape[1]
-    room = [(0, 0), (0, 0), (0, max_steps), (0, 0), (0, 0)]
+    room = [(0, 0), (0, 0), (0, 0), (0, max_steps), (0, 0)]
     cache = KV(jnp.pad(first.cache.key, room), jnp.pad(first.cache.value, room))
     visible = jnp.pad(first.visible, ((0, 0), (0, max_steps)))
     table = jnp.asarray(unit_lm.sinusoids(vocab.FIRST_POSITION + columns + max_steps + 1, config.dim))
@@ -174,7 +174,7 @@ def greedy(
         mask = jnp.concatenate([visible, jnp.ones((rows, 1), bool)], axis=1)[:, None]
         hidden, new = unit_lm.extend(lm, config, (x,), cache, mask, compute=compute)
         at = columns + step - 1
-        write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=2)  # noqa: E731
+        write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=3)  # noqa: E731
         cache = jax.tree.map(write, cache, new)
         visible = jax.lax.dynamic_update_slice_in_dim(visible, jnp.ones((rows, 1), bool), at, axis=1)
         over = (said == vocab.EOS).any(axis=1)

@@ -90,7 +90,7 @@ def run(
 
     prefix = prompts.prefix(bank, batch.prompt_id, lm, config, compute)
     real = jnp.arange(length) < batch.source_length[:, None]
-    mask, visible = _masks(real, shallow, tail, prefix.key.shape[2])
+    mask, visible = _masks(real, shallow, tail, prefix.key.shape[3])
     hidden, new = unit_lm.extend(
         lm, config, (source, live), prefix, mask, queries=queries, steer=steer, compute=compute
     )
@@ -114,7 +114,7 @@ def _masks(real: jax.Array, shallow: int, tail: int, prefix: int) -> tuple[jax.A
 def _behind(old: KV, new: KV) -> KV:
     def join(a: jax.Array, b: jax.Array) -> jax.Array:
         a = jnp.broadcast_to(a, (a.shape[0], b.shape[1], *a.shape[2:]))
-        return jnp.concatenate([a, b], axis=2)
+        return jnp.concatenate([a, b], axis=3)
 
     return KV(join(old.key, new.key), join(old.value, new.value))
 

@@ -138,14 +138,14 @@ def prefix(bank: Params, prompt_id: jax.Array, lm: Params, config: UnitLMConfig,
       compute: operand type.
 
     Returns:
-      KV of P columns, [L, B, P, H, Dh]; of a bank of one [L, 1, P, H, Dh].
+      KV of P columns, [L, B, H, P, Dh]; of a bank of one [L, 1, H, P, Dh].
     """
 
     def project(name: str) -> jax.Array:
         leaf = bank[name] if name in bank else jnp.zeros((len(bank["sep"]), config.layers, 0, config.dim))
         weights = lm["layers"][name]
         x = contract("nlpd,lde->lnpe", leaf, weights["kernel"], compute.operand) + weights["bias"][:, None, None]
-        x = x.reshape(*x.shape[:-1], config.heads, config.head_dim)
+        x = jnp.swapaxes(x.reshape(*x.shape[:-1], config.heads, config.head_dim), 2, 3)
         return x if x.shape[1] == 1 else x[:, prompt_id]
 
     return KV(project("key"), project("value"))

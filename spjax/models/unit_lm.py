@@ -6,6 +6,7 @@ earlier columns, or both. It knows nothing of tasks, prompts and labels.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -67,14 +68,15 @@ class Block(nn.Module):
         return contract("btd,de->bte", x, weights["kernel"], self.compute.operand) + weights["bias"]
 
     def _heads(self, x: jax.Array) -> jax.Array:
-        return x.reshape(*x.shape[:2], self.config.heads, self.config.head_dim)
+        # Heads first, as the products of attention want them: a cache is laid out once, not in every step.
+        return jnp.swapaxes(x.reshape(*x.shape[:2], self.config.heads, self.config.head_dim), 1, 2)
 
     def __call__(self, parts: tuple[jax.Array, ...], prefix: KV, mask: jax.Array, queries: int) -> tuple[jax.Array, KV]:
         """Run the layer.
 
         Args:
           parts: float32 [B, T_i, D] each, T columns in all.
-          prefix: keys and values of C earlier columns, [B or 1, C, H, Dh].
+          prefix: keys and values of C earlier columns, [B or 1, H, C, Dh].
           mask: bool [B or 1, Q, C + T], which columns a query sees.
           queries: Q, how many of the last columns to compute.
 
@@ -83,7 +85,7 @@ class Block(nn.Module):
         """
         normed = [layer_norm(x, self.attn_norm) for x in parts]
         key, value = (
-            jnp.concatenate([self._heads(self._project(w, x)) for x in normed], axis=1) for w in (self.key, self.value)
+            self._heads(jnp.concatenate([self._project(w, x) for x in normed], axis=1)) for w in (self.key, self.value)
         )
         x, q = _last(parts, queries), [self._project(self.query, part) for part in _trim(normed, queries)]
         new = KV(key, value)
@@ -93,15 +95,20 @@ class Block(nn.Module):
         return x + self._project(self.ffn_out, h), new
 
     def _attend(self, q: jax.Array, new: KV, prefix: KV, mask: jax.Array) -> jax.Array:
-        def behind(old: jax.Array, x: jax.Array) -> jax.Array:
-            return jnp.concatenate([jnp.broadcast_to(old, (x.shape[0], *old.shape[1:])), x], axis=1)
-
-        key, value = behind(prefix.key, new.key), behind(prefix.value, new.value)
+        # Prefix and new columns apart: a cache is not copied for every step, nor a shared prompt for every row.
         # float32 operands: a few per cent of the work, and XLA for CPUs has no batched bfloat16 product.
-        scores = contract("bqhd,bkhd->bhqk", q, key, jnp.dtype(jnp.float32))
-        scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
-        mixed = contract("bhqk,bkhd->bqhd", jax.nn.softmax(scores), value, jnp.dtype(jnp.float32))
-        return mixed.reshape(*mixed.shape[:2], self.config.dim)
+        product = functools.partial(contract, dtype=jnp.dtype(jnp.float32))
+        old = jax.tree.map(lambda x: x[0] if len(x) == 1 else x, prefix)
+        keys = "hkd" if old.key.ndim == 3 else "bhkd"
+        columns = prefix.key.shape[2]
+        scores = product("bhqd,bhkd->bhqk", q, new.key)
+        if columns:
+            scores = jnp.concatenate([product(f"bhqd,{keys}->bhqk", q, old.key), scores], axis=3)
+        share = jax.nn.softmax(jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min))
+        mixed = product("bhqk,bhkd->bhqd", share[..., columns:], new.value)
+        if columns:
+            mixed = mixed + product(f"bhqk,{keys}->bhqd", share[..., :columns], old.value)
+        return jnp.swapaxes(mixed, 1, 2).reshape(len(mixed), -1, self.config.dim)
 
 
 def layer_norm(x: jax.Array, weights: Params) -> jax.Array:
@@ -146,8 +153,8 @@ def init(rng: jax.Array, config: UnitLMConfig) -> Params:
 
 
 def empty_prefix(config: UnitLMConfig) -> KV:
-    """A prefix of no columns, [L, 1, 0, H, Dh]."""
-    nothing = jnp.zeros((config.layers, 1, 0, config.heads, config.head_dim))
+    """A prefix of no columns, [L, 1, H, 0, Dh]."""
+    nothing = jnp.zeros((config.layers, 1, config.heads, 0, config.head_dim))
     return KV(nothing, nothing)
 
 
@@ -181,14 +188,14 @@ def extend(
       params: the LM's weights.
       config: its architecture.
       parts: float32 [B, T_i, D] each, embedded columns with positions added; T columns in all.
-      prefix: [L, B or 1, C, H, Dh] each.
+      prefix: [L, B or 1, H, C, Dh] each.
       mask: bool [B or 1, T, C + T], which columns each new column sees (itself included).
       queries: Q, how many of the last columns are asked for; all of them by default.
       steer: float32 [L, B or 1, R, D], added to the last R columns where each layer reads them; None adds nothing.
       compute: operand type and remat.
 
     Returns:
-      float32 [B, Q, D] after the final norm, and the keys and values of the new columns, [L, B, T, H, Dh].
+      float32 [B, Q, D] after the final norm, and the keys and values of the new columns, [L, B, H, T, Dh].
     """
     total = sum(part.shape[1] for part in parts)
     queries = total if queries is None else queries

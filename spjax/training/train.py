@@ -88,7 +88,7 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
-    """The outcome of a run. `params`: {"lm": ..., "prompt": ...}, the kept epoch of every member; `history`: per epoch."""
+    """The outcome of a run. `params`: {"lm", "prompt"}, the kept epoch of every member; `history`: a line an epoch."""
 
     params: Params
     history: list[dict[str, Any]]
@@ -148,7 +148,11 @@ class Evaluator:
     def __init__(self, setting: Setting, units: UnitSet, plan: list[planning.Step], members: int, mesh: Any) -> None:
         """`plan`: an unshuffled plan over the split for one member."""
         self._setting, self._units, self._plan, self._members, self._mesh = setting, units, plan, members, mesh
-        common = {"verbalizer": setting.verbalizer, "config": setting.config, "compute": setting.compute}
+        common: dict[str, Any] = {
+            "verbalizer": setting.verbalizer,
+            "config": setting.config,
+            "compute": setting.compute,
+        }
 
         @jax.jit
         def answer(flat: masks.Flat, batch: Batch) -> jax.Array:
@@ -187,7 +191,7 @@ class Evaluator:
     def loss(self, flat: masks.Flat) -> np.ndarray:
         """The training loss on the split, [N]."""
         parts = [sharding.fetch(self._measure(flat, batch)) for batch in self._batches("loss")]
-        total, count = np.sum(parts, axis=0, dtype=np.float64)
+        total, count = np.stack(parts).sum(axis=0, dtype=np.float64)
         return total / np.maximum(count, 1)
 
 
@@ -233,7 +237,7 @@ def train(
         )
     lengths = train_set.lengths
     edges = planning.buckets(lengths[train_ids], run.buckets)
-    shape = {"max_tokens": run.max_tokens, "max_rows": run.max_rows}
+    shape: dict[str, Any] = {"max_tokens": run.max_tokens, "max_rows": run.max_rows}
 
     @functools.lru_cache(maxsize=2)
     def plan(epoch: int) -> list[planning.Step]:
