@@ -38,10 +38,15 @@ def prompt_tuning(task: str) -> ConfigDict:
     config.floor = True  # the n-gram floor beside our number
     config.model_parallel = 1  # devices that share a layer
     config.compute = _fields(Compute(dtype="bfloat16"))
-    config.prompt = _fields(PromptConfig(length=20, separators=4, steer=True, dropout=0.0, verbalizer_dropout=0.0))
-    config.loss = _fields(LossConfig())
+    # Separators start as large as a unit's embedding: 32 times that, as in the reference, drowns what they attend to.
+    config.prompt = _fields(
+        PromptConfig(
+            length=56, separators=4, steer=True, dropout=0.0, verbalizer_dropout=0.0, sep_scale=0.0625
+        )
+    )
+    config.loss = _fields(LossConfig(noise=0.1))
     config.optim = _fields(OptimConfig(lr=1e-2))
-    config.train = _fields(TrainConfig(seeds=(0, 1, 2), epochs=8))
+    config.train = _fields(TrainConfig(seeds=(0, 1, 2), epochs=7))
     return config
 
 
