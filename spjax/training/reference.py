@@ -19,5 +19,7 @@ def protocol(train: TrainConfig) -> tuple[PromptConfig, LossConfig, OptimConfig,
         PromptConfig(),
         LossConfig(kind="reference"),
         OptimConfig(lr=5e-3, warmup=0.0, decay="constant", eps_before_correction=True, clip=1.0),
-        dataclasses.replace(train, epochs=300, patience=1, select="loss", round_loss=3, max_rows=32, max_tokens=4096),
+        dataclasses.replace(
+            train, epochs=300, passes=1, patience=1, select="loss", round_loss=3, max_rows=32, max_tokens=4096
+        ),
     )

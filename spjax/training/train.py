@@ -33,7 +33,8 @@ class TrainConfig:
 
     Attributes:
       seeds: one member of the bank each: its start, its order of utterances, its dropout.
-      epochs: most passes over train.
+      epochs: most evaluations.
+      passes: passes over train between two evaluations; more than one where train is small (few-shot).
       patience: evaluations without a better score after which a member stops; 0 never stops early.
       select: score by which the best epoch is kept: "accuracy" (all slots right, on valid), "loss" (the training loss
         on valid), or "last" (keep the last epoch; valid is only reported).
@@ -48,6 +49,7 @@ class TrainConfig:
 
     seeds: tuple[int, ...] = (0,)
     epochs: int = 10
+    passes: int = 1
     patience: int = 0
     select: str = "accuracy"
     round_loss: int = -1
@@ -237,11 +239,13 @@ def train(
         )
     lengths = train_set.lengths
     edges = planning.buckets(lengths[train_ids], run.buckets)
-    shape: dict[str, Any] = {"max_tokens": run.max_tokens, "max_rows": run.max_rows}
 
     @functools.lru_cache(maxsize=2)
     def plan(epoch: int) -> list[planning.Step]:
-        return planning.plan(lengths, seed=0, epoch=epoch, buckets=edges, members=run.seeds, ids=train_ids, **shape)
+        common: dict[str, Any] = {"buckets": edges, "members": run.seeds, "ids": train_ids}
+        common |= {"max_tokens": run.max_tokens, "max_rows": run.max_rows}
+        passes = range(epoch * run.passes, (epoch + 1) * run.passes)
+        return [step for number in passes for step in planning.plan(lengths, seed=0, epoch=number, **common)]
 
     steps = len(plan(0))
     tx = masks.masked(optim.make(optimizer, steps * run.epochs), trained, frozen)
