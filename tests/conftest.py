@@ -58,7 +58,8 @@ class Place:
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            # Quick compilation: tiny programs run in no time anyhow.
+            "XLA_FLAGS": f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}",
         }
         return subprocess.Popen(
             [*command, f"--compilation_cache={self.cache}"],
@@ -86,19 +87,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("xla")
 
 
-@pytest.fixture
-def compiled_once(cache: Path) -> Iterator[None]:
-    """Compile what other tests compiled before from the session's cache."""
+@pytest.fixture(scope="module")
+def quick_compile(cache: Path) -> Iterator[None]:
+    """Compile in haste, and what was compiled before not at all: tests of logic spend most of their time there."""
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
-    before = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    compilation_cache.set_cache_dir(str(cache))
+    settings = {"jax_disable_most_optimizations": True, "jax_persistent_cache_min_compile_time_secs": 0.1}
+    settings["jax_compilation_cache_dir"] = str(cache)
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
     compilation_cache.reset_cache()
     yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+    for name, value in before.items():
+        jax.config.update(name, value)
     compilation_cache.reset_cache()
 
 

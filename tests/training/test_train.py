@@ -1,0 +1,264 @@
+"""Prompt tuning of a bank on a toy task: members apart from one another, early stop, what moves and what is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spjax.data import loader
+from spjax.evaluation import decode
+from spjax.models import verbalizers
+from spjax.models.config import Compute
+from spjax.models.prompts import PromptConfig
+from spjax.training import losses, masks, optim, sharding, train
+from tests import toy
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+OPTIM = optim.OptimConfig(lr=3e-2)
+RUN = train.TrainConfig(seeds=(0, 1, 2), epochs=12, max_rows=8, buckets=1, checkpoint_every=4)
+TRAIN, VALID = toy.unit_set("toy", 80, 0), toy.unit_set("toy", 24, 1)
+
+
+def _setting(prompt: PromptConfig | None = None, loss: str = "slots") -> train.Setting:
+    verbalizer = verbalizers.learnable(toy.TASK, 104)
+    prompt = prompt or PromptConfig(length=3, separators=2, steer=True, dropout=0.1, verbalizer_dropout=0.1)
+    tree = decode.label_tree(verbalizer, np.unique(TRAIN.classes, axis=0))
+    return train.Setting(toy.LM, Compute(), prompt, losses.LossConfig(loss, noise=0.1), verbalizer, tree)
+
+
+SETTING = _setting()
+
+
+def _train(workdir: Path, run: train.TrainConfig = RUN, setting: train.Setting = SETTING, **more: Any) -> train.Trained:
+    params = train.first_params(toy.tiny_lm(), setting, run.seeds)
+    everything = {"train_ids": np.arange(80), "valid_ids": np.arange(24), "optimizer": OPTIM, **more}
+    return train.train(params, setting, run, train_set=TRAIN, valid_set=VALID, workdir=str(workdir), **everything)
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory, quick_compile: None) -> tuple[Path, train.Trained]:
+    folder = tmp_path_factory.mktemp("bank")
+    return folder, _train(folder)
+
+
+def _logged(folder: Path, name: str) -> list[Any]:
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [line[name] for line in lines if name in line]
+
+
+def test_the_task_is_learnt(bank: tuple[Path, train.Trained]) -> None:
+    curve = np.asarray([line["train_loss"] for line in bank[1].history])
+    assert (curve[-1] < 0.6 * curve[0]).all()
+    assert min(bank[1].best_score) > 0.5  # one of four combinations by chance
+
+
+@pytest.mark.parametrize("n", [0, 2])
+def test_a_member_of_a_bank_is_what_it_is_alone(bank: tuple[Path, train.Trained], tmp_path: Path, n: int) -> None:
+    folder, together = bank
+    alone = _train(tmp_path, dataclasses.replace(RUN, seeds=(n,)))
+    found, expected = np.asarray(_logged(tmp_path, "train/loss"))[:, 0], np.asarray(_logged(folder, "train/loss"))[:, n]
+    np.testing.assert_allclose(found[:12], expected[:12], rtol=1e-5)  # 40 updates
+    np.testing.assert_allclose(found, expected, rtol=1e-3)  # then rounding has had 120 updates to grow
+    for path, leaf in masks.flatten(alone.params["prompt"]).items():
+        np.testing.assert_allclose(leaf[0], masks.flatten(together.params["prompt"])[path][n], atol=1e-3, err_msg=path)
+    assert alone.best_epoch[0] == together.best_epoch[n]
+
+
+def test_members_differ(bank: tuple[Path, train.Trained]) -> None:
+    for leaf in jax.tree.leaves(bank[1].params["prompt"]):
+        assert not np.allclose(leaf[0], leaf[1])
+
+
+def test_the_lm_does_not_move(bank: tuple[Path, train.Trained]) -> None:
+    jax.tree.map(np.testing.assert_array_equal, bank[1].params["lm"], toy.tiny_lm())
+
+
+def test_a_checkpoint_holds_what_is_trained_and_no_frozen_leaf(bank: tuple[Path, train.Trained]) -> None:
+    (latest, *_) = sorted((bank[0] / "checkpoints").iterdir(), key=lambda path: -int(path.name))
+    tree = json.loads((latest / "state" / "_METADATA").read_text())["tree_metadata"]
+    arrays = [entry for entry in tree.values() if entry["value_metadata"]["value_type"] == "jax.Array"]
+    paths = [[part["key"] for part in entry["key_metadata"]] for entry in arrays]
+    assert {path[0] for path in paths} == {
+        "trained", "optimizer", "step", "seeds", "active", "best", "best_score", "best_epoch"
+    }  # fmt: skip
+    assert {part for path in paths for part in path if "/" in str(part)} == {
+        "prompt/key", "prompt/value", "prompt/sep", "prompt/sep_deep", "prompt/verbalizer"
+    }  # fmt: skip
+    size = sum(file.stat().st_size for file in latest.rglob("*") if file.is_file())
+    trained = sum(leaf.nbytes for leaf in jax.tree.leaves(bank[1].params["prompt"]))
+    assert size < 4 * trained + 100_000  # trained, best and two moments
+
+
+def test_a_run_goes_on_from_its_checkpoint(
+    bank: tuple[Path, train.Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the first epoch and in the last but one: the numbers are the same, bit for bit."""
+
+    class Killed(Exception):  # noqa: N818 - no error
+        pass
+
+    def dies(*args: Any) -> Any:
+        for number, batch in enumerate(whole(*args)):
+            if number == 3:
+                calls.append(args)
+                if len(calls) in (1, 11):
+                    raise Killed
+            yield batch
+
+    whole, calls = loader.batches, []
+    monkeypatch.setattr(loader, "batches", dies)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            _train(tmp_path)
+    again = _train(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, again.params, bank[1].params)
+    assert again.history == bank[1].history
+    assert again.best_epoch == bank[1].best_epoch
+
+
+# ---- what moves
+
+
+def test_a_stopped_member_never_moves_again() -> None:
+    params = train.first_params(toy.tiny_lm(), SETTING, RUN.seeds)
+    trained, frozen = masks.split(masks.flatten(params), "prompt/.*")
+    tx = masks.masked(optim.make(dataclasses.replace(OPTIM, warmup=0.0), 9), trained, frozen)
+    update = jax.jit(train.make_update(SETTING, tx))
+    batch = loader.make_batch(TRAIN, np.stack([np.arange(8) + n for n in range(3)]), 16)
+    for active in ((True, False, True), (False, False, False), (True, True, True)):
+        state = {
+            "trained": trained, "optimizer": tx.init({**trained, **frozen}), "step": jnp.zeros((), jnp.int32),
+            "seeds": jnp.arange(3, dtype=jnp.uint32), "active": jnp.asarray(active),
+        }  # fmt: skip
+        for _ in range(3):
+            state, metrics = update(state, frozen, batch)
+        assert metrics["loss"].shape == metrics["gradient_norm"].shape == (3,)
+        for path, leaf in state["trained"].items():
+            for n in range(3):
+                assert np.array_equal(leaf[n], trained[path][n]) != active[n], (path, n)
+
+
+@pytest.mark.parametrize("trainable", [".*", "prompt/(sep|verbalizer)|lm/layers/.*/bias"])
+def test_the_mask_says_what_moves(tmp_path: Path, trainable: str) -> None:
+    config = dataclasses.replace(toy.LM, layers=1)
+    setting = dataclasses.replace(_setting(PromptConfig(length=2, separators=1)), config=config)
+    run = dataclasses.replace(RUN, seeds=(0,), epochs=1, trainable=trainable, select="last")
+    params = train.first_params(toy.tiny_lm(config=config), setting, run.seeds)
+    before = masks.flatten(params)
+    result = train.train(
+        params, setting, run, OPTIM, train_set=TRAIN, train_ids=np.arange(80), valid_set=VALID,
+        valid_ids=np.arange(24), workdir=str(tmp_path),
+    )  # fmt: skip
+    trained, _ = masks.split(before, trainable)
+    for path, leaf in masks.flatten(result.params).items():
+        assert np.array_equal(leaf, before[path]) != (path in trained), path
+    assert result.best_epoch == [0]
+
+
+def test_seeds_cannot_share_an_lm_that_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"trainable='\.\*' trains the LM, which the 3 seeds would share: give one seed"
+    ):
+        _train(tmp_path, dataclasses.replace(RUN, trainable=".*"))
+
+
+# ---- early stopping and keeping the best
+
+
+@settings(max_examples=60)
+@given(
+    scores=st.lists(
+        st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=2, max_size=2), min_size=1, max_size=9
+    ),
+    patience=st.integers(0, 3),
+)
+def test_each_member_keeps_its_best_and_stops_by_its_own_patience(scores: list[list[float]], patience: int) -> None:
+    """Against one member at a time, in plain Python. A member's parameter is the number of its epoch."""
+    mesh = sharding.make_mesh()
+    state: dict[str, Any] = {
+        "trained": {"prompt/sep": np.zeros((2, 1, 1), np.float32)},
+        "best": {"prompt/sep": np.zeros((2, 1, 1), np.float32)},
+        "active": np.ones(2, bool),
+        "best_score": np.full(2, -np.inf, np.float32),
+        "best_epoch": np.full(2, -1, np.int32),
+    }
+    where = sharding.state_shardings(mesh, state)
+    for epoch, score in enumerate(scores):
+        state["trained"] = {
+            "prompt/sep": np.where(
+                np.asarray(state["active"])[:, None, None], epoch + 1.0, state["trained"]["prompt/sep"]
+            )
+        }
+        state = train._keep_best(state, epoch, np.asarray(score), patience, where)
+    for n in range(2):
+        best, kept, stopped, last = -np.inf, -1, None, 0
+        for epoch, score in enumerate(row[n] for row in scores):
+            if stopped is None:
+                last = epoch + 1
+                if score > best:
+                    best, kept = score, epoch
+                if patience and epoch - kept >= patience:
+                    stopped = epoch
+        assert float(state["best_score"][n]) == best
+        assert int(state["best_epoch"][n]) == kept
+        assert float(state["best"]["prompt/sep"][n, 0, 0]) == kept + 1
+        assert float(state["trained"]["prompt/sep"][n, 0, 0]) == last
+        assert bool(state["active"][n]) == (stopped is None)
+
+
+# ---- evaluation
+
+
+def _evaluator(run: train.TrainConfig, setting: train.Setting = SETTING) -> train.Evaluator:
+    return train.evaluator_for(setting, run, VALID, np.arange(24), sharding.make_mesh())
+
+
+def test_scores_do_not_depend_on_batches_or_on_the_bank() -> None:
+    flat = masks.flatten(train.first_params(toy.tiny_lm(), SETTING, (5, 6)))
+    wide = _evaluator(dataclasses.replace(RUN, seeds=(5, 6))).log_probs(flat)
+    assert wide.shape == (2, 24, 4)
+    np.testing.assert_allclose(np.exp(wide).sum(axis=2), 1, rtol=1e-5)
+    narrow = _evaluator(dataclasses.replace(RUN, seeds=(5, 6), eval_rows=8, buckets=2)).log_probs(flat)
+    np.testing.assert_allclose(narrow, wide, atol=1e-5)
+    one = {path: leaf[1:] if path.startswith("prompt/") else leaf for path, leaf in flat.items()}
+    np.testing.assert_allclose(_evaluator(dataclasses.replace(RUN, seeds=(6,))).log_probs(one)[0], wide[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["slots", "reference"])
+def test_the_valid_loss_is_that_of_the_whole_split(kind: str) -> None:
+    """Batches of 8, weighted by what their mean is over, against one batch of all 24."""
+    setting = _setting(loss=kind)
+    params = train.first_params(toy.tiny_lm(), setting, (5,))
+    batch = loader.make_batch(VALID, np.arange(24)[None], 16)
+    whole = losses.member_losses(
+        params["lm"], params["prompt"], batch, None, loss=setting.loss, prompt=setting.prompt,
+        verbalizer=setting.verbalizer, config=setting.config, compute=setting.compute,
+    )  # fmt: skip
+    found = _evaluator(dataclasses.replace(RUN, seeds=(5,), eval_rows=8), setting).loss(masks.flatten(params))
+    np.testing.assert_allclose(found, whole, rtol=1e-5)
+
+
+def test_exact_match_needs_every_slot() -> None:
+    tree = SETTING.tree
+    classes = np.asarray([tree.combinations[0], tree.combinations[1], [0, 4]])
+    log_probs = np.log(np.asarray([[[0.7, 0.1, 0.1, 0.1], [0.7, 0.1, 0.1, 0.1], [0.7, 0.1, 0.1, 0.1]]]))
+    assert train.exact_match(log_probs, tree, classes, np.arange(3)).tolist() == [1 / 3]
+    assert train.exact_match(log_probs, tree, classes, np.asarray([0])).tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"), [({"select": "best"}, "select"), ({"seeds": ()}, "seeds"), ({"seeds": (1, 1)}, "seeds")]
+)
+def test_settings_that_make_no_sense_are_refused(wrong: dict, told: str) -> None:
+    with pytest.raises(ValueError, match=f"train: {told}"):
+        train.TrainConfig(**wrong)
