@@ -98,11 +98,11 @@ class GoldenVerbalizer(Verbalizer):
     labels: int
 
     @property
-    def steps(self) -> int:  # noqa: D102
+    def steps(self) -> int:
         return self.labels
 
 
-def relative(found: Any, expected: Any) -> float:  # noqa: ANN401
+def relative(found: Any, expected: Any) -> float:
     """Largest error relative to the expected scale."""
     expected = np.asarray(expected)
     return float(np.abs(np.asarray(found) - expected).max() / max(np.abs(expected).max(), 1e-30))

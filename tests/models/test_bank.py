@@ -1,0 +1,169 @@
+"""The training loss of a bank and its gradient: by definition, member by member, recomputed, and in bfloat16."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spjax import vocab
+from spjax.models import prompts, verbalizers
+from spjax.models.config import Compute
+from spjax.models.prompts import PromptConfig
+from spjax.models.unit_lm import FLOAT32
+from spjax.training import losses
+from spjax.training.losses import LossConfig
+from spjax.types import Batch
+from tests.golden_data import relative
+from tests.models import tiny
+
+C = tiny.config(3)
+N = 3
+VERBALIZER = verbalizers.learnable(tiny.TASK, C.vocab_size)
+PROMPT = PromptConfig(length=3, separators=2, steer=True, dropout=0.3, verbalizer_dropout=0.2)
+LENGTHS = (3, 8, 1) * N
+NOISY = LossConfig(noise=0.3)
+
+
+@functools.cache
+def measure(loss: LossConfig = NOISY, compute: Compute = FLOAT32) -> Any:
+    """(bank, batch, keys) -> losses [N], gradient of their sum."""
+    lm = tiny.lm(C)
+
+    def total(bank, batch, keys):
+        each = losses.member_losses(
+            lm, bank, batch, keys, loss=loss, prompt=PROMPT, verbalizer=VERBALIZER, config=C, compute=compute
+        )
+        return each.sum(), each
+
+    def run(bank, batch, keys):
+        (_, each), grads = jax.value_and_grad(total, has_aux=True)(bank, batch, keys)
+        return each, grads
+
+    return tiny.jit(run)
+
+
+@functools.cache
+def setting() -> tuple[Any, Batch, jax.Array]:
+    """A bank, three rows a member of which the third only fills the shape, and a key a member."""
+    classes = tiny.random_classes(tiny.TASK, N * 3)
+    batch = tiny.batch(tiny.utterances(C, LENGTHS), 10, classes, np.repeat(np.arange(N), 3))
+    filling = np.arange(N * 3) % 3 == 2
+    batch = batch._replace(
+        weight=np.where(filling, 0, 1).astype(np.float32), classes=np.where(filling[:, None], 0, classes)
+    )
+    return tiny.bank(C, PROMPT, VERBALIZER, N), batch, jax.random.split(jax.random.key(7), N)
+
+
+def plain_losses(bank: Any, batch: Batch) -> np.ndarray:
+    params, banks = tiny.double(tiny.lm(C)), tiny.double(bank)
+    found = np.zeros((N, 2))
+    for row, units in enumerate(tiny.utterances(C, LENGTHS)):
+        if batch.weight[row]:
+            n = batch.prompt_id[row]
+            member = jax.tree.map(lambda a, n=n: a[n], banks)
+            score = tiny.answer_score(params, member, C, VERBALIZER, units, batch.classes[row])
+            found[n] += -score / VERBALIZER.steps, 1
+    return found[:, 0] / found[:, 1]
+
+
+def test_loss_and_gradient_by_definition():
+    bank, batch, _ = setting()
+    each, grads = measure(LossConfig())(bank, batch, None)
+    assert relative(each, plain_losses(bank, batch)) < 1e-5
+    # The slope along a random direction, leaf by leaf, from the plain definition in float64.
+    rng, step = np.random.default_rng(0), 1e-5
+    for name, leaf in tiny.double(bank).items():
+        direction = rng.normal(size=leaf.shape)
+        ahead, behind = ({**tiny.double(bank), name: leaf + sign * step * direction} for sign in (1, -1))
+        slope = (plain_losses(ahead, batch) - plain_losses(behind, batch)).sum() / (2 * step)
+        assert relative(np.sum(np.asarray(grads[name]) * direction), slope) < 1e-4, name
+        assert np.abs(grads[name]).max() > 1e-4, name
+
+
+def test_a_bank_equals_its_members_alone():
+    """Dropout, noise and all: a member's loss and gradient depend on its own rows, prompt and key only."""
+    bank, batch, keys = setting()
+    each, grads = measure()(bank, batch, keys)
+    undisturbed = plain_losses(bank, batch)
+    assert (np.abs(each - undisturbed) > 1e-3).all(), "dropout and noise do something"
+    for n in range(N):
+        own = slice(3 * n, 3 * n + 3)
+        rows = jax.tree.map(lambda a, own=own: a[own], batch)._replace(prompt_id=np.zeros(3, np.int32))
+        member = jax.tree.map(lambda a, n=n: a[n : n + 1], bank)
+        alone, own_grads = measure()(member, rows, keys[n : n + 1])
+        assert relative(alone[0], each[n]) < 1e-5
+        for name, leaf in own_grads.items():
+            assert relative(leaf[0], grads[name][n]) < 1e-5, name
+    other, _ = measure()(bank, batch, keys.at[1].set(jax.random.key(8)))
+    np.testing.assert_array_equal(other[jnp.asarray([0, 2])], each[jnp.asarray([0, 2])])
+    assert other[1] != each[1]
+
+
+def test_recomputing_activations_changes_nothing():
+    bank, batch, keys = setting()
+    each, grads = measure()(bank, batch, keys)
+    again, recomputed = measure(compute=Compute(remat=True))(bank, batch, keys)
+    assert relative(again, each) < 1e-5
+    for name, leaf in recomputed.items():
+        assert relative(leaf, grads[name]) < 1e-5, name
+
+
+def test_bfloat16_is_close():
+    bank, batch, keys = setting()
+    each, grads = measure()(bank, batch, keys)
+    near, rounded = measure(compute=Compute("bfloat16"))(bank, batch, keys)
+    assert near.dtype == jnp.float32
+    assert 1e-6 < relative(near, each) < 3e-2
+    for name, leaf in rounded.items():
+        assert leaf.dtype == jnp.float32, name
+        cosine = np.vdot(leaf, grads[name]) / (np.linalg.norm(leaf) * np.linalg.norm(grads[name]))
+        assert cosine > 0.995, name
+
+
+def test_a_member_with_nothing_but_filling_rows_has_no_loss():
+    bank, batch, keys = setting()
+    weight = np.where(batch.prompt_id == 1, 0, batch.weight).astype(np.float32)
+    each, grads = measure()(bank, batch._replace(weight=weight), keys)
+    assert each[1] == 0
+    for name, leaf in grads.items():
+        assert np.isfinite(leaf).all(), name
+        assert not np.asarray(leaf[1]).any(), name
+
+
+def test_dropout_is_one_mask_a_member_that_keeps_the_mean():
+    ones = {name: jnp.ones((2, 3, 40, 16)) for name in ("key", "value")} | {"sep": jnp.ones((2, 1, 16))}
+    keys = jax.random.split(jax.random.key(0), 2)
+    found = prompts.dropout(ones, PromptConfig(dropout=0.25), keys)
+    for name in ("key", "value"):
+        assert {0.0, float(np.float32(1 / 0.75))} == set(np.unique(found[name]).tolist())
+        assert abs(float(found[name].mean()) - 1) < 0.05
+    assert (found["key"] != found["value"]).any()
+    assert (found["key"][0] != found["key"][1]).any()
+    assert found["sep"] is ones["sep"]
+    shallow = {"input": jnp.ones((2, 3, 16)), "sep": jnp.ones((2, 1, 16))}
+    assert prompts.dropout(shallow, PromptConfig(deep=False, dropout=0.25), keys) is shallow
+    assert prompts.dropout(ones, PromptConfig(dropout=0.0), keys) is ones
+
+
+def test_noise_replaces_units_only():
+    units = tiny.utterances(C, [200] * 6)
+    batch = tiny.batch(units, 256)
+    keys = jax.random.split(jax.random.key(3), 2)
+    found = np.asarray(losses.replace_units(batch, keys, 0.25, C).source)
+    specials = batch.source < vocab.UNIT_OFFSET
+    np.testing.assert_array_equal(found[specials], batch.source[specials])
+    assert found[~specials].min() >= vocab.UNIT_OFFSET
+    assert found.max() < C.vocab_size
+    changed = (found != batch.source)[~specials].mean()
+    assert abs(changed - 0.25 * (1 - 1 / C.num_units)) < 0.04
+    assert losses.replace_units(batch, keys, 0.0, C) is batch
+
+
+def test_a_loss_that_there_is_not():
+    with pytest.raises(ValueError, match="must be slots or reference"):
+        LossConfig("golden")

@@ -1,0 +1,64 @@
+"""The matrix product: einsum in float32, rounded operands in bfloat16, and no gradient that nobody asked for."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spjax.models.contract import contract
+from tests.golden_data import relative
+
+SPECS = {
+    "btd,de->bte": ((2, 3, 4), (4, 5)),
+    "bhqd,bhkd->bhqk": ((2, 2, 3, 4), (2, 2, 5, 4)),
+    "bqd,vd->bqv": ((2, 3, 4), (6, 4)),
+}
+F32, BF16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
+
+
+def operands(spec: str):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in SPECS[spec]]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_value_and_gradients_are_those_of_einsum(spec: str):
+    a, b = operands(spec)
+    cotangent = jnp.cos(jnp.arange(np.einsum(spec, a, b).size)).reshape(np.einsum(spec, a, b).shape)
+    value, back = jax.vjp(lambda a, b: contract(spec, a, b, F32), a, b)
+    expected, back_einsum = jax.vjp(lambda a, b: jnp.einsum(spec, a, b, precision="highest"), a, b)
+    assert relative(value, expected) < 1e-6
+    for found, wanted in zip(back(cotangent), back_einsum(cotangent), strict=True):
+        assert relative(found, wanted) < 1e-6
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_bfloat16_rounds_operands_and_not_results(spec: str):
+    a, b = operands(spec)
+    rounded = [np.asarray(x.astype(BF16).astype(F32), np.float64) for x in (a, b)]
+    value, back = jax.vjp(lambda a, b: contract(spec, a, b, BF16), a, b)
+    assert value.dtype == F32
+    assert relative(value, np.einsum(spec, *rounded)) < 1e-6
+    # The cotangent is rounded too, and the gradients come back in the operands' own type.
+    assert [g.dtype for g in back(value)] == [F32, F32]
+    narrow = b.astype(BF16)
+    _, back = jax.vjp(lambda a, b: contract(spec, a, b, BF16), a, narrow)
+    assert [g.dtype for g in back(value)] == [F32, BF16]
+
+
+def products(jaxpr) -> int:
+    return str(jaxpr).count("dot_general")
+
+
+def test_an_operand_that_nothing_trains_gets_no_gradient():
+    a, b = operands("btd,de->bte")
+    loss = lambda a, b: jnp.sin(contract("btd,de->bte", a, b, F32)).sum()  # noqa: E731
+    assert products(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(a, b)) == 3
+    assert products(jax.make_jaxpr(jax.grad(loss, argnums=0))(a, b)) == 2
+    assert products(jax.make_jaxpr(jax.grad(loss, argnums=1))(a, b)) == 2
+    # What is kept for the backward pass: the operand that the gradient needs, and not the other.
+    _, back = jax.vjp(lambda a: contract("btd,de->bte", a, b, BF16), a)
+    kept = {(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(back) if leaf.ndim}
+    assert kept == {(b.shape, BF16)}

@@ -1,0 +1,169 @@
+"""What a training step costs: no gradient and no optimizer state of the frozen LM; and it lowers for other devices."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import export
+
+from spjax.evaluation import decode
+from spjax.models import unit_lm, verbalizers
+from spjax.models.config import Compute, UnitLMConfig
+from spjax.models.prompts import PromptConfig
+from spjax.tasks import TASKS
+from spjax.training import losses, masks, optim, train
+from spjax.types import Batch
+from tests.models import tiny
+
+# No two of these sizes are equal, nor equal to another size of the program: a shape tells what an array is.
+MEDIUM = UnitLMConfig(vocab_size=104, dim=208, layers=6, heads=4, ffn_dim=800)
+ROWS, COLUMNS = 2, 9
+
+
+def setting_of(config: UnitLMConfig, compute: Compute = unit_lm.FLOAT32) -> train.Setting:
+    verbalizer = verbalizers.learnable(TASKS["fsc"], config.vocab_size)
+    tree = decode.label_tree(verbalizer, [(0, 6, 20), (0, 7, 21), (1, 6, 22), (5, 19, 23)])
+    return train.Setting(config, compute, PromptConfig(separators=2, steer=True), losses.LossConfig(), verbalizer, tree)
+
+
+def lower_args(setting: train.Setting, trainable: str, members: int = 1) -> tuple[Any, Any, masks.Flat, Batch]:
+    """(update, state, frozen, batch) of shapes alone: no array is made, whatever the LM's size."""
+
+    def start() -> Any:
+        lm = unit_lm.init(jax.random.key(0), setting.config)
+        return train.first_params(lm, setting, tuple(range(members)))
+
+    trained, frozen = masks.split(masks.flatten(jax.eval_shape(start)), trainable)
+    tx = masks.masked(optim.make(optim.OptimConfig(), 100), trained, frozen)
+    operand = setting.compute.operand
+    frozen = {
+        path: jax.ShapeDtypeStruct(leaf.shape, operand if path.endswith("kernel") else leaf.dtype)
+        for path, leaf in frozen.items()
+    }
+    shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+    rows = shape((members * ROWS,))
+    state = {
+        "trained": trained,
+        "optimizer": jax.eval_shape(tx.init, {**trained, **frozen}),
+        "step": shape(()),
+        "seeds": jax.ShapeDtypeStruct((members,), jnp.uint32),
+        "active": jax.ShapeDtypeStruct((members,), bool),
+    }
+    batch = Batch(
+        source=shape((members * ROWS, COLUMNS)), source_length=rows, last=rows, classes=shape((members * ROWS, 3)),
+        prompt_id=rows, weight=jax.ShapeDtypeStruct(rows.shape, jnp.float32), index=rows,
+    )  # fmt: skip
+    return jax.jit(train.make_update(setting, tx), donate_argnums=0), state, frozen, batch
+
+
+def equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
+    """Every equation of a program, those of its loops and calls included, and how often it runs."""
+    for equation in jaxpr.eqns:
+        yield equation, times
+        for value in equation.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(part, "jaxpr", part)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner, times * equation.params.get("length", 1))
+
+
+@functools.cache
+def traced(trainable: str, remat: bool = False) -> Any:
+    update, *args = lower_args(setting_of(MEDIUM, Compute(remat=remat)), trainable)
+    return update.trace(*args)
+
+
+@functools.cache
+def compiled(trainable: str) -> Any:
+    return traced(trainable).lower().compile(compiler_options=tiny.QUICK)
+
+
+def products(trainable: str) -> list[tuple[tuple[int, ...], int]]:
+    """Of every matrix product: the sizes of its result, sorted, and its floating-point operations in all its runs."""
+    found = []
+    for equation, times in equations(traced(trainable).jaxpr.jaxpr):
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            shape = equation.outvars[0].aval.shape
+            found.append((tuple(sorted(size for size in shape if size > 1)), 2 * times * depth * math.prod(shape)))
+    return found
+
+
+def test_no_product_of_a_prompt_step_is_a_gradient_of_the_lm():
+    d, f, v = MEDIUM.dim, MEDIUM.ffn_dim, MEDIUM.vocab_size
+    weights = {tuple(sorted(shape)) for shape in ((d, d), (d, f), (v, d))}
+    assert not {shape for shape, _ in products("prompt/.*")} & weights
+    assert {shape for shape, _ in products(".*")} >= weights, (
+        "full fine-tuning has them: the test sees what it looks for"
+    )
+
+
+def test_a_prompt_step_takes_two_thirds_of_the_work():
+    """Forward and the way back through the LM, without the third part, which is the weights' own gradient."""
+    prompt, full = (sum(flops for _, flops in products(trainable)) for trainable in ("prompt/.*", ".*"))
+    columns = ROWS * (COLUMNS + 1 + 2 + 2)  # source, last unit, separators, labels fed back
+    dense = 2 * columns * MEDIUM.num_params
+    assert prompt < 2 * dense, "first and last layer do less than all columns"
+    assert 0.5 < prompt / full < 0.68
+    # And so in the compiled program, which counts a loop's body once.
+    counted = [compiled(trainable).cost_analysis()["flops"] for trainable in ("prompt/.*", ".*")]
+    assert counted[0] / counted[1] < 0.68
+
+
+def test_memory_holds_no_frozen_gradient():
+    weights = 4 * MEDIUM.num_params
+    prompt, full = (compiled(trainable).memory_analysis() for trainable in ("prompt/.*", ".*"))
+    assert full.temp_size_in_bytes - prompt.temp_size_in_bytes > 0.7 * weights
+    # The LM and Adam's two moments of it come out of a full step; of a prompt step the same of the prompts alone.
+    assert full.output_size_in_bytes > 3 * weights
+    assert prompt.output_size_in_bytes < 0.1 * weights
+    for memory in (prompt, full):
+        assert memory.alias_size_in_bytes > 0.99 * memory.output_size_in_bytes, "the state is updated in place"
+
+
+@pytest.mark.parametrize("trainable", ["prompt/.*", "prompt/(key|value)", ".*"])
+def test_the_optimizer_knows_what_is_trained_alone(trainable: str):
+    _, state, frozen, _ = lower_args(setting_of(MEDIUM), trainable)
+    moments = [leaf.shape for leaf in jax.tree.leaves(state["optimizer"]) if leaf.ndim]
+    expected = [leaf.shape for leaf in state["trained"].values()] * 2
+    assert sorted(moments) == sorted(expected)
+    assert bool(frozen) == (trainable != ".*")
+
+
+def test_remat_is_asked_for_or_not():
+    marked = [
+        any("remat" in e.primitive.name or "checkpoint" in e.primitive.name for e, _ in equations(program.jaxpr.jaxpr))
+        for program in (traced("prompt/.*", remat=True), traced("prompt/.*"))
+    ]
+    assert marked == [True, False]
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_full_size_step_lowers_for(platform: str, dtype: str):
+    """Three prompts in a bank against the published architecture; and the scores of its label combinations."""
+    setting = setting_of(UnitLMConfig(), Compute(dtype))
+    update, *args = lower_args(setting, "prompt/.*", members=3)
+    exported = export.export(update, platforms=[platform])(*args)
+    assert exported.platforms == (platform,)
+    text = exported.mlir_module()
+    assert ("bf16" in text) == (dtype == "bfloat16")
+    state, frozen, batch = args
+
+    @jax.jit
+    def score(flat: masks.Flat, batch: Batch) -> jax.Array:
+        params = masks.unflatten(flat)
+        return decode.score(
+            params["lm"], params["prompt"], batch, setting.tree,
+            verbalizer=setting.verbalizer, config=setting.config, compute=setting.compute,
+        )  # fmt: skip
+
+    exported = export.export(score, platforms=[platform])({**state["trained"], **frozen}, batch)
+    assert exported.out_avals[0].shape == (3 * ROWS, 4)
