@@ -101,35 +101,33 @@ def fit(
         with Log(workdir, epoch * job.steps + start) as log:
             while epoch < epochs and not job.finished(state):
                 pending: list[dict[str, jax.Array]] = []
+                seen, since = 0, time.monotonic()
                 bar = tqdm(
                     total=job.steps, initial=start, desc=f"epoch {epoch + 1}/{epochs}", unit="step",
                     disable=jax.process_index() > 0, mininterval=1.0, dynamic_ncols=True,
                 )  # fmt: skip
-                seen, since = 0, time.monotonic()
-                for done, (batch, utterances) in enumerate(job.batches(epoch, start), start + 1):
-                    state, metrics = job.update(state, batch)
-                    pending.append(metrics)
-                    seen += utterances
-                    bar.update()
-                    asked = stop.asked()
-                    if done % log_every == 0 or done == job.steps or done % checkpoint_every == 0 or asked:
-                        fetched = sharding.fetch(pending)
-                        pending = []
-                        for step, each in enumerate(fetched, done - len(fetched) + 1):
-                            _check(each, explode, f"epoch {epoch + 1}, step {step}", manager)
-                            # one by one: the sum is the same wherever a run was cut
-                            loss_sum = loss_sum + np.asarray(each["loss"], np.float64)
-                        values = _mean(fetched)
-                        rate = seen / (time.monotonic() - since)
-                        bar.set_postfix(loss=f"{np.mean(values['loss']):.4f}", utt_s=f"{rate:.0f}")
-                        log.write(epoch * job.steps + done, {"train/" + k: v for k, v in values.items()}, utt_s=rate)
-                    if asked:
-                        bar.close()
-                        save(epoch, done)
-                        raise leave(epoch, done)
-                    if done % checkpoint_every == 0 and done < job.steps:
-                        save(epoch, done)
-                bar.close()
+                with bar:  # closed by whatever ends the epoch: what is printed then stands below it
+                    for done, (batch, utterances) in enumerate(job.batches(epoch, start), start + 1):
+                        state, metrics = job.update(state, batch)
+                        pending.append(metrics)
+                        seen += utterances
+                        bar.update()
+                        asked = stop.asked()
+                        due = done % checkpoint_every == 0
+                        if done % log_every == 0 or done == job.steps or due or asked:
+                            fetched = sharding.fetch(pending)
+                            pending = []
+                            for step, each in enumerate(fetched, done - len(fetched) + 1):
+                                _check(each, explode, f"epoch {epoch + 1}, step {step}", manager)
+                                # One by one: the sum is the same wherever a run was cut.
+                                loss_sum = loss_sum + np.asarray(each["loss"], np.float64)
+                            values, rate = _mean(fetched), seen / (time.monotonic() - since)
+                            bar.set_postfix(loss=f"{np.mean(values['train/loss']):.4f}", utt_s=f"{rate:.0f}")
+                            log.write(epoch * job.steps + done, values, utt_s=rate)
+                        if asked or (due and done < job.steps):
+                            save(epoch, done)
+                        if asked:
+                            raise leave(epoch, done)
                 try:
                     with stop.at_once():
                         new, metrics, score = job.evaluate(state, epoch)
@@ -150,7 +148,7 @@ def fit(
 
 def _mean(metrics: list[dict[str, np.ndarray]]) -> dict[str, Any]:
     mean = {key: np.mean([m[key] for m in metrics], axis=0) for key in metrics[0]}
-    return {key: value.tolist() for key, value in mean.items()}
+    return {"train/" + key: value.tolist() for key, value in mean.items()}
 
 
 def _check(values: dict[str, np.ndarray], explode: float, where: str, manager: ocp.CheckpointManager) -> None:
