@@ -140,7 +140,8 @@ def greedy(
       verbalizer: classes to outputs.
       config: the LM's architecture.
       compute: operand type.
-      constrained: only say labels of the step's slot (`max_steps` must be K); the reference says anything.
+      constrained: only say what some label of the slot says at this step (`max_steps` must be K); the reference says
+        anything. Where a label takes several steps, what is said may spell none: `score` knows only real labels.
 
     Returns:
       int32 [B, J] outputs; EOS from the end on.
@@ -165,7 +166,7 @@ def greedy(
             scores = jnp.where(jnp.asarray(verbalizer.allowed)[step], scores, -jnp.inf)
         return jnp.argmax(scores, axis=1).astype(jnp.int32)
 
-    def body(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def body(carry: tuple[jax.Array, jax.Array, KV, jax.Array]) -> tuple[jax.Array, jax.Array, KV, jax.Array]:
         step, said, cache, visible = carry
         token = jnp.asarray(token_of)[said[:, step - 1]][:, None]
         # A separator that is said again is the trained vector again, as in the reference.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,14 +36,14 @@ def contract(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Arr
     return _einsum(spec, a, b, dtype)
 
 
-def _forward(spec, a, b, dtype):  # noqa: ANN001 - custom_vjp protocol
+def _forward(spec: str, a: Any, b: Any, dtype: jnp.dtype) -> tuple[jax.Array, tuple[Any, ...]]:
     kept_a = a.value.astype(dtype) if b.perturbed else None
     kept_b = b.value.astype(dtype) if a.perturbed else None
     types = jnp.zeros((), a.value.dtype), jnp.zeros((), b.value.dtype)
     return _einsum(spec, a.value, b.value, dtype), (kept_a, kept_b, *types)
 
 
-def _backward(spec, dtype, kept, g):  # noqa: ANN001 - custom_vjp protocol
+def _backward(spec: str, dtype: jnp.dtype, kept: tuple[Any, ...], g: Any) -> tuple[Any, Any]:
     a, b, a_type, b_type = kept
     if isinstance(g, jax.custom_derivatives.SymbolicZero):
         return None, None

@@ -1,7 +1,8 @@
 """Prompt and unit LM together: a batch laid out in columns (docs/design.md), its label steps scored.
 
-Columns are `source | shallow prompt | tail`. Masks and positions are explicit, so the order in memory is free: the source
-depends on no trained vector and stands apart from the live columns, whose gradient alone the first layer computes.
+Columns are `source | shallow prompt | tail`. Masks and positions are explicit, so the order in memory is free: the
+source depends on no trained vector and stands apart from the live columns, for which alone the first layer computes
+gradients.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ def step(
 
 
 def outputs(lm: Params, bank: Params, hidden: jax.Array, prompt_id: jax.Array, compute: Compute = FLOAT32) -> jax.Array:
-    """Verbalizer outputs of hidden states: [B, Q, D] to float32 [B, Q, C + 4] if learnable, else the logits [B, Q, V]."""
+    """Verbalizer outputs of hidden states [B, Q, D]: float32 [B, Q, C + 4] if learnable, else the logits [B, Q, V]."""
     logits = unit_lm.unembed(lm, hidden, compute)
     if "verbalizer" not in bank:
         return logits

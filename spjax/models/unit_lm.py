@@ -45,6 +45,7 @@ class Block(nn.Module):
     compute: Compute
 
     def setup(self) -> None:
+        """Name the layer's weights, as docs/design.md has them."""
         c = self.config
         self.attn_norm = self._norm("attn_norm")
         self.query, self.key, self.value, self.out = (
@@ -205,7 +206,8 @@ def extend(
         weights, layer_prefix, nudge = layer
         if nudge is not None:
             parts = (*parts[:-1], _add_to_last(parts[-1], nudge))
-        return block.apply({"params": weights}, parts, layer_prefix, mask[:, total - queries :], queries)
+        done: Any = block.apply({"params": weights}, parts, layer_prefix, mask[:, total - queries :], queries)
+        return done
 
     if compute.remat:
         run = jax.checkpoint(run, static_argnums=2)

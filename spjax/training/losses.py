@@ -6,13 +6,14 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from spjax import vocab
 from spjax.models import prompted_lm, prompts
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.verbalizers import Verbalizer
-from spjax.types import Batch, Params
+from spjax.types import Batch, Params, Rows
 
 NEVER = -1e9  # score of what may not be said; finite, so that no row can make NaN of it
 
@@ -36,7 +37,7 @@ class LossConfig:
             raise ValueError(f"loss: kind is {self.kind!r}, must be slots or reference")
 
 
-def spell(table: jax.Array, classes: jax.Array) -> jax.Array:
+def spell(table: np.ndarray, classes: Rows) -> jax.Array:
     """Class ids [B, slots] by a verbalizer's `codes` or `feeds` [C, M]: int32 [B, K]."""
     return jnp.asarray(table)[classes].reshape(classes.shape[0], -1)
 

@@ -1,7 +1,7 @@
 """One mask says what trains: a regex over parameter paths. Everything else is frozen, and costs nothing.
 
-Parameters are handled flat, `{"lm/layers/key/kernel": array, ...}`: the mask, the sharding rules and the checkpoint speak
-of the same paths.
+Parameters are handled flat, `{"lm/layers/key/kernel": array, ...}`: the mask, the sharding rules and the checkpoint
+speak of the same paths.
 """
 
 from __future__ import annotations
