@@ -51,9 +51,13 @@ class Place:
     folder: Path
     cache: Path
 
-    def start(self, config: str, *flags: str, devices: int = 1) -> subprocess.Popen[str]:
-        """Start a process; `config` is a file of configs/. Its standard error comes with its output."""
+    def start(self, config: str, *flags: str, devices: int = 1, limits: str = "true") -> subprocess.Popen[str]:
+        """Start a process; `config` is a file of configs/, `limits` a shell command to run first (ulimit).
+
+        Its standard error comes with its output.
+        """
         command = [sys.executable, "-m", "spjax.main", f"--config={ROOT / 'configs' / config}.py", *flags]
+        command = ["bash", "-c", f'{limits} && exec "$@"', "spjax", *command, f"--compilation_cache={self.cache}"]
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -62,9 +66,8 @@ class Place:
             "XLA_FLAGS": f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}",
         }
         return subprocess.Popen(
-            [*command, f"--compilation_cache={self.cache}"],
-            cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
 
     def run(self, config: str, *flags: str, devices: int = 1) -> tuple[int, str]:
         """Exit code and everything that was printed."""
