@@ -13,7 +13,7 @@ from spjax.training.train import TrainConfig
 def protocol(train: TrainConfig) -> tuple[PromptConfig, LossConfig, OptimConfig, TrainConfig]:
     """The original's settings; seeds, buckets and checkpoints stay the caller's.
 
-    Prompts of length 5, one separator, dropout 0.1; loss over all target tokens; Adam at a constant 5e-3 with eps before
+    Prompts of length 5, one separator, dropout 0.1; loss over all target tokens; Adam at a constant 5e-3, eps before
     bias correction; batches of 32 and 4,096 tokens; patience of one epoch on the valid loss rounded to 3 decimals; at
     most 300 epochs.
     """
