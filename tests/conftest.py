@@ -119,7 +119,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Place:
     toy.write_text(folder / "units")
     for task in ("fsc", "gsc"):
         import_units(task, folder / "units" / task, folder / "runs" / "units" / task)
-    save_unit_lm(folder / "lm", toy.LM, toy.tiny_lm())
+    save_unit_lm(folder / "lm", toy.LM, toy.tiny_lm(seed=7))
     return Place(folder, cache)
 
 

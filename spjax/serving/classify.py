@@ -51,7 +51,9 @@ class UnitLM:
         tokens = np.asarray(tokens)
         if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
             raise ValueError(f"tokens must be int [B, T], not {tokens.dtype} {list(tokens.shape)}")
-        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.config.vocab_size:
+        if not tokens.size:
+            return np.zeros((*tokens.shape, self.config.vocab_size), np.float32)
+        if not 0 <= tokens.min() <= tokens.max() < self.config.vocab_size:
             raise ValueError(
                 f"tokens lie in {tokens.min()}..{tokens.max()}, must be in 0..{self.config.vocab_size - 1}"
             )
@@ -108,7 +110,10 @@ def classify_units(lm: UnitLM, pack: PromptPack, units: Sequence[Sequence[int]])
     packs.check_pack(pack, lm.hash, lm.config)
     known = lm.config.num_units
     for i, utterance in enumerate(units):
-        row = np.asarray(utterance)
+        try:
+            row = np.asarray(utterance)
+        except ValueError:  # lists of different lengths
+            row = np.empty(0)
         if row.ndim != 1 or not row.size or not np.issubdtype(row.dtype, np.integer):
             raise ValueError(f"utterance {i} must be a list of at least one unit, not {utterance!r}")
         if row.min() < 0 or row.max() >= known:

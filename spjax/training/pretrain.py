@@ -51,6 +51,13 @@ class PretrainConfig:
     seed: int = 0
     checkpoint_every: int = 500
 
+    def __post_init__(self) -> None:
+        for name in ("epochs", "row_length", "rows", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"pretrain: {name} is {getattr(self, name)}, must be at least 1")
+        if not 0 <= self.noise < 1:
+            raise ValueError(f"pretrain: noise is {self.noise}, must lie in [0, 1)")
+
 
 class Rows(NamedTuple):
     """Packed rows: `inputs`, `targets`, `segment`, `position`, int32 [rows, W], on host or device; segment 0 fills."""

@@ -65,6 +65,9 @@ class TrainConfig:
             raise ValueError(f"train: select is {self.select!r}, must be accuracy, loss or last")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"train: seeds {self.seeds} must be at least one, each different")
+        for name in ("epochs", "passes", "max_rows", "max_tokens", "buckets", "checkpoint_every", "eval_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train: {name} is {getattr(self, name)}, must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

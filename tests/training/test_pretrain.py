@@ -176,3 +176,10 @@ def test_labels_are_never_looked_at(tmp_path: Path) -> None:
             )
         )  # fmt: skip
     jax.tree.map(np.testing.assert_array_equal, runs[0][0], runs[1][0])
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"rows": 0}, {"row_length": -1}, {"noise": 1.0}])
+def test_settings_that_make_no_sense_are_refused(wrong: dict) -> None:
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"pretrain: {name} is "):
+        pretrain.PretrainConfig(**wrong)

@@ -257,7 +257,8 @@ def test_exact_match_needs_every_slot() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"), [({"select": "best"}, "select"), ({"seeds": ()}, "seeds"), ({"seeds": (1, 1)}, "seeds")]
+    ("wrong", "told"),
+    [({"select": "best"}, "select"), ({"seeds": ()}, "seeds"), ({"seeds": (1, 1)}, "seeds"), ({"passes": 0}, "passes")],
 )
 def test_settings_that_make_no_sense_are_refused(wrong: dict, told: str) -> None:
     with pytest.raises(ValueError, match=f"train: {told}"):

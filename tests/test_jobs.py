@@ -1,0 +1,239 @@
+"""The switches of a prompt tuning job, in this process, on toy units and a tiny LM."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+import spjax
+from configs import fsc, gsc, pretrain_ulm
+from spjax import jobs
+from spjax.data.records import read_unit_records
+from spjax.storage import packs
+from tests import toy
+from tests.conftest import Place
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+SMALL = {
+    "compute.dtype": "float32", "train.seeds": (0,), "train.epochs": 3, "train.buckets": 1, "train.max_rows": 8,
+    "prompt.length": 4, "prompt.separators": 2, "optim.lr": 3e-2, "floor": False,
+}  # fmt: skip
+Run = Callable[..., tuple[Path, dict[str, Any]]]
+
+
+@pytest.fixture
+def run(place: Place, tmp_path: Path) -> Run:
+    """Run fsc (or another config) with these settings in a new work directory; the directory and its results."""
+
+    def run(config: ConfigDict | None = None, **settings: Any) -> tuple[Path, dict[str, Any]]:
+        config = config or fsc.get_config()
+        config.data, config.lm = str(place.folder / "runs" / "units" / config.task), str(place.folder / "lm")
+        config.update_from_flattened_dict(SMALL | {key.replace("__", "."): value for key, value in settings.items()})
+        workdir = tmp_path / "run"
+        jobs.run(config, str(workdir), None, "")
+        return workdir, json.loads((workdir / "results.json").read_text())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def plain(place: Place, tmp_path_factory: pytest.TempPathFactory, quick_compile: None) -> tuple[Path, dict[str, Any]]:
+    """A plain run, to which others are compared."""
+    config = fsc.get_config()
+    config.data, config.lm = str(place.folder / "runs" / "units" / "fsc"), str(place.folder / "lm")
+    config.update_from_flattened_dict(SMALL)
+    workdir = tmp_path_factory.mktemp("plain")
+    jobs.run(config, str(workdir), None, "")
+    return workdir, json.loads((workdir / "results.json").read_text())
+
+
+def _curve(results: dict[str, Any]) -> list[float]:
+    return [point["train_loss"] for point in results["members"][0]["curve"]]
+
+
+def _pack(workdir: Path) -> packs.PromptPack:
+    return packs.load_pack(workdir / "packs" / "seed_0")
+
+
+def test_a_pack_says_what_it_is(place: Place, plain: tuple[Path, dict[str, Any]]) -> None:
+    workdir, results = plain
+    card = _pack(workdir).card
+    lm = spjax.load_unit_lm(place.folder / "lm")
+    assert card["lm"]["hash"] == lm.hash
+    assert (card["task"], card["metric"], card["encoder"], card["layer"], card["kmeans"], card["merged"]) == (
+        "fsc", "exact_match", "hubert_base_ls960", 6, "km100", True
+    )  # fmt: skip
+    assert card["combinations"] == [list(c) for c in toy.COMBINATIONS["fsc"]]
+    assert card["parameters"] == results["parameters"]["trained"]
+    assert card["results"]["test"]["exact_match"] == results["members"][0]["metrics"]["exact_match"]
+    assert card["provenance"]["seed"] == 0
+
+
+def test_the_pack_answers_what_the_report_says(place: Place, plain: tuple[Path, dict[str, Any]]) -> None:
+    """Test units through the Python API: labels as in the predictions, accuracy as in the report."""
+    workdir, results = plain
+    units, _ = read_unit_records(place.folder / "runs/units/fsc", "test")
+    answers = spjax.classify_units(
+        spjax.load_unit_lm(place.folder / "lm"), _pack(workdir), [units.units_of(i).tolist() for i in range(len(units))]
+    )
+    task = _pack(workdir).task
+    truth = [{slot.name: task.classes[c][1] for slot, c in zip(task.slots, row, strict=True)} for row in units.classes]
+    right = [answer["labels"] == true for answer, true in zip(answers, truth, strict=True)]
+    assert np.mean(right) == pytest.approx(results["headline"]["mean"])
+
+
+@pytest.mark.parametrize("kind", ["frequency", "random"])
+def test_rule_verbalizers(run: Run, kind: str) -> None:
+    workdir, results = run(verbalizer=kind)
+    pack = _pack(workdir)
+    assert pack.card["verbalizer"]["kind"] == kind
+    assert "verbalizer" not in pack.params
+    codes = np.asarray(pack.card["verbalizer"]["codes"])
+    assert len(np.unique(codes)) == 24  # no two classes share a unit
+    assert codes.min() >= 4
+    assert _curve(results)[-1] < _curve(results)[0]
+    assert results["parameters"]["trained"] == sum(leaf.size for leaf in pack.params.values())
+
+
+def test_few_shot_trains_on_so_many_of_each_intent(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run(few_shot=2)
+    assert "fsc: 12 train, 24 valid, 24 test utterances" in capsys.readouterr().out
+
+
+def test_few_shot_with_several_passes_between_evaluations(run: Run) -> None:
+    workdir, results = run(few_shot=2, train__passes=3)
+    lines = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "valid/accuracy" in line] == [6, 12, 18]
+    assert len(_curve(results)) == 3
+
+
+def test_a_random_lm_is_a_control_of_its_own(run: Run, place: Place, plain: tuple[Path, dict[str, Any]]) -> None:
+    workdir, results = run(random_lm=True)
+    identity = _pack(workdir).card["lm"]["hash"]
+    lm = spjax.load_unit_lm(place.folder / "lm")
+    assert identity == results["provenance"]["lm_hash"] != plain[1]["provenance"]["lm_hash"] == lm.hash
+    with pytest.raises(packs.StorageError, match="was trained with the unit LM of hash"):
+        spjax.classify_units(lm, _pack(workdir), [[1, 2, 3]])
+
+
+def test_the_whole_lm_can_be_trained(run: Run) -> None:
+    workdir, results = run(train__trainable=".*")
+    assert results["parameters"]["frozen"] == 0
+    assert results["parameters"]["trained"] > toy.LM.num_params
+    assert not (workdir / "packs").exists()  # a prompt pack is bound to an LM, and this LM is nowhere saved
+    assert _curve(results)[-1] < _curve(results)[0]
+
+
+def test_a_run_starts_from_a_pack(run: Run, plain: tuple[Path, dict[str, Any]]) -> None:
+    workdir, results = run(start_from=str(plain[0] / "packs" / "seed_0"))
+    assert _curve(results)[0] < _curve(plain[1])[0] * 0.8
+    assert _pack(workdir).card["verbalizer"] == _pack(plain[0]).card["verbalizer"]
+
+
+def test_a_pack_of_another_lm_is_no_start(run: Run, tmp_path: Path, plain: tuple[Path, dict[str, Any]]) -> None:
+    pack = _pack(plain[0])
+    card = {**pack.card, "lm": {**pack.card["lm"], "hash": "0" * 64}}
+    packs.save_pack(tmp_path / "other", pack.params, card)
+    with pytest.raises(packs.StorageError, match="was trained with the unit LM of hash 0000"):
+        run(start_from=str(tmp_path / "other"))
+
+
+def test_shallow_prompts(run: Run) -> None:
+    workdir, results = run(prompt__deep=False)
+    assert set(_pack(workdir).params) == {"input", "sep", "sep_deep", "verbalizer"}
+    assert _pack(workdir).params["input"].shape == (4, 32)
+    assert _curve(results)[-1] < _curve(results)[0]
+
+
+def test_the_references_protocol_stops_by_its_patience(run: Run) -> None:
+    workdir, results = run(reference=True)
+    pack, lines = _pack(workdir), [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    assert {name: leaf.shape for name, leaf in pack.params.items()} == {
+        "key": (2, 5, 32), "value": (2, 5, 32), "sep": (1, 32), "verbalizer": (28, 104)
+    }  # fmt: skip
+    losses = [round(line["valid/loss"][0], 3) for line in lines if "valid/loss" in line]
+    assert len(losses) < 300
+    assert losses[-1] >= min(losses[:-1])  # no better, the first time
+    assert all(b < a for a, b in itertools.pairwise(losses[:-1]))
+    assert results["members"][0]["best_epoch"] == len(losses) - 1
+    assert pack.card["provenance"]["reference"] is True
+
+
+def test_one_slot(run: Run) -> None:
+    workdir, results = run(gsc.get_config(), train__epochs=2)
+    assert results["metric"] == "accuracy"
+    assert list(results["slots"]) == ["command"]
+    assert _pack(workdir).card["combinations"] == [[0], [3], [11]]
+
+
+def test_all_combinations_can_be_decoded(run: Run) -> None:
+    workdir, _ = run(combinations="all", train__epochs=1)
+    assert _pack(workdir).card["combinations"] is None
+
+
+def test_utterances_over_the_limit_are_counted_and_cut_only_if_told(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match=r"\d+ of 96 utterances have more than max_length=8 units"):
+        run(max_length=8)
+    run(max_length=8, overlength="cut", train__epochs=1)
+    assert "units, the longest 14: cut" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"combinations": "some"}, "combinations is 'some', must be seen or all"),
+        ({"verbalizer": "rule"}, "verbalizer 'rule' is none of learnable"),
+        ({"train__select": "f1"}, "select is 'f1'"),
+        ({"train__trainable": "prompts"}, "trainable='prompts' matches no parameter"),
+        ({"loss__kind": "mean"}, "kind is 'mean'"),
+        ({"optim__decay": "linear"}, "decay is 'linear'"),
+        ({"compute__dtype": "float16"}, "compute dtype is 'float16'"),
+        ({"job": "serve"}, "config.job is 'serve', must be prompt or pretrain"),
+        ({"overlength": "shorten", "max_length": 8}, "overlength='shorten' is unknown"),
+        ({"start_from": "nowhere"}, "nowhere/card.json does not exist"),
+        ({"train__epochs": 0}, "train: epochs is 0, must be at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_told_before_any_training(
+    run: Run, settings: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        run(**settings)
+
+
+def test_an_lm_of_other_units_is_refused(
+    run: Run, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dataclasses
+
+    from spjax.storage import unit_lms
+
+    other = dataclasses.replace(toy.LM, vocab_size=54)
+    monkeypatch.setattr(jobs.unit_lms, "read_unit_lm", lambda _: (other, toy.tiny_lm(config=other), {"hash": "x"}))
+    assert unit_lms.read_unit_lm is jobs.unit_lms.read_unit_lm
+    with pytest.raises(ValueError, match=r"lm knows 50 units, .*fsc holds 100"):
+        run()
+
+
+def test_the_pretraining_card_tells_where_an_lm_comes_from(place: Place, tmp_path: Path) -> None:
+    config = pretrain_ulm.get_config()
+    config.data = str(place.folder / "runs" / "units")
+    config.update_from_flattened_dict(
+        {"lm.dim": 32, "lm.layers": 2, "lm.heads": 2, "lm.ffn_dim": 64, "pretrain.epochs": 1, "pretrain.rows": 8}
+    )
+    jobs.run(config, str(tmp_path), None, "")
+    provenance = json.loads((tmp_path / "lm" / "config.json").read_text())["provenance"]
+    assert provenance["data"].keys() == {"fsc", "gsc"}
+    assert len(provenance["data"]["fsc"]["train_sha256"][0]) == 64
+    assert provenance["config"]["pretrain"]["epochs"] == 1
+    assert provenance["valid"]["fsc/perplexity"] > 1
