@@ -40,9 +40,7 @@ def prompt_tuning(task: str) -> ConfigDict:
     config.compute = _fields(Compute(dtype="bfloat16"))
     # Separators start as large as a unit's embedding: 32 times that, as in the reference, drowns what they attend to.
     config.prompt = _fields(
-        PromptConfig(
-            length=56, separators=4, steer=True, dropout=0.0, verbalizer_dropout=0.0, sep_scale=0.0625
-        )
+        PromptConfig(length=56, separators=4, steer=True, dropout=0.0, verbalizer_dropout=0.0, sep_scale=0.0625)
     )
     config.loss = _fields(LossConfig(noise=0.1))
     config.optim = _fields(OptimConfig(lr=1e-2))
