@@ -90,7 +90,8 @@ def fit(
             _log.info("continuing from epoch %d, step %d", epoch + 1, start)
 
         def save(epoch: int, step: int, score: float | None = None) -> None:
-            meta = {"epoch": epoch, "step": step, "history": history, "loss_sum": loss_sum.tolist()}
+            # A copy: it is written in the background, while the next epoch adds its line.
+            meta = {"epoch": epoch, "step": step, "history": list(history), "loss_sum": loss_sum.tolist()}
             # An epoch has one position more than steps: behind its last step, before its evaluation.
             checkpoints.save(manager, epoch * (job.steps + 1) + step, state, meta, score)
 

@@ -48,17 +48,28 @@ def test_members_learn_in_a_bank_as_alone() -> None:
         bank.check_losses(results, 3, "float32")
 
 
-def test_every_size_is_measured_and_reported() -> None:
-    args = argparse.Namespace(**TOY, batch=2, lengths=(9,), batches=(2,), banks=(1,), rounds=1)
+def test_both_works_are_measured() -> None:
+    args = argparse.Namespace(**TOY, batch=2, lengths=(6,), batches=(2,), banks=(1,), rounds=2)
     results = scaling.measure(args)
-    sizes = ("T=6 B=2 N=1", "T=9 B=2 N=1")
-    assert set(results) == {f"{work} {size}" for work in scaling.WORKS for size in sizes}
-    assert all(len(each) == 1 and each[0]["seconds"] > 0 for each in results.values())
-    longer, base = (results[f"training T={units} B=2 N=1"][0]["scratch MiB"] for units in (9, 6))
-    assert longer > base
+    assert list(results) == ["training T=6 B=2 N=1", "evaluation T=6 B=2 N=1"]
+    for each in results.values():
+        assert len(each) == 2
+        assert all(result["seconds"] > 0 and result["cpu"] > 0 and result["scratch MiB"] > 0 for result in each)
+
+
+def test_growth_is_of_one_round() -> None:
+    args = argparse.Namespace(units=6, batch=4, lengths=(9,), batches=(4,), banks=(1, 2))
+    cpu = {"T=6 B=4 N=1": (1.0, 4.0, 2.0), "T=9 B=4 N=1": (2.0, 12.0, 8.0), "T=6 B=4 N=2": (1.0, 4.0, 2.0)}
+    results = {
+        f"{work} {size}": [{"seconds": 0.5, "cpu": seconds, "scratch MiB": 3.0} for seconds in each]
+        for work in scaling.WORKS
+        for size, each in cpu.items()
+    }
     length, batch, members = scaling.tables(results, args)
-    assert [part.count("\n| ") for part in (length, batch, members)] == [4, 3, 3]
-    assert "1.00 (1.00–1.00)" in batch
+    assert [part.count("\n| ") for part in (length, batch, members)] == [4, 3, 4]
+    assert "Against T, B = 4, N = 1" in length
+    assert "| 9 | 0.500 | 2000.0 | 3.00 (2.00–4.00) | 3 | 0.500" in length
+    assert "| 2 | 0.500 | 500.0 | 1.00 (1.00–1.00) | 3 |" in members
 
 
 def test_flags_that_make_no_sense_are_refused() -> None:
