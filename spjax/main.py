@@ -51,7 +51,9 @@ def main(argv: Sequence[str]) -> None:
     from spjax import jobs
     from spjax.training.loop import DivergedError, Interrupted
 
-    absl_logging.set_verbosity(absl_logging.WARNING)
+    # What orbax logs it raises too: told once, in a line, where it is caught.
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     absl_logging.use_absl_handler()
     logging.getLogger("spjax").setLevel(logging.INFO)
     for handler in logging.getLogger().handlers:

@@ -196,7 +196,8 @@ def test_a_full_disk_ends_in_a_message(place: Place) -> None:
     """Files may not grow over 24 kB: logs and records fit, a checkpoint does not."""
     code, printed = finish(place.start("fsc", "--workdir=runs/full", *toy.SMALL, limits="ulimit -f 24"))
     assert code == 1
-    assert "checkpoint could not be written" in printed.strip().splitlines()[-1]
+    # Beside it stands what tensorstore's threads have to say, which cannot be silenced.
+    assert re.search(r"^error: .*a checkpoint could not be written .* last complete one is kept", printed, re.MULTILINE)
 
 
 # ---- killed and stopped
