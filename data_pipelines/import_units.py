@@ -37,7 +37,8 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from spjax.data.records import Card, RecordError, Utterance, write_unit_records
+from spjax.data.records import Card, Utterance, write_unit_records
+from spjax.data.tfrecords import RecordError
 from spjax.tasks import TASKS, Slot, Task
 
 SPLITS = ("train", "valid", "test")

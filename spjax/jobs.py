@@ -16,8 +16,9 @@ from ml_collections import ConfigDict
 
 from spjax.data import loader
 from spjax.data import plan as planning
-from spjax.data.records import Card, UnitSet, read_unit_records
-from spjax.evaluation import decode, report
+from spjax.data.records import Card, read_unit_records
+from spjax.data.unit_set import UnitSet
+from spjax.evaluation import decode, outcome, report
 from spjax.models import unit_lm, verbalizers
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.prompts import PromptConfig, member
@@ -180,15 +181,15 @@ def run_prompt_tuning(
     members = []
     for n, seed in enumerate(run.seeds):
         members.append(
-            report.Member(
+            outcome.Member(
                 seed=seed,
                 best_epoch=result.best_epoch[n] + 1,
                 best_valid=float(result.history[result.best_epoch[n]]["accuracy"][n]),
                 curve=[
-                    report.CurvePoint(line["epoch"] + 1, line["train_loss"][n], line["accuracy"][n])
+                    outcome.CurvePoint(line["epoch"] + 1, line["train_loss"][n], line["accuracy"][n])
                     for line in result.history
                 ],
-                predictions=report.Predictions(
+                predictions=outcome.Predictions(
                     ids=[test_set.ids[i] for i in test_ids],
                     true=test_set.classes[test_ids],
                     predicted=setting.tree.combinations[log_probs[n].argmax(axis=1)],

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from spjax.data.records import UnitSet
+from spjax.data.unit_set import UnitSet
 from spjax.models import unit_lm
 from spjax.models.config import UnitLMConfig
 from spjax.tasks import Slot, Task

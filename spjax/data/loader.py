@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from spjax.data.plan import Overlength, Step, host_slice, within_limit
-from spjax.data.records import UnitSet
+from spjax.data.unit_set import UnitSet
 from spjax.types import Batch
 from spjax.vocab import EOS, PAD, UNIT_OFFSET
 

@@ -17,25 +17,22 @@ import itertools
 import json
 import os
 import re
-import struct
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from spjax.data.tfrecords import RecordError, frame, read_frames
+from spjax.data.unit_set import UnitSet, join, offsets_of, unit_dtype
 from spjax.tasks import Slot, Task
 
 CARD = "unit_card.json"
 FORMAT = "spjax-unit-records"
 VERSION = 1
 UTTERANCES_PER_SHARD = 50_000
-
-
-class RecordError(ValueError):
-    """Unit records, or what they are made from, are damaged or do not fit. Names file, record and the way out."""
 
 
 class Utterance(NamedTuple):
@@ -56,65 +53,6 @@ class Utterance(NamedTuple):
     durations: Sequence[int] | np.ndarray | None = None
     f0: Sequence[float] | np.ndarray | None = None
     provenance: str = ""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class UnitSet:
-    """A split in memory, ragged: utterance i owns `units[offsets[i]:offsets[i + 1]]`. n utterances.
-
-    Attributes:
-      units: int16 (int32 from 32,768 units on) [sum of lengths].
-      offsets: int64 [n + 1].
-      classes: int32 [n, slots], class ids over all slots (Task).
-      ids: n names.
-      durations: int32, flat as units, in frames; None where unknown.
-      f0: float32, flat as units; None where unknown.
-    """
-
-    units: np.ndarray
-    offsets: np.ndarray
-    classes: np.ndarray
-    ids: list[str]
-    durations: np.ndarray | None = None
-    f0: np.ndarray | None = None
-
-    @classmethod
-    def of(cls, units: Sequence[Sequence[int]], classes: Any, ids: Sequence[str] | None = None) -> UnitSet:
-        """From unit lists and classes [n, slots]; ids default to the utterances' numbers."""
-        lengths = [len(one) for one in units]
-        flat = np.concatenate([np.asarray(one, np.int64) for one in units]) if len(units) else np.zeros(0, np.int64)
-        return cls(
-            units=flat.astype(_unit_dtype(int(flat.max(initial=0)) + 1)),
-            offsets=_offsets(lengths),
-            classes=np.asarray(classes, np.int32).reshape(len(lengths), -1),
-            ids=list(ids) if ids is not None else [str(i) for i in range(len(lengths))],
-        )
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Units of every utterance, int64 [n]."""
-        return np.diff(self.offsets)
-
-    def units_of(self, i: int) -> np.ndarray:
-        """Units of utterance i, [T]."""
-        return self.units[self.offsets[i] : self.offsets[i + 1]]
-
-    def cut(self, max_length: int) -> UnitSet:
-        """The same utterances, of which each keeps its first `max_length` units at most."""
-        lengths = self.lengths
-        if not (lengths > max_length).any():
-            return self
-        keep = np.arange(len(self.units)) - np.repeat(self.offsets[:-1], lengths) < max_length
-        return dataclasses.replace(
-            self,
-            units=self.units[keep],
-            offsets=_offsets(np.minimum(lengths, max_length)),
-            durations=None if self.durations is None else self.durations[keep],
-            f0=None if self.f0 is None else self.f0[keep],
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +154,7 @@ def read_unit_records(directory: epath.PathLike, split: str, check: bool = True)
     if split not in card.shards:
         raise RecordError(f"{directory} has no split {split!r}: it has {', '.join(card.shards)}")
     parts = [_read_shard(directory / shard.file, shard, card, check) for shard in card.shards[split]]
-    return _join(parts), card
+    return join(parts), card
 
 
 def write_unit_records(
@@ -302,7 +240,7 @@ def _read_shard(path: epath.Path, shard: Shard, card: Card, check: bool) -> Unit
     f0: list[float] = []
     labels: list[list[int]] = []
     lengths: list[tuple[int, int, int]] = []
-    for number, payload in enumerate(_frames(content, path, check_crc=not intact)):
+    for number, payload in enumerate(read_frames(content, path, check_crc=not intact)):
         try:
             feature = tf_example_pb2.Example.FromString(payload).features.feature
             (name,) = feature["id"].bytes_list.value
@@ -327,29 +265,12 @@ def _read_shard(path: epath.Path, shard: Shard, card: Card, check: bool) -> Unit
     if not intact:
         raise RecordError(f"{path} is not the file that {CARD} describes (sha256 differs): make the records again")
     return UnitSet(
-        units=flat.astype(_unit_dtype(card.vocabulary)),
-        offsets=_offsets([length[0] for length in lengths]),
+        units=flat.astype(unit_dtype(card.vocabulary)),
+        offsets=offsets_of([length[0] for length in lengths]),
         classes=(within + np.asarray(card.task.slot_offsets[:-1])).astype(np.int32),
         ids=ids,
         durations=np.asarray(durations, np.int32) if card.durations else None,
         f0=np.asarray(f0, np.float32) if card.f0 else None,
-    )
-
-
-def _join(parts: Sequence[UnitSet]) -> UnitSet:
-    def flat(pick: Callable[[UnitSet], np.ndarray | None]) -> np.ndarray | None:
-        arrays = [array for array in map(pick, parts) if array is not None]
-        return np.concatenate(arrays) if arrays else None
-
-    if len(parts) == 1:
-        return parts[0]
-    return UnitSet(
-        units=np.concatenate([part.units for part in parts]),
-        offsets=_offsets(np.concatenate([part.lengths for part in parts])),
-        classes=np.concatenate([part.classes for part in parts]),
-        ids=[name for part in parts for name in part.ids],
-        durations=flat(lambda part: part.durations),
-        f0=flat(lambda part: part.f0),
     )
 
 
@@ -441,7 +362,7 @@ def _write_split(
         for piece, (first, last) in enumerate(itertools.pairwise(bounds)):
             frames = []
             for i in range(first, last):
-                frames.append(_frame(_serialize(utterances[i], labels[i], card, tf_example_pb2)))
+                frames.append(frame(_serialize(utterances[i], labels[i], card, tf_example_pb2)))
                 bar.update()
             content = b"".join(frames)
             name = f"{card.task.name}-{split}.tfrecord-{piece:05d}-of-{pieces:05d}"
@@ -531,57 +452,3 @@ def _write_file(path: epath.Path, content: bytes) -> None:
         file.flush()
         if "://" not in os.fspath(path):
             os.fsync(file.fileno())
-
-
-# ---- the TFRecord file: for every record its length (8 bytes) and its CRC, the bytes and their CRC, little-endian
-
-
-def _frames(content: bytes, path: epath.Path, check_crc: bool) -> Iterator[bytes]:
-    start = number = 0
-    while start < len(content):
-        head = content[start : start + 12]
-        size = struct.unpack_from("<Q", head)[0] if len(head) == 12 else 0
-        end = start + 12 + size
-        if check_crc and len(head) == 12 and _masked_crc(head[:8]) != struct.unpack_from("<I", head, 8)[0]:
-            raise RecordError(f"{path}, record {number} is damaged (CRC of its length): make the records again")
-        if len(head) < 12 or end + 4 > len(content):
-            raise RecordError(f"{path} ends inside record {number}: it is truncated, make the records again")
-        payload = content[start + 12 : end]
-        if check_crc and _masked_crc(payload) != struct.unpack_from("<I", content, end)[0]:
-            raise RecordError(f"{path}, record {number} is damaged (CRC of its bytes): make the records again")
-        yield payload
-        start, number = end + 4, number + 1
-
-
-def _frame(payload: bytes) -> bytes:
-    head = struct.pack("<Q", len(payload))
-    return head + struct.pack("<I", _masked_crc(head)) + payload + struct.pack("<I", _masked_crc(payload))
-
-
-def _crc_row(byte: int) -> int:
-    for _ in range(8):
-        byte = (byte >> 1) ^ (0x82F63B78 if byte & 1 else 0)  # the Castagnoli polynomial, reflected
-    return byte
-
-
-_CRC_ROWS = tuple(_crc_row(byte) for byte in range(256))
-
-
-def _masked_crc(content: bytes) -> int:
-    """CRC-32C, rotated and shifted as TFRecord files store it."""
-    crc = 0xFFFFFFFF
-    for byte in content:
-        crc = _CRC_ROWS[(crc ^ byte) & 0xFF] ^ (crc >> 8)
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-# ---- arrays
-
-
-def _offsets(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
-
-
-def _unit_dtype(vocabulary: int) -> type[np.signedinteger]:
-    return np.int16 if vocabulary <= 2**15 else np.int32

@@ -229,3 +229,11 @@ def check_probabilities(task: Task, slot_probabilities: Sequence[np.ndarray], n:
                 f"{where}: row {bad[0]} is no distribution (sum {row.sum():.4g}, least {row.min():.4g}; "
                 f"{len(bad)} rows in all); pass softmax outputs, not logits"
             )
+
+
+def top_confusions(matrix: np.ndarray, most: int) -> list[tuple[int, int, int, float]]:
+    """(true, predicted, count, share of the true class), commonest first, without the diagonal."""
+    errors = matrix - np.diag(matrix.diagonal())
+    cells = np.argsort(-errors, axis=None, kind="stable")[:most]
+    found = [(*divmod(int(cell), len(matrix)), int(errors.flat[cell])) for cell in cells if errors.flat[cell]]
+    return [(t, p, count, count / int(matrix[t].sum())) for t, p, count in found]

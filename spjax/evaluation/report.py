@@ -13,7 +13,6 @@ import json
 import math
 import os
 import uuid
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,60 +20,9 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from spjax.evaluation import metrics
+from spjax.evaluation import metrics, plots
+from spjax.evaluation.outcome import Member, Predictions
 from spjax.tasks import Task
-
-_NUMBERED_CLASSES = 24  # a confusion plot prints its counts up to so many classes,
-_DRAWN_CLASSES = 60  # and is a bar chart of the commonest confusions beyond so many
-_LEGEND_MEMBERS = 10
-_TOP_CONFUSIONS = 25
-
-
-@dataclasses.dataclass(frozen=True)
-class Predictions:
-    """What one member answered on one split.
-
-    Attributes:
-      ids: n utterance ids.
-      true: integers [n, slots], class ids over all slots.
-      predicted: integers [n, slots], likewise.
-      probabilities: per slot [n, C_k], rows summing to 1.
-    """
-
-    ids: Sequence[str]
-    true: np.ndarray
-    predicted: np.ndarray
-    probabilities: Sequence[np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class CurvePoint:
-    """One evaluation during training: epochs seen, mean training loss since the last one, valid metric."""
-
-    epoch: float
-    train_loss: float
-    valid: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Member:
-    """One trained member of a bank.
-
-    Attributes:
-      seed: its seed.
-      best_epoch: the epoch whose parameters were kept, chosen on valid.
-      best_valid: the task's metric on valid at that epoch.
-      curve: evaluations in order.
-      predictions: on the split that the report is about.
-      notes: anything else worth a line per member (learning rate, why it stopped).
-    """
-
-    seed: int
-    best_epoch: float
-    best_valid: float
-    curve: Sequence[CurvePoint]
-    predictions: Predictions
-    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def write_report(
@@ -122,8 +70,8 @@ def write_report(
     scores = [_score(task, member) for member in members]
     counts = _confusions(task, members)
     files = {seed: f"predictions/seed_{seed}.jsonl.gz" for seed in seeds}
-    plots = {"learning_curve": "plots/learning_curve.png"}
-    plots |= {slot.name: f"plots/confusion_{k}_{_file_name(slot.name)}.png" for k, slot in enumerate(task.slots)}
+    drawn = {"learning_curve": "plots/learning_curve.png"}
+    drawn |= {slot.name: f"plots/confusion_{k}_{_file_name(slot.name)}.png" for k, slot in enumerate(task.slots)}
 
     results = _plain(
         {
@@ -153,7 +101,7 @@ def write_report(
             "confusions": {
                 slot.name: [
                     {"true": slot.labels[t], "predicted": slot.labels[p], "count": c, "share_of_true": share}
-                    for t, p, c, share in _top_confusions(matrix, _TOP_CONFUSIONS)
+                    for t, p, c, share in metrics.top_confusions(matrix, plots.TOP_CONFUSIONS)
                 ]
                 for slot, matrix in zip(task.slots, counts, strict=True)
             },
@@ -163,16 +111,16 @@ def write_report(
             "provenance": provenance or {},
             "config": config or {},
             "command": command,
-            "plots": plots,
+            "plots": drawn,
         }
     )
 
     workdir = epath.Path(workdir)
     for member in members:
         _write(workdir / files[member.seed], _packed_predictions(task, member))
-    _write(workdir / plots["learning_curve"], plot_learning_curves(task, members))
+    _write(workdir / drawn["learning_curve"], plots.learning_curves(task, members))
     for slot, matrix in zip(task.slots, counts, strict=True):
-        _write(workdir / plots[slot.name], plot_confusion(f"{task.name}: {slot.name}, {split}", slot.labels, matrix))
+        _write(workdir / drawn[slot.name], plots.confusion(f"{task.name}: {slot.name}, {split}", slot.labels, matrix))
     _write(workdir / "summary.md", summary(results).encode())
     # Last: whoever finds results.json finds the rest too.
     text = json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False)
@@ -286,85 +234,6 @@ def summary(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def plot_learning_curves(task: Task, members: Sequence[Member]) -> bytes:
-    """PNG: training loss and valid metric of every member over epochs, the kept epoch marked."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), dpi=130, layout="constrained")
-    loss_axes, valid_axes = figure.subplots(1, 2)
-    for n, member in enumerate(members):
-        epochs = [point.epoch for point in member.curve]
-        line = {"color": f"C{n % 10}", "linewidth": 1.5, "label": f"seed {member.seed}"}
-        line |= {"marker": "o", "markersize": 3} if len(epochs) <= 60 else {}
-        loss_axes.plot(epochs, [point.train_loss for point in member.curve], **line)
-        valid_axes.plot(epochs, [point.valid for point in member.curve], **line)
-        star = {"marker": "*", "color": line["color"], "markersize": 11, "markeredgecolor": "black"}
-        valid_axes.plot(member.best_epoch, member.best_valid, **star)
-    losses = [p.train_loss for m in members for p in m.curve if math.isfinite(p.train_loss)]
-    if losses and min(losses) > 0 and max(losses) > 20 * min(losses):
-        loss_axes.set_yscale("log")
-    loss_axes.set(xlabel="epoch", ylabel="training loss")
-    valid_axes.set(xlabel="epoch", ylabel=f"valid {metrics.METRICS[task.metric]}", title="★ kept parameters")
-    loss_axes.set_title(task.name, parse_math=False)
-    for axes in (loss_axes, valid_axes):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    if len(members) <= _LEGEND_MEMBERS:
-        loss_axes.legend(frameon=False, fontsize=8)
-    return _png(figure)
-
-
-def plot_confusion(title: str, labels: Sequence[str], matrix: np.ndarray) -> bytes:
-    """PNG of a confusion matrix [C, C] of counts (a row a true class), rows coloured by their shares.
-
-    Counts are printed up to 24 classes; over 60 classes a bar chart of the commonest confusions is drawn instead.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    matrix = np.asarray(matrix)
-    size = len(labels)
-    correct = f"{matrix.trace():,} of {matrix.sum():,} right"
-    if size > _DRAWN_CLASSES:
-        top = _top_confusions(matrix, _TOP_CONFUSIONS)
-        figure = Figure(figsize=(8, 1.2 + 0.26 * max(len(top), 3)), dpi=130, layout="constrained")
-        axes = figure.subplots()
-        axes.barh(range(len(top)), [count for *_, count, _ in top], color="#4477aa")
-        axes.set_yticks(range(len(top)))
-        axes.set_yticklabels([f"{labels[t]} → {labels[p]}" for t, p, *_ in top], fontsize=8, parse_math=False)
-        axes.invert_yaxis()
-        axes.margins(y=0.01)
-        axes.set_xlabel("utterances (true → predicted)")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_title(f"{title}: commonest confusions ({correct})", fontsize=10, parse_math=False)
-        return _png(figure)
-
-    side = max(4.0, (0.46 if size <= _NUMBERED_CLASSES else 0.22) * size + 1.6)
-    figure = Figure(figsize=(side + 0.8, side), dpi=130, layout="constrained")
-    axes = figure.subplots()
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    # The square root of the share lets a confusion of 1 % show beside a diagonal of 99 %.
-    image = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
-    small = 9 if size <= 14 else 7 if size <= 32 else 6
-    names = [label if len(label) <= 24 else label[:23] + "…" for label in labels]
-    axes.set_xticks(range(size))
-    axes.set_xticklabels(names, rotation=90 if size > 8 else 40, ha="center" if size > 8 else "right", fontsize=small,
-                         rotation_mode="default" if size > 8 else "anchor", parse_math=False)  # fmt: skip
-    axes.set_yticks(range(size))
-    axes.set_yticklabels(names, fontsize=small, parse_math=False)
-    axes.set(xlabel="predicted", ylabel="true")
-    axes.set_title(f"{title}\n{correct}", fontsize=10, parse_math=False)
-    if size <= _NUMBERED_CLASSES:
-        for t, p in np.argwhere(matrix):
-            colour = "white" if shares[t, p] > 0.4 else "black"
-            axes.text(p, t, f"{matrix[t, p]}", ha="center", va="center", fontsize=small - 2, color=colour)
-    bar = figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true label")
-    percents = (0, 1, 10, 25, 50, 100)
-    bar.set_ticks([math.sqrt(percent / 100) for percent in percents], labels=[f"{percent} %" for percent in percents])
-    return _png(figure)
-
-
 def _score(task: Task, member: Member) -> dict[str, float]:
     answers = member.predictions
     try:
@@ -398,14 +267,6 @@ def _confusions(task: Task, members: Sequence[Member]) -> list[np.ndarray]:
         for k, total in enumerate(totals):
             total += metrics.confusion(true[:, k], predicted[:, k], len(total))
     return totals
-
-
-def _top_confusions(matrix: np.ndarray, most: int) -> list[tuple[int, int, int, float]]:
-    """(true, predicted, count, share of the true class), commonest first, without the diagonal."""
-    errors = matrix - np.diag(matrix.diagonal())
-    cells = np.argsort(-errors, axis=None, kind="stable")[:most]
-    found = [(*divmod(int(cell), len(matrix)), int(errors.flat[cell])) for cell in cells if errors.flat[cell]]
-    return [(t, p, count, count / int(matrix[t].sum())) for t, p, count in found]
 
 
 def _packed_predictions(task: Task, member: Member) -> bytes:
@@ -457,14 +318,6 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _file_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a label in a script that the font lacks
-        figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def _write(path: epath.Path, content: bytes) -> None:

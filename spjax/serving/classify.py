@@ -15,7 +15,7 @@ import numpy as np
 
 from spjax.data import loader
 from spjax.data import plan as planning
-from spjax.data.records import UnitSet
+from spjax.data.unit_set import UnitSet
 from spjax.evaluation import decode
 from spjax.models import prompts, unit_lm
 from spjax.models.config import UnitLMConfig

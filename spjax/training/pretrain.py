@@ -20,7 +20,7 @@ import optax
 from tqdm import tqdm
 
 from spjax import vocab
-from spjax.data.records import UnitSet
+from spjax.data.unit_set import UnitSet
 from spjax.models import unit_lm
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.training import loop, masks, optim, sharding

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from spjax.data import loader
 from spjax.data import plan as planning
-from spjax.data.records import UnitSet
+from spjax.data.unit_set import UnitSet
 from spjax.evaluation import decode
 from spjax.models import prompts
 from spjax.models.config import Compute, UnitLMConfig

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from spjax.data.loader import batches, fit_length, make_batch, prefetch
 from spjax.data.plan import buckets, plan
-from spjax.data.records import UnitSet
+from spjax.data.unit_set import UnitSet
 from spjax.vocab import EOS, PAD, UNIT_OFFSET
 
 units_of = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=20), min_size=1, max_size=12)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spjax.data import records
+from spjax.data import records, tfrecords
 from spjax.data.records import (
     CARD,
     RecordError,
@@ -119,12 +119,12 @@ def test_frames_are_those_of_tensorflow(tmp_path: Path) -> None:
     with tf.io.TFRecordWriter(str(tmp_path / "theirs")) as writer:
         for payload in payloads:
             writer.write(payload)
-    assert b"".join(map(records._frame, payloads)) == (tmp_path / "theirs").read_bytes()
+    assert b"".join(map(tfrecords.frame, payloads)) == (tmp_path / "theirs").read_bytes()
 
 
 def test_crc_of_the_standard_check_string() -> None:
     crc = 0xE3069283  # CRC-32C of "123456789" (RFC 3720's polynomial)
-    assert records._masked_crc(b"123456789") == ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    assert tfrecords.masked_crc(b"123456789") == ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def test_the_same_utterances_give_the_same_bytes(written: Path, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def _shard(folder: Path, number: int = 1, split: str = "train") -> Path:
 
 
 def _payloads(path: Path) -> list[bytes]:
-    return list(records._frames(path.read_bytes(), path, check_crc=True))
+    return list(tfrecords.read_frames(path.read_bytes(), path, check_crc=True))
 
 
 def _forge(folder: Path, change: dict[str, list], record: int = 2) -> Path:
@@ -161,7 +161,7 @@ def _forge(folder: Path, change: dict[str, list], record: int = 2) -> Path:
 
 
 def _rewrite(folder: Path, path: Path, payloads: list[bytes]) -> None:
-    content = b"".join(map(records._frame, payloads))
+    content = b"".join(map(tfrecords.frame, payloads))
     path.write_bytes(content)
     fields = json.loads((folder / CARD).read_text())
     for shard in fields["shards"]["train"]:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.import_units import import_units, main, read_slots
-from spjax.data.records import RecordError, load_card, read_unit_records
+from spjax.data.records import load_card, read_unit_records
+from spjax.data.tfrecords import RecordError
 from spjax.tasks import TASKS, Slot, Task
 
 GOOD = ["71 12 99 <s> 0 6 20", "0 <s> 5 19 23", "71 12 99 <s> 0 6 20"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from spjax.evaluation import report
+from spjax.evaluation import outcome, report
 from spjax.evaluation.metrics import mean_interval, wilson_interval
 from spjax.tasks import TASKS, Slot, Task
 
@@ -21,7 +21,7 @@ WIDE = Task("speaker", (Slot("speaker", tuple(f"id{i}" for i in range(1251))),))
 SPOOF = Task("spoof", (Slot("kind", ("bonafide", "spoof")),), metric="eer")
 
 
-def member_of(task: Task, seed: int, n: int = 40, noise: float = 3.0) -> report.Member:
+def member_of(task: Task, seed: int, n: int = 40, noise: float = 3.0) -> outcome.Member:
     rng = np.random.default_rng(seed)
     true, predicted, probabilities = [], [], []
     for k, slot in enumerate(task.slots):
@@ -32,11 +32,11 @@ def member_of(task: Task, seed: int, n: int = 40, noise: float = 3.0) -> report.
         true.append(answer + task.slot_offsets[k])
         predicted.append(p.argmax(1) + task.slot_offsets[k])
         probabilities.append(p.astype(np.float32))
-    curve = [report.CurvePoint(e, 2.0**-e, 1 - 0.5**e) for e in range(1, 5)]
-    answers = report.Predictions(
+    curve = [outcome.CurvePoint(e, 2.0**-e, 1 - 0.5**e) for e in range(1, 5)]
+    answers = outcome.Predictions(
         [f"ä/{i}.wav" for i in range(n)], np.stack(true, 1).astype(np.int32), np.stack(predicted, 1), probabilities
     )
-    return report.Member(seed, best_epoch=4, best_valid=0.9375, curve=curve, predictions=answers)
+    return outcome.Member(seed, best_epoch=4, best_valid=0.9375, curve=curve, predictions=answers)
 
 
 def strict(path: Path):
@@ -131,12 +131,12 @@ def test_confusions_are_counted_over_all_seeds(tmp_path):
     true, certain = np.array([[0], [0], [1], [2]]), np.eye(3)
     runs = [np.array([[0], [1], [1], [2]]), np.array([[1], [1], [1], [0]])]
     members = [
-        report.Member(
+        outcome.Member(
             seed,
             1,
             0.5,
-            [report.CurvePoint(1, 1, 0.5)],
-            report.Predictions(list("wxyz"), true, run, [certain[run[:, 0]]]),
+            [outcome.CurvePoint(1, 1, 0.5)],
+            outcome.Predictions(list("wxyz"), true, run, [certain[run[:, 0]]]),
         )
         for seed, run in enumerate(runs)
     ]
@@ -168,7 +168,7 @@ def test_equal_runs_write_equal_bytes(tmp_path):
 
 
 def test_a_diverged_curve_is_no_obstacle(tmp_path):
-    curve = [report.CurvePoint(1, float("nan"), 0.1), report.CurvePoint(2, float("inf"), float("nan"))]
+    curve = [outcome.CurvePoint(1, float("nan"), 0.1), outcome.CurvePoint(2, float("inf"), float("nan"))]
     report.write_report(tmp_path, task=ODD, members=[dataclasses.replace(member_of(ODD, 0), curve=curve)])
     assert strict(tmp_path / "results.json")["members"][0]["curve"][1] == {
         "epoch": 2,

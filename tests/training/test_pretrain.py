@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import spjax
 from spjax import vocab
-from spjax.data.records import UnitSet
+from spjax.data.unit_set import UnitSet
 from spjax.models import unit_lm
 from spjax.models.config import Compute
 from spjax.storage import unit_lms

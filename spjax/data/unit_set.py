@@ -1,0 +1,97 @@
+"""Units in memory: utterances of different lengths in flat arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class UnitSet:
+    """A split in memory, ragged: utterance i owns `units[offsets[i]:offsets[i + 1]]`. n utterances.
+
+    Attributes:
+      units: int16 (int32 from 32,768 units on) [sum of lengths].
+      offsets: int64 [n + 1].
+      classes: int32 [n, slots], class ids over all slots (Task).
+      ids: n names.
+      durations: int32, flat as units, in frames; None where unknown.
+      f0: float32, flat as units; None where unknown.
+    """
+
+    units: np.ndarray
+    offsets: np.ndarray
+    classes: np.ndarray
+    ids: list[str]
+    durations: np.ndarray | None = None
+    f0: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, units: Sequence[Sequence[int]], classes: Any, ids: Sequence[str] | None = None) -> UnitSet:
+        """From unit lists and classes [n, slots]; ids default to the utterances' numbers."""
+        lengths = [len(one) for one in units]
+        flat = np.concatenate([np.asarray(one, np.int64) for one in units]) if len(units) else np.zeros(0, np.int64)
+        return cls(
+            units=flat.astype(unit_dtype(int(flat.max(initial=0)) + 1)),
+            offsets=offsets_of(lengths),
+            classes=np.asarray(classes, np.int32).reshape(len(lengths), -1),
+            ids=list(ids) if ids is not None else [str(i) for i in range(len(lengths))],
+        )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Units of every utterance, int64 [n]."""
+        return np.diff(self.offsets)
+
+    def units_of(self, i: int) -> np.ndarray:
+        """Units of utterance i, [T]."""
+        return self.units[self.offsets[i] : self.offsets[i + 1]]
+
+    def cut(self, max_length: int) -> UnitSet:
+        """The same utterances, of which each keeps its first `max_length` units at most."""
+        lengths = self.lengths
+        if not (lengths > max_length).any():
+            return self
+        keep = np.arange(len(self.units)) - np.repeat(self.offsets[:-1], lengths) < max_length
+        return dataclasses.replace(
+            self,
+            units=self.units[keep],
+            offsets=offsets_of(np.minimum(lengths, max_length)),
+            durations=None if self.durations is None else self.durations[keep],
+            f0=None if self.f0 is None else self.f0[keep],
+        )
+
+
+def join(parts: Sequence[UnitSet]) -> UnitSet:
+    """One set of several with the same slots and streams, in order."""
+
+    def flat(pick: Callable[[UnitSet], np.ndarray | None]) -> np.ndarray | None:
+        arrays = [array for array in map(pick, parts) if array is not None]
+        return np.concatenate(arrays) if arrays else None
+
+    if len(parts) == 1:
+        return parts[0]
+    return UnitSet(
+        units=np.concatenate([part.units for part in parts]),
+        offsets=offsets_of(np.concatenate([part.lengths for part in parts])),
+        classes=np.concatenate([part.classes for part in parts]),
+        ids=[name for part in parts for name in part.ids],
+        durations=flat(lambda part: part.durations),
+        f0=flat(lambda part: part.f0),
+    )
+
+
+def offsets_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Where each utterance starts in the flat arrays, and where the last ends, int64 [n + 1]."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+
+
+def unit_dtype(vocabulary: int) -> type[np.signedinteger]:
+    """The narrowest type that holds so many units."""
+    return np.int16 if vocabulary <= 2**15 else np.int32

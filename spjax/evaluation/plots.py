@@ -1,0 +1,107 @@
+"""Plots of the report, as PNG files in memory."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from spjax.evaluation import metrics
+from spjax.evaluation.outcome import Member
+from spjax.tasks import Task
+
+TOP_CONFUSIONS = 25  # that are listed where not all are drawn
+_NUMBERED_CLASSES = 24  # a confusion plot prints its counts up to so many classes,
+_DRAWN_CLASSES = 60  # and is a bar chart of the commonest confusions beyond so many
+_LEGEND_MEMBERS = 10
+
+
+def learning_curves(task: Task, members: Sequence[Member]) -> bytes:
+    """PNG: training loss and valid metric of every member over epochs, the kept epoch marked."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), dpi=130, layout="constrained")
+    loss_axes, valid_axes = figure.subplots(1, 2)
+    for n, member in enumerate(members):
+        epochs = [point.epoch for point in member.curve]
+        line = {"color": f"C{n % 10}", "linewidth": 1.5, "label": f"seed {member.seed}"}
+        line |= {"marker": "o", "markersize": 3} if len(epochs) <= 60 else {}
+        loss_axes.plot(epochs, [point.train_loss for point in member.curve], **line)
+        valid_axes.plot(epochs, [point.valid for point in member.curve], **line)
+        star = {"marker": "*", "color": line["color"], "markersize": 11, "markeredgecolor": "black"}
+        valid_axes.plot(member.best_epoch, member.best_valid, **star)
+    losses = [p.train_loss for m in members for p in m.curve if math.isfinite(p.train_loss)]
+    if losses and min(losses) > 0 and max(losses) > 20 * min(losses):
+        loss_axes.set_yscale("log")
+    loss_axes.set(xlabel="epoch", ylabel="training loss")
+    valid_axes.set(xlabel="epoch", ylabel=f"valid {metrics.METRICS[task.metric]}", title="★ kept parameters")
+    loss_axes.set_title(task.name, parse_math=False)
+    for axes in (loss_axes, valid_axes):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    if len(members) <= _LEGEND_MEMBERS:
+        loss_axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def confusion(title: str, labels: Sequence[str], matrix: np.ndarray) -> bytes:
+    """PNG of a confusion matrix [C, C] of counts (a row a true class), rows coloured by their shares.
+
+    Counts are printed up to 24 classes; over 60 classes a bar chart of the commonest confusions is drawn instead.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    matrix = np.asarray(matrix)
+    size = len(labels)
+    correct = f"{matrix.trace():,} of {matrix.sum():,} right"
+    if size > _DRAWN_CLASSES:
+        top = metrics.top_confusions(matrix, TOP_CONFUSIONS)
+        figure = Figure(figsize=(8, 1.2 + 0.26 * max(len(top), 3)), dpi=130, layout="constrained")
+        axes = figure.subplots()
+        axes.barh(range(len(top)), [count for *_, count, _ in top], color="#4477aa")
+        axes.set_yticks(range(len(top)))
+        axes.set_yticklabels([f"{labels[t]} → {labels[p]}" for t, p, *_ in top], fontsize=8, parse_math=False)
+        axes.invert_yaxis()
+        axes.margins(y=0.01)
+        axes.set_xlabel("utterances (true → predicted)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(f"{title}: commonest confusions ({correct})", fontsize=10, parse_math=False)
+        return _png(figure)
+
+    side = max(4.0, (0.46 if size <= _NUMBERED_CLASSES else 0.22) * size + 1.6)
+    figure = Figure(figsize=(side + 0.8, side), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    # The square root of the share lets a confusion of 1 % show beside a diagonal of 99 %.
+    image = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
+    small = 9 if size <= 14 else 7 if size <= 32 else 6
+    names = [label if len(label) <= 24 else label[:23] + "…" for label in labels]
+    axes.set_xticks(range(size))
+    axes.set_xticklabels(names, rotation=90 if size > 8 else 40, ha="center" if size > 8 else "right", fontsize=small,
+                         rotation_mode="default" if size > 8 else "anchor", parse_math=False)  # fmt: skip
+    axes.set_yticks(range(size))
+    axes.set_yticklabels(names, fontsize=small, parse_math=False)
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_title(f"{title}\n{correct}", fontsize=10, parse_math=False)
+    if size <= _NUMBERED_CLASSES:
+        for t, p in np.argwhere(matrix):
+            colour = "white" if shares[t, p] > 0.4 else "black"
+            axes.text(p, t, f"{matrix[t, p]}", ha="center", va="center", fontsize=small - 2, color=colour)
+    bar = figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true label")
+    percents = (0, 1, 10, 25, 50, 100)
+    bar.set_ticks([math.sqrt(percent / 100) for percent in percents], labels=[f"{percent} %" for percent in percents])
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a label in a script that the font lacks
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
