@@ -40,11 +40,11 @@ def prompt_tuning(task: str) -> ConfigDict:
     config.compute = _fields(Compute(dtype="bfloat16"))
     # Separators start as large as a unit's embedding: 32 times that, as in the reference, drowns what they attend to.
     config.prompt = _fields(
-        PromptConfig(length=56, separators=4, steer=True, dropout=0.0, verbalizer_dropout=0.0, sep_scale=0.0625)
+        PromptConfig(length=48, separators=8, steer=True, dropout=0.0, verbalizer_dropout=0.0, sep_scale=0.0625)
     )
     config.loss = _fields(LossConfig(noise=0.1))
     config.optim = _fields(OptimConfig(lr=1e-2))
-    config.train = _fields(TrainConfig(seeds=(0, 1, 2), epochs=7))
+    config.train = _fields(TrainConfig(seeds=(0, 1, 2), epochs=9))
     return config
 
 
@@ -57,6 +57,6 @@ def pretraining() -> ConfigDict:
     config.lm = ConfigDict({"vocab_size": 104, "dim": 256, "layers": 4, "heads": 4, "ffn_dim": 1024})
     config.model_parallel = 1
     config.compute = _fields(Compute(dtype="bfloat16"))
-    config.pretrain = _fields(PretrainConfig(epochs=6, noise=0.05))
+    config.pretrain = _fields(PretrainConfig(epochs=12, noise=0.1))
     config.optim = _fields(OptimConfig(lr=2e-3, weight_decay=0.1))
     return config

@@ -17,5 +17,5 @@ from configs import defaults
 def get_config() -> ConfigDict:
     """The experiment."""
     config = defaults.prompt_tuning("gsc")
-    config.train.epochs = 3  # its train list holds most utterances twice
+    config.train.epochs = 5  # its train list holds most utterances twice
     return config
