@@ -39,11 +39,10 @@ from tqdm import tqdm
 
 from spjax.data.records import Card, Utterance, write_unit_records
 from spjax.data.tfrecords import RecordError
-from spjax.tasks import TASKS, Slot, Task
+from spjax.tasks import METRICS, TASKS, Slot, Task
 
 SPLITS = ("train", "valid", "test")
 SEPARATOR = "<s>"
-METRICS = ("accuracy", "exact_match", "eer", "weighted_f1")  # of spjax.tasks.Task
 
 
 def import_units(
@@ -82,6 +81,8 @@ def import_units(
       RecordError: a file is missing or a line is not what it must be; names file, line, value and the way out.
     """
     task = _known_task(task) if isinstance(task, str) else task
+    if vocabulary < 1:
+        raise RecordError(f"vocabulary is {vocabulary}, must be at least 1: the number of units")
     read, sources, notes = {}, {}, []
     for split in splits:
         utterances, repeats, files = _read_split(Path(src), split, task, vocabulary, labels)
@@ -122,13 +123,15 @@ def read_slots(path: str | Path, name: str, metric: str | None = None) -> Task:
     """
     try:
         slots = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_pairs)
+        if not isinstance(slots, list) or not slots or not all(isinstance(pair, tuple) for pair in slots):
+            raise ValueError("it names no slots")
         for slot, labels in slots:
             if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
                 raise ValueError(f"the labels of {slot!r} are not a list of strings")
         rows = tuple(Slot(slot, tuple(labels)) for slot, labels in slots)
-    except (OSError, ValueError, TypeError) as error:
+        return Task(name, rows, metric or ("accuracy" if len(rows) == 1 else "exact_match"))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise RecordError(f'{path} is no JSON object {{"slot": ["label", ...], ...}}: {error}') from error
-    return Task(name, rows, metric or ("accuracy" if len(rows) == 1 else "exact_match"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -147,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--splits", default=",".join(SPLITS), help="splits to import, with commas (%(default)s)")
     parser.add_argument("--slots", type=Path, help='JSON of a new task\'s slots: {"slot": ["label", ...], ...}')
     parser.add_argument(
-        "--metric", choices=METRICS, help="metric of a new task (accuracy; exact_match of several slots)"
+        "--metric", choices=tuple(METRICS), help="metric of a new task (accuracy; exact_match of several slots)"
     )
     parser.add_argument(
         "--labels", choices=("ids", "names"), default="ids", help="how labels are written (%(default)s)"
@@ -163,6 +166,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if args.slots and args.task in TASKS:
             raise RecordError(f"task {args.task} is known and has its own slots: leave --slots out or rename the task")
+        if args.metric and not args.slots:
+            raise RecordError(f"--metric={args.metric} is for a new task, described with --slots=slots.json")
         card = import_units(
             read_slots(args.slots, args.task, args.metric) if args.slots else args.task,
             args.src,
@@ -177,8 +182,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             layer=args.layer,
             kmeans=args.kmeans,
         )
-    except RecordError as error:
+    except (RecordError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
     for split, count in card.counts.items():
         print(f"{split}: {count:,} utterances in {len(card.shards[split])} file(s)")
     for note in card.notes:

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import json
 import logging
 import os
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from spjax import vocab
 from spjax.data import loader
 from spjax.data import plan as planning
 from spjax.data.records import Card, read_unit_records
 from spjax.data.unit_set import UnitSet
-from spjax.evaluation import decode, outcome, report
+from spjax.evaluation import decode, metrics, outcome, report
 from spjax.models import unit_lm, verbalizers
 from spjax.models.config import Compute, UnitLMConfig
-from spjax.models.prompts import PromptConfig, member
+from spjax.models.prompts import PromptConfig, member, shape_of
 from spjax.storage import packs, unit_lms
+from spjax.tasks import LOWER_IS_BETTER, Task
 from spjax.training import losses, masks, optim, pretrain, reference, sharding, train
 
 _log = logging.getLogger(__name__)
@@ -36,20 +40,79 @@ PUBLISHED = {
 }
 
 
+class Settings(NamedTuple):
+    """The settings of a prompt job, each part checked."""
+
+    compute: Compute
+    prompt: PromptConfig
+    loss: losses.LossConfig
+    optimizer: optim.OptimConfig
+    run: train.TrainConfig
+
+
+def prompt_settings(config: ConfigDict) -> Settings:
+    """The settings of a prompt job. What `reference` or `start_from` settle, the config is made to say.
+
+    Raises:
+      ValueError: a value that makes no sense.
+    """
+    if config.reference:
+        parts: Any = reference.protocol(train.TrainConfig(**config.train))
+        for name, part in zip(("prompt", "loss", "optim", "train"), parts, strict=True):
+            config[name].update(dataclasses.asdict(part))
+    if config.start_from:  # a pack has the shape that it has
+        config.prompt.update(shape_of(packs.load_pack(config.start_from).params))
+    if config.combinations not in ("seen", "all"):
+        raise ValueError(f"combinations is {config.combinations!r}, must be seen or all")
+    if config.verbalizer not in verbalizers.KINDS:
+        raise ValueError(f"verbalizer is {config.verbalizer!r}, must be one of {', '.join(verbalizers.KINDS)}")
+    return Settings(
+        Compute(**config.compute),
+        PromptConfig(**config.prompt),
+        losses.LossConfig(**config.loss),
+        optim.OptimConfig(**config.optim),
+        train.TrainConfig(**config.train),
+    )
+
+
+def check(config: ConfigDict) -> None:
+    """Raise ValueError for what is wrong with a config, before anything is made."""
+    if config.job == "prompt":
+        prompt_settings(config)
+    elif config.job == "pretrain":
+        UnitLMConfig(**config.lm), pretrain.PretrainConfig(**config.pretrain)
+        optim.OptimConfig(**config.optim), Compute(**config.compute)
+    else:
+        raise ValueError(f"config.job is {config.job!r}, must be prompt or pretrain")
+    sharding.make_mesh(config.model_parallel)
+
+
 def read_split(directory: str, task: str, split: str, import_units: ImportUnits | None) -> tuple[UnitSet, Card]:
     """A split of a task's unit records; the records are imported first where they are absent."""
-    if jax.process_index() == 0 and not os.path.exists(directory):
+
+    def import_absent() -> None:
+        if os.path.exists(directory):
+            return
         if import_units is None:
             raise FileNotFoundError(
                 f"no unit records at {directory}: give --units=UNIT_TEXT (a folder holding {task}/train.txt ...), "
                 f"or make them with python -m data_pipelines.import_units --task={task} --src=... --out={directory}"
             )
         import_units(task, directory)
-    sharding.wait_for_all(f"records of {task}")
+
+    sharding.first_does(f"the records of {task}", import_absent)
     units, card = read_unit_records(directory, split)
     if card.task.name != task:
-        raise ValueError(f"{directory} holds units of task {card.task.name!r}, the config is for {task!r}")
+        raise ValueError(
+            f"{directory} holds units of task {card.task.name!r}, the config is for {task!r}: give "
+            f"--config.task={card.task.name}, or the --config.data of {task}"
+        )
     return units, card
+
+
+def _made_by(card: Card) -> dict[str, Any]:
+    """What units are, whatever was said: an LM knows no others."""
+    return {name: getattr(card, name) for name in ("encoder", "layer", "kmeans", "merged", "vocabulary")}
 
 
 def run_pretraining(config: ConfigDict, workdir: str, import_units: ImportUnits | None) -> str:
@@ -59,21 +122,31 @@ def run_pretraining(config: ConfigDict, workdir: str, import_units: ImportUnits 
       The LM's directory.
     """
     out = os.path.join(workdir, "lm")
+    refuse_another(workdir, config, {})
     if os.path.exists(out):
         _log.info("%s is there already", out)
         return out
     trains: list[UnitSet] = []
     valids: dict[str, UnitSet] = {}
     sources: dict[str, dict[str, Any]] = {}
+    lm_config, made_by = UnitLMConfig(**config.lm), None
     for task in config.tasks:
         directory = os.path.join(config.data, task)
         units, card = read_split(directory, task, "train", import_units)
         trains.append(units)
         valids[task] = read_split(directory, task, "valid", import_units)[0]
-        hashes = [shard.sha256 for shard in card.shards["train"]]
-        sources[task] = {"train_sha256": hashes, "encoder": card.encoder, "layer": card.layer, "kmeans": card.kmeans}
+        sources[task] = {"train_sha256": [shard.sha256 for shard in card.shards["train"]]}
+        if made_by not in (None, _made_by(card)):
+            raise ValueError(
+                f"{directory} holds units made by {_made_by(card)}, those of {config.tasks[0]} by {made_by}"
+            )
+        made_by = _made_by(card)
+        if card.vocabulary != lm_config.num_units:
+            raise ValueError(
+                f"{directory} holds {card.vocabulary} units, an LM of lm.vocab_size={lm_config.vocab_size} knows "
+                f"{lm_config.num_units}: set --config.lm.vocab_size={card.vocabulary + vocab.UNIT_OFFSET}"
+            )
     claim(workdir, config, sources)
-    lm_config = UnitLMConfig(**config.lm)
     _log.info("unit LM of %s parameters", f"{lm_config.num_params:,}")
     params, history = pretrain.pretrain(
         lm_config,
@@ -85,10 +158,9 @@ def run_pretraining(config: ConfigDict, workdir: str, import_units: ImportUnits 
         workdir=workdir,
         model_parallel=config.model_parallel,
     )
-    if jax.process_index() == 0:
-        provenance = {"source": "spjax pretraining", "config": config.to_dict(), "data": sources, "valid": history[-1]}
-        unit_lms.save_unit_lm(out, lm_config, params, provenance)
-    sharding.wait_for_all("unit LM")
+    provenance = {"source": "spjax pretraining", "config": config.to_dict(), "data": sources, "units": made_by}
+    provenance["valid"] = history[-1]
+    sharding.first_does("the unit LM", lambda: unit_lms.save_unit_lm(out, lm_config, params, provenance))
     _print(f"unit LM: {out}; valid perplexity " + _perplexities(history[-1]))
     return out
 
@@ -105,21 +177,24 @@ def run_prompt_tuning(
     Returns:
       The content of results.json.
     """
-    compute = Compute(**config.compute)
-    prompt, loss = PromptConfig(**config.prompt), losses.LossConfig(**config.loss)
-    optimizer, run = optim.OptimConfig(**config.optim), train.TrainConfig(**config.train)
+    compute, prompt, loss, optimizer, run = prompt_settings(config)
     if config.reference:
-        prompt, loss, optimizer, run = reference.protocol(run)
+        _print("reference=True: prompt, loss, optim and train are the original's, whatever the config said")
 
     splits, card = {}, None
     for split in ("train", "valid", "test"):
         units, card = read_split(config.data, config.task, split, import_units)
-        units, ids, note = loader.fit_length(units, config.max_length or None, config.overlength)
+        try:
+            units, ids, note = loader.fit_length(units, config.max_length or None, config.overlength)
+        except ValueError as error:
+            raise ValueError(f"{config.data}, {split}: {error}") from error
         if note:
             _print(f"{split}: {note}")
         splits[split] = (units, ids)
     assert card is not None
     (train_set, train_ids), (valid_set, valid_ids), (test_set, test_ids) = splits.values()
+    if config.few_shot < 0:
+        raise ValueError(f"few_shot is {config.few_shot}, must be positive, or 0 for all utterances")
     if config.few_shot:
         train_ids = train_ids[planning.few_shot(train_set.classes[train_ids], config.few_shot, config.few_shot_seed)]
     task = card.task
@@ -127,20 +202,26 @@ def run_prompt_tuning(
     lm_config, lm, lm_info = unit_lms.read_unit_lm(config.lm)
     if lm_config.num_units != card.vocabulary:
         raise ValueError(f"{config.lm} knows {lm_config.num_units} units, {config.data} holds {card.vocabulary}")
+    if lm_info["provenance"].get("units", _made_by(card)) != _made_by(card):
+        known = lm_info["provenance"]["units"]
+        raise ValueError(f"{config.lm} was trained on units made by {known}, {config.data} by {_made_by(card)}")
     lm_hash = lm_info["hash"]
     if config.random_lm:
         lm = jax.device_get(unit_lm.init(jax.random.key(0), lm_config))
         lm_hash = unit_lms.unit_lm_hash(lm)
 
     seen = np.unique(train_set.classes[train_ids], axis=0)
-    if config.combinations not in ("seen", "all"):
-        raise ValueError(f"combinations is {config.combinations!r}, must be seen or all")
-    start = None
+    verbalizer, start = None, None
     if config.start_from:
         pack = packs.load_pack(config.start_from)
         packs.check_pack(pack, lm_hash, lm_config)
-        verbalizer, start = verbalizers.of_card(pack.card["verbalizer"], pack.task), pack.params
-    else:
+        start = pack.params
+        if pack.task.slots == task.slots:
+            verbalizer = verbalizers.of_card(pack.card["verbalizer"], task)
+            config.verbalizer = verbalizer.kind
+        else:  # another task's labels mean nothing here
+            start = {name: leaf for name, leaf in start.items() if name != "verbalizer"}
+    if verbalizer is None:
         verbalizer = verbalizers.make(
             config.verbalizer, task, lm_config.vocab_size,
             units=np.concatenate([train_set.units_of(i) for i in train_ids]),
@@ -157,7 +238,7 @@ def run_prompt_tuning(
     }
     _print(
         f"{task.name}: {len(train_ids):,} train, {len(valid_ids):,} valid, {len(test_ids):,} test utterances; "
-        f"{counts['trained']:,} trained, {counts['frozen']:,} frozen parameters; {len(run.seeds)} seeds"
+        f"{counts['trained']:,} trained, {counts['frozen']:,} frozen parameters; seeds {', '.join(map(str, run.seeds))}"
     )
 
     claim(
@@ -167,6 +248,7 @@ def run_prompt_tuning(
         params, setting, run, optimizer,
         train_set=train_set, train_ids=train_ids, valid_set=valid_set, valid_ids=valid_ids,
         workdir=workdir, model_parallel=config.model_parallel,
+        metric=functools.partial(_headline, task), lower_is_better=task.metric in LOWER_IS_BETTER,
     )  # fmt: skip
 
     mesh = sharding.make_mesh(config.model_parallel)
@@ -177,16 +259,18 @@ def run_prompt_tuning(
     if jax.process_index() > 0:
         return {}
 
-    floor = _floor(config, workdir, task, train_set, train_ids, valid_set, test_set) if config.floor else None
+    floor = None
+    if config.floor:
+        floor = _floor(workdir, task, train_set.take(train_ids), valid_set.take(valid_ids), test_set.take(test_ids))
     members = []
     for n, seed in enumerate(run.seeds):
         members.append(
             outcome.Member(
                 seed=seed,
                 best_epoch=result.best_epoch[n] + 1,
-                best_valid=float(result.history[result.best_epoch[n]]["accuracy"][n]),
+                best_valid=float(result.history[result.best_epoch[n]]["metric"][n]),
                 curve=[
-                    outcome.CurvePoint(line["epoch"] + 1, line["train_loss"][n], line["accuracy"][n])
+                    outcome.CurvePoint(line["epoch"] + 1, line["train_loss"][n], line["metric"][n])
                     for line in result.history
                 ],
                 predictions=outcome.Predictions(
@@ -202,7 +286,8 @@ def run_prompt_tuning(
         provenance={"lm": config.lm, "lm_hash": lm_hash, "data": config.data, "notes": list(card.notes)},
         comparisons=PUBLISHED.get(task.name, ()), command=command,
     )  # fmt: skip
-    if not any(path.startswith("lm/") for path in trained):
+    # A pack is of use beside its LM only: a fine-tuned or random one is not kept.
+    if not config.random_lm and not any(path.startswith("lm/") for path in trained):
         for n, (seed, scored) in enumerate(zip(run.seeds, results["members"], strict=True)):
             pack_card = packs.make_card(
                 task, kind=verbalizer.kind, codes=verbalizer.codes, feeds=verbalizer.feeds, outputs=verbalizer.outputs,
@@ -217,19 +302,20 @@ def run_prompt_tuning(
     return results
 
 
-def _floor(
-    config: ConfigDict, workdir: str, task: Any, train_set: UnitSet, ids: np.ndarray, valid: UnitSet, test: UnitSet
-) -> dict[str, Any]:
+def _headline(task: Task, log_probs: np.ndarray, tree: decode.LabelTree, classes: np.ndarray) -> float:
+    """The task's own metric of a split."""
+    said = tree.combinations[log_probs.argmax(axis=1)]
+    return metrics.score(task, classes, said, decode.slot_probabilities(log_probs, tree, task.slot_offsets))["headline"]
+
+
+def _floor(workdir: str, task: Task, train_set: UnitSet, valid: UnitSet, test: UnitSet) -> dict[str, Any]:
     from spjax.evaluation.ngram import ngram_floor
 
     path = os.path.join(workdir, "ngram_floor.json")
     if not os.path.exists(path):
-        floor = ngram_floor(task, train_set, valid, test, subset=ids)
-        with open(path + ".tmp", "w") as file:
-            json.dump(floor, file, indent=1)
-        os.replace(path + ".tmp", path)
-    with open(path) as file:
-        return json.load(file)
+        _write_json(path, ngram_floor(task, train_set, valid, test))
+    floor: dict[str, Any] = _read_json(path)
+    return floor
 
 
 def _print_headline(metric: str, results: dict[str, Any], workdir: str) -> None:
@@ -253,27 +339,42 @@ def _print(text: str) -> None:
 _FREE = re.compile(r"data|lm|floor|model_parallel|.*\.checkpoint_every|.*\.eval_rows")
 
 
+def refuse_another(workdir: str, config: ConfigDict, inputs: dict[str, Any]) -> None:
+    """Raise ValueError where WORKDIR holds what came of another config, other data or another LM."""
+    made = [os.path.join(workdir, name) for name in ("checkpoints", "results.json", "ngram_floor.json", "lm")]
+    path = os.path.join(workdir, "config.json")
+    if not os.path.exists(path) or not any(map(os.path.exists, made)):
+        return
+    old, new = _dotted(_read_json(path)), _dotted(json.loads(json.dumps({**config.to_dict(), "inputs": inputs})))
+    differing = [k for k in sorted(old.keys() & new.keys()) if old[k] != new[k] and not _FREE.fullmatch(k)]
+    if differing:
+        told = ", ".join(f"{key}={old[key]!r} (now {new[key]!r})" for key in differing)
+        raise ValueError(f"{workdir} holds a run with {told}: use another --workdir, or remove this one to start again")
+
+
 def claim(workdir: str, config: ConfigDict, inputs: dict[str, Any]) -> None:
     """Write WORKDIR/config.json: the config, and what identifies the data and the LM.
 
     Raises:
-      ValueError: checkpoints of a run with another config, other data or another LM are there.
+      ValueError: as `refuse_another`.
     """
-    path, checkpoints = os.path.join(workdir, "config.json"), os.path.join(workdir, "checkpoints")
-    content = json.dumps({**config.to_dict(), "inputs": inputs}, indent=1) + "\n"
-    if os.path.exists(path) and os.path.isdir(checkpoints) and any(name.isdigit() for name in os.listdir(checkpoints)):
-        with open(path) as file:
-            old, new = _dotted(json.load(file)), _dotted(json.loads(content))
-        differing = [k for k in sorted(old.keys() & new.keys()) if old[k] != new[k] and not _FREE.fullmatch(k)]
-        if differing:
-            told = ", ".join(f"{key}={old[key]!r} (now {new[key]!r})" for key in differing)
-            raise ValueError(
-                f"{workdir} holds a run with {told}: use another --workdir, or remove this one to start again"
-            )
+    refuse_another(workdir, config, inputs)
     if jax.process_index() == 0:
-        with open(path + ".tmp", "w") as file:
-            file.write(content)
-        os.replace(path + ".tmp", path)
+        _write_json(os.path.join(workdir, "config.json"), {**config.to_dict(), "inputs": inputs})
+
+
+def _write_json(path: str, content: dict[str, Any]) -> None:
+    with open(path + ".tmp", "w") as file:
+        file.write(json.dumps(content, indent=1) + "\n")
+    os.replace(path + ".tmp", path)
+
+
+def _read_json(path: str) -> Any:
+    try:
+        with open(path) as file:
+            return json.load(file)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it") from error
 
 
 def _dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -284,15 +385,10 @@ def _dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def run(config: ConfigDict, workdir: str, import_units: ImportUnits | None, command: str) -> None:
-    """Do what `config.job` says, in `workdir`.
-
-    Raises:
-      ValueError: no such job.
-    """
+    """Do what `config.job` says, in `workdir`."""
+    check(config)
     os.makedirs(workdir, exist_ok=True)
     if config.job == "pretrain":
         run_pretraining(config, workdir, import_units)
-    elif config.job == "prompt":
-        run_prompt_tuning(config, workdir, import_units, command)
     else:
-        raise ValueError(f"config.job is {config.job!r}, must be prompt or pretrain")
+        run_prompt_tuning(config, workdir, import_units, command)

@@ -44,8 +44,15 @@ def main(argv: Sequence[str]) -> None:
     if CACHE.value:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(CACHE.value))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if PROCESSES.value > 1 and not COORDINATOR.value:
+        sys.exit(f"error: --processes={PROCESSES.value} need --coordinator=HOST:PORT, where process 0 listens")
+    if PROCESS_ID.value >= PROCESSES.value:
+        sys.exit(f"error: --process_id={PROCESS_ID.value} must lie below --processes={PROCESSES.value}")
     if COORDINATOR.value:
-        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value)
+        # The others wait at their end for process 0, which alone makes the n-gram floor and the report.
+        jax.distributed.initialize(
+            COORDINATOR.value, PROCESSES.value, PROCESS_ID.value, shutdown_timeout_seconds=24 * 3600
+        )
 
     from data_pipelines.import_units import import_units
     from spjax import jobs
@@ -68,7 +75,10 @@ def main(argv: Sequence[str]) -> None:
 
     importer = from_text if UNITS.value else None
     command = "python -m spjax.main " + shlex.join(sys.argv[1:])
+    if UNITS.value and not os.path.isdir(UNITS.value):
+        sys.exit(f"error: --units={UNITS.value} is no folder: give the one that holds TASK/train.txt and so on")
     try:
+        jobs.check(config)
         if config.job == "prompt" and not os.path.exists(config.lm):
             _pretrain_first(config.lm, importer)
         jobs.run(config, workdir, importer, command)
@@ -76,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"error: {error}")
     except Interrupted as stop:
         print(stop, file=sys.stderr)
-        sys.exit(143)
+        sys.exit(128 + stop.number)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -89,8 +99,8 @@ def _pretrain_first(directory: str, importer: object) -> None:
     workdir, leaf = os.path.split(os.path.normpath(directory))
     if leaf != "lm" or importer is None:
         raise FileNotFoundError(
-            f"no unit LM at {directory}: give --config.lm=DIR, convert one with python -m spjax.convert unit_lm, or "
-            "give --units=UNIT_TEXT to pretrain one"
+            f"no unit LM at {directory}: give --config.lm=DIR of one, convert one with python -m spjax.convert "
+            "unit_lm, or have one pretrained: --units=UNIT_TEXT and a --config.lm that ends in /lm"
         )
     print(f"no unit LM at {directory}: pretraining one first (configs/pretrain_ulm.py)", flush=True)
     jobs.run(pretrain_ulm.get_config(), workdir, importer, "")  # type: ignore[arg-type]

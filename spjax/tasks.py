@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+METRICS = {"accuracy": "accuracy", "exact_match": "exact match", "eer": "EER", "weighted_f1": "weighted F1"}
+LOWER_IS_BETTER = frozenset({"eer"})
+
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
@@ -29,7 +32,14 @@ class Task:
 
     name: str
     slots: tuple[Slot, ...]
-    metric: str = "accuracy"  # accuracy | exact_match | eer | weighted_f1
+    metric: str = "accuracy"  # one of METRICS
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ValueError(f"task {self.name!r}: unknown metric {self.metric!r}; known are {', '.join(METRICS)}")
+        sizes = [len(slot.labels) for slot in self.slots]
+        if self.metric == "eer" and sizes != [2]:
+            raise ValueError(f"task {self.name!r}: eer is defined for a single slot of two labels, not {sizes}")
 
     @property
     def num_classes(self) -> int:

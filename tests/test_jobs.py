@@ -111,17 +111,15 @@ def test_few_shot_trains_on_so_many_of_each_intent(run: Run, capsys: pytest.Capt
 def test_few_shot_with_several_passes_between_evaluations(run: Run) -> None:
     workdir, results = run(few_shot=2, train__passes=3)
     lines = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "valid/accuracy" in line] == [6, 12, 18]
+    assert [line["step"] for line in lines if "valid/metric" in line] == [6, 12, 18]
     assert len(_curve(results)) == 3
 
 
 def test_a_random_lm_is_a_control_of_its_own(run: Run, place: Place, plain: tuple[Path, dict[str, Any]]) -> None:
     workdir, results = run(random_lm=True)
-    identity = _pack(workdir).card["lm"]["hash"]
-    lm = spjax.load_unit_lm(place.folder / "lm")
-    assert identity == results["provenance"]["lm_hash"] != plain[1]["provenance"]["lm_hash"] == lm.hash
-    with pytest.raises(packs.StorageError, match="was trained with the unit LM of hash"):
-        spjax.classify_units(lm, _pack(workdir), [[1, 2, 3]])
+    assert results["provenance"]["lm_hash"] != plain[1]["provenance"]["lm_hash"]
+    assert plain[1]["provenance"]["lm_hash"] == spjax.load_unit_lm(place.folder / "lm").hash
+    assert not (workdir / "packs").exists()  # a prompt pack is bound to an LM, and this LM is nowhere saved
 
 
 def test_the_whole_lm_can_be_trained(run: Run) -> None:
@@ -136,6 +134,38 @@ def test_a_run_starts_from_a_pack(run: Run, plain: tuple[Path, dict[str, Any]]) 
     workdir, results = run(start_from=str(plain[0] / "packs" / "seed_0"))
     assert _curve(results)[0] < _curve(plain[1])[0] * 0.8
     assert _pack(workdir).card["verbalizer"] == _pack(plain[0]).card["verbalizer"]
+
+
+def test_a_pack_settles_the_shape_that_the_report_tells(run: Run, plain: tuple[Path, dict[str, Any]]) -> None:
+    _, results = run(start_from=str(plain[0] / "packs" / "seed_0"), prompt__length=9, verbalizer="frequency")
+    assert results["config"]["prompt"]["length"] == 4
+    assert results["config"]["verbalizer"] == "learnable"
+
+
+def test_a_pack_of_another_task_lends_its_prompt_and_no_labels(run: Run, plain: tuple[Path, dict[str, Any]]) -> None:
+    workdir, results = run(gsc.get_config(), start_from=str(plain[0] / "packs" / "seed_0"), train__epochs=2)
+    assert _pack(workdir).params["verbalizer"].shape == (16, 104)
+    assert [slot["name"] for slot in _pack(workdir).card["slots"]] == ["command"]
+    assert results["metric"] == "accuracy"
+
+
+def test_what_another_config_left_is_not_taken_for_ours(run: Run) -> None:
+    import shutil
+
+    workdir, _ = run(floor=True, train__epochs=1)
+    shutil.rmtree(workdir / "checkpoints")
+    with pytest.raises(ValueError, match=r"holds a run with few_shot=0 \(now 2\)"):
+        run(few_shot=2, floor=True, train__epochs=1)
+    (workdir / "config.json").write_text('{"few')
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        run(few_shot=2, floor=True, train__epochs=1)
+
+
+def test_the_floor_is_of_the_utterances_that_we_are_scored_on(run: Run, place: Place) -> None:
+    workdir, _ = run(floor=True, max_length=10, overlength="drop", train__epochs=1)
+    floor = json.loads((workdir / "ngram_floor.json").read_text())
+    units, _ = read_unit_records(place.folder / "runs/units/fsc", "train")
+    assert floor["train_utterances"] == (units.lengths <= 10).sum() < 96
 
 
 def test_a_pack_of_another_lm_is_no_start(run: Run, tmp_path: Path, plain: tuple[Path, dict[str, Any]]) -> None:
@@ -165,6 +195,9 @@ def test_the_references_protocol_stops_by_its_patience(run: Run) -> None:
     assert all(b < a for a, b in itertools.pairwise(losses[:-1]))
     assert results["members"][0]["best_epoch"] == len(losses) - 1
     assert pack.card["provenance"]["reference"] is True
+    told = results["config"]
+    assert (told["prompt"]["length"], told["train"]["epochs"], told["loss"]["kind"]) == (5, 300, "reference")
+    assert told == {k: v for k, v in json.loads((workdir / "config.json").read_text()).items() if k != "inputs"}
 
 
 def test_one_slot(run: Run) -> None:
@@ -192,7 +225,7 @@ def test_utterances_over_the_limit_are_counted_and_cut_only_if_told(
     ("settings", "told"),
     [
         ({"combinations": "some"}, "combinations is 'some', must be seen or all"),
-        ({"verbalizer": "rule"}, "verbalizer 'rule' is none of learnable"),
+        ({"verbalizer": "rule"}, "verbalizer is 'rule', must be one of learnable"),
         ({"train__select": "f1"}, "select is 'f1'"),
         ({"train__trainable": "prompts"}, "trainable='prompts' matches no parameter"),
         ({"loss__kind": "mean"}, "kind is 'mean'"),
@@ -202,6 +235,16 @@ def test_utterances_over_the_limit_are_counted_and_cut_only_if_told(
         ({"overlength": "shorten", "max_length": 8}, "overlength='shorten' is unknown"),
         ({"start_from": "nowhere"}, "nowhere/card.json does not exist"),
         ({"train__epochs": 0}, "train: epochs is 0, must be at least 1"),
+        ({"train__seeds": (2**40,)}, "train: seeds .* must be integers in"),
+        ({"train__patience": -1}, "patience is -1"),
+        ({"train__trainable": "["}, r"trainable '\[' is no regular expression"),
+        ({"optim__clip": -1.0}, "clip is -1.0, must not be negative"),
+        ({"optim__b2": 1.5}, "b2 is 1.5"),
+        ({"loss__noise": 2.0}, "loss: noise is 2.0"),
+        ({"model_parallel": 0}, "model=0"),
+        ({"max_length": -5}, "fsc, train: max_length is -5"),
+        ({"max_length": 1, "overlength": "drop"}, "fsc, train: no utterance has at most max_length=1"),
+        ({"few_shot": -2}, "few_shot is -2"),
     ],
 )
 def test_settings_that_make_no_sense_are_told_before_any_training(

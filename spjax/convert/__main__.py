@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.out.exists() and not options.force:
             raise ConvertError(f"{options.out} exists. Choose another directory, or replace it with --force.")
         (_import_unit_lm if options.job == "unit_lm" else _import_prompt)(options)
-    except (ConvertError, StorageError) as error:
+    except (ConvertError, StorageError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -140,7 +140,10 @@ def _load(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> np.ndarr
         raise ConvertError(f"{checkpoint.path}: {name} has shape {list(tensor.shape)}, must be {list(shape)}.")
     if tensor.dtype not in _FLOATS:
         raise ConvertError(f"{checkpoint.path}: {name} is {tensor.dtype}, must be float32, float16 or bfloat16.")
-    return tensor.numpy().astype(np.float32)
+    array = tensor.numpy().astype(np.float32)
+    if not np.isfinite(array).all():
+        raise ConvertError(f"{checkpoint.path}: {name} holds NaN or infinity, as a diverged training leaves it.")
+    return array
 
 
 def _check_leftover(checkpoint: Checkpoint, used: set[str], hint: str) -> None:
@@ -285,7 +288,7 @@ def read_task(name: str) -> Task:
         described = json.loads(path.read_text(encoding="utf-8"))
         slots = tuple(Slot(str(slot["name"]), tuple(map(str, slot["labels"]))) for slot in described["slots"])
         return Task(str(described.get("name", path.stem)), slots, str(described.get("metric", "accuracy")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConvertError(f"{path} does not describe a task ({error}). It should read like {shape}.") from error
 
 
@@ -300,7 +303,7 @@ def read_verbalizer(path: str | Path) -> dict[str, int]:
     try:
         mapping = json.loads(path.read_text(encoding="utf-8"))
         numbers = {label: int(number) for label, number in mapping.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ConvertError(f"{path} is no verbalizer ({error}). {shape}") from error
     if not numbers or min(numbers.values()) < 0:
         raise ConvertError(f"{path} is empty or holds negative numbers. {shape}")

@@ -127,6 +127,7 @@ def _mapping(pairs: Any = (), *_: Any) -> dict[Any, Any]:
     return {_key(key): value for key, value in (pairs.items() if isinstance(pairs, dict) else pairs)}
 
 
+_SLACK = 1 << 20  # bytes and items that calls of a pickle may make beyond its own size
 _MAKERS: dict[str, Maker] = {
     "collections.OrderedDict": _mapping,
     "_codecs.encode": _latin1,
@@ -159,6 +160,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[int] = []  # heights of the stack
         self.memo: dict[int, Any] = {}
+        self.made = 0  # bytes and items that calls have made
 
     def pop(self) -> Any:
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
@@ -179,7 +181,9 @@ class _Machine:
         if function.name == "copyreg._reconstructor" and args and isinstance(args[0], Global):
             return Inert(args[0].name)  # how protocols 0 and 1 spell an instance
         if isinstance(function, Global) and function.name in self.makers:
-            return self.makers[function.name](*args)
+            value = self.makers[function.name](*args)
+            self.made += len(value) if isinstance(value, (bytes, dict)) else 1
+            return value
         return Inert(function.name if isinstance(function, Global) else f"{function.name[:80]}(...)", args)
 
     def load_persistent(self, value: Any) -> Any:
@@ -322,10 +326,13 @@ def read_pickle(
     try:
         # An mmap reads like a file, which its type does not say.
         stream = io.BytesIO(file) if isinstance(file, bytes) else cast(IO[bytes], file)
-        for opcode, arg, _ in pickletools.genops(stream):
+        for opcode, arg, position in pickletools.genops(stream):
             if opcode.name == "STOP":
                 return machine.pop()
             machine.step(opcode.name, arg)
+            # What an honest pickle makes stands in it once; a call repeated on a memoized value could fill the memory.
+            if machine.made > (position or 0) + _SLACK:
+                raise ConvertError("its pickle makes far more than it holds")
     except ConvertError:
         raise
     except Exception as error:  # whatever hostile bytes make the interpreter trip over, it is the file's fault

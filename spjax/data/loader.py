@@ -81,9 +81,11 @@ def fit_length(
     `max_length` units.
 
     Raises:
-      ValueError: as `within_limit`.
+      ValueError: as `within_limit`, a limit below 0, or no utterance is within it.
     """
     ids, report = within_limit(unit_set.lengths, max_length, overlength)
+    if not len(ids):
+        raise ValueError(f"no utterance has at most max_length={max_length} units: raise it")
     if report and max_length is not None and overlength == "cut":
         unit_set = unit_set.cut(max_length)
     return unit_set, ids, report

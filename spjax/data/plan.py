@@ -78,7 +78,7 @@ def rows_per_step(bucket: int, max_tokens: int, max_rows: int, row_multiple: int
         raise ValueError(
             f"a step of bucket {bucket} takes at least row_multiple={row_multiple} rows, "
             f"{bucket * row_multiple} tokens: raise max_rows={max_rows} or max_tokens={max_tokens}, "
-            "lower row_multiple, or limit the length of utterances"
+            "or limit the length of utterances"
         )
     return rows
 
@@ -188,10 +188,12 @@ def within_limit(
       The utterances to plan, int32, and a report in one sentence ("" if none is over the limit).
 
     Raises:
-      ValueError: some are over the limit and `overlength` is "error", or it is no known word.
+      ValueError: some are over the limit and `overlength` is "error", or it is no known word, or a limit below 1.
     """
     if overlength not in ("error", "cut", "drop"):
         raise ValueError(f"overlength={overlength!r} is unknown: choose 'error', 'cut' or 'drop'")
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length is {max_length}, must be at least 1 (none: no limit)")
     lengths = np.asarray(lengths)
     every = np.arange(len(lengths), dtype=np.int32)
     over = lengths > (np.inf if max_length is None else max_length)

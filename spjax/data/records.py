@@ -33,6 +33,8 @@ CARD = "unit_card.json"
 FORMAT = "spjax-unit-records"
 VERSION = 1
 UTTERANCES_PER_SHARD = 50_000
+_CARD_TYPES = {"vocabulary": int, "encoder": str, "layer": int, "kmeans": str, "merged": bool}
+_CARD_TYPES |= {"durations": bool, "f0": bool, "sources": dict}
 
 
 class Utterance(NamedTuple):
@@ -120,17 +122,36 @@ def load_card(directory: epath.PathLike) -> Card:
         if (name, version) != (FORMAT, VERSION):
             raise RecordError(f"{path} is {name!r} version {version}; this code reads {FORMAT!r} version {VERSION}")
         task = fields.pop("task")
+        if not all(isinstance(slot["labels"], list) for slot in task["slots"]):
+            raise ValueError("labels are no list")
         slots = tuple(Slot(slot["name"], tuple(slot["labels"])) for slot in task["slots"])
-        return Card(
+        card = Card(
             task=Task(task["name"], slots, task["metric"]),
             shards={split: tuple(Shard(**one) for one in some) for split, some in fields.pop("shards").items()},
             notes=tuple(fields.pop("notes")),
             **fields,
         )
+        _check_card(card)
+        return card
     except RecordError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"{path} is damaged ({error!r}): make the records again") from error
+
+
+def _check_card(card: Card) -> None:
+    """Raise ValueError where a value is not of its type: a card may come from anywhere."""
+    for name, kind in _CARD_TYPES.items():
+        if type(getattr(card, name)) is not kind:
+            raise ValueError(f"{name} is {getattr(card, name)!r}")
+    if card.vocabulary < 1:
+        raise ValueError(f"vocabulary is {card.vocabulary}")
+    for split, shards in card.shards.items():
+        if not shards:
+            raise ValueError(f"split {split!r} has no files")
+        for shard in shards:
+            if type(shard.records) is not int or os.path.basename(shard.file) != shard.file:
+                raise ValueError(f"split {split!r} has a file {shard.file!r} of {shard.records!r} records")
 
 
 def read_unit_records(directory: epath.PathLike, split: str, check: bool = True) -> tuple[UnitSet, Card]:
@@ -190,7 +211,7 @@ def write_unit_records(
     """
     directory = epath.Path(directory)
     if not overwrite and directory.exists() and any(directory.iterdir()):
-        raise RecordError(f"{directory} is not empty: choose another directory, or allow it to be overwritten")
+        raise RecordError(f"{directory} is not empty: choose another directory, or replace what it holds (--overwrite)")
     _check_names(task, splits)
     if not splits:
         raise RecordError(f"no splits to write for {task.name}: name at least one")

@@ -53,6 +53,18 @@ class UnitSet:
         """Units of utterance i, [T]."""
         return self.units[self.offsets[i] : self.offsets[i + 1]]
 
+    def take(self, ids: np.ndarray) -> UnitSet:
+        """Utterances `ids` (int [m]) alone, in that order."""
+        flat = np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in ids])
+        return UnitSet(
+            units=self.units[flat],
+            offsets=offsets_of(self.lengths[ids]),
+            classes=self.classes[ids],
+            ids=[self.ids[i] for i in ids],
+            durations=None if self.durations is None else self.durations[flat],
+            f0=None if self.f0 is None else self.f0[flat],
+        )
+
     def cut(self, max_length: int) -> UnitSet:
         """The same utterances, of which each keeps its first `max_length` units at most."""
         lengths = self.lengths

@@ -43,7 +43,7 @@ def label_tree(verbalizer: Verbalizer, combinations: Sequence[Sequence[int]] | n
     """The tree of the given combinations of class ids (those seen in training, say), or of all of them.
 
     Raises:
-      ValueError: no combinations are given and there are too many to score each.
+      ValueError: no combinations are given and there are too many to score each, or they do not fit the slots.
     """
     if combinations is None:
         ranges = [range(a, b) for a, b in itertools.pairwise(verbalizer.slot_offsets)]
@@ -51,7 +51,10 @@ def label_tree(verbalizer: Verbalizer, combinations: Sequence[Sequence[int]] | n
         if count > MOST_COMBINATIONS:
             raise ValueError(f"{count} label combinations are too many to score each: name those that can occur")
         combinations = list(itertools.product(*ranges))
-    combos = np.unique(np.asarray(combinations, np.int32).reshape(-1, verbalizer.num_slots), axis=0)
+    combos = np.unique(np.asarray(combinations, np.int32), axis=0)
+    starts, stops = np.asarray(verbalizer.slot_offsets[:-1]), np.asarray(verbalizer.slot_offsets[1:])
+    if combos.ndim != 2 or combos.shape[1] != len(starts) or not ((combos >= starts) & (combos < stops)).all():
+        raise ValueError(f"the label combinations do not fit {len(starts)} slots of classes {starts}..{stops - 1}")
     codes = verbalizer.codes[combos].reshape(len(combos), -1)
     tokens = verbalizer.feeds[combos].reshape(len(combos), -1)
     path = np.zeros_like(codes)

@@ -20,7 +20,7 @@ from etils import epath
 from tqdm import tqdm
 
 from spjax.evaluation import metrics
-from spjax.tasks import Task
+from spjax.tasks import LOWER_IS_BETTER, METRICS, Task
 
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # scikit-learn's C: how little the weights are held back
 _SPLITS = ("valid", "test")
@@ -83,7 +83,7 @@ def ngram_floor(
     truths = dict(zip(_SPLITS, (valid.classes, test.classes), strict=True))
 
     answers = {"per_slot": _per_slot} | ({"joint": _joint} if len(task.slots) > 1 else {})
-    sign = -1 if task.metric in metrics.LOWER_IS_BETTER else 1
+    sign = -1 if task.metric in LOWER_IS_BETTER else 1
     variants: dict[str, dict[str, Any]] = {}
     with tqdm(total=len(answers) * len(strengths), desc="n-gram floor", unit="fit", disable=not progress) as bar:
         for name, answer in answers.items():
@@ -199,7 +199,7 @@ def _table(task: Task, draws: Sequence[dict[str, Any]]) -> str:
     lines = [
         f"  {name:9s}"
         + "".join(
-            f" {split} {metrics.METRICS[task.metric]} {shown([d['variants'][name][split]['headline'] for d in draws])}"
+            f" {split} {METRICS[task.metric]} {shown([d['variants'][name][split]['headline'] for d in draws])}"
             for split in _SPLITS
         )
         + f" (C {', '.join(str(d['variants'][name]['strength']) for d in draws)})"

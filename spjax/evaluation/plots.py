@@ -12,7 +12,7 @@ import numpy as np
 
 from spjax.evaluation import metrics
 from spjax.evaluation.outcome import Member
-from spjax.tasks import Task
+from spjax.tasks import METRICS, Task
 
 TOP_CONFUSIONS = 25  # that are listed where not all are drawn
 _NUMBERED_CLASSES = 24  # a confusion plot prints its counts up to so many classes,
@@ -38,7 +38,7 @@ def learning_curves(task: Task, members: Sequence[Member]) -> bytes:
     if losses and min(losses) > 0 and max(losses) > 20 * min(losses):
         loss_axes.set_yscale("log")
     loss_axes.set(xlabel="epoch", ylabel="training loss")
-    valid_axes.set(xlabel="epoch", ylabel=f"valid {metrics.METRICS[task.metric]}", title="★ kept parameters")
+    valid_axes.set(xlabel="epoch", ylabel=f"valid {METRICS[task.metric]}", title="★ kept parameters")
     loss_axes.set_title(task.name, parse_math=False)
     for axes in (loss_axes, valid_axes):
         axes.grid(alpha=0.3)

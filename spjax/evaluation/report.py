@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from spjax.evaluation import metrics, plots
 from spjax.evaluation.outcome import Member, Predictions
-from spjax.tasks import Task
+from spjax.tasks import LOWER_IS_BETTER, METRICS, Task
 
 
 def write_report(
@@ -79,7 +79,7 @@ def write_report(
             "version": 1,
             "task": task.name,
             "metric": task.metric,
-            "lower_is_better": task.metric in metrics.LOWER_IS_BETTER,
+            "lower_is_better": task.metric in LOWER_IS_BETTER,
             "split": split,
             "slots": {slot.name: slot.labels for slot in task.slots},
             "headline": _over_seeds([s["headline"] for s in scores]),
@@ -160,7 +160,7 @@ def read_predictions(path: epath.PathLike, task: Task) -> Predictions:
 
 def summary(results: Mapping[str, Any]) -> str:
     """The Markdown page of a results.json."""
-    metric = metrics.METRICS[results["metric"]]
+    metric = METRICS[results["metric"]]
     head = results["headline"]
     members = results["members"]
     slots = list(results["slots"])

@@ -26,8 +26,8 @@ class UnitLMConfig:
                 raise ValueError(f"unit LM: {field.name} is {value!r}, must be a positive integer")
         if self.dim % self.heads:
             raise ValueError(f"unit LM: dim {self.dim} is no multiple of heads {self.heads}")
-        if self.dim % 2:
-            raise ValueError(f"unit LM: dim {self.dim} must be even, half of it sines and half cosines")
+        if self.dim % 2 or self.dim < 4:
+            raise ValueError(f"unit LM: dim {self.dim} must be even and at least 4, half of it sines and half cosines")
         if self.vocab_size <= vocab.UNIT_OFFSET:
             raise ValueError(
                 f"unit LM: vocab_size {self.vocab_size} leaves no units beside {vocab.UNIT_OFFSET} specials"

@@ -51,6 +51,9 @@ class PromptConfig:
         for name in ("dropout", "verbalizer_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"prompt: {name} is {getattr(self, name)}, must lie in [0, 1)")
+        for name in ("init_scale", "sep_scale"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"prompt: {name} is {getattr(self, name)}, must not be negative")
         if self.init not in ("normal", "units"):
             raise ValueError(f"prompt: init is {self.init!r}, must be normal or units")
 
@@ -89,6 +92,13 @@ def init_member(
         shape = (verbalizer.outputs, lm.vocab_size)
         tree["verbalizer"] = jax.random.uniform(next(keys), shape, minval=-bound, maxval=bound)
     return tree
+
+
+def shape_of(tree: Params) -> dict[str, int | bool]:
+    """The fields of PromptConfig that say what shape a member's tree has."""
+    deep = "key" in tree
+    length = tree["key"].shape[1] if deep else len(tree["input"])
+    return {"length": length, "deep": deep, "separators": len(tree["sep"]), "steer": "sep_deep" in tree}
 
 
 def stack(members: list[Params]) -> Params:

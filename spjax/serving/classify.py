@@ -48,7 +48,10 @@ class UnitLM:
         Raises:
           ValueError: not [B, T], or a token outside the vocabulary.
         """
-        tokens = np.asarray(tokens)
+        try:
+            tokens = np.asarray(tokens)
+        except ValueError as error:
+            raise ValueError("tokens must be int [B, T]: rows differ in length, pad them with 1") from error
         if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
             raise ValueError(f"tokens must be int [B, T], not {tokens.dtype} {list(tokens.shape)}")
         if not tokens.size:
@@ -91,6 +94,14 @@ def _scorer(config: UnitLMConfig, card: str) -> tuple[decode.LabelTree, Any]:
     return tree, jax.jit(functools.partial(decode.score, tree=tree, verbalizer=verbalizer, config=config))
 
 
+def _edges(longest: int) -> tuple[int, ...]:
+    """Bucket lengths that are the same at every call, so that few programs are compiled: each half as long again."""
+    edges = [16]
+    while edges[-1] < longest:
+        edges.append(edges[-1] * 3 // 2 // 8 * 8)
+    return tuple(edges)
+
+
 def classify_units(lm: UnitLM, pack: PromptPack, units: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
     """Classify utterances given as merged units.
 
@@ -124,11 +135,11 @@ def classify_units(lm: UnitLM, pack: PromptPack, units: Sequence[Sequence[int]])
     task = pack.task
     tree, answer = _scorer(lm.config, json.dumps([card["slots"], card["verbalizer"], card["combinations"]]))
     split = UnitSet.of(units, np.zeros((len(units), len(task.slots)), np.int32))
-    edges = planning.buckets(split.lengths)
-    rows = min(64, 8 * -(-len(units) // 8))
+    edges = _edges(int(split.lengths.max()))
+    rows = min(64, 1 << (len(units) - 1).bit_length())
     steps = planning.plan(
-        split.lengths, seed=0, epoch=0, buckets=edges, shuffle=False, max_rows=rows,
-        max_tokens=max(MAX_TOKENS, 8 * edges[-1]),
+        split.lengths, seed=0, epoch=0, buckets=edges, shuffle=False, max_rows=rows, row_multiple=1,
+        max_tokens=max(MAX_TOKENS, edges[-1]),
     )  # fmt: skip
     bank = prompts.stack([pack.params])
     log_probs = np.zeros((len(units), len(tree.combinations)), np.float32)

@@ -83,8 +83,13 @@ def described(tree: Params) -> dict[str, tuple[str, Shape]]:
 
 
 def tensor_writer(tree: Params) -> Writer:
-    """A function that writes the tree to a safetensors file, bit for bit."""
+    """A function that writes the tree to a safetensors file, bit for bit.
+
+    Raises:
+      StorageError: a number that is not finite, which could not be read back.
+    """
     leaves = {path: np.ascontiguousarray(array) for path, array in flatten(tree).items()}
+    _check_finite(leaves, "to save", "Train with a lower learning rate.")
     return lambda path: safetensors.numpy.save_file(leaves, path)
 
 
@@ -152,9 +157,17 @@ def read_tensors(path: Path, expected: Callable[[dict[str, tuple[str, Shape]]], 
                 for name, part in slices.items()
             }
             check_tensors(found, expected(found), path, way_out)
-            return unflatten({name: file.get_tensor(name) for name in found})
+            tensors = {name: file.get_tensor(name) for name in found}
     except (safetensors.SafetensorError, OSError) as error:
         raise StorageError(f"{path} is truncated or damaged ({error}). {way_out}") from error
+    _check_finite(tensors, path, way_out)
+    return unflatten(tensors)
+
+
+def _check_finite(tensors: Mapping[str, np.ndarray], where: str | Path, way_out: str) -> None:
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise StorageError(f"{where}: {name} holds NaN or infinity. {way_out}")
 
 
 def _aside_name(directory: Path) -> str:

@@ -89,7 +89,7 @@ def restore(manager: ocp.CheckpointManager, state: Any) -> tuple[Any, dict[str, 
         loaded = manager.restore(position, args=args)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{manager.directory}/{position} does not fit this config ({_brief(error)}); use another --workdir, or "
-            "remove this one to start again"
+            f"{manager.directory}/{position} is damaged or does not fit this config ({_brief(error)}); "
+            "use another --workdir, or remove this one to start again"
         ) from error
     return loaded.state, loaded.meta

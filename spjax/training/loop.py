@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -34,7 +35,11 @@ class DivergedError(RuntimeError):
 
 
 class Interrupted(SystemExit):
-    """SIGTERM or Ctrl-C: the state is saved."""
+    """SIGTERM or Ctrl-C: the state is saved. `number`: the signal's."""
+
+    def __init__(self, told: str, number: int) -> None:
+        super().__init__(told)
+        self.number = number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +92,10 @@ def fit(
         if found is not None:
             state, meta = found
             epoch, start, history, loss_sum = meta["epoch"], meta["step"], meta["history"], np.asarray(meta["loss_sum"])
-            _log.info("continuing from epoch %d, step %d", epoch + 1, start)
+            if epoch == epochs:
+                _log.info("all %d epochs are done", epochs)
+            else:
+                _log.info("continuing from epoch %d, step %d", epoch + 1, start)
 
         def save(epoch: int, step: int, score: float | None = None) -> None:
             # A copy: it is written in the background, while the next epoch adds its line.
@@ -97,9 +105,12 @@ def fit(
 
         def leave(epoch: int, step: int) -> Interrupted:
             checkpoints.wait(manager)
-            return Interrupted(f"stopped at epoch {epoch + 1}, step {step}: saved; the same command continues")
+            return Interrupted(
+                f"stopped at epoch {epoch + 1}, step {step}: saved; the same command continues", stop.number
+            )
 
         with Log(workdir, epoch * job.steps + start) as log:
+            started = False
             while epoch < epochs and not job.finished(state):
                 pending: list[dict[str, jax.Array]] = []
                 seen, since = 0, time.monotonic()
@@ -107,6 +118,9 @@ def fit(
                     total=job.steps, initial=start, desc=f"epoch {epoch + 1}/{epochs}", unit="step",
                     disable=jax.process_index() > 0, mininterval=1.0, dynamic_ncols=True,
                 )  # fmt: skip
+                if not started:
+                    bar.set_postfix_str("compiling the first steps")
+                    started = True
                 with bar:  # closed by whatever ends the epoch: what is printed then stands below it
                     for done, (batch, utterances) in enumerate(job.batches(epoch, start), start + 1):
                         state, metrics = job.update(state, batch)
@@ -173,6 +187,7 @@ class Stop:
 
     def __enter__(self) -> Stop:
         self._asked = self._at_once = False
+        self.number: int = signal.SIGTERM
         self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
 
@@ -183,7 +198,9 @@ class Stop:
     def _ask(self, number: int, frame: object) -> None:
         if self._asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._asked = True
+        if not self._asked and jax.process_index() == 0:
+            print("\nstopping: the state is saved once the step at hand is done", file=sys.stderr, flush=True)
+        self._asked, self.number = True, number
         if self._at_once:
             self._at_once = False  # once only: a second signal must not break what handles the first
             raise _Asked

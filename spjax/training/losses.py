@@ -35,6 +35,8 @@ class LossConfig:
     def __post_init__(self) -> None:
         if self.kind not in ("slots", "reference"):
             raise ValueError(f"loss: kind is {self.kind!r}, must be slots or reference")
+        if not 0 <= self.noise < 1:
+            raise ValueError(f"loss: noise is {self.noise}, must lie in [0, 1)")
 
 
 def spell(table: np.ndarray, classes: Rows) -> jax.Array:

@@ -49,7 +49,7 @@ class PretrainConfig:
     noise: float = 0.0
     dedup: bool = True
     seed: int = 0
-    checkpoint_every: int = 500
+    checkpoint_every: int = 250
 
     def __post_init__(self) -> None:
         for name in ("epochs", "row_length", "rows", "checkpoint_every"):

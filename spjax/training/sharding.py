@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -32,7 +33,7 @@ def make_mesh(model: int = 1) -> Mesh:
       ValueError: the devices do not divide by `model`.
     """
     devices = jax.device_count()
-    if devices % model:
+    if model < 1 or devices % model:
         raise ValueError(f"mesh: {devices} devices do not divide into groups of model={model}")
     return jax.make_mesh((devices // model, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
@@ -97,9 +98,28 @@ def fetch(tree: Any) -> Any:
     return jax.tree.map(whole, tree)
 
 
-def wait_for_all(what: str) -> None:
-    """Go on once every process has come here; `what` names the place."""
+def first_does(what: str, work: Callable[[], object]) -> None:
+    """Process 0 does `work` while the others wait; where it fails, all fail.
+
+    Args:
+      what: names the work in the others' message.
+      work: of process 0.
+
+    Raises:
+      ValueError: in the other processes, where process 0 failed; there its own error is raised.
+    """
+    error: BaseException | None = None
+    if jax.process_index() == 0:
+        try:
+            work()
+        except Exception as reason:  # raised below, once the others know
+            error = reason
+    failed = error is not None
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices(what)
+        failed = bool(multihost_utils.broadcast_one_to_all(np.asarray(failed)))
+    if error is not None:
+        raise error
+    if failed:
+        raise ValueError(f"process 0 could not make {what}: it says why")

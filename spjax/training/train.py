@@ -6,7 +6,8 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -26,6 +27,8 @@ from spjax.types import Batch, Params
 
 _log = logging.getLogger(__name__)
 
+Metric = Callable[[np.ndarray, decode.LabelTree, np.ndarray], float]
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -36,11 +39,11 @@ class TrainConfig:
       epochs: most evaluations.
       passes: passes over train between two evaluations; more than one where train is small (few-shot).
       patience: evaluations without a better score after which a member stops; 0 never stops early.
-      select: score by which the best epoch is kept: "accuracy" (all slots right, on valid), "loss" (the training loss
-        on valid), or "last" (keep the last epoch; valid is only reported).
+      select: score by which the best epoch is kept: "metric" (the task's own, on valid), "loss" (the training loss on
+        valid), or "last" (keep the last epoch; valid is only reported).
       round_loss: decimals that a valid loss is rounded to before it is compared; the reference's 3. -1 does not round.
       trainable: regex over parameter paths; `.*` fine-tunes the whole LM.
-      max_rows: most utterances of a member in a batch.
+      max_rows: most utterances of a member in a batch; a batch holds a multiple of its greatest common divisor with 8.
       max_tokens: most source columns of a member in a batch.
       buckets: how many lengths are compiled.
       checkpoint_every: updates between checkpoints.
@@ -51,20 +54,27 @@ class TrainConfig:
     epochs: int = 10
     passes: int = 1
     patience: int = 0
-    select: str = "accuracy"
+    select: str = "metric"
     round_loss: int = -1
     trainable: str = "prompt/.*"
     max_rows: int = 32
     max_tokens: int = 4096
     buckets: int = 4
-    checkpoint_every: int = 500
+    checkpoint_every: int = 250
     eval_rows: int = 64
 
     def __post_init__(self) -> None:
-        if self.select not in ("accuracy", "loss", "last"):
-            raise ValueError(f"train: select is {self.select!r}, must be accuracy, loss or last")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"train: seeds {self.seeds} must be at least one, each different")
+        if self.select not in ("metric", "loss", "last"):
+            raise ValueError(f"train: select is {self.select!r}, must be metric, loss or last")
+        proper = all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in self.seeds)
+        if not proper or not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"train: seeds {self.seeds!r} must be integers in 0..2^32-1, at least one, each different")
+        if self.patience < 0:
+            raise ValueError(f"train: patience is {self.patience}, must not be negative (0 never stops early)")
+        try:
+            re.compile(self.trainable)
+        except re.error as error:
+            raise ValueError(f"train: trainable {self.trainable!r} is no regular expression ({error})") from error
         for name in ("epochs", "passes", "max_rows", "max_tokens", "buckets", "checkpoint_every", "eval_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train: {name} is {getattr(self, name)}, must be at least 1")
@@ -102,15 +112,21 @@ class Trained:
 
 
 def first_params(lm: Params, setting: Setting, seeds: tuple[int, ...], start: Params | None = None) -> Params:
-    """{"lm", "prompt"} at the start: a fresh bank, one member a seed, or every member a copy of `start` (a pack)."""
-    if start is None:
-        new = functools.partial(
-            prompts.init_member,
-            config=setting.prompt, lm=setting.config, verbalizer=setting.verbalizer, embed=jnp.asarray(lm["embed"]),
-        )  # fmt: skip
-        members = [new(jax.random.key(seed)) for seed in seeds]
-    else:
-        members = [jax.tree.map(jnp.asarray, start)] * len(seeds)
+    """{"lm", "prompt"} at the start: a fresh bank, one member a seed, or every member a copy of `start` (a pack).
+
+    A `start` without a verbalizer (another task's) gets a fresh one where the setting's is learnable.
+    """
+    new = functools.partial(
+        prompts.init_member,
+        config=setting.prompt, lm=setting.config, verbalizer=setting.verbalizer, embed=jnp.asarray(lm["embed"]),
+    )  # fmt: skip
+    members = [new(jax.random.key(seed)) for seed in seeds]
+    if start is not None:
+        fresh = {"verbalizer"} if setting.verbalizer.learnable else set()
+        members = [
+            {name: leaf for name, leaf in one.items() if name in fresh} | jax.tree.map(jnp.asarray, start)
+            for one in members
+        ]
     return {"lm": lm, "prompt": prompts.stack(members)}
 
 
@@ -200,10 +216,9 @@ class Evaluator:
         return total / np.maximum(count, 1)
 
 
-def exact_match(log_probs: np.ndarray, tree: decode.LabelTree, classes: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Share of utterances `ids` whose every slot is right, per member [N]; classes [n, slots]."""
-    said = tree.combinations[log_probs[:, ids].argmax(axis=2)]
-    return (said == classes[None, ids]).all(axis=2).mean(axis=1)
+def exact_match(log_probs: np.ndarray, tree: decode.LabelTree, classes: np.ndarray) -> float:
+    """Share of utterances whose every slot is right: log probabilities [n, M] of the tree, classes [n, slots]."""
+    return float((tree.combinations[log_probs.argmax(axis=1)] == classes).all(axis=1).mean())
 
 
 def train(
@@ -218,6 +233,8 @@ def train(
     valid_ids: np.ndarray,
     workdir: str,
     model_parallel: int = 1,
+    metric: Metric = exact_match,
+    lower_is_better: bool = False,
 ) -> Trained:
     """Train a bank of prompts, one member a seed; continue the run found in `workdir`.
 
@@ -232,6 +249,8 @@ def train(
       valid_ids: int [m].
       workdir: checkpoints and logs.
       model_parallel: devices that share a layer.
+      metric: the task's score of a split, from log probabilities [n, M], the tree and classes [n, slots].
+      lower_is_better: whether the best epoch is that of the lowest score.
     """
     members = len(run.seeds)
     mesh = sharding.make_mesh(model_parallel)
@@ -246,7 +265,7 @@ def train(
     @functools.lru_cache(maxsize=2)
     def plan(epoch: int) -> list[planning.Step]:
         common: dict[str, Any] = {"buckets": edges, "members": run.seeds, "ids": train_ids}
-        common |= {"max_tokens": run.max_tokens, "max_rows": run.max_rows}
+        common |= {"max_tokens": run.max_tokens, "max_rows": run.max_rows, "row_multiple": math.gcd(8, run.max_rows)}
         passes = range(epoch * run.passes, (epoch + 1) * run.passes)
         return [step for number in passes for step in planning.plan(lengths, seed=0, epoch=number, **common)]
 
@@ -281,9 +300,10 @@ def train(
     def evaluate(state: dict[str, Any], epoch: int) -> tuple[dict[str, Any], dict[str, Any], float]:
         flat = {**state["trained"], **frozen}
         log_probs = evaluator.log_probs(flat)
-        accuracy = exact_match(log_probs, setting.tree, valid_set.classes, valid_ids)
-        metrics = {"accuracy": accuracy.tolist()}
-        score = accuracy
+        classes = valid_set.classes[valid_ids]
+        found = np.asarray([metric(one[valid_ids], setting.tree, classes) for one in log_probs])
+        metrics = {"metric": found.tolist()}
+        score = -found if lower_is_better else found
         if run.select == "loss":
             loss = evaluator.loss(flat)
             metrics["loss"] = loss.tolist()
@@ -332,8 +352,10 @@ def _keep_best(state: dict[str, Any], epoch: int, score: np.ndarray, patience: i
 def evaluator_for(setting: Setting, run: TrainConfig, units: UnitSet, ids: np.ndarray, mesh: Any) -> Evaluator:
     """An evaluator of utterances `ids` of a split for the run's bank."""
     lengths = units.lengths
+    multiple = math.gcd(8, run.eval_rows)
     plan = planning.plan(
         lengths, seed=0, epoch=0, buckets=planning.buckets(lengths[ids], run.buckets), ids=ids, shuffle=False,
-        max_rows=run.eval_rows, max_tokens=max(run.max_tokens, 8 * math.ceil(lengths.max() / 8) * 8),
+        max_rows=run.eval_rows, row_multiple=multiple,
+        max_tokens=max(run.max_tokens, multiple * math.ceil(lengths.max() / 8) * 8),
     )  # fmt: skip
     return Evaluator(setting, units, plan, len(run.seeds), mesh)

@@ -199,3 +199,14 @@ def test_nested_keys_are_refused():
     content = b"})" + b"\x85" * 5_000 + b"K\x01s."
     with pytest.raises(ConvertError, match="key of type tuple"):
         read_pickle(content)
+
+
+def test_a_call_repeated_on_one_string_does_not_fill_the_memory():
+    text = "x" * 1_000_000
+    opened = pickle.PROTO + b"\x02" + pickle.MARK
+    first = b"c_codecs\nencode\n" + b"q\x00" + b"X" + len(text).to_bytes(4, "little") + text.encode() + b"q\x01"
+    first += b"X\x06\x00\x00\x00latin1" + b"q\x02" + b"\x86R"
+    again = b"h\x00h\x01h\x02\x86R"
+    assert read_pickle(opened + first + b"l.") == [text.encode()]
+    with pytest.raises(ConvertError, match="makes far more than it holds"):
+        read_pickle(opened + first + 50 * again + b"l.")

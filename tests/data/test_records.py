@@ -18,12 +18,12 @@ from spjax.data import records, tfrecords
 from spjax.data.records import (
     CARD,
     RecordError,
-    UnitSet,
     Utterance,
     load_card,
     read_unit_records,
     write_unit_records,
 )
+from spjax.data.unit_set import UnitSet
 from spjax.tasks import Slot, Task
 
 TASK = Task(
@@ -267,6 +267,27 @@ def test_bytes_that_are_no_example_are_named(copy: Path) -> None:
     _rewrite(copy, path, payloads)
     with pytest.raises(RecordError, match=rf"{path.name}, record 4 holds no utterance"):
         read_unit_records(copy, "train")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vocabulary": "100"}, {"vocabulary": None}, {"vocabulary": 0}, {"layer": "6"}, {"merged": 1},
+        {"shards": {"train": []}},
+        {"shards": {"train": [{"file": "../elsewhere", "records": 1, "bytes": 1, "sha256": ""}]}},
+    ],
+)  # fmt: skip
+def test_a_card_whose_values_are_no_such_values_is_refused(copy: Path, change: dict) -> None:
+    (copy / CARD).write_text(json.dumps({**json.loads((copy / CARD).read_text()), **change}))
+    with pytest.raises(RecordError, match=rf"{CARD} is damaged .*make the records again"):
+        read_unit_records(copy, "train")
+
+
+def test_some_utterances_alone() -> None:
+    some = UnitSet.of([[1, 2], [3], [4, 5, 6]], [[0], [1], [2]], ids="abc")
+    taken = some.take(np.asarray([2, 0]))
+    assert [taken.units_of(i).tolist() for i in range(2)] == [[4, 5, 6], [1, 2]]
+    assert (taken.classes.tolist(), taken.ids) == ([[2], [0]], ["c", "a"])
 
 
 def test_a_directory_without_its_card_or_split_is_refused(copy: Path, tmp_path: Path) -> None:

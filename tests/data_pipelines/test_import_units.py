@@ -101,12 +101,18 @@ def test_labels_with_spaces_are_spelled_out(tmp_path: Path, named: bool) -> None
         src = _text(tmp_path / "src", ["1 2 <s> turn on | living room", "3 <s> none|none"])
     (tmp_path / "slots.json").write_text('{"action": ["turn on", "none"], "room": ["none", "living room"]}')
     assert read_slots(tmp_path / "slots.json", "home") == HOME
-    options = ["--task=home", f"--slots={tmp_path}/slots.json", "--labels=names", "--splits=train", "--metric=eer"]
+    options = [
+        "--task=home",
+        f"--slots={tmp_path}/slots.json",
+        "--labels=names",
+        "--splits=train",
+        "--metric=weighted_f1",
+    ]
     main([*options, f"--src={src}", f"--out={tmp_path}/out"])
     units, card = read_unit_records(tmp_path / "out", "train")
     assert units.classes.tolist() == [[0, 3], [1, 2]]
-    assert card.task == dataclasses.replace(HOME, metric="eer")
-    assert read_slots(tmp_path / "slots.json", "home", "weighted_f1").metric == "weighted_f1"
+    assert card.task == dataclasses.replace(HOME, metric="weighted_f1")
+    assert read_slots(tmp_path / "slots.json", "home", "accuracy").metric == "accuracy"
 
 
 def test_labels_that_are_digits_are_labels_where_names_are_asked_for(tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ def prompt(learnable=True, seed=0, length=3):
 
 
 def bits(shape):
-    """float32 arrays of any bit pattern, NaNs with payloads included."""
-    return hnp.arrays(np.uint32, shape).map(lambda array: array.view(np.float32))
+    """float32 arrays of any finite bit pattern, negative zeros and subnormal numbers included."""
+    return hnp.arrays(np.float32, shape, elements=st.floats(width=32, allow_nan=False, allow_infinity=False))
 
 
 @st.composite

@@ -153,6 +153,18 @@ def test_truncated_and_altered_files_are_refused(tmp_path: Path):
         read_unit_lm(tmp_path / "absent")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value):
+    broken = weights()
+    broken["final_norm"]["bias"][0] = value
+    with pytest.raises(StorageError, match="final_norm/bias holds NaN or infinity"):
+        save_unit_lm(tmp_path / "lm", CONFIG, broken)
+    save_unit_lm(tmp_path / "lm", CONFIG, weights())
+    rewrite(tmp_path / "lm", lambda tensors: tensors["final_norm/bias"].fill(value))
+    with pytest.raises(StorageError, match=r"model\.safetensors: final_norm/bias holds NaN or infinity"):
+        read_unit_lm(tmp_path / "lm")
+
+
 def test_what_cannot_be_read_back_is_not_saved(tmp_path: Path):
     short = weights()
     del short["final_norm"]["bias"]

@@ -1,4 +1,4 @@
-"""Where parameters lie, on one device; several devices: test_parallel.py."""
+"""Where parameters lie, on one device; several devices: tests/test_main.py."""
 
 from __future__ import annotations
 
@@ -67,3 +67,14 @@ def test_what_is_placed_is_fetched_again() -> None:
     assert np.array_equal(sharding.fetch(placed)["prompt/sep"], tree["prompt/sep"])
     rows = np.arange(8 * jax.device_count())
     assert np.array_equal(sharding.fetch(sharding.shard_rows(mesh, rows)), rows)
+
+
+def test_what_the_first_process_fails_at_is_raised() -> None:
+    def work() -> None:
+        raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        sharding.first_does("the records", work)
+    done: list[int] = []
+    sharding.first_does("the records", lambda: done.append(1))
+    assert done == [1]

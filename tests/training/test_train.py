@@ -251,9 +251,25 @@ def test_the_valid_loss_is_that_of_the_whole_split(kind: str) -> None:
 def test_exact_match_needs_every_slot() -> None:
     tree = SETTING.tree
     classes = np.asarray([tree.combinations[0], tree.combinations[1], [0, 4]])
-    log_probs = np.log(np.asarray([[[0.7, 0.1, 0.1, 0.1], [0.7, 0.1, 0.1, 0.1], [0.7, 0.1, 0.1, 0.1]]]))
-    assert train.exact_match(log_probs, tree, classes, np.arange(3)).tolist() == [1 / 3]
-    assert train.exact_match(log_probs, tree, classes, np.asarray([0])).tolist() == [1]
+    log_probs = np.log(np.asarray([[0.7, 0.1, 0.1, 0.1], [0.7, 0.1, 0.1, 0.1], [0.7, 0.1, 0.1, 0.1]]))
+    assert train.exact_match(log_probs, tree, classes) == pytest.approx(1 / 3)
+    assert train.exact_match(log_probs[:1], tree, classes[:1]) == 1
+
+
+@pytest.mark.parametrize(("lower_is_better", "best"), [(True, 1), (False, 2)])
+def test_the_best_epoch_is_by_the_tasks_own_metric(tmp_path: Path, lower_is_better: bool, best: int) -> None:
+    told = iter([0.3, 0.1, 0.4])
+    run = dataclasses.replace(RUN, seeds=(0,), epochs=3)
+    kept = _train(tmp_path, run, metric=lambda *_: next(told), lower_is_better=lower_is_better)
+    assert kept.best_epoch == [best]
+    assert [line["metric"] for line in kept.history] == [[0.3], [0.1], [0.4]]
+
+
+@pytest.mark.parametrize("rows", [1, 4, 12])
+def test_a_batch_may_hold_any_number_of_rows(tmp_path: Path, rows: int) -> None:
+    run = dataclasses.replace(RUN, seeds=(0,), epochs=1, max_rows=rows, eval_rows=rows)
+    logged = _logged(tmp_path, "train/loss") if _train(tmp_path, run) else []
+    assert len(logged) >= 1
 
 
 @pytest.mark.parametrize(
