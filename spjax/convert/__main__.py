@@ -65,6 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     prompt.add_argument(
         "--slots", metavar="K", type=int, default=1, help="labels of an utterance where no --task says (default: 1)"
     )
+    prompt.add_argument(
+        "--data",
+        metavar="RECORDS",
+        help="unit records of the task: decode among the label combinations of their train split, not among all",
+    )
     for job in (lm, prompt):
         job.add_argument("--force", action="store_true", help="replace what an earlier import wrote to OUT")
     return parser
@@ -90,6 +95,7 @@ def _import_prompt(options: argparse.Namespace) -> None:
         verbalizer=options.verbalizer,
         kind=options.kind,
         slots=options.slots,
+        records=options.data,
     )
     pack = save_pack(options.out, params, card)
     slots = ", ".join(f"{slot['name']} ({len(slot['labels'])} labels)" for slot in card["slots"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,9 @@ from spjax import vocab
 from spjax.convert import ConvertError
 from spjax.convert.safe_pickle import Inert, shown
 from spjax.convert.torch_file import Tensor, read_torch_file
+from spjax.data.records import read_unit_records
+from spjax.data.tfrecords import RecordError
+from spjax.evaluation.decode import MOST_COMBINATIONS
 from spjax.models.config import UnitLMConfig
 from spjax.storage.packs import PackCard, make_card
 from spjax.tasks import TASKS, Slot, Task
@@ -390,6 +394,16 @@ def _check_kind(checkpoint: Checkpoint, kind: str | None, learnable: bool) -> No
         )
 
 
+def _combinations(task: Task, records: str | Path) -> np.ndarray:
+    try:
+        units, card = read_unit_records(records, "train")
+    except RecordError as error:
+        raise ConvertError(str(error)) from error
+    if card.task.slots != task.slots:
+        raise ConvertError(f"{records} holds units of task {card.task.name!r}: its slots are not the prompt's.")
+    return np.unique(units.classes, axis=0)
+
+
 def import_prompt(
     source: str | Path,
     config: UnitLMConfig,
@@ -399,6 +413,7 @@ def import_prompt(
     verbalizer: str | Path | None = None,
     kind: str | None = None,
     slots: int = 1,
+    records: str | Path | None = None,
 ) -> tuple[Params, PackCard, list[str]]:
     """Turns a prompt checkpoint of SpeechPrompt v2 into a prompt tree and its card.
 
@@ -411,6 +426,7 @@ def import_prompt(
         verbalizer answers with the unit itself, as the reference's own decoding does.
       kind: what the rule was (frequency, random or identity); only a name, the units are the mapping's.
       slots: labels of an utterance where no task says; each may be any of the labels.
+      records: unit records of the task; decoding then chooses among the label combinations of their train split.
 
     Returns:
       Prompt tree (float32) and card for `save_pack`; remarks for the user, a sentence each.
@@ -464,6 +480,13 @@ def import_prompt(
                 "if training numbered the labels otherwise, give its --verbalizer=verbalizer.json."
             )
     _check_collisions(described, numbers, where)
+    combinations = None if records is None else _combinations(described, records)
+    count = math.prod(len(slot.labels) for slot in described.slots)
+    if combinations is None and count > MOST_COMBINATIONS:
+        raise ConvertError(
+            f"{path}: {len(described.slots)} slots have {count:,} combinations of labels, of which at most "
+            f"{MOST_COMBINATIONS:,} can be scored. Name those that occur: --data=RECORDS of the task."
+        )
 
     codes = np.asarray(numbers)[:, None] + vocab.UNIT_OFFSET
     card = make_card(
@@ -478,6 +501,7 @@ def import_prompt(
         layer=6,
         kmeans=f"km{config.num_units}",
         merged=True,
+        combinations=combinations,
         provenance=provenance(path, "SpeechPrompt v2 (fairseq)"),
     )
     return params, card, notes

@@ -13,9 +13,11 @@ import pytest
 from spjax.convert import ConvertError, fairseq
 from spjax.convert.__main__ import main
 from spjax.convert.torch_file import read_torch_file
+from spjax.data.records import Utterance, write_unit_records
 from spjax.models import unit_lm
 from spjax.models.config import UnitLMConfig
 from spjax.storage import load_pack, read_unit_lm, unit_lm_hash
+from spjax.tasks import TASKS
 
 CASES = (
     "a_freq_single",
@@ -258,14 +260,39 @@ def test_a_task_alone_and_slots_alone(golden: Path, lm: Path, tmp_path: Path, ca
     card = load_pack(tmp_path / "fsc").card
     assert card["slots"][2] == {"name": "location", "labels": ["none", "kitchen", "bedroom", "washroom"]}
     assert card["verbalizer"]["codes"][20:] == [[24], [25], [26], [27]]
-    main(["prompt", str(source), str(tmp_path / "three"), f"--lm={lm}", "--slots=3"])
-    three = load_pack(tmp_path / "three")
-    assert [len(slot.labels) for slot in three.task.slots] == [24, 24, 24]
+    main(["prompt", str(source), str(tmp_path / "two"), f"--lm={lm}", "--slots=2"])
+    assert [len(slot.labels) for slot in load_pack(tmp_path / "two").task.slots] == [24, 24]
+    with pytest.raises(SystemExit, match=r"3 slots have 13,824 combinations of labels.*--data=RECORDS"):
+        main(["prompt", str(source), str(tmp_path / "three"), f"--lm={lm}", "--slots=3"])
+    assert not (tmp_path / "three").exists()
     # The reference's labels may be the class numbers of the task, in any order.
     order = tmp_path / "order.json"
     order.write_text(json.dumps({str(c): str(23 - c) for c in range(24)}))
     main(["prompt", str(source), str(tmp_path / "turned"), f"--lm={lm}", "--task=fsc", f"--verbalizer={order}"])
     assert load_pack(tmp_path / "turned").card["verbalizer"]["codes"] == [[27 - c] for c in range(24)]
+
+
+def test_combinations_are_those_of_the_records(golden: Path, lm: Path, tmp_path: Path):
+    said = [(1, 7, 21), (5, 12, 20), (1, 7, 21)]
+    write_unit_records(
+        tmp_path / "fsc", TASKS["fsc"], {"train": [Utterance(str(i), [1, 2], c) for i, c in enumerate(said)]}
+    )
+    source = golden / "prompt" / "b_linear24_multi_prompt_ckpt.pt"
+    options = [f"--lm={lm}", "--task=fsc", f"--data={tmp_path / 'fsc'}"]
+    main(["prompt", str(source), str(tmp_path / "pack"), *options])
+    assert load_pack(tmp_path / "pack").card["combinations"] == [[1, 7, 21], [5, 12, 20]]
+    with pytest.raises(SystemExit, match="its slots are not the prompt's"):
+        main(["prompt", str(source), str(tmp_path / "x"), f"--lm={lm}", "--slots=2", f"--data={tmp_path / 'fsc'}"])
+    with pytest.raises(SystemExit, match="is no complete directory of unit records"):
+        main(["prompt", str(source), str(tmp_path / "x"), f"--lm={lm}", "--task=fsc", f"--data={tmp_path / 'no'}"])
+
+
+@pytest.mark.parametrize("out", ["afile/pack", "afile"])
+def test_a_place_that_cannot_be_written_is_told(golden: Path, lm: Path, tmp_path: Path, out: str):
+    (tmp_path / "afile").write_text("")
+    source = golden / "prompt" / "b_linear24_multi_prompt_ckpt.pt"
+    with pytest.raises(SystemExit, match="afile"):
+        main(["prompt", str(source), str(tmp_path / out), f"--lm={lm}", "--task=fsc"])
 
 
 @pytest.mark.parametrize(
