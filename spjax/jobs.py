@@ -64,6 +64,8 @@ def prompt_settings(config: ConfigDict) -> Settings:
         config.prompt.update(shape_of(packs.load_pack(config.start_from).params))
     if config.combinations not in ("seen", "all"):
         raise ValueError(f"combinations is {config.combinations!r}, must be seen or all")
+    if config.few_shot < 0:
+        raise ValueError(f"few_shot is {config.few_shot}, must be positive, or 0 for all utterances")
     if config.verbalizer not in verbalizers.KINDS:
         raise ValueError(f"verbalizer is {config.verbalizer!r}, must be one of {', '.join(verbalizers.KINDS)}")
     return Settings(
@@ -193,8 +195,6 @@ def run_prompt_tuning(
         splits[split] = (units, ids)
     assert card is not None
     (train_set, train_ids), (valid_set, valid_ids), (test_set, test_ids) = splits.values()
-    if config.few_shot < 0:
-        raise ValueError(f"few_shot is {config.few_shot}, must be positive, or 0 for all utterances")
     if config.few_shot:
         train_ids = train_ids[planning.few_shot(train_set.classes[train_ids], config.few_shot, config.few_shot_seed)]
     task = card.task

@@ -43,7 +43,7 @@ def _job(before: Callable[[int, int], None] = lambda epoch, step: None, scores: 
     def evaluate(state: dict[str, jax.Array], epoch: int) -> tuple[dict[str, jax.Array], dict[str, Any], float]:
         before(epoch, STEPS)
         score = scores[epoch] if scores else -float(state["x"][0])
-        return state, {"accuracy": [score, score / 2]}, score
+        return state, {"metric": [score, score / 2]}, score
 
     return loop.Job(_start(), _update, batches, STEPS, evaluate, lambda state: False)
 
@@ -96,7 +96,7 @@ def test_every_batch_is_taken_once_in_order(undisturbed: tuple) -> None:
     np.testing.assert_allclose(
         [line["train_loss"] for line in history], np.reshape(losses, (3, STEPS)).mean(axis=1), rtol=1e-5
     )
-    assert history[2]["accuracy"] == [history[2]["score"], history[2]["score"] / 2]
+    assert history[2]["metric"] == [history[2]["score"], history[2]["score"] / 2]
 
 
 @pytest.mark.parametrize("cuts", [[(0, 0)], [(0, 2)], [(1, 4)], [(1, STEPS)], [(2, 6), (2, STEPS)], [(0, 5), (2, 1)]])
@@ -226,7 +226,7 @@ def test_divergence_before_any_checkpoint_promises_none(tmp_path: Path) -> None:
 def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
     loop.fit(_job(), str(tmp_path), epochs=1)
     for state in (_start(4), {**_start(), "more": jnp.zeros(2)}, {"y": jnp.zeros(3), "step": jnp.zeros((), jnp.int32)}):
-        with pytest.raises(ValueError, match=r"checkpoints/8 does not fit this config .*use another --workdir"):
+        with pytest.raises(ValueError, match=r"checkpoints/8 is damaged or does not fit this config .*use another --workdir"):
             loop.fit(dataclasses.replace(_job(), state=state), str(tmp_path), epochs=2)
 
 
