@@ -226,7 +226,9 @@ def test_divergence_before_any_checkpoint_promises_none(tmp_path: Path) -> None:
 def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
     loop.fit(_job(), str(tmp_path), epochs=1)
     for state in (_start(4), {**_start(), "more": jnp.zeros(2)}, {"y": jnp.zeros(3), "step": jnp.zeros((), jnp.int32)}):
-        with pytest.raises(ValueError, match=r"checkpoints/8 is damaged or does not fit this config .*use another --workdir"):
+        with pytest.raises(
+            ValueError, match=r"checkpoints/8 is damaged or does not fit this config .*use another --workdir"
+        ):
             loop.fit(dataclasses.replace(_job(), state=state), str(tmp_path), epochs=2)
 
 
