@@ -81,7 +81,7 @@ def fit_length(
     `max_length` units.
 
     Raises:
-      ValueError: as `within_limit`, a limit below 0, or no utterance is within it.
+      ValueError: as `within_limit`, or no utterance is within the limit.
     """
     ids, report = within_limit(unit_set.lengths, max_length, overlength)
     if not len(ids):

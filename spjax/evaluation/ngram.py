@@ -45,7 +45,6 @@ def ngram_floor(
     valid: Units,
     test: Units,
     *,
-    subset: Sequence[int] | np.ndarray | None = None,
     strengths: Sequence[float] = STRENGTHS,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -54,7 +53,6 @@ def ngram_floor(
     Args:
       task: K slots.
       train, valid, test: units and classes of the splits.
-      subset: numbers of the train utterances to learn from (few-shot); all by default.
       strengths: values of C to choose from, on valid.
       progress: whether to show a progress bar.
 
@@ -64,22 +62,18 @@ def ngram_floor(
       .metrics.score of the split}}}. Equal scores on valid go to the smaller strength, and to per_slot.
 
     Raises:
-      ValueError: an empty split or subset, or classes that do not fit the task.
+      ValueError: an empty split, or classes that do not fit the task.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    subset = np.arange(len(train)) if subset is None else np.asarray(subset, np.int64)
-    for name, size in (("train", len(subset)), ("valid", len(valid)), ("test", len(test))):
+    for name, size in (("train", len(train)), ("valid", len(valid)), ("test", len(test))):
         if not size:
             raise ValueError(f"n-gram floor of {task.name!r}: no {name} utterances")
-    local = metrics.slot_classes(task, train.classes, "train classes")[subset]
+    local = metrics.slot_classes(task, train.classes, "train classes")
     # The default token pattern drops tokens of one character, which would lose the units 0 to 9.
     vectorizer = TfidfVectorizer(ngram_range=(1, 3), token_pattern=r"\S+", lowercase=False, dtype=np.float32)
-    features = vectorizer.fit_transform(_text(train, subset))
-    others = {
-        name: vectorizer.transform(_text(split, np.arange(len(split))))
-        for name, split in zip(_SPLITS, (valid, test), strict=True)
-    }
+    features = vectorizer.fit_transform(_text(train))
+    others = {name: vectorizer.transform(_text(split)) for name, split in zip(_SPLITS, (valid, test), strict=True)}
     truths = dict(zip(_SPLITS, (valid.classes, test.classes), strict=True))
 
     answers = {"per_slot": _per_slot} | ({"joint": _joint} if len(task.slots) > 1 else {})
@@ -99,7 +93,7 @@ def ngram_floor(
                 bar.update()
     chosen = max(variants, key=lambda name: sign * variants[name]["valid"]["headline"])
     return {
-        "train_utterances": len(subset),
+        "train_utterances": len(train),
         "chosen": chosen,
         **{split: variants[chosen][split]["headline"] for split in _SPLITS},
         "variants": variants,
@@ -148,8 +142,8 @@ def _probabilities(
     return answers
 
 
-def _text(split: Units, numbers: np.ndarray) -> list[str]:
-    return [" ".join(map(str, np.asarray(split.units_of(int(i))).tolist())) for i in numbers]
+def _text(split: Units) -> list[str]:
+    return [" ".join(map(str, np.asarray(split.units_of(i)).tolist())) for i in range(len(split))]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -172,16 +166,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train, card = read_unit_records(options.data, "train")
     valid, test = (read_unit_records(options.data, split)[0] for split in _SPLITS)
 
-    def floor(subset: np.ndarray | None = None) -> dict[str, Any]:
-        return ngram_floor(card.task, train, valid, test, subset=subset)
-
     if not sizes:
-        result = floor()
+        result = ngram_floor(card.task, train, valid, test)
         print(f"{card.task.name}, {result['train_utterances']} train utterances:\n{_table(card.task, [result])}")
     else:
         result = {"few_shot": {}}
         for size in sizes:
-            draws = [floor(few_shot(train.classes, size, seed)) for seed in range(options.draws)]
+            drawn = [train.take(few_shot(train.classes, size, seed)) for seed in range(options.draws)]
+            draws = [ngram_floor(card.task, some, valid, test) for some in drawn]
             result["few_shot"][str(size)] = draws
             print(f"{card.task.name}, {size} an intent, {len(draws)} draws:\n{_table(card.task, draws)}")
     if options.json:

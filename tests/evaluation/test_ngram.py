@@ -104,11 +104,9 @@ def test_one_slot_has_no_joint_variant():
     assert result["test"] > 0.9
 
 
-def test_subset_trains_on_the_subset():
+def test_fewer_utterances_teach_less():
     train, valid, test = splits(TWO)
-    few = ngram.ngram_floor(TWO, train, valid, test, subset=np.arange(16), progress=False)
-    cut = UnitSet.of([train.units_of(i) for i in range(16)], train.classes[:16])
-    assert few == ngram.ngram_floor(TWO, cut, valid, test, progress=False)
+    few = ngram.ngram_floor(TWO, train.take(np.arange(16)), valid, test, progress=False)
     assert few["train_utterances"] == 16
     assert few["test"] < ngram.ngram_floor(TWO, train, valid, test, progress=False)["test"]
 
@@ -124,7 +122,7 @@ def test_empty_splits_are_named():
     train, valid, test = splits(ONE)
     nothing = dataclasses.replace(test, offsets=test.offsets[:1], classes=test.classes[:0], ids=[])
     with pytest.raises(ValueError, match="no train utterances"):
-        ngram.ngram_floor(ONE, train, valid, test, subset=[], progress=False)
+        ngram.ngram_floor(ONE, nothing, valid, test, progress=False)
     with pytest.raises(ValueError, match="no test utterances"):
         ngram.ngram_floor(ONE, train, valid, nothing, progress=False)
 
