@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 Params = dict[str, Any]  # a tree of arrays under plain string keys
 Rows = Any  # an array whose first axis is a batch's rows: numpy on the host, a JAX array on devices
@@ -42,3 +43,18 @@ class Batch(NamedTuple):
     prompt_id: Rows
     weight: Rows
     index: Rows  # type: ignore[assignment]  # tuple.index is of no use here
+
+
+class Encoded(NamedTuple):
+    """An utterance as units. U segments, one a unit.
+
+    Attributes:
+      units: int32 [U], k-means centroids; runs of equal ones are merged unless asked otherwise.
+      durations: int32 [U], encoder frames of each segment; their sum is the number of frames.
+      f0: float32 [U], mean log f0 (Hz) of the segment's voiced frames less the speaker's mean, 0 where none is voiced;
+        None where it was not asked for.
+    """
+
+    units: np.ndarray
+    durations: np.ndarray
+    f0: np.ndarray | None = None
