@@ -64,6 +64,14 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+_ESC50 = """
+    dog rooster pig cow frog cat hen insects sheep crow
+    rain sea_waves crackling_fire crickets chirping_birds water_drops wind pouring_water toilet_flush thunderstorm
+    crying_baby sneezing clapping breathing coughing footsteps laughing brushing_teeth snoring drinking_sipping
+    door_wood_knock mouse_click keyboard_typing door_wood_creaks can_opening washing_machine vacuum_cleaner clock_alarm
+    clock_tick glass_breaking helicopter chainsaw siren car_horn engine train church_bells airplane fireworks hand_saw
+"""  # in the order of the data set's own numbers, 0 to 49
+
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -85,5 +93,20 @@ TASKS: dict[str, Task] = {
             "gsc",
             (Slot("command", _words("yes no up down left right on off stop go _unknown_ _silence_")),),
         ),
+        Task("voxforge", (Slot("language", _words("de en es fr it ru")),)),
+        # Either label may come first for the EER of two labels; the bona fide one is the positive of its literature.
+        Task("asvspoof", (Slot("origin", ("bonafide", "spoof")),), metric="eer"),
+        Task("iemocap", (Slot("emotion", _words("neu hap ang sad")),)),
+        Task(
+            "accentdb",
+            (Slot("accent", _words("american australian bangla british indian malayalam odiya telugu welsh")),),
+        ),
+        Task("easycall", (Slot("severity", _words("0 1 2 3 4 5")),)),
+        Task("mustard", (Slot("sarcasm", ("false", "true")),), metric="weighted_f1"),
+        Task("mustardpp", (Slot("sarcasm", ("0", "1")),), metric="weighted_f1"),
+        Task("vox1_gender", (Slot("gender", ("m", "f")),)),
+        Task("vox1_speaker", (Slot("speaker", tuple(f"id{number}" for number in range(10001, 11252))),)),
+        Task("vad", (Slot("activity", ("speech", "background")),)),
+        Task("esc50", (Slot("sound", _words(_ESC50)),)),
     )
 }
