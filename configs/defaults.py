@@ -19,12 +19,14 @@ def _fields(config: object) -> ConfigDict:
 
 
 def prompt_tuning(task: str) -> ConfigDict:
-    """A prompt tuning job on the records of a task."""
+    """A prompt tuning job on the records of a task, or of several with commas between: one bank of prompts for all."""
     config = ConfigDict()
     config.job = "prompt"
     config.task = task
-    config.data = f"runs/units/{task}"  # unit records; imported from --units where absent
-    config.lm = "runs/pretrain_ulm/lm"  # unit LM; pretrained from --units where absent
+    # Unit records (of several tasks a directory each in it); imported from --units where absent.
+    config.data = f"runs/units/{task}"
+    config.lm = "runs/pretrain_ulm/lm"  # unit LM
+    config.pretraining = pretraining()  # how it is made where it is absent, in its directory's parent
     config.random_lm = False  # control: an LM of these sizes with random weights
     config.start_from = ""  # a prompt pack that every member starts as a copy of
     config.verbalizer = "learnable"  # learnable | frequency | random | identity

@@ -22,7 +22,8 @@ from spjax.data import plan as planning
 from spjax.data.records import Card, read_unit_records
 from spjax.data.unit_set import UnitSet
 from spjax.evaluation import decode, metrics, outcome, report
-from spjax.models import unit_lm, verbalizers
+from spjax.evaluation.published import published
+from spjax.models import prompts, unit_lm, verbalizers
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.prompts import PromptConfig, member, shape_of
 from spjax.storage import packs, unit_lms
@@ -32,12 +33,6 @@ from spjax.training import losses, masks, optim, pretrain, reference, sharding, 
 _log = logging.getLogger(__name__)
 
 ImportUnits = Callable[[str, str], None]  # (task, directory of records): make them from the reader's unit text
-
-# Accuracy (exact match for fsc) as published: SpeechPrompt v2 with GSLM, and with the learnable verbalizer; v1.
-PUBLISHED = {
-    "fsc": (("SpeechPrompt v2, GSLM", 0.972), ("v2, GSLM, learnable verbalizer", 0.973), ("SpeechPrompt v1", 0.984)),
-    "gsc": (("SpeechPrompt v2, GSLM", 0.945), ("v2, GSLM, learnable verbalizer", 0.946), ("SpeechPrompt v1", 0.9516)),
-}
 
 
 class Settings(NamedTuple):
@@ -171,106 +166,193 @@ def _perplexities(last: dict[str, Any]) -> str:
     return ", ".join(f"{key.split('/')[0]} {value:.3f}" for key, value in last.items() if key.endswith("perplexity"))
 
 
-def run_prompt_tuning(
-    config: ConfigDict, workdir: str, import_units: ImportUnits | None, command: str
-) -> dict[str, Any]:
-    """Train a bank of prompts, score the kept ones on test, and write report and packs to WORKDIR.
+class Taught(NamedTuple):
+    """A task of a job: how it is learnt, what it is tested on, and what its records say.
 
-    Returns:
-      The content of results.json.
+    Attributes:
+      lesson: what training sees.
+      test_set: the test split.
+      test_ids: int32 [n], the utterances of it that are scored.
+      card: of the records.
+      combinations: label combinations that decoding chooses among; None for all.
+      workdir: where its report goes.
+      data: directory of its records.
     """
-    compute, prompt, loss, optimizer, run = prompt_settings(config)
-    if config.reference:
-        _print("reference=True: prompt, loss, optim and train are the original's, whatever the config said")
 
+    lesson: train.Lesson
+    test_set: UnitSet
+    test_ids: np.ndarray
+    card: Card
+    combinations: np.ndarray | None
+    workdir: str
+    data: str
+
+
+class LM(NamedTuple):
+    """The frozen LM of a job, and what it is called."""
+
+    config: UnitLMConfig
+    params: Any
+    hash: str
+    units: dict[str, Any] | None  # how the units that it was trained on were made, where it says
+
+
+def _read_lm(config: ConfigDict) -> LM:
+    lm_config, lm, info = unit_lms.read_unit_lm(config.lm)
+    identity = info["hash"]
+    if config.random_lm:
+        lm = jax.device_get(unit_lm.init(jax.random.key(0), lm_config))
+        identity = unit_lms.unit_lm_hash(lm)
+    return LM(lm_config, lm, identity, info.get("provenance", {}).get("units"))
+
+
+def _start(config: ConfigDict, lm: LM, task: Task) -> tuple[Any, verbalizers.Verbalizer | None]:
+    """The prompt that members start from and its verbalizer; None where the config names none, or it fits no label."""
+    if not config.start_from:
+        return None, None
+    pack = packs.load_pack(config.start_from)
+    packs.check_pack(pack, lm.hash, lm.config)
+    if pack.task.slots == task.slots:
+        return pack.params, verbalizers.of_card(pack.card["verbalizer"], task)
+    # another task's labels mean nothing here
+    return {name: leaf for name, leaf in pack.params.items() if name != "verbalizer"}, None
+
+
+def _taught(
+    config: ConfigDict, settings: Settings, lm: LM, name: str, workdir: str, import_units: ImportUnits | None
+) -> tuple[Taught, Any]:
+    """A task of the config from its records, and the prompt that its members start from (None: afresh)."""
+    several = "," in config.task
+    directory = os.path.join(config.data, name) if several else config.data
     splits, card = {}, None
     for split in ("train", "valid", "test"):
-        units, card = read_split(config.data, config.task, split, import_units)
+        units, card = read_split(directory, name, split, import_units)
         try:
             units, ids, note = loader.fit_length(units, config.max_length or None, config.overlength)
         except ValueError as error:
-            raise ValueError(f"{config.data}, {split}: {error}") from error
+            raise ValueError(f"{directory}, {split}: {error}") from error
         if note:
-            _print(f"{split}: {note}")
+            _print(f"{name}, {split}: {note}")
         splits[split] = (units, ids)
     assert card is not None
     (train_set, train_ids), (valid_set, valid_ids), (test_set, test_ids) = splits.values()
     if config.few_shot:
         train_ids = train_ids[planning.few_shot(train_set.classes[train_ids], config.few_shot, config.few_shot_seed)]
+    if lm.config.num_units != card.vocabulary:
+        raise ValueError(f"{config.lm} knows {lm.config.num_units} units, {directory} holds {card.vocabulary}")
+    if lm.units not in (None, _made_by(card)):
+        raise ValueError(f"{config.lm} was trained on units made by {lm.units}, {directory} by {_made_by(card)}")
     task = card.task
-
-    lm_config, lm, lm_info = unit_lms.read_unit_lm(config.lm)
-    if lm_config.num_units != card.vocabulary:
-        raise ValueError(f"{config.lm} knows {lm_config.num_units} units, {config.data} holds {card.vocabulary}")
-    if lm_info["provenance"].get("units", _made_by(card)) != _made_by(card):
-        known = lm_info["provenance"]["units"]
-        raise ValueError(f"{config.lm} was trained on units made by {known}, {config.data} by {_made_by(card)}")
-    lm_hash = lm_info["hash"]
-    if config.random_lm:
-        lm = jax.device_get(unit_lm.init(jax.random.key(0), lm_config))
-        lm_hash = unit_lms.unit_lm_hash(lm)
-
-    seen = np.unique(train_set.classes[train_ids], axis=0)
-    verbalizer, start = None, None
-    if config.start_from:
-        pack = packs.load_pack(config.start_from)
-        packs.check_pack(pack, lm_hash, lm_config)
-        start = pack.params
-        if pack.task.slots == task.slots:
-            verbalizer = verbalizers.of_card(pack.card["verbalizer"], task)
-            config.verbalizer = verbalizer.kind
-        else:  # another task's labels mean nothing here
-            start = {name: leaf for name, leaf in start.items() if name != "verbalizer"}
+    start, verbalizer = _start(config, lm, task)
     if verbalizer is None:
         verbalizer = verbalizers.make(
-            config.verbalizer, task, lm_config.vocab_size,
+            config.verbalizer, task, lm.config.vocab_size,
             units=np.concatenate([train_set.units_of(i) for i in train_ids]),
             classes=train_set.classes[train_ids], seed=config.verbalizer_seed,
         )  # fmt: skip
-    combinations = seen if config.combinations == "seen" else None
-    setting = train.Setting(lm_config, compute, prompt, loss, verbalizer, decode.label_tree(verbalizer, combinations))
-    params = train.first_params(lm, setting, run.seeds, start)
+    else:
+        config.verbalizer = verbalizer.kind
+    seen = np.unique(train_set.classes[train_ids], axis=0) if config.combinations == "seen" else None
+    setting = train.Setting(
+        lm.config, settings.compute, settings.prompt, settings.loss, verbalizer, decode.label_tree(verbalizer, seen)
+    )
+    lesson = train.Lesson(
+        setting, train_set, train_ids, valid_set, valid_ids,
+        metric=functools.partial(_headline, task), lower_is_better=task.metric in LOWER_IS_BETTER,
+    )  # fmt: skip
+    _print(f"{name}: {len(train_ids):,} train, {len(valid_ids):,} valid, {len(test_ids):,} test utterances")
+    own = os.path.join(workdir, name) if several else workdir
+    return Taught(lesson, test_set, test_ids, card, seen, own, directory), start
+
+
+def run_prompt_tuning(
+    config: ConfigDict, workdir: str, import_units: ImportUnits | None, command: str
+) -> dict[str, dict[str, Any]]:
+    """Train a bank of prompts, score the kept ones on test, and write reports and packs.
+
+    Of one task they go to WORKDIR; of several, which share one bank, to WORKDIR/TASK, beside WORKDIR/summary.md.
+
+    Returns:
+      The content of every task's results.json.
+    """
+    settings = prompt_settings(config)
+    run = settings.run
+    if config.reference:
+        _print("reference=True: prompt, loss, optim and train are the original's, whatever the config said")
+    lm = _read_lm(config)
+    names = config.task.split(",")
+    pairs = [_taught(config, settings, lm, name, workdir, import_units) for name in names]
+    tasks = [taught for taught, _ in pairs]
+    banks = [train.first_params(lm.params, taught.lesson.setting, run.seeds, start) for taught, start in pairs]
+    params = {"lm": lm.params, "prompt": prompts.join([bank["prompt"] for bank in banks])}
+    counts = [_counts(bank, run) for bank in banks]
+    told = ", ".join(f"{count['trained']:,}" for count in counts)
+    frozen = counts[0]["frozen"]
+    _print(f"{told} trained, {frozen:,} frozen parameters; seeds {', '.join(map(str, run.seeds))}")
+
+    shards = [shard.sha256 for taught in tasks for shard in itertools.chain(*taught.card.shards.values())]
+    claim(workdir, config, {"lm_hash": lm.hash, "units": shards})
+    lessons = [taught.lesson for taught in tasks]
+    result = train.train(
+        params, lessons, run, settings.optimizer, workdir=workdir, model_parallel=config.model_parallel
+    )
+    found = {}
+    for number, (name, taught, count) in enumerate(zip(names, tasks, counts, strict=True)):
+        own = train.lesson_params(result.params, lessons, run, number)
+        members = slice(number * len(run.seeds), (number + 1) * len(run.seeds))
+        found[name] = _report(config, settings, lm, taught, own, result, members, count, command)
+    if jax.process_index() == 0 and len(names) > 1:
+        path = report.write_overview(workdir, list(found.values()))
+        _print(f"report: {path}")
+    return found
+
+
+def _counts(params: Any, run: train.TrainConfig) -> dict[str, int]:
+    """Trained and frozen numbers of a single member."""
     trained, frozen = masks.split(masks.flatten(params), run.trainable)
     own = lambda path, leaf: leaf.size // (len(run.seeds) if path.startswith("prompt/") else 1)  # noqa: E731
-    counts = {
+    return {
         "trained": int(sum(own(path, leaf) for path, leaf in trained.items())),
         "frozen": int(sum(own(path, leaf) for path, leaf in frozen.items())),
     }
-    _print(
-        f"{task.name}: {len(train_ids):,} train, {len(valid_ids):,} valid, {len(test_ids):,} test utterances; "
-        f"{counts['trained']:,} trained, {counts['frozen']:,} frozen parameters; seeds {', '.join(map(str, run.seeds))}"
-    )
 
-    claim(
-        workdir, config, {"lm_hash": lm_hash, "units": [one.sha256 for one in itertools.chain(*card.shards.values())]}
-    )
-    result = train.train(
-        params, setting, run, optimizer,
-        train_set=train_set, train_ids=train_ids, valid_set=valid_set, valid_ids=valid_ids,
-        workdir=workdir, model_parallel=config.model_parallel,
-        metric=functools.partial(_headline, task), lower_is_better=task.metric in LOWER_IS_BETTER,
-    )  # fmt: skip
 
+def _report(
+    config: ConfigDict,
+    settings: Settings,
+    lm: LM,
+    taught: Taught,
+    params: Any,
+    result: train.Trained,
+    rows: slice,
+    counts: dict[str, int],
+    command: str,
+) -> dict[str, Any]:
+    """Score a task's members on test; write its report and packs. `rows`: its members in the whole bank."""
+    lesson, run, card = taught.lesson, settings.run, taught.card
+    setting, task, test_set, test_ids = lesson.setting, card.task, taught.test_set, taught.test_ids
     mesh = sharding.make_mesh(config.model_parallel)
-    flat = masks.flatten(result.params)
+    flat = masks.flatten(params)
     flat = sharding.place(flat, sharding.shardings(mesh, flat))
     evaluator = train.evaluator_for(setting, run, test_set, test_ids, mesh)
     log_probs = evaluator.log_probs(flat)[:, test_ids]
     if jax.process_index() > 0:
         return {}
-
+    os.makedirs(taught.workdir, exist_ok=True)
     floor = None
     if config.floor:
-        floor = _floor(workdir, task, train_set.take(train_ids), valid_set.take(valid_ids), test_set.take(test_ids))
+        splits = (lesson.train_set, lesson.train_ids), (lesson.valid_set, lesson.valid_ids), (test_set, test_ids)
+        floor = _floor(taught.workdir, task, *(units.take(ids) for units, ids in splits))
     members = []
     for n, seed in enumerate(run.seeds):
+        row = rows.start + n
         members.append(
             outcome.Member(
                 seed=seed,
-                best_epoch=result.best_epoch[n] + 1,
-                best_valid=float(result.history[result.best_epoch[n]]["metric"][n]),
+                best_epoch=result.best_epoch[row] + 1,
+                best_valid=float(result.history[result.best_epoch[row]]["metric"][row]),
                 curve=[
-                    outcome.CurvePoint(line["epoch"] + 1, line["train_loss"][n], line["metric"][n])
+                    outcome.CurvePoint(line["epoch"] + 1, line["train_loss"][row], line["metric"][row])
                     for line in result.history
                 ],
                 predictions=outcome.Predictions(
@@ -282,23 +364,23 @@ def run_prompt_tuning(
             )
         )
     results = report.write_report(
-        workdir, task=task, members=members, floor=floor, parameters=counts, config=config.to_dict(),
-        provenance={"lm": config.lm, "lm_hash": lm_hash, "data": config.data, "notes": list(card.notes)},
-        comparisons=PUBLISHED.get(task.name, ()), command=command,
+        taught.workdir, task=task, members=members, floor=floor, parameters=counts, config=config.to_dict(),
+        provenance={"lm": config.lm, "lm_hash": lm.hash, "data": taught.data, "notes": list(card.notes)},
+        comparisons=published(task.name), command=command,
     )  # fmt: skip
     # A pack is of use beside its LM only: a fine-tuned or random one is not kept.
-    if not config.random_lm and not any(path.startswith("lm/") for path in trained):
+    if not config.random_lm and not any(path.startswith("lm/") for path in masks.split(flat, run.trainable)[0]):
+        verbalizer = setting.verbalizer
         for n, (seed, scored) in enumerate(zip(run.seeds, results["members"], strict=True)):
             pack_card = packs.make_card(
                 task, kind=verbalizer.kind, codes=verbalizer.codes, feeds=verbalizer.feeds, outputs=verbalizer.outputs,
-                config=lm_config, lm_hash=lm_hash, encoder=card.encoder, layer=card.layer, kmeans=card.kmeans,
-                merged=card.merged, combinations=combinations, results={"test": scored["metrics"]},
+                config=lm.config, lm_hash=lm.hash, encoder=card.encoder, layer=card.layer, kmeans=card.kmeans,
+                merged=card.merged, combinations=taught.combinations, results={"test": scored["metrics"]},
                 provenance={"seed": seed, "reference": bool(config.reference)},
             )  # fmt: skip
-            packs.save_pack(
-                os.path.join(workdir, "packs", f"seed_{seed}"), member(result.params["prompt"], n), pack_card
-            )
-    _print_headline(task.metric, results, workdir)
+            place = os.path.join(taught.workdir, "packs", f"seed_{seed}")
+            packs.save_pack(place, member(params["prompt"], n), pack_card)
+    _print_headline(task, results, taught.workdir)
     return results
 
 
@@ -318,16 +400,16 @@ def _floor(workdir: str, task: Task, train_set: UnitSet, valid: UnitSet, test: U
     return floor
 
 
-def _print_headline(metric: str, results: dict[str, Any], workdir: str) -> None:
+def _print_headline(task: Task, results: dict[str, Any], workdir: str) -> None:
     head = results["headline"]
     spread = "" if head["half_width_95"] is None else f" ± {100 * head['half_width_95']:.2f} (95 % over seeds)"
     _print(
-        f"test {metric}: {100 * head['mean']:.2f} %{spread}; seeds "
+        f"{task.name}: test {task.metric}: {100 * head['mean']:.2f} %{spread}; seeds "
         + " ".join(f"{100 * v:.2f}" for v in head["values"])
     )
     if results["floor"]:
-        _print(f"n-gram floor: {100 * results['floor']['test']:.2f} %")
-    _print(f"report: {os.path.join(workdir, 'summary.md')}")
+        _print(f"{task.name}: n-gram floor: {100 * results['floor']['test']:.2f} %")
+    _print(f"{task.name}: report: {os.path.join(workdir, 'summary.md')}")
 
 
 def _print(text: str) -> None:
@@ -336,7 +418,7 @@ def _print(text: str) -> None:
 
 
 # What a run may be continued with another value of: none changes a number. Data and LM are known by their hashes.
-_FREE = re.compile(r"data|lm|floor|model_parallel|.*\.checkpoint_every|.*\.eval_rows")
+_FREE = re.compile(r"data|lm|floor|pretraining\..*|model_parallel|.*\.checkpoint_every|.*\.eval_rows")
 
 
 def refuse_another(workdir: str, config: ConfigDict, inputs: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -16,7 +17,10 @@ import logging
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
+
+if TYPE_CHECKING:
+    from spjax import jobs
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file in configs/.", lock_config=True)
 WORKDIR = flags.DEFINE_string(
@@ -80,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         jobs.check(config)
         if config.job == "prompt" and not os.path.exists(config.lm):
-            _pretrain_first(config.lm, importer)
+            _pretrain_first(config, importer)
         jobs.run(config, workdir, importer, command)
     except (ValueError, OSError, DivergedError) as error:
         sys.exit(f"error: {error}")
@@ -91,19 +95,20 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(130)
 
 
-def _pretrain_first(directory: str, importer: object) -> None:
-    """Pretrain the unit LM that a prompt job wants and nobody made: only where our own config writes it."""
-    from configs import pretrain_ulm
+def _pretrain_first(config: ConfigDict, importer: jobs.ImportUnits | None) -> None:
+    """Pretrain the unit LM that a prompt job wants and nobody made: only where a pretraining job would write it."""
     from spjax import jobs
 
-    workdir, leaf = os.path.split(os.path.normpath(directory))
-    if leaf != "lm" or importer is None:
+    workdir, leaf = os.path.split(os.path.normpath(config.lm))
+    units = [os.path.join(config.pretraining.data, task) for task in config.pretraining.tasks]
+    if leaf != "lm" or (importer is None and not all(map(os.path.exists, units))):
         raise FileNotFoundError(
-            f"no unit LM at {directory}: give --config.lm=DIR of one, convert one with python -m spjax.convert "
-            "unit_lm, or have one pretrained: --units=UNIT_TEXT and a --config.lm that ends in /lm"
+            f"no unit LM at {config.lm}: give --config.lm=DIR of one, convert one with python -m spjax.convert "
+            f"unit_lm, or have one pretrained, for which it takes the records {', '.join(units)} (or --units=UNIT_TEXT "
+            "to import them from) and a --config.lm that ends in /lm"
         )
-    print(f"no unit LM at {directory}: pretraining one first (configs/pretrain_ulm.py)", flush=True)
-    jobs.run(pretrain_ulm.get_config(), workdir, importer, "")  # type: ignore[arg-type]
+    print(f"no unit LM at {config.lm}: pretraining one first (config.pretraining)", flush=True)
+    jobs.run(config.pretraining, workdir, importer, "")
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -153,6 +153,31 @@ def plan(
     return steps
 
 
+def abreast(plans: Sequence[Sequence[Step]], *, seed: int, epoch: int) -> list[Step]:
+    """One plan for members of several tasks: in each step every task's members have a batch of their own.
+
+    Steps of like length are put side by side, so that little is padded; their order is then drawn anew.
+
+    Args:
+      plans: a plan a task, all of as many steps.
+      seed: of the order.
+      epoch: number of the epoch.
+
+    Returns:
+      Steps of the longest bucket among those side by side; ids [sum of N, most rows], -1 in filling rows.
+    """
+    if len(plans) == 1:
+        return list(plans[0])
+    # The sort is stable: batches of a length keep their random order.
+    by_length = [sorted(plan, key=lambda step: step.bucket) for plan in plans]
+    steps = []
+    for side_by_side in zip(*by_length, strict=True):
+        rows = max(step.ids.shape[1] for step in side_by_side)
+        ids = [np.pad(s.ids, ((0, 0), (0, rows - s.ids.shape[1])), constant_values=-1) for s in side_by_side]
+        steps.append(Step(max(step.bucket for step in side_by_side), np.concatenate(ids)))
+    return [steps[i] for i in _permutation(len(steps), seed, epoch, 3)]
+
+
 def host_slice(step: Step, host: int, hosts: int) -> tuple[np.ndarray, np.ndarray]:
     """The rows that a host reads: an equal run of the batch's rows, counted member after member.
 

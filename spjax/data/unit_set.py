@@ -81,7 +81,7 @@ class UnitSet:
 
 
 def join(parts: Sequence[UnitSet]) -> UnitSet:
-    """One set of several with the same slots and streams, in order."""
+    """One set of several with the same streams, in order; fewer slots than others have are filled up with class 0."""
 
     def flat(pick: Callable[[UnitSet], np.ndarray | None]) -> np.ndarray | None:
         arrays = [array for array in map(pick, parts) if array is not None]
@@ -89,10 +89,11 @@ def join(parts: Sequence[UnitSet]) -> UnitSet:
 
     if len(parts) == 1:
         return parts[0]
+    slots = max(part.classes.shape[1] for part in parts)
     return UnitSet(
         units=np.concatenate([part.units for part in parts]),
         offsets=offsets_of(np.concatenate([part.lengths for part in parts])),
-        classes=np.concatenate([part.classes for part in parts]),
+        classes=np.concatenate([np.pad(p.classes, ((0, 0), (0, slots - p.classes.shape[1]))) for p in parts]),
         ids=[name for part in parts for name in part.ids],
         durations=flat(lambda part: part.durations),
         f0=flat(lambda part: part.f0),

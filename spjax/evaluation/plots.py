@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,25 @@ def learning_curves(task: Task, members: Sequence[Member]) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
     if len(members) <= _LEGEND_MEMBERS:
         loss_axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def overview(reports: Sequence[Mapping[str, Any]]) -> bytes:
+    """PNG: of every task (content of its results.json) our mean with its 95 % interval, beside the n-gram floor."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(6, 1.2 * len(reports)), 4), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(reports))
+    ours = [100 * results["headline"]["mean"] for results in reports]
+    halves = [100 * (results["headline"]["half_width_95"] or 0) for results in reports]
+    floors = [100 * results["floor"][results["split"]] if results["floor"] else math.nan for results in reports]
+    axes.bar(places - 0.2, ours, 0.38, yerr=halves, capsize=3, color="C0", label="prompts (ours)")
+    axes.bar(places + 0.2, floors, 0.38, color="0.7", label="n-gram floor")
+    axes.set_xticks(places, [f"{r['task']}\n{METRICS[r['metric']]}" for r in reports], parse_math=False, fontsize=8)
+    axes.set(ylabel=f"{reports[0]['split']}, %", ylim=(0, 105))
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.12))
+    axes.spines[["top", "right"]].set_visible(False)
     return _png(figure)
 
 

@@ -128,6 +128,51 @@ def write_report(
     return results
 
 
+def write_overview(workdir: epath.PathLike, reports: Sequence[Mapping[str, Any]]) -> str:
+    """Write the page of a bank of several tasks, whose own reports stand in WORKDIR/TASK: `summary.md`, `overview.png`.
+
+    Args:
+      workdir: local or gs://.
+      reports: content of every task's results.json.
+
+    Returns:
+      Path of the page.
+    """
+    directory = epath.Path(workdir)
+    rows = []
+    for results in reports:
+        head, floor = results["headline"], results["floor"]
+        half = head["half_width_95"]
+        sign = -1 if results["lower_is_better"] else 1
+        ours = _percent(head["mean"]) + ("" if half is None else f" ± {_percent(half)}")
+        beyond = None if not floor else sign * (head["mean"] - floor[results["split"]])
+        rows.append(
+            [
+                f"[{_cell(results['task'])}]({results['task']}/summary.md)",
+                METRICS[results["metric"]] + (" (lower is better)" if sign < 0 else ""),
+                str(results["members"][0]["utterances"]),
+                ours,
+                _percent(floor[results["split"]]) if floor else "–",
+                "–" if beyond is None else f"{100 * beyond:+.2f} ({'above' if beyond >= 0 else 'below'} the floor)",
+            ]
+        )
+    split, seeds = reports[0]["split"], len(reports[0]["members"])
+    over = f"mean and 95 % Student-t interval over {seeds} seeds" if seeds > 1 else "one seed"
+    lines = [
+        f"# {len(reports)} tasks, one frozen LM, one bank of prompts",
+        "",
+        f"{split} split; {over}; stopping and every choice on valid only.",
+        "",
+        *_table(["task", "metric", "utterances", "ours, %", "n-gram floor, %", "ours less floor"], rows),
+        "",
+        "![ours and the n-gram floor](overview.png)",
+        "",
+    ]
+    _write(directory / "overview.png", plots.overview(reports))
+    _write(directory / "summary.md", "\n".join(lines).encode())
+    return os.fspath(directory / "summary.md")
+
+
 def read_predictions(path: epath.PathLike, task: Task) -> Predictions:
     """Read a `predictions/seed_<seed>.jsonl.gz` back.
 

@@ -106,6 +106,21 @@ def stack(members: list[Params]) -> Params:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
 
 
+def join(banks: list[Params]) -> Params:
+    """One bank of several, in order; verbalizers of fewer outputs are filled up with zeros, which nothing reads."""
+    if "verbalizer" in banks[0]:
+        outputs = max(bank["verbalizer"].shape[1] for bank in banks)
+        fill = lambda matrix: jnp.pad(matrix, ((0, 0), (0, outputs - matrix.shape[1]), (0, 0)))  # noqa: E731
+        banks = [{**bank, "verbalizer": fill(bank["verbalizer"])} for bank in banks]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *banks)
+
+
+def part(bank: Params, start: int, stop: int, verbalizer: Verbalizer) -> Params:
+    """Members start .. stop - 1 of a joined bank, all of one task: their verbalizers have its outputs alone."""
+    own = {name: leaf[start:stop] for name, leaf in bank.items()}
+    return own | ({"verbalizer": own["verbalizer"][:, : verbalizer.outputs]} if verbalizer.learnable else {})
+
+
 def member(bank: Params, n: int) -> Params:
     """Row n of a bank, as numpy arrays without the bank axis."""
     return jax.tree.map(lambda leaf: np.asarray(leaf[n]), bank)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from spjax import vocab
 from spjax.models import prompted_lm, prompts
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.verbalizers import Verbalizer
-from spjax.types import Batch, Params, Rows
+from spjax.types import Batch, Params
 
 NEVER = -1e9  # score of what may not be said; finite, so that no row can make NaN of it
 
@@ -39,9 +41,49 @@ class LossConfig:
             raise ValueError(f"loss: noise is {self.noise}, must lie in [0, 1)")
 
 
-def spell(table: np.ndarray, classes: Rows) -> jax.Array:
-    """Class ids [B, slots] by a verbalizer's `codes` or `feeds` [C, M]: int32 [B, K]."""
-    return jnp.asarray(table)[classes].reshape(classes.shape[0], -1)
+class Spelled(NamedTuple):
+    """What each row of a batch is to say. K label steps, of which a row may have fewer than another; O outputs.
+
+    Attributes:
+      targets: int32 [B, K], outputs.
+      feeds: int32 [B, K], tokens that are fed back for them.
+      steps: int32 [B], how many of the K are the row's own.
+      allowed: bool [B or 1, K, O], what some label of the row's task says at each step.
+    """
+
+    targets: jax.Array
+    feeds: jax.Array
+    steps: jax.Array
+    allowed: jax.Array
+
+
+def spell(verbalizers: Sequence[Verbalizer], batch: Batch) -> Spelled:
+    """A batch's classes spelled by its members' verbalizers: one each, or a single one that all share.
+
+    Raises:
+      ValueError: verbalizers that spell labels with different numbers of units cannot share a batch.
+    """
+    first = verbalizers[0]
+    steps, width = max(one.steps for one in verbalizers), max(one.outputs for one in verbalizers)
+    if any(one.steps_per_slot != first.steps_per_slot for one in verbalizers):
+        raise ValueError(
+            f"tasks whose labels take {sorted({one.steps_per_slot for one in verbalizers})} units each cannot share a "
+            "bank: use the learnable verbalizer, or train them apart"
+        )
+    classes = max(len(one.codes) for one in verbalizers)
+    codes, feeds = (
+        np.stack([np.pad(getattr(one, name), ((0, classes - len(one.codes)), (0, 0))) for one in verbalizers])
+        for name in ("codes", "feeds")
+    )
+    allowed = np.ones((len(verbalizers), steps, width), bool)  # steps that a row does not have count for nothing
+    for mask, one in zip(allowed, verbalizers, strict=True):
+        mask[: one.steps] = np.pad(one.allowed, ((0, 0), (0, width - one.outputs)))
+    # One table for all needs no gather by row.
+    row = batch.prompt_id if len(verbalizers) > 1 else np.zeros(1, np.int32)
+    rows = len(batch.classes)
+    own = jnp.asarray([one.steps for one in verbalizers], jnp.int32)[row]
+    targets, fed = (jnp.asarray(table)[row[:, None], batch.classes].reshape(rows, -1) for table in (codes, feeds))
+    return Spelled(targets[:, :steps], fed[:, :steps], jnp.broadcast_to(own, (rows,)), jnp.asarray(allowed)[row])
 
 
 def member_losses(
@@ -52,7 +94,7 @@ def member_losses(
     *,
     loss: LossConfig,
     prompt: prompts.PromptConfig,
-    verbalizer: Verbalizer,
+    verbalizers: Sequence[Verbalizer],
     config: UnitLMConfig,
     compute: Compute,
 ) -> jax.Array:
@@ -65,31 +107,38 @@ def member_losses(
       keys: [N] random keys of this step for dropout and noise; None measures without either.
       loss: which loss.
       prompt: dropout rates.
-      verbalizer: classes to outputs.
+      verbalizers: classes to outputs, one a member or one for all. Members' tasks may differ in slots.
       config: the LM's architecture.
       compute: operand type and remat.
+
+    Raises:
+      ValueError: verbalizers that cannot share a batch.
     """
     if keys is not None:
         drop_key, noise_key, out_key = (jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in range(3))
         bank = prompts.dropout(bank, prompt, drop_key)
         batch = replace_units(batch, noise_key, loss.noise, config)
-    targets = spell(verbalizer.codes, batch.classes)
-    feeds = spell(verbalizer.feeds, batch.classes)
+    said = spell(verbalizers, batch)
+    targets, feeds, steps = said.targets, said.feeds, said.targets.shape[1]
     whole = loss.kind == "reference"
     if whole:
-        queries = verbalizer.steps + 2  # the last unit, the separator and every label
+        if any(one.steps != steps for one in verbalizers):
+            raise ValueError("the reference's loss scores the end behind the labels: its tasks must have as many slots")
+        queries = steps + 2  # the last unit, the separator and every label
         edges = jnp.full((len(targets), 1), 0, jnp.int32)
         targets = jnp.concatenate([edges + vocab.BOS, targets, edges + vocab.EOS], axis=1)
     else:
-        queries, feeds = verbalizer.steps, feeds[:, :-1]
+        queries, feeds = steps, feeds[:, :-1]
     state = prompted_lm.run(lm, bank, batch, feeds, config=config, queries=queries, compute=compute)
     scores = prompted_lm.outputs(lm, bank, state.hidden, batch.prompt_id, compute)
-    if keys is not None and verbalizer.learnable:
+    if keys is not None and verbalizers[0].learnable:
         scores = _drop_outputs(scores, out_key, prompt.verbalizer_dropout)
     if not whole:
-        scores = jnp.where(verbalizer.allowed, scores, NEVER)
+        scores = jnp.where(said.allowed, scores, NEVER)
     nll = optax.softmax_cross_entropy_with_integer_labels(scores, targets)
-    size = batch.source_length + verbalizer.steps + 2 if whole else jnp.full(len(nll), verbalizer.steps)
+    if not whole:
+        nll = jnp.where(jnp.arange(steps) < said.steps[:, None], nll, 0)
+    size = batch.source_length + steps + 2 if whole else said.steps
     # A row that fills the shape has classes of no slot: its loss is huge, and must not be multiplied by 0.
     rows = jnp.where(batch.weight > 0, jnp.stack([nll.sum(axis=1), size]), 0)
     total, count = rows.reshape(2, len(bank["sep"]), -1).sum(axis=2)

@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from spjax.data import loader
 from spjax.data import plan as planning
-from spjax.data.unit_set import UnitSet
+from spjax.data.unit_set import UnitSet, join
 from spjax.evaluation import decode
 from spjax.models import prompts
 from spjax.models.config import Compute, UnitLMConfig
@@ -35,7 +35,7 @@ class TrainConfig:
     """A prompt tuning run.
 
     Attributes:
-      seeds: one member of the bank each: its start, its order of utterances, its dropout.
+      seeds: one member of the bank each (of every task): its start, its order of utterances, its dropout.
       epochs: most evaluations.
       passes: passes over train between two evaluations; more than one where train is small (few-shot).
       patience: evaluations without a better score after which a member stops; 0 never stops early.
@@ -102,6 +102,29 @@ class Setting:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Lesson:
+    """A task as the members that learn it see it.
+
+    Attributes:
+      setting: what is trained. Lessons of one bank differ in verbalizer and tree alone.
+      train_set: units and labels; `train_ids` are the utterances of it to use.
+      train_ids: int [m].
+      valid_set: what early stopping looks at; `valid_ids` likewise.
+      valid_ids: int [m].
+      metric: the task's score of a split, from log probabilities [n, M], the tree and classes [n, slots].
+      lower_is_better: whether the best epoch is that of the lowest score.
+    """
+
+    setting: Setting
+    train_set: UnitSet
+    train_ids: np.ndarray
+    valid_set: UnitSet
+    valid_ids: np.ndarray
+    metric: Metric
+    lower_is_better: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
     """The outcome of a run. `params`: {"lm", "prompt"}, the kept epoch of every member; `history`: a line an epoch."""
 
@@ -130,11 +153,17 @@ def first_params(lm: Params, setting: Setting, seeds: tuple[int, ...], start: Pa
     return {"lm": lm, "prompt": prompts.stack(members)}
 
 
-def make_update(setting: Setting, tx: Any) -> Any:
+def make_update(setting: Setting, tx: Any, verbalizers: Sequence[Verbalizer] = ()) -> Any:
     """One training step, to be compiled: (state, frozen, batch) -> (state, metrics).
 
     The gradient is taken of the trained leaves alone. A member that has stopped keeps its parameters.
+
+    Args:
+      setting: what is trained.
+      tx: the optimizer.
+      verbalizers: one a member where members learn different tasks; by default all have the setting's.
     """
+    spoken = verbalizers or [setting.verbalizer]
 
     def update(state: dict[str, Any], frozen: masks.Flat, batch: Batch) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), state["step"] + 1))(state["seeds"])
@@ -143,7 +172,7 @@ def make_update(setting: Setting, tx: Any) -> Any:
             params = masks.unflatten({**trained, **frozen})
             each = losses.member_losses(
                 params["lm"], params["prompt"], batch, keys,
-                loss=setting.loss, prompt=setting.prompt, verbalizer=setting.verbalizer,
+                loss=setting.loss, prompt=setting.prompt, verbalizers=spoken,
                 config=setting.config, compute=setting.compute,
             )  # fmt: skip
             return jnp.sum(each), each
@@ -164,30 +193,28 @@ def make_update(setting: Setting, tx: Any) -> Any:
 
 
 class Evaluator:
-    """Valid or test scores of a bank: every utterance answered by every member."""
+    """Valid or test scores of a bank of one task: every utterance answered by every member."""
 
     def __init__(self, setting: Setting, units: UnitSet, plan: list[planning.Step], members: int, mesh: Any) -> None:
         """`plan`: an unshuffled plan over the split for one member."""
         self._setting, self._units, self._plan, self._members, self._mesh = setting, units, plan, members, mesh
-        common: dict[str, Any] = {
-            "verbalizer": setting.verbalizer,
-            "config": setting.config,
-            "compute": setting.compute,
-        }
+        common: dict[str, Any] = {"config": setting.config, "compute": setting.compute}
+        spoken = setting.verbalizer
 
         @jax.jit
         def answer(flat: masks.Flat, batch: Batch) -> jax.Array:
             params = masks.unflatten(flat)
-            return decode.score(params["lm"], params["prompt"], batch, setting.tree, **common)
+            return decode.score(params["lm"], params["prompt"], batch, setting.tree, verbalizer=spoken, **common)
 
         @jax.jit
         def measure(flat: masks.Flat, batch: Batch) -> jax.Array:
             params = masks.unflatten(flat)
             each = losses.member_losses(
-                params["lm"], params["prompt"], batch, None, loss=setting.loss, prompt=setting.prompt, **common
-            )
+                params["lm"], params["prompt"], batch, None,
+                loss=setting.loss, prompt=setting.prompt, verbalizers=[spoken], **common,
+            )  # fmt: skip
             whole = setting.loss.kind == "reference"
-            size = (batch.source_length + setting.verbalizer.steps + 2 if whole else 1) * batch.weight
+            size = (batch.source_length + spoken.steps + 2 if whole else 1) * batch.weight
             count = size.reshape(len(each), -1).sum(axis=1)
             return jnp.stack([each * count, count])
 
@@ -223,59 +250,62 @@ def exact_match(log_probs: np.ndarray, tree: decode.LabelTree, classes: np.ndarr
 
 def train(
     params: Params,
-    setting: Setting,
+    lessons: Sequence[Lesson],
     run: TrainConfig,
     optimizer: optim.OptimConfig,
     *,
-    train_set: UnitSet,
-    train_ids: np.ndarray,
-    valid_set: UnitSet,
-    valid_ids: np.ndarray,
     workdir: str,
     model_parallel: int = 1,
-    metric: Metric = exact_match,
-    lower_is_better: bool = False,
 ) -> Trained:
-    """Train a bank of prompts, one member a seed; continue the run found in `workdir`.
+    """Train a bank of prompts, one member a lesson and seed; continue the run found in `workdir`.
+
+    An epoch is one pass over the largest train split; a smaller one goes round again until it is over.
 
     Args:
-      params: {"lm", "prompt"} at the start (`first_params`).
-      setting: what is trained.
+      params: {"lm", "prompt"} at the start (`first_params`; of several lessons joined), lesson after lesson.
+      lessons: the tasks.
       run: for how long and how.
       optimizer: Adam settings.
-      train_set: units and labels; `train_ids` are the utterances of it to use.
-      train_ids: int [m].
-      valid_set: what early stopping looks at; `valid_ids` likewise.
-      valid_ids: int [m].
       workdir: checkpoints and logs.
       model_parallel: devices that share a layer.
-      metric: the task's score of a split, from log probabilities [n, M], the tree and classes [n, slots].
-      lower_is_better: whether the best epoch is that of the lowest score.
     """
-    members = len(run.seeds)
+    setting, own = lessons[0].setting, len(run.seeds)
+    members = own * len(lessons)
     mesh = sharding.make_mesh(model_parallel)
     trained, frozen = masks.split(masks.flatten(params), run.trainable)
     if members > 1 and any(path.startswith("lm/") for path in trained):
         raise ValueError(
-            f"trainable={run.trainable!r} trains the LM, which the {members} seeds would share: give one seed"
+            f"trainable={run.trainable!r} trains the LM, which {members} members would share: give one task and seed"
         )
-    lengths = train_set.lengths
-    edges = planning.buckets(lengths[train_ids], run.buckets)
+    train_set = join([lesson.train_set for lesson in lessons])
+    first = np.cumsum([0, *(len(lesson.train_set) for lesson in lessons)])
+    ids = [lesson.train_ids + start for lesson, start in zip(lessons, first, strict=False)]
+    edges = planning.buckets(train_set.lengths[np.concatenate(ids)], run.buckets)
+
+    def one_pass(lesson: int, number: int) -> list[planning.Step]:
+        return planning.plan(
+            train_set.lengths, seed=0, epoch=number, buckets=edges, members=run.seeds, ids=ids[lesson],
+            max_tokens=run.max_tokens, max_rows=run.max_rows, row_multiple=math.gcd(8, run.max_rows),
+        )  # fmt: skip
+
+    sizes = [len(one_pass(lesson, 0)) for lesson in range(len(lessons))]
+    steps = max(sizes) * run.passes
 
     @functools.lru_cache(maxsize=2)
     def plan(epoch: int) -> list[planning.Step]:
-        common: dict[str, Any] = {"buckets": edges, "members": run.seeds, "ids": train_ids}
-        common |= {"max_tokens": run.max_tokens, "max_rows": run.max_rows, "row_multiple": math.gcd(8, run.max_rows)}
-        passes = range(epoch * run.passes, (epoch + 1) * run.passes)
-        return [step for number in passes for step in planning.plan(lengths, seed=0, epoch=number, **common)]
+        plans = []
+        for lesson, size in enumerate(sizes):
+            rounds = -(-steps // size)
+            passes = range(epoch * rounds, (epoch + 1) * rounds)
+            plans.append([step for number in passes for step in one_pass(lesson, number)][:steps])
+        return planning.abreast(plans, seed=0, epoch=epoch)
 
-    steps = len(plan(0))
     tx = masks.masked(optim.make(optimizer, steps * run.epochs), trained, frozen)
     state = {
         "trained": trained,
         "optimizer": tx.init({**trained, **frozen}),
         "step": jnp.zeros((), jnp.int32),
-        "seeds": jnp.asarray(run.seeds, jnp.uint32),
+        "seeds": jnp.asarray(run.seeds * len(lessons), jnp.uint32),
         "active": jnp.ones(members, bool),
         "best": jax.tree.map(jnp.copy, trained),
         "best_score": jnp.full(members, -jnp.inf),
@@ -288,28 +318,37 @@ def train(
         path: leaf.astype(setting.compute.operand) if path.endswith("kernel") else leaf for path, leaf in frozen.items()
     }
     frozen = sharding.place(frozen, sharding.shardings(mesh, frozen))
-    step_fn = jax.jit(make_update(setting, tx), donate_argnums=0, out_shardings=(where, None))
+    spoken = [lesson.setting.verbalizer for lesson in lessons for _ in run.seeds] if len(lessons) > 1 else []
+    step_fn = jax.jit(make_update(setting, tx, spoken), donate_argnums=0, out_shardings=(where, None))
 
     def batches(epoch: int, start: int) -> Iterator[tuple[Batch, int]]:
         host, hosts = jax.process_index(), jax.process_count()
         for batch in loader.prefetch(loader.batches(train_set, plan(epoch), start, host, hosts)):
             yield sharding.shard_rows(mesh, batch), int(batch.weight.sum()) * hosts
 
-    evaluator = evaluator_for(setting, run, valid_set, valid_ids, mesh)
+    evaluators = [evaluator_for(lesson.setting, run, lesson.valid_set, lesson.valid_ids, mesh) for lesson in lessons]
 
-    def evaluate(state: dict[str, Any], epoch: int) -> tuple[dict[str, Any], dict[str, Any], float]:
-        flat = {**state["trained"], **frozen}
-        log_probs = evaluator.log_probs(flat)
-        classes = valid_set.classes[valid_ids]
-        found = np.asarray([metric(one[valid_ids], setting.tree, classes) for one in log_probs])
-        metrics = {"metric": found.tolist()}
-        score = -found if lower_is_better else found
+    def scores(flat: masks.Flat, lesson: Lesson, evaluator: Evaluator, epoch: int) -> dict[str, np.ndarray]:
+        """[own] each: "metric", "loss" where it is asked for, and "score", of which more is better."""
+        log_probs, classes = evaluator.log_probs(flat), lesson.valid_set.classes[lesson.valid_ids]
+        found = np.asarray([lesson.metric(one[lesson.valid_ids], lesson.setting.tree, classes) for one in log_probs])
         if run.select == "loss":
             loss = evaluator.loss(flat)
-            metrics["loss"] = loss.tolist()
             score = -(np.round(loss, run.round_loss) if run.round_loss >= 0 else loss)
-        elif run.select == "last":
-            score = np.full(members, float(epoch))
+            return {"metric": found, "loss": loss, "score": score}
+        if run.select == "last":
+            return {"metric": found, "score": np.full(own, float(epoch))}
+        return {"metric": found, "score": -found if lesson.lower_is_better else found}
+
+    def evaluate(state: dict[str, Any], epoch: int) -> tuple[dict[str, Any], dict[str, Any], float]:
+        whole = masks.unflatten({**state["trained"], **frozen})
+        parts = [
+            scores(masks.flatten(lesson_params(whole, lessons, run, number)), lesson, evaluator, epoch)
+            for number, (lesson, evaluator) in enumerate(zip(lessons, evaluators, strict=True))
+        ]
+        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        score = found.pop("score")
+        metrics = {name: value.tolist() for name, value in found.items()}
         return _keep_best(state, epoch, score, run.patience, where), metrics, float(np.mean(score))
 
     job = loop.Job(
@@ -324,6 +363,15 @@ def train(
     kept = masks.unflatten({**masks.flatten(params), **sharding.fetch(state["best"])})
     best_epoch, best_score = sharding.fetch((state["best_epoch"], state["best_score"]))
     return Trained(kept, history, best_epoch.tolist(), best_score.tolist())
+
+
+def lesson_params(params: Params, lessons: Sequence[Lesson], run: TrainConfig, number: int) -> Params:
+    """{"lm", "prompt"} of the members that learn lesson `number` of a joined bank."""
+    if len(lessons) == 1:
+        return params
+    own = len(run.seeds)
+    verbalizer = lessons[number].setting.verbalizer
+    return {**params, "prompt": prompts.part(params["prompt"], number * own, (number + 1) * own, verbalizer)}
 
 
 def _keep_best(state: dict[str, Any], epoch: int, score: np.ndarray, patience: int, where: Any) -> dict[str, Any]:

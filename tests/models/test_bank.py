@@ -36,7 +36,7 @@ def measure(loss: LossConfig = NOISY, compute: Compute = FLOAT32) -> Any:
 
     def total(bank, batch, keys):
         each = losses.member_losses(
-            lm, bank, batch, keys, loss=loss, prompt=PROMPT, verbalizer=VERBALIZER, config=C, compute=compute
+            lm, bank, batch, keys, loss=loss, prompt=PROMPT, verbalizers=[VERBALIZER], config=C, compute=compute
         )
         return each.sum(), each
 

@@ -48,12 +48,12 @@ def work(request: pytest.FixtureRequest, golden: Path) -> Work:
         def loss(trained: masks.Flat) -> jax.Array:
             each = losses.member_losses(
                 lm, masks.unflatten(trained)["prompt"], case.batch, None, loss=LOSS, prompt=case.prompt,
-                verbalizer=case.verbalizer, config=config, compute=FLOAT32,
+                verbalizers=[case.verbalizer], config=config, compute=FLOAT32,
             )  # fmt: skip
             return each.sum()
 
         bank = masks.unflatten(trained)["prompt"]
-        feeds = losses.spell(case.verbalizer.feeds, case.batch.classes)
+        feeds = losses.spell([case.verbalizer], case.batch).feeds
         ran = prompted_lm.run(lm, bank, case.batch, feeds, config=config, queries=case.verbalizer.steps + 2)
         outputs = prompted_lm.outputs(lm, bank, ran.hidden, case.batch.prompt_id)
         return outputs, *jax.value_and_grad(loss)(trained)

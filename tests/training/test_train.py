@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spjax.data import loader
+from spjax.data.unit_set import UnitSet
 from spjax.evaluation import decode
-from spjax.models import verbalizers
+from spjax.models import prompts, verbalizers
 from spjax.models.config import Compute
 from spjax.models.prompts import PromptConfig
+from spjax.tasks import Slot, Task
 from spjax.training import losses, masks, optim, sharding, train
 from tests import toy
 
@@ -41,8 +44,9 @@ SETTING = _setting()
 
 def _train(workdir: Path, run: train.TrainConfig = RUN, setting: train.Setting = SETTING, **more: Any) -> train.Trained:
     params = train.first_params(toy.tiny_lm(), setting, run.seeds)
-    everything = {"train_ids": np.arange(80), "valid_ids": np.arange(24), "optimizer": OPTIM, **more}
-    return train.train(params, setting, run, train_set=TRAIN, valid_set=VALID, workdir=str(workdir), **everything)
+    lesson = {"train_ids": np.arange(80), "valid_ids": np.arange(24), "metric": train.exact_match, **more}
+    lessons = [train.Lesson(setting, TRAIN, valid_set=VALID, **lesson)]
+    return train.train(params, lessons, run, OPTIM, workdir=str(workdir))
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +130,45 @@ def test_a_run_goes_on_from_its_checkpoint(
     assert again.best_epoch == bank[1].best_epoch
 
 
+# ---- several tasks
+
+
+def test_tasks_of_different_slots_and_classes_learn_side_by_side(tmp_path: Path) -> None:
+    """A task sees its own batches and ends at its own prompts; a small one goes round again."""
+    other = Task("word", (Slot("word", ("a", "b", "c", "d", "e")),))
+    units = list(itertools.islice(itertools.cycle([[1, 2], [3, 4], [5, 6], [7, 8], [9, 9]]), 20))
+    words = UnitSet.of(units, np.arange(20)[:, None] % 5)
+    verbalizer = verbalizers.learnable(other, 104)
+    tree = decode.label_tree(verbalizer, None)
+    settings = [SETTING, dataclasses.replace(SETTING, verbalizer=verbalizer, tree=tree)]
+    lessons = [
+        train.Lesson(SETTING, TRAIN, np.arange(80), VALID, np.arange(24), train.exact_match),
+        train.Lesson(settings[1], words, np.arange(20), words, np.arange(20), train.exact_match),
+    ]
+    run = dataclasses.replace(RUN, seeds=(3, 4), epochs=6, select="last")
+    banks = [jax.device_get(train.first_params(toy.tiny_lm(), one, run.seeds)["prompt"]) for one in settings]
+    params = {"lm": toy.tiny_lm(), "prompt": prompts.join(banks)}
+    both = train.train(params, lessons, run, OPTIM, workdir=str(tmp_path / "both"))
+    assert np.asarray([line["metric"] for line in both.history]).shape == (6, 4)
+    assert min(both.history[-1]["metric"][2:]) == 1.0  # the word task is easy
+    for number, lesson in enumerate(lessons):
+        mine = train.lesson_params(both.params, lessons, run, number)["prompt"]
+        assert mine["verbalizer"].shape[1] == lesson.setting.verbalizer.outputs
+    # Nothing reaches the rows that only fill up the smaller verbalizer.
+    wide = both.params["prompt"]["verbalizer"]
+    assert (wide[:2, SETTING.verbalizer.outputs :] == 0).all()
+    assert (wide[2:, verbalizer.outputs :] == 0).all()
+    # After one epoch of one batch a task stands where it stands alone.
+    few, other_few = (dataclasses.replace(lesson, train_ids=np.arange(8)) for lesson in lessons)
+    one = dataclasses.replace(run, epochs=1)
+    params = {"lm": toy.tiny_lm(), "prompt": prompts.join(banks)}
+    beside = train.train(params, [few, other_few], one, OPTIM, workdir=str(tmp_path / "beside"))
+    alone = train.train({"lm": toy.tiny_lm(), "prompt": banks[0]}, [few], one, OPTIM, workdir=str(tmp_path / "alone"))
+    found = train.lesson_params(beside.params, lessons, one, 0)["prompt"]
+    for name, leaf in alone.params["prompt"].items():
+        np.testing.assert_allclose(found[name], leaf, atol=1e-5, err_msg=name)
+
+
 # ---- what moves
 
 
@@ -155,10 +198,8 @@ def test_the_mask_says_what_moves(tmp_path: Path, trainable: str) -> None:
     run = dataclasses.replace(RUN, seeds=(0,), epochs=1, trainable=trainable, select="last")
     params = train.first_params(toy.tiny_lm(config=config), setting, run.seeds)
     before = masks.flatten(params)
-    result = train.train(
-        params, setting, run, OPTIM, train_set=TRAIN, train_ids=np.arange(80), valid_set=VALID,
-        valid_ids=np.arange(24), workdir=str(tmp_path),
-    )  # fmt: skip
+    lesson = train.Lesson(setting, TRAIN, np.arange(80), VALID, np.arange(24), train.exact_match)
+    result = train.train(params, [lesson], run, OPTIM, workdir=str(tmp_path))
     trained, _ = masks.split(before, trainable)
     for path, leaf in masks.flatten(result.params).items():
         assert np.array_equal(leaf, before[path]) != (path in trained), path
@@ -167,7 +208,7 @@ def test_the_mask_says_what_moves(tmp_path: Path, trainable: str) -> None:
 
 def test_seeds_cannot_share_an_lm_that_is_trained(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"trainable='\.\*' trains the LM, which the 3 seeds would share: give one seed"
+        ValueError, match=r"trainable='\.\*' trains the LM, which 3 members would share: give one task and seed"
     ):
         _train(tmp_path, dataclasses.replace(RUN, trainable=".*"))
 
@@ -242,7 +283,7 @@ def test_the_valid_loss_is_that_of_the_whole_split(kind: str) -> None:
     batch = loader.make_batch(VALID, np.arange(24)[None], 16)
     whole = losses.member_losses(
         params["lm"], params["prompt"], batch, None, loss=setting.loss, prompt=setting.prompt,
-        verbalizer=setting.verbalizer, config=setting.config, compute=setting.compute,
+        verbalizers=[setting.verbalizer], config=setting.config, compute=setting.compute,
     )  # fmt: skip
     found = _evaluator(dataclasses.replace(RUN, seeds=(5,), eval_rows=8), setting).loss(masks.flatten(params))
     np.testing.assert_allclose(found, whole, rtol=1e-5)
