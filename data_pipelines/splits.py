@@ -1,8 +1,8 @@
 """What listing and splitting a data set has in common: files found, tables read, clips shuffled, dealt out and checked.
 
-Nothing here depends on the order in which a file system lists names, nor on the release of a library: listings are sorted,
-and orders are drawn from raw bits of PCG64, which numpy guarantees never to change. The reference's splits came out of
-Python's, numpy's or scikit-learn's own shuffles, some without a seed; ours have their sizes, not their members.
+Nothing here depends on the order in which a file system lists names, nor on the release of a library: listings are
+sorted, and orders are drawn from raw bits of PCG64, which numpy guarantees never to change. The reference's splits came
+out of Python's, numpy's or scikit-learn's own shuffles, some without a seed; ours have their sizes, not their members.
 
 Names are compared as Unicode NFC: a disk may hold "č" as one letter or as two, depending on who unpacked the archive.
 """
@@ -112,6 +112,19 @@ def find(files: Mapping[str, str], path: str, where: str) -> str:
     return spelled
 
 
+def find_table(raw: epath.PathLike, name: str) -> epath.Path:
+    """A split's table, at the root of the data set or in its folder `csv`.
+
+    Raises:
+      BuildError: in neither.
+    """
+    places = [epath.Path(raw) / "csv" / name, epath.Path(raw) / name]
+    for place in places:
+        if place.is_file():
+            return place
+    raise BuildError(f"{places[0]} is missing, and so is {places[1]}: it says what is in the split, put it there")
+
+
 def read_text(path: epath.PathLike) -> str:
     """A text file in UTF-8, with or without byte order mark.
 
@@ -169,11 +182,17 @@ def shuffled(items: Iterable[Item], seed: int) -> list[Item]:
     return [items[i] for i in np.argsort(bits, kind="stable")]
 
 
+def uniform(count: int, seed: int) -> np.ndarray:
+    """float64 [count] in [0, 1), drawn from the seed alone, the same on every machine and release."""
+    bits = np.random.PCG64(np.random.SeedSequence([seed, 1])).random_raw(count)
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
 def stratified(clips: Iterable[Clip], fractions: Mapping[str, float], seed: int) -> Splits:
     """Deals clips out one by one so that each split has its fraction of all of them and of every label combination.
 
-    A combination with as many clips as there are splits, or more, is in every split. Speakers and sources are not looked
-    at: `by_speaker` and `grouped` keep them together.
+    A combination with as many clips as there are splits, or more, is in every split. Speakers and sources are not
+    looked at: `by_speaker` and `grouped` keep them together.
 
     Args:
       clips: in any order.
@@ -222,8 +241,8 @@ def grouped(
 ) -> Splits:
     """Deals clips out so that clips with a name in common are never parted, labels as even as that allows.
 
-    Groups are dealt from the largest to the smallest, each to the split that it leaves nearest (chi-squared) to its share
-    of every label; a split that would otherwise be left without a label comes first.
+    Groups are dealt from the largest to the smallest, each to the split that it leaves nearest (chi-squared) to its
+    share of every label; a split that would otherwise be left without a label comes first.
 
     Args:
       clips: in any order.

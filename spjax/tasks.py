@@ -64,6 +64,9 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+_DM_SC = _words("one two three four five six seven eight nine close up down previous next in out left right home")
+_LT_SC = "ne ačiū stop įjunk išjunk į_viršų į_apačią į_dešinę į_kairę startas pauzė labas iki unknown silence"
+
 _ESC50 = """
     dog rooster pig cow frog cat hen insects sheep crow
     rain sea_waves crackling_fire crickets chirping_birds water_drops wind pouring_water toilet_flush thunderstorm
@@ -93,6 +96,12 @@ TASKS: dict[str, Task] = {
             "gsc",
             (Slot("command", _words("yes no up down left right on off stop go _unknown_ _silence_")),),
         ),
+        Task("grabo", (Slot("command", tuple(f"recording{number}" for number in range(1, 37))),)),
+        Task("lt_sc", (Slot("command", _words(_LT_SC)),)),
+        Task("ar_sc", (Slot("command", _words("add back cancel delete confirm continue 0 1 2 3 4 5 6 7 8 9")),)),
+        # dm_sc is the paper's, which drops six of the words; dm_sc19 is the whole data set
+        Task("dm_sc", (Slot("command", _words("one two three four five six seven eight nine up down left right")),)),
+        Task("dm_sc19", (Slot("command", _DM_SC),)),
         Task("voxforge", (Slot("language", _words("de en es fr it ru")),)),
         # Either label may come first for the EER of two labels; the bona fide one is the positive of its literature.
         Task("asvspoof", (Slot("origin", ("bonafide", "spoof")),), metric="eer"),

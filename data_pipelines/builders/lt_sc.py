@@ -1,0 +1,62 @@
+"""Lithuanian Speech Commands: 13 commands, other words, noise; 28 speakers.
+
+Raw layout, under the root: `dataset/<word>/<speaker>_nohash_0.wav`, `dataset/_background_noise_/<n>.wav`, and the
+tables `train_limit20.csv`, `dev_full.csv`, `test_full.csv`, `noise_full.csv` (there or in `csv/`; parted by tabs;
+columns filename, of which the last two parts count, and label).
+
+Paper split: the tables, 326 / 75 / 88, speakers disjoint; rows 0-9 of the noise go to test, 10-19 to valid, the rest to
+train: 598 / 85 / 98 in all. Valid has no `į_dešinę`.
+
+Honest split: the same test; the speakers of train and valid dealt out anew (seed 0) so that valid has every class.
+
+Traps: names of folders are Unicode and may be spelled composed or decomposed on disk; nearly half of train is noise,
+nothing of which says from how many recordings it was cut.
+"""
+
+from __future__ import annotations
+
+from etils import epath
+
+from data_pipelines.clips import Clip, Splits
+from data_pipelines.splits import (
+    audio_files,
+    by_speaker,
+    check_protocol,
+    checked,
+    composed,
+    find,
+    find_table,
+    read_table,
+)
+from spjax.tasks import TASKS
+
+TABLES = {"train": "train_limit20.csv", "valid": "dev_full.csv", "test": "test_full.csv"}
+NOISE = "noise_full.csv"
+NOISE_ROWS = {"train": slice(20, None), "valid": slice(10, 20), "test": slice(0, 10)}
+
+
+def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
+    """Lists the data set; layout and splits: this module's docstring.
+
+    Raises:
+      BuildError: the tree is not what it must be.
+    """
+    check_protocol(protocol)
+    files = audio_files(raw, "dataset")
+    splits = {split: _table(raw, table, files) for split, table in TABLES.items()}
+    noise = _table(raw, NOISE, files)
+    if protocol == "honest":
+        spoken = splits["train"] + splits["valid"]
+        share = len(splits["valid"]) / len(spoken)
+        splits |= by_speaker(spoken, {"train": 1 - share, "valid": share}, seed=0)
+    return checked({split: splits[split] + noise[rows] for split, rows in NOISE_ROWS.items()}, TASKS["lt_sc"])
+
+
+def _table(raw: epath.PathLike, table: str, files: dict[str, str]) -> list[Clip]:
+    found = []
+    for where, row in read_table(find_table(raw, table), ("filename", "label"), delimiter="\t"):
+        name = composed("/".join(["dataset", *row["filename"].split("/")[-2:]]))
+        speaker, spoken, _ = name.rsplit("/", 1)[1].partition("_nohash_")
+        label = composed(row["label"])
+        found.append(Clip(name, find(files, name, where), (label,), speaker=speaker if spoken else ""))
+    return found
