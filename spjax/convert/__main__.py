@@ -1,4 +1,4 @@
-"""`python -m spjax.convert unit_lm|prompt SRC OUT`: imports files of the original code."""
+"""`python -m spjax.convert unit_lm|prompt|kmeans SRC OUT`: imports files of the original code."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from spjax.convert import ConvertError, fairseq
-from spjax.storage import StorageError, read_unit_lm, save_pack, save_unit_lm
+from spjax.convert import ConvertError, fairseq, sklearn
+from spjax.storage import StorageError, read_unit_lm, save_kmeans, save_pack, save_unit_lm
 from spjax.tasks import TASKS
 
 
@@ -70,7 +70,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RECORDS",
         help="unit records of the task: decode among the label combinations of their train split, not among all",
     )
-    for job in (lm, prompt):
+
+    kmeans = jobs.add_parser(
+        "kmeans",
+        help="scikit-learn k-means (km.bin) -> k-means directory",
+        description="Import the centroids of a MiniBatchKMeans or KMeans that joblib pickled, from any scikit-learn.",
+        epilog="example: python -m spjax.convert kmeans km.bin kmeans/km100 --encoder=hubert_base_ls960 --layer=6",
+    )
+    kmeans.add_argument("source", metavar="KM.bin", type=Path, help="pickle, compressed or not")
+    kmeans.add_argument("out", metavar="OUT", type=Path, help="directory to write: card.json and centroids.safetensors")
+    kmeans.add_argument("--encoder", metavar="NAME", required=True, help="what made the features it was fitted on")
+    kmeans.add_argument("--layer", metavar="N", type=int, help="layer of the encoder; leave out if it has none")
+    for job in (lm, prompt, kmeans):
         job.add_argument("--force", action="store_true", help="replace what an earlier import wrote to OUT")
     return parser
 
@@ -105,6 +116,15 @@ def _import_prompt(options: argparse.Namespace) -> None:
     print(f"{options.out}: prompt pack of {pack.card['parameters']:,} parameters, {kind} verbalizer, slots {slots}")
 
 
+def _import_kmeans(options: argparse.Namespace) -> None:
+    kmeans = sklearn.import_kmeans(options.source, options.encoder, options.layer)
+    save_kmeans(options.out, kmeans)
+    clusters, dim = kmeans.centroids.shape
+    layer = "" if options.layer is None else f", layer {options.layer}"
+    print(f"{options.out}: k-means of {clusters} clusters, dim {dim}, for {options.encoder}{layer}")
+    print(f"id {kmeans.id}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs an import.
 
@@ -118,7 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if options.out.exists() and not options.force:
             raise ConvertError(f"{options.out} exists. Choose another directory, or replace it with --force.")
-        (_import_unit_lm if options.job == "unit_lm" else _import_prompt)(options)
+        imports = {"unit_lm": _import_unit_lm, "prompt": _import_prompt, "kmeans": _import_kmeans}
+        imports[options.job](options)
     except (ConvertError, StorageError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -154,9 +154,15 @@ def _global(module: str, name: str) -> Global:
 class _Machine:
     """Stack and memo of one pickle."""
 
-    def __init__(self, makers: Mapping[str, Maker], persistent: Callable[[Any], Any] | None) -> None:
+    def __init__(
+        self,
+        makers: Mapping[str, Maker],
+        persistent: Callable[[Any], Any] | None,
+        built: Callable[[Inert], Any] | None = None,
+    ) -> None:
         self.makers = {**_MAKERS, **makers}
         self.persistent = persistent
+        self.built = built
         self.stack: list[Any] = []
         self.marks: list[int] = []  # heights of the stack
         self.memo: dict[int, Any] = {}
@@ -212,6 +218,8 @@ class _Machine:
             target.build(state)
         elif isinstance(target, Inert):
             target.state = state
+            if self.built is not None:
+                self.stack[-1] = self.built(target)
         elif not isinstance(target, dict):  # attributes of an OrderedDict (torch's _metadata) are of no use to us
             raise ConvertError(f"its pickle sets attributes of a {type(target).__name__}")
 
@@ -306,6 +314,7 @@ def read_pickle(
     file: IO[bytes] | mmap.mmap | bytes,
     makers: Mapping[str, Maker] | None = None,
     persistent: Callable[[Any], Any] | None = None,
+    built: Callable[[Inert], Any] | None = None,
 ) -> Any:
     """Reads one pickle without running anything that it names.
 
@@ -314,6 +323,8 @@ def read_pickle(
       makers: "module.name" → function of ours that makes what the pickle calls by that name. It gets the pickle's
         arguments, which may be anything.
       persistent: function of ours that resolves persistent ids; without one they are refused.
+      built: function of ours that gets every `Inert` as soon as its state is set, and returns what is to stand in its
+        place. It may read from `file`, which stands right behind: joblib puts the bytes of arrays there.
 
     Returns:
       Dicts, lists, tuples, numbers, strings, bytes, `PickledArray`, what the makers return, and `Inert` or `Global` for
@@ -322,7 +333,7 @@ def read_pickle(
     Raises:
       ConvertError: truncated, no pickle, or something no data file holds; the message has no file name.
     """
-    machine = _Machine(makers or {}, persistent)
+    machine = _Machine(makers or {}, persistent, built)
     try:
         # An mmap reads like a file, which its type does not say.
         stream = io.BytesIO(file) if isinstance(file, bytes) else cast(IO[bytes], file)

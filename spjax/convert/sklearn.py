@@ -1,0 +1,157 @@
+"""Reads km.bin, a joblib pickle of scikit-learn's k-means, without joblib, scikit-learn, or running what it names.
+
+Only the centroids are of use; the scikit-learn that wrote the file may be of any version.
+"""
+
+from __future__ import annotations
+
+import bz2
+import io
+import lzma
+import math
+import mmap
+import zlib
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+
+from spjax.convert import ConvertError
+from spjax.convert.fairseq import provenance
+from spjax.convert.safe_pickle import Inert, PickledArray, PickledDtype, read_pickle, shown
+from spjax.storage import KMeans
+
+_MODELS = ("MiniBatchKMeans", "KMeans")
+_WRAPPER = "joblib.numpy_pickle.NumpyArrayWrapper"  # up to scikit-learn 0.22 below sklearn.externals
+_OLD_WRAPPERS = ("NDArrayWrapper", "ZNDArrayWrapper")  # of joblib before 0.10, which put arrays into files of their own
+_MAX_UNPACKED = 1 << 30  # bytes; 500 centroids of 768 dimensions take 1.5 MB
+_LZMA_MEMORY = 1 << 28  # bytes that its dictionary may take; level 9 takes 64 MiB
+_STEP = 1 << 20
+
+# Compressed files, told by their first bytes as joblib tells them.
+_ZLIB_WINDOW, _GZIP_WINDOW = 15, 31
+_DECOMPRESSORS = {
+    b"\x78": lambda: zlib.decompressobj(_ZLIB_WINDOW),
+    b"\x1f\x8b": lambda: zlib.decompressobj(_GZIP_WINDOW),
+    b"BZ": bz2.BZ2Decompressor,
+    b"\x5d\x00": lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=_LZMA_MEMORY),
+    b"\xfd7zXZ": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_LZMA_MEMORY),
+}
+_UNREADABLE = {b"\x04\x22\x4d\x18": "LZ4", b"ZF": "joblib before 0.10"}
+
+
+def _unpacked(packed: bytes, decompressor: Any) -> bytes:
+    """The bytes of a compressed file, at most `_MAX_UNPACKED` of them."""
+    parts, size, rest = [], 0, packed
+    while not decompressor.eof:
+        part = decompressor.decompress(rest, _STEP)
+        # zlib hands back what it has not read; bz2 and lzma keep it and say that they need no more yet.
+        rest = getattr(decompressor, "unconsumed_tail", b"")
+        if not part and not rest and getattr(decompressor, "needs_input", True):
+            raise ConvertError("its compressed stream is cut off")
+        parts.append(part)
+        size += len(part)
+        if size > _MAX_UNPACKED:
+            raise ConvertError(f"it unpacks to more than {_MAX_UNPACKED >> 20} MiB, which no k-means needs")
+    return b"".join(parts)
+
+
+def _read_wrapped(wrapper: dict[str, Any], stream: IO[bytes]) -> PickledArray:
+    """The array whose bytes joblib put into the stream behind its description."""
+    shape: Any = wrapper.get("shape")
+    order, dtype = wrapper.get("order"), wrapper.get("dtype")
+    if not isinstance(dtype, PickledDtype):
+        raise ConvertError(f"an array in it is of type {shown(dtype)}, not of plain numbers")
+    counts = (
+        isinstance(shape, tuple)
+        and len(shape) <= 32
+        and all(type(size) is int and 0 <= size < 1 << 48 for size in shape)
+    )
+    if not counts or order not in ("C", "F"):
+        raise ConvertError(f"an array in it has shape {shown(shape)} and order {shown(order)}")
+    if wrapper.get("numpy_array_alignment_bytes") is not None:  # joblib >= 1.2 pads, and says by how much in a byte
+        stream.read(stream.read(1)[0])
+    size = math.prod(shape) * dtype.dtype.itemsize
+    data = stream.read(size) if size < 1 << 48 else b""  # a stream in memory gives no more than it has
+    if len(data) != size:
+        raise ConvertError(f"it is cut off: an array of shape {shown(shape)} has {len(data)} of {size} bytes")
+    return PickledArray(np.frombuffer(data, dtype.dtype).reshape(shape, order=cast(Any, order)))
+
+
+def _read_joblib(stream: IO[bytes]) -> Any:
+    def built(value: Inert) -> Any:
+        module, _, name = value.name.rpartition(".")
+        if value.name.endswith(_WRAPPER) and isinstance(value.state, dict):
+            return _read_wrapped(value.state, stream)
+        if "joblib" in module and name in _OLD_WRAPPERS:
+            raise ConvertError("joblib before 0.10 wrote it, with its arrays in other files; save it with a newer one")
+        return value
+
+    return read_pickle(stream, built=built)
+
+
+def _read(path: Path) -> Any:
+    with path.open("rb") as file:
+        start = file.read(6)
+        if not start:
+            raise ConvertError("it is empty")
+        for magic, kind in _UNREADABLE.items():
+            if start.startswith(magic):
+                raise ConvertError(f"it is compressed by {kind}; save it again with joblib.dump(model, 'km.bin')")
+        for magic, decompressor in _DECOMPRESSORS.items():
+            if start.startswith(magic):
+                file.seek(0)
+                return _read_joblib(io.BytesIO(_unpacked(file.read(), decompressor())))
+        # Unlike a file, a mapping reads no more than there is, whatever length a pickle asks for.
+        return _read_joblib(cast(IO[bytes], mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+
+
+def _model(path: Path) -> dict[str, Any]:
+    """The attributes of the k-means in a file."""
+    way_out = "Give a km.bin, as joblib.dump writes a MiniBatchKMeans."
+    try:
+        model = _read(path)
+    except OSError as error:
+        raise ConvertError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ConvertError as error:
+        raise ConvertError(f"{path} cannot be read: {error}. {way_out}") from error
+    except (zlib.error, lzma.LZMAError, EOFError, ValueError, MemoryError) as error:
+        raise ConvertError(f"{path} cannot be read: its compressed stream is damaged ({error}). {way_out}") from error
+    known = isinstance(model, Inert) and model.name.startswith("sklearn.cluster.")
+    if not known or model.name.rpartition(".")[2] not in _MODELS or not isinstance(model.state, dict):
+        raise ConvertError(f"{path} holds {shown(model)}, not a k-means of scikit-learn. {way_out}")
+    return model.state
+
+
+def _centroids(path: Path, model: dict[str, Any]) -> np.ndarray:
+    centers = model.get("cluster_centers_")
+    if not isinstance(centers, PickledArray):
+        raise ConvertError(
+            f"{path}: the k-means in it has no cluster_centers_: it was never fitted. Give a fitted one."
+        )
+    array = centers.numpy()
+    if array.ndim != 2 or 0 in array.shape or array.dtype.kind != "f":
+        raise ConvertError(f"{path}: cluster_centers_ is {array.dtype} {list(array.shape)}, must be numbers [C, D].")
+    array = np.ascontiguousarray(array, np.float32)  # those of float64 models are rounded
+    if not np.isfinite(array).all():
+        raise ConvertError(f"{path}: cluster_centers_ holds NaN or infinity. Fit the k-means again.")
+    return array
+
+
+def import_kmeans(source: str | Path, encoder: str, layer: int | None) -> KMeans:
+    """Turns a joblib pickle of scikit-learn's MiniBatchKMeans or KMeans into a k-means of ours.
+
+    Args:
+      source: km.bin; as it is, or compressed with zlib, gzip, bz2, lzma or xz.
+      encoder: what the features came from ("hubert_base_ls960"); the file does not say.
+      layer: which layer of it; None for encoders without layers.
+
+    Raises:
+      ConvertError: no such file, truncated, or anything but a fitted k-means.
+    """
+    path = Path(source)
+    model = _model(path)
+    version = model.get("_sklearn_version")
+    made_by = f"scikit-learn {version:.20}" if isinstance(version, str) else "scikit-learn"
+    card = {"encoder": encoder, "layer": layer, "fitted_on": {}, "provenance": provenance(path, made_by)}
+    return KMeans(_centroids(path, model), card)

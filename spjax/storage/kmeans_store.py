@@ -1,0 +1,137 @@
+"""A k-means on disk: `card.json` beside `centroids.safetensors` (docs/design.md, Speech to units)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spjax.storage import files
+from spjax.storage.files import StorageError
+
+FORMAT = "spjax-kmeans"
+VERSION = 1
+CARD_FILE = "card.json"
+TENSOR_FILE = "centroids.safetensors"
+
+_DESCRIBED = ("encoder", "layer", "fitted_on", "provenance")  # what the card of a `KMeans` holds
+_REQUIRED = ("encoder", "layer", "clusters", "dim", "hash")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class KMeans:
+    """Centroids of an encoder's features: with it, features become units.
+
+    Attributes:
+      centroids: float32 [C, D], the centre of each unit.
+      card: what they belong to: "encoder" (its name), "layer" (of a HuBERT; None for encoders without layers),
+        "fitted_on" (free: corpus, frames, seed) and "provenance" (free: the file it was imported from).
+    """
+
+    centroids: np.ndarray
+    card: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        shape, dtype = np.shape(self.centroids), getattr(self.centroids, "dtype", None)
+        if len(shape) != 2 or 0 in shape or dtype != np.float32:
+            raise ValueError(f"centroids must be float32 [C, D], not {dtype} {list(shape)}")
+
+    @property
+    def hash(self) -> str:
+        """sha256 (hex) of its tensors."""
+        return files.tree_hash({"centroids": self.centroids})
+
+    @property
+    def id(self) -> str:
+        """The first 12 hex digits of `hash`: what unit records carry."""
+        return self.hash[:12]
+
+
+def _check_card(card: dict[str, Any], where: str | Path, way_out: str) -> None:
+    encoder, layer = card.get("encoder"), card.get("layer")
+    if not isinstance(encoder, str) or not encoder:
+        raise StorageError(f"{where}: encoder is {encoder!r:.80}, must be the encoder's name. {way_out}")
+    if layer is not None and (type(layer) is not int or layer < 1):
+        raise StorageError(f"{where}: layer is {layer!r:.80}, must be 1 or more, or null. {way_out}")
+    for name in ("fitted_on", "provenance"):
+        if not isinstance(card.get(name, {}), dict):
+            raise StorageError(f"{where}: {name} is {card[name]!r:.80}, must be an object. {way_out}")
+
+
+def save_kmeans(directory: str | Path, kmeans: KMeans) -> str:
+    """Writes a k-means, atomically; one that is already there is replaced.
+
+    Args:
+      directory: where to; parents are made.
+      kmeans: with a card of "encoder", and of "layer", "fitted_on" and "provenance" as far as they are known.
+
+    Returns:
+      Its hash.
+
+    Raises:
+      StorageError: a card with other keys or values, numbers that are not finite, or a directory with other files.
+    """
+    card = kmeans.card
+    way_out = 'Give {"encoder": NAME, "layer": NUMBER or None, "fitted_on": {}, "provenance": {}}.'
+    unknown = sorted(map(str, card.keys() - set(_DESCRIBED)))
+    if unknown:
+        raise StorageError(f"k-means to save: its card has unknown {', '.join(unknown)}. {way_out}")
+    _check_card(card, "k-means to save", way_out)
+    identity = kmeans.hash
+    clusters, dim = kmeans.centroids.shape
+    described = {
+        "format": FORMAT,
+        "version": VERSION,
+        "encoder": card["encoder"],
+        "layer": card.get("layer"),
+        "clusters": clusters,
+        "dim": dim,
+        "hash": identity,
+        "fitted_on": dict(card.get("fitted_on", {})),
+        "provenance": dict(card.get("provenance", {})),
+    }
+    tensors = files.tensor_writer({"centroids": kmeans.centroids})
+    files.write_directory(directory, {CARD_FILE: files.json_writer(described), TENSOR_FILE: tensors})
+    return identity
+
+
+def load_kmeans(directory: str | Path) -> KMeans:
+    """Reads a k-means and checks its centroids against the sizes and the hash in card.json.
+
+    Args:
+      directory: as written by `save_kmeans`.
+
+    Raises:
+      StorageError: files absent, truncated, altered, of a newer format, or centroids that do not fit the card.
+    """
+    directory = Path(directory)
+    path, way_out = directory / CARD_FILE, "Take it from its source again."
+    described = files.read_json(path, FORMAT, VERSION)
+    missing = [name for name in _REQUIRED if name not in described]
+    unknown = sorted(described.keys() - {*_REQUIRED, *_DESCRIBED, "format", "version"})
+    if missing or unknown:
+        parts = [f"lacks {', '.join(missing)}"] if missing else []
+        parts += [f"has unknown {', '.join(unknown)}"] if unknown else []
+        raise StorageError(f"{path} {' and '.join(parts)}. {way_out}")
+    _check_card(described, path, way_out)
+    shape = (described["clusters"], described["dim"])
+    if any(type(size) is not int or size < 1 for size in shape):
+        raise StorageError(f"{path}: clusters and dim are {shape!r:.80}, must be positive numbers. {way_out}")
+    tensors = files.read_tensors(directory / TENSOR_FILE, lambda _: {"centroids": shape})
+    kmeans = KMeans(
+        tensors["centroids"],
+        {
+            "encoder": described["encoder"],
+            "layer": described["layer"],
+            "fitted_on": described.get("fitted_on", {}),
+            "provenance": described.get("provenance", {}),
+        },
+    )
+    if kmeans.hash != described["hash"]:
+        raise StorageError(
+            f"{directory / TENSOR_FILE} has the hash {kmeans.hash}, but {path} says {described['hash']!r:.80}: "
+            "one of the two was altered. Take both from their source again."
+        )
+    return kmeans

@@ -1,0 +1,236 @@
+"""km.bin of any scikit-learn and joblib: its centroids bit for bit, and none of its code."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import io
+import os
+import pickle
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.decomposition import PCA
+
+from spjax.convert import ConvertError, sklearn
+from spjax.convert.__main__ import main
+from spjax.convert.sklearn import import_kmeans
+from spjax.storage import load_kmeans
+
+RNG = np.random.default_rng(0)
+FRAMES = RNG.normal(size=(300, 5)).astype(np.float32)
+
+
+def centroids(path: Path) -> np.ndarray:
+    return import_kmeans(path, "hubert", 6).centroids
+
+
+@pytest.fixture(scope="module")
+def model() -> MiniBatchKMeans:
+    return MiniBatchKMeans(4, n_init=1, random_state=0).fit(FRAMES)
+
+
+@pytest.mark.parametrize("version", ["1.0.1", "0.24.2"])
+def test_golden_files(golden: Path, version):
+    expected = np.load(golden / "kmeans" / f"kmeans_sk{version}.npz")
+    for name, key in (("km", "cluster_centers"), ("km_hubert_layer6", "hubert_cluster_centers")):
+        path = golden / "kmeans" / f"{name}_sk{version}.bin"
+        found = import_kmeans(path, "hubert_base_ls960", 6)
+        assert found.centroids.tobytes() == expected[key].tobytes()
+        assert found.card["provenance"]["made_by"] == f"scikit-learn {version}"
+        assert found.card["provenance"]["source"] == path.name
+        assert (found.card["encoder"], found.card["layer"]) == ("hubert_base_ls960", 6)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("compress", [0, 3, ("zlib", 9), ("gzip", 3), ("bz2", 3), ("lzma", 3), ("xz", 3)])
+def test_files_of_the_installed_joblib(model, tmp_path: Path, compress, protocol):
+    joblib.dump(model, tmp_path / "km.bin", compress=compress, protocol=protocol)
+    np.testing.assert_array_equal(centroids(tmp_path / "km.bin"), model.cluster_centers_)
+
+
+def other_models():
+    partial = MiniBatchKMeans(4, random_state=np.random.RandomState(3))
+    partial.partial_fit(FRAMES).partial_fit(FRAMES)
+    turned = MiniBatchKMeans(4, n_init=1).fit(FRAMES)
+    turned.cluster_centers_ = np.asfortranarray(turned.cluster_centers_)
+    swapped = MiniBatchKMeans(4, n_init=1).fit(FRAMES)
+    swapped.cluster_centers_ = swapped.cluster_centers_.astype(">f4")
+    return {
+        "partial": partial,
+        "fortran": turned,
+        "big_endian": swapped,
+        "float64": MiniBatchKMeans(4, n_init=1).fit(FRAMES.astype(np.float64)),
+        "plain": KMeans(4, n_init=1).fit(FRAMES),
+    }
+
+
+@pytest.mark.parametrize("name", ["partial", "fortran", "big_endian", "float64", "plain"])
+def test_models_of_other_kinds(tmp_path: Path, name):
+    made = other_models()[name]
+    for shift in range(3):  # other lengths before the array, other paddings
+        made.note = "x" * shift
+        joblib.dump(made, tmp_path / "km.bin")
+        found = centroids(tmp_path / "km.bin")
+        assert found.dtype == np.float32
+        assert found.flags.c_contiguous
+        np.testing.assert_array_equal(found, made.cluster_centers_.astype(np.float32))
+
+
+def test_a_plain_pickle_is_read_too(model, tmp_path: Path):
+    (tmp_path / "km.bin").write_bytes(pickle.dumps(model))
+    np.testing.assert_array_equal(centroids(tmp_path / "km.bin"), model.cluster_centers_)
+
+
+def test_vendored_joblib_is_known(model, tmp_path: Path):
+    joblib.dump(model, tmp_path / "km.bin", protocol=2)
+    content = (tmp_path / "km.bin").read_bytes()
+    old = content.replace(b"cjoblib.numpy_pickle\n", b"csklearn.externals.joblib.numpy_pickle\n")
+    assert old != content
+    (tmp_path / "km.bin").write_bytes(old.replace(b"csklearn.cluster._kmeans\n", b"csklearn.cluster.k_means_\n"))
+    np.testing.assert_array_equal(centroids(tmp_path / "km.bin"), model.cluster_centers_)
+
+
+class Attack:
+    """Pickles as a call that makes a directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_in_a_file_is_not_run(tmp_path: Path):
+    hidden = MiniBatchKMeans(4, n_init=1).fit(FRAMES)
+    hidden.note = Attack(tmp_path / "ran")
+    joblib.dump(hidden, tmp_path / "km.bin")
+    np.testing.assert_array_equal(centroids(tmp_path / "km.bin"), hidden.cluster_centers_)
+    joblib.dump(Attack(tmp_path / "ran"), tmp_path / "km.bin")
+    with pytest.raises(ConvertError, match=r"km\.bin holds <inert .*mkdir>, not a k-means"):
+        centroids(tmp_path / "km.bin")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (PCA(2).fit(FRAMES), "PCA.*not a k-means"),
+        (MiniBatchKMeans(4), "never fitted"),
+        ({"cluster_centers_": FRAMES}, "a dict, not a k-means"),
+        (FRAMES, "not a k-means"),
+    ],
+    ids=["pca", "unfitted", "dict", "array"],
+)
+def test_other_contents_are_refused(tmp_path: Path, value, message):
+    joblib.dump(value, tmp_path / "km.bin")
+    with pytest.raises(ConvertError, match=message):
+        centroids(tmp_path / "km.bin")
+
+
+@pytest.mark.parametrize(
+    ("centers", "message"),
+    [
+        (np.full((2, 2), np.nan), "NaN"),
+        (np.zeros(3), r"\[3\], must be numbers \[C, D\]"),
+        (np.zeros((2, 2), np.int64), "int64"),
+        (np.zeros((0, 2)), r"\[0, 2\]"),
+        (np.array([[object()]]), "plain numbers"),
+        ([[1.0]], "never fitted"),
+    ],
+    ids=["nan", "flat", "int", "empty", "object", "list"],
+)
+def test_centroids_that_are_none_are_refused(tmp_path: Path, centers, message):
+    model = MiniBatchKMeans(2)
+    model.cluster_centers_ = centers
+    with contextlib.suppress(TypeError, AttributeError):
+        joblib.dump(model, tmp_path / "km.bin")
+    with pytest.raises(ConvertError, match=message):
+        centroids(tmp_path / "km.bin")
+
+
+@pytest.mark.parametrize("compress", [0, ("zlib", 3), ("xz", 3), ("bz2", 3)])
+def test_truncated_anywhere(model, tmp_path: Path, compress):
+    joblib.dump(model, tmp_path / "km.bin", compress=compress)
+    content = (tmp_path / "km.bin").read_bytes()
+    for length in range(0, len(content) - 12, 17):
+        (tmp_path / "km.bin").write_bytes(content[:length])
+        with pytest.raises(ConvertError, match=r"km\.bin cannot be read"):
+            centroids(tmp_path / "km.bin")
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), compress=st.sampled_from([0, 3]))
+def test_damage_anywhere_is_read_or_refused(model, tmp_path: Path, data, compress):
+    joblib.dump(model, tmp_path / "km.bin", compress=compress)
+    content = bytearray((tmp_path / "km.bin").read_bytes())
+    for position in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4)):
+        content[position] = data.draw(st.integers(0, 255))
+    (tmp_path / "km.bin").write_bytes(content)
+    with contextlib.suppress(ConvertError):
+        centroids(tmp_path / "km.bin")
+
+
+def test_arrays_that_claim_more_than_the_file_has(model, tmp_path: Path):
+    joblib.dump(model, tmp_path / "km.bin")
+    content = (tmp_path / "km.bin").read_bytes()
+    shape = b"K\x04K\x05\x86"  # (4, 5)
+    assert content.count(shape) == 1
+    for claimed in (b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86", b"J\xff\xff\xff\xffK\x05\x86", b"NN\x86", b"](K\x09e"):
+        (tmp_path / "km.bin").write_bytes(content.replace(shape, claimed))
+        with pytest.raises(ConvertError, match=r"cut off|has shape"):
+            centroids(tmp_path / "km.bin")
+
+
+def test_compressed_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sklearn, "_MAX_UNPACKED", 10_000_000)
+    for name in ("zlib", "gzip", "bz2", "xz"):
+        packed = io.BytesIO()
+        joblib.dump(b"\0" * 20_000_000, packed, compress=(name, 9))
+        assert len(packed.getvalue()) < 50_000
+        (tmp_path / "km.bin").write_bytes(packed.getvalue())
+        with pytest.raises(ConvertError, match="unpacks to more than"):
+            centroids(tmp_path / "km.bin")
+
+
+def test_other_files_are_refused(tmp_path: Path):
+    path = tmp_path / "km.bin"
+    for content, message in (
+        (b"", "it is empty"),
+        (b"<html>404 Not Found</html>", "damaged"),
+        (b"\x04\x22\x4d\x18\0\0\0\0", "LZ4"),
+        (b"ZF0x10", "before 0.10"),
+        (bz2.compress(b"hello"), "damaged"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ConvertError, match=message) as raised:
+            centroids(path)
+        assert str(path) in str(raised.value)
+    with pytest.raises(ConvertError, match="No such file"):
+        centroids(tmp_path / "absent.bin")
+
+
+def test_arrays_in_other_files_are_refused(tmp_path: Path):
+    content = b"\x80\x02cjoblib.numpy_pickle\nNDArrayWrapper\n)\x81}X\x08\0\0\0filenameX\x05\0\0\0a.npysb."
+    (tmp_path / "km.bin").write_bytes(content)
+    with pytest.raises(ConvertError, match=r"before 0\.10 wrote it"):
+        centroids(tmp_path / "km.bin")
+
+
+def test_command(model, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    joblib.dump(model, tmp_path / "km.bin")
+    arguments = ["kmeans", str(tmp_path / "km.bin"), str(tmp_path / "km"), "--encoder=hubert_base_ls960", "--layer=6"]
+    main(arguments)
+    read = load_kmeans(tmp_path / "km")
+    np.testing.assert_array_equal(read.centroids, model.cluster_centers_)
+    printed = capsys.readouterr().out
+    assert "4 clusters, dim 5, for hubert_base_ls960, layer 6" in printed
+    assert read.id in printed
+    with pytest.raises(SystemExit, match=r"exists\. Choose another directory"):
+        main(arguments)
+    main([*arguments, "--force"])
