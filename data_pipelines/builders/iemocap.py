@@ -1,0 +1,91 @@
+"""IEMOCAP: the emotion of an utterance, of four, acted by ten speakers in five sessions.
+
+Raw tree, as its archive (IEMOCAP_full_release) unpacks::
+
+    Session{1..5}/sentences/wav/<dialog>/<utterance>.wav
+    Session{1..5}/dialog/EmoEvaluation/<dialog>.txt
+
+A label line is `[start - end]<TAB>utterance<TAB>emotion<TAB>[v, a, d]`. Kept are neu, hap with exc merged in, ang and
+sad: 5,531 utterances of the real set; fru, sur, fea, dis, oth and xxx (no agreement) are left out, as in the
+literature. The speaker is session and sex: the sex stands before the turn in the utterance's name
+(Ses01F_impro01_M003 is Ses01M; the F after Ses01 says who wore the sensors). The source is the dialog.
+
+- paper: test is Session1, valid 20 % of the other sessions by utterance (seed 0): train and valid share speakers and
+  dialogs.
+- honest, honest-0 to honest-4 (honest is honest-0): fold K tests session K + 1, validates on the next one (after the
+  fifth the first) and trains on the other three: no speaker in two splits. Report the mean over the five.
+
+Traps: copies made on a Mac carry hidden `._*.txt` files beside the labels (passed over); sub-folders of EmoEvaluation
+hold single raters' labels (passed over); one session is about 1,100 utterances, so a single fold is off by ±3 points.
+"""
+
+from __future__ import annotations
+
+import re
+
+from etils import epath
+
+from data_pipelines.clips import Clip, Splits
+from data_pipelines.splits import BuildError, audio_files, check_protocol, checked, find, read_text, stratified
+from spjax.tasks import TASKS
+
+SESSIONS = 5
+PROTOCOLS = ("paper", "honest", *(f"honest-{fold}" for fold in range(SESSIONS)))
+
+_LINE = re.compile(r"\[[\d.]+ - [\d.]+\]\t(?P<utterance>\S+)\t(?P<emotion>\S+)")
+_UTTERANCE = re.compile(r"(?P<dialog>(?P<session>Ses\d\d)[FM]_.+)_(?P<sex>[FM])\w*")
+_KEPT = {"neu": "neu", "hap": "hap", "exc": "hap", "ang": "ang", "sad": "sad"}
+_LEFT_OUT = ("fru", "sur", "fea", "dis", "oth", "xxx")
+
+
+def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
+    """The utterances of four emotions; see the module for the protocols.
+
+    Raises:
+      BuildError: a session, its labels or a labelled recording is missing; an unknown emotion or name of an utterance.
+    """
+    check_protocol(protocol, PROTOCOLS)
+    raw = epath.Path(raw)
+    sessions = [_session(raw, f"Session{number}") for number in range(1, SESSIONS + 1)]
+    if protocol == "paper":
+        rest = [clip for session in sessions[1:] for clip in session]
+        splits = {**stratified(rest, {"train": 0.8, "valid": 0.2}, seed=0), "test": sessions[0]}
+    else:
+        test = int(protocol.partition("-")[2] or 0)
+        valid = (test + 1) % SESSIONS
+        train = [clip for number, part in enumerate(sessions) if number not in (test, valid) for clip in part]
+        splits = {"train": train, "valid": sessions[valid], "test": sessions[test]}
+    return checked(splits, TASKS["iemocap"])
+
+
+def _session(raw: epath.Path, session: str) -> list[Clip]:
+    files = audio_files(raw, f"{session}/sentences/wav", suffixes=(".wav",))
+    folder = raw / session / "dialog" / "EmoEvaluation"
+    tables = [path for path in folder.iterdir() if _is_table(path)] if folder.is_dir() else []
+    if not tables:
+        raise BuildError(f"{folder} holds no label files (<dialog>.txt): unpack the whole of IEMOCAP_full_release")
+    found = []
+    for table in sorted(tables):
+        for number, line in enumerate(read_text(table).splitlines(), 1):
+            match = _LINE.match(line)
+            if not match:
+                continue  # headers, and what each rater said
+            where, emotion, utterance = f"{table}, line {number}", match["emotion"], match["utterance"]
+            if emotion in _LEFT_OUT:
+                continue
+            if emotion not in _KEPT:
+                known = ", ".join((*_KEPT, *_LEFT_OUT))
+                raise BuildError(f"{where} has the emotion {emotion!r}, known are {known}: correct the line")
+            name = _UTTERANCE.fullmatch(utterance)
+            if not name:
+                raise BuildError(
+                    f"{where} names {utterance!r}, which is not like Ses01F_impro01_F000: correct the line"
+                )
+            path = f"{session}/sentences/wav/{name['dialog']}/{utterance}.wav"
+            speaker = name["session"] + name["sex"]
+            found.append(Clip(path, find(files, path, where), (_KEPT[emotion],), speaker, name["dialog"]))
+    return found
+
+
+def _is_table(path: epath.Path) -> bool:
+    return path.suffix == ".txt" and not path.name.startswith(".")
