@@ -16,9 +16,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ("spjax", "data_pipelines", "configs")
-HEAVY = {"tensorflow", "tensorflow_datasets", "torch", "matplotlib", "sklearn", "librosa"}  # seconds to import, each
+HEAVY = {"tensorflow", "tensorflow_datasets", "torch", "matplotlib", "sklearn", "librosa", "apache_beam"}  # seconds to import, each
 PACKAGE_OF_MODULE = {  # what pip calls it, where that is not the module's name
     "absl": "absl-py",
+    "apache_beam": "apache-beam",
+    "espeakng_loader": "espeakng-loader",
     "google": "protobuf",
     "orbax": "orbax-checkpoint",
     "sklearn": "scikit-learn",
@@ -159,7 +161,8 @@ def test_import_spjax_is_light():
 
 
 def test_requirements_list_what_is_imported():
-    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    # requirements-demo.txt: what is optional at run time.
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("requirements.txt", "requirements-demo.txt"))
     listed = {re.split(r"[\[<>=;! ]", line)[0].lower() for line in text.splitlines() if line and line[0] not in "#-"}
     used = {name.split(".")[0] for path in files(*CODE) for name, _, _ in imports(parse(path))}
     used -= set(sys.stdlib_module_names) | set(CODE) | {"__future__"}

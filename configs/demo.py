@@ -1,0 +1,30 @@
+"""The whole chain on speech made on the spot: six tasks, one frozen unit LM, one bank of prompts. No download, no account.
+
+    python -m spjax.main --config=configs/demo.py --workdir=runs/demo
+
+Needs espeakng-loader (requirements-demo.txt). Spoken commands, intents in three slots, language, gender, accent and voice activity; no voice
+speaks in two splits. Units are 100 k-means clusters of MFCC. Everything lands in the work directory.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import defaults
+
+TASKS = ("commands", "intents", "language", "gender", "accent", "voice_activity")
+
+
+def get_config() -> ConfigDict:
+    """The experiment. `data`, `lm` and `pretraining.data` are relative to the work directory."""
+    config = defaults.prompt_tuning(",".join(TASKS))
+    config.synthesis = ConfigDict({"train": 1200, "valid": 200, "test": 300, "seed": 0})
+    config.data = "units"
+    config.lm = "ulm/lm"
+    config.pretraining.tasks = TASKS
+    config.pretraining.data = "units"
+    config.pretraining.lm = ConfigDict({"vocab_size": 104, "dim": 128, "layers": 4, "heads": 4, "ffn_dim": 512})
+    config.pretraining.pretrain.epochs = 6
+    config.train.seeds = (0,)
+    config.train.epochs = 6
+    return config
