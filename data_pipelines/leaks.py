@@ -1,0 +1,297 @@
+"""What a split gives away: speakers, recordings or files in two splits, labels that a speaker or a sampling rate tells.
+
+    python -m data_pipelines.leaks --task=lt_sc --raw=RAW/lt_sc
+    python -m data_pipelines.leaks --task=lt_sc --raw=RAW/lt_sc --protocol=honest --out=SPLITS/lt_sc
+    python -m data_pipelines.leaks --manifest=my.csv
+
+prints the report as Markdown. With `--out` it is kept there as `leaks.md` and `leaks.json`, beside the manifests of the
+splits (data_pipelines/split_manifests.py). `--manifest` takes a CSV of the user's own or a folder of folders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+from etils import epath
+
+from data_pipelines.builders import CLIPS
+from data_pipelines.clips import Clip, Splits
+from data_pipelines.manifests import read_user_data
+from data_pipelines.split_manifests import FileFacts, inspect_files, write_splits
+from data_pipelines.splits import PROTOCOLS, BuildError
+from spjax.tasks import TASKS, Task
+
+EXAMPLES = 5  # of what is shared, named in a report
+TOLD = 0.99  # share of clips whose label is told by something else, from which on that is worth a warning
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """Something that stands in two splits.
+
+    Attributes:
+      what: "speaker", "source", "id", "path" or "content" (files equal byte for byte, under whatever name).
+      splits: the two, in order.
+      count: how many different values are in both.
+      clips: how many clips of each of the two they take up.
+      examples: a few of the values; of content, a file of each split.
+    """
+
+    what: str
+    splits: tuple[str, str]
+    count: int
+    clips: tuple[int, int]
+    examples: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """Something that tells a label without listening.
+
+    Attributes:
+      slot: whose label.
+      by: "speaker" or "sampling rate".
+      right: share of clips whose label is the most frequent one of their speaker or rate.
+      chance: share of clips with the most frequent label of all.
+      parts: every label goes with a single value, so that the value tells groups of labels apart at least.
+    """
+
+    slot: str
+    by: str
+    right: float
+    chance: float
+    parts: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class LeakReport:
+    """What a split gives away; counts are of clips.
+
+    Attributes:
+      task, protocol: what was split, and how.
+      counts: split → clips.
+      speakers: split → known speakers.
+      speakerless: split → clips without a speaker.
+      labels: slot → label → split → clips.
+      missing: (slot, label, split) of labels that a split lacks.
+      shared: what stands in two splits.
+      told: labels that a speaker or a sampling rate gives away.
+      rates: sampling rate → clips; empty if files were not looked at.
+    """
+
+    task: str
+    protocol: str
+    counts: dict[str, int]
+    speakers: dict[str, int]
+    speakerless: dict[str, int]
+    labels: dict[str, dict[str, dict[str, int]]]
+    missing: tuple[tuple[str, str, str], ...]
+    shared: tuple[Shared, ...]
+    told: tuple[Told, ...]
+    rates: dict[int, int]
+
+    @property
+    def clean(self) -> bool:
+        """Nothing is shared, missing or told."""
+        return not (self.shared or self.missing or self.told)
+
+    def json(self) -> str:
+        """The report as a JSON object."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    def markdown(self) -> str:
+        """The report as Markdown."""
+        splits = list(self.counts)
+        lines = [f"# Leaks of {self.task}, protocol {self.protocol}", ""]
+        lines += _table(
+            ["", *splits],
+            [
+                ["clips", *(f"{self.counts[split]:,}" for split in splits)],
+                ["speakers", *(f"{self.speakers[split]:,}" for split in splits)],
+                ["clips without speaker", *(f"{self.speakerless[split]:,}" for split in splits)],
+            ],
+        )
+        lines += ["", "## In two splits", ""]
+        lines += [_shared_line(one) for one in self.shared] or ["Nothing that is known of."]
+        if not any(self.speakers.values()):
+            lines.append("Speakers are not known.")
+        if not self.rates:
+            lines.append("Contents of files were not compared.")
+        lines += ["", "## Told without listening", ""]
+        lines += [
+            f"- **{one.slot}** by the {one.by}: right for {one.right:.1%} of the clips (most frequent label: "
+            f"{one.chance:.1%})" + ("; no label goes with two of them" if one.parts else "")
+            for one in self.told
+        ] or ["Nothing that is known of."]
+        if len(self.rates) > 1:
+            rates = ", ".join(f"{rate:,} Hz {count:,}" for rate, count in sorted(self.rates.items()))
+            lines += ["", f"Sampling rates, in clips: {rates}."]
+        lines += ["", "## Labels", ""]
+        for slot, of_label in self.labels.items():
+            rows = [[label, *(f"{number[split]:,}" for split in splits)] for label, number in of_label.items()]
+            lines += [*_table([slot, *splits], rows), ""]
+        if self.missing:
+            lines += [f"- {split} lacks **{label}** ({slot})" for slot, label, split in self.missing] + [""]
+        return "\n".join(lines)
+
+
+def leak_report(
+    task: Task, splits: Mapping[str, Sequence[Clip]], protocol: str, files: Mapping[str, FileFacts] | None = None
+) -> LeakReport:
+    """Looks at splits from all sides.
+
+    Args:
+      task: what the labels are.
+      splits: clips by split.
+      protocol: how they were made, for the report.
+      files: as of `inspect_files`; without them contents and sampling rates are not looked at.
+    """
+    every = [clip for clips in splits.values() for clip in clips]
+    labels = {}
+    for column, slot in enumerate(task.slots):
+        number = {split: Counter(clip.labels[column] for clip in clips) for split, clips in splits.items()}
+        labels[slot.name] = {label: {split: number[split][label] for split in splits} for label in slot.labels}
+    keys: dict[str, Callable[[Clip], str]] = {
+        "speaker": lambda clip: clip.speaker,
+        "source": lambda clip: clip.source,
+        "id": lambda clip: clip.id,
+        "path": lambda clip: clip.path,
+    }
+    told = _told(task, every, "speaker", {clip: clip.speaker for clip in every if clip.speaker})
+    if files is not None:
+        # The same bytes under the same name are seen as `path` already
+        keys["content"] = lambda clip: files[clip.path].sha256
+        told += _told(task, every, "sampling rate", {clip: str(files[clip.path].rate) for clip in every})
+    return LeakReport(
+        task=task.name,
+        protocol=protocol,
+        counts={split: len(clips) for split, clips in splits.items()},
+        speakers={split: len({clip.speaker for clip in clips} - {""}) for split, clips in splits.items()},
+        speakerless={split: sum(not clip.speaker for clip in clips) for split, clips in splits.items()},
+        labels=labels,
+        missing=tuple(
+            (slot, label, split)
+            for slot, of_label in labels.items()
+            for label, number in of_label.items()
+            for split in splits
+            if not number[split]
+        ),
+        shared=tuple(
+            found
+            for what, key in keys.items()
+            for one, other in itertools.combinations(splits, 2)
+            if (found := _shared(what, key, (one, other), splits))
+        ),
+        told=tuple(told),
+        rates=dict(Counter(files[clip.path].rate or 0 for clip in every)) if files is not None else {},
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line (`--help`)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipelines.leaks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--task", choices=tuple(CLIPS), help="a data set of the paper; with --raw", metavar="TASK")
+    what.add_argument("--manifest", help="CSV of your own data, or a folder with a folder a class")
+    parser.add_argument("--raw", help="root of the data set (of a CSV's paths; default: where the CSV lies)")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="paper", help="which split (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of splits that a --manifest leaves to make (%(default)s)")
+    parser.add_argument("--no-files", action="store_true", help="do not read the audio: no hashes, no rates")
+    parser.add_argument("--out", help="folder for the report and the manifests of the splits (local or gs://)")
+    args = parser.parse_args(argv)
+    try:
+        if args.out and args.no_files:
+            raise BuildError("--out writes the hashes of files too: leave --no-files out")
+        task, splits, raw, protocol = _source(args)
+        paths = [clip.path for clips in splits.values() for clip in clips]
+        files = None if args.no_files else inspect_files(raw, paths)
+        report = leak_report(task, splits, protocol, files)
+        if args.out and files is not None:
+            write_splits(args.out, task, splits, files, protocol)
+            (epath.Path(args.out) / "leaks.md").write_text(report.markdown())
+            (epath.Path(args.out) / "leaks.json").write_text(report.json())
+    except (BuildError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    print(report.markdown())
+
+
+def _source(args: argparse.Namespace) -> tuple[Task, Splits, str, str]:
+    if args.manifest:
+        task, splits, raw = read_user_data(args.manifest, args.raw, seed=args.seed)
+        return task, splits, raw, f"as given by {epath.Path(args.manifest).name}, seed {args.seed}"
+    if not args.raw:
+        raise BuildError(f"--task={args.task} needs --raw, the root of the unpacked data set")
+    return TASKS[args.task], CLIPS[args.task](epath.Path(args.raw), args.protocol), args.raw, args.protocol
+
+
+def _shared(
+    what: str, key: Callable[[Clip], str], pair: tuple[str, str], splits: Mapping[str, Sequence[Clip]]
+) -> Shared | None:
+    sides: list[dict[str, list[Clip]]] = []
+    for split in pair:
+        of_value = defaultdict(list)
+        for clip in splits[split]:
+            if key(clip):
+                of_value[key(clip)].append(clip)
+        sides.append(of_value)
+    both = sorted(sides[0].keys() & sides[1].keys())
+    if what == "content":
+        both = [value for value in both if len({clip.path for side in sides for clip in side[value]}) > 1]
+    if not both:
+        return None
+    examples = both[:EXAMPLES]
+    if what == "content":
+        examples = [" = ".join(side[value][0].path for side in sides) for value in examples]
+    taken = tuple(sum(len(side[value]) for value in both) for side in sides)
+    return Shared(what, pair, len(both), (taken[0], taken[1]), tuple(examples))
+
+
+def _told(task: Task, every: Sequence[Clip], by: str, values: Mapping[Clip, str]) -> list[Told]:
+    """Slots whose label follows from a value; of values there must be two or more, and two clips of each on average."""
+    found = []
+    known = [clip for clip in every if clip in values]
+    number = len(set(values.values()))
+    if not 2 <= number <= len(known) / 2:
+        return []
+    for column, slot in enumerate(task.slots):
+        of_value = defaultdict(Counter)
+        for clip in known:
+            of_value[values[clip]][clip.labels[column]] += 1
+        right = sum(max(labels.values()) for labels in of_value.values()) / len(known)
+        chance = max(Counter(clip.labels[column] for clip in known).values()) / len(known)
+        values_of = Counter(label for labels in of_value.values() for label in labels)
+        parts = max(values_of.values()) == 1
+        if chance < TOLD and (right >= TOLD or parts):
+            found.append(Told(slot.name, by, right, chance, parts))
+    return found
+
+
+def _shared_line(one: Shared) -> str:
+    first, second = one.splits
+    names = ", ".join(f"`{example}`" for example in one.examples) + (", ..." if one.count > len(one.examples) else "")
+    return (
+        f"- **{one.what}**, {first} and {second}: {one.count:,} ({one.clips[0]:,} clips of {first}, "
+        f"{one.clips[1]:,} of {second}): {names}"
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+if __name__ == "__main__":
+    main()
