@@ -1,0 +1,608 @@
+"""`python -m spjax.fetch gslm_hubert100`: downloads published models and data sets, checks and converts them.
+
+What is in OUT afterwards: `hubert/`, `kmeans/` and `unit_lm/` in the formats of spjax (docs/design.md) or `raw/`, the
+root of a data set; `downloads/`, the files as published; `fetched.json`, which URL each of them comes from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import errno
+import gzip
+import hashlib
+import http.client
+import json
+import os
+import shutil
+import socket
+import sys
+import tarfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tqdm import tqdm
+
+from spjax.convert import ConvertError
+from spjax.convert.fairseq import import_unit_lm, provenance, read_checkpoint
+from spjax.convert.hubert import import_hubert
+from spjax.convert.sklearn import import_kmeans
+from spjax.convert.torch_file import read_torch_file
+from spjax.storage import KMeans, StorageError, save_kmeans, save_unit_lm
+from spjax.storage.huberts import save_hubert
+
+CACHE = "~/.cache/spjax"
+ENCODER, LAYER = "hubert_base_ls960", 6  # what the published k-means are of
+DOWNLOADS, RECORD = "downloads", "fetched.json"
+
+_STEP = 1 << 20
+_LONGEST_WAIT = 60.0  # seconds between two attempts
+_MOST_UNPACKED = 32 << 30  # bytes of an archive's files; Speech Commands has 2.4 GB
+_MOST_FILES = 1_000_000
+_OFFLINE = {errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN}
+
+
+class FetchError(RuntimeError):
+    """A file cannot be had or used; the message names the URL, the path, and the way out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A published file and what becomes of it.
+
+    Attributes:
+      url: where it was published.
+      kind: "hubert", "kmeans", "unit_lm" (an archive of checkpoint_best.pt and dict.txt), "archive" (.tar.gz) or
+        "torch" (looked into, and kept as it is).
+      into: path below OUT of what is made of it; for "torch" there is none.
+      name: of the file on disk; the last part of the URL if empty.
+      sha256: hex, where its publisher made it known.
+    """
+
+    url: str
+    kind: str
+    into: str = ""
+    name: str = ""
+    sha256: str | None = None
+
+    @property
+    def filename(self) -> str:
+        """Name on disk."""
+        return self.name or self.url.rpartition("/")[2]
+
+    @property
+    def product(self) -> str:
+        """Path below OUT of what is made of it, or of the file itself."""
+        return self.into or f"{DOWNLOADS}/{self.filename}"
+
+
+@dataclasses.dataclass(frozen=True)
+class FetchSet:
+    """Files that belong together, fetched by one name."""
+
+    name: str
+    about: str
+    files: tuple[File, ...]
+    place: str = "models"  # folder of the cache
+
+    def default_out(self) -> Path:
+        """Where it goes unless told otherwise."""
+        return Path(CACHE).expanduser() / self.place / self.name
+
+
+_MODELS = "https://dl.fbaipublicfiles.com"
+_GSLM, _PGSLM = f"{_MODELS}/textless_nlp/gslm/hubert", f"{_MODELS}/textless_nlp/pgslm"
+_SPEECH_COMMANDS = "http://download.tensorflow.org/data"
+
+_HUBERT = File(
+    f"{_MODELS}/hubert/hubert_base_ls960.pt",
+    "hubert",
+    "hubert",
+    sha256="1703cf8d2cdc76f8c046f5f6a9bcd224e0e6caf4744cad1a1f4199c32cac8c8d",
+)
+_KMEANS = {
+    clusters: File(f"{_GSLM}/km{clusters}/km.bin", "kmeans", "kmeans", f"km{clusters}.bin", sha256)
+    for clusters, sha256 in {
+        50: "d01a7d5bc2c54b7b5f25f321ba525b4d230b06e3927f90bad0394198bc89f494",
+        100: "f14a3104615485381fc489701d6761c9abbdbb0d43607cf55518a1e2891023fe",
+        200: "b3c46c9cdd1707ad852dd53c359aa73942e79d53c432a9a8a419ed046408024b",
+        500: "411c8668e1314751404f58636f935fc73540a6793890435da4a8ffadf157398e",
+    }.items()
+}
+
+
+def _unit_lm(clusters: int) -> File:
+    return File(f"{_GSLM}/lm_km{clusters}/hubert{clusters}_lm.tgz", "unit_lm", "unit_lm")
+
+
+def _pgslm(kind: str) -> FetchSet:
+    checkpoint = File(f"{_PGSLM}/ulm_checkpoints/{kind}_shift_1_1.pt", "torch")
+    edges = File(f"{_PGSLM}/vocoder/blizzard2013/mean_norm_log_f0_seg_bin.th", "torch")
+    about = f"pGSLM, {kind.replace('_', ' ')}, and its f0 edges; kept as published, spjax cannot convert it yet"
+    return FetchSet(f"pgslm_{kind}", about, (checkpoint, edges))
+
+
+def _repository(name: str, about: str, repository: str) -> FetchSet:
+    url = f"https://github.com/{repository}/archive/HEAD.tar.gz"
+    return FetchSet(name, about, (File(url, "archive", "raw", f"{name}.tar.gz"),), "data")
+
+
+SETS: dict[str, FetchSet] = {
+    entry.name: entry
+    for entry in (
+        *(
+            FetchSet(
+                f"gslm_hubert{clusters}",
+                f"GSLM: HuBERT, its {clusters} units, their language model",
+                (_HUBERT, _KMEANS[clusters], _unit_lm(clusters)),
+            )
+            for clusters in (50, 100, 200)
+        ),
+        FetchSet("hubert_base_ls960", "HuBERT base, 960 h of LibriSpeech", (_HUBERT,)),
+        *(
+            FetchSet(
+                f"km{clusters}", f"k-means of {clusters} clusters, HuBERT base layer {LAYER}", (_KMEANS[clusters],)
+            )
+            for clusters in (50, 100, 200, 500)
+        ),
+        *map(_pgslm, ("continuous_no_prosody", "continuous_prosody", "discrete_no_prosody", "discrete_prosody")),
+        FetchSet(
+            "gsc",
+            "Google Speech Commands v0.01 and its test set",
+            tuple(
+                File(f"{_SPEECH_COMMANDS}/{part}.tar.gz", "archive", f"raw/{part}")
+                for part in ("speech_commands_v0.01", "speech_commands_test_set_v0.01")
+            ),
+            "data",
+        ),
+        _repository("lt_sc", "Lithuanian Speech Commands", "kolesov93/lt_speech_commands"),
+        _repository("ar_sc", "Arabic Speech Commands", "ltkbenamer/AR_Speech_Database"),
+        _repository("esc50", "ESC-50, environmental sounds", "karolpiczak/ESC-50"),
+    )
+}
+
+
+class _AgainError(Exception):
+    """A transfer ended early for a reason that may pass."""
+
+    def __init__(self, reason: str, offline: bool = False) -> None:
+        super().__init__(reason)
+        self.offline = offline
+
+
+def _by_hand(url: str, path: Path) -> str:
+    return f"Or get {url} by other means, put it at {path}, and give the same command again."
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _network_error(error: BaseException) -> Exception:
+    """What a failed request or read means: worth another attempt, or not."""
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(error, urllib.error.HTTPError):
+        told = f"HTTP {error.code} {error.reason}"
+        passing = error.code in (408, 425, 429) or error.code >= 500
+        return _AgainError(told) if passing else FetchError(told)
+    if isinstance(reason, socket.gaierror) or getattr(reason, "errno", None) in _OFFLINE:
+        return _AgainError(f"no connection: {reason}", offline=True)
+    if "CERTIFICATE_VERIFY_FAILED" in str(reason):
+        return FetchError(f"its certificate is not trusted: {reason}")
+    return _AgainError(str(reason) or type(reason).__name__)
+
+
+def _request(url: str, have: int, timeout: float) -> tuple[http.client.HTTPResponse | None, int]:
+    """Asks for the bytes from `have` on: the response (None if these are all) and the byte that it starts with."""
+    headers = {"User-Agent": "spjax", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and have:
+                if error.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
+                    return None, have
+                return _request(url, 0, timeout)  # the file has become shorter than what is here
+            raise _network_error(error) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _network_error(error) from error
+    if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+        return response, 0
+    start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
+    if start != str(have):
+        response.close()
+        raise _AgainError(f"asked for bytes from {have} on, the server sent those from {start!r:.20} on")
+    return response, have
+
+
+def _transfer(url: str, part: Path, timeout: float, bar: tqdm) -> None:
+    """One request, from where `part` ends where the server can do that."""
+    response, start = _request(url, _size(part), timeout)
+    if response is None:
+        return
+    with response, part.open("ab" if start else "wb") as file:
+        length = response.headers.get("Content-Length", "")
+        total = start + int(length) if length.isdecimal() else None
+        bar.total, bar.n = total, start
+        bar.refresh()
+        missing, free = (total or 0) - start, shutil.disk_usage(part.parent).free
+        if missing > free:
+            raise OSError(errno.ENOSPC, f"{missing:,} bytes are missing and {free:,} are free on its disk")
+        while True:
+            try:
+                chunk = response.read1(_STEP)  # what has come, though the connection may end now
+            except (OSError, http.client.HTTPException) as error:
+                raise _network_error(error) from error
+            if not chunk:
+                break
+            file.write(chunk)
+            file.flush()
+            bar.update(len(chunk))
+        os.fsync(file.fileno())
+    if total is not None and _size(part) != total:
+        raise _AgainError(f"the connection ended after {_size(part):,} of {total:,} bytes")
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 (hex) of a file, with a progress bar where that takes seconds."""
+    digest = hashlib.sha256()
+    with (
+        path.open("rb") as file,
+        tqdm(total=_size(path), desc=f"sha256 of {path.name}", unit="B", unit_scale=True, delay=2, leave=False) as bar,
+    ):
+        while chunk := file.read(_STEP):
+            digest.update(chunk)
+            bar.update(len(chunk))
+    return digest.hexdigest()
+
+
+def _check_sha256(path: Path, expected: str | None, bad: Path | None = None) -> str:
+    """The file's sha256; one that is not the expected one is moved to `bad`, if that is given."""
+    found = sha256_of(path)
+    if expected in (None, found):
+        return found
+    way_out = "Put the right one there."
+    if bad is not None:
+        os.replace(path, bad)
+        way_out = f"It is set aside as {bad}; the same command downloads it again."
+    raise FetchError(f"{path} has the sha256 {found}, must be {expected}: it is damaged or another file. {way_out}")
+
+
+def _bad(path: Path) -> Path:
+    return path.with_name(f"{path.name}.bad")
+
+
+def download(
+    url: str,
+    path: str | Path,
+    *,
+    sha256: str | None = None,
+    attempts: int = 5,
+    wait: float = 1.0,
+    timeout: float = 60.0,
+) -> Path:
+    """Downloads a file so that its name never shows half of it.
+
+    What has come so far is kept as NAME.part, whatever happens; the next attempt, or the next call, goes on behind it.
+
+    Args:
+      url: http or https.
+      path: where to; parents are made.
+      sha256: hex; a file with another one is set aside as NAME.bad.
+      attempts: that may fail in a row without a byte more.
+      wait: seconds before the second of them; doubled each time.
+      timeout: seconds without an answer.
+
+    Returns:
+      The path.
+
+    Raises:
+      FetchError: refused by the server, no connection, a full disk, another sha256.
+    """
+    path = Path(path)
+    part = path.with_name(f"{path.name}.part")
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        raise FetchError(f"{url} is no http or https address.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = most = _size(part)
+    failed = 0
+    with tqdm(desc=path.name, initial=most, unit="B", unit_scale=True, unit_divisor=1024) as bar:
+        while True:
+            try:
+                _transfer(url, part, timeout, bar)
+                break
+            except _AgainError as error:
+                failed = 1 if _size(part) > most else failed + 1
+                most = max(most, _size(part))
+                # Without a network, waiting for it in front of a screen is of no use.
+                if failed >= attempts or (error.offline and most == before):
+                    kept = f" {most:,} bytes are kept in {part}; the same command goes on there." if most else ""
+                    raise FetchError(f"{url}: {error}.{kept} {_by_hand(url, path)}") from error
+                pause = min(wait * 2 ** (failed - 1), _LONGEST_WAIT)
+                tqdm.write(f"{url}: {error}; again in {pause:g} s", file=sys.stderr)
+                time.sleep(pause)
+            except FetchError as error:
+                raise FetchError(f"{url}: {error}. {_by_hand(url, path)}") from error
+            except OSError as error:  # of writing: those of the network have become others
+                raise FetchError(
+                    f"{part} cannot be written: {error.strerror or error}. Make room, then give the same command "
+                    f"again: it goes on after {_size(part):,} bytes."
+                ) from error
+    if sha256 is not None:
+        _check_sha256(part, sha256, _bad(path))
+    os.replace(part, path)
+    return path
+
+
+def _check_member(member: tarfile.TarInfo) -> None:
+    name = PurePosixPath(member.name)
+    if name.is_absolute() or ".." in name.parts or "\\" in member.name:
+        raise FetchError(f"it holds {member.name!r:.100}, which leads out of its folder")
+    if not member.isfile() and not member.isdir():
+        raise FetchError(f"it holds {member.name!r:.100}, which is neither a file nor a folder")
+
+
+def unpack(archive: str | Path, target: str | Path, most: int = _MOST_UNPACKED) -> Path:
+    """Unpacks a .tar.gz into a folder that appears when all of it is there; a single folder at its top is left out.
+
+    Args:
+      archive: from anyone: links, paths that lead elsewhere and devices are refused.
+      target: a folder that does not exist yet; parents are made.
+      most: bytes that its files may have together.
+
+    Returns:
+      The folder.
+
+    Raises:
+      FetchError: no such archive, damaged, or with contents that no data set has.
+    """
+    archive, target = Path(archive), Path(target)
+    fresh = target.with_name(f".{target.name}.unpacking")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    size = count = 0
+    bar = tqdm(total=_size(archive), desc=f"unpack {archive.name}", unit="B", unit_scale=True, delay=2, leave=False)
+    try:
+        with (
+            bar,
+            archive.open("rb") as packed,
+            gzip.GzipFile(fileobj=packed) as plain,
+            tarfile.open(fileobj=plain, mode="r|") as tar,
+        ):
+            for member in tar:
+                _check_member(member)
+                size, count = size + member.size, count + 1
+                if size > most or count > _MOST_FILES:
+                    raise FetchError(f"it unpacks to more than {most:,} bytes or {_MOST_FILES:,} files")
+                tar.extract(member, fresh, filter="data")
+                bar.update(packed.tell() - bar.n)
+            while plain.read(_STEP):  # behind its last file; what is cut off or damaged shows up at the end
+                size += _STEP
+                if size > most:
+                    raise FetchError(f"it unpacks to more than {most:,} bytes")
+        held = list(fresh.iterdir())
+        if not held:
+            raise FetchError("it is empty")
+        top = held[0] if len(held) == 1 and held[0].is_dir() else fresh
+        os.replace(top, target)
+    except FetchError as error:
+        raise FetchError(f"{archive} is not unpacked: {error}.") from error
+    except (tarfile.TarError, zlib.error, EOFError, gzip.BadGzipFile) as error:
+        raise FetchError(f"{archive} is damaged, or no .tar.gz ({error}). Fetch it again.") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return target
+
+
+def _make_hubert(file: File, path: Path, target: Path) -> None:
+    found = import_hubert(path)
+    origin = {**provenance(path, f"HuBERT ({found.title})"), "url": file.url}
+    save_hubert(target, found.config, found.params, ENCODER, origin)
+
+
+def _make_kmeans(file: File, path: Path, target: Path) -> None:
+    found = import_kmeans(path, ENCODER, LAYER)
+    card = {**found.card, "provenance": {**found.card["provenance"], "url": file.url}}
+    save_kmeans(target, KMeans(found.centroids, card))
+
+
+def _make_unit_lm(file: File, path: Path, target: Path) -> None:
+    folder = target.with_name(f".{target.name}.unpacked")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        unpack(path, folder)
+        found = {name: sorted(folder.rglob(name)) for name in ("checkpoint_best.pt", "dict.txt")}
+        for name, paths in found.items():
+            if len(paths) != 1:
+                raise FetchError(f"{path} holds {len(paths)} files {name}, must hold one. Fetch it again.")
+        checkpoint, dictionary = found["checkpoint_best.pt"][0], found["dict.txt"][0]
+        config, params = import_unit_lm(checkpoint, dictionary)
+        save_unit_lm(target, config, params, {**provenance(checkpoint, "GSLM (fairseq)"), "url": file.url})
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_raw(file: File, path: Path, target: Path) -> None:
+    unpack(path, target)
+
+
+def _keep_torch(file: File, path: Path, target: Path) -> None:
+    (read_checkpoint if path.suffix == ".pt" else read_torch_file)(path)
+    if path != target:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f"{target.name}.part")
+        shutil.copyfile(path, part)
+        os.replace(part, target)
+
+
+_MAKERS: dict[str, Callable[[File, Path, Path], None]] = {
+    "hubert": _make_hubert,
+    "kmeans": _make_kmeans,
+    "unit_lm": _make_unit_lm,
+    "archive": _make_raw,
+    "torch": _keep_torch,
+}
+
+
+def _read_record(out: Path) -> dict[str, Any]:
+    """What was made in OUT: path below it → URL and sha256; nothing if that cannot be told."""
+    try:
+        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _record(out: Path, file: File, sha256: str) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    fresh = out / f".{RECORD}.tmp"
+    record = {**_read_record(out), file.product: {"url": file.url, "sha256": sha256}}
+    fresh.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    os.replace(fresh, out / RECORD)
+
+
+def _is_made(out: Path, file: File) -> bool:
+    """Whether a file's product stands in OUT; one that comes from elsewhere is refused."""
+    product, origin = out / file.product, _read_record(out).get(file.product)
+    known = isinstance(origin, dict) and origin.get("url") == file.url
+    if file.into and product.exists() and not known:
+        raise FetchError(f"{product} exists and was not made from {file.url}. Choose another --out, or remove it.")
+    return known and product.exists()
+
+
+def _by_path(url: str) -> PurePosixPath:
+    return PurePosixPath(urllib.parse.urlsplit(url).path)
+
+
+def _obtain(
+    file: File, out: Path, base_url: str | None, source: Path | None, attempts: int, wait: float
+) -> tuple[Path, str]:
+    """The file on this machine, from `source`, from an earlier call or from the network; and its sha256."""
+    if source is not None:
+        for path in (source / file.filename, source / _by_path(file.url).name):
+            if path.is_file():
+                return path, _check_sha256(path, file.sha256)
+        print(f"{source} does not hold {file.filename}")
+    path = out / DOWNLOADS / file.filename
+    if path.exists():
+        return path, _check_sha256(path, file.sha256, _bad(path))
+    url = file.url if base_url is None else f"{base_url.rstrip('/')}{_by_path(file.url)}"
+    download(url, path, sha256=file.sha256, attempts=attempts, wait=wait)
+    return path, file.sha256 or sha256_of(path)
+
+
+def _make(file: File, path: Path, sha256: str, out: Path) -> None:
+    """Makes a file's product, and notes where it comes from."""
+    if file.into:
+        # Noted first: a product without a note would be taken for someone else's, a note alone for nothing.
+        _record(out, file, sha256)
+    try:
+        _MAKERS[file.kind](file, path, out / file.product)
+    except (ConvertError, FetchError) as error:
+        if file.sha256 is None and path.parent == out / DOWNLOADS:  # such as a page that says what went wrong
+            os.replace(path, _bad(path))
+            way_out = f"{path} is set aside as {_bad(path).name}; the same command downloads it again."
+            raise FetchError(f"{error} {way_out}") from error
+        raise
+    if not file.into:
+        _record(out, file, sha256)
+
+
+def fetch(
+    entry: str | FetchSet,
+    out: str | Path | None = None,
+    *,
+    base_url: str | None = None,
+    source: str | Path | None = None,
+    attempts: int = 5,
+    wait: float = 1.0,
+) -> Path:
+    """Downloads, checks and converts a set of published files; what is there already is not made again.
+
+    Args:
+      entry: name of one of `SETS`, or a set of your own.
+      out: where to; the cache (`FetchSet.default_out`) if None.
+      base_url: a mirror, which has the files under the paths that they were published at.
+      source: folder with files that were put there by hand; those that it lacks are downloaded.
+      attempts: see `download`.
+      wait: see `download`.
+
+    Returns:
+      The directory: `hubert`, `kmeans`, `unit_lm`, `raw` or `downloads` in it.
+
+    Raises:
+      FetchError: an unknown name, a file that cannot be had, another sha256, or something else in its place.
+      ConvertError: a file that is not what its name says.
+    """
+    if isinstance(entry, str):
+        if entry not in SETS:
+            raise FetchError(f"{entry!r:.40} is unknown. Known are {', '.join(SETS)}.")
+        entry = SETS[entry]
+    out = Path(out).expanduser() if out is not None else entry.default_out()
+    folder = Path(source).expanduser() if source is not None else None
+    if folder is not None and not folder.is_dir():
+        raise FetchError(f"--from={folder} is no folder.")
+    missing = [file for file in entry.files if not _is_made(out, file)]
+    if not missing:
+        print(f"{entry.name} is in {out} already")
+        return out
+    for file in missing:
+        path, sha256 = _obtain(file, out, base_url, folder, attempts, wait)
+        print(f"{path}: sha256 {sha256}{'' if file.sha256 else ' (none was published to compare it with)'}")
+        _make(file, path, sha256, out)
+        print(f"{out / file.product}: {f'made from {path.name}' if file.into else 'kept as it is'}")
+    return out
+
+
+def _listing() -> str:
+    lines = []
+    for entry in SETS.values():
+        lines.append(f"{entry.name}: {entry.about}")
+        lines += [f"    {file.url}\n        sha256 {file.sha256 or 'not published'}" for file in entry.files]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Fetches what the command line names.
+
+    Args:
+      arguments: of the command line; the process's own if None.
+
+    Raises:
+      SystemExit: with a message, if it cannot be had.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m spjax.fetch",
+        description="Download published models and data sets, check and convert them. A download that broke off "
+        "goes on where it stopped when the same command is given again.",
+        epilog="example: python -m spjax.fetch gslm_hubert100 --out=models/gslm_hubert100",
+    )
+    parser.add_argument("name", metavar="NAME", nargs="?", help=f"one of {', '.join(SETS)}")
+    parser.add_argument("--out", metavar="DIR", help=f"where to (default: {CACHE}/models/NAME, or data/NAME)")
+    parser.add_argument("--base-url", metavar="URL", help="a mirror with the files under their published paths")
+    parser.add_argument("--from", dest="source", metavar="FOLDER", help="folder with files that were put there by hand")
+    parser.add_argument("--list", action="store_true", help="show every set with its files and stop")
+    options = parser.parse_args(arguments)
+    if options.list:
+        print(_listing())
+        return
+    if options.name is None:
+        parser.error("give the NAME of a set; --list shows them all")
+    try:
+        print(fetch(options.name, options.out, base_url=options.base_url, source=options.source))
+    except (FetchError, ConvertError, StorageError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")
+
+
+if __name__ == "__main__":
+    main()
