@@ -1,0 +1,48 @@
+"""Units a frame ↔ merged units with durations."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def merge(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Runs of equal units as one segment each.
+
+    Args:
+      units: int [F], one a frame.
+
+    Returns:
+      units int32 [U], no two neighbours equal; durations int32 [U], frames of each, which sum to F.
+
+    Raises:
+      ValueError: not int [F].
+    """
+    units = _integers(units, "units")
+    starts = np.flatnonzero(np.diff(units, prepend=units[:1] - 1))
+    return units[starts], np.diff(starts, append=len(units)).astype(np.int32)
+
+
+def expand(units: np.ndarray, durations: np.ndarray) -> np.ndarray:
+    """Inverse of `merge`: int32 [F], one unit a frame.
+
+    Args:
+      units: int [U]
+      durations: int [U], frames of each, 0 or more.
+
+    Raises:
+      ValueError: not int [U] both, or a negative duration.
+    """
+    units, durations = _integers(units, "units"), _integers(durations, "durations")
+    if len(units) != len(durations) or (durations < 0).any():
+        raise ValueError(
+            f"{len(units)} units and {len(durations)} durations, the least {durations.min(initial=0)}: "
+            "give one duration of 0 or more for each unit"
+        )
+    return np.repeat(units, durations)
+
+
+def _integers(array: np.ndarray, name: str) -> np.ndarray:
+    array = np.asarray(array)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ValueError(f"{name} are {array.dtype} {list(array.shape)}, must be whole numbers in one row")
+    return array.astype(np.int32)
