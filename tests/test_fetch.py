@@ -45,6 +45,7 @@ class Server:
       drops: after how many bytes the next responses end too early.
       codes: statuses with which the next requests are refused.
       asked: (path, Range or None) of every request.
+      told: what http.server has to say about it.
     """
 
     url: str = ""
@@ -53,6 +54,7 @@ class Server:
     drops: list[int] = dataclasses.field(default_factory=list)
     codes: list[int] = dataclasses.field(default_factory=list)
     asked: list[tuple[str, str | None]] = dataclasses.field(default_factory=list)
+    told: list[tuple] = dataclasses.field(default_factory=list)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -82,8 +84,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content[start:end])
         return None
 
-    def log_message(self, *_) -> None:
-        """Quiet."""
+    def log_message(self, *told) -> None:
+        """Keeps to itself what http.server would print."""
+        self.server.state.told.append(told)
 
 
 @pytest.fixture
