@@ -267,7 +267,7 @@ def _told(task: Task, every: Sequence[Clip], by: str, values: Mapping[Clip, str]
     if not 2 <= number <= len(known) / 2:
         return []
     for column, slot in enumerate(task.slots):
-        of_value = defaultdict(Counter)
+        of_value: dict[str, Counter[str]] = defaultdict(Counter)
         for clip in known:
             of_value[values[clip]][clip.labels[column]] += 1
         right = sum(max(labels.values()) for labels in of_value.values()) / len(known)

@@ -165,10 +165,10 @@ def _inspect(path: epath.Path) -> FileFacts:
         raise BuildError(f"{path} cannot be read ({error.strerror or error}): unpack the whole data set") from error
     try:
         info = soundfile.info(io.BytesIO(content))
-        rate, seconds = int(info.samplerate), float(info.duration)
+        known: tuple[int, float] | tuple[None, None] = (int(info.samplerate), float(info.duration))
     except (soundfile.SoundFileError, TypeError):
-        rate = seconds = None
-    return FileFacts(hashlib.sha256(content).hexdigest(), len(content), rate, seconds)
+        known = (None, None)
+    return FileFacts(hashlib.sha256(content).hexdigest(), len(content), *known)
 
 
 def _write(path: epath.Path, content: bytes) -> None:

@@ -302,7 +302,8 @@ def checked(splits: Mapping[str, Iterable[Clip]], task: Task) -> Splits:
       BuildError: an empty split, an id twice in a split, or labels that the task does not have.
     """
     known = [frozenset(slot.labels) for slot in task.slots]
-    for split, clips in (splits := {split: _by_id(part) for split, part in splits.items()}).items():
+    in_order: Splits = {split: _by_id(part) for split, part in splits.items()}
+    for split, clips in in_order.items():
         if not clips:
             raise BuildError(f"{task.name}: split {split!r} has no clips: the raw tree lacks what belongs there")
         twice = [name for name, number in Counter(clip.id for clip in clips).items() if number > 1]
@@ -314,7 +315,7 @@ def checked(splits: Mapping[str, Iterable[Clip]], task: Task) -> Splits:
                     f"{task.name}: {clip.path} has the label {' | '.join(clip.labels)!r}, which the task lacks: "
                     f"{'; '.join(f'{slot.name}: ' + ', '.join(slot.labels[:60]) for slot in task.slots)}"
                 )
-    return splits
+    return in_order
 
 
 def _by_id(clips: Iterable[Clip]) -> list[Clip]:

@@ -98,7 +98,7 @@ def _builder_class(task: Task, protocols: tuple[str, ...]) -> Any:
     """One class a task: TFDS takes the name of the data set from the class."""
     import tensorflow_datasets as tfds
 
-    class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         """Prepares the clips of one task."""
 
         name = task.name

@@ -1,0 +1,173 @@
+"""The user's own data: what is read from a CSV or from folders, and what is refused by row and column."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from data_pipelines import leaks
+from data_pipelines.manifests import read_folders, read_manifest, read_user_data
+from data_pipelines.splits import BuildError
+from tests.data_pipelines.builders.raw_trees import counts, everything, labels, record, shared
+
+
+def plant(root: Path, header: str, rows: list[str], name: str = "my data.csv") -> Path:
+    """A CSV, and the files that its first column names."""
+    record(root, [row.split(",")[0] for row in rows])
+    path = root / name
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def spoken(per_speaker: int = 4) -> list[str]:
+    return [
+        f"{speaker}/{word}{take}.wav,{speaker},{word}"
+        for speaker in "abcdefghij"
+        for word in ("yes", "no")
+        for take in range(per_speaker)
+    ]
+
+
+def test_splits_are_made_disjoint_in_speakers(tmp_path: Path):
+    task, splits = read_manifest(plant(tmp_path, "path,speaker,word", spoken()))
+    assert (task.name, task.metric) == ("my_data", "accuracy")
+    assert [(slot.name, slot.labels) for slot in task.slots] == [("word", ("no", "yes"))]
+    assert counts(splits) == (64, 8, 8)
+    assert not shared(splits, "speaker")
+    assert all(labels(part) == {"no", "yes"} for part in splits.values())
+    again = read_manifest(plant(tmp_path, "path,speaker,word", list(reversed(spoken()))))
+    assert again == (task, splits)
+    assert read_manifest(tmp_path / "my data.csv", seed=1)[1] != splits
+
+
+def test_splits_are_stratified_without_speakers(tmp_path: Path):
+    rows = [row.replace(f",{row[0]},", ",") for row in spoken()]
+    _, splits = read_manifest(plant(tmp_path, "path,word", rows))
+    assert counts(splits) == (64, 8, 8)
+    assert {len([c for c in splits["valid"] if c.labels == (word,)]) for word in ("yes", "no")} == {4}
+
+
+def test_given_splits_and_several_slots(tmp_path: Path):
+    names = ["Train", "training", "dev", "validation", "eval", "TEST"]
+    rows = [
+        f"{split}{number}.wav,{split},turn on,{room}" for split in names for number, room in enumerate(["hall", "none"])
+    ]
+    rows += ["more.wav,train,off,none"]
+    task, splits = read_manifest(plant(tmp_path, "path,split,action,room", rows), name="9 rooms")
+    assert counts(splits) == (5, 4, 4)
+    assert (task.name, task.metric) == ("task_9_rooms", "exact_match")
+    assert [slot.labels for slot in task.slots] == [("off", "turn on"), ("hall", "none")]
+    assert {clip.labels for clip in splits["test"]} == {("turn on", "hall"), ("turn on", "none")}
+    only = read_manifest(tmp_path / "my data.csv", labels=["room"], metric="weighted_f1")[0]
+    assert ([slot.name for slot in only.slots], only.metric) == (["room"], "weighted_f1")
+
+
+def test_valid_is_taken_from_train_where_it_is_not_given(tmp_path: Path):
+    rows = [f"{row},{'test' if row[0] in 'ab' else 'train'}" for row in spoken()]
+    _, splits = read_manifest(plant(tmp_path, "path,speaker,word,split", rows))
+    assert counts(splits) == (56, 8, 16)
+    assert {clip.speaker for clip in splits["test"]} == {"a", "b"}
+    assert not shared(splits, "speaker")
+
+
+def test_crops_root_and_spelling(tmp_path: Path):
+    record(tmp_path / "audio", [unicodedata.normalize("NFD", "ačiū.wav")])
+    rows = [
+        f"{path},{start},{end},{label}"
+        for number, path in enumerate(["ačiū.wav", f"{tmp_path}/audio/x/../ačiū.wav"])
+        for start, end, label in [(number, 0.5, "a"), (number + 0.5, "", "b"), (number + 0.25, 1, "a")]
+    ] + ["ačiū.wav,7,,b", "ačiū.wav,8,,b"]
+    path = tmp_path / "crops.csv"
+    path.write_text("path,start,duration,word\n" + "\n".join(rows), encoding="utf-8-sig")
+    (tmp_path / "audio" / "x").mkdir()
+    task, splits, root = read_user_data(path, tmp_path / "audio")
+    assert root == str(tmp_path / "audio")
+    clips = everything(splits)
+    assert {clip.id for clip in clips} >= {"ačiū.wav@0+0.5", "ačiū.wav@0.5", "ačiū.wav@1.25+1"}
+    assert all((tmp_path / "audio" / clip.path).is_file() for clip in clips)
+    assert {(clip.start, clip.duration) for clip in clips} >= {(0.0, 0.5), (0.5, None), (1.25, 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "fault"),
+    [
+        ("path,word", ["a.wav,yes", "b.wav, "], r"my data.csv, line 3, column word: the label is empty"),
+        ("path,word", ["a.wav,yes", "a.wav,no"], r"line 3 repeats .*line 2, column path: 'a.wav'"),
+        ("path,word", ["a.wav,yes", "b.wav,yes"], r"word: every label is 'yes'"),
+        ("path,word", ["a.wav,yes", "b.wav"], r"line 3 has 1 fields where the header has 2"),
+        ("path,word", ["a.wav,yes"] * 1 + ["b.wav,no"] * 1, r"word: 'no' has fewer than 3 clips"),
+        ("path;word", ["a.wav;yes"], r"line 1: 'path;word' is parted by semicolons: save it with commas"),
+        ("path\tword", ["a.wav\tyes"], r"is parted by tabs"),
+        ("file,word", ["a.wav,yes"], r"has the columns \['file', 'word'\], lacks path"),
+        ("path", ["a.wav"], r"has no column of labels, only path"),
+        ("path,", ["a.wav,yes"], r"line 1, column 2 has no name"),
+        ("path,split,word", ["a.wav,tset,yes"], r"line 2, column split: 'tset' is unknown; use one of train, valid"),
+        ("path,split,word", ["a.wav,train,yes", "b.wav,,no"], r"line 3 has no split where others have one"),
+        ("path,split,word", ["a.wav,train,yes", "b.wav,dev,no"], r"has train, valid, lacks test"),
+        (
+            "path,split,word",
+            ["a.wav,train,yes", "b.wav,train,no", "c.wav,dev,no", "d.wav,test,maybe"],
+            r"word: 'maybe' stands in test and not in train \(1 such\)",
+        ),
+        ("path,start,word", ["a.wav,soon,yes"], r"line 2, column start: 'soon' is no time in seconds"),
+        ("path,duration,word", ["a.wav,0,yes"], r"line 2, column duration: '0' is no time"),
+        (
+            "path,speaker,word",
+            ["a.wav,x,a", "b.wav,x,a", "c.wav,x,a", "d.wav,x,b", "e.wav,x,b", "f.wav,x,b"],
+            "1 group",
+        ),
+    ],
+)
+def test_faults_are_named_by_row_and_column(tmp_path: Path, header: str, rows: list[str], fault: str):
+    with pytest.raises(BuildError, match=fault):
+        read_manifest(plant(tmp_path, header, rows))
+
+
+def test_paths_that_lead_nowhere(tmp_path: Path):
+    path = plant(tmp_path, "path,word", ["a.wav,yes"])
+    for row, fault in [
+        ("none.wav,no", r"line 3, column path: .*none.wav is missing"),
+        ("x\\a.wav,no", r"is missing; correct the path with forward slashes"),
+        ("/elsewhere/a.wav,no", r"/elsewhere/a.wav is not below .*; give the root of all paths"),
+        (",no", r"line 3, column path is empty"),
+    ]:
+        path.write_text(f"path,word\na.wav,yes\n{row}\n")
+        with pytest.raises(BuildError, match=fault):
+            read_manifest(path)
+    path.write_bytes("path,word\na.wav,ačiū\n".encode("cp1257"))
+    with pytest.raises(BuildError, match="is not UTF-8 text"):
+        read_manifest(path)
+    with pytest.raises(BuildError, match="wrod cannot be the labels: choose from"):
+        read_manifest(plant(tmp_path, "path,word", ["a.wav,yes"]), labels=["wrod"])
+
+
+def test_folders_of_classes(tmp_path: Path):
+    record(tmp_path, [f"{label}/sub/{number}.wav" for label in ("dog", "big cat") for number in range(10)])
+    (tmp_path / "notes.txt").write_text("x")
+    task, splits = read_folders(tmp_path, name="pets")
+    assert (task.name, task.slots[0].name, task.slots[0].labels) == ("pets", "label", ("big cat", "dog"))
+    assert counts(splits) == (16, 2, 2)
+    assert all(clip.path.startswith(clip.labels[0]) for clip in everything(splits))
+    record(tmp_path, ["loose.wav"])
+    with pytest.raises(BuildError, match=r"loose.wav lies outside the folders of classes"):
+        read_folders(tmp_path)
+
+
+def test_folders_of_splits(tmp_path: Path):
+    record(tmp_path, [f"{split}/{label}/0.wav" for split in ("train", "dev", "test") for label in ("dog", "cat")])
+    task, splits, root = read_user_data(tmp_path)
+    assert (counts(splits), root) == ((2, 2, 2), str(tmp_path))
+    assert task.slots[0].labels == ("cat", "dog")
+    with pytest.raises(BuildError, match="leave the root and label columns out"):
+        read_user_data(tmp_path, labels=["label"])
+
+
+def test_leaks_of_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = plant(tmp_path, "path,speaker,word", spoken())
+    leaks.main([f"--manifest={path}"])
+    printed = capsys.readouterr().out
+    assert "# Leaks of my_data, protocol as given by my data.csv, seed 0" in printed
+    assert "**content**, train and test" in printed  # every planted file holds the same sound
+    assert "**speaker**" not in printed

@@ -1,0 +1,86 @@
+"""Splits written down and read again; what has changed since is noticed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_pipelines import split_manifests
+from data_pipelines.clips import Clip
+from data_pipelines.splits import BuildError
+from spjax.tasks import Slot, Task
+from tests.data_pipelines.builders.raw_trees import record, sound
+
+TASK = Task("toy", (Slot("word", ("įjunk", "a b")), Slot("room", ("none", "hall"))), "exact_match")
+SPLITS = {
+    "train": [
+        Clip("x/č.wav", "x/č.wav", ("įjunk", "none"), "anna", "tape 1", 0.25, 0.5),
+        Clip("x/č.wav#2", "x/č.wav", ("a b", "hall")),
+    ],
+    "test": [Clip("y.flac", "y.flac", ("a b", "none"))],
+}
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    folder = tmp_path / "raw"
+    record(folder, ["x/č.wav"], contents=sound(frames=8_000, rate=8_000))
+    record(folder, ["y.flac"])
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path: Path, raw: Path) -> Path:
+    files = split_manifests.inspect_files(raw, [clip.path for part in SPLITS.values() for clip in part])
+    split_manifests.write_splits(tmp_path / "out", TASK, SPLITS, files, "honest")
+    return tmp_path / "out"
+
+
+def test_round_trip(raw: Path, out: Path):
+    read = split_manifests.read_splits(out)
+    assert (read.task, read.protocol, read.splits) == (TASK, "honest", SPLITS)
+    assert read.files["x/č.wav"][1:] == (16_044, 8_000, 1.0)
+    split_manifests.verify_files(raw, read.files)
+    assert sorted(path.name for path in out.iterdir()) == ["splits.json", "test.jsonl", "train.jsonl"]
+    before = [path.read_bytes() for path in sorted(out.iterdir())]
+    split_manifests.write_splits(out, TASK, SPLITS, read.files, "honest")
+    assert before == [path.read_bytes() for path in sorted(out.iterdir())]
+
+
+def test_changed_audio_is_noticed(raw: Path, out: Path):
+    files = split_manifests.read_splits(out).files
+    (raw / "y.flac").write_bytes(sound(frames=33, kind="FLAC"))
+    with pytest.raises(BuildError, match=r"y.flac is not the file that was split .* 1 such of 2"):
+        split_manifests.verify_files(raw, files)
+    (raw / "y.flac").unlink()
+    with pytest.raises(BuildError, match=r"y.flac cannot be read \(No such file"):
+        split_manifests.verify_files(raw, files)
+
+
+def test_damage_is_noticed(out: Path):
+    manifest, card = out / "train.jsonl", out / "splits.json"
+    whole = manifest.read_text()
+    manifest.write_text(whole.replace("anna", "anne"))
+    with pytest.raises(BuildError, match=r"train.jsonl is not the file that splits.json describes"):
+        split_manifests.read_splits(out)
+    manifest.unlink()
+    with pytest.raises(BuildError, match=r"train.jsonl is not the file"):
+        split_manifests.read_splits(out)
+    value = json.loads(card.read_text())
+    for change, fault in [({"version": 2}, "version 2, known is"), ({"task": 3}, "splits.json is damaged")]:
+        card.write_text(json.dumps(value | change))
+        with pytest.raises(BuildError, match=fault):
+            split_manifests.read_splits(out)
+    card.unlink()
+    with pytest.raises(BuildError, match=r"splits.json is missing: .* not written to its end"):
+        split_manifests.read_splits(out)
+
+
+def test_what_is_no_audio_has_a_hash_all_the_same(tmp_path: Path):
+    (tmp_path / "a.wav").write_bytes(b"none")
+    facts = split_manifests.inspect_files(tmp_path, ["a.wav", "a.wav"])["a.wav"]
+    assert facts[1:] == (4, None, None) and len(facts.sha256) == 64
+    with pytest.raises(BuildError, match="nothing is known of y.flac"):
+        split_manifests.write_splits(tmp_path / "out", TASK, {"test": SPLITS["test"]}, {"a.wav": facts}, "paper")
