@@ -1,0 +1,105 @@
+"""The flags by which a command names a data set: one that spjax knows, splits written down, or the user's own data."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from typing import NamedTuple
+
+from etils import epath
+
+from data_pipelines.clips import Splits
+from data_pipelines.manifests import read_user_data
+from data_pipelines.split_manifests import read_splits
+from data_pipelines.splits import BuildError
+from spjax.tasks import METRICS, TASKS, Task
+
+
+class DataSet(NamedTuple):
+    """What a command is about.
+
+    Attributes:
+      task: what its labels mean.
+      splits: its clips.
+      raw: root of the clips' paths, local or gs://.
+      sources: sha256 of files that say which clips there are, for the card of records.
+      notes: what to say of it there.
+    """
+
+    task: Task
+    splits: Splits
+    raw: str
+    sources: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that `chosen` reads."""
+    group = parser.add_argument_group("data set, local or gs://")
+    which = group.add_mutually_exclusive_group(required=True)
+    which.add_argument("--task", metavar="NAME", help="a data set that spjax knows, unpacked in --raw")
+    which.add_argument("--splits", metavar="DIR", help="splits written down earlier, of the data set in --raw")
+    which.add_argument(
+        "--manifest", metavar="CSV", help="your own data: columns path, labels, maybe split, speaker, ..."
+    )
+    which.add_argument("--folders", metavar="DIR", help="your own data: a folder a class, maybe below a folder a split")
+    group.add_argument("--raw", metavar="DIR", help="root of the data set (by default of --manifest: where it lies)")
+    group.add_argument("--protocol", default="paper", help="splits of --task: paper or honest (%(default)s)")
+    group.add_argument("--labels", metavar="A,B", help="label columns of --manifest (by default all unknown columns)")
+    group.add_argument("--name", help="what to call your own task (by default after its file or folder)")
+    group.add_argument("--metric", choices=tuple(METRICS), help="of your own task (accuracy; exact_match of several)")
+    group.add_argument("--split-seed", type=int, default=0, help="of splits made for your own data (%(default)s)")
+
+
+def add_encoder_flags(parser: argparse.ArgumentParser) -> None:
+    """What makes features of speech, and what to do about files that hold none."""
+    group = parser.add_argument_group("encoder")
+    group.add_argument("--encoder", required=True, help="mfcc, log_mel, or the directory of a HuBERT (local or gs://)")
+    group.add_argument("--layer", type=int, default=6, help="of a HuBERT (%(default)s)")
+    group.add_argument("--plain-chunks", action="store_true", help="cut long audio as the reference does")
+    parser.add_argument(
+        "--on-error", choices=("stop", "skip"), default="stop", help="at a file that cannot be used (%(default)s)"
+    )
+
+
+def chosen(args: argparse.Namespace) -> DataSet:
+    """Lists the data set that the flags name.
+
+    Raises:
+      BuildError: flags that do not go together, an unknown task, or data that are not what they must be.
+    """
+    if (args.task or args.splits) and not args.raw:
+        raise BuildError(f"--{'task' if args.task else 'splits'} needs --raw: the root of the unpacked data set")
+    if args.task:
+        from data_pipelines.builders import CLIPS
+
+        if args.task not in CLIPS:
+            raise BuildError(
+                f"unknown task {args.task!r}: choose {', '.join(CLIPS)}, or bring your own data by --manifest or "
+                "--folders"
+            )
+        splits = CLIPS[args.task](epath.Path(args.raw), args.protocol)
+        return DataSet(TASKS[args.task], splits, args.raw, {}, (f"protocol: {args.protocol}",))
+    if args.splits:
+        manifest = read_splits(args.splits)
+        names = [f"{split}.jsonl" for split in manifest.splits]
+        sources = {name: _sha256(epath.Path(args.splits) / name) for name in names}
+        return DataSet(manifest.task, manifest.splits, args.raw, sources, (f"protocol: {manifest.protocol}",))
+    place = epath.Path(args.manifest or args.folders)
+    if place.is_dir() == bool(args.manifest):
+        raise BuildError(
+            f"{place} is {'a' if args.manifest else 'no'} folder: --manifest takes a CSV, --folders a folder"
+        )
+    task, splits, raw = read_user_data(
+        place,
+        args.raw,
+        labels=args.labels.split(",") if args.labels else None,
+        name=args.name,
+        metric=args.metric,
+        seed=args.split_seed,
+    )
+    return DataSet(task, splits, raw, {place.name: _sha256(place)} if args.manifest else {}, ())
+
+
+def _sha256(path: epath.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,255 @@
+"""What a worker of extraction does: one part of a job, from audio files to one file of units.
+
+A job, what to encode and how, is a JSON file in a folder of its own, and is cut into parts of `CLIPS_PER_PART` clips.
+Any worker of any runner makes any part, in batches that depend on the part alone, and writes it beside the job in one
+go, as `part-NUMBER.npz`; so a part that is there is whole, and is the same whoever made it. A file that cannot be used
+is no error here: the part says why it was refused, and the launcher decides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import os
+import tempfile
+import threading
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from data_pipelines.beam_worker import one_thread
+from data_pipelines.clips import Clip
+from spjax.speech2unit import prosody
+from spjax.speech2unit import units as segments
+from spjax.speech2unit.audio import SAMPLE_RATE, AudioError, read_audio
+from spjax.storage import KMeans, load_kmeans
+
+CLIPS_PER_PART = 64
+SECONDS_HELD = 600  # of speech that are in memory at a time: a part of long recordings is read piece by piece
+
+_loading = threading.Lock()  # a worker may run bundles in several threads: they share one encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What to encode and how.
+
+    Attributes:
+      raw: root of the data set, local or gs://.
+      encoder: name, or directory (local or gs://) of a HuBERT.
+      kmeans: directory of the centroids.
+      identity: what makes two jobs the same in spite of other places: encoder and k-means by their hashes.
+      clips: path under `raw`, start and duration (seconds, None: to its end) of every clip.
+      layer: of a HuBERT.
+      plain_chunks: cut long audio as the reference does.
+      merge: merge runs of equal units.
+      f0: measure f0.
+      stop: a file that is written once a recording was refused; while it is there, no more parts are made. "" for none.
+    """
+
+    raw: str
+    encoder: str
+    kmeans: str
+    identity: dict[str, Any]
+    clips: tuple[tuple[str, float, float | None], ...]
+    layer: int
+    plain_chunks: bool = False
+    merge: bool = True
+    f0: bool = False
+    stop: str = ""
+
+    @property
+    def parts(self) -> int:
+        """How many parts there are."""
+        return -(-len(self.clips) // CLIPS_PER_PART)
+
+    @property
+    def hash(self) -> str:
+        """sha256 (hex) of all that its parts depend on."""
+        fields = {name: getattr(self, name) for name in ("identity", "clips", "layer", "plain_chunks", "merge", "f0")}
+        fields["sizes"] = [CLIPS_PER_PART, SECONDS_HELD]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+class Part(NamedTuple):
+    """The clips of a part as units. n clips, U segments of all of them together.
+
+    Attributes:
+      counts: int32 [n], segments of each clip; 0 for one that was refused.
+      units: int32 [U]
+      durations: int32 [U], frames.
+      f0: float32 [U], mean log f0 of each segment's voiced frames; 0 without any, and where it was not asked for.
+      voiced: int32 [U], how many frames these are.
+      rates: int32 [n], Hz that each file had; 0 for one that was refused.
+      seconds: float64 [n], of speech.
+      refused: str [n], why the clip cannot be used; "" for one that can.
+    """
+
+    counts: np.ndarray
+    units: np.ndarray
+    durations: np.ndarray
+    f0: np.ndarray
+    voiced: np.ndarray
+    rates: np.ndarray
+    seconds: np.ndarray
+    refused: np.ndarray
+
+
+def save_job(folder: epath.Path, job: Job) -> str:
+    """Writes a job into its folder, under a name that no earlier launch used, and returns the file's path."""
+    path = folder / f"job-{uuid.uuid4().hex}.json"
+    _write(path, json.dumps(dataclasses.asdict(job)).encode())
+    return os.fspath(path)
+
+
+@functools.lru_cache(maxsize=8)
+def load_job(path: str) -> Job:
+    """Reads what `save_job` wrote; a worker does so once."""
+    fields = json.loads(epath.Path(path).read_text())
+    return Job(**{**fields, "clips": tuple((clip, start, duration) for clip, start, duration in fields["clips"])})
+
+
+def part_path(folder: epath.PathLike, number: int) -> epath.Path:
+    """File of a part."""
+    return epath.Path(folder) / f"part-{number:06d}.npz"
+
+
+def parts_there(folder: epath.Path) -> set[int]:
+    """Numbers of the parts that are made."""
+    names = (path.name for path in folder.iterdir())
+    return {int(name[5:-4]) for name in names if name.startswith("part-") and name.endswith(".npz")}
+
+
+def read_part(path: epath.Path) -> Part:
+    """Reads a part.
+
+    Raises:
+      ValueError, KeyError: not a file that `make_part` wrote.
+    """
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+        return Part(**{name: arrays[name] for name in Part._fields})
+
+
+def make_part(element: tuple[str, int]) -> None:
+    """Makes a part of a job, unless it is there or the job was stopped. What Beam runs.
+
+    Args:
+      element: the job's file, of `save_job`, beside which the part is written; and the part's number.
+
+    Raises:
+      ValueError: the encoder cannot be loaded, or does not fit its k-means.
+    """
+    from threadpoolctl import threadpool_limits
+
+    job_file, number = element
+    path = part_path(epath.Path(job_file).parent, number)
+    with _loading:
+        job = load_job(job_file)
+    if path.exists() or (job.stop and epath.Path(job.stop).exists()):
+        return
+    with _loading:
+        if (
+            not load_encoder.cache_info().currsize
+        ):  # a worker, maybe started in a runner's own way, and not the launcher
+            one_thread(os.environ)  # JAX reads this when it is first used
+        encoder = load_encoder(job.encoder, job.kmeans, job.layer, job.plain_chunks)
+    with threadpool_limits(1):  # of numpy, which Beam imported
+        part = encode_part(job, encoder, number)
+    content = io.BytesIO()
+    np.savez(content, **part._asdict())
+    _write(path, content.getvalue())
+    if job.stop and any(part.refused):
+        _write(epath.Path(job.stop), b"")
+
+
+@functools.lru_cache(maxsize=1)
+def load_encoder(encoder: str, kmeans: str | None, layer: int, plain_chunks: bool = False) -> Any:
+    """An `Encoder` (spjax.speech2unit.encoder); a process loads it once. Directories may be on gs://.
+
+    Raises:
+      ValueError: no such encoder, or the k-means is not one of its features.
+    """
+    from spjax.speech2unit import encoder as encoders
+
+    with tempfile.TemporaryDirectory() as folder:
+        local = None if kmeans is None else _local(kmeans, Path(folder) / "kmeans")
+        name = _local(encoder, Path(folder) / "encoder")
+        return encoders.load_encoder(name, local, layer=layer, plain_chunks=plain_chunks)
+
+
+def load_centroids(directory: str) -> KMeans:
+    """The k-means of a directory, local or gs://.
+
+    Raises:
+      StorageError: it holds none.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return load_kmeans(_local(directory, Path(folder) / "kmeans"))
+
+
+def _local(directory: str, copy: Path) -> str:
+    """The directory itself, or a copy of one that is not on this machine's disks."""
+    if "://" not in directory:
+        return directory
+    copy.mkdir()
+    for path in epath.Path(directory).iterdir():
+        path.copy(copy / path.name)
+    return str(copy)
+
+
+def encode_part(job: Job, encoder: Any, number: int) -> Part:
+    """The units of part `number`."""
+    clips = job.clips[number * CLIPS_PER_PART : (number + 1) * CLIPS_PER_PART]
+    rates, seconds, refused = np.zeros(len(clips), np.int32), np.zeros(len(clips)), [""] * len(clips)
+    streams = [_segments(np.zeros(0, np.int32), None, job.merge)] * len(clips)
+    held: dict[int, np.ndarray] = {}
+
+    def encode() -> None:
+        if held:  # the encoder makes batches of what it is given, by length
+            for (row, wave), frames in zip(held.items(), encoder.units(list(held.values())), strict=True):
+                streams[row] = _segments(frames, encoder.log_f0(wave) if job.f0 else None, job.merge)
+        held.clear()
+
+    for row, (path, start, duration) in enumerate(clips):
+        try:
+            audio = read_audio(epath.Path(job.raw) / path, start, duration)
+        except AudioError as error:
+            refused[row] = str(error)
+            continue
+        held[row], rates[row], seconds[row] = audio.wave, audio.source_rate, len(audio.wave) / SAMPLE_RATE
+        if sum(map(len, held.values())) > SECONDS_HELD * SAMPLE_RATE:
+            encode()
+    encode()
+    units, durations, f0, voiced = (np.concatenate(stream) for stream in zip(*streams, strict=True))
+    counts = np.asarray([len(stream[0]) for stream in streams], np.int32)
+    return Part(counts, units, durations, f0, voiced, rates, seconds, np.asarray(refused))
+
+
+def _segments(units: np.ndarray, pitch: np.ndarray | None, merge: bool) -> tuple[np.ndarray, ...]:
+    """Units, durations, f0 and voiced frames of each segment (see Part), from units and log f0 a frame."""
+    durations = np.ones(len(units), np.int32)
+    if merge:
+        units, durations = segments.merge(units)
+    if pitch is None:
+        return units, durations, np.zeros(len(units), np.float32), np.zeros(len(units), np.int32)
+    return units, durations, *prosody.segment_f0(pitch, durations)
+
+
+def _write(path: epath.Path, content: bytes) -> None:
+    """All or nothing: two workers may make the same part, and either may be killed at any time."""
+    fresh = path.parent / f".{path.name}.{uuid.uuid4().hex}"
+    fresh.write_bytes(content)
+    fresh.replace(path)
+
+
+def clips_hash(clips: Sequence[Clip]) -> str:
+    """sha256 (hex) of a list of clips: everything that is said of each, in order."""
+    lines = (json.dumps(clip, ensure_ascii=False) for clip in clips)
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
