@@ -1,0 +1,373 @@
+"""HuBERTs of fairseq and of Hugging Face into ours, every tensor accounted for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+from tqdm import tqdm
+
+from spjax.convert import ConvertError
+from spjax.convert.fairseq import Checkpoint, read_checkpoint
+from spjax.convert.safe_pickle import shown
+from spjax.convert.torch_file import Tensor, read_torch_file
+from spjax.models.hubert_config import HubertConfig
+from spjax.storage import files
+from spjax.types import Params
+
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialect:
+    """How a library names what a HuBERT is made of.
+
+    Attributes:
+      title: of the library.
+      names: ours → theirs, without `.kernel`, `.scale` and `.bias`; `{}` is the number of a layer.
+      mix: the two spellings of (magnitude, direction) of the positional convolution's weight norm.
+      unused: pattern of the tensors that features do not depend on: masking, pretraining's targets, heads.
+      sizes: ours → their option.
+      needed: options that change what is computed, and the one value each that spjax computes; absent means that value.
+    """
+
+    title: str
+    names: Mapping[str, str]
+    mix: tuple[tuple[str, str], ...]
+    unused: str
+    sizes: Mapping[str, str]
+    needed: Mapping[str, Any]
+
+
+FAIRSEQ = Dialect(
+    title="fairseq",
+    names={
+        "conv": "feature_extractor.conv_layers.{}.0",
+        "conv_norm": "feature_extractor.conv_layers.0.2",
+        "project_norm": "layer_norm",
+        "project": "post_extract_proj",
+        "position": "encoder.pos_conv.0",
+        "norm": "encoder.layer_norm",
+        "query": "encoder.layers.{}.self_attn.q_proj",
+        "key": "encoder.layers.{}.self_attn.k_proj",
+        "value": "encoder.layers.{}.self_attn.v_proj",
+        "out": "encoder.layers.{}.self_attn.out_proj",
+        "attn_norm": "encoder.layers.{}.self_attn_layer_norm",
+        "ffn_in": "encoder.layers.{}.fc1",
+        "ffn_out": "encoder.layers.{}.fc2",
+        "ffn_norm": "encoder.layers.{}.final_layer_norm",
+    },
+    mix=(("weight_g", "weight_v"),),
+    unused=r"mask_emb|label_embs_concat|final_proj\.(weight|bias)",
+    sizes={
+        "dim": "encoder_embed_dim",
+        "layers": "encoder_layers",
+        "heads": "encoder_attention_heads",
+        "ffn_dim": "encoder_ffn_embed_dim",
+        "position_width": "conv_pos",
+        "position_groups": "conv_pos_groups",
+    },
+    needed={
+        "extractor_mode": "default",
+        "layer_norm_first": False,
+        "conv_bias": False,
+        "activation_fn": "gelu",
+        "layer_type": "transformer",
+        "conv_pos_batch_norm": False,
+        "pos_conv_depth": 1,
+        "attn_type": "",
+        "pos_enc_type": "abs",
+    },
+)
+
+HUGGING_FACE = Dialect(
+    title="Hugging Face",
+    names={
+        "conv": "feature_extractor.conv_layers.{}.conv",
+        "conv_norm": "feature_extractor.conv_layers.0.layer_norm",
+        "project_norm": "feature_projection.layer_norm",
+        "project": "feature_projection.projection",
+        "position": "encoder.pos_conv_embed.conv",
+        "norm": "encoder.layer_norm",
+        "query": "encoder.layers.{}.attention.q_proj",
+        "key": "encoder.layers.{}.attention.k_proj",
+        "value": "encoder.layers.{}.attention.v_proj",
+        "out": "encoder.layers.{}.attention.out_proj",
+        "attn_norm": "encoder.layers.{}.layer_norm",
+        "ffn_in": "encoder.layers.{}.feed_forward.intermediate_dense",
+        "ffn_out": "encoder.layers.{}.feed_forward.output_dense",
+        "ffn_norm": "encoder.layers.{}.final_layer_norm",
+    },
+    mix=(
+        ("weight_g", "weight_v"),
+        ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+    ),
+    unused=r"masked_spec_embed|layer_weights|(lm_head|projector|classifier)\.(weight|bias)",
+    sizes={
+        "dim": "hidden_size",
+        "layers": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "ffn_dim": "intermediate_size",
+        "position_width": "num_conv_pos_embeddings",
+        "position_groups": "num_conv_pos_embedding_groups",
+    },
+    needed={
+        "model_type": "hubert",
+        "feat_extract_norm": "group",
+        "do_stable_layer_norm": False,
+        "conv_bias": False,
+        "hidden_act": "gelu",
+        "feat_extract_activation": "gelu",
+        "feat_proj_layer_norm": True,
+        "conv_pos_batch_norm": False,
+        "layer_norm_eps": 1e-5,
+    },
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """What an import found.
+
+    Attributes:
+      config: the architecture.
+      params: float32 tree (docs/design.md), the weight norm resolved.
+      source: the file that held the tensors.
+      title: of the library that wrote it.
+      read: parameters that were read, two of the weight norm for one direction of ours.
+      unused: names of the tensors that features do not depend on, which were left out.
+    """
+
+    config: HubertConfig
+    params: Params
+    source: Path
+    title: str
+    read: int
+    unused: tuple[str, ...]
+
+
+class _Found:
+    """A tensor in a file: type, shape, and a function that reads it."""
+
+    def __init__(self, dtype: Any, shape: tuple[int, ...], read: Callable[[], np.ndarray]) -> None:
+        self.dtype, self.shape, self.read = np.dtype(dtype), shape, read
+
+
+class _Reader:
+    """Takes tensors by name and keeps account of them."""
+
+    def __init__(self, path: Path, tensors: Mapping[str, _Found]) -> None:
+        self.path, self.tensors = path, tensors
+        self.used: set[str] = set()
+
+    def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        found = self.tensors.get(name)
+        if found is None:
+            raise ConvertError(f"{self.path} lacks {name}. Give the whole checkpoint of a HuBERT of the base kind.")
+        if found.shape != shape:
+            raise ConvertError(f"{self.path}: {name} has shape {list(found.shape)}, must be {list(shape)}.")
+        if found.dtype not in _FLOATS:
+            raise ConvertError(f"{self.path}: {name} is {found.dtype}, must be float32, float16 or bfloat16.")
+        array = found.read().astype(np.float32)
+        if not np.isfinite(array).all():
+            raise ConvertError(f"{self.path}: {name} holds NaN or infinity, as a diverged training leaves it.")
+        self.used.add(name)
+        return array
+
+
+def import_hubert(source: str | Path) -> Imported:
+    """Reads a HuBERT that others wrote; nothing that a file names is imported or run.
+
+    Args:
+      source: fairseq's checkpoint (hubert_base_ls960.pt); or Hugging Face's model.safetensors or pytorch_model.bin with
+        its config.json beside it, or the directory of both.
+
+    Raises:
+      ConvertError: unreadable; of another kind (the large ones normalise differently); a tensor that is missing,
+        unknown, of a wrong shape, or not finite.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = _weights_of(path)
+    if path.suffix == ".safetensors" or (path.with_name("config.json").is_file() and path.suffix == ".bin"):
+        dialect, options, tensors = HUGGING_FACE, _read_options(path.with_name("config.json")), _read_tensors(path)
+    else:
+        checkpoint = read_checkpoint(path)
+        dialect, options, tensors = FAIRSEQ, _fairseq_options(checkpoint), _located(checkpoint.tensors)
+        _check_waves_as_they_are(path)
+    config = _config(path, dialect, options)
+    if dialect is HUGGING_FACE and any(name.startswith("hubert.") for name in tensors):
+        # A model with a head: the encoder lies under a name of its own.
+        tensors = {name.removeprefix("hubert."): tensor for name, tensor in tensors.items()}
+    read = _Reader(path, tensors)
+    params = _tree(read, dialect, config)
+    left = sorted(tensors.keys() - read.used)
+    unknown = [name for name in left if not re.fullmatch(dialect.unused, name)]
+    if unknown:
+        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+        raise ConvertError(
+            f"{path} has tensors that the import has no place for: {', '.join(unknown[:8])}{more}. "
+            "Only HuBERTs of the base kind are imported."
+        )
+    count = sum(array.size for array in files.flatten(params).values())
+    read_count = sum(int(np.prod(tensors[name].shape)) for name in read.used)
+    if count != config.num_params or read_count != count + config.position_width:
+        raise ConvertError(
+            f"{path}: {read_count:,} parameters make {count:,}, but a HuBERT of these sizes has {config.num_params:,}."
+        )
+    return Imported(config, params, path, dialect.title, read_count, tuple(left))
+
+
+def _weights_of(directory: Path) -> Path:
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (directory / name).is_file():
+            return directory / name
+    held = ", ".join(sorted(entry.name for entry in directory.iterdir())[:8]) or "nothing"
+    raise ConvertError(
+        f"{directory} holds neither model.safetensors nor pytorch_model.bin (it has {held}). Give the directory of a "
+        "Hugging Face model in one file, or fairseq's checkpoint."
+    )
+
+
+def _read_options(path: Path) -> dict[str, Any]:
+    try:
+        options = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConvertError(f"{path} cannot be read ({error}). It has to lie beside the model's weights.") from error
+    if not isinstance(options, dict):
+        raise ConvertError(f"{path} is no JSON object. Take it from the model's source again.")
+    return options
+
+
+def _located(tensors: Mapping[str, Tensor]) -> dict[str, _Found]:
+    return {name: _Found(tensor.dtype, tensor.shape, tensor.numpy) for name, tensor in tensors.items()}
+
+
+def _read_tensors(path: Path) -> dict[str, _Found]:
+    """Tensors of a model.safetensors or pytorch_model.bin."""
+    if path.suffix == ".bin":
+        state = read_torch_file(path)
+        wrong = [name for name, value in state.items() if not isinstance(value, Tensor)] if state else ["nothing"]
+        if not isinstance(state, dict) or wrong:
+            raise ConvertError(f"{path} is no dict of tensors ({shown(wrong[0])}). Give a pytorch_model.bin.")
+        return _located(state)
+    try:
+        with safetensors.safe_open(path, framework="flax") as file:  # numpy knows no bfloat16
+            loaded = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ConvertError(f"{path} is truncated or damaged ({error}). Copy or download it again.") from error
+    return {name: _Found(array.dtype, array.shape, lambda array=array: array) for name, array in loaded.items()}
+
+
+def _fairseq_options(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The model's options, its list of convolutions spelled out as Hugging Face does."""
+    options = dict(checkpoint.options)
+    text = options.get("conv_feature_layers", "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2")
+    layers: list[tuple[int, ...]] = []
+    for term in re.sub(r"\s", "", text).split("+") if isinstance(text, str) else [""]:
+        match = re.fullmatch(r"\[((?:\(\d{1,6},\d{1,6},\d{1,6}\),?)+)\](?:\*(\d{1,2}))?", term)
+        if not match:
+            raise ConvertError(
+                f"{checkpoint.path}: conv_feature_layers is {shown(text)}, which is not understood. "
+                "Known is a sum of lists such as [(512,3,2)] * 4."
+            )
+        parts = [tuple(map(int, part.split(","))) for part in re.findall(r"\(([^)]*)\)", match[1])]
+        layers += parts * int(match[2] or 1)
+    options |= dict(zip(("conv_dim", "conv_kernel", "conv_stride"), zip(*layers, strict=True), strict=True))
+    return options
+
+
+def _check_waves_as_they_are(path: Path) -> None:
+    """Refuses a model that was trained on waves of mean 0 and variance 1, which its task says and not its model."""
+    node = read_torch_file(path)
+    for key in ("cfg", "task", "normalize"):
+        node = node.get(key) if isinstance(node, dict) else None
+    if node not in (None, False):
+        raise ConvertError(f"{path} was trained on normalised waves (normalize={shown(node)}); spjax does not do that.")
+
+
+def _config(path: Path, dialect: Dialect, options: Mapping[str, Any]) -> HubertConfig:
+    for name, needed in dialect.needed.items():
+        value = options.get(name, needed)
+        if value != needed:
+            raise ConvertError(
+                f"{path} was made with {name}={shown(value)}; spjax computes only {name}={needed!r}, which HuBERTs of "
+                "the base kind have. Such a model cannot be imported."
+            )
+    sizes = {ours: options.get(theirs) for ours, theirs in dialect.sizes.items()}
+    absent = [dialect.sizes[name] for name, value in sizes.items() if value is None]
+    if absent:
+        raise ConvertError(
+            f"{path} does not say its {', '.join(absent)}. Give the whole checkpoint or its config.json."
+        )
+    convs = {name: options.get(name) for name in ("conv_dim", "conv_kernel", "conv_stride")}
+    if not all(isinstance(value, list | tuple) and value for value in convs.values()):
+        raise ConvertError(f"{path} does not say its {', '.join(convs)}. Give its config.json.")
+    dims = convs["conv_dim"]
+    if len(set(map(str, dims))) > 1 or len(dims) != len(convs["conv_kernel"]):
+        raise ConvertError(f"{path}: conv_dim is {shown(tuple(dims))}; spjax computes convolutions of one width.")
+    try:
+        return HubertConfig(
+            conv_dim=dims[0],
+            conv_kernels=tuple(convs["conv_kernel"]),
+            conv_strides=tuple(convs["conv_stride"]),
+            **sizes,
+        )
+    except ValueError as error:
+        raise ConvertError(f"{path}: {error}.") from error
+
+
+def _tree(read: _Reader, dialect: Dialect, config: HubertConfig) -> Params:
+    c, d, f = config.conv_dim, config.dim, config.ffn_dim
+
+    def dense(name: str, rows: int, columns: int, number: int = 0) -> Params:
+        theirs = dialect.names[name].format(number)
+        kernel = read(f"{theirs}.weight", (columns, rows)).T
+        return {"kernel": np.ascontiguousarray(kernel), "bias": read(f"{theirs}.bias", (columns,))}
+
+    def norm(name: str, width: int, number: int = 0) -> Params:
+        theirs = dialect.names[name].format(number)
+        return {"scale": read(f"{theirs}.weight", (width,)), "bias": read(f"{theirs}.bias", (width,))}
+
+    def conv(number: int, width: int) -> Params:
+        kernel = read(f"{dialect.names['conv'].format(number)}.weight", (c, c if number else 1, width))
+        return {"kernel": np.ascontiguousarray(kernel.transpose(2, 1, 0))}
+
+    def layer(number: int) -> Params:
+        tree = {name: dense(name, d, d, number) for name in ("query", "key", "value", "out")}
+        tree |= {"ffn_in": dense("ffn_in", d, f, number), "ffn_out": dense("ffn_out", f, d, number)}
+        return tree | {name: norm(name, d, number) for name in ("attn_norm", "ffn_norm")}
+
+    convs = {str(number): conv(number, width) for number, width in enumerate(config.conv_kernels)}
+    numbers = tqdm(range(config.layers), desc="layers", unit="layer", leave=False, delay=2)
+    return {
+        "conv": convs,
+        "conv_norm": norm("conv_norm", c),
+        "project_norm": norm("project_norm", c),
+        "project": dense("project", c, d),
+        "position": _position(read, dialect, config),
+        "norm": norm("norm", d),
+        "layers": {str(number): layer(number) for number in numbers},
+    }
+
+
+def _position(read: _Reader, dialect: Dialect, config: HubertConfig) -> Params:
+    """The positional convolution, its weight norm (over all but the width) resolved, groups apart."""
+    name, width, groups = dialect.names["position"], config.position_width, config.position_groups
+    part = config.dim // groups
+    spellings = [mix for mix in dialect.mix if f"{name}.{mix[1]}" in read.tensors]
+    magnitude_name, direction_name = (spellings or dialect.mix)[0]
+    magnitude = read(f"{name}.{magnitude_name}", (1, 1, width)).astype(np.float64)
+    direction = read(f"{name}.{direction_name}", (config.dim, part, width)).astype(np.float64)
+    length = np.sqrt(np.square(direction).sum(axis=(0, 1), keepdims=True))
+    if not length.all():
+        raise ConvertError(f"{read.path}: {name}.{direction_name} has a tap of zeros, which no weight norm can scale.")
+    kernel = (direction * (magnitude / length)).astype(np.float32).reshape(groups, part, part, width)  # [G, out, in, k]
+    return {"kernel": np.ascontiguousarray(kernel.transpose(0, 3, 2, 1)), "bias": read(f"{name}.bias", (config.dim,))}

@@ -1,0 +1,452 @@
+"""HuBERT: waves to features, 50 frames a second, up to the layer that is asked for and no further (FACTS.md).
+
+`features` is the model, a pure function of one padded batch in which every utterance gets the features that it has
+alone. `extract` is what one calls: any number of waves of any length, in few shapes and bounded memory.
+
+A wave has C channels per step and T steps in the convolutions, F frames of width D behind them (docs/design.md).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from spjax.models.config import Compute
+from spjax.models.contract import contract
+from spjax.models.hubert_config import HubertConfig
+from spjax.models.unit_lm import EPS, FLOAT32, layer_norm
+from spjax.types import Params
+
+__all__ = ["ChannelNorm", "HubertConfig", "channel_norm", "extract", "features", "place"]
+
+CHUNK = 1_600_000  # samples of a chunk, 100 s: what the reference encodes whole is encoded whole here
+OVERLAP = 160_000  # samples that neighbouring chunks share, 10 s: a kept frame sees 5 s or more on either side
+BATCH_FRAMES = 2048  # frames of a batch, 41 s
+_QUERIES = 512  # frames whose attention is computed at once: bounds the memory of long utterances
+_SEGMENT = 512  # frames whose convolutions are computed at once: bounds their memory likewise
+
+
+class ChannelNorm(NamedTuple):
+    """Statistics of the first convolution's output over all of an utterance's steps, for its group norm.
+
+    Attributes:
+      mean: float32 [..., C]
+      scale: float32 [..., C], 1 / sqrt(variance + eps)
+    """
+
+    mean: Any
+    scale: Any
+
+
+def features(
+    params: Params,
+    config: HubertConfig,
+    waves: jax.Array,
+    lengths: jax.Array,
+    layer: int,
+    *,
+    norm: ChannelNorm | None = None,
+    compute: Compute = FLOAT32,
+) -> jax.Array:
+    """Features of a padded batch; what lies behind an utterance's end changes nothing of its own frames.
+
+    Args:
+      params: the encoder's weights (docs/design.md); layers behind `layer` may be left out.
+      config: its architecture.
+      waves: float32 [B, n], 16 kHz, zero-padded; n at least `config.field`.
+      lengths: int32 [B], samples of each wave.
+      layer: 1 to L, whose output after its final norm is asked for; 0 is the input of the first.
+      norm: [B, C] each, of a longer signal that `waves` are cut from; None takes each wave's own.
+      compute: operand type of matrix products; remat is not used.
+
+    Returns:
+      float32 [B, F, D], F = config.frames(n). Frames from `config.frames(length)` on mean nothing.
+
+    Raises:
+      ValueError: no such layer, or waves shorter than a frame.
+    """
+    _check_layer(config, layer)
+    frames = config.frames(waves.shape[1])
+    if not frames:
+        raise ValueError(f"HuBERT: waves of {waves.shape[1]} samples; a frame takes {config.field}")
+    if norm is None:
+        norm = _measure(params, config, waves, lengths)
+    real = jnp.arange(frames) < ((lengths - config.field) // config.hop + 1)[:, None]
+    x = _convolve(params["conv"], config, waves, frames, norm, params["conv_norm"], compute)
+    x = _dense(params["project"], layer_norm(x, params["project_norm"]), compute)
+    x = jnp.where(real[..., None], x, 0)
+    x = layer_norm(x + _gelu(_position(params["position"], config, x, compute)), params["norm"])
+    for number in range(layer):
+        x = _block(params["layers"][str(number)], config, x, real, compute)
+    return x
+
+
+def _check_layer(config: HubertConfig, layer: int) -> None:
+    if not 0 <= layer <= config.layers:
+        raise ValueError(f"HuBERT: layer {layer} asked for, it has 1 to {config.layers} (0: the input of the first)")
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+    # The exact form. By erf, as jax.nn.gelu's erfc takes five times as long on CPUs.
+    return 0.5 * x * (1 + jax.lax.erf(x * np.float32(0.5**0.5)))
+
+
+def _dense(weights: Params, x: jax.Array, compute: Compute) -> jax.Array:
+    return contract("btd,de->bte", x, weights["kernel"], compute.operand) + weights["bias"]
+
+
+# Convolutions over the wave
+
+
+def _conv(kernel: jax.Array, stride: int, x: jax.Array, operand: jnp.dtype) -> jax.Array:
+    """Convolution with T / stride output steps; those that would need steps behind the end mean nothing.
+
+    As matrix products of blocks of `stride` steps: faster than XLA's convolution on CPUs, and one code on all devices.
+
+    Args:
+      kernel: [k, C_in, C].
+      stride: divides T.
+      x: float32 [B, T, C_in].
+      operand: type of the operands.
+
+    Returns:
+      float32 [B, T / stride, C].
+    """
+    width, channels, _ = kernel.shape
+    blocks = x.reshape(len(x), x.shape[1] // stride, stride * channels)
+
+    def product(x: jax.Array, part: jax.Array) -> jax.Array:
+        return contract("btc,cd->btd", x, part.reshape(-1, part.shape[2]), operand)
+
+    if channels == 1:  # so narrow that gathering a step's whole window costs nothing
+        ahead = [_shift(blocks, number) for number in range(-(-width // stride))]
+        return product(jnp.concatenate(ahead, axis=2)[..., :width], kernel)
+    total = product(blocks, kernel[:stride])
+    for start in range(stride, width, stride):
+        part = kernel[start : start + stride]
+        total += _shift(product(blocks[..., : len(part) * channels], part), start // stride)
+    return total
+
+
+def _shift(x: jax.Array, steps: int) -> jax.Array:
+    """Row t gets what stood in row t + steps; zeros from behind the end."""
+    return jnp.pad(x[:, steps:], ((0, 0), (0, steps), (0, 0)))
+
+
+def _convolve(
+    convs: Params,
+    config: HubertConfig,
+    waves: jax.Array,
+    frames: int,
+    norm: ChannelNorm,
+    affine: Params,
+    compute: Compute,
+) -> jax.Array:
+    """Waves [B, n] to [B, F, C], a segment of frames after the other: each needs its own samples only."""
+    beyond = -(-(config.field - config.hop) // config.hop)  # frames' worth of samples that the last frame reaches over
+
+    def run(waves: jax.Array) -> jax.Array:
+        x = waves[..., None]
+        for number, stride in enumerate(config.conv_strides):
+            # The first has ten multiplications a number: no gain from narrow operands.
+            operand = jnp.dtype(jnp.float32) if number == 0 else compute.operand
+            x = _conv(convs[str(number)]["kernel"], stride, x, operand)
+            if number == 0:
+                x = (x - norm.mean[:, None]) * (norm.scale * affine["scale"])[:, None] + affine["bias"]
+            x = _gelu(x)
+        return x
+
+    segments = -(-frames // _SEGMENT)
+    size = frames if segments == 1 else _SEGMENT
+    samples = (segments * size + beyond) * config.hop
+    waves = jnp.pad(waves, ((0, 0), (0, max(0, samples - waves.shape[1]))))[:, :samples]
+    if segments == 1:
+        return run(waves)[:, :frames]
+
+    def segment(number: jax.Array) -> jax.Array:
+        start = number * size * config.hop
+        return run(jax.lax.dynamic_slice_in_dim(waves, start, (size + beyond) * config.hop, axis=1))[:, :size]
+
+    done = jnp.swapaxes(jax.lax.map(segment, jnp.arange(segments)), 0, 1)
+    return done.reshape(len(waves), -1, config.conv_dim)[:, :frames]
+
+
+def _measure(params: Params, config: HubertConfig, waves: jax.Array, lengths: jax.Array) -> ChannelNorm:
+    """Statistics of each wave of a padded batch, two passes over the first convolution's output."""
+    kernel, stride = params["conv"]["0"]["kernel"], config.conv_strides[0]
+    waves = jnp.pad(waves, ((0, 0), (0, -waves.shape[1] % (128 * stride))))
+    x = _conv(kernel, stride, waves[..., None], kernel.dtype)
+    steps = (lengths - config.conv_kernels[0]) // stride + 1
+    weight = (jnp.arange(x.shape[1]) < steps[:, None]) / jnp.maximum(steps, 1)[:, None]
+    x, weight = (part.reshape(len(x), -1, 128, *part.shape[2:]) for part in (x, weight))
+
+    def average(x: jax.Array) -> jax.Array:
+        # Sums of 128 steps, then of those: a long sum in float32 drifts. As products, since XLA for CPUs is several
+        # times slower to sum over an axis that is not the last.
+        return contract("bst,bstc->bsc", weight, x, jnp.dtype(jnp.float32)).sum(axis=1)
+
+    mean = average(x)
+    return ChannelNorm(mean, jax.lax.rsqrt(average(jnp.square(x - mean[:, None, None])) + EPS))
+
+
+def channel_norm(kernel: np.ndarray, stride: int, wave: np.ndarray) -> ChannelNorm:
+    """The same statistics on the host, in float64 and without the convolution: mean and covariance of its windows tell.
+
+    Args:
+      kernel: [k, 1, C] of the first convolution.
+      stride: its stride.
+      wave: float32 [n], n at least k.
+
+    Returns:
+      [C] each.
+    """
+    weights = np.asarray(kernel, np.float64)[:, 0]
+    windows = np.lib.stride_tricks.sliding_window_view(wave, len(weights))[::stride]
+    origin = wave.mean(dtype=np.float64)  # sums of squares about it lose nothing to a constant offset
+    first, second = np.zeros(len(weights)), np.zeros((len(weights), len(weights)))
+    for start in range(0, len(windows), 1 << 18):
+        part = windows[start : start + (1 << 18)].astype(np.float64) - origin
+        first += part.sum(0)
+        second += part.T @ part
+    center = first / len(windows)
+    covariance = second / len(windows) - np.outer(center, center)
+    variance = np.maximum(np.einsum("kc,kj,jc->c", weights, covariance, weights), 0)
+    mean = (center + origin) @ weights
+    return ChannelNorm(mean.astype(np.float32), (1 / np.sqrt(variance + EPS)).astype(np.float32))
+
+
+# Transformer
+
+
+def _position(weights: Params, config: HubertConfig, x: jax.Array, compute: Compute) -> jax.Array:
+    """Grouped convolution over time, [B, F, D] to [B, F, D], zeros beyond both ends.
+
+    Tap k = inner a + b: windows are gathered over a, products give every b, and the shifted sum over b is left. So
+    neither gathered windows nor products are as large as the whole window would be.
+    """
+    width, groups, part = config.position_width, config.position_groups, config.dim // config.position_groups
+    inner = max(size for size in range(1, 17) if width % size == 0)
+    batch, frames, _ = x.shape
+    steps = frames + inner - 1
+    x = jnp.pad(x, ((0, 0), (width // 2, width - 1 - width // 2), (0, 0))).reshape(batch, -1, groups, part)
+    windows = jnp.stack([x[:, start : start + steps] for start in range(0, width, inner)], axis=3)
+    windows = jnp.moveaxis(windows, 2, 0).reshape(groups, batch * steps, -1)
+    kernel = weights["kernel"].reshape(groups, width // inner, inner, part, part)
+    kernel = jnp.swapaxes(kernel, 2, 3).reshape(groups, -1, inner * part)
+    # float32 operands as in attention: XLA for CPUs has no batched bfloat16 product.
+    products = contract("gsk,gkn->gsn", windows, kernel, jnp.dtype(jnp.float32))
+    products = products.reshape(groups, batch, steps, inner, part)
+    total = sum(products[:, :, b : b + frames, b] for b in range(inner))
+    return jnp.moveaxis(jnp.asarray(total), 0, 2).reshape(batch, frames, -1) + weights["bias"]
+
+
+def _block(weights: Params, config: HubertConfig, x: jax.Array, real: jax.Array, compute: Compute) -> jax.Array:
+    """One post-norm layer, [B, F, D] to [B, F, D]; `real` [B, F] says which frames may be looked at."""
+    query, key, value = (
+        _dense(weights[name], x, compute).reshape(*x.shape[:2], config.heads, config.head_dim)
+        for name in ("query", "key", "value")
+    )
+    mixed = _attend(query * config.head_dim**-0.5, key, value, real).reshape(x.shape)
+    x = layer_norm(x + _dense(weights["out"], mixed, compute), weights["attn_norm"])
+    h = _dense(weights["ffn_out"], _gelu(_dense(weights["ffn_in"], x, compute)), compute)
+    return layer_norm(x + h, weights["ffn_norm"])
+
+
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array, real: jax.Array) -> jax.Array:
+    """Attention among frames, all [B, F, H, Dh], in float32; a block of queries after the other where they are many."""
+    product = functools.partial(contract, dtype=jnp.dtype(jnp.float32))
+
+    def some(query: jax.Array) -> jax.Array:
+        scores = jnp.where(real[:, None, None], product("bqhd,bkhd->bhqk", query, key), jnp.finfo(jnp.float32).min)
+        return product("bhqk,bkhd->bqhd", jax.nn.softmax(scores), value)
+
+    batch, frames, *head = query.shape
+    if frames <= _QUERIES:
+        return some(query)
+    blocks = -(-frames // _QUERIES)
+    query = jnp.pad(query, ((0, 0), (0, blocks * _QUERIES - frames), (0, 0), (0, 0)))
+    mixed = jax.lax.map(some, jnp.swapaxes(query.reshape(batch, blocks, _QUERIES, *head), 0, 1))
+    return jnp.swapaxes(mixed, 0, 1).reshape(batch, -1, *head)[:, :frames]
+
+
+# Any number of waves
+
+
+class _Piece(NamedTuple):
+    """A stretch of a wave that is run as one row, and which of its frames are kept."""
+
+    wave: np.ndarray
+    utterance: int
+    norm: ChannelNorm
+    first: int  # first kept frame
+    last: int  # one behind the last
+
+
+def place(params: Params, layer: int, compute: Compute = FLOAT32) -> Params:
+    """What features up to `layer` need, on the device, kernels in the operand type: `extract` then moves nothing.
+
+    Args:
+      params: the encoder's weights, float32.
+      layer: 0 to L.
+      compute: as `extract` will be given.
+
+    Returns:
+      The tree without the later layers. The convolutions' first kernel and the positional one stay float32.
+    """
+    needed = {**params, "layers": {str(number): params["layers"][str(number)] for number in range(layer)}}
+
+    def put(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        names = [str(entry.key) for entry in path]
+        narrow = names[-1] == "kernel" and names[:2] != ["conv", "0"] and names[0] != "position"
+        return jnp.asarray(leaf, compute.operand if narrow else jnp.float32)
+
+    placed: Params = jax.tree_util.tree_map_with_path(put, needed)
+    return placed
+
+
+_run = jax.jit(features, static_argnames=("config", "layer", "compute"))
+
+
+def extract(
+    params: Params,
+    config: HubertConfig,
+    waves: Sequence[np.ndarray],
+    layer: int,
+    *,
+    batch_frames: int = BATCH_FRAMES,
+    plain_chunks: bool = False,
+    chunk: int = CHUNK,
+    overlap: int = OVERLAP,
+    compute: Compute = FLOAT32,
+    progress: bool = False,
+) -> list[np.ndarray]:
+    """Features of waves of any length, each as if it were encoded alone.
+
+    Waves longer than a chunk are encoded in overlapping chunks, each frame taken from the chunk in which it lies
+    further from the ends, `overlap / 2` samples or more. Group norm statistics are those of the whole wave, so the
+    convolutions agree with those of the whole wave everywhere, and the first layer's input does from 64 frames (half a
+    positional convolution, 1.3 s) off a chunk's ends. Attention sees its chunk alone: what later layers differ by is
+    what attention would have taken from further away.
+
+    Args:
+      params: the encoder's weights; to call it often, as `place` gives them.
+      config: its architecture.
+      waves: float32 [n] each, mono at 16 kHz, n at least `config.field` (400 samples).
+      layer: 1 to L, whose output is asked for; 0 is the input of the first.
+      batch_frames: frames of a batch, padding included (50 a second); a longer chunk is a batch of one.
+      plain_chunks: do as the reference does: chunks are encoded apart, each with its own statistics, and put end to
+        end, so that a frame is lost at every border. A last chunk too short for a frame is left out.
+      chunk: samples of a chunk, 1,600,000 (100 s) by default as in the reference; memory grows with it.
+      overlap: samples that neighbouring chunks share; plain chunks share none.
+      compute: operand type of matrix products. bfloat16 changes units (FACTS.md).
+      progress: show a bar.
+
+    Returns:
+      float32 [F_i, D] each, in the order of `waves`; F_i = config.frames(n_i) unless plain chunks lose some.
+
+    Raises:
+      ValueError: no such layer, a wave that is too short, of another type or not finite, sizes that cannot be.
+    """
+    _check_layer(config, layer)
+    if chunk < config.field or batch_frames < 1:
+        raise ValueError(f"HuBERT: chunk {chunk} must be {config.field} or more, batch_frames {batch_frames} 1 or more")
+    if not plain_chunks and not 0 <= overlap <= chunk // 2:
+        raise ValueError(f"HuBERT: overlap {overlap} must lie between 0 and half of the chunk, {chunk // 2}")
+    for number, wave in enumerate(waves):
+        _check_wave(config, number, wave)
+    params = place(params, layer, compute)
+    kernel = np.asarray(params["conv"]["0"]["kernel"])
+    cut = _plain if plain_chunks else functools.partial(_overlapped, overlap=overlap)
+    pieces = [
+        piece for number, wave in enumerate(waves) for piece in cut(config, kernel, number, np.asarray(wave), chunk)
+    ]
+    found: list[np.ndarray | None] = [None] * len(pieces)
+    bar = tqdm(
+        total=sum(len(piece.wave) for piece in pieces) / 16000,
+        desc=f"HuBERT layer {layer}", unit="s", disable=not progress, file=sys.stderr,
+    )  # fmt: skip
+    with bar:
+        for frames, batch in _batches(config, pieces, batch_frames):
+            rows = [pieces[number] for number in batch]
+            padded = np.zeros((len(rows), (frames - 1) * config.hop + config.field), np.float32)
+            for row, piece in zip(padded, rows, strict=True):
+                # Samples that no frame of the shape reaches are left off: there are fewer than a hop.
+                row[: len(piece.wave)] = piece.wave[: len(row)]
+            lengths = np.asarray([len(piece.wave) for piece in rows], np.int32)
+            norm = ChannelNorm(*(np.stack(parts) for parts in zip(*(piece.norm for piece in rows), strict=True)))
+            done = np.asarray(_run(params, config, padded, lengths, layer, norm=norm, compute=compute))
+            for number, piece, row in zip(batch, rows, done, strict=True):
+                found[number] = row[piece.first : piece.last].copy()
+            bar.update(float(lengths.sum()) / 16000)
+    parts: list[list[np.ndarray]] = [[] for _ in waves]
+    for piece, part in zip(pieces, found, strict=True):
+        if part is not None:
+            parts[piece.utterance].append(part)
+    return [own[0] if len(own) == 1 else np.concatenate(own) for own in parts]
+
+
+def _check_wave(config: HubertConfig, number: int, wave: np.ndarray) -> None:
+    if wave.ndim != 1 or wave.dtype != np.float32:
+        raise ValueError(f"HuBERT: wave {number} is {wave.dtype} {list(wave.shape)}, must be float32 [samples]")
+    if len(wave) < config.field:
+        raise ValueError(
+            f"HuBERT: wave {number} has {len(wave)} samples; the shortest that gives a frame has {config.field}. "
+            "Leave it out or pad it."
+        )
+    if not np.isfinite(wave).all():
+        raise ValueError(f"HuBERT: wave {number} holds NaN or infinity")
+
+
+def _plain(config: HubertConfig, kernel: np.ndarray, utterance: int, wave: np.ndarray, chunk: int) -> Iterator[_Piece]:
+    for start in range(0, len(wave), chunk):
+        part = wave[start : start + chunk]
+        if config.frames(len(part)):
+            norm = channel_norm(kernel, config.conv_strides[0], part)
+            yield _Piece(part, utterance, norm, 0, config.frames(len(part)))
+
+
+def _overlapped(
+    config: HubertConfig, kernel: np.ndarray, utterance: int, wave: np.ndarray, chunk: int, overlap: int
+) -> Iterator[_Piece]:
+    """Chunks of one length; the last is moved back to end where the wave ends."""
+    norm = channel_norm(kernel, config.conv_strides[0], wave)
+    frames, size = config.frames(len(wave)), config.frames(chunk)
+    if len(wave) <= chunk:
+        yield _Piece(wave, utterance, norm, 0, frames)
+        return
+    step = max(1, size - overlap // config.hop)
+    starts = [*range(0, frames - size, step), frames - size]
+    # A border lies in the middle of what two neighbours share.
+    borders = [0, *((a + size + b) // 2 for a, b in itertools.pairwise(starts)), frames]
+    for number, start in enumerate(starts):
+        samples = wave[start * config.hop : (start + size - 1) * config.hop + config.field]
+        yield _Piece(samples, utterance, norm, borders[number] - start, borders[number + 1] - start)
+
+
+def _padded(frames: int) -> int:
+    """The next of 16, 20, 24, 28, 32, 40, 48 ...: four sizes an octave, so few shapes are ever compiled."""
+    if frames <= 16:
+        return 16
+    step = 1 << ((frames - 1).bit_length() - 3)
+    return -(-frames // step) * step
+
+
+def _batches(config: HubertConfig, pieces: Sequence[_Piece], batch_frames: int) -> Iterator[tuple[int, list[int]]]:
+    """(frames to pad to, numbers of pieces): one size together, rows by powers of two, longest first."""
+    by_size: dict[int, list[int]] = {}
+    for number in sorted(range(len(pieces)), key=lambda number: -len(pieces[number].wave)):
+        by_size.setdefault(_padded(config.frames(len(pieces[number].wave))), []).append(number)
+    for frames, numbers in by_size.items():
+        while numbers:
+            limit = min(len(numbers), max(1, batch_frames // frames))
+            rows = 1 << (limit.bit_length() - 1)
+            yield frames, numbers[:rows]
+            numbers = numbers[rows:]

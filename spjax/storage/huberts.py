@@ -1,0 +1,125 @@
+"""A HuBERT on disk: `config.json` beside `model.safetensors` (docs/design.md, Speech to units)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from spjax.models.hubert_config import HubertConfig
+from spjax.storage import files
+from spjax.storage.files import Shape, StorageError
+from spjax.types import Params
+
+FORMAT = "spjax-hubert"
+VERSION = 1
+CONFIG_FILE = "config.json"
+TENSOR_FILE = "model.safetensors"
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(HubertConfig))
+_WAY_OUT = "Take it from its source again, or import it again: `python -m spjax.convert hubert`."
+
+
+def hubert_shapes(config: HubertConfig) -> dict[str, Shape]:
+    """Shape of every tensor of a HuBERT by its path; kernels are [in, out], those of convolutions [width, in, out]."""
+    c, d, f, part = config.conv_dim, config.dim, config.ffn_dim, config.dim // config.position_groups
+    shapes: dict[str, Shape] = {}
+    for number, width in enumerate(config.conv_kernels):
+        shapes[f"conv/{number}/kernel"] = (width, c if number else 1, c)
+    shapes["position/kernel"] = (config.position_groups, config.position_width, part, part)
+    shapes["position/bias"] = (d,)
+    dense = {"project": (c, d)}
+    norms = {"conv_norm": c, "project_norm": c, "norm": d}
+    for number in range(config.layers):
+        dense |= {f"layers/{number}/{name}": (d, d) for name in ("query", "key", "value", "out")}
+        dense |= {f"layers/{number}/ffn_in": (d, f), f"layers/{number}/ffn_out": (f, d)}
+        norms |= {f"layers/{number}/{name}": d for name in ("attn_norm", "ffn_norm")}
+    for name, (rows, columns) in dense.items():
+        shapes |= {f"{name}/kernel": (rows, columns), f"{name}/bias": (columns,)}
+    for name, width in norms.items():
+        shapes |= {f"{name}/scale": (width,), f"{name}/bias": (width,)}
+    return shapes
+
+
+def save_hubert(
+    directory: str | Path,
+    config: HubertConfig,
+    params: Params,
+    name: str,
+    provenance: Mapping[str, Any] | None = None,
+) -> str:
+    """Writes a HuBERT, atomically; one that is already there is replaced.
+
+    Args:
+      directory: where to; parents are made.
+      config: its architecture.
+      params: its weights, float32, as `hubert_shapes` lists them.
+      name: what unit records will call the encoder, such as "hubert_base".
+      provenance: where it comes from, any JSON.
+
+    Returns:
+      Its hash: sha256 (hex) over its tensors.
+
+    Raises:
+      StorageError: tensors that do not fit the config, no name, or a directory with other files in it.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise StorageError(f"a HuBERT to save has the name {name!r}; give one, such as 'hubert_base'.")
+    files.check_tensors(files.described(params), hubert_shapes(config), "HuBERT to save", "Give the whole tree.")
+    identity = files.tree_hash(params)
+    described = {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": name,
+        **dataclasses.asdict(config),
+        "hash": identity,
+        "parameters": config.num_params,
+        "provenance": dict(provenance or {}),
+    }
+    files.write_directory(
+        directory, {CONFIG_FILE: files.json_writer(described), TENSOR_FILE: files.tensor_writer(params)}
+    )
+    return identity
+
+
+def load_hubert(directory: str | Path) -> tuple[HubertConfig, Params, dict[str, Any]]:
+    """Reads a HuBERT and checks every tensor, and all of them against the hash in config.json.
+
+    Args:
+      directory: as written by `save_hubert`.
+
+    Returns:
+      Config; weights, numpy float32 arrays; info: "name", "hash", "parameters" and "provenance".
+
+    Raises:
+      StorageError: files absent, truncated, altered, of a newer format, or tensors that do not fit the config.
+    """
+    directory = Path(directory)
+    path = directory / CONFIG_FILE
+    described = files.read_json(path, FORMAT, VERSION)
+    missing = [name for name in (*_FIELDS, "name", "hash") if name not in described]
+    unknown = sorted(described.keys() - {*_FIELDS, "format", "version", "name", "hash", "parameters", "provenance"})
+    if missing or unknown:
+        parts = [f"lacks {', '.join(missing)}"] if missing else []
+        parts += [f"has unknown {', '.join(unknown)}"] if unknown else []
+        raise StorageError(f"{path} {' and '.join(parts)}. {_WAY_OUT}")
+    sizes = {name: described[name] for name in _FIELDS}
+    try:
+        config = HubertConfig(**{key: tuple(size) if isinstance(size, list) else size for key, size in sizes.items()})
+    except ValueError as error:
+        raise StorageError(f"{path}: {error}. {_WAY_OUT}") from error
+    params = files.read_tensors(directory / TENSOR_FILE, lambda _: hubert_shapes(config))
+    identity = files.tree_hash(params)
+    if identity != described["hash"]:
+        raise StorageError(
+            f"{directory / TENSOR_FILE} has the hash {identity}, but {path} says {described['hash']}: "
+            f"one of the two was altered. {_WAY_OUT}"
+        )
+    info = {
+        "name": described["name"],
+        "hash": identity,
+        "parameters": config.num_params,
+        "provenance": described.get("provenance") or {},
+    }
+    return config, params, info
