@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -30,16 +30,11 @@ from data_pipelines.clips import Clip, Splits
 from data_pipelines.splits import PROTOCOLS, BuildError, check_protocol
 from spjax.tasks import TASKS, Task
 
-if TYPE_CHECKING:
-    import tensorflow_datasets as tfds
-
 VERSION = "1.0.0"  # of what is written: raise it when a listing or the form of an example changes
 
 
-def builder(
-    task: str, raw: epath.PathLike, protocol: str = "paper", data_dir: epath.PathLike | None = None
-) -> tfds.core.GeneratorBasedBuilder:
-    """A TFDS builder of a task of the paper.
+def builder(task: str, raw: epath.PathLike, protocol: str = "paper", data_dir: epath.PathLike | None = None) -> Any:
+    """A TFDS builder (`tfds.core.GeneratorBasedBuilder`) of a task of the paper.
 
     Args:
       task: one of `data_pipelines.builders.CLIPS`.
@@ -60,10 +55,8 @@ def builder(
     )
 
 
-def builder_of(
-    task: Task, splits: Splits, raw: epath.PathLike, data_dir: epath.PathLike | None = None
-) -> tfds.core.GeneratorBasedBuilder:
-    """A TFDS builder of splits that are listed already, such as the user's own (`data_pipelines.manifests`).
+def builder_of(task: Task, splits: Splits, raw: epath.PathLike, data_dir: epath.PathLike | None = None) -> Any:
+    """A TFDS builder of splits that are there already, such as the user's own (`data_pipelines.manifests`).
 
     Args:
       task: what the labels are; its name becomes the data set's.

@@ -79,7 +79,8 @@ def test_missing_labels_and_tales_are_told():
     report = leak_report(TASK, splits, "paper")
     assert report.missing == (("word", "b", "valid"),)
     assert "- valid lacks **b** (word)" in report.markdown()
-    assert not report.told and "Contents of files were not compared." in report.markdown()
+    assert not report.told
+    assert "Contents of files were not compared." in report.markdown()
     told = {
         split: [one._replace(labels=("a" if one.speaker.endswith("0") else "b",)) for one in part]
         for split, part in clean().items()
@@ -100,8 +101,10 @@ def test_command_writes_report_and_manifests(tmp_path: Path, capsys: pytest.Capt
     leaks.main(["--task=ar_sc", f"--raw={tmp_path / 'raw'}", f"--out={tmp_path / 'out'}"])
     printed = capsys.readouterr().out
     assert "# Leaks of ar_sc, protocol paper" in printed
-    assert "**source**, train and test" in printed and "**content**, train and test" in printed
-    assert "**command** by the sampling rate" in printed and "8,000 Hz 120, 48,000 Hz 72" in printed
+    assert "**source**, train and test" in printed
+    assert "**content**, train and test" in printed
+    assert "**command** by the sampling rate" in printed
+    assert "8,000 Hz 120, 48,000 Hz 72" in printed
     assert (tmp_path / "out" / "leaks.md").read_text() == printed.removesuffix("\n")
     assert json.loads((tmp_path / "out" / "leaks.json").read_text())["rates"] == {"8000": 120, "48000": 72}
     assert read_splits(tmp_path / "out").protocol == "paper"

@@ -82,7 +82,7 @@ def test_crops_root_and_spelling(tmp_path: Path):
     path = tmp_path / "crops.csv"
     path.write_text("path,start,duration,word\n" + "\n".join(rows), encoding="utf-8-sig")
     (tmp_path / "audio" / "x").mkdir()
-    task, splits, root = read_user_data(path, tmp_path / "audio")
+    _task, splits, root = read_user_data(path, tmp_path / "audio")
     assert root == str(tmp_path / "audio")
     clips = everything(splits)
     assert {clip.id for clip in clips} >= {"ačiū.wav@0+0.5", "ačiū.wav@0.5", "ačiū.wav@1.25+1"}

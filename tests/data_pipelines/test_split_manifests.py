@@ -81,6 +81,7 @@ def test_damage_is_noticed(out: Path):
 def test_what_is_no_audio_has_a_hash_all_the_same(tmp_path: Path):
     (tmp_path / "a.wav").write_bytes(b"none")
     facts = split_manifests.inspect_files(tmp_path, ["a.wav", "a.wav"])["a.wav"]
-    assert facts[1:] == (4, None, None) and len(facts.sha256) == 64
-    with pytest.raises(BuildError, match="nothing is known of y.flac"):
+    assert facts[1:] == (4, None, None)
+    assert len(facts.sha256) == 64
+    with pytest.raises(BuildError, match=r"nothing is known of y.flac"):
         split_manifests.write_splits(tmp_path / "out", TASK, {"test": SPLITS["test"]}, {"a.wav": facts}, "paper")

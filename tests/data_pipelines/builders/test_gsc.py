@@ -55,7 +55,8 @@ def test_paper_draws_classes_evenly_with_replacement(found):
     assert set(number) == set(TASKS["gsc"].slots[0].labels)
     assert max(number.values()) < 3 * min(number.values())
     again = [clip for clip in paper["train"] if "#" in clip.id]
-    assert again and {clip.id.partition("#")[0] for clip in again} <= {clip.id for clip in paper["train"]}
+    assert again
+    assert {clip.id.partition("#")[0] for clip in again} <= {clip.id for clip in paper["train"]}
     assert all(clip.path == clip.id.partition("#")[0].partition("@")[0] for clip in everything(paper))
 
 
@@ -68,11 +69,13 @@ def test_silences_are_crops_of_a_second(found):
 
 def test_honest_takes_every_clip_once_and_parts_the_noise(found):
     honest = found["honest"]
-    assert not shared(honest, "source") and not shared(honest, "speaker")
+    assert not shared(honest, "source")
+    assert not shared(honest, "speaker")
     assert shared(found["paper"], "source") == {("train", "valid")}
     for split in ("train", "valid"):
         number = Counter(clip.labels[0] for clip in honest[split])
-        assert len(number) == 12 and len(set(number.values())) == 1
+        assert len(number) == 12
+        assert len(set(number.values())) == 1
         assert len({(clip.path, clip.start) for clip in honest[split]}) == len(honest[split])
     assert honest["test"] == found["paper"]["test"]
     assert labels(honest["test"]) == set(TASKS["gsc"].slots[0].labels)
