@@ -31,7 +31,6 @@ TOLERANCE = 0.010  # seconds that a crop may reach beyond the end: lists of crop
 _SCALES = {"i1": (0, 2**7), "u1": (2**7, 2**7), "i2": (0, 2**15), "i4": (0, 2**31)}  # dtype → zero, full scale
 _SCALES |= dict.fromkeys(("f2", "f4", "f8"), (0, 1))
 _BLOCK = 2**20  # samples decoded at once: a header may promise more than memory holds
-_UNKNOWN_FRAMES = 2**63 - 1  # libsndfile: the file does not say
 _UNKNOWN_BYTES = 0x7FFFF000  # and more: what programs that write to a pipe put for a size
 # First bytes of what libsndfile decodes: where it fails on these, they are damaged.
 _KNOWN = (b"RIFF", b"RIFX", b"RF64", b"FORM", b".snd", b"NIST", b"fLaC", b"OggS", b"caff")
@@ -126,7 +125,7 @@ def prepare(array: Any, rate: int) -> Audio:
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
         samples = samples.astype(np.float32)
     samples = (samples - zero) / np.float32(full) if full > 1 else samples
-    return _utterance(samples.reshape(len(samples), -1), _checked_rate(rate, where), where)
+    return _utterance(samples if samples.ndim == 2 else samples[:, None], _checked_rate(rate, where), where)
 
 
 def _utterance(samples: np.ndarray, rate: int, where: str) -> Audio:
@@ -203,7 +202,7 @@ def _decode(file: BinaryIO, where: str, start: float, duration: float | None) ->
         except soundfile.SoundFileError as error:
             raise _damaged(where, error) from error
         # Without a Xing or Info header the length of an MP3 is an estimate.
-        known = sound.frames < _UNKNOWN_FRAMES and (sound.format != "MP3" or b"Xing" in head or b"Info" in head)
+        known = sound.format != "MP3" or b"Xing" in head or b"Info" in head
     if known and len(samples) < count:
         raise AudioError(
             f"{where} is cut off or damaged: {count} samples from {start:g} s are promised, {len(samples)} are there. "

@@ -1,0 +1,159 @@
+"""Pitch on sounds whose pitch is known: values, octaves, voicing, where frames stand, means of segments."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from spjax.speech2unit import prosody
+from spjax.speech2unit.prosody import log_f0, normalise, segment_f0, voiced_mean
+
+CENT = np.log(2) / 1200
+
+
+def voice(f0: np.ndarray | float, seconds: float = 0.6, first: int = 1, tilt: float = 1.0) -> np.ndarray:
+    """Harmonics `first` to 12 of a pitch (Hz, a number or one a sample): float32 [n]."""
+    f0 = np.broadcast_to(f0, np.shape(f0) or (round(seconds * 16_000),))
+    phase = 2 * np.pi * np.cumsum(f0) / 16_000
+    return (0.1 * sum(np.sin(k * phase) / k**tilt for k in range(first, 13))).astype(np.float32)
+
+
+def hiss(samples: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.05, samples).astype(np.float32)
+
+
+@pytest.mark.parametrize("hop", [160, 320])
+@pytest.mark.parametrize("hz", [70, 85, 120, 170, 230, 310, 400, 480])
+def test_steady_pitch(hz, hop):
+    found = log_f0(voice(hz), hop)
+    assert (found.dtype, found.shape) == (np.float32, ((9600 - 400) // hop + 1,))
+    assert np.isfinite(found).all()
+    assert np.abs(found - np.log(hz)).max() < 12 * CENT
+
+
+@pytest.mark.parametrize("hz", [90, 130, 210, 300])
+@pytest.mark.parametrize(
+    "sound",
+    [
+        {"first": 2},  # over the telephone the lowest harmonic is missing
+        {"first": 3},
+        {"tilt": 0.0},  # bright
+        {"tilt": 3.0},  # nearly a sine
+    ],
+    ids=str,
+)
+def test_octaves(hz, sound):
+    found = log_f0(voice(hz, **sound), 320)
+    assert np.abs(found - np.log(hz)).max() < 20 * CENT
+
+
+def test_a_voice_in_noise():
+    wave = voice(140, 1.0)
+    noisy = wave + hiss(len(wave)) * np.float32(wave.std() / 0.05 / 3.16)  # 10 dB
+    found = log_f0(noisy, 320)
+    assert np.isfinite(found).mean() > 0.95
+    assert np.nanmax(np.abs(found - np.log(140))) < 50 * CENT
+
+
+@pytest.mark.parametrize("hop", [160, 320])
+@pytest.mark.parametrize("turn", [1, -1])
+def test_glides_tell_where_frames_stand(hop, turn):
+    hz = np.exp(np.linspace(np.log(110), np.log(240), 32_000))[::turn]
+    found = log_f0(voice(hz), hop)
+    centres = np.arange(len(found)) * hop + 200
+    late = (found - np.log(hz[centres])) / (turn * np.log(240 / 110) / 32_000)  # samples
+    assert abs(np.mean(late[5:-5])) < 40
+    assert np.abs(found - np.log(hz[centres])).max() < 15 * CENT
+
+
+def test_noise_and_silence_are_unvoiced():
+    for seed in range(5):
+        assert np.isnan(log_f0(hiss(16_000, seed), 320)).mean() > 0.95
+    assert np.isnan(log_f0(np.zeros(8000, np.float32), 320)).all()
+
+
+def test_voiced_and_unvoiced_stretches():
+    wave = np.concatenate([voice(120, 0.5), hiss(8000), voice(240, 0.5), np.zeros(8000, np.float32)])
+    found = log_f0(wave, 320)
+    centres = np.arange(len(found)) * 320 + 200
+    stretch = centres // 8000
+    inside = (centres % 8000 > 900) & (centres % 8000 < 7100)
+    for number, hz in ((0, 120), (2, 240)):
+        assert np.nanmax(np.abs(found[inside & (stretch == number)] - np.log(hz))) < 12 * CENT
+        assert np.isfinite(found[inside & (stretch == number)]).all()
+    assert np.isnan(found[inside & (stretch % 2 == 1)]).all()
+
+
+def test_the_shortest_utterance():
+    assert log_f0(voice(150, 0.025), 320).shape == (1,)
+    assert log_f0(hiss(719), 320).shape == (1,)
+    assert log_f0(hiss(720), 320).shape == (2,)
+
+
+def test_long_recordings_are_tracked_in_blocks(monkeypatch):
+    hz = 150 + 40 * np.sin(np.arange(64_000) / 5000)
+    wave = voice(hz)
+    wave[20_000:30_000] = hiss(10_000)
+    whole = log_f0(wave, 160)
+    monkeypatch.setattr(prosody, "_BLOCK", 64)
+    monkeypatch.setattr(prosody, "_CONTEXT", 40)
+    parts = log_f0(wave, 160)
+    assert (np.isnan(parts) == np.isnan(whole)).mean() > 0.99
+    assert np.nanmax(np.abs(parts - whole)) < 12 * CENT
+
+
+@pytest.mark.parametrize(("wave", "hop"), [(hiss(399), 320), (hiss(800).reshape(2, 400), 320), (hiss(800), 0)])
+def test_what_is_no_wave_is_refused(wave, hop):
+    with pytest.raises(ValueError, match="samples or more; hop"):
+        log_f0(wave, hop)
+
+
+def test_means_of_segments():
+    nan = np.nan
+    found = np.array([5.0, 5.2, nan, nan, nan, 4.8, nan, 5.0], np.float32)
+    mean, voiced = segment_f0(found, np.array([2, 3, 0, 2, 1]))
+    assert np.allclose(mean, [5.1, 0, 0, 4.8, 5.0])
+    assert voiced.tolist() == [2, 0, 0, 1, 1]
+    assert (mean.dtype, voiced.dtype) == (np.float32, np.int32)
+    assert voiced_mean(mean, voiced) == pytest.approx(5.0)
+    assert np.allclose(normalise(mean, voiced), [0.1, 0, 0, -0.2, 0], atol=1e-6)
+    assert np.allclose(normalise(mean, voiced, 4.0), [1.1, 0, 0, 0.8, 1.0], atol=1e-6)
+    assert normalise(mean, voiced).dtype == np.float32
+
+
+@given(
+    arrays.arrays(np.float32, st.integers(1, 30), elements=st.sampled_from([4.0, 4.5, 5.5, np.nan])),
+    st.lists(st.integers(0, 8), max_size=10),
+)
+def test_segments_keep_the_mean_of_an_utterance(found, cuts):
+    edges = np.array([0, *sorted(min(cut, len(found)) for cut in cuts), len(found)])
+    mean, voiced = segment_f0(found, np.diff(edges))
+    assert voiced.sum() == np.isfinite(found).sum()
+    if voiced.any():
+        assert voiced_mean(mean, voiced) == pytest.approx(np.nanmean(found.astype(float)), abs=1e-5)
+    less = normalise(mean, voiced)
+    assert np.isfinite(less).all()
+    assert (less[voiced == 0] == 0).all()
+    assert np.dot(less, voiced) == pytest.approx(0, abs=1e-4)
+
+
+def test_an_utterance_without_voice():
+    mean, voiced = segment_f0(np.full(4, np.nan, np.float32), np.array([1, 3]))
+    assert voiced_mean(mean, voiced) == 0
+    assert normalise(mean, voiced).tolist() == [0, 0]
+    assert normalise(mean, voiced, 5.0).tolist() == [0, 0]
+
+
+def test_a_speaker_s_mean_is_over_all_that_was_said():
+    first = segment_f0(np.full(30, np.log(100), np.float32), np.array([10, 20]))
+    second = segment_f0(np.full(10, np.log(200), np.float32), np.array([10]))
+    together = [np.concatenate(parts) for parts in zip(first, second, strict=True)]
+    assert voiced_mean(*together) == pytest.approx(np.log(100) + np.log(2) / 4)
+
+
+def test_durations_of_another_hop_are_refused():
+    with pytest.raises(ValueError, match="durations sum to 5, log f0 has shape \\[4\\]"):
+        segment_f0(np.zeros(4, np.float32), np.array([2, 3]))
