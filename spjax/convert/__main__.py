@@ -1,4 +1,4 @@
-"""`python -m spjax.convert unit_lm|prompt|kmeans SRC OUT`: imports files of the original code."""
+"""`python -m spjax.convert unit_lm|prompt|kmeans|hubert SRC OUT`: imports files of the original code."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from spjax.convert import ConvertError, fairseq, sklearn
-from spjax.storage import StorageError, read_unit_lm, save_kmeans, save_pack, save_unit_lm
+from spjax.convert import ConvertError, fairseq, hubert, sklearn
+from spjax.storage import StorageError, read_unit_lm, save_hubert, save_kmeans, save_pack, save_unit_lm
 from spjax.tasks import TASKS
 
 
@@ -81,7 +81,24 @@ def _parser() -> argparse.ArgumentParser:
     kmeans.add_argument("out", metavar="OUT", type=Path, help="directory to write: card.json and centroids.safetensors")
     kmeans.add_argument("--encoder", metavar="NAME", required=True, help="what made the features it was fitted on")
     kmeans.add_argument("--layer", metavar="N", type=int, help="layer of the encoder; leave out if it has none")
-    for job in (lm, prompt, kmeans):
+
+    encoder = jobs.add_parser(
+        "hubert",
+        help="fairseq or Hugging Face HuBERT -> HuBERT directory",
+        description="Import a HuBERT of the base kind. What features do not depend on (masking, pretraining's targets, "
+        "heads) is left out and named.",
+        epilog="example: python -m spjax.convert hubert hubert_base_ls960.pt huberts/hubert_base_ls960",
+    )
+    encoder.add_argument(
+        "source",
+        metavar="SRC",
+        type=Path,
+        help="fairseq checkpoint; or model.safetensors or pytorch_model.bin of Hugging Face with its config.json beside "
+        "it, or the directory of both",
+    )
+    encoder.add_argument("out", metavar="OUT", type=Path, help="directory to write: config.json and model.safetensors")
+    encoder.add_argument("--name", metavar="NAME", help="what records call the encoder (default: as SRC is called)")
+    for job in (lm, prompt, kmeans, encoder):
         job.add_argument("--force", action="store_true", help="replace what an earlier import wrote to OUT")
     return parser
 
@@ -125,6 +142,18 @@ def _import_kmeans(options: argparse.Namespace) -> None:
     print(f"id {kmeans.id}")
 
 
+def _import_hubert(options: argparse.Namespace) -> None:
+    made = hubert.import_hubert(options.source)
+    name = options.name or hubert.default_name(options.source)
+    provenance = fairseq.provenance(made.source, f"HuBERT ({made.title})")
+    identity = save_hubert(options.out, made.config, made.params, name, provenance)
+    config = made.config
+    sizes = f"{config.layers} layers, dim {config.dim}, {config.heads} heads, ffn {config.ffn_dim}"
+    print(f"{options.out}: HuBERT {name} of {config.num_params:,} parameters ({sizes})")
+    print(f"read {made.read:,} parameters of {made.title}'s; left out: {', '.join(made.unused) or 'nothing'}")
+    print(f"hash {identity}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs an import.
 
@@ -138,7 +167,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if options.out.exists() and not options.force:
             raise ConvertError(f"{options.out} exists. Choose another directory, or replace it with --force.")
-        imports = {"unit_lm": _import_unit_lm, "prompt": _import_prompt, "kmeans": _import_kmeans}
+        imports = {
+            "unit_lm": _import_unit_lm,
+            "prompt": _import_prompt,
+            "kmeans": _import_kmeans,
+            "hubert": _import_hubert,
+        }
         imports[options.job](options)
     except (ConvertError, StorageError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -196,7 +196,7 @@ def import_hubert(source: str | Path) -> Imported:
     path = Path(source)
     if path.is_dir():
         path = _weights_of(path)
-    if path.suffix == ".safetensors" or (path.with_name("config.json").is_file() and path.suffix == ".bin"):
+    if path.suffix in (".safetensors", ".bin"):
         dialect, options, tensors = HUGGING_FACE, _read_options(path.with_name("config.json")), _read_tensors(path)
     else:
         checkpoint = read_checkpoint(path)
@@ -223,6 +223,14 @@ def import_hubert(source: str | Path) -> Imported:
             f"{path}: {read_count:,} parameters make {count:,}, but a HuBERT of these sizes has {config.num_params:,}."
         )
     return Imported(config, params, path, dialect.title, read_count, tuple(left))
+
+
+def default_name(source: str | Path) -> str:
+    """What an imported HuBERT is called unless told: the name of its checkpoint, or of its Hugging Face directory."""
+    path = Path(source).resolve()
+    if path.is_file() and path.stem in ("model", "pytorch_model"):  # as every model's file is called
+        path = path.parent
+    return (path.name if path.is_dir() else path.stem).replace("-", "_")
 
 
 def _weights_of(directory: Path) -> Path:
@@ -254,16 +262,15 @@ def _read_tensors(path: Path) -> dict[str, _Found]:
     """Tensors of a model.safetensors or pytorch_model.bin."""
     if path.suffix == ".bin":
         state = read_torch_file(path)
-        wrong = [name for name, value in state.items() if not isinstance(value, Tensor)] if state else ["nothing"]
-        if not isinstance(state, dict) or wrong:
-            raise ConvertError(f"{path} is no dict of tensors ({shown(wrong[0])}). Give a pytorch_model.bin.")
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise ConvertError(f"{path} is no dict of tensors. Give a pytorch_model.bin.")
         return _located(state)
     try:
         with safetensors.safe_open(path, framework="flax") as file:  # numpy knows no bfloat16
             loaded = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (safetensors.SafetensorError, OSError) as error:
         raise ConvertError(f"{path} is truncated or damaged ({error}). Copy or download it again.") from error
-    return {name: _Found(array.dtype, array.shape, lambda array=array: array) for name, array in loaded.items()}
+    return {name: _Found(array.dtype, array.shape, array.view) for name, array in loaded.items()}
 
 
 def _fairseq_options(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -301,13 +308,13 @@ def _config(path: Path, dialect: Dialect, options: Mapping[str, Any]) -> HubertC
                 f"{path} was made with {name}={shown(value)}; spjax computes only {name}={needed!r}, which HuBERTs of "
                 "the base kind have. Such a model cannot be imported."
             )
-    sizes = {ours: options.get(theirs) for ours, theirs in dialect.sizes.items()}
+    sizes: dict[str, Any] = {ours: options.get(theirs) for ours, theirs in dialect.sizes.items()}
     absent = [dialect.sizes[name] for name, value in sizes.items() if value is None]
     if absent:
         raise ConvertError(
             f"{path} does not say its {', '.join(absent)}. Give the whole checkpoint or its config.json."
         )
-    convs = {name: options.get(name) for name in ("conv_dim", "conv_kernel", "conv_stride")}
+    convs: dict[str, Any] = {name: options.get(name) for name in ("conv_dim", "conv_kernel", "conv_stride")}
     if not all(isinstance(value, list | tuple) and value for value in convs.values()):
         raise ConvertError(f"{path} does not say its {', '.join(convs)}. Give its config.json.")
     dims = convs["conv_dim"]

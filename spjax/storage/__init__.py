@@ -1,4 +1,4 @@
-"""What is kept on disk: unit LMs, HuBERTs, k-means and prompt packs, each a directory of a JSON and a safetensors file."""
+"""What is kept on disk: unit LMs, HuBERTs, k-means and prompt packs: directories of JSON and safetensors files."""
 
 from __future__ import annotations
 

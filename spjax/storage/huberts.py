@@ -104,9 +104,10 @@ def load_hubert(directory: str | Path) -> tuple[HubertConfig, Params, dict[str, 
         parts = [f"lacks {', '.join(missing)}"] if missing else []
         parts += [f"has unknown {', '.join(unknown)}"] if unknown else []
         raise StorageError(f"{path} {' and '.join(parts)}. {_WAY_OUT}")
-    sizes = {name: described[name] for name in _FIELDS}
+    sizes: dict[str, Any] = {name: described[name] for name in _FIELDS}
+    sizes = {name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()}
     try:
-        config = HubertConfig(**{key: tuple(size) if isinstance(size, list) else size for key, size in sizes.items()})
+        config = HubertConfig(**sizes)
     except ValueError as error:
         raise StorageError(f"{path}: {error}. {_WAY_OUT}") from error
     params = files.read_tensors(directory / TENSOR_FILE, lambda _: hubert_shapes(config))

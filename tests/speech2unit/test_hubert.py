@@ -39,7 +39,7 @@ def original(golden: Path) -> tuple[HubertConfig, Params, dict[str, np.ndarray]]
 
 
 def test_golden_layers(original):
-    """Every layer of every wave, one padded batch of 401 to 48,000 samples; the group norm as the device measures it."""
+    """Every layer of every wave, one padded batch of 401 to 48,000 samples; the device measures the group norm."""
     config, params, arrays = original
     waves = [arrays[f"wave_{i}"] for i in range(WAVES)]
     padded = np.stack([np.pad(wave, (0, 48000 - len(wave))) for wave in waves])

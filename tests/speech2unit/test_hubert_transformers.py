@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -39,14 +40,15 @@ def check_every_layer(full: tuple[Any, Imported], samples: int) -> None:
     wave = speechlike(samples, seed=samples)
     expected = peer_layers(model, wave)
     norm = hubert.ChannelNorm(*(x[None] for x in hubert.channel_norm(made.params["conv"]["0"]["kernel"], 5, wave)))
-    # Layer by layer, so that each is computed once.
+    # Layer by layer, so that each is computed once and one program serves all.
+    features, block = jax.jit(hubert.features, static_argnums=(1, 4)), jax.jit(hubert._block, static_argnums=(1, 4))
     real = np.ones((1, made.config.frames(samples)), bool)
     placed = hubert.place(made.params, 12)
-    x = hubert.features(placed, made.config, wave[None], np.asarray([samples]), 0, norm=norm)
+    x = features(placed, made.config, wave[None], np.asarray([samples]), 0, norm=norm)
     assert len(expected) == 13
     for layer, want in enumerate(expected):
         if layer:
-            x = hubert._block(placed["layers"][str(layer - 1)], made.config, x, real, hubert.FLOAT32)
+            x = block(placed["layers"][str(layer - 1)], made.config, x, real, hubert.FLOAT32)
         assert error(np.asarray(x[0]), want) < 1e-4, f"layer {layer}"
 
 

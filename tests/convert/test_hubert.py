@@ -1,0 +1,291 @@
+"""HuBERTs of fairseq and Hugging Face: every spelling gives the same weights, anything else is refused by name."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from spjax.convert import ConvertError
+from spjax.convert.__main__ import main
+from spjax.convert.hubert import FAIRSEQ, HUGGING_FACE, Dialect, import_hubert
+from spjax.models.hubert_config import HubertConfig
+from spjax.storage import files, load_hubert
+from tests.speech2unit.hubert_models import TINY, weights
+
+ROOT = Path(__file__).resolve().parents[2]
+OPTIONS = {
+    "extractor_mode": "default",
+    "layer_norm_first": False,
+    "conv_bias": False,
+    "activation_fn": "gelu",
+    "conv_feature_layers": "[(16,10,5)] + [(16,3,2)] * 4 + [(16, 2, 2)] * 2",
+    "encoder_layers": 2,
+    "encoder_embed_dim": 24,
+    "encoder_ffn_embed_dim": 32,
+    "encoder_attention_heads": 2,
+    "conv_pos": 12,
+    "conv_pos_groups": 4,
+}
+HF_OPTIONS = {
+    "model_type": "hubert",
+    "feat_extract_norm": "group",
+    "do_stable_layer_norm": False,
+    "conv_bias": False,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-05,
+    "conv_dim": [16] * 7,
+    "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
+    "conv_stride": [5, 2, 2, 2, 2, 2, 2],
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "num_conv_pos_embeddings": 12,
+    "num_conv_pos_embedding_groups": 4,
+}
+
+
+def state(dialect: Dialect, spelling: int = 0) -> dict[str, np.ndarray]:
+    """Our tiny weights as a library names, shapes and norms them."""
+    tensors: dict[str, np.ndarray] = {}
+    for path, array in files.flatten(weights()).items():
+        *folders, kind = path.split("/")
+        part, number = (folders[-1], folders[1]) if folders[0] == "layers" else (folders[0], folders[-1])
+        name = dialect.names[part].format(number)
+        if path == "position/kernel":
+            direction = array.transpose(0, 3, 2, 1).reshape(24, 6, 12)
+            magnitude = np.sqrt(np.square(direction).sum((0, 1), keepdims=True))
+            scale = np.linspace(0.5, 2, 12, dtype=np.float32)  # the direction's own length must not matter
+            g, v = dialect.mix[spelling]
+            tensors |= {f"{name}.{g}": magnitude, f"{name}.{v}": np.ascontiguousarray(direction * scale)}
+        else:
+            turned = array.transpose(2, 1, 0) if part == "conv" else array.T
+            tensors[f"{name}.{'bias' if kind == 'bias' else 'weight'}"] = np.ascontiguousarray(turned)
+    return tensors
+
+
+FAIRSEQ_UNUSED = {
+    "mask_emb": np.zeros(24, np.float32),
+    "label_embs_concat": np.zeros((5, 4), np.float32),
+    "final_proj.weight": np.zeros((4, 24), np.float32),
+    "final_proj.bias": np.zeros(4, np.float32),
+}
+MASK = {"masked_spec_embed": np.zeros(24, np.float32)}
+
+
+def hugging_face(folder: Path, tensors: dict[str, np.ndarray], writer: Any = None, **options: Any) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({**HF_OPTIONS, **options}))
+    if writer:
+        writer(folder / "pytorch_model.bin", tensors)
+    else:
+        safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def fairseq_file(tmp_path: Path, torch_writer: SimpleNamespace) -> Any:
+    """A function that writes a fairseq checkpoint of the tiny weights, with these tensors and options changed."""
+
+    def write(change: Any = None, task: dict[str, Any] | None = None, **options: Any) -> Path:
+        tensors = {**state(FAIRSEQ), **FAIRSEQ_UNUSED}
+        if change:
+            change(tensors)
+        kept = {name: value for name, value in {**OPTIONS, **options}.items() if value is not None}
+        cfg = {"model": kept, "task": task or {"normalize": False}}
+        return torch_writer.zip(tmp_path / "tiny.pt", {"args": None, "cfg": cfg, "model": tensors})
+
+    return write
+
+
+def check(made: Any) -> None:
+    assert made.config == TINY
+    expected = files.flatten(weights())
+    found = files.flatten(made.params)
+    assert found.keys() == expected.keys()
+    for path, array in found.items():
+        assert array.dtype == np.float32
+        np.testing.assert_allclose(array, expected[path], rtol=1e-6 * (path == "position/kernel"))
+    assert made.read == TINY.num_params + TINY.position_width
+
+
+def test_fairseq(fairseq_file: Any):
+    made = import_hubert(fairseq_file())
+    check(made)
+    assert made.unused == tuple(sorted(FAIRSEQ_UNUSED))
+
+
+@pytest.mark.parametrize("spelling", [0, 1])
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
+@pytest.mark.parametrize("prefix", ["", "hubert."])
+def test_hugging_face(tmp_path: Path, torch_writer: SimpleNamespace, spelling: int, kind: str, prefix: str):
+    tensors = {f"{prefix}{name}": array for name, array in {**state(HUGGING_FACE, spelling), **MASK}.items()}
+    if prefix:
+        tensors |= {"lm_head.weight": np.zeros((9, 24), np.float32), "lm_head.bias": np.zeros(9, np.float32)}
+    writer = None if kind == "safetensors" else getattr(torch_writer, kind)
+    folder = hugging_face(tmp_path / "model", tensors, writer)
+    made = import_hubert(folder)
+    check(made)
+    assert made.unused == (("lm_head.bias", "lm_head.weight") if prefix else ()) + ("masked_spec_embed",)
+    check(import_hubert(made.source))
+
+
+def test_the_checkpoint_and_its_tensors_are_one(golden: Path):
+    made = import_hubert(golden / "hubert" / "hubert_tiny.pt")
+    arrays = dict(np.load(golden / "hubert" / "hubert_tiny_state.npz"))
+    assert made.config == HubertConfig(conv_dim=32, dim=48, layers=7, heads=4, ffn_dim=96)
+    assert made.read == sum(array.size for name, array in arrays.items() if name not in made.unused)
+    layer = arrays["encoder.layers.6.self_attn.out_proj.weight"]
+    np.testing.assert_array_equal(made.params["layers"]["6"]["out"]["kernel"], layer.T)
+    taps = arrays["feature_extractor.conv_layers.1.0.weight"]
+    np.testing.assert_array_equal(made.params["conv"]["1"]["kernel"][2], taps[:, :, 2].T)
+    direction, magnitude = (arrays[f"encoder.pos_conv.0.weight_{part}"] for part in "vg")
+    kernel = direction * magnitude / np.linalg.norm(direction.reshape(-1, 128), axis=0)
+    # Channel 1 of group 2 gives channel 0 of that group at tap 100.
+    np.testing.assert_allclose(made.params["position"]["kernel"][2, 100, 1, 0], kernel[2 * 3, 1, 100], rtol=1e-6)
+
+
+def test_half_precision_is_widened(tmp_path: Path, fairseq_file: Any, torch_writer: SimpleNamespace):
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        narrow = {name: array.astype(dtype) for name, array in {**state(HUGGING_FACE), **MASK}.items()}
+        want = np.asarray(narrow["encoder.layer_norm.weight"], np.float32)
+        for kind, writer in (("st", None), ("bin", torch_writer.zip)):
+            made = import_hubert(hugging_face(tmp_path / f"{np.dtype(dtype).name}-{kind}", narrow, writer))
+            assert {array.dtype for array in files.flatten(made.params).values()} == {np.dtype(np.float32)}
+            np.testing.assert_array_equal(made.params["norm"]["scale"], want)
+
+    def narrow(tensors: dict[str, np.ndarray]) -> None:
+        tensors.update({name: array.astype(np.float16) for name, array in tensors.items()})
+
+    assert import_hubert(fairseq_file(narrow)).params["norm"]["bias"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"extractor_mode": "layer_norm"}, "made with extractor_mode='layer_norm'; spjax computes only.*'default'"),
+        ({"layer_norm_first": True}, "layer_norm_first=True"),
+        ({"conv_bias": True}, "conv_bias=True"),
+        ({"activation_fn": "relu"}, "activation_fn='relu'"),
+        ({"conv_pos_batch_norm": True}, "conv_pos_batch_norm=True"),
+        ({"encoder_attention_heads": None}, "does not say its encoder_attention_heads"),
+        ({"encoder_attention_heads": 5}, "no multiple of heads 5"),
+        ({"encoder_layers": 3}, r"lacks encoder\.layers\.2\.self_attn\.q_proj\.weight"),
+        ({"encoder_layers": 1}, r"no place for: encoder\.layers\.1\.fc1\.bias"),
+        ({"encoder_ffn_embed_dim": 33}, r"fc1\.weight has shape \[32, 24\], must be \[33, 24\]"),
+        ({"conv_feature_layers": "__import__('os').abort()"}, "conv_feature_layers is .*not understood"),
+        ({"conv_feature_layers": "[(16,10,5)] + [(8,3,2)] * 6"}, "convolutions of one width"),
+        ({"conv_feature_layers": "[(16,10,5)] + [(16,3,2)] * 5"}, "conv_layers.5.0.weight has shape"),
+    ],
+)
+def test_other_architectures_are_refused(fairseq_file: Any, options: dict[str, Any], message: str):
+    path = fairseq_file(**options)
+    with pytest.raises(ConvertError, match=message) as raised:
+        import_hubert(path)
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("encoder.pos_conv.0.weight_g"), "lacks encoder.pos_conv.0.weight_g"),
+        (lambda t: t.pop("layer_norm.bias"), r"lacks layer_norm\.bias"),
+        (lambda t: t.update(quantizer=np.zeros(3, np.float32)), "no place for: quantizer"),
+        (lambda t: t["layer_norm.bias"].fill(np.nan), r"layer_norm\.bias holds NaN"),
+        (lambda t: t["encoder.pos_conv.0.weight_v"][..., 3].fill(0), "weight_v has a tap of zeros"),
+        (lambda t: t.update({"layer_norm.bias": np.zeros(16, np.int64)}), "is int64, must be float32"),
+    ],
+)
+def test_other_tensors_are_refused(fairseq_file: Any, change: Any, message: str):
+    with pytest.raises(ConvertError, match=message):
+        import_hubert(fairseq_file(change))
+
+
+def test_normalised_waves_are_refused(fairseq_file: Any):
+    with pytest.raises(ConvertError, match="normalised waves"):
+        import_hubert(fairseq_file(task={"normalize": True}))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"do_stable_layer_norm": True}, "do_stable_layer_norm=True"),
+        ({"feat_extract_norm": "layer"}, "feat_extract_norm='layer'"),
+        ({"feat_proj_layer_norm": False}, "feat_proj_layer_norm=False"),
+        ({"hidden_act": "gelu_new"}, "hidden_act='gelu_new'"),
+        ({"model_type": "wav2vec2"}, "model_type='wav2vec2'"),
+        ({"layer_norm_eps": 1e-6}, "layer_norm_eps=1e-06"),
+        ({"conv_dim": None}, "does not say its conv_dim"),
+        ({"conv_dim": [16] * 6}, "convolutions of one width"),
+        ({"hidden_size": None}, "does not say its hidden_size"),
+    ],
+)
+def test_other_hugging_face_models_are_refused(tmp_path: Path, options: dict[str, Any], message: str):
+    folder = hugging_face(tmp_path / "model", {**state(HUGGING_FACE), **MASK}, **options)
+    with pytest.raises(ConvertError, match=message):
+        import_hubert(folder)
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path: Path, torch_writer: SimpleNamespace):
+    for value in ([1, 2], {"model": {"x": 1}}):
+        with pytest.raises(ConvertError, match="no dict of tensors"):
+            import_hubert(hugging_face(tmp_path / str(type(value)), value, torch_writer.zip))  # type: ignore[arg-type]
+    folder = hugging_face(tmp_path / "model", state(HUGGING_FACE))
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-5])
+    with pytest.raises(ConvertError, match=r"model\.safetensors is truncated or damaged"):
+        import_hubert(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(ConvertError, match=r"config\.json is no JSON object"):
+        import_hubert(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(ConvertError, match=r"config\.json cannot be read.*beside"):
+        import_hubert(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ConvertError, match="holds neither model.safetensors nor pytorch_model.bin"):
+        import_hubert(folder)
+    with pytest.raises(ConvertError, match="cannot be read"):
+        import_hubert(tmp_path / "absent.pt")
+
+
+def test_command_line(tmp_path: Path, fairseq_file: Any, capsys: pytest.CaptureFixture[str]):
+    source, out = fairseq_file(), tmp_path / "out"
+    main(["hubert", str(source), str(out)])
+    printed = capsys.readouterr().out
+    assert f"HuBERT tiny of {TINY.num_params:,} parameters (2 layers, dim 24, 2 heads, ffn 32)" in printed
+    assert "left out: final_proj.bias, final_proj.weight, label_embs_concat, mask_emb" in printed
+    config, params, info = load_hubert(out)
+    assert config == TINY
+    assert info["name"] == "tiny"
+    assert info["provenance"]["source"] == "tiny.pt"
+    assert info["provenance"]["made_by"] == "HuBERT (fairseq)"
+    assert info["hash"] in printed
+    assert files.tree_hash(params) == info["hash"]
+    with pytest.raises(SystemExit, match="exists"):
+        main(["hubert", str(source), str(out)])
+    main(["hubert", str(source), str(out), "--force", "--name=mine"])
+    assert load_hubert(out)[2]["name"] == "mine"
+    folder = hugging_face(tmp_path / "hubert-base-ls960", {**state(HUGGING_FACE), **MASK})
+    main(["hubert", str(folder / "model.safetensors"), str(tmp_path / "hf")])
+    assert load_hubert(tmp_path / "hf")[2]["name"] == "hubert_base_ls960"
+    assert "of Hugging Face's" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="error: .*extractor_mode"):
+        main(["hubert", str(fairseq_file(extractor_mode="layer_norm")), str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
+
+
+def test_importing_needs_no_torch(fairseq_file: Any):
+    code = (
+        "import sys; from spjax.convert.hubert import import_hubert; import_hubert(sys.argv[1]); "
+        "assert not {'torch', 'transformers', 'fairseq'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(fairseq_file())], cwd=ROOT, check=True, timeout=120)
