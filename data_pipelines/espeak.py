@@ -1,0 +1,139 @@
+"""The voice of the demo: espeak-ng, through the shared library that the package espeakng-loader brings (GPLv3, optional).
+
+The engine keeps its state in globals, so a process has one voice at a time; and it draws its breath noise from a random
+generator of its own, which is seeded before every utterance, so that the same request gives the same samples.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_SYNCHRONOUS = 2  # samples come through the callback, before the call returns
+_RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4  # espeak_PARAMETER
+_UTF8 = 1
+_PATH_LIMIT = 140  # the engine copies its data path into 160 bytes and fails beyond
+# Variants that no listener would call a person's voice, or whose gender is anyone's guess.
+_ODD = re.compile(r"robo|robot|whisper|croak|demonic|tweaky|storm|fast|announcer|klatt|mr serious|uni|ricishay", re.I)
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+
+class SpeechError(ValueError):
+    """The engine is not installed, or does not speak; the message says what to do."""
+
+
+class Manner(NamedTuple):
+    """How something is said: words a minute, pitch and pitch range in 0..99 (50 is the voice's own)."""
+
+    rate: int = 175
+    pitch: int = 50
+    range: int = 50
+
+
+class _Engine(NamedTuple):
+    library: Any
+    samples: list[np.ndarray]
+    rate: int
+    callback: Any  # kept: the library calls it, and Python must not forget it
+
+
+def data_path() -> Path:
+    """The engine's data, on a path short enough for it.
+
+    Raises:
+      SpeechError: espeakng-loader is not installed.
+    """
+    try:
+        import espeakng_loader
+    except ImportError as error:
+        raise SpeechError(
+            "synthesised speech needs espeakng-loader (GPLv3, optional): python -m pip install -r requirements-demo.txt"
+        ) from error
+    path = Path(espeakng_loader.get_data_path())
+    if len(os.fspath(path)) <= _PATH_LIMIT:
+        return path
+    short = Path(tempfile.gettempdir()) / f"spjax-espeak-{os.getuid()}"
+    if not (short / path.name).exists():
+        fresh = Path(tempfile.mkdtemp(prefix="spjax-espeak-"))
+        shutil.copytree(path, fresh / path.name)
+        try:
+            fresh.rename(short)
+        except OSError:  # another process was faster
+            shutil.rmtree(fresh, ignore_errors=True)
+    return short / path.name
+
+
+@functools.cache
+def _engine() -> _Engine:
+    folder = data_path()
+    import espeakng_loader
+
+    library = ctypes.CDLL(espeakng_loader.get_library_path())
+    rate = library.espeak_Initialize(_SYNCHRONOUS, 0, os.fspath(folder.parent).encode(), 0)
+    if rate <= 0:
+        raise SpeechError(f"espeak-ng does not start with the data in {folder}: install espeakng-loader again")
+    samples: list[np.ndarray] = []
+
+    @_Callback
+    def collect(wave: Any, count: int, _: Any) -> int:
+        if wave and count > 0:
+            samples.append(np.ctypeslib.as_array(wave, (count,)).copy())
+        return 0
+
+    library.espeak_SetSynthCallback(collect)
+    return _Engine(library, samples, rate, collect)
+
+
+def sample_rate() -> int:
+    """Samples a second of what `say` returns."""
+    return _engine().rate
+
+
+@functools.cache
+def voices() -> dict[str, tuple[str, ...]]:
+    """Names of the voice variants that sound like a person, "male" and "female", sorted."""
+    found: dict[str, list[str]] = {"male": [], "female": []}
+    for path in sorted((data_path() / "voices" / "!v").iterdir()):
+        gender = re.search(r"^gender\s+(male|female)", path.read_text(encoding="utf-8", errors="replace"), re.M)
+        if gender and not _ODD.search(path.name):
+            found[gender.group(1)].append(path.name)
+    return {gender: tuple(names) for gender, names in found.items()}
+
+
+def say(text: str, language: str, voice: str, manner: Manner = Manner(), seed: int = 0) -> np.ndarray:
+    """Speak a text.
+
+    Args:
+      text: what to say.
+      language: the engine's name of language and accent, such as "en-us" or "lt".
+      voice: one of `voices()`.
+      manner: how.
+      seed: of the breath noise.
+
+    Returns:
+      int16 [n] at `sample_rate()`.
+
+    Raises:
+      SpeechError: the engine is not installed, knows no such voice, or says nothing.
+    """
+    library, samples, _, _ = _engine()
+    if library.espeak_SetVoiceByName(f"{language}+{voice}".encode()) != 0:
+        raise SpeechError(f"espeak-ng knows no voice {voice!r} of language {language!r}")
+    for parameter, value in ((_RATE, manner.rate), (_VOLUME, 100), (_PITCH, manner.pitch), (_RANGE, manner.range)):
+        library.espeak_SetParameter(parameter, value, 0)
+    library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
+    samples.clear()
+    content = text.encode()
+    library.espeak_Synth(content, ctypes.c_size_t(len(content) + 1), 0, 0, 0, _UTF8, None, None)
+    wave = np.concatenate(samples) if samples else np.zeros(0, np.int16)
+    if not wave.any():
+        raise SpeechError(f"espeak-ng says nothing for {text!r} in {language!r} with voice {voice!r}")
+    return wave
