@@ -93,8 +93,8 @@ def _parser() -> argparse.ArgumentParser:
         "source",
         metavar="SRC",
         type=Path,
-        help="fairseq checkpoint; or model.safetensors or pytorch_model.bin of Hugging Face with its config.json beside "
-        "it, or the directory of both",
+        help="fairseq checkpoint; or Hugging Face's model.safetensors or pytorch_model.bin with config.json beside it, "
+        "or the directory of both",
     )
     encoder.add_argument("out", metavar="OUT", type=Path, help="directory to write: config.json and model.safetensors")
     encoder.add_argument("--name", metavar="NAME", help="what records call the encoder (default: as SRC is called)")

@@ -31,7 +31,7 @@ CHUNK = 1_600_000  # samples of a chunk, 100 s: what the reference encodes whole
 OVERLAP = 160_000  # samples that neighbouring chunks share, 10 s: a kept frame sees 5 s or more on either side
 BATCH_FRAMES = 2048  # frames of a batch, 41 s
 _QUERIES = 512  # frames whose attention is computed at once: bounds the memory of long utterances
-_SEGMENT = 512  # frames whose convolutions are computed at once: bounds their memory likewise
+_SEGMENT = 512  # frames of a batch whose convolutions are computed at once: bounds their memory (64 steps a frame)
 
 
 class ChannelNorm(NamedTuple):
@@ -164,8 +164,8 @@ def _convolve(
             x = _gelu(x)
         return x
 
-    segments = -(-frames // _SEGMENT)
-    size = frames if segments == 1 else _SEGMENT
+    segments = -(-frames // max(32, _SEGMENT // len(waves)))
+    size = -(-frames // segments)
     samples = (segments * size + beyond) * config.hop
     waves = jnp.pad(waves, ((0, 0), (0, max(0, samples - waves.shape[1]))))[:, :samples]
     if segments == 1:
@@ -432,21 +432,21 @@ def _overlapped(
 
 
 def _padded(frames: int) -> int:
-    """The next of 16, 20, 24, 28, 32, 40, 48 ...: four sizes an octave, so few shapes are ever compiled."""
+    """The next of 16, 18, 20 ... 32, 36, 40 ... 64, 72 ...: eight sizes an octave, so few shapes are ever compiled."""
     if frames <= 16:
         return 16
-    step = 1 << ((frames - 1).bit_length() - 3)
+    step = 1 << ((frames - 1).bit_length() - 4)
     return -(-frames // step) * step
 
 
 def _batches(config: HubertConfig, pieces: Sequence[_Piece], batch_frames: int) -> Iterator[tuple[int, list[int]]]:
-    """(frames to pad to, numbers of pieces): one size together, rows by powers of two, longest first."""
-    by_size: dict[int, list[int]] = {}
-    for number in sorted(range(len(pieces)), key=lambda number: -len(pieces[number].wave)):
-        by_size.setdefault(_padded(config.frames(len(pieces[number].wave))), []).append(number)
-    for frames, numbers in by_size.items():
-        while numbers:
-            limit = min(len(numbers), max(1, batch_frames // frames))
-            rows = 1 << (limit.bit_length() - 1)
-            yield frames, numbers[:rows]
-            numbers = numbers[rows:]
+    """(frames to pad to, numbers of pieces), longest first; rows by powers of two, the shortest 3/4 of the longest."""
+    lengths = [config.frames(len(piece.wave)) for piece in pieces]
+    order = sorted(range(len(pieces)), key=lambda number: -lengths[number])
+    while order:
+        frames = _padded(lengths[order[0]])
+        limit = order[: max(1, batch_frames // frames)]
+        count = sum(4 * lengths[number] >= 3 * lengths[order[0]] for number in limit)
+        rows = 1 << (count.bit_length() - 1)
+        yield frames, order[:rows]
+        order = order[rows:]

@@ -251,7 +251,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path, torch_writer: Sim
     with pytest.raises(ConvertError, match=r"config\.json cannot be read.*beside"):
         import_hubert(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ConvertError, match="holds neither model.safetensors nor pytorch_model.bin"):
+    with pytest.raises(ConvertError, match="holds neither model"):
         import_hubert(folder)
     with pytest.raises(ConvertError, match="cannot be read"):
         import_hubert(tmp_path / "absent.pt")
@@ -278,7 +278,7 @@ def test_command_line(tmp_path: Path, fairseq_file: Any, capsys: pytest.CaptureF
     main(["hubert", str(folder / "model.safetensors"), str(tmp_path / "hf")])
     assert load_hubert(tmp_path / "hf")[2]["name"] == "hubert_base_ls960"
     assert "of Hugging Face's" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="error: .*extractor_mode"):
+    with pytest.raises(SystemExit, match=r"error: .*extractor_mode"):
         main(["hubert", str(fairseq_file(extractor_mode="layer_norm")), str(tmp_path / "other")])
     assert not (tmp_path / "other").exists()
 
