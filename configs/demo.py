@@ -1,9 +1,10 @@
-"""The whole chain on speech made on the spot: six tasks, one frozen unit LM, one bank of prompts. No download, no account.
+"""The whole chain on speech made on the spot: six tasks, one frozen unit LM, one bank of prompts. Nothing to download.
 
     python -m spjax.main --config=configs/demo.py --workdir=runs/demo
 
-Needs espeakng-loader (requirements-demo.txt). Spoken commands, intents in three slots, language, gender, accent and voice activity; no voice
-speaks in two splits. Units are 100 k-means clusters of MFCC. Everything lands in the work directory.
+Needs espeakng-loader (requirements-demo.txt). Spoken commands, intents in three slots, language, gender, accent and
+voice activity; no voice speaks in two splits. Units are 100 k-means clusters of MFCC. Everything lands in the work
+directory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The voice of the demo: espeak-ng, through the shared library that the package espeakng-loader brings (GPLv3, optional).
+"""The voice of the demo: espeak-ng, by the shared library that the package espeakng-loader brings (GPLv3, optional).
 
 The engine keeps its state in globals, so a process has one voice at a time; and it draws its breath noise from a random
 generator of its own, which is seeded before every utterance, so that the same request gives the same samples.
@@ -36,6 +36,9 @@ class Manner(NamedTuple):
     rate: int = 175
     pitch: int = 50
     range: int = 50
+
+
+PLAIN = Manner()
 
 
 class _Engine(NamedTuple):
@@ -108,7 +111,7 @@ def voices() -> dict[str, tuple[str, ...]]:
     return {gender: tuple(names) for gender, names in found.items()}
 
 
-def say(text: str, language: str, voice: str, manner: Manner = Manner(), seed: int = 0) -> np.ndarray:
+def say(text: str, language: str, voice: str, manner: Manner = PLAIN, seed: int = 0) -> np.ndarray:
     """Speak a text.
 
     Args:

@@ -2,9 +2,9 @@
 
     python -m data_pipelines.synthesize --out=DIR [--train=1200 --valid=200 --test=300]
 
-writes DIR/TASK/{train,valid,test}/NNNNN.wav (16 kHz, mono, 16 bit) and DIR/TASK/clips.jsonl. No voice speaks in two splits, nor
-does a noise sound the same in two. A task's corpus depends on its name, the sizes and the seed alone: each is made in a
-process of its own, since the engine's state outlives an utterance.
+writes DIR/TASK/{train,valid,test}/NNNNN.wav (16 kHz, mono, 16 bit) and DIR/TASK/clips.jsonl. No voice speaks in two
+splits, nor does a noise sound the same in two. A task's corpus depends on its name, the sizes and the seed alone: each
+is made in a process of its own, since the engine's state outlives an utterance.
 """
 
 from __future__ import annotations
@@ -71,11 +71,16 @@ class Line(NamedTuple):
 
 # ---- the tasks: a row, and what an utterance of it says
 
-_COMMANDS = "yes no up down left right on off stop go".split()
-_OTHERS = (
-    "bed bird cat dog happy house marvin sheila tree wow zero one two three four five six seven eight nine bread river "
-    "table yellow music paper window apple garden seven letter morning"
-).split()
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(one.strip() for one in text.split(","))
+
+
+_COMMANDS = _list("yes, no, up, down, left, right, on, off, stop, go")
+_OTHERS = _list(
+    "bed, bird, cat, dog, happy, house, marvin, sheila, tree, zero, one, two, three, four, five, six, seven, eight, "
+    "nine, bread, river, table, yellow, music, paper, window, apple, garden, orange, letter, morning"
+)
 _WHERE = ("kitchen", "bedroom", "washroom")
 _INTENTS: tuple[tuple[str, str, str], ...] = (
     *((action, "lights", place) for action in ("activate", "deactivate") for place in ("none", *_WHERE)),
@@ -102,12 +107,14 @@ _ACCENTS = {
     "american": "en-us", "british": "en-gb-x-rp", "caribbean": "en-029", "lancastrian": "en-gb-x-gbclan",
     "scottish": "en-gb-scotland",
 }  # fmt: skip
-_WHO = "my father,the girl,her brother,our teacher,the farmer,a dancer,the doctor,that woman,the driver,his uncle".split(",")
-_DOES = "took,heard about,asked for,walked past,bought,forgot,carried,turned over,parked near,started,laughed at".split(",")
-_WHAT = (
-    "the water,a new car,the last letter,the old house,a warm bath,the garden path,another dance,the north road,a cup of "
-    "hot coffee,the market,thirty birds,a better idea,the first class,an early start,the corner shop,half a dollar"
-).split(",")
+_WHO = _list(
+    "my father, the girl, her brother, our teacher, the farmer, a dancer, the doctor, that woman, the driver, his uncle"
+)
+_DOES = _list("took, heard about, asked for, walked past, bought, forgot, carried, turned over, laughed at")
+_WHAT = _list(
+    "the water, a new car, the last letter, the old house, a warm bath, the garden path, another dance, the north road,"
+    "a hot coffee, the market, thirty birds, a better idea, the first class, an early start, the corner shop, the park"
+)
 
 
 def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
@@ -308,7 +315,9 @@ def synthesize(out: str | os.PathLike[str], config: SynthesisConfig, tasks: Sequ
 def _check_config(corpus: Path, config: SynthesisConfig) -> None:
     found = json.loads((corpus / "clips.jsonl").read_text().split("\n", 1)[0])
     if found != dataclasses.asdict(config):
-        raise ValueError(f"{corpus} was made with {found}, not {dataclasses.asdict(config)}: remove it, or go elsewhere")
+        raise ValueError(
+            f"{corpus} was made with {found}, not {dataclasses.asdict(config)}: remove it, or go elsewhere"
+        )
 
 
 def clips(corpus: str | os.PathLike[str]) -> Splits:

@@ -334,7 +334,7 @@ def _report(
     mesh = sharding.make_mesh(config.model_parallel)
     flat = masks.flatten(params)
     flat = sharding.place(flat, sharding.shardings(mesh, flat))
-    evaluator = train.evaluator_for(setting, run, test_set, test_ids, mesh)
+    evaluator = train.evaluator_for(lesson, run, test_set, test_ids, mesh)
     log_probs = evaluator.log_probs(flat)[:, test_ids]
     if jax.process_index() > 0:
         return {}

@@ -77,7 +77,18 @@ def main(argv: Sequence[str]) -> None:
     def from_text(task: str, directory: str) -> None:
         import_units(task, os.path.join(str(UNITS.value), task), directory)
 
+    def from_nothing(task: str, directory: str) -> None:
+        demo.records(workdir, os.path.dirname(directory), config.task.split(","), SynthesisConfig(**config.synthesis))
+
     importer = from_text if UNITS.value else None
+    if "synthesis" in config:
+        from data_pipelines import demo
+        from data_pipelines.synthesize import SynthesisConfig
+
+        config.data, config.lm, config.pretraining.data = (
+            os.path.join(workdir, place) for place in (config.data, config.lm, config.pretraining.data)
+        )
+        importer = from_nothing
     command = "python -m spjax.main " + shlex.join(sys.argv[1:])
     if UNITS.value and not os.path.isdir(UNITS.value):
         sys.exit(f"error: --units={UNITS.value} is no folder: give the one that holds TASK/train.txt and so on")
@@ -86,6 +97,8 @@ def main(argv: Sequence[str]) -> None:
         if config.job == "prompt" and not os.path.exists(config.lm):
             _pretrain_first(config, importer)
         jobs.run(config, workdir, importer, command)
+        if "synthesis" in config and jax.process_index() == 0:
+            print("\n" + demo.show(workdir, config.lm, config.task.split(",")))
     except (ValueError, OSError, DivergedError) as error:
         sys.exit(f"error: {error}")
     except Interrupted as stop:

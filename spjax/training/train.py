@@ -192,33 +192,39 @@ def make_update(setting: Setting, tx: Any, verbalizers: Sequence[Verbalizer] = (
     return update
 
 
+@functools.lru_cache(maxsize=32)
+def _compiled(setting: Setting) -> tuple[Any, Any]:
+    """Of (flat parameters, batch): scores of every combination; and summed loss with its count, [2, N]."""
+    common: dict[str, Any] = {"config": setting.config, "compute": setting.compute}
+    spoken = setting.verbalizer
+
+    @jax.jit
+    def answer(flat: masks.Flat, batch: Batch) -> jax.Array:
+        params = masks.unflatten(flat)
+        return decode.score(params["lm"], params["prompt"], batch, setting.tree, verbalizer=spoken, **common)
+
+    @jax.jit
+    def measure(flat: masks.Flat, batch: Batch) -> jax.Array:
+        params = masks.unflatten(flat)
+        each = losses.member_losses(
+            params["lm"], params["prompt"], batch, None,
+            loss=setting.loss, prompt=setting.prompt, verbalizers=[spoken], **common,
+        )  # fmt: skip
+        whole = setting.loss.kind == "reference"
+        size = (batch.source_length + spoken.steps + 2 if whole else 1) * batch.weight
+        count = size.reshape(len(each), -1).sum(axis=1)
+        return jnp.stack([each * count, count])
+
+    return answer, measure
+
+
 class Evaluator:
     """Valid or test scores of a bank of one task: every utterance answered by every member."""
 
     def __init__(self, setting: Setting, units: UnitSet, plan: list[planning.Step], members: int, mesh: Any) -> None:
         """`plan`: an unshuffled plan over the split for one member."""
         self._setting, self._units, self._plan, self._members, self._mesh = setting, units, plan, members, mesh
-        common: dict[str, Any] = {"config": setting.config, "compute": setting.compute}
-        spoken = setting.verbalizer
-
-        @jax.jit
-        def answer(flat: masks.Flat, batch: Batch) -> jax.Array:
-            params = masks.unflatten(flat)
-            return decode.score(params["lm"], params["prompt"], batch, setting.tree, verbalizer=spoken, **common)
-
-        @jax.jit
-        def measure(flat: masks.Flat, batch: Batch) -> jax.Array:
-            params = masks.unflatten(flat)
-            each = losses.member_losses(
-                params["lm"], params["prompt"], batch, None,
-                loss=setting.loss, prompt=setting.prompt, verbalizers=[spoken], **common,
-            )  # fmt: skip
-            whole = setting.loss.kind == "reference"
-            size = (batch.source_length + spoken.steps + 2 if whole else 1) * batch.weight
-            count = size.reshape(len(each), -1).sum(axis=1)
-            return jnp.stack([each * count, count])
-
-        self._answer, self._measure = answer, measure
+        self._answer, self._measure = _compiled(setting)
 
     def _batches(self, what: str) -> Iterator[Batch]:
         host, hosts = jax.process_index(), jax.process_count()
@@ -326,7 +332,7 @@ def train(
         for batch in loader.prefetch(loader.batches(train_set, plan(epoch), start, host, hosts)):
             yield sharding.shard_rows(mesh, batch), int(batch.weight.sum()) * hosts
 
-    evaluators = [evaluator_for(lesson.setting, run, lesson.valid_set, lesson.valid_ids, mesh) for lesson in lessons]
+    evaluators = [evaluator_for(lesson, run, lesson.valid_set, lesson.valid_ids, mesh) for lesson in lessons]
 
     def scores(flat: masks.Flat, lesson: Lesson, evaluator: Evaluator, epoch: int) -> dict[str, np.ndarray]:
         """[own] each: "metric", "loss" where it is asked for, and "score", of which more is better."""
@@ -397,13 +403,18 @@ def _keep_best(state: dict[str, Any], epoch: int, score: np.ndarray, patience: i
     return {**state, **sharding.place(changed, {name: where[name] for name in changed})}
 
 
-def evaluator_for(setting: Setting, run: TrainConfig, units: UnitSet, ids: np.ndarray, mesh: Any) -> Evaluator:
-    """An evaluator of utterances `ids` of a split for the run's bank."""
+def evaluator_for(lesson: Lesson, run: TrainConfig, units: UnitSet, ids: np.ndarray, mesh: Any) -> Evaluator:
+    """An evaluator of utterances `ids` of a split for the members of a lesson.
+
+    It has the buckets of the lesson's train split, and one more where an utterance is longer: splits share programs.
+    """
     lengths = units.lengths
     multiple = math.gcd(8, run.eval_rows)
+    edges = planning.buckets(lesson.train_set.lengths[lesson.train_ids], run.buckets)
+    longest = math.ceil(lengths[ids].max() / 8) * 8
+    edges += (longest,) if longest > edges[-1] else ()
     plan = planning.plan(
-        lengths, seed=0, epoch=0, buckets=planning.buckets(lengths[ids], run.buckets), ids=ids, shuffle=False,
-        max_rows=run.eval_rows, row_multiple=multiple,
-        max_tokens=max(run.max_tokens, multiple * math.ceil(lengths.max() / 8) * 8),
+        lengths, seed=0, epoch=0, buckets=edges, ids=ids, shuffle=False, max_rows=run.eval_rows, row_multiple=multiple,
+        max_tokens=max(run.max_tokens, multiple * edges[-1]),
     )  # fmt: skip
-    return Evaluator(setting, units, plan, len(run.seeds), mesh)
+    return Evaluator(lesson.setting, units, plan, len(run.seeds), mesh)

@@ -261,7 +261,8 @@ def test_each_member_keeps_its_best_and_stops_by_its_own_patience(scores: list[l
 
 
 def _evaluator(run: train.TrainConfig, setting: train.Setting = SETTING) -> train.Evaluator:
-    return train.evaluator_for(setting, run, VALID, np.arange(24), sharding.make_mesh())
+    lesson = train.Lesson(setting, TRAIN, np.arange(80), VALID, np.arange(24), train.exact_match)
+    return train.evaluator_for(lesson, run, VALID, np.arange(24), sharding.make_mesh())
 
 
 def test_scores_do_not_depend_on_batches_or_on_the_bank() -> None:

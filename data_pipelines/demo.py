@@ -1,0 +1,86 @@
+"""The embedded default: speech made on the spot, its unit records, and what trained prompts say of some recordings.
+
+A job whose config has `synthesis` (configs/demo.py) is given its unit records by `records`, and ends with `show`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipelines import synthesize
+from data_pipelines.extract import Wanted, extract_all
+from data_pipelines.fit_kmeans import fit_kmeans
+from spjax.serving.classify import classify_units, load_prompt, load_unit_lm
+from spjax.speech2unit.encoder import encode, load_encoder
+from spjax.storage import save_kmeans
+from spjax.tasks import Task
+
+ENCODER = "mfcc"
+CLUSTERS = 100
+FITTED_ON = 1500  # train recordings that k-means sees, of all tasks together: 200,000 frames
+
+
+def records(workdir: str, data: str, tasks: Sequence[str], config: synthesize.SynthesisConfig) -> None:
+    """Make the tasks' unit records in DATA/TASK, of speech in WORKDIR/speech and centroids in WORKDIR/kmeans.
+
+    What is there is kept, so that a run that was stopped goes on.
+
+    Raises:
+      SpeechError: espeak-ng is not installed.
+      ValueError: speech of another config is in the way.
+    """
+    speech, centroids = Path(workdir) / "speech", Path(workdir) / "kmeans"
+    synthesize.synthesize(speech, config, tasks)
+    splits = {name: synthesize.clips(speech / name) for name in tasks}
+    if not centroids.exists():
+        seen = [clip._replace(path=f"{name}/{clip.path}") for name in tasks for clip in splits[name]["train"]]
+        described = "synthesised speech: " + ", ".join(tasks)
+        encoder = load_encoder(ENCODER)
+        fitted = fit_kmeans(seen, speech, encoder, utterances=FITTED_ON, clusters=CLUSTERS, described=described)
+        save_kmeans(centroids, fitted)
+    notes = ("speech synthesised by espeak-ng",)
+    wanted = [
+        Wanted(synthesize.TASKS[name], splits[name], speech / name, os.path.join(data, name), notes=notes)
+        for name in tasks
+        if not os.path.exists(os.path.join(data, name))
+    ]
+    extract_all(wanted, encoder=ENCODER, kmeans=centroids)
+
+
+def show(workdir: str, lm: str, tasks: Sequence[str], each: int = 2) -> str:
+    """Classify a few test recordings of every task, from the wave on, and say with which probabilities.
+
+    Returns:
+      Lines of text, which WORKDIR/examples.md holds too.
+    """
+    speech, model = Path(workdir) / "speech", load_unit_lm(lm)
+    encoder = load_encoder(ENCODER, str(Path(workdir) / "kmeans"))
+    lines = []
+    for name in tasks:
+        pack = load_prompt(_best_pack(Path(workdir) / name))
+        clips = synthesize.clips(speech / name)["test"][:each]
+        units = [encode(speech / name / clip.path, encoder).units.tolist() for clip in clips]
+        for clip, answer in zip(clips, classify_units(model, pack, units), strict=True):
+            lines.append(_told(synthesize.TASKS[name], str(speech / name / clip.path), clip.labels, answer))
+    text = "\n".join(["| recording | is | heard as (probability) |", "|---|---|---|", *lines, ""])
+    Path(workdir, "examples.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def _best_pack(task: Path) -> str:
+    """The pack of the seed that was best on valid."""
+    results = json.loads((task / "results.json").read_text())
+    sign = -1 if results["lower_is_better"] else 1
+    best = max(results["members"], key=lambda member: sign * member["best_valid"])
+    return str(task / "packs" / f"seed_{best['seed']}")
+
+
+def _told(task: Task, path: str, labels: tuple[str, ...], answer: Mapping[str, Any]) -> str:
+    said = [answer["labels"][slot.name] for slot in task.slots]
+    shares = [answer["probabilities"][slot.name][label] for slot, label in zip(task.slots, said, strict=True)]
+    heard = ", ".join(f"{label} ({share:.2f})" for label, share in zip(said, shares, strict=True))
+    return f"| {path} | {', '.join(labels)} | {heard}{'' if tuple(said) == labels else ' ✗'} |"
