@@ -28,7 +28,9 @@ import json
 import logging
 import os
 import shlex
+import signal
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -189,13 +191,19 @@ def extract_all(
             notes=[*one.notes, *_write_report(one, reasons)],
         )
         cards.append(card)
-        for old in one.out.parent.glob(f".{one.out.name}.parts-*"):  # also of runs with other settings, given up
-            old.rmtree(missing_ok=True)
+        for place in one.out.parent.iterdir():  # also of runs with other settings, given up
+            if place.name.startswith(f".{one.out.name}.parts-"):
+                place.rmtree(missing_ok=True)
     return cards
 
 
 def build_pipeline(
-    todo: Sequence[tuple[str, int]], runner: str = LOCAL, workers: int = 1, options: Sequence[str] = ()
+    todo: Sequence[tuple[str, int]],
+    runner: str = LOCAL,
+    workers: int = 1,
+    options: Sequence[str] = (),
+    *,
+    pids: str = "",
 ) -> Any:
     """The pipeline that makes parts of jobs; its result is files. Nothing is run.
 
@@ -205,6 +213,7 @@ def build_pipeline(
         by that name would first try to fetch a program from the network.
       workers: processes of the DirectRunner.
       options: of Beam, as flags.
+      pids: a directory in which each process of the DirectRunner leaves a file with its number for a name.
 
     Returns:
       An `apache_beam.Pipeline`.
@@ -218,7 +227,7 @@ def build_pipeline(
     try:
         if runner == LOCAL:
             settings = PipelineOptions([f"--direct_num_workers={workers}", *options])
-            pipeline = beam.Pipeline(runner=_local_runner(), options=settings)
+            pipeline = beam.Pipeline(runner=_local_runner(pids), options=settings)
         else:
             pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={runner}", *options]))
     except (ValueError, ImportError) as error:
@@ -228,14 +237,15 @@ def build_pipeline(
     return pipeline
 
 
-def _local_runner() -> Any:
+def _local_runner(pids: str) -> Any:
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
     from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
     root = shlex.quote(str(Path(__file__).resolve().parents[1]))
-    command = f"PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}} exec {shlex.quote(sys.executable)}"
-    worker = SubprocessSDKEnvironment.from_command_string(f"{command} -m data_pipelines.beam_worker")
-    return FnApiRunner(default_environment=worker)
+    known = f": > {shlex.quote(pids)}/$$; " if pids else ""
+    path = f"PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}"
+    command = f"{known}{path} exec {shlex.quote(sys.executable)} -m data_pipelines.beam_worker"
+    return FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
 
 
 # ---- making the parts
@@ -264,13 +274,9 @@ def _make_parts(
     state = ""
     if todo:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        with _progress(jobs), _quiet_beam():
-            pipeline = build_pipeline(todo, runner, min(workers or cores, len(todo)), options)
-            try:
-                state = pipeline.run().wait_until_finish()
-            except Exception as error:  # whatever a runner raises: it holds the worker's own words
-                last = (str(error).strip() or repr(error)).splitlines()[-1]
-                raise ExtractError(f"a worker of {runner} failed: {last}. What was done is kept.") from error
+        with _progress(jobs), _quiet_beam(), tempfile.TemporaryDirectory() as pids:
+            pipeline = build_pipeline(todo, runner, min(workers or cores, len(todo)), options, pids=pids)
+            state = _run(pipeline, runner, Path(pids))
     found = [
         {number: parts.read_part(parts.part_path(folder, number)) for number in sorted(parts.parts_there(folder))}
         for _, folder in jobs
@@ -282,6 +288,54 @@ def _make_parts(
             f"others are kept. Look into the log of {runner} and give the same command again."
         )
     return found
+
+
+def _run(pipeline: Any, runner: str, pids: Path) -> str:
+    """Runs a pipeline to its end, and returns the state it ended in.
+
+    Beam waits for ever for a worker that was killed, so that is looked for here.
+
+    Raises:
+      ExtractError: a worker failed.
+    """
+    ended: list[Any] = []
+
+    def run() -> None:
+        try:
+            ended.append(pipeline.run().wait_until_finish())
+        except Exception as error:  # whatever a runner raises: it holds the worker's own words
+            ended.append(error)
+
+    thread = threading.Thread(target=run, name="pipeline", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            workers = [int(path.name) for path in pids.iterdir()]
+            thread.join(POLL_SECONDS)
+            dead = [pid for pid in workers if not _signal(pid, 0)]
+            if dead and thread.is_alive():
+                thread.join(10 * POLL_SECONDS)  # the first that ends may be through before the pipeline says so
+                if thread.is_alive():
+                    raise ExtractError(
+                        "a worker was killed, maybe for want of memory: try again with fewer --workers. What was done "
+                        "is kept: the same command goes on from there."
+                    )
+    finally:
+        for path in pids.iterdir() if thread.is_alive() else ():
+            _signal(int(path.name), signal.SIGKILL)
+    if isinstance(ended[0], Exception):
+        last = (str(ended[0]).strip() or repr(ended[0])).splitlines()[-1]
+        raise ExtractError(f"a worker of {runner} failed: {last}. What was done is kept.") from ended[0]
+    return str(ended[0])
+
+
+def _signal(pid: int, number: int) -> bool:
+    """Sends a signal to one of our processes; False if it is no more."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

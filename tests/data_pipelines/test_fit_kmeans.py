@@ -1,0 +1,148 @@
+"""A k-means from the command line: what it is fitted on, and that this is told and repeatable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from data_pipelines import extract as extraction
+from data_pipelines.clips import Clip, Splits
+from data_pipelines.fit_kmeans import fit_kmeans, main
+from spjax.data.records import load_card
+from spjax.speech2unit import kmeans as clustering
+from spjax.speech2unit.audio import AudioError, read_audio
+from spjax.speech2unit.encoder import Encoder, load_encoder
+from spjax.storage import load_kmeans
+from tests.data_pipelines.corpus import TASK, make_corpus, tone
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("raw")
+
+
+@pytest.fixture(scope="module")
+def splits(raw) -> Splits:
+    return make_corpus(raw, {"train": 40, "test": 5})
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return load_encoder("mfcc")
+
+
+@pytest.fixture
+def folders(tmp_path) -> Path:
+    """A folder a class."""
+    for number in range(40):
+        folder = tmp_path / "words" / ("high" if number % 2 else "low")
+        folder.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / f"{number}.wav", tone(number, 0.3, 16000), 16000)
+    return tmp_path / "words"
+
+
+def test_fits_what_was_drawn_in_the_order_drawn(raw, splits, encoder):
+    found = fit_kmeans(splits["train"], raw, encoder, clusters=8, utterances=20, seed=3, described="toy")
+    again = fit_kmeans(splits["train"][::-1], raw, encoder, clusters=8, utterances=20, seed=3)
+    assert found.id == again.id
+    assert found.id != fit_kmeans(splits["train"], raw, encoder, clusters=8, utterances=20, seed=4).id
+    told = found.card["fitted_on"]
+    assert (told["data"], told["split"], told["utterances"], told["seed"], told["refused"]) == (
+        "toy",
+        "train",
+        20,
+        3,
+        0,
+    )
+    assert (found.card["encoder"], found.card["layer"]) == ("mfcc", None)
+    from data_pipelines.splits import shuffled
+
+    drawn = shuffled(sorted(splits["train"], key=lambda clip: clip.id), 3)[:20]
+    waves = [read_audio(raw / clip.path, clip.start, clip.duration).wave for clip in drawn]
+    alone = clustering.fit([encoder.features([wave])[0] for wave in waves], 8, seed=3, card=found.card)
+    np.testing.assert_allclose(alone.centroids, found.centroids, atol=1e-5)
+    assert told["frames"] == alone.card["fitted_on"]["frames"]
+
+
+def test_every_pass_reads_them_again(raw, splits, encoder):
+    twice = fit_kmeans(splits["train"], raw, encoder, clusters=8, passes=2)
+    once = fit_kmeans(splits["train"], raw, encoder, clusters=8)
+    assert twice.card["fitted_on"]["frames"] == once.card["fitted_on"]["frames"]
+    assert twice.id != once.id
+
+
+def test_bad_files_stop_it_or_are_counted(raw, splits, encoder, capsys):
+    clips = [*splits["train"], Clip("x", "nowhere.wav", ("low", "none"))]
+    with pytest.raises(AudioError, match=r"nowhere\.wav does not exist"):
+        fit_kmeans(clips, raw, encoder, clusters=8)
+    found = fit_kmeans(clips, raw, encoder, clusters=8, on_error="skip")
+    assert found.card["fitted_on"]["refused"] == 1
+    assert "nowhere.wav" in capsys.readouterr().err
+
+
+def test_command_line(tmp_path, folders, capsys):
+    flags = [f"--folders={folders}", "--encoder=log_mel", "--clusters=6", "--utterances=12", f"--out={tmp_path / 'km'}"]
+    main(flags)
+    kmeans = load_kmeans(tmp_path / "km")
+    assert kmeans.centroids.shape == (6, 80)
+    assert kmeans.card["fitted_on"]["data"] == "words"
+    assert kmeans.card["fitted_on"]["utterances"] == 12
+    assert "6 centroids of" in capsys.readouterr().out
+    main(flags)
+    assert "is kept" in capsys.readouterr().out
+    assert load_kmeans(tmp_path / "km").id == kmeans.id
+    for other in ("--seed=1", "--clusters=7", "--encoder=mfcc", "--utterances=13"):
+        with pytest.raises(SystemExit, match="fitted in another way"):
+            main([*flags, other])
+    with pytest.raises(SystemExit, match=r"error: .*is no folder"):
+        main(["--folders=nowhere", "--encoder=mfcc", f"--out={tmp_path / 'no'}"])
+    with pytest.raises(SystemExit, match="neither mfcc nor log_mel"):
+        main([f"--folders={folders}", "--encoder=whisper", f"--out={tmp_path / 'no'}"])
+
+
+def test_extraction_fits_one_first_and_keeps_it(tmp_path, folders, capsys):
+    flags = [
+        f"--folders={folders}",
+        "--encoder=mfcc",
+        "--clusters=9",
+        f"--out={tmp_path / 'u'}",
+        "--runner=FnApiRunner",
+    ]
+    extraction.main(flags)
+    card = load_card(tmp_path / "u")
+    kmeans = load_kmeans(tmp_path / "u-kmeans")
+    assert (card.kmeans, card.vocabulary) == (kmeans.id, 9)
+    assert kmeans.card["fitted_on"]["utterances"] == card.counts["train"] == 32
+    assert card.task.slots[0].labels == ("high", "low")
+    capsys.readouterr()
+    extraction.main([*flags, "--overwrite"])
+    assert "is kept" in capsys.readouterr().out
+
+
+def test_flags_that_do_not_go_together(tmp_path, folders):
+    out = f"--out={tmp_path / 'u'}"
+    for flags, says in (
+        (["--task=lt_sc", "--encoder=mfcc", out], "--task needs --raw"),
+        (["--task=nothing", "--raw=.", "--encoder=mfcc", out], "unknown task 'nothing'"),
+        ([f"--manifest={folders}", "--encoder=mfcc", out], "--manifest takes a CSV"),
+        ([f"--folders={folders}", "--encoder=mfcc", out, "--clusters=5000"], "fewer than"),
+    ):
+        with pytest.raises(SystemExit, match=says):
+            main(flags)
+
+
+def test_splits_written_down_are_taken_as_they_are(tmp_path, raw, splits):
+    from data_pipelines.split_manifests import inspect_files, write_splits
+
+    files = inspect_files(raw, [clip.path for clips in splits.values() for clip in clips])
+    write_splits(tmp_path / "splits", TASK, splits, files, "honest")
+    flags = [f"--splits={tmp_path / 'splits'}", f"--raw={raw}", "--encoder=mfcc", "--clusters=5"]
+    extraction.main([*flags, f"--out={tmp_path / 'u'}", "--runner=FnApiRunner"])
+    card = load_card(tmp_path / "u")
+    assert card.task == TASK
+    assert card.counts == {"train": 44, "test": 5}
+    assert set(card.sources) == {"train.jsonl", "test.jsonl", "train clips", "test clips"}
+    assert card.notes == ("protocol: honest",)
