@@ -141,6 +141,8 @@ def extract_all(
       RecordError: no clip of a split can be used.
       ValueError: the encoder or its k-means cannot be used.
     """
+    if not wanted:
+        return []
     if runner != LOCAL and workers is not None:
         raise ExtractError(f"workers are the {LOCAL}'s: tell {runner} by its own option, after --")
     encoder, kmeans = _absolute(encoder) if epath.Path(encoder).is_dir() else encoder, _absolute(kmeans)

@@ -1,0 +1,130 @@
+"""Speech to unit records: the Beam pipeline with one worker and with two.
+
+    python -m benchmarks.extraction
+
+The recordings are short synthetic ones, made on the spot, and each run goes from files to finished records. A run of
+one part a worker tells what starting costs: processes, imports, loading; the speed beyond that is of the rest. Runs
+alternate, round after round; that their records are equal, byte by byte, is checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import common
+from data_pipelines import parts
+from data_pipelines.clips import Clip
+from data_pipelines.extract import extract
+from data_pipelines.fit_kmeans import fit_kmeans
+from spjax.speech2unit.audio import SAMPLE_RATE
+from spjax.speech2unit.encoder import load_encoder
+from spjax.storage import save_kmeans
+from spjax.tasks import Slot, Task
+
+TASK = Task("noise", (Slot("kind", ("even", "odd")),))
+
+
+def make_clips(raw: Path, count: int, seconds: float) -> list[Clip]:
+    """Writes recordings of noise whose colour wanders, half to one and a half of `seconds` long."""
+    import soundfile
+
+    rng = np.random.default_rng(0)
+    clips = []
+    for number in range(count):
+        samples = int(SAMPLE_RATE * seconds * rng.uniform(0.5, 1.5))
+        steps = rng.standard_normal(samples)
+        wave = steps + np.interp(
+            np.arange(samples), np.arange(0, samples, 1600), rng.uniform(-1, 1, -(-samples // 1600))
+        ) * (np.roll(steps, 1))
+        soundfile.write(raw / f"{number:06d}.wav", 0.1 * wave, SAMPLE_RATE)
+        clips.append(Clip(f"{number:06d}", f"{number:06d}.wav", (TASK.slots[0].labels[number % 2],)))
+    return clips
+
+
+def timed(clips: Sequence[Clip], raw: Path, out: Path, **settings: Any) -> common.Result:
+    """One extraction, and the share of the machine that others took."""
+    cores, start, before = os.sysconf("SC_CLK_TCK"), time.perf_counter(), (common._ticks(os.getpid()), os.times())
+    extract(TASK, {"test": list(clips)}, raw, out, overwrite=True, **settings)
+    seconds, after = time.perf_counter() - start, (common._ticks(os.getpid()), os.times())
+    result: common.Result = {"seconds": seconds, "utterances": len(clips)}
+    if before[0] and after[0] and after[0][0] > before[0][0]:
+        total, idle = (after[0][i] - before[0][i] for i in range(2))
+        own = cores * (sum(after[1][:4]) - sum(before[1][:4]))
+        result["others"] = max(0.0, 1 - (idle + own) / total)
+    return result
+
+
+def tables(results: dict[str, list[common.Result]], speech: float, workers: Sequence[int]) -> list[str]:
+    """The report's parts. `speech`: seconds of speech per utterance."""
+    times = [["workers", "s", "s to start, with one part each", "utterances/s beyond", "s of speech/s beyond"]]
+    beyond: dict[int, list[float]] = {}
+    for number in workers:
+        whole, first = results[f"{number} workers"], results[f"{number} workers, start"]
+        beyond[number] = [
+            (b["utterances"] - a["utterances"]) / (b["seconds"] - a["seconds"])
+            for a, b in zip(first, whole, strict=True)
+        ]
+        rate = float(np.median(beyond[number]))
+        row = [
+            number,
+            f"{common.median(whole):.1f}",
+            f"{common.median(first):.1f}",
+            f"{rate:.0f}",
+            f"{rate * speech:.0f}",
+        ]
+        times.append(row)
+    ratios = [["workers", "times as fast as one", "beyond the start"]]
+    for number in workers[1:]:
+        seconds = [[result["seconds"] for result in results[f"{n} workers"]] for n in (workers[0], number)]
+        ratios.append([number, common.ratio(*seconds), common.ratio(beyond[number], beyond[workers[0]])])
+    return [common.table(times), common.table(ratios)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make recordings, and let worker counts take turns at them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=3000, help="recordings")
+    parser.add_argument("--seconds", type=float, default=1.5, help="mean length of one")
+    parser.add_argument("--encoder", default="mfcc", help="mfcc, log_mel, or the directory of a HuBERT")
+    parser.add_argument("--clusters", type=int, default=100)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", help="write every run to this JSON file")
+    args = parser.parse_args(argv)
+    if args.clips <= parts.CLIPS_PER_PART * max(args.workers):
+        parser.error(f"--clips={args.clips} are not more than a part a worker: {parts.CLIPS_PER_PART} each")
+    results: dict[str, list[common.Result]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        raw, kmeans, out = (Path(folder) / name for name in ("raw", "kmeans", "records"))
+        raw.mkdir()
+        clips = make_clips(raw, args.clips, args.seconds)
+        fitted = fit_kmeans(clips[:500], raw, load_encoder(args.encoder), clusters=args.clusters)
+        save_kmeans(kmeans, fitted)
+        made: set[tuple[bytes, ...]] = set()
+        settings = {"encoder": args.encoder, "kmeans": kmeans}
+        timed(clips[:1], raw, out, runner="FnApiRunner", **settings)  # what this process imports, it imports once
+        for number in range(args.rounds):
+            for workers in args.workers if number % 2 == 0 else args.workers[::-1]:
+                for name, some in (("", clips), (", start", clips[: parts.CLIPS_PER_PART * workers])):
+                    shutil.rmtree(out)
+                    result = timed(some, raw, out, workers=workers, **settings)
+                    results.setdefault(f"{workers} workers{name}", []).append(result)
+                    if some is clips:
+                        made.add(tuple(path.read_bytes() for path in sorted(out.iterdir())))
+        if len(made) > 1:
+            raise AssertionError(f"the records of {args.workers} workers differ")
+    parts_of_report = tables(results, args.seconds, args.workers)
+    common.report("Speech to unit records, by Beam", args, parts_of_report, results)
+
+
+if __name__ == "__main__":
+    main()
