@@ -134,7 +134,7 @@ def _intents(rng: np.random.Generator) -> Line:
 
 def _language(rng: np.random.Generator) -> Line:
     name = _pick(rng, list(_LANGUAGES))
-    return Line((name,), str(int(10 ** rng.uniform(1, 4))), _LANGUAGES[name])  # a number is a text in every language
+    return Line((name,), str(int(10 ** rng.uniform(1, 3))), _LANGUAGES[name])  # a number is a text in every language
 
 
 def _sentence(rng: np.random.Generator) -> str:

@@ -78,7 +78,8 @@ def main(argv: Sequence[str]) -> None:
         import_units(task, os.path.join(str(UNITS.value), task), directory)
 
     def from_nothing(task: str, directory: str) -> None:
-        demo.records(workdir, os.path.dirname(directory), config.task.split(","), SynthesisConfig(**config.synthesis))
+        names = dict.fromkeys((*config.pretraining.tasks, *config.task.split(",")))
+        demo.records(workdir, os.path.dirname(directory), list(names), SynthesisConfig(**config.synthesis))
 
     importer = from_text if UNITS.value else None
     if "synthesis" in config:

@@ -103,7 +103,7 @@ def test_the_main_command_prints_the_test_score(bare: tuple[Place, str]) -> None
     results = _results(place.folder / "runs" / "fsc")
     (score,) = re.findall(r"test exact_match: (\d+\.\d+) %", printed)
     assert float(score) == pytest.approx(100 * results["headline"]["mean"], abs=0.006)
-    assert "48 train, 16 valid, 16 test utterances; " in printed
+    assert "fsc: 48 train, 16 valid, 16 test utterances" in printed
     assert "n-gram floor: " in printed
     assert "report: runs/fsc/summary.md" in printed
 
