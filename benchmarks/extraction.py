@@ -51,41 +51,31 @@ def make_clips(raw: Path, count: int, seconds: float) -> list[Clip]:
 
 
 def timed(clips: Sequence[Clip], raw: Path, out: Path, **settings: Any) -> common.Result:
-    """One extraction, and the share of the machine that others took."""
-    cores, start, before = os.sysconf("SC_CLK_TCK"), time.perf_counter(), (common._ticks(os.getpid()), os.times())
+    """One extraction: its seconds, those of the processor, workers included, and the share that others took."""
+    start, before, spent = time.perf_counter(), common._ticks(os.getpid()), sum(os.times()[:4])
     extract(TASK, {"test": list(clips)}, raw, out, overwrite=True, **settings)
-    seconds, after = time.perf_counter() - start, (common._ticks(os.getpid()), os.times())
-    result: common.Result = {"seconds": seconds, "utterances": len(clips)}
-    if before[0] and after[0] and after[0][0] > before[0][0]:
-        total, idle = (after[0][i] - before[0][i] for i in range(2))
-        own = cores * (sum(after[1][:4]) - sum(before[1][:4]))
-        result["others"] = max(0.0, 1 - (idle + own) / total)
+    cpu, after = sum(os.times()[:4]) - spent, common._ticks(os.getpid())
+    result: common.Result = {"seconds": time.perf_counter() - start, "cpu": cpu, "utterances": len(clips)}
+    if before and after and after[0] > before[0]:
+        total, idle = after[0] - before[0], after[1] - before[1]
+        result["others"] = max(0.0, 1 - (idle + cpu * os.sysconf("SC_CLK_TCK")) / total)
     return result
 
 
 def tables(results: dict[str, list[common.Result]], speech: float, workers: Sequence[int]) -> list[str]:
     """The report's parts. `speech`: seconds of speech per utterance."""
-    times = [["workers", "s", "s to start, with one part each", "utterances/s beyond", "s of speech/s beyond"]]
-    beyond: dict[int, list[float]] = {}
+    head = ["s", "s to start", "CPU s", "CPU s to start", "utterances/s beyond", "s of speech/s beyond"]
+    times: list[list[object]] = [["workers", *head]]
     for number in workers:
         whole, first = results[f"{number} workers"], results[f"{number} workers, start"]
-        beyond[number] = [
-            (b["utterances"] - a["utterances"]) / (b["seconds"] - a["seconds"])
-            for a, b in zip(first, whole, strict=True)
-        ]
-        rate = float(np.median(beyond[number]))
-        row = [
-            number,
-            f"{common.median(whole):.1f}",
-            f"{common.median(first):.1f}",
-            f"{rate:.0f}",
-            f"{rate * speech:.0f}",
-        ]
-        times.append(row)
-    ratios = [["workers", "times as fast as one", "beyond the start"]]
+        shown = [f"{common.median(runs, key):.1f}" for key in ("seconds", "cpu") for runs in (whole, first)]
+        more = whole[0]["utterances"] - first[0]["utterances"]
+        rate = more / (common.median(whole) - common.median(first))
+        times.append([number, *shown, f"{rate:.0f}", f"{rate * speech:.0f}"])
+    ratios: list[list[object]] = [["workers", "times as fast as one"]]
     for number in workers[1:]:
         seconds = [[result["seconds"] for result in results[f"{n} workers"]] for n in (workers[0], number)]
-        ratios.append([number, common.ratio(*seconds), common.ratio(beyond[number], beyond[workers[0]])])
+        ratios.append([number, common.ratio(*seconds)])
     return [common.table(times), common.table(ratios)]
 
 

@@ -25,15 +25,15 @@ def test_extraction_is_measured(tmp_path, capsys):
 
 def test_rates_beyond_the_start():
     results = {
-        "1 workers": [{"seconds": 12.0, "utterances": 1064}],
-        "1 workers, start": [{"seconds": 2.0, "utterances": 64}],
-        "2 workers": [{"seconds": 8.0, "utterances": 1128}],
-        "2 workers, start": [{"seconds": 3.0, "utterances": 128}],
+        "1 workers": [{"seconds": 12.0, "cpu": 13.0, "utterances": 1064}],
+        "1 workers, start": [{"seconds": 2.0, "cpu": 2.5, "utterances": 64}],
+        "2 workers": [{"seconds": 8.0, "cpu": 14.0, "utterances": 1128}],
+        "2 workers, start": [{"seconds": 3.0, "cpu": 4.0, "utterances": 128}],
     }
     times, ratios = extraction.tables(results, 1.5, [1, 2])
-    assert "| 1 | 12.0 | 2.0 | 100 | 150 |" in times
-    assert "| 2 | 8.0 | 3.0 | 200 | 300 |" in times
-    assert "| 2 | 1.50 (1.50–1.50) | 2.00 (2.00–2.00) |" in ratios
+    assert "| 1 | 12.0 | 2.0 | 13.0 | 2.5 | 100 | 150 |" in times
+    assert "| 2 | 8.0 | 3.0 | 14.0 | 4.0 | 200 | 300 |" in times
+    assert "| 2 | 1.50 (1.50–1.50) |" in ratios
 
 
 def test_reader_sides(tmp_path):
