@@ -1,4 +1,4 @@
-"""A clip: an utterance of a data set before anything is read of it. Every builder lists these, extraction reads them."""
+"""A clip: an utterance of a data set before anything is read of it. Builders list these, extraction reads them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ class Clip(NamedTuple):
     """One utterance of a data set.
 
     Attributes:
-      id: unique in its data set and the same on every machine: the path under the root, and the crop where there is one.
+      id: unique in its data set and the same on every machine: the path under the root, and the crop if there is one.
       path: the audio file, relative to the data set's root, with forward slashes.
       labels: one label a slot of the task, spelled as in the task.
       speaker: who speaks; "" where unknown.
-      source: the recording or clip that this one was cut from, which must not stand in two splits; "" for none but itself.
+      source: the recording that this one was cut or copied from, which must not stand in two splits; "" for itself.
       start: seconds into the file.
       duration: seconds; None for all the rest of the file.
     """

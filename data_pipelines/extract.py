@@ -35,7 +35,7 @@ import threading
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -278,7 +278,7 @@ def _make_parts(
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         with _progress(jobs), _quiet_beam(), tempfile.TemporaryDirectory() as pids:
             pipeline = build_pipeline(todo, runner, min(workers or cores, len(todo)), options, pids=pids)
-            state = _run(pipeline, runner, Path(pids))
+            state = _run(pipeline, runner, Path(pids), lambda: _complete(jobs) or bool(mark and mark.exists()))
     found = [
         {number: parts.read_part(parts.part_path(folder, number)) for number in sorted(parts.parts_there(folder))}
         for _, folder in jobs
@@ -292,10 +292,15 @@ def _make_parts(
     return found
 
 
-def _run(pipeline: Any, runner: str, pids: Path) -> str:
+def _complete(jobs: Sequence[tuple[Job, epath.Path]]) -> bool:
+    return all(len(parts.parts_there(folder)) == job.parts for job, folder in jobs)
+
+
+def _run(pipeline: Any, runner: str, pids: Path, done: Callable[[], bool]) -> str:
     """Runs a pipeline to its end, and returns the state it ended in.
 
-    Beam waits for ever for a worker that was killed, so that is looked for here.
+    Beam waits for ever for a worker that was killed, so that is looked for here. A worker that is gone when everything
+    is `done` has merely ended before the pipeline says so.
 
     Raises:
       ExtractError: a worker failed.
@@ -315,9 +320,9 @@ def _run(pipeline: Any, runner: str, pids: Path) -> str:
             workers = [int(path.name) for path in pids.iterdir()]
             thread.join(POLL_SECONDS)
             dead = [pid for pid in workers if not _signal(pid, 0)]
-            if dead and thread.is_alive():
-                thread.join(10 * POLL_SECONDS)  # the first that ends may be through before the pipeline says so
-                if thread.is_alive():
+            if dead and thread.is_alive() and not done():
+                thread.join(10 * POLL_SECONDS)  # what it made last may be seen late
+                if thread.is_alive() and not done():
                     raise ExtractError(
                         "a worker was killed, maybe for want of memory: try again with fewer --workers. What was done "
                         "is kept: the same command goes on from there."

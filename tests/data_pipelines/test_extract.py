@@ -321,8 +321,26 @@ def test_a_killed_worker_ends_the_run(tmp_path, monkeypatch):
     for process in (dead, alive):
         (tmp_path / str(process.pid)).touch()
     with pytest.raises(ExtractError, match="killed, maybe for want of memory"):
-        extraction._run(Waiting(), "DirectRunner", tmp_path)
+        extraction._run(Waiting(), "DirectRunner", tmp_path, lambda: False)
     assert alive.wait(10) == -signal.SIGKILL
+
+
+def test_a_worker_that_ends_when_all_is_made_was_not_killed(tmp_path, monkeypatch):
+    """On a busy machine its end is seen long before the pipeline says that it is through."""
+    monkeypatch.setattr(extraction, "POLL_SECONDS", 0.01)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / str(ended.pid)).touch()
+
+    class Slow:
+        def run(self) -> Any:
+            time.sleep(0.5)
+            return self
+
+        def wait_until_finish(self) -> str:
+            return "DONE"
+
+    assert extraction._run(Slow(), "DirectRunner", tmp_path, lambda: True) == "DONE"
 
 
 def test_what_a_worker_raises_is_told(tmp_path, kmeans, monkeypatch):
