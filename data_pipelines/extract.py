@@ -53,6 +53,7 @@ from spjax.tasks import Task
 
 LOCAL = "DirectRunner"
 POLL_SECONDS = 0.5  # between two looks at what the workers have done
+GRACE_SECONDS = 20.0  # from the end of a worker to that of the pipeline, if it ends
 
 
 class ExtractError(ValueError):
@@ -299,8 +300,7 @@ def _complete(jobs: Sequence[tuple[Job, epath.Path]]) -> bool:
 def _run(pipeline: Any, runner: str, pids: Path, done: Callable[[], bool]) -> str:
     """Runs a pipeline to its end, and returns the state it ended in.
 
-    Beam waits for ever for a worker that was killed, so that is looked for here. A worker that is gone when everything
-    is `done` has merely ended before the pipeline says so.
+    Beam waits for ever for a worker that was killed, so that is looked for here; it matters only until all is `done`.
 
     Raises:
       ExtractError: a worker failed.
@@ -320,20 +320,22 @@ def _run(pipeline: Any, runner: str, pids: Path, done: Callable[[], bool]) -> st
             workers = [int(path.name) for path in pids.iterdir()]
             thread.join(POLL_SECONDS)
             dead = [pid for pid in workers if not _signal(pid, 0)]
-            if dead and thread.is_alive() and not done():
-                thread.join(10 * POLL_SECONDS)  # what it made last may be seen late
+            if dead:
+                thread.join(GRACE_SECONDS)  # the pipeline may be ending, on a machine that has much else to do
                 if thread.is_alive() and not done():
                     raise ExtractError(
                         "a worker was killed, maybe for want of memory: try again with fewer --workers. What was done "
                         "is kept: the same command goes on from there."
                     )
+                break
     finally:
         for path in pids.iterdir() if thread.is_alive() else ():
             _signal(int(path.name), signal.SIGKILL)
-    if isinstance(ended[0], Exception):
-        last = (str(ended[0]).strip() or repr(ended[0])).splitlines()[-1]
-        raise ExtractError(f"a worker of {runner} failed: {last}. What was done is kept.") from ended[0]
-    return str(ended[0])
+    state = ended[0] if ended else "DONE"
+    if isinstance(state, Exception):
+        last = (str(state).strip() or repr(state)).splitlines()[-1]
+        raise ExtractError(f"a worker of {runner} failed: {last}. What was done is kept.") from state
+    return str(state)
 
 
 def _signal(pid: int, number: int) -> bool:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -308,39 +309,49 @@ def test_a_job_comes_back_from_its_file(tmp_path):
     assert job.parts == 1
 
 
-def test_a_killed_worker_ends_the_run(tmp_path, monkeypatch):
-    """Beam would wait for it for ever."""
+class Pipeline:
+    """One that ends after some time, or never."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds = seconds
+
+    def run(self) -> Pipeline:
+        threading.Event().wait(self.seconds)
+        return self
+
+    def wait_until_finish(self) -> str:
+        return "ENDED"
+
+
+@pytest.fixture
+def killed(tmp_path, monkeypatch) -> Iterator[subprocess.Popen[bytes]]:
+    """Two workers, one of them no more; the other."""
     monkeypatch.setattr(extraction, "POLL_SECONDS", 0.02)
-
-    class Waiting:
-        def run(self) -> Any:
-            threading.Event().wait()
-
+    monkeypatch.setattr(extraction, "GRACE_SECONDS", 0.3)
     dead, alive = (subprocess.Popen(["sleep", str(seconds)]) for seconds in (0, 60))
     dead.wait()
     for process in (dead, alive):
         (tmp_path / str(process.pid)).touch()
+    yield alive
+    alive.kill()
+    alive.wait()
+
+
+def test_a_killed_worker_ends_the_run(tmp_path, killed):
+    """Beam would wait for it for ever."""
     with pytest.raises(ExtractError, match="killed, maybe for want of memory"):
-        extraction._run(Waiting(), "DirectRunner", tmp_path, lambda: False)
-    assert alive.wait(10) == -signal.SIGKILL
+        extraction._run(Pipeline(None), "DirectRunner", tmp_path, lambda: False)
+    assert killed.wait(10) == -signal.SIGKILL
 
 
-def test_a_worker_that_ends_when_all_is_made_was_not_killed(tmp_path, monkeypatch):
-    """On a busy machine its end is seen long before the pipeline says that it is through."""
-    monkeypatch.setattr(extraction, "POLL_SECONDS", 0.01)
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    (tmp_path / str(ended.pid)).touch()
+def test_a_worker_that_is_killed_when_all_is_made_is_not_missed(tmp_path, killed):
+    assert extraction._run(Pipeline(None), "DirectRunner", tmp_path, lambda: True) == "DONE"
+    assert killed.wait(10) == -signal.SIGKILL
 
-    class Slow:
-        def run(self) -> Any:
-            time.sleep(0.5)
-            return self
 
-        def wait_until_finish(self) -> str:
-            return "DONE"
-
-    assert extraction._run(Slow(), "DirectRunner", tmp_path, lambda: True) == "DONE"
+def test_a_worker_may_end_before_the_pipeline_says_so(tmp_path, killed):
+    assert extraction._run(Pipeline(0.1), "DirectRunner", tmp_path, lambda: False) == "ENDED"
+    assert killed.poll() is None
 
 
 def test_what_a_worker_raises_is_told(tmp_path, kmeans, monkeypatch):
