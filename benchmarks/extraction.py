@@ -82,7 +82,7 @@ def tables(results: dict[str, list[common.Result]], speech: float, workers: Sequ
 def main(argv: Sequence[str] | None = None) -> None:
     """Make recordings, and let worker counts take turns at them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=3000, help="recordings")
+    parser.add_argument("--clips", type=int, default=10_000, help="recordings")
     parser.add_argument("--seconds", type=float, default=1.5, help="mean length of one")
     parser.add_argument("--encoder", default="mfcc", help="mfcc, log_mel, or the directory of a HuBERT")
     parser.add_argument("--clusters", type=int, default=100)
