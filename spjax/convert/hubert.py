@@ -366,9 +366,8 @@ def _tree(read: _Reader, dialect: Dialect, config: HubertConfig) -> Params:
 
 
 def _position(read: _Reader, dialect: Dialect, config: HubertConfig) -> Params:
-    """The positional convolution, its weight norm (over all but the width) resolved, groups apart."""
-    name, width, groups = dialect.names["position"], config.position_width, config.position_groups
-    part = config.dim // groups
+    """The positional convolution, its weight norm (over all but the width) resolved."""
+    name, width, part = dialect.names["position"], config.position_width, config.dim // config.position_groups
     spellings = [mix for mix in dialect.mix if f"{name}.{mix[1]}" in read.tensors]
     magnitude_name, direction_name = (spellings or dialect.mix)[0]
     magnitude = read(f"{name}.{magnitude_name}", (1, 1, width)).astype(np.float64)
@@ -376,5 +375,5 @@ def _position(read: _Reader, dialect: Dialect, config: HubertConfig) -> Params:
     length = np.sqrt(np.square(direction).sum(axis=(0, 1), keepdims=True))
     if not length.all():
         raise ConvertError(f"{read.path}: {name}.{direction_name} has a tap of zeros, which no weight norm can scale.")
-    kernel = (direction * (magnitude / length)).astype(np.float32).reshape(groups, part, part, width)  # [G, out, in, k]
-    return {"kernel": np.ascontiguousarray(kernel.transpose(0, 3, 2, 1)), "bias": read(f"{name}.bias", (config.dim,))}
+    kernel = (direction * (magnitude / length)).astype(np.float32)
+    return {"kernel": np.ascontiguousarray(kernel.transpose(2, 1, 0)), "bias": read(f"{name}.bias", (config.dim,))}

@@ -80,7 +80,7 @@ def features(
     if norm is None:
         norm = _measure(params, config, waves, lengths)
     real = jnp.arange(frames) < ((lengths - config.field) // config.hop + 1)[:, None]
-    x = _convolve(params["conv"], config, waves, frames, norm, params["conv_norm"], compute)
+    x = _convolve(params["conv"], config, waves, norm, params["conv_norm"], compute)
     x = _dense(params["project"], layer_norm(x, params["project_norm"]), compute)
     x = jnp.where(real[..., None], x, 0)
     x = layer_norm(x + _gelu(_position(params["position"], config, x, compute)), params["norm"])
@@ -106,74 +106,45 @@ def _dense(weights: Params, x: jax.Array, compute: Compute) -> jax.Array:
 # Convolutions over the wave
 
 
-def _conv(kernel: jax.Array, stride: int, x: jax.Array, operand: jnp.dtype) -> jax.Array:
-    """Convolution with T / stride output steps; those that would need steps behind the end mean nothing.
-
-    As matrix products of blocks of `stride` steps: faster than XLA's convolution on CPUs, and one code on all devices.
-
-    Args:
-      kernel: [k, C_in, C].
-      stride: divides T.
-      x: float32 [B, T, C_in].
-      operand: type of the operands.
-
-    Returns:
-      float32 [B, T / stride, C].
-    """
-    width, channels, _ = kernel.shape
-    blocks = x.reshape(len(x), x.shape[1] // stride, stride * channels)
-
-    def product(x: jax.Array, part: jax.Array) -> jax.Array:
-        return contract("btc,cd->btd", x, part.reshape(-1, part.shape[2]), operand)
-
-    if channels == 1:  # so narrow that gathering a step's whole window costs nothing
-        ahead = [_shift(blocks, number) for number in range(-(-width // stride))]
-        return product(jnp.concatenate(ahead, axis=2)[..., :width], kernel)
-    total = product(blocks, kernel[:stride])
-    for start in range(stride, width, stride):
-        part = kernel[start : start + stride]
-        total += _shift(product(blocks[..., : len(part) * channels], part), start // stride)
-    return total
-
-
-def _shift(x: jax.Array, steps: int) -> jax.Array:
-    """Row t gets what stood in row t + steps; zeros from behind the end."""
-    return jnp.pad(x[:, steps:], ((0, 0), (0, steps), (0, 0)))
+def _conv(kernel: jax.Array, x: jax.Array, operand: jnp.dtype, **settings: Any) -> jax.Array:
+    """Convolution over time: kernel [k, C_in, C], x [B, T, C_in]; operands of type `operand`, sums in float32."""
+    return jax.lax.conv_general_dilated(
+        x.astype(operand),
+        kernel.astype(operand),
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        precision=jax.lax.Precision.HIGHEST if operand == jnp.float32 else None,  # or TPUs and GPUs would round
+        preferred_element_type=jnp.float32,
+        **settings,
+    )
 
 
 def _convolve(
-    convs: Params,
-    config: HubertConfig,
-    waves: jax.Array,
-    frames: int,
-    norm: ChannelNorm,
-    affine: Params,
-    compute: Compute,
+    convs: Params, config: HubertConfig, waves: jax.Array, norm: ChannelNorm, affine: Params, compute: Compute
 ) -> jax.Array:
     """Waves [B, n] to [B, F, C], a segment of frames after the other: each needs its own samples only."""
-    beyond = -(-(config.field - config.hop) // config.hop)  # frames' worth of samples that the last frame reaches over
 
     def run(waves: jax.Array) -> jax.Array:
         x = waves[..., None]
         for number, stride in enumerate(config.conv_strides):
-            # The first has ten multiplications a number: no gain from narrow operands.
+            # The first has ten multiplications a number: nothing to gain from narrow operands.
             operand = jnp.dtype(jnp.float32) if number == 0 else compute.operand
-            x = _conv(convs[str(number)]["kernel"], stride, x, operand)
+            x = _conv(convs[str(number)]["kernel"], x, operand, window_strides=(stride,), padding="VALID")
             if number == 0:
                 x = (x - norm.mean[:, None]) * (norm.scale * affine["scale"])[:, None] + affine["bias"]
             x = _gelu(x)
         return x
 
+    frames = config.frames(waves.shape[1])
     segments = -(-frames // max(32, _SEGMENT // len(waves)))
-    size = -(-frames // segments)
-    samples = (segments * size + beyond) * config.hop
-    waves = jnp.pad(waves, ((0, 0), (0, max(0, samples - waves.shape[1]))))[:, :samples]
     if segments == 1:
-        return run(waves)[:, :frames]
+        return run(waves)
+    size = -(-frames // segments)
+    samples = (segments * size - 1) * config.hop + config.field
+    waves = jnp.pad(waves, ((0, 0), (0, max(0, samples - waves.shape[1]))))
 
     def segment(number: jax.Array) -> jax.Array:
-        start = number * size * config.hop
-        return run(jax.lax.dynamic_slice_in_dim(waves, start, (size + beyond) * config.hop, axis=1))[:, :size]
+        taken = (size - 1) * config.hop + config.field
+        return run(jax.lax.dynamic_slice_in_dim(waves, number * size * config.hop, taken, axis=1))
 
     done = jnp.swapaxes(jax.lax.map(segment, jnp.arange(segments)), 0, 1)
     return done.reshape(len(waves), -1, config.conv_dim)[:, :frames]
@@ -182,8 +153,8 @@ def _convolve(
 def _measure(params: Params, config: HubertConfig, waves: jax.Array, lengths: jax.Array) -> ChannelNorm:
     """Statistics of each wave of a padded batch, two passes over the first convolution's output."""
     kernel, stride = params["conv"]["0"]["kernel"], config.conv_strides[0]
-    waves = jnp.pad(waves, ((0, 0), (0, -waves.shape[1] % (128 * stride))))
-    x = _conv(kernel, stride, waves[..., None], kernel.dtype)
+    x = _conv(kernel, waves[..., None], jnp.dtype(jnp.float32), window_strides=(stride,), padding="VALID")
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % 128), (0, 0)))
     steps = (lengths - config.conv_kernels[0]) // stride + 1
     weight = (jnp.arange(x.shape[1]) < steps[:, None]) / jnp.maximum(steps, 1)[:, None]
     x, weight = (part.reshape(len(x), -1, 128, *part.shape[2:]) for part in (x, weight))
@@ -227,25 +198,12 @@ def channel_norm(kernel: np.ndarray, stride: int, wave: np.ndarray) -> ChannelNo
 
 
 def _position(weights: Params, config: HubertConfig, x: jax.Array, compute: Compute) -> jax.Array:
-    """Grouped convolution over time, [B, F, D] to [B, F, D], zeros beyond both ends.
-
-    Tap k = inner a + b: windows are gathered over a, products give every b, and the shifted sum over b is left. So
-    neither gathered windows nor products are as large as the whole window would be.
-    """
-    width, groups, part = config.position_width, config.position_groups, config.dim // config.position_groups
-    inner = max(size for size in range(1, 17) if width % size == 0)
-    batch, frames, _ = x.shape
-    steps = frames + inner - 1
-    x = jnp.pad(x, ((0, 0), (width // 2, width - 1 - width // 2), (0, 0))).reshape(batch, -1, groups, part)
-    windows = jnp.stack([x[:, start : start + steps] for start in range(0, width, inner)], axis=3)
-    windows = jnp.moveaxis(windows, 2, 0).reshape(groups, batch * steps, -1)
-    kernel = weights["kernel"].reshape(groups, width // inner, inner, part, part)
-    kernel = jnp.swapaxes(kernel, 2, 3).reshape(groups, -1, inner * part)
-    # float32 operands as in attention: XLA for CPUs has no batched bfloat16 product.
-    products = contract("gsk,gkn->gsn", windows, kernel, jnp.dtype(jnp.float32))
-    products = products.reshape(groups, batch, steps, inner, part)
-    total = sum(products[:, :, b : b + frames, b] for b in range(inner))
-    return jnp.moveaxis(jnp.asarray(total), 0, 2).reshape(batch, frames, -1) + weights["bias"]
+    """Grouped convolution over time, [B, F, D] to [B, F, D], zeros beyond both ends."""
+    left = config.position_width // 2
+    sides = [(left, config.position_width - 1 - left)]
+    groups = config.position_groups
+    x = _conv(weights["kernel"], x, compute.operand, window_strides=(1,), padding=sides, feature_group_count=groups)
+    return x + weights["bias"]
 
 
 def _block(weights: Params, config: HubertConfig, x: jax.Array, real: jax.Array, compute: Compute) -> jax.Array:
@@ -299,13 +257,13 @@ def place(params: Params, layer: int, compute: Compute = FLOAT32) -> Params:
       compute: as `extract` will be given.
 
     Returns:
-      The tree without the later layers. The convolutions' first kernel and the positional one stay float32.
+      The tree without the later layers. The first convolution's kernel stays float32.
     """
     needed = {**params, "layers": {str(number): params["layers"][str(number)] for number in range(layer)}}
 
     def put(path: tuple[Any, ...], leaf: Any) -> jax.Array:
         names = [str(entry.key) for entry in path]
-        narrow = names[-1] == "kernel" and names[:2] != ["conv", "0"] and names[0] != "position"
+        narrow = names[-1] == "kernel" and names[:2] != ["conv", "0"]
         return jnp.asarray(leaf, compute.operand if narrow else jnp.float32)
 
     placed: Params = jax.tree_util.tree_map_with_path(put, needed)

@@ -27,7 +27,7 @@ def hubert_shapes(config: HubertConfig) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
     for number, width in enumerate(config.conv_kernels):
         shapes[f"conv/{number}/kernel"] = (width, c if number else 1, c)
-    shapes["position/kernel"] = (config.position_groups, config.position_width, part, part)
+    shapes["position/kernel"] = (config.position_width, part, d)
     shapes["position/bias"] = (d,)
     dense = {"project": (c, d)}
     norms = {"conv_norm": c, "project_norm": c, "norm": d}

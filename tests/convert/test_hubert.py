@@ -62,14 +62,13 @@ def state(dialect: Dialect, spelling: int = 0) -> dict[str, np.ndarray]:
         part, number = (folders[-1], folders[1]) if folders[0] == "layers" else (folders[0], folders[-1])
         name = dialect.names[part].format(number)
         if path == "position/kernel":
-            direction = array.transpose(0, 3, 2, 1).reshape(24, 6, 12)
+            direction = array.T
             magnitude = np.sqrt(np.square(direction).sum((0, 1), keepdims=True))
             scale = np.linspace(0.5, 2, 12, dtype=np.float32)  # the direction's own length must not matter
             g, v = dialect.mix[spelling]
             tensors |= {f"{name}.{g}": magnitude, f"{name}.{v}": np.ascontiguousarray(direction * scale)}
         else:
-            turned = array.transpose(2, 1, 0) if part == "conv" else array.T
-            tensors[f"{name}.{'bias' if kind == 'bias' else 'weight'}"] = np.ascontiguousarray(turned)
+            tensors[f"{name}.{'bias' if kind == 'bias' else 'weight'}"] = np.ascontiguousarray(array.T)
     return tensors
 
 
@@ -150,8 +149,8 @@ def test_the_checkpoint_and_its_tensors_are_one(golden: Path):
     np.testing.assert_array_equal(made.params["conv"]["1"]["kernel"][2], taps[:, :, 2].T)
     direction, magnitude = (arrays[f"encoder.pos_conv.0.weight_{part}"] for part in "vg")
     kernel = direction * magnitude / np.linalg.norm(direction.reshape(-1, 128), axis=0)
-    # Channel 1 of group 2 gives channel 0 of that group at tap 100.
-    np.testing.assert_allclose(made.params["position"]["kernel"][2, 100, 1, 0], kernel[2 * 3, 1, 100], rtol=1e-6)
+    # The second channel of group 2 gives the first of that group at tap 100.
+    np.testing.assert_allclose(made.params["position"]["kernel"][100, 1, 6], kernel[2 * 3, 1, 100], rtol=1e-6)
 
 
 def test_half_precision_is_widened(tmp_path: Path, fairseq_file: Any, torch_writer: SimpleNamespace):

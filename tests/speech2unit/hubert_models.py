@@ -22,8 +22,7 @@ def weights(config: HubertConfig = TINY, seed: int = 0) -> Params:
 
     def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
         if path.endswith("kernel"):
-            fan_in = np.prod(shape[:-1]) / (shape[0] if path.startswith("position") else 1)
-            return (rng.standard_normal(shape) * (2 / fan_in) ** 0.5).astype(np.float32)
+            return (rng.standard_normal(shape) * (2 / np.prod(shape[:-1])) ** 0.5).astype(np.float32)
         return (rng.normal(path.endswith("scale"), 0.2, shape)).astype(np.float32)
 
     return files.unflatten({path: draw(path, shape) for path, shape in hubert_shapes(config).items()})

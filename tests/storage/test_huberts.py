@@ -68,7 +68,7 @@ def test_counts(config: HubertConfig):
         ({"layers": 3}, "lacks layers/2/attn_norm/bias"),
         ({"conv_kernels": 10}, "conv_kernels is 10"),
         ({"conv_strides": [5, 2]}, "7 conv_kernels, but 2 conv_strides"),
-        ({"position_width": 14}, r"position/kernel has shape \[4, 12, 6, 6\], must be \[4, 14, 6, 6\]"),
+        ({"position_width": 14}, r"position/kernel has shape \[12, 6, 24\], must be \[14, 6, 24\]"),
         ({"dropout": 0.1}, "unknown dropout"),
     ],
 )
