@@ -50,6 +50,19 @@ def prompt_tuning(task: str) -> ConfigDict:
     return config
 
 
+def small(task: str) -> ConfigDict:
+    """A task of some hundred clips with a unit LM of its own train units: five seeds, for one says little."""
+    config = prompt_tuning(task)
+    config.lm = f"runs/{task}_ulm/lm"
+    config.pretraining.tasks = (task,)
+    config.pretraining.lm.update({"dim": 128, "layers": 4, "heads": 4, "ffn_dim": 512})
+    config.pretraining.pretrain.update({"rows": 16, "epochs": 30})
+    config.prompt.update({"length": 16})
+    config.optim.lr = 2e-2
+    config.train.update({"seeds": (0, 1, 2, 3, 4), "epochs": 20, "max_rows": 8, "buckets": 2})
+    return config
+
+
 def pretraining() -> ConfigDict:
     """A unit LM pretraining job on the train units of some tasks."""
     config = ConfigDict()

@@ -1,0 +1,19 @@
+"""Lithuanian Speech Commands: one of thirteen words, unknown or silence; accuracy on the 98 test clips of the paper split.
+
+    python -m data_pipelines.extract --task=lt_sc --raw=RAW/lt_sc --out=runs/units/lt_sc --encoder=mfcc --clusters=100
+    python -m spjax.main --config=configs/lt_sc.py --workdir=runs/lt_sc
+
+Published: 93.2 % (GSLM), 95.5 % (GSLM, learnable verbalizer), on units of HuBERT and an LM of 6,000 hours of speech. These units are
+100 clusters of MFCC, and the LM has seen the 598 train clips alone.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import defaults
+
+
+def get_config() -> ConfigDict:
+    """The experiment."""
+    return defaults.small("lt_sc")
