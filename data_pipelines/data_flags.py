@@ -44,7 +44,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     )
     which.add_argument("--folders", metavar="DIR", help="your own data: a folder a class, maybe below a folder a split")
     group.add_argument("--raw", metavar="DIR", help="root of the data set (by default of --manifest: where it lies)")
-    group.add_argument("--protocol", default="paper", help="splits of --task: paper or honest (%(default)s)")
+    group.add_argument("--protocol", default="paper", help="splits of --task: paper, honest, a fold (%(default)s)")
     group.add_argument("--labels", metavar="A,B", help="label columns of --manifest (by default all unknown columns)")
     group.add_argument("--name", help="what to call your own task (by default after its file or folder)")
     group.add_argument("--metric", choices=tuple(METRICS), help="of your own task (accuracy; exact_match of several)")
@@ -57,6 +57,7 @@ def add_encoder_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--encoder", required=True, help="mfcc, log_mel, or the directory of a HuBERT (local or gs://)")
     group.add_argument("--layer", type=int, default=6, help="of a HuBERT (%(default)s)")
     group.add_argument("--plain-chunks", action="store_true", help="cut long audio as the reference does")
+    group.add_argument("--lowpass", type=float, metavar="HZ", help="hear nothing above, in files of any band width")
     parser.add_argument(
         "--on-error", choices=("stop", "skip"), default="stop", help="at a file that cannot be used (%(default)s)"
     )

@@ -109,6 +109,7 @@ def extract_all(
     kmeans: epath.PathLike,
     layer: int = 6,
     plain_chunks: bool = False,
+    lowpass: float | None = None,
     merge: bool = True,
     f0: bool = False,
     on_error: Literal["stop", "skip"] = "stop",
@@ -125,6 +126,7 @@ def extract_all(
       kmeans: directory of its centroids.
       layer: of a HuBERT.
       plain_chunks: cut long audio as the reference does.
+      lowpass: Hz above which nothing is heard; None for all.
       merge: merge runs of equal units.
       f0: measure f0: log Hz less the mean of the speaker over all splits, or of the utterance where nobody is named.
       on_error: "stop" at a file that cannot be used, or "skip" it and list it in `OUT-refused.jsonl`.
@@ -147,7 +149,7 @@ def extract_all(
     if runner != LOCAL and workers is not None:
         raise ExtractError(f"workers are the {LOCAL}'s: tell {runner} by its own option, after --")
     encoder, kmeans = _absolute(encoder) if epath.Path(encoder).is_dir() else encoder, _absolute(kmeans)
-    loaded = parts.load_encoder(encoder, kmeans, layer, plain_chunks)
+    loaded = parts.load_encoder(encoder, kmeans, layer, plain_chunks, lowpass)
     jobs: list[tuple[Wanted, Job, epath.Path]] = []
     for one in wanted:
         one = one._replace(
@@ -165,6 +167,7 @@ def extract_all(
             clips=tuple((clip.path, clip.start, clip.duration) for clips in one.splits.values() for clip in clips),
             layer=layer,
             plain_chunks=plain_chunks,
+            lowpass=lowpass,
             merge=merge,
             f0=f0,
         )
@@ -528,6 +531,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             kmeans=kmeans,
             layer=args.layer,
             plain_chunks=args.plain_chunks,
+            lowpass=args.lowpass,
             merge=not args.no_merge,
             f0=args.f0,
             on_error=args.on_error,

@@ -139,7 +139,7 @@ def fit_to(directory: epath.PathLike, data: data_flags.DataSet, args: argparse.N
       AudioError, ValueError: as `fit_kmeans`.
       StorageError: the directory holds something else.
     """
-    encoder = parts.load_encoder(args.encoder, None, args.layer, args.plain_chunks)
+    encoder = parts.load_encoder(args.encoder, None, args.layer, args.plain_chunks, args.lowpass)
     chosen = _drawn(data.splits["train"], args.utterances, args.seed)
     if (epath.Path(directory) / "card.json").exists():
         kmeans = parts.load_centroids(os.fspath(directory))

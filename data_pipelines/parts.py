@@ -49,6 +49,7 @@ class Job:
       clips: path under `raw`, start and duration (seconds, None: to its end) of every clip.
       layer: of a HuBERT.
       plain_chunks: cut long audio as the reference does.
+      lowpass: Hz above which nothing is heard; None for all.
       merge: merge runs of equal units.
       f0: measure f0.
       stop: a file that is written once a recording was refused; while it is there, no more parts are made. "" for none.
@@ -61,6 +62,7 @@ class Job:
     clips: tuple[tuple[str, float, float | None], ...]
     layer: int
     plain_chunks: bool = False
+    lowpass: float | None = None
     merge: bool = True
     f0: bool = False
     stop: str = ""
@@ -73,7 +75,10 @@ class Job:
     @property
     def hash(self) -> str:
         """sha256 (hex) of all that its parts depend on."""
-        fields = {name: getattr(self, name) for name in ("identity", "clips", "layer", "plain_chunks", "merge", "f0")}
+        fields = {
+            name: getattr(self, name)
+            for name in ("identity", "clips", "layer", "plain_chunks", "lowpass", "merge", "f0")
+        }
         fields["sizes"] = [CLIPS_PER_PART, SECONDS_HELD]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
@@ -159,7 +164,7 @@ def make_part(element: tuple[str, int]) -> None:
             not load_encoder.cache_info().currsize
         ):  # a worker, maybe started in a runner's own way, and not the launcher
             one_thread(os.environ)  # JAX reads this when it is first used
-        encoder = load_encoder(job.encoder, job.kmeans, job.layer, job.plain_chunks)
+        encoder = load_encoder(job.encoder, job.kmeans, job.layer, job.plain_chunks, job.lowpass)
     with threadpool_limits(1):  # of numpy, which Beam imported
         part = encode_part(job, encoder, number)
     content = io.BytesIO()
@@ -170,7 +175,9 @@ def make_part(element: tuple[str, int]) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def load_encoder(encoder: str, kmeans: str | None, layer: int, plain_chunks: bool = False) -> Any:
+def load_encoder(
+    encoder: str, kmeans: str | None, layer: int, plain_chunks: bool = False, lowpass: float | None = None
+) -> Any:
     """An `Encoder` (spjax.speech2unit.encoder); a process loads it once. Directories may be on gs://.
 
     Raises:
@@ -181,7 +188,7 @@ def load_encoder(encoder: str, kmeans: str | None, layer: int, plain_chunks: boo
     with tempfile.TemporaryDirectory() as folder:
         local = None if kmeans is None else _local(kmeans, Path(folder) / "kmeans")
         name = _local(encoder, Path(folder) / "encoder")
-        return encoders.load_encoder(name, local, layer=layer, plain_chunks=plain_chunks)
+        return encoders.load_encoder(name, local, layer=layer, plain_chunks=plain_chunks, lowpass=lowpass)
 
 
 def load_centroids(directory: str) -> KMeans:

@@ -14,7 +14,7 @@ class in every split (seed 0). Copies are found by listening: files of one class
 above 0.95 in size. `Clip.source` names the first copy in both protocols.
 
 Traps: words were taken at 48 kHz, digits at 8 kHz, so the band width alone tells the groups apart. No split can mend
-that: low-pass all of it to 4 kHz when units are extracted, or say that it was not done.
+that: low-pass all of it when units are extracted (`--lowpass=4000`), or say that it was not done.
 """
 
 from __future__ import annotations

@@ -128,6 +128,27 @@ def prepare(array: Any, rate: int) -> Audio:
     return _utterance(samples if samples.ndim == 2 else samples[:, None], _checked_rate(rate, where), where)
 
 
+def lowpass(wave: np.ndarray, hertz: float) -> np.ndarray:
+    """A wave as if it had been recorded at 2 × `hertz` samples a second: nothing above `hertz` is left of it.
+
+    Args:
+      wave: float32 [n] at 16 kHz.
+      hertz: band width, 500 to 8,000.
+
+    Returns:
+      float32 [n].
+
+    Raises:
+      ValueError: a band width outside those limits.
+    """
+    import soxr
+
+    if not 500 <= hertz <= SAMPLE_RATE / 2:
+        raise ValueError(f"lowpass is {hertz:g} Hz, must lie in 500 .. {SAMPLE_RATE // 2}")
+    narrow = soxr.resample(soxr.resample(wave, SAMPLE_RATE, 2 * hertz), 2 * hertz, SAMPLE_RATE)
+    return np.pad(narrow, (0, max(0, len(wave) - len(narrow))))[: len(wave)]  # the rates may not divide
+
+
 def _utterance(samples: np.ndarray, rate: int, where: str) -> Audio:
     """float32 [n, channels] to mono at SAMPLE_RATE, if it is fit for use."""
     if not samples.size:

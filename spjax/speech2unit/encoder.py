@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from spjax.speech2unit import acoustic, prosody
+from spjax.speech2unit import audio as audio_in
 from spjax.speech2unit.audio import Audio, prepare, read_audio
 from spjax.speech2unit.units import merge as merge_runs
 from spjax.storage import KMeans
@@ -26,7 +27,7 @@ class Encoder:
     """Waves to features to units; `load_encoder` makes one.
 
     Attributes:
-      name: "mfcc", "log_mel", or what its directory calls a HuBERT.
+      name: "mfcc", "log_mel", or what its directory calls a HuBERT; and the low-pass, where there is one.
       layer: of a HuBERT; None for the others.
       hop: samples between frames. Frame t is centred on sample `hop * t + 200`.
       features: waves float32 [n] each (16 kHz, n at least 400) → features float32 [F, D] each, as if encoded alone.
@@ -66,6 +67,7 @@ def load_encoder(
     *,
     layer: int = 6,
     plain_chunks: bool = False,
+    lowpass: float | None = None,
 ) -> Encoder:
     """Loads an encoder.
 
@@ -74,6 +76,8 @@ def load_encoder(
       kmeans: directory of a k-means that was fitted on this encoder's features; None for features only.
       layer: of a HuBERT, from 1.
       plain_chunks: HuBERT encodes chunks of 100 s apart, as the reference does.
+      lowpass: Hz above which nothing is heard, where recordings of different band widths must not be told by that. It
+        is part of the encoder's name: its k-means and unit LM are others.
 
     Raises:
       ValueError: no such encoder or layer, or a k-means of another encoder, layer or feature size; StorageError (one of
@@ -91,6 +95,9 @@ def load_encoder(
             f"encoder {name!r} is neither {' nor '.join(ACOUSTIC)} nor the directory of a HuBERT. "
             "Import one by `python -m spjax.convert hubert`."
         )
+    if lowpass is not None:
+        narrow = functools.partial(_narrow_features, loaded.features, lowpass)
+        loaded = dataclasses.replace(loaded, name=f"{loaded.name}_lowpass_{lowpass:g}", features=narrow)
     if kmeans is None:
         return loaded
     return dataclasses.replace(loaded, kmeans=_load_kmeans(os.fspath(kmeans), loaded, dim))
@@ -136,6 +143,12 @@ def encode(
 
 def _acoustic_features(config: acoustic.AcousticConfig, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [acoustic.features(wave, config) for wave in waves]
+
+
+def _narrow_features(
+    features: Callable[[Sequence[np.ndarray]], list[np.ndarray]], hertz: float, waves: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    return features([audio_in.lowpass(wave, hertz) for wave in waves])
 
 
 def _load_hubert(directory: str, layer: int, plain_chunks: bool) -> tuple[Encoder, int]:

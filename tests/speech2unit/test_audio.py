@@ -454,3 +454,17 @@ def test_real_recordings(tmp_path):
         assert rate == soundfile.info(path).samplerate
     copied = shutil.copy(paths[0], tmp_path / "ąčęė ž (1).wav")
     assert (read_audio(copied).wave == read_audio(paths[0]).wave).all()
+
+
+@pytest.mark.parametrize("hertz", [1000, 3500.5, 4000])
+def test_a_lowpass_takes_what_is_above_it_and_nothing_else(hertz: float) -> None:
+    time = np.arange(16_000) / 16_000
+    low, high = (np.sin(2 * np.pi * factor * hertz * time).astype(np.float32) for factor in (0.5, 1.3))
+    kept = audio.lowpass(low + high, hertz)
+    assert kept.shape == low.shape
+    inner = slice(800, -800)
+    assert np.abs(kept - low)[inner].max() < 1e-2
+    assert np.abs(audio.lowpass(high, hertz)[inner]).max() < 1e-3
+    assert len(audio.lowpass(low[:400], hertz)) == 400
+    with pytest.raises(ValueError, match="lowpass is 100 Hz, must lie in 500"):
+        audio.lowpass(low, 100)

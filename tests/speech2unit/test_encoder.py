@@ -255,3 +255,21 @@ def test_features_alone_need_no_jax():
 def test_an_encoder_can_be_changed_by_replace(mfcc):
     other = dataclasses.replace(mfcc, kmeans=None)
     assert (other.name, other.kmeans, mfcc.kmeans is None) == ("mfcc", None, False)
+
+
+def test_a_lowpass_is_part_of_what_an_encoder_is(folder, tmp_path):
+    """Equal below 4 kHz is equal; and the k-means of the whole band is another encoder's."""
+    time = np.arange(16_000) / 16_000
+    low = np.sin(2 * np.pi * 300 * time) * np.linspace(0.1, 1, 16_000)
+    low = low.astype(np.float32)
+    both = low + 0.3 * np.sin(2 * np.pi * 6000 * time).astype(np.float32)
+    narrow = load_encoder("log_mel", lowpass=4000)
+    assert narrow.name == "log_mel_lowpass_4000"
+    a, b = narrow.features([low, both])
+    assert np.abs(a - b)[5:-5, :40].mean() < 0.05
+    with pytest.raises(
+        ValueError, match="was fitted on mfcc, 26 features a frame; the encoder gives mfcc_lowpass_4000"
+    ):
+        load_encoder("mfcc", folder / "km_mfcc", lowpass=4000)
+    save_kmeans(tmp_path / "km", fitted(narrow.features(waves()), narrow.name, None))
+    assert len(encode(low, load_encoder("log_mel", tmp_path / "km", lowpass=4000), rate=16_000).units) > 0
