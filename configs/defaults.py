@@ -56,7 +56,7 @@ def small(task: str) -> ConfigDict:
     config.lm = f"runs/{task}_ulm/lm"
     config.pretraining.tasks = (task,)
     config.pretraining.lm.update({"dim": 128, "layers": 4, "heads": 4, "ffn_dim": 512})
-    config.pretraining.pretrain.update({"rows": 16, "epochs": 30})
+    config.pretraining.pretrain.update({"rows": 16, "epochs": 12})
     config.prompt.update({"length": 16})
     config.optim.lr = 2e-2
     config.train.update({"seeds": (0, 1, 2, 3, 4), "epochs": 20, "max_rows": 8, "buckets": 2})

@@ -1,10 +1,10 @@
-"""Lithuanian Speech Commands: one of thirteen words, unknown or silence; accuracy on the 98 test clips of the paper split.
+"""Lithuanian Speech Commands: one of thirteen words, unknown or silence; accuracy on the 98 test clips.
 
-    python -m data_pipelines.extract --task=lt_sc --raw=RAW/lt_sc --out=runs/units/lt_sc --encoder=mfcc --clusters=100
+    python -m data_pipelines.extract --task=lt_sc --raw=RAW/lt_sc --out=runs/units/lt_sc --encoder=log_mel --clusters=100
     python -m spjax.main --config=configs/lt_sc.py --workdir=runs/lt_sc
 
-Published: 93.2 % (GSLM), 95.5 % (GSLM, learnable verbalizer), on units of HuBERT and an LM of 6,000 hours of speech. These units are
-100 clusters of MFCC, and the LM has seen the 598 train clips alone.
+Published: 93.2 % (GSLM), 95.5 % (GSLM, learnable verbalizer), on units of HuBERT and an LM of 6,000 hours of speech.
+These units are 100 clusters of log-mel spectra, and the LM has seen the 598 train clips alone.
 """
 
 from __future__ import annotations
