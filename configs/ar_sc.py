@@ -1,6 +1,6 @@
 """Arabic Speech Commands: one of six words or ten digits; accuracy on the 370 test clips.
 
-    python -m data_pipelines.extract --task=ar_sc --raw=RAW/ar_sc --out=runs/units/ar_sc --encoder=log_mel --clusters=100
+    python -m data_pipelines.extract --task=ar_sc --raw=RAW --out=runs/units/ar_sc --encoder=log_mel --clusters=100
     python -m spjax.main --config=configs/ar_sc.py --workdir=runs/ar_sc
 
 Published: 99.7 % (GSLM), 100 % (GSLM, learnable verbalizer), on units of HuBERT and an LM of 6,000 hours of speech.

@@ -19,7 +19,7 @@ TASKS = ("commands", "intents", "language", "gender", "accent", "voice_activity"
 def get_config() -> ConfigDict:
     """The experiment. `data`, `lm` and `pretraining.data` are relative to the work directory."""
     config = defaults.prompt_tuning(",".join(TASKS))
-    config.synthesis = ConfigDict({"train": 1200, "valid": 200, "test": 300, "seed": 0})
+    config.synthesis = ConfigDict({"train": 1000, "valid": 200, "test": 300, "seed": 0})
     config.data = "units"
     config.lm = "ulm/lm"
     config.pretraining.tasks = TASKS

@@ -1,6 +1,6 @@
 """Lithuanian Speech Commands: one of thirteen words, unknown or silence; accuracy on the 98 test clips.
 
-    python -m data_pipelines.extract --task=lt_sc --raw=RAW/lt_sc --out=runs/units/lt_sc --encoder=log_mel --clusters=100
+    python -m data_pipelines.extract --task=lt_sc --raw=RAW --out=runs/units/lt_sc --encoder=log_mel --clusters=100
     python -m spjax.main --config=configs/lt_sc.py --workdir=runs/lt_sc
 
 Published: 93.2 % (GSLM), 95.5 % (GSLM, learnable verbalizer), on units of HuBERT and an LM of 6,000 hours of speech.

@@ -1,6 +1,6 @@
 """Six speech tasks made on the spot: what is said, in which language and accent, by which voice, over which noise.
 
-    python -m data_pipelines.synthesize --out=DIR [--train=1200 --valid=200 --test=300]
+    python -m data_pipelines.synthesize --out=DIR [--train=1000 --valid=200 --test=300]
 
 writes DIR/TASK/{train,valid,test}/NNNNN.wav (16 kHz, mono, 16 bit) and DIR/TASK/clips.jsonl. No voice speaks in two
 splits, nor does a noise sound the same in two. A task's corpus depends on its name, the sizes and the seed alone: each
@@ -40,7 +40,7 @@ _MARGIN = 0.06  # seconds of pause kept before and after speech
 class SynthesisConfig:
     """How much speech is made. Utterances of each split of each task."""
 
-    train: int = 1200
+    train: int = 1000
     valid: int = 200
     test: int = 300
     seed: int = 0

@@ -15,7 +15,9 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+import soundfile
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -163,7 +165,8 @@ def test_ci_reads_the_test_command_from_the_readme():
 def test_readme_opens_with_the_two_commands():
     first, second = [block for block in blocks(ROOT / "README.md") if block.language == "bash"][:2]
     assert "python3 -m venv .venv" in first.text
-    assert "spjax.main --config=configs/fsc.py" in first.text
+    assert "-r requirements-demo.txt" in first.text
+    assert "spjax.main --config=configs/demo.py" in first.text
     assert second.text.rstrip().endswith("-m pytest")
 
 
@@ -190,6 +193,10 @@ def test_readme_converts_and_classifies(tmp_path: Path, golden: Path, monkeypatc
     shutil.copy(golden / "lm" / "checkpoint_best.pt", tmp_path)
     shutil.copy(golden / "lm" / "dict.txt", tmp_path)
     shutil.copy(golden / "prompt" / "b_linear24_multi_prompt_ckpt.pt", tmp_path / "prompt_checkpoint.pt")
+    shutil.copy(golden / "hubert" / "hubert_tiny.pt", tmp_path / "hubert_base_ls960.pt")
+    shutil.copy(golden / "kmeans" / "km_hubert_layer6_sk1.0.1.bin", tmp_path / "km.bin")
+    noise = np.random.default_rng(0).standard_normal(8000).astype(np.float32) / 10
+    soundfile.write(tmp_path / "turn_on_the_lights.wav", noise, 16_000)
     for words in readme_commands("spjax.convert"):
         run(words, tmp_path)
     (example,) = [block for block in PYTHON if "classify_units" in block.text]
