@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 import itertools
 import json
 import logging
+import multiprocessing
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from spjax import vocab
 from spjax.data import loader
@@ -296,6 +299,8 @@ def run_prompt_tuning(
     result = train.train(
         params, lessons, run, settings.optimizer, workdir=workdir, model_parallel=config.model_parallel
     )
+    if config.floor and jax.process_index() == 0:
+        _make_floors(tasks)
     found = {}
     for number, (name, taught, count) in enumerate(zip(names, tasks, counts, strict=True)):
         own = train.lesson_params(result.params, lessons, run, number)
@@ -338,11 +343,7 @@ def _report(
     log_probs = evaluator.log_probs(flat)[:, test_ids]
     if jax.process_index() > 0:
         return {}
-    os.makedirs(taught.workdir, exist_ok=True)
-    floor = None
-    if config.floor:
-        splits = (lesson.train_set, lesson.train_ids), (lesson.valid_set, lesson.valid_ids), (test_set, test_ids)
-        floor = _floor(taught.workdir, task, *(units.take(ids) for units, ids in splits))
+    floor: dict[str, Any] | None = _read_json(_floor_path(taught)) if config.floor else None
     members = []
     for n, seed in enumerate(run.seeds):
         row = rows.start + n
@@ -390,14 +391,31 @@ def _headline(task: Task, log_probs: np.ndarray, tree: decode.LabelTree, classes
     return metrics.score(task, classes, said, decode.slot_probabilities(log_probs, tree, task.slot_offsets))["headline"]
 
 
-def _floor(workdir: str, task: Task, train_set: UnitSet, valid: UnitSet, test: UnitSet) -> dict[str, Any]:
+def _floor_path(taught: Taught) -> str:
+    return os.path.join(taught.workdir, "ngram_floor.json")
+
+
+def _make_floors(tasks: Sequence[Taught]) -> None:
+    """The n-gram floor of every task that has none yet; of several, in processes beside each other."""
     from spjax.evaluation.ngram import ngram_floor
 
-    path = os.path.join(workdir, "ngram_floor.json")
-    if not os.path.exists(path):
-        _write_json(path, ngram_floor(task, train_set, valid, test))
-    floor: dict[str, Any] = _read_json(path)
-    return floor
+    jobs = []
+    for taught in tasks:
+        if not os.path.exists(_floor_path(taught)):
+            lesson = taught.lesson
+            splits = (lesson.train_set, lesson.train_ids), (lesson.valid_set, lesson.valid_ids)
+            units = [some.take(ids) for some, ids in (*splits, (taught.test_set, taught.test_ids))]
+            jobs.append((taught, (taught.card.task, *units)))
+    if len(jobs) == 1:
+        ((taught, told),) = jobs
+        _write_json(_floor_path(taught), ngram_floor(*told))
+    elif jobs:
+        spawn = multiprocessing.get_context("spawn")  # a fork would inherit JAX's locks
+        with concurrent.futures.ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1), spawn) as pool:
+            futures = {pool.submit(ngram_floor, *told, progress=False): taught for taught, told in jobs}
+            made = concurrent.futures.as_completed(futures)
+            for future in tqdm(made, desc="n-gram floors", total=len(futures), unit="task"):
+                _write_json(_floor_path(futures[future]), future.result())
 
 
 def _print_headline(task: Task, results: dict[str, Any], workdir: str) -> None:
@@ -446,6 +464,7 @@ def claim(workdir: str, config: ConfigDict, inputs: dict[str, Any]) -> None:
 
 
 def _write_json(path: str, content: dict[str, Any]) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path + ".tmp", "w") as file:
         file.write(json.dumps(content, indent=1) + "\n")
     os.replace(path + ".tmp", path)
