@@ -5,7 +5,7 @@
     python -m data_pipelines.leaks --manifest=my.csv
 
 prints the report as Markdown. With `--out` it is kept there as `leaks.md` and `leaks.json`, beside the manifests of the
-splits (data_pipelines/split_manifests.py). `--manifest` takes a CSV of the user's own or a folder of folders.
+splits (data_pipelines/split_manifests.py), from which `--splits` of other commands takes them again.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
 
-from data_pipelines.builders import CLIPS
-from data_pipelines.clips import Clip, Splits
-from data_pipelines.manifests import read_user_data
+from data_pipelines import data_flags
+from data_pipelines.clips import Clip
 from data_pipelines.split_manifests import FileFacts, inspect_files, write_splits
-from data_pipelines.splits import PROTOCOLS, BuildError
-from spjax.tasks import TASKS, Task
+from data_pipelines.splits import BuildError
+from spjax.tasks import Task
 
 EXAMPLES = 5  # of what is shared, named in a report
 TOLD = 0.99  # share of clips whose label is told by something else, from which on that is worth a warning
@@ -201,24 +200,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--task", choices=tuple(CLIPS), help="a data set of the paper; with --raw", metavar="TASK")
-    what.add_argument("--manifest", help="CSV of your own data, or a folder with a folder a class")
-    parser.add_argument("--raw", help="root of the data set (of a CSV's paths; default: where the CSV lies)")
-    parser.add_argument("--protocol", choices=PROTOCOLS, default="paper", help="which split (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of splits that a --manifest leaves to make (%(default)s)")
+    data_flags.add_data_flags(parser)
     parser.add_argument("--no-files", action="store_true", help="do not read the audio: no hashes, no rates")
     parser.add_argument("--out", help="folder for the report and the manifests of the splits (local or gs://)")
     args = parser.parse_args(argv)
     try:
         if args.out and args.no_files:
             raise BuildError("--out writes the hashes of files too: leave --no-files out")
-        task, splits, raw, protocol = _source(args)
-        paths = [clip.path for clips in splits.values() for clip in clips]
-        files = None if args.no_files else inspect_files(raw, paths)
-        report = leak_report(task, splits, protocol, files)
+        data = data_flags.chosen(args)
+        protocol = args.protocol if args.task else f"as given, seed {args.split_seed}"
+        paths = [clip.path for clips in data.splits.values() for clip in clips]
+        files = None if args.no_files else inspect_files(data.raw, paths)
+        report = leak_report(data.task, data.splits, protocol, files)
         if args.out and files is not None:
-            write_splits(args.out, task, splits, files, protocol)
+            write_splits(args.out, data.task, data.splits, files, protocol)
             (epath.Path(args.out) / "leaks.md").write_text(report.markdown())
             (epath.Path(args.out) / "leaks.json").write_text(report.json())
     except (BuildError, OSError) as error:
@@ -226,15 +221,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     print(report.markdown())
-
-
-def _source(args: argparse.Namespace) -> tuple[Task, Splits, str, str]:
-    if args.manifest:
-        task, splits, raw = read_user_data(args.manifest, args.raw, seed=args.seed)
-        return task, splits, raw, f"as given by {epath.Path(args.manifest).name}, seed {args.seed}"
-    if not args.raw:
-        raise BuildError(f"--task={args.task} needs --raw, the root of the unpacked data set")
-    return TASKS[args.task], CLIPS[args.task](epath.Path(args.raw), args.protocol), args.raw, args.protocol
 
 
 def _shared(

@@ -399,7 +399,7 @@ def _make_floors(tasks: Sequence[Taught]) -> None:
     """The n-gram floor of every task that has none yet; of several, in processes beside each other."""
     from spjax.evaluation.ngram import ngram_floor
 
-    jobs = []
+    jobs: list[tuple[Taught, tuple[Any, ...]]] = []
     for taught in tasks:
         if not os.path.exists(_floor_path(taught)):
             lesson = taught.lesson

@@ -121,7 +121,7 @@ def test_command_takes_the_protocol_and_can_leave_files_alone(tmp_path: Path, ca
 @pytest.mark.parametrize(
     ("flags", "fault"),
     [
-        (["--task=lt_sc"], "--task=lt_sc needs --raw"),
+        (["--task=lt_sc"], "--task needs --raw"),
         (["--task=lt_sc", "--raw=nowhere"], "nowhere/dataset is no folder"),
         (["--task=lt_sc", "--raw=x", "--out=y", "--no-files"], "--out writes the hashes of files too"),
         (["--manifest=none.csv"], "none.csv is missing"),
