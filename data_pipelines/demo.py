@@ -61,7 +61,8 @@ def show(workdir: str, lm: str, tasks: Sequence[str], each: int = 2) -> str:
     encoder = load_encoder(ENCODER, str(Path(workdir) / "kmeans"))
     lines = []
     for name in tasks:
-        pack = load_prompt(_best_pack(Path(workdir) / name))
+        # A single task's report stands in the work directory itself.
+        pack = load_prompt(_best_pack(Path(workdir) / name if len(tasks) > 1 else Path(workdir)))
         clips = synthesize.clips(speech / name)["test"][:each]
         units = [encode(speech / name / clip.path, encoder).units.tolist() for clip in clips]
         for clip, answer in zip(clips, classify_units(model, pack, units), strict=True):

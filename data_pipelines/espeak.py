@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.metadata
 import os
 import re
 import shutil
@@ -46,6 +47,7 @@ class _Engine(NamedTuple):
     samples: list[np.ndarray]
     rate: int
     callback: Any  # kept: the library calls it, and Python must not forget it
+    raised: list[BaseException]  # while it was called
 
 
 def data_path() -> Path:
@@ -63,14 +65,16 @@ def data_path() -> Path:
     path = Path(espeakng_loader.get_data_path())
     if len(os.fspath(path)) <= _PATH_LIMIT:
         return path
-    short = Path(tempfile.gettempdir()) / f"spjax-espeak-{os.getuid()}"
-    if not (short / path.name).exists():
-        fresh = Path(tempfile.mkdtemp(prefix="spjax-espeak-"))
-        shutil.copytree(path, fresh / path.name)
-        try:
-            fresh.rename(short)
-        except OSError:  # another process was faster
-            shutil.rmtree(fresh, ignore_errors=True)
+    user = getattr(os, "getuid", int)()
+    short = Path(tempfile.gettempdir()) / f"spjax-espeak-{importlib.metadata.version('espeakng-loader')}-{user}"
+    if (short / path.name).exists() and short.stat().st_uid == user:
+        return short / path.name
+    fresh = Path(tempfile.mkdtemp(prefix="spjax-espeak-"))
+    shutil.copytree(path, fresh / path.name)
+    try:
+        fresh.rename(short)
+    except OSError:  # another process was faster, or the name is somebody else's
+        return fresh / path.name
     return short / path.name
 
 
@@ -84,15 +88,20 @@ def _engine() -> _Engine:
     if rate <= 0:
         raise SpeechError(f"espeak-ng does not start with the data in {folder}: install espeakng-loader again")
     samples: list[np.ndarray] = []
+    raised: list[BaseException] = []
 
     @_Callback
     def collect(wave: Any, count: int, _: Any) -> int:
-        if wave and count > 0:
-            samples.append(np.ctypeslib.as_array(wave, (count,)).copy())
-        return 0
+        try:
+            if wave and count > 0:
+                samples.append(np.ctypeslib.as_array(wave, (count,)).copy())
+            return 0
+        except BaseException as error:  # ctypes would forget a Ctrl-C, and a piece of the wave with it
+            raised.append(error)
+            return 1  # no more of this
 
     library.espeak_SetSynthCallback(collect)
-    return _Engine(library, samples, rate, collect)
+    return _Engine(library, samples, rate, collect, raised)
 
 
 def sample_rate() -> int:
@@ -127,15 +136,18 @@ def say(text: str, language: str, voice: str, manner: Manner = PLAIN, seed: int 
     Raises:
       SpeechError: the engine is not installed, knows no such voice, or says nothing.
     """
-    library, samples, _, _ = _engine()
+    library, samples, _, _, raised = _engine()
     if library.espeak_SetVoiceByName(f"{language}+{voice}".encode()) != 0:
         raise SpeechError(f"espeak-ng knows no voice {voice!r} of language {language!r}")
     for parameter, value in ((_RATE, manner.rate), (_VOLUME, 100), (_PITCH, manner.pitch), (_RANGE, manner.range)):
         library.espeak_SetParameter(parameter, value, 0)
     library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
     samples.clear()
+    raised.clear()
     content = text.encode()
     library.espeak_Synth(content, ctypes.c_size_t(len(content) + 1), 0, 0, 0, _UTF8, None, None)
+    if raised:
+        raise raised[0]
     wave = np.concatenate(samples) if samples else np.zeros(0, np.int16)
     if not wave.any():
         raise SpeechError(f"espeak-ng says nothing for {text!r} in {language!r} with voice {voice!r}")

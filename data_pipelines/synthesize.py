@@ -3,20 +3,24 @@
     python -m data_pipelines.synthesize --out=DIR [--train=1000 --valid=200 --test=300]
 
 writes DIR/TASK/{train,valid,test}/NNNNN.wav (16 kHz, mono, 16 bit) and DIR/TASK/clips.jsonl. No voice speaks in two
-splits, nor does a noise sound the same in two. A task's corpus depends on its name, the sizes and the seed alone: each
-is made in a process of its own, since the engine's state outlives an utterance.
+splits, nor does a noise sound the same in two. A task's corpus depends on its name, the sizes, the seed and the
+releases of engine and numpy (which clips.jsonl names): each is made in a process of its own, since the engine's state
+outlives an utterance.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import ctypes
 import dataclasses
+import importlib.metadata
 import io
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import uuid
 import zlib
@@ -281,7 +285,9 @@ def _make_task(name: str, out: str, config: SynthesisConfig) -> str:
             for split, some in clips.items()
             for clip in some
         ]
-        (fresh / "clips.jsonl").write_text("\n".join([json.dumps(dataclasses.asdict(config)), *lines, ""]))
+        made_with = {name: importlib.metadata.version(name) for name in ("espeakng-loader", "numpy")}
+        head = json.dumps({"config": dataclasses.asdict(config), "made_with": made_with})
+        (fresh / "clips.jsonl").write_text("\n".join([head, *lines, ""]))
         fresh.rename(final)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -296,24 +302,49 @@ def synthesize(out: str | os.PathLike[str], config: SynthesisConfig, tasks: Sequ
       ValueError: a task that is not one of `TASKS`, or a corpus of another config is in the way.
     """
     espeak.data_path()
+    check(out, config, tasks)
+    missing = [name for name in tasks if not (Path(out) / name).exists()]
+    if not missing:
+        return
+    Path(out).mkdir(parents=True, exist_ok=True)
+    for half in Path(out).glob(".*.tmp"):  # of a run that was killed
+        shutil.rmtree(half, ignore_errors=True)
+    context, processes = multiprocessing.get_context("spawn"), min(len(missing), os.cpu_count() or 1)
+    with concurrent.futures.ProcessPoolExecutor(processes, context, _start_worker, max_tasks_per_child=1) as pool:
+        try:
+            for made in concurrent.futures.as_completed(
+                [pool.submit(_make_task, n, str(out), config) for n in missing]
+            ):
+                made.result()
+        except BaseException:  # Ctrl-C must not wait for what the workers are at
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+
+
+def _start_worker() -> None:
+    """Ctrl-C is the launcher's affair; and a worker ends with it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def check(out: str | os.PathLike[str], config: SynthesisConfig, tasks: Sequence[str]) -> None:
+    """Whether OUT can hold, or holds, the corpora of these tasks.
+
+    Raises:
+      ValueError: a task that is not one of `TASKS`, or a corpus of another config is in the way.
+    """
     for name in tasks:
         if name not in TASKS:
             raise ValueError(f"task {name!r} is not synthesised: choose {', '.join(TASKS)}")
         if (Path(out) / name).exists():
             _check_config(Path(out) / name, config)
-    missing = [name for name in tasks if not (Path(out) / name).exists()]
-    if not missing:
-        return
-    Path(out).mkdir(parents=True, exist_ok=True)
-    with concurrent.futures.ProcessPoolExecutor(
-        min(len(missing), os.cpu_count() or 1), multiprocessing.get_context("spawn"), max_tasks_per_child=1
-    ) as pool:
-        for made in concurrent.futures.as_completed([pool.submit(_make_task, n, str(out), config) for n in missing]):
-            made.result()
 
 
 def _check_config(corpus: Path, config: SynthesisConfig) -> None:
-    found = json.loads((corpus / "clips.jsonl").read_text().split("\n", 1)[0])
+    found = json.loads((corpus / "clips.jsonl").read_text().split("\n", 1)[0])["config"]
     if found != dataclasses.asdict(config):
         raise ValueError(
             f"{corpus} was made with {found}, not {dataclasses.asdict(config)}: remove it, or go elsewhere"

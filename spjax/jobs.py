@@ -78,6 +78,9 @@ def prompt_settings(config: ConfigDict) -> Settings:
 def check(config: ConfigDict) -> None:
     """Raise ValueError for what is wrong with a config, before anything is made."""
     if config.job == "prompt":
+        names = config.task.split(",")
+        if len(set(names)) < len(names) or not all(name and name == name.strip() for name in names):
+            raise ValueError(f"task is {config.task!r}, must be a name, or different ones with commas and no spaces")
         prompt_settings(config)
     elif config.job == "pretrain":
         UnitLMConfig(**config.lm), pretrain.PretrainConfig(**config.pretrain)
@@ -253,8 +256,6 @@ def _taught(
             units=np.concatenate([train_set.units_of(i) for i in train_ids]),
             classes=train_set.classes[train_ids], seed=config.verbalizer_seed,
         )  # fmt: skip
-    else:
-        config.verbalizer = verbalizer.kind
     seen = np.unique(train_set.classes[train_ids], axis=0) if config.combinations == "seen" else None
     setting = train.Setting(
         lm.config, settings.compute, settings.prompt, settings.loss, verbalizer, decode.label_tree(verbalizer, seen)
@@ -286,6 +287,10 @@ def run_prompt_tuning(
     names = config.task.split(",")
     pairs = [_taught(config, settings, lm, name, workdir, import_units) for name in names]
     tasks = [taught for taught, _ in pairs]
+    kinds = {taught.lesson.setting.verbalizer.kind for taught in tasks}
+    if len(kinds) > 1:
+        raise ValueError(f"start_from={config.start_from} gives tasks of one bank {' and '.join(kinds)} verbalizers")
+    (config.verbalizer,) = kinds
     banks = [train.first_params(lm.params, taught.lesson.setting, run.seeds, start) for taught, start in pairs]
     params = {"lm": lm.params, "prompt": prompts.join([bank["prompt"] for bank in banks])}
     counts = [_counts(bank, run) for bank in banks]

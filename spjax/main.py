@@ -78,23 +78,25 @@ def main(argv: Sequence[str]) -> None:
         import_units(task, os.path.join(str(UNITS.value), task), directory)
 
     def from_nothing(task: str, directory: str) -> None:
-        names = dict.fromkeys((*config.pretraining.tasks, *config.task.split(",")))
-        demo.records(workdir, os.path.dirname(directory), list(names), SynthesisConfig(**config.synthesis))
+        demo.records(workdir, os.path.dirname(directory), spoken, SynthesisConfig(**config.synthesis))
 
     importer = from_text if UNITS.value else None
-    if "synthesis" in config:
-        from data_pipelines import demo
-        from data_pipelines.synthesize import SynthesisConfig
-
-        config.data, config.lm, config.pretraining.data = (
-            os.path.join(workdir, place) for place in (config.data, config.lm, config.pretraining.data)
-        )
-        importer = from_nothing
     command = "python -m spjax.main " + shlex.join(sys.argv[1:])
     if UNITS.value and not os.path.isdir(UNITS.value):
         sys.exit(f"error: --units={UNITS.value} is no folder: give the one that holds TASK/train.txt and so on")
     try:
         jobs.check(config)
+        if "synthesis" in config:
+            from data_pipelines import demo, synthesize
+            from data_pipelines.synthesize import SynthesisConfig
+
+            spoken = list(dict.fromkeys((*config.pretraining.tasks, *config.task.split(","))))
+            synthesize.check(os.path.join(workdir, "speech"), SynthesisConfig(**config.synthesis), spoken)
+            data, config.lm, config.pretraining.data = (
+                os.path.join(workdir, place) for place in (config.data, config.lm, config.pretraining.data)
+            )
+            config.data = data if "," in config.task else os.path.join(data, config.task)
+            importer = from_nothing
         if config.job == "prompt" and not os.path.exists(config.lm):
             _pretrain_first(config, importer)
         jobs.run(config, workdir, importer, command)

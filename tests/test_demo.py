@@ -81,3 +81,36 @@ def test_speech_of_another_config_is_told(done: tuple[Place, str]) -> None:
     code, printed = place.run("demo", *SMALL, "--workdir=other", "--config.synthesis.train=49")
     assert code == 1
     assert re.search(r"error: other/speech/\w+ was made with .*'train': 48", printed)
+
+
+def test_speech_of_another_config_is_told_even_where_units_are_there(done: tuple[Place, str]) -> None:
+    code, printed = done[0].run("demo", *SMALL, "--config.synthesis.train=999")
+    assert code == 1
+    assert "was made with" in printed.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("task", "told"),
+    [
+        ("gender,gender", "must be a name, or different ones"),
+        ("gender, accent", "must be a name, or different ones"),
+        ("gender,", "must be a name, or different ones"),
+        ("gender,singing", "task 'singing' is not synthesised: choose commands"),
+    ],
+)
+def test_wrong_tasks_are_told_before_anything_is_made(done: tuple[Place, str], task: str, told: str) -> None:
+    place, _ = done
+    code, printed = place.run("demo", "--workdir=wrong", f"--config.task={task}")
+    assert code == 1
+    assert told in printed.strip().splitlines()[-1]
+    assert not (place.folder / "wrong").exists()
+
+
+def test_a_single_task(done: tuple[Place, str]) -> None:
+    place, _ = done
+    for stage in ("speech", "kmeans", "units", "ulm"):
+        shutil.copytree(place.folder / "demo" / stage, place.folder / "single" / stage)
+    code, printed = place.run("demo", *SMALL, "--workdir=single", "--config.task=voice_activity")
+    assert code == 0, printed[-3000:]
+    assert (place.folder / "single" / "results.json").is_file()
+    assert "| single/speech/voice_activity/test/00000.wav |" in printed

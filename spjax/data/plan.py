@@ -99,8 +99,8 @@ def plan(
     """The steps of an epoch: every utterance exactly once for every member of the bank.
 
     All members share the bucket of a step, and each has its own order of utterances. A member's order depends on
-    `seed` and its own seed alone: a bank gives it the very batches that it gets when trained alone. The number of steps
-    depends on no seed. The last step of a bucket is filled up with -1.
+    `seed` and its own seed alone: a bank of one task gives it the very batches that it gets when trained alone. The
+    number of steps depends on no seed. The last step of a bucket is filled up with -1.
 
     Args:
       lengths: int [n], units of every utterance of the split.

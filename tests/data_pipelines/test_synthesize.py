@@ -144,9 +144,32 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     sizes = ["--train=2", "--valid=1", "--test=1"]
     synthesize.main([f"--out={tmp_path}", "--tasks=voice_activity", *sizes])
     lines = (tmp_path / "voice_activity" / "clips.jsonl").read_text().splitlines()
-    assert json.loads(lines[0]) == {"train": 2, "valid": 1, "test": 1, "seed": 0}
+    assert json.loads(lines[0])["config"] == {"train": 2, "valid": 1, "test": 1, "seed": 0}
     assert len(lines) == 5
     with pytest.raises(SystemExit, match="error: task 'singing' is not synthesised: choose commands, intents"):
         synthesize.main([f"--out={tmp_path}", "--tasks=singing"])
     with pytest.raises(SystemExit, match="synthesis: train is 0, must be at least 1"):
         synthesize.main([f"--out={tmp_path}", "--train=0"])
+
+
+def test_an_interrupted_utterance_is_never_taken_for_a_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is raised while the engine hands over samples is raised by `say`, not lost in the library."""
+    espeak.say("hello", "en-us", "m1")
+    calls = iter([False, True, False, False])
+
+    def copied(wave: object, shape: tuple[int]) -> np.ndarray:
+        if next(calls, False):
+            raise KeyboardInterrupt
+        return np.ones(shape, np.int16)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(espeak.np.ctypeslib, "as_array", copied)
+        with pytest.raises(KeyboardInterrupt):
+            espeak.say("turn on the lights in the kitchen and the bedroom", "en-us", "m1")
+    assert len(espeak.say("stop", "en-us", "m1")) > 1000
+
+
+def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
+    (tmp_path / ".gender.0123.tmp").mkdir()
+    synthesize.synthesize(tmp_path, SynthesisConfig(train=1, valid=1, test=1), ["gender"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gender"]
