@@ -8,13 +8,13 @@ A CSV (UTF-8, commas, the first line names the columns) has a row an utterance:
 - `path`: the audio file, relative to the root (the CSV's folder, unless told otherwise), or absolute below it;
 - `split` (optional): train, valid or test; also training, validation, val, dev, eval, evaluation (these two: test);
 - `speaker`, `source` (optional): who speaks, what it was cut from; neither will stand in two splits that are made here;
-- `start`, `duration` (optional): a crop, in seconds;
+- `start`, `duration` (optional): a crop, in seconds; crops of one file have it as their source, unless told otherwise;
 - every other column, or those named as labels: a slot of the task.
 
-Folders: `DIR/<class>/**/*.wav` or `DIR/<split>/<class>/**/*.wav`.
+The names of the columns above may be in any case. Folders: `DIR/<class>/**/*.wav` or `DIR/<split>/<class>/**/*.wav`.
 
-Splits that are not given are made, 80/10/10, seeded, stratified by label, and disjoint in speakers where these are
-given. Where only valid is not given it is taken from train. Classes are in the order of their sorted labels.
+Splits that are not given are made, 80/10/10, seeded, stratified by label, and disjoint in speakers and sources where
+these are known. Where only valid is not given it is taken from train. Classes are in the order of their sorted labels.
 """
 
 from __future__ import annotations
@@ -126,7 +126,10 @@ def read_manifest(
         raise BuildError(
             f"{line_of[clips[''][0].id]} has no split where others have one: fill it in everywhere, or nowhere"
         )
-    return _finish(path, name or path.stem, dict(clips), columns, metric, fractions, seed)
+    advice = ""
+    if labels is None and len(columns) > 1:
+        advice = f"; if not all of {', '.join(columns)} are labels, name those that are (--labels)"
+    return _finish(path, name or path.stem, _with_sources(clips), columns, metric, fractions, seed, advice)
 
 
 def read_folders(
@@ -151,7 +154,14 @@ def read_folders(
     folder = epath.Path(folder)
     files = audio_files(folder)
     tops = {top for top, slash, _ in (file.partition("/") for file in files) if slash}
-    with_splits = bool(tops) and all(top.lower() in ALIASES for top in tops)
+    others = sorted(top for top in tops if top.lower() not in ALIASES)
+    with_splits = bool(tops) and not others
+    if others and len(others) < len(tops):
+        named = ", ".join(sorted(tops.difference(others)))
+        raise BuildError(
+            f"{folder}: {named} are named like splits, {', '.join(others)} not: if those are splits, move the others "
+            "away or into them; if all are classes, rename those, or list the files in a CSV"
+        )
     clips: dict[str, list[Clip]] = defaultdict(list)
     for file, path in files.items():
         *folders, _ = file.split("/")
@@ -165,19 +175,45 @@ def read_folders(
 
 
 def _rows(path: epath.Path) -> list[Row]:
+    if not path.is_file():
+        raise BuildError(f"{path} is missing: correct the path of your CSV, or give a folder with a folder a class")
     first = read_text(path).partition("\n")[0]
     if "," not in first:
         for mark, called in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
             if mark in first:
                 raise BuildError(f"{path}, line 1: {first.strip()!r} is parted by {called}: save it with commas")
-    return read_table(path, ("path",))
+    rows = read_table(path, ())
+    header = list(rows[0].values)
+    called = {name: name.lower() if name.lower() in RESERVED else name for name in header}
+    for known in RESERVED:
+        alike = [name for name in header if called[name] == known]
+        if len(alike) > 1:
+            raise BuildError(f"{path}, line 1: {' and '.join(alike)} are both the column {known}: rename one of them")
+    if "path" not in called.values():
+        raise BuildError(f"{path} has the columns {header}, lacks path: name the one of the audio files so in line 1")
+    return [Row(where, {called[name]: value for name, value in values.items()}) for where, values in rows]
+
+
+def _with_sources(clips: Mapping[str, list[Clip]]) -> dict[str, list[Clip]]:
+    """Crops of one file belong together: where no source is given it is that of its other crops, or else the path."""
+    every = [clip for part in clips.values() for clip in part]
+    times = Counter(composed(clip.path) for clip in every)
+    sources = {path: path for path, number in times.items() if number > 1}
+    for clip in sorted(every, key=lambda clip: clip.source):  # not in order of rows, which must not matter
+        if clip.source and composed(clip.path) in sources:
+            sources[composed(clip.path)] = clip.source
+    return {
+        split: [clip._replace(source=clip.source or sources.get(composed(clip.path), "")) for clip in part]
+        for split, part in clips.items()
+    }
 
 
 def _label_columns(path: epath.Path, header: list[str], labels: Sequence[str] | None) -> list[str]:
     if labels is not None:
         wrong = [column for column in labels if column not in header or column in RESERVED]
         if wrong or not labels:
-            raise BuildError(f"{path}: {', '.join(wrong) or 'nothing'} cannot be the labels: choose from {header}")
+            free = [column for column in header if column not in RESERVED]
+            raise BuildError(f"{path}: {', '.join(wrong) or 'nothing'} cannot be the labels: choose from {free}")
         return list(labels)
     columns = [column for column in header if column not in RESERVED]
     if not columns:
@@ -200,13 +236,13 @@ def _clip(row: Row, root: epath.Path, columns: Sequence[str]) -> Clip:
         labels.append(label)
     start = _seconds(row, "start", 0.0)
     duration = _seconds(row, "duration", None)
-    crop = f"@{start or 0:g}" + (f"+{duration:g}" if duration else "") if start or duration else ""
+    crop = f"@{_exact(start or 0.0)}" + (f"+{_exact(duration)}" if duration else "") if start or duration else ""
     return Clip(
         id=composed(found) + crop,
         path=found,
         labels=tuple(labels),
-        speaker=values.get("speaker", "").strip(),
-        source=values.get("source", "").strip(),
+        speaker=composed(values.get("speaker", "").strip()),
+        source=composed(values.get("source", "").strip()),
         start=start or 0.0,
         duration=duration,
     )
@@ -242,6 +278,11 @@ def _seconds(row: Row, column: str, default: float | None) -> float | None:
     return value
 
 
+def _exact(seconds: float) -> str:
+    """All digits, so that crops that differ have ids that differ; none after the point where there need be none."""
+    return repr(seconds).removesuffix(".0")
+
+
 def _split(row: Row) -> str:
     text = row.values.get("split", "").strip()
     if text and text.lower() not in ALIASES:
@@ -257,16 +298,18 @@ def _finish(
     metric: str | None,
     fractions: Mapping[str, float],
     seed: int,
+    advice: str = "",
 ) -> tuple[Task, Splits]:
+    """The task and its splits, made where they are not given. `advice` ends errors about the labels of a slot."""
     every = [clip for part in clips.values() for clip in part]
     slots = []
     for number, column in enumerate(columns):
         counts = Counter(clip.labels[number] for clip in every)
         if len(counts) < 2:
-            raise BuildError(f"{place}, {column}: every label is {next(iter(counts))!r}, nothing to tell apart")
+            raise BuildError(f"{place}, {column}: every label is {next(iter(counts))!r}, nothing to tell apart{advice}")
         slots.append(Slot(column, tuple(sorted(counts))))
     task = Task(_task_name(name), tuple(slots), metric or ("accuracy" if len(slots) == 1 else "exact_match"))
-    splits = _made(place, task, dict(clips), every, fractions, seed)
+    splits = _made(place, task, dict(clips), every, fractions, seed, advice)
     for number, slot in enumerate(slots):
         known = {clip.labels[number] for clip in splits["train"]}
         for split in ("valid", "test"):
@@ -275,6 +318,7 @@ def _finish(
                 raise BuildError(
                     f"{place}, {slot.name}: {unseen[0]!r} stands in {split} and not in train ({len(unseen)} such), so "
                     "it cannot be learnt; move some of it to train, remove it, or take another seed if splits were made"
+                    f"{advice}"
                 )
     return task, checked(splits, task)
 
@@ -286,6 +330,7 @@ def _made(
     every: list[Clip],
     fractions: Mapping[str, float],
     seed: int,
+    advice: str,
 ) -> Splits:
     if set(clips) == set(SPLITS):
         return clips
@@ -307,10 +352,13 @@ def _made(
         if rare:
             raise BuildError(
                 f"{place}, {slot.name}: {min(rare)!r} has fewer than {len(parts)} clips, too few to be in every split "
-                "that is to be made; add some, remove it, or say in a column split what goes where"
+                f"that is to be made; add some, remove it, or say in a column split what goes where{advice}"
             )
     deal = by_speaker if any(clip.speaker or clip.source for clip in source) else stratified
-    return {**clips, **deal(source, parts, seed)}
+    try:
+        return {**clips, **deal(source, parts, seed)}
+    except BuildError as error:
+        raise BuildError(f"{place}: {error}; or say in a column split what goes where") from error
 
 
 def _task_name(name: str) -> str:

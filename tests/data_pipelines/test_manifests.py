@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 import unicodedata
+from collections import Counter
+from itertools import cycle
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from data_pipelines import leaks
 from data_pipelines.manifests import read_folders, read_manifest, read_user_data
@@ -73,19 +78,20 @@ def test_valid_is_taken_from_train_where_it_is_not_given(tmp_path: Path):
 
 
 def test_crops_root_and_spelling(tmp_path: Path):
-    record(tmp_path / "audio", [unicodedata.normalize("NFD", "ačiū.wav")])
+    record(tmp_path / "audio", [unicodedata.normalize("NFD", "ačiū.wav"), "b.wav", "c.wav"])
     rows = [
         f"{path},{start},{end},{label}"
         for number, path in enumerate(["ačiū.wav", f"{tmp_path}/audio/x/../ačiū.wav"])
         for start, end, label in [(number, 0.5, "a"), (number + 0.5, "", "b"), (number + 0.25, 1, "a")]
-    ] + ["ačiū.wav,7,,b", "ačiū.wav,8,,b"]
+    ] + [f"{name}.wav,{start},,{label}" for name in "bc" for start, label in [(7, "a"), (8.5, "b")]]
     path = tmp_path / "crops.csv"
     path.write_text("path,start,duration,word\n" + "\n".join(rows), encoding="utf-8-sig")
     (tmp_path / "audio" / "x").mkdir()
     _task, splits, root = read_user_data(path, tmp_path / "audio")
     assert root == str(tmp_path / "audio")
     clips = everything(splits)
-    assert {clip.id for clip in clips} >= {"ačiū.wav@0+0.5", "ačiū.wav@0.5", "ačiū.wav@1.25+1"}
+    assert {clip.id for clip in clips} >= {"ačiū.wav@0+0.5", "ačiū.wav@0.5", "ačiū.wav@1.25+1", "b.wav@7"}
+    assert not shared(splits, "path")
     assert all((tmp_path / "audio" / clip.path).is_file() for clip in clips)
     assert {(clip.start, clip.duration) for clip in clips} >= {(0.0, 0.5), (0.5, None), (1.25, 1.0)}
 
@@ -101,6 +107,7 @@ def test_crops_root_and_spelling(tmp_path: Path):
         ("path;word", ["a.wav;yes"], r"line 1: 'path;word' is parted by semicolons: save it with commas"),
         ("path\tword", ["a.wav\tyes"], r"is parted by tabs"),
         ("file,word", ["a.wav,yes"], r"has the columns \['file', 'word'\], lacks path"),
+        ("Path,path,word", ["a.wav,a.wav,yes"], r"line 1: Path and path are both the column path: rename one"),
         ("path", ["a.wav"], r"has no column of labels, only path"),
         ("path,", ["a.wav,yes"], r"line 1, column 2 has no name"),
         ("path,split,word", ["a.wav,tset,yes"], r"line 2, column split: 'tset' is unknown; use one of train, valid"),
@@ -123,6 +130,109 @@ def test_crops_root_and_spelling(tmp_path: Path):
 def test_faults_are_named_by_row_and_column(tmp_path: Path, header: str, rows: list[str], fault: str):
     with pytest.raises(BuildError, match=fault):
         read_manifest(plant(tmp_path, header, rows))
+
+
+@pytest.mark.parametrize("speaker", [False, True])
+def test_crops_of_a_recording_stay_together(tmp_path: Path, speaker: bool):
+    names = [f"{number}.wav" for number in range(20)]
+    record(tmp_path, names)
+    path = tmp_path / "crops.csv"
+    rows = [
+        f"{name},{start},{f's{(number + start) // 2}' if speaker else ''},{'yes' if start % 2 else 'no'}"
+        for number, name in enumerate(names)
+        for start in range((1 if number % 6 == 5 else 2) if speaker else 5)
+    ]  # with speakers: each is in two recordings and so links them, six in a row
+    path.write_text("\n".join(["path,start,speaker,word", *rows]))
+    splits = read_manifest(path)[1]
+    assert not shared(splits, "path")
+    assert not (speaker and shared(splits, "speaker"))
+    crops = Counter(clip.path for clip in everything(splits))
+    assert all(clip.source == (clip.path if crops[clip.path] > 1 else "") for clip in everything(splits))
+
+
+def test_sources_of_crops(tmp_path: Path):
+    """One that is given holds for the file's other crops; given splits are left alone, and told of."""
+    record(tmp_path, ["a.wav", "b.wav", "c.wav"])
+    path = tmp_path / "crops.csv"
+    rows = ["a.wav,0,film,x,train", "a.wav,1,,y,valid", "b.wav,0,,x,train", "b.wav,1,,y,train", "c.wav,0,,x,test"]
+    path.write_text("\n".join(["path,start,source,word,split", *rows]))
+    splits = read_manifest(path)[1]
+    assert counts(splits) == (3, 1, 1)
+    sources = {clip.id: clip.source for clip in everything(splits)}
+    assert sources == {"a.wav": "film", "a.wav@1": "film", "b.wav": "b.wav", "b.wav@1": "b.wav", "c.wav": ""}
+    path.write_text("path,start,word\n" + "\n".join(f"a.wav,{start},{'xy'[start % 2]}" for start in range(8)))
+    with pytest.raises(BuildError, match=r"crops.csv: 1 groups .*; or say in a column split what goes where"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize("column", ["speaker", "source"])
+def test_names_are_compared_composed(tmp_path: Path, column: str):
+    rows = [
+        f"{number}{take}.wav,{unicodedata.normalize(form, f'č{number}')},{word}"
+        for number in range(10)
+        for take, (form, word) in enumerate([("NFC", "yes"), ("NFD", "no"), ("NFD", "yes"), ("NFC", "no")])
+    ]
+    splits = read_manifest(plant(tmp_path, f"path,{column},word", rows))[1]
+    assert {getattr(clip, column) for clip in everything(splits)} == {f"č{number}" for number in range(10)}
+    assert not shared(splits, column)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0, 1e6, allow_nan=False),
+            st.none() | st.floats(0, 1e6, exclude_min=True, allow_nan=False),
+        ),
+        min_size=2,
+        max_size=6,
+        unique=True,
+    )
+)
+@example([(1234.561, None), (1234.564, None)])
+@example([(1.0, 1234.561), (1.0, 1234.564)])
+def test_crops_that_differ_have_ids_that_differ(crops: list[tuple[float, float | None]]):
+    with tempfile.TemporaryDirectory() as folder:
+        record(Path(folder), ["a.wav", "b.wav", "c.wav"])
+        path = Path(folder, "crops.csv")
+        rows = [f"a.wav,{start!r},{duration or ''},{word},train" for (start, duration), word in zip(crops, cycle("xy"))]
+        path.write_text("\n".join(["path,start,duration,word,split", *rows, "b.wav,,,x,valid", "c.wav,,,x,test"]))
+        train = read_manifest(path)[1]["train"]
+    assert len({clip.id for clip in train}) == len(crops)
+    assert {(clip.start, clip.duration) for clip in train} == set(crops)
+
+
+def test_known_columns_in_any_case(tmp_path: Path):
+    rows = [f"{row},0,0.001" for row in spoken()]
+    lower = read_manifest(plant(tmp_path, "path,speaker,word,start,duration", rows))
+    assert read_manifest(plant(tmp_path, "Path,SPEAKER,word,Start,Duration", rows)) == lower
+    rows = ["a.wav,train,,x", "b.wav,train,,y", "c.wav,dev,,x", "d.wav,test,,y"]
+    task, splits = read_manifest(plant(tmp_path, "PATH,Split,Source,Word", rows))
+    assert counts(splits) == (2, 1, 1)
+    assert [slot.name for slot in task.slots] == ["Word"]
+
+
+def test_columns_that_are_no_labels(tmp_path: Path):
+    """Where slots were not chosen by the user, errors about them say how to choose."""
+    rows = [f"{number}.wav,{'ny'[number % 2]},sentence {number}" for number in range(20)]
+    advice = r"; if not all of word, text are labels, name those that are \(--labels\)$"
+    path = plant(tmp_path, "path,word,text", rows)
+    with pytest.raises(BuildError, match=r"text: 'sentence 0' has fewer than 3 clips.*" + advice):
+        read_manifest(path)
+    assert counts(read_manifest(path, labels=["word"])[1]) == (16, 2, 2)
+    with pytest.raises(BuildError, match=r"has fewer than 3 clips.*what goes where$"):
+        read_manifest(path, labels=["text"])
+    with pytest.raises(BuildError, match=r"text: every label is 'same'.*" + advice):
+        read_manifest(plant(tmp_path, "path,word,text", ["a.wav,x,same", "b.wav,y,same"]))
+    split = [
+        f"{name}{number}.wav,{name},{'ny'[number]},{name}" for name in ("train", "valid", "test") for number in range(2)
+    ] + ["more.wav,train,n,more"]
+    with pytest.raises(BuildError, match=r"stands in valid and not in train.*" + advice):
+        read_manifest(plant(tmp_path, "path,split,word,text", split))
+
+
+def test_a_csv_that_is_not_there(tmp_path: Path):
+    with pytest.raises(BuildError, match=r"nothere.csv is missing: correct the path of your CSV"):
+        read_user_data(tmp_path / "nothere.csv")
 
 
 def test_paths_that_lead_nowhere(tmp_path: Path):
@@ -164,10 +274,16 @@ def test_folders_of_splits(tmp_path: Path):
         read_user_data(tmp_path, labels=["label"])
 
 
+def test_folders_of_splits_and_others(tmp_path: Path):
+    record(tmp_path, [f"{top}/{label}/0.wav" for top in ("train", "Test", "holdout", "extra") for label in "ab"])
+    with pytest.raises(BuildError, match=r"Test, train are named like splits, extra, holdout not: .*move .*CSV"):
+        read_folders(tmp_path)
+
+
 def test_leaks_of_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = plant(tmp_path, "path,speaker,word", spoken())
     leaks.main([f"--manifest={path}"])
     printed = capsys.readouterr().out
-    assert "# Leaks of my_data, protocol as given by my data.csv, seed 0" in printed
+    assert "# Leaks of my_data, protocol as given, seed 0" in printed
     assert "**content**, train and test" in printed  # every planted file holds the same sound
     assert "**speaker**" not in printed
