@@ -208,7 +208,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.out and args.no_files:
             raise BuildError("--out writes the hashes of files too: leave --no-files out")
         data = data_flags.chosen(args)
-        protocol = args.protocol if args.task else f"as given, seed {args.split_seed}"
+        place = epath.Path(args.splits or args.manifest or args.folders or "")
+        protocol = args.protocol if args.task else f"as given by {place.name}, seed {args.split_seed}"
         paths = [clip.path for clips in data.splits.values() for clip in clips]
         files = None if args.no_files else inspect_files(data.raw, paths)
         report = leak_report(data.task, data.splits, protocol, files)
