@@ -184,14 +184,14 @@ def _rows(path: epath.Path) -> list[Row]:
                 raise BuildError(f"{path}, line 1: {first.strip()!r} is parted by {called}: save it with commas")
     rows = read_table(path, ())
     header = list(rows[0].values)
-    called = {name: name.lower() if name.lower() in RESERVED else name for name in header}
+    meant = {name: name.lower() if name.lower() in RESERVED else name for name in header}
     for known in RESERVED:
-        alike = [name for name in header if called[name] == known]
+        alike = [name for name in header if meant[name] == known]
         if len(alike) > 1:
             raise BuildError(f"{path}, line 1: {' and '.join(alike)} are both the column {known}: rename one of them")
-    if "path" not in called.values():
+    if "path" not in meant.values():
         raise BuildError(f"{path} has the columns {header}, lacks path: name the one of the audio files so in line 1")
-    return [Row(where, {called[name]: value for name, value in values.items()}) for where, values in rows]
+    return [Row(where, {meant[name]: value for name, value in values.items()}) for where, values in rows]
 
 
 def _with_sources(clips: Mapping[str, list[Clip]]) -> dict[str, list[Clip]]:

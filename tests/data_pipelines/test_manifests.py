@@ -284,6 +284,6 @@ def test_leaks_of_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     path = plant(tmp_path, "path,speaker,word", spoken())
     leaks.main([f"--manifest={path}"])
     printed = capsys.readouterr().out
-    assert "# Leaks of my_data, protocol as given, seed 0" in printed
+    assert "# Leaks of my_data, protocol as given by my data.csv, seed 0" in printed
     assert "**content**, train and test" in printed  # every planted file holds the same sound
     assert "**speaker**" not in printed
