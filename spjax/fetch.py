@@ -554,8 +554,12 @@ def fetch(
     if not missing:
         print(f"{entry.name} is in {out} already")
         return out
-    for file in missing:
-        path, sha256 = _obtain(file, out, base_url, folder, attempts, wait)
+    for number, file in enumerate(missing):
+        try:
+            path, sha256 = _obtain(file, out, base_url, folder, attempts, wait)
+        except FetchError as error:  # whoever carries files over by hand wants to know of all
+            others = [f"{later.url} to {out / DOWNLOADS / later.filename}" for later in missing[number + 1 :]]
+            raise FetchError(f"{error} Also needed: {'; '.join(others)}." if others else str(error)) from error
         print(f"{path}: sha256 {sha256}{'' if file.sha256 else ' (none was published to compare it with)'}")
         _make(file, path, sha256, out)
         print(f"{out / file.product}: {f'made from {path.name}' if file.into else 'kept as it is'}")

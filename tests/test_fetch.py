@@ -401,6 +401,8 @@ def test_files_put_by_hand(gslm, nowhere: str, tmp_path: Path):
     hubert, kmeans, lm = contents
     told = f"get {nowhere}{hubert} by other means, put it at {out / 'downloads' / 'hubert_base_ls960.pt'}, and"
     assert told in str(raised.value)
+    for name in ("km100.bin", "hubert100_lm.tgz"):  # the others that it takes, too
+        assert f" to {out / 'downloads' / name}" in str(raised.value).split("Also needed:")[1]
     (out / "downloads" / "hubert_base_ls960.pt").write_bytes(contents[hubert])  # where it said
     (folder / "km.bin").write_bytes(contents[kmeans])
     with pytest.raises(FetchError, match=rf"put it at {out}/downloads/hubert100_lm\.tgz"):

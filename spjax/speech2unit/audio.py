@@ -128,6 +128,12 @@ def prepare(array: Any, rate: int) -> Audio:
     return _utterance(samples if samples.ndim == 2 else samples[:, None], _checked_rate(rate, where), where)
 
 
+def check_lowpass(hertz: float) -> None:
+    """Raises ValueError unless `hertz` is a band width for `lowpass`."""
+    if not isinstance(hertz, int | float) or not 500 <= hertz <= SAMPLE_RATE / 2:
+        raise ValueError(f"lowpass is {hertz!r} Hz, must lie in 500 .. {SAMPLE_RATE // 2}")
+
+
 def lowpass(wave: np.ndarray, hertz: float) -> np.ndarray:
     """A wave as if it had been recorded at 2 × `hertz` samples a second: nothing above `hertz` is left of it.
 
@@ -143,8 +149,7 @@ def lowpass(wave: np.ndarray, hertz: float) -> np.ndarray:
     """
     import soxr
 
-    if not 500 <= hertz <= SAMPLE_RATE / 2:
-        raise ValueError(f"lowpass is {hertz:g} Hz, must lie in 500 .. {SAMPLE_RATE // 2}")
+    check_lowpass(hertz)
     narrow = soxr.resample(soxr.resample(wave, SAMPLE_RATE, 2 * hertz), 2 * hertz, SAMPLE_RATE)
     return np.pad(narrow, (0, max(0, len(wave) - len(narrow))))[: len(wave)]  # the rates may not divide
 

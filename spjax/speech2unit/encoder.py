@@ -83,6 +83,8 @@ def load_encoder(
       ValueError: no such encoder or layer, or a k-means of another encoder, layer or feature size; StorageError (one of
         them) where files are absent or damaged.
     """
+    if lowpass is not None:
+        audio_in.check_lowpass(lowpass)
     name = os.fspath(encoder)
     if name in ACOUSTIC:
         config = ACOUSTIC[name]
@@ -124,6 +126,10 @@ def encode(
       ValueError: an encoder without k-means, or a rate that is missing or too many; AudioError (one of them) where the
         audio cannot be used.
     """
+    if not isinstance(encoder, Encoder):
+        raise ValueError(f"encoder is {encoder!r}, must be what load_encoder(NAME, KMEANS) returns")
+    if audio is None:
+        raise ValueError("audio is None: give a file or an array")
     if isinstance(audio, str | os.PathLike | Audio):
         if rate is not None:
             raise ValueError(f"rate {rate} is given for audio that says its own: give a rate with an array only")

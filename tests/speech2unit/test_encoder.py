@@ -273,3 +273,17 @@ def test_a_lowpass_is_part_of_what_an_encoder_is(folder, tmp_path):
         load_encoder("mfcc", folder / "km_mfcc", lowpass=4000)
     save_kmeans(tmp_path / "km", fitted(narrow.features(waves()), narrow.name, None))
     assert len(encode(low, load_encoder("log_mel", tmp_path / "km", lowpass=4000), rate=16_000).units) > 0
+    for wrong in (100, "a"):
+        with pytest.raises(ValueError, match=r"lowpass is .* Hz, must lie in 500"):
+            load_encoder("mfcc", lowpass=wrong)
+
+
+@pytest.mark.parametrize("wrong", ["mfcc", None])
+def test_an_encoder_that_is_none_is_told(wrong):
+    with pytest.raises(ValueError, match="must be what load_encoder"):
+        encode(np.ones(800), wrong, rate=16_000)
+
+
+def test_no_audio_is_told(mfcc):
+    with pytest.raises(ValueError, match="audio is None"):
+        encode(None, mfcc)
