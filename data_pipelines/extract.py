@@ -146,19 +146,15 @@ def extract_all(
     """
     if not wanted:
         return []
-    if runner != LOCAL and workers is not None:
-        raise ExtractError(f"workers are the {LOCAL}'s: tell {runner} by its own option, after --")
-    encoder, kmeans = _absolute(encoder) if epath.Path(encoder).is_dir() else encoder, _absolute(kmeans)
+    _check_workers(runner, workers)
+    encoder, kmeans = encoder if _acoustic(encoder) else _absolute(encoder), _absolute(kmeans)
     loaded = parts.load_encoder(encoder, kmeans, layer, plain_chunks, lowpass)
     jobs: list[tuple[Wanted, Job, epath.Path]] = []
     for one in wanted:
         one = one._replace(
             splits=checked(one.splits, one.task), raw=_absolute(one.raw), out=epath.Path(_absolute(one.out))
         )
-        if not overwrite and one.out.exists() and any(one.out.iterdir()):
-            raise ExtractError(
-                f"{one.out} is not empty: choose another directory, or replace what it holds (--overwrite)"
-            )
+        _check_out(one.out, overwrite)
         job = Job(
             raw=one.raw,
             encoder=encoder,
@@ -243,6 +239,28 @@ def build_pipeline(
     return pipeline
 
 
+def _check_workers(runner: str, workers: int | None) -> None:
+    if runner != LOCAL and workers is not None:
+        raise ExtractError(f"workers are the {LOCAL}'s: tell {runner} by its own option, after --")
+    if workers is not None and workers < 1:
+        raise ExtractError(f"--workers={workers}: give 1 or more, or leave it out for one a core")
+
+
+def _check_out(out: epath.PathLike, overwrite: bool) -> None:
+    """Whether records can be written there, as far as that can be known before any work is done."""
+    out = epath.Path(out)
+    if out.exists() and not out.is_dir():
+        raise ExtractError(f"{out} is a file: choose another --out, a directory that is made if it is absent")
+    if not overwrite and out.exists() and any(out.iterdir()):
+        raise ExtractError(f"{out} is not empty: choose another directory, or replace what it holds (--overwrite)")
+    if "://" not in os.fspath(out):  # what a bucket permits shows when it is written to
+        above = next(place for place in Path(_absolute(out)).parents if place.exists())
+        if not above.is_dir():
+            raise ExtractError(f"{out} cannot be made, {above} is a file: choose another --out")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise ExtractError(f"{out} cannot be made, {above} cannot be written to: choose another --out")
+
+
 def _local_runner(pids: str) -> Any:
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
     from apache_beam.transforms.environments import SubprocessSDKEnvironment
@@ -250,7 +268,7 @@ def _local_runner(pids: str) -> Any:
     root = shlex.quote(str(Path(__file__).resolve().parents[1]))
     known = f": > {shlex.quote(pids)}/$$; " if pids else ""
     path = f"PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}"
-    command = f"{known}{path} exec {shlex.quote(sys.executable)} -m data_pipelines.beam_worker"
+    command = f"{known}{path} exec {shlex.quote(sys.executable)} -m data_pipelines.beam_worker {os.getpid()}"
     return FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
 
 
@@ -272,10 +290,12 @@ def _make_parts(
     for job, folder in jobs:
         folder.mkdir(parents=True, exist_ok=True)
         file = parts.save_job(folder, dataclasses.replace(job, stop=os.fspath(mark or "")))
-        for number in parts.parts_there(folder):
-            path = parts.part_path(folder, number)
-            if any(parts.read_part(path).refused):  # the file may have been repaired since
-                path.unlink()
+        there = [
+            (number, parts.read_part(parts.part_path(folder, number))) for number in sorted(parts.parts_there(folder))
+        ]
+        for (number, part), same in zip(there, parts.unchanged(job, there), strict=True):
+            if not same or any(part.refused):  # what was refused may have been repaired since
+                parts.part_path(folder, number).unlink()
         todo += [(file, number) for number in sorted(set(range(job.parts)) - parts.parts_there(folder))]
     state = ""
     if todo:
@@ -421,7 +441,7 @@ def _write_report(one: Wanted, refused: Mapping[int, str]) -> list[str]:
     every = [(split, clip) for split, clips in one.splits.items() for clip in clips]
     rows = [{"split": every[i][0], "id": every[i][1].id, "path": every[i][1].path, "why": refused[i]} for i in refused]
     report.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    for why in refused.values():
+    for why in dict.fromkeys(refused.values()):  # a file may hold many clips
         tqdm.write(f"refused: {why}", file=sys.stderr)
     counts = Counter(row["split"] for row in rows)
     return [
@@ -436,7 +456,7 @@ def _utterances(one: Wanted, made: Sequence[Part], f0: bool) -> dict[str, list[U
 
     made: all parts of the job, in order.
     """
-    counts, units, durations, pitch, voiced, rates, _, _ = (
+    counts, units, durations, pitch, voiced, rates, _, _, _ = (
         np.concatenate(arrays) for arrays in zip(*made, strict=True)
     )
     ends = np.cumsum(counts)
@@ -455,8 +475,8 @@ def _utterances(one: Wanted, made: Sequence[Part], f0: bool) -> dict[str, list[U
         if not counts[row]:
             continue
         where = segments[row]
-        crop = f" from {clip.start:g} s" if clip.start or clip.duration else ""
-        crop += f" for {clip.duration:g} s" if clip.duration else ""
+        crop = f" from {_seconds(clip.start)} s" if clip.start or clip.duration else ""
+        crop += f" for {_seconds(clip.duration)} s" if clip.duration else ""
         found[split].append(
             Utterance(
                 id=clip.id,
@@ -476,8 +496,22 @@ def _classes(clip: Clip, task: Task) -> list[int]:
     return [first + slot.labels.index(label) for label, slot, first in labels]
 
 
+def _seconds(number: float) -> str:
+    """All digits that it takes to tell it from any other number."""
+    return repr(float(number)).removesuffix(".0")
+
+
+def _acoustic(encoder: str) -> bool:
+    """Whether an encoder is one of those that need no weights; a folder of such a name changes nothing."""
+    from spjax.speech2unit.encoder import ACOUSTIC
+
+    return encoder in ACOUSTIC
+
+
 def _weights(encoder: str) -> str:
     """Hash of a HuBERT's weights; "" of an encoder that has none."""
+    if _acoustic(encoder):
+        return ""
     card = epath.Path(encoder) / "config.json"
     return json.loads(card.read_text())["hash"] if card.exists() else ""
 
@@ -488,6 +522,24 @@ def _absolute(place: epath.PathLike) -> str:
 
 
 # ---- the command line
+
+
+@contextlib.contextmanager
+def _orderly_end() -> Iterator[None]:
+    """SIGTERM ends what is within as an error would: workers are ended, what was done is kept; exit status 143."""
+
+    def end(*_: object) -> None:
+        print("error: ended by SIGTERM. What was done is kept: the same command goes on from there.", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():  # only that one may say what signals do
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -516,30 +568,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
     args = parser.parse_args(argv[: argv.index("--")] if "--" in argv else argv)
     try:
-        data = data_flags.chosen(args)
-        kmeans = args.kmeans or f"{args.out.rstrip('/')}-kmeans"
-        if not args.kmeans:
-            fit_kmeans.fit_to(kmeans, data, args)
-        card = extract(
-            data.task,
-            data.splits,
-            data.raw,
-            args.out,
-            sources=data.sources,
-            notes=data.notes,
-            encoder=args.encoder,
-            kmeans=kmeans,
-            layer=args.layer,
-            plain_chunks=args.plain_chunks,
-            lowpass=args.lowpass,
-            merge=not args.no_merge,
-            f0=args.f0,
-            on_error=args.on_error,
-            runner=args.runner,
-            workers=args.workers,
-            options=beam_options,
-            overwrite=args.overwrite,
-        )
+        with _orderly_end():
+            card = _extract_by(args, beam_options)
     except (ValueError, OSError) as error:  # every error of ours is a ValueError
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -549,6 +579,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     for note in card.notes:
         print(f"note: {note}")
     print(f"unit records: {args.out}")
+
+
+def _extract_by(args: argparse.Namespace, beam_options: Sequence[str]) -> Card:
+    _check_workers(args.runner, args.workers)
+    _check_out(args.out, args.overwrite)  # before a k-means is fitted
+    data = data_flags.chosen(args)
+    kmeans = args.kmeans or f"{args.out.rstrip('/')}-kmeans"
+    if not args.kmeans:
+        fit_kmeans.fit_to(kmeans, data, args, overwrite=args.overwrite, tell_refused=False)
+    return extract(
+        data.task,
+        data.splits,
+        data.raw,
+        args.out,
+        sources=data.sources,
+        notes=data.notes,
+        encoder=args.encoder,
+        kmeans=kmeans,
+        layer=args.layer,
+        plain_chunks=args.plain_chunks,
+        lowpass=args.lowpass,
+        merge=not args.no_merge,
+        f0=args.f0,
+        on_error=args.on_error,
+        runner=args.runner,
+        workers=args.workers,
+        options=beam_options,
+        overwrite=args.overwrite,
+    )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import hashlib
 import os
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from data_pipelines import data_flags, parts
 from data_pipelines.clips import Clip
-from data_pipelines.splits import shuffled
+from data_pipelines.splits import BuildError, shuffled
 from spjax.speech2unit.audio import AudioError, read_audio
 from spjax.speech2unit.kmeans import KMeans, fit
 from spjax.storage import StorageError, save_kmeans
@@ -45,6 +46,7 @@ def fit_kmeans(
     passes: int = 1,
     on_error: Literal["stop", "skip"] = "stop",
     described: str = "",
+    tell_refused: bool = True,
 ) -> KMeans:
     """Fits a k-means on clips.
 
@@ -58,6 +60,7 @@ def fit_kmeans(
       passes: how often they are gone through.
       on_error: "stop" at a file that cannot be used, or "skip" it.
       described: name of the data set, for the card.
+      tell_refused: print what was skipped, and why.
 
     Raises:
       AudioError: a file that cannot be used, if on_error is "stop".
@@ -80,9 +83,9 @@ def fit_kmeans(
                         yield features
                 bar.update(len(group))
 
-        card = {"encoder": encoder.name, "layer": encoder.layer, "fitted_on": _fitted_on(chosen, described)}
+        card = {"encoder": encoder.name, "layer": encoder.layer, "fitted_on": _fitted_on(chosen, raw, described)}
         kmeans = fit(stream, clusters, seed=seed, passes=passes, card=card)
-    for why in refused.values():
+    for why in dict.fromkeys(refused.values()) if tell_refused else ():
         print(f"refused: {why}", file=sys.stderr)
     kmeans.card["fitted_on"] |= {"refused": len(refused)}
     return kmeans
@@ -92,8 +95,22 @@ def _drawn(clips: Sequence[Clip], utterances: int, seed: int) -> list[Clip]:
     return shuffled(sorted(clips, key=lambda clip: clip.id), seed)[:utterances]
 
 
-def _fitted_on(clips: Sequence[Clip], described: str) -> dict[str, Any]:
-    return {"data": described, "split": "train", "utterances": len(clips), "clips": parts.clips_hash(clips)}
+def _fitted_on(clips: Sequence[Clip], raw: epath.PathLike, described: str) -> dict[str, Any]:
+    """What the card says: "clips" is a sha256 of what is said of each, "files" of size and time of their files."""
+    files = hashlib.sha256(parts.file_stats(raw, [clip.path for clip in clips]).tobytes()).hexdigest()
+    told = {"data": described, "split": "train", "utterances": len(clips)}
+    return {**told, "clips": parts.clips_hash(clips), "files": files}
+
+
+def _differences(kmeans: KMeans, wanted: dict[str, Any]) -> str:
+    """In what a k-means differs from how it is wanted; "" if in nothing."""
+    found = {**kmeans.card["fitted_on"], "clusters": len(kmeans.centroids)}
+    found |= {name: kmeans.card[name] for name in ("encoder", "layer")}
+    others = [name for name in wanted if found.get(name) != wanted[name]]
+    plain = [f"{name}: {found.get(name)}, now {wanted[name]}" for name in others if name not in ("clips", "files")]
+    if plain or not others:  # other settings draw other clips, of which nothing needs to be said
+        return "; ".join(plain)
+    return "other clips" if "clips" in others else "audio files that have changed since, or are not known"
 
 
 def _features(clips: Sequence[Clip], raw: epath.PathLike, encoder: Any) -> list[np.ndarray | AudioError]:
@@ -132,26 +149,43 @@ def add_fit_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, help="of the draw and the fit (%(default)s)")
 
 
-def fit_to(directory: epath.PathLike, data: data_flags.DataSet, args: argparse.Namespace) -> KMeans:
+def fit_to(
+    directory: epath.PathLike,
+    data: data_flags.DataSet,
+    args: argparse.Namespace,
+    *,
+    overwrite: bool = False,
+    tell_refused: bool = True,
+) -> KMeans:
     """Fits as the flags say and writes the directory, local or gs://; one that was fitted in the same way is kept.
 
+    Args:
+      directory: where to.
+      data: what to fit on: its train split.
+      args: the flags of `add_fit_flags` and of `data_flags`.
+      overwrite: replace one that was fitted in another way.
+      tell_refused: see `fit_kmeans`.
+
     Raises:
-      AudioError, ValueError: as `fit_kmeans`.
+      AudioError, ValueError: as `fit_kmeans`; no train split.
       StorageError: the directory holds something else.
     """
+    if not data.splits.get("train"):
+        raise BuildError(f"{data.task.name} has no train split to fit a k-means on: give one that is there by --kmeans")
     encoder = parts.load_encoder(args.encoder, None, args.layer, args.plain_chunks, args.lowpass)
     chosen = _drawn(data.splits["train"], args.utterances, args.seed)
     if (epath.Path(directory) / "card.json").exists():
         kmeans = parts.load_centroids(os.fspath(directory))
-        wanted = {**_fitted_on(chosen, data.task.name), "seed": args.seed}
-        same = wanted.items() <= kmeans.card["fitted_on"].items() and len(kmeans.centroids) == args.clusters
-        if not same or (kmeans.card["encoder"], kmeans.card["layer"]) != (encoder.name, encoder.layer):
+        wanted = {"encoder": encoder.name, "layer": encoder.layer, "clusters": args.clusters, "seed": args.seed}
+        other = _differences(kmeans, wanted | _fitted_on(chosen, data.raw, data.task.name))
+        if not other:
+            print(f"k-means: {directory} is kept")
+            return kmeans
+        if not overwrite:
             raise StorageError(
-                f"{directory} holds a k-means that was fitted in another way ({kmeans.card}): remove it, or give it as "
-                "it is by --kmeans"
+                f"{directory} holds a k-means that was fitted in another way ({other}): replace it (--overwrite), or "
+                "have extraction take it as it is (--kmeans)"
             )
-        print(f"k-means: {directory} is kept")
-        return kmeans
     kmeans = fit_kmeans(
         data.splits["train"],
         data.raw,
@@ -161,6 +195,7 @@ def fit_to(directory: epath.PathLike, data: data_flags.DataSet, args: argparse.N
         seed=args.seed,
         on_error=args.on_error,
         described=data.task.name,
+        tell_refused=tell_refused,
     )
     if "://" in os.fspath(directory):
         with tempfile.TemporaryDirectory() as folder:
@@ -187,9 +222,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--clusters", type=int, default=100, help="how many (%(default)s)")
     data_flags.add_encoder_flags(parser)
     add_fit_flags(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace a k-means that was fitted in another way")
     args = parser.parse_args(argv)
     try:
-        fit_to(args.out, data_flags.chosen(args), args)
+        fit_to(args.out, data_flags.chosen(args), args, overwrite=args.overwrite)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -3,7 +3,8 @@
 A job, what to encode and how, is a JSON file in a folder of its own, and is cut into parts of `CLIPS_PER_PART` clips.
 Any worker of any runner makes any part, in batches that depend on the part alone, and writes it beside the job in one
 go, as `part-NUMBER.npz`; so a part that is there is whole, and is the same whoever made it. A file that cannot be used
-is no error here: the part says why it was refused, and the launcher decides.
+is no error here: the part says why it was refused, and the launcher decides. A part also says which size and time its
+files had when they were read, so that a later launch can tell whether they are still the same.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +34,8 @@ from spjax.speech2unit.audio import SAMPLE_RATE, AudioError, read_audio
 from spjax.storage import KMeans, load_kmeans
 
 CLIPS_PER_PART = 64
+LAYOUT = 2  # of a part's file: parts of another are not taken
+STATS_AT_ONCE = 16  # a bucket takes its time for each
 SECONDS_HELD = 600  # of speech that are in memory at a time: a part of long recordings is read piece by piece
 
 _loading = threading.Lock()  # a worker may run bundles in several threads: they share one encoder
@@ -74,12 +78,12 @@ class Job:
 
     @property
     def hash(self) -> str:
-        """sha256 (hex) of all that its parts depend on."""
+        """sha256 (hex) of all that its parts depend on but the audio itself, which `unchanged` looks at."""
         fields = {
             name: getattr(self, name)
             for name in ("identity", "clips", "layer", "plain_chunks", "lowpass", "merge", "f0")
         }
-        fields["sizes"] = [CLIPS_PER_PART, SECONDS_HELD]
+        fields["sizes"] = [CLIPS_PER_PART, SECONDS_HELD, LAYOUT]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
@@ -95,6 +99,7 @@ class Part(NamedTuple):
       rates: int32 [n], Hz that each file had; 0 for one that was refused.
       seconds: float64 [n], of speech.
       refused: str [n], why the clip cannot be used; "" for one that can.
+      files: int64 [n, 2], `file_stats` of each clip's file, from before it was read.
     """
 
     counts: np.ndarray
@@ -105,6 +110,7 @@ class Part(NamedTuple):
     rates: np.ndarray
     seconds: np.ndarray
     refused: np.ndarray
+    files: np.ndarray
 
 
 def save_job(folder: epath.Path, job: Job) -> str:
@@ -140,6 +146,44 @@ def read_part(path: epath.Path) -> Part:
     """
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
         return Part(**{name: arrays[name] for name in Part._fields})
+
+
+def file_stats(raw: epath.PathLike, paths: Sequence[str]) -> np.ndarray:
+    """What tells a file from a later one of the same name: int64 [n, 2], bytes and time of its last change.
+
+    That time is in ns since the epoch, on gs:// in s; both numbers are -1 of a file that cannot be looked at.
+    """
+
+    def stat(path: str) -> tuple[int, int]:
+        place = epath.Path(raw) / path
+        try:
+            if "://" in os.fspath(place):
+                found = place.stat()
+                return found.length, int(found.mtime or 0)
+            here = os.stat(place)  # epath's own knows whole seconds only
+            return here.st_size, here.st_mtime_ns
+        except (OSError, ValueError):
+            return -1, -1
+
+    distinct = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor(STATS_AT_ONCE) as pool:
+        known = dict(zip(distinct, pool.map(stat, distinct), strict=True))
+    return np.asarray([known[path] for path in paths], np.int64).reshape(-1, 2)
+
+
+def unchanged(job: Job, made: Sequence[tuple[int, Part]]) -> list[bool]:
+    """Whether each part, given with its number, was made of the files that are there now."""
+    of = [[clip[0] for clip in _clips_of(job, number)] for number, _ in made]
+    now = file_stats(job.raw, [path for paths in of for path in paths])
+    ends = np.cumsum([len(paths) for paths in of], dtype=int)
+    return [
+        np.array_equal(part.files, now[end - len(paths) : end])
+        for (_, part), paths, end in zip(made, of, ends, strict=True)
+    ]
+
+
+def _clips_of(job: Job, number: int) -> tuple[tuple[str, float, float | None], ...]:
+    return job.clips[number * CLIPS_PER_PART : (number + 1) * CLIPS_PER_PART]
 
 
 def make_part(element: tuple[str, int]) -> None:
@@ -213,7 +257,8 @@ def _local(directory: str, copy: Path) -> str:
 
 def encode_part(job: Job, encoder: Any, number: int) -> Part:
     """The units of part `number`."""
-    clips = job.clips[number * CLIPS_PER_PART : (number + 1) * CLIPS_PER_PART]
+    clips = _clips_of(job, number)
+    files = file_stats(job.raw, [path for path, _, _ in clips])
     rates, seconds, refused = np.zeros(len(clips), np.int32), np.zeros(len(clips)), [""] * len(clips)
     streams = [_segments(np.zeros(0, np.int32), None, job.merge)] * len(clips)
     held: dict[int, np.ndarray] = {}
@@ -236,7 +281,7 @@ def encode_part(job: Job, encoder: Any, number: int) -> Part:
     encode()
     units, durations, f0, voiced = (np.concatenate(stream) for stream in zip(*streams, strict=True))
     counts = np.asarray([len(stream[0]) for stream in streams], np.int32)
-    return Part(counts, units, durations, f0, voiced, rates, seconds, np.asarray(refused))
+    return Part(counts, units, durations, f0, voiced, rates, seconds, np.asarray(refused), files)
 
 
 def _segments(units: np.ndarray, pitch: np.ndarray | None, merge: bool) -> tuple[np.ndarray, ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -167,6 +169,7 @@ def test_voiced_frames_of_a_speaker_have_mean_zero(data):
         rates=np.full(len(counts), 16000, np.int32),
         seconds=np.ones(len(counts)),
         refused=np.asarray([""] * len(counts)),
+        files=np.zeros((len(counts), 2), np.int64),
     )
     clips = [Clip(str(i), f"{i}.wav", ("low", "some"), speaker) for i, speaker in enumerate(speakers)]
     made = extraction._utterances(Wanted(TASK, {"train": clips}, "", ""), [part], f0=True)["train"]
@@ -277,7 +280,7 @@ def test_goes_on_after_a_kill(tmp_path, raw, splits, kmeans, monkeypatch):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "toy").exists()
-    time.sleep(3)  # a worker may be in the middle of a part, which it finishes
+    time.sleep(0.5)  # its worker goes with it
     (folder,) = tmp_path.glob(".toy.parts-*")
     there = {path.name for path in folder.glob("part-*")}
     if len(there) == 3:  # it was quick
@@ -293,6 +296,71 @@ def test_goes_on_after_a_kill(tmp_path, raw, splits, kmeans, monkeypatch):
     extraction.main([*flags, f"--out={tmp_path / 'again'}", f"--runner={HERE}"])
     assert content(tmp_path / "toy") == content(tmp_path / "again")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "toy", "toy.csv"]
+
+
+@pytest.mark.distributed
+def test_sigterm_ends_it_with_its_workers(tmp_path, raw, splits, kmeans):
+    flags = [f"--manifest={manifest(tmp_path / 'toy.csv', splits)}", f"--raw={raw}", "--encoder=mfcc"]
+    flags += [f"--kmeans={kmeans}", f"--out={tmp_path / 'toy'}", "--workers=2"]
+    process = subprocess.Popen(command(*flags), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not workers_of(process.pid):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "ended by SIGTERM" in said
+    assert "Traceback" not in said
+    time.sleep(0.5)
+    assert not workers_of(process.pid)
+    assert list(tmp_path.glob(".toy.parts-*"))
+
+
+def workers_of(launcher: int) -> list[int]:
+    """Process numbers of a launcher's workers; they are told its own."""
+    said = f"data_pipelines.beam_worker\0{launcher}\0".encode()
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if said in place.read_bytes():
+                found.append(int(place.parent.name))
+    return found
+
+
+def test_a_worker_without_its_launcher_ends_at_once():
+    if sys.platform != "linux":
+        pytest.skip("only Linux tells a process that its parent is gone")
+    done = subprocess.run([sys.executable, "-m", "data_pipelines.beam_worker", "1"], cwd=ROOT, timeout=60)
+    assert done.returncode == 1
+
+
+def test_parts_of_audio_that_has_changed_are_not_taken(tmp_path, kmeans, monkeypatch):
+    raw = tmp_path / "raw"
+    splits = make_corpus(raw, {"train": 80, "test": 2})
+    how: dict[str, Any] = {"encoder": "mfcc", "kmeans": kmeans, "runner": HERE}
+    made = []
+    encode_part = parts.encode_part
+    monkeypatch.setattr(parts, "encode_part", lambda *args: made.append(args[2]) or encode_part(*args))
+    with monkeypatch.context() as stopped:  # all parts are there, no records
+        stopped.setattr(extraction, "write_unit_records", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            extract(TASK, splits, raw, tmp_path / "u", **how)
+    assert sorted(made) == [0, 1]
+    made.clear()
+    shutil.copy(raw / "001.wav", raw / "070.wav")
+    extract(TASK, splits, raw, tmp_path / "u", **how)
+    assert made == [1]
+    extract(TASK, splits, raw, tmp_path / "fresh", **how)
+    assert content(tmp_path / "u") == content(tmp_path / "fresh")
+    units, _ = read_unit_records(tmp_path / "u", "train")
+    assert units.units_of(units.ids.index("001")).tolist() == units.units_of(units.ids.index("070")).tolist()
+
+
+def test_what_tells_files_apart(tmp_path):
+    (tmp_path / "a").write_bytes(b"123")
+    os.utime(tmp_path / "a", ns=(5, 1_000_000_007))
+    assert parts.file_stats(tmp_path, ["a", "none", "a"]).tolist() == [[3, 1_000_000_007], [-1, -1], [3, 1_000_000_007]]
+    assert parts.file_stats(tmp_path, []).shape == (0, 2)
 
 
 def test_parts_of_other_settings_are_not_taken():
@@ -458,7 +526,22 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path, raw, splits, kmeans):
     assert card.counts == {"test": 4}
 
 
-def test_what_cannot_be_is_refused_before_any_work(tmp_path, raw, splits, kmeans):
+def test_a_folder_called_like_an_encoder_changes_nothing(tmp_path, raw, splits, kmeans, monkeypatch):
+    (tmp_path / "mfcc").mkdir()
+    (tmp_path / "mfcc" / "config.json").write_text('{"hash": "x"}')
+    monkeypatch.chdir(tmp_path)
+    card = extract(TASK, {"test": splits["test"][:2]}, raw, "u", encoder="mfcc", kmeans=kmeans, runner=HERE)
+    assert card.encoder == "mfcc"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(0.5, "0.5"), (2.0, "2"), (3, "3"), (1234.56789, "1234.56789"), (1234567.0, "1234567")]
+)
+def test_provenance_tells_all_digits(number, said):
+    assert extraction._seconds(number) == said
+
+
+def test_what_cannot_be_is_refused_before_any_work(tmp_path, raw, splits, kmeans, monkeypatch):
     some = {"test": splits["test"][:3]}
     with pytest.raises(ValueError, match="neither mfcc nor log_mel"):
         extract(TASK, some, raw, tmp_path / "u", encoder="whisper", kmeans=kmeans)
@@ -466,6 +549,18 @@ def test_what_cannot_be_is_refused_before_any_work(tmp_path, raw, splits, kmeans
         extract(TASK, some, raw, tmp_path / "u", encoder="log_mel", kmeans=kmeans)
     with pytest.raises(ExtractError, match="FlinkRunner by its own option"):
         extract(TASK, some, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, runner="FlinkRunner", workers=3)
+    for workers in (0, -1):
+        with pytest.raises(ExtractError, match=f"--workers={workers}: give 1 or more"):
+            extract(TASK, some, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, workers=workers)
+    (file := tmp_path / "file").touch()
+    for out, says in ((file, "file is a file: choose"), (file / "u", "u cannot be made, .*file is a file")):
+        with pytest.raises(ExtractError, match=says):
+            extract(TASK, some, raw, out, encoder="mfcc", kmeans=kmeans, overwrite=True)
+    file.unlink()
+    with monkeypatch.context() as denied:
+        denied.setattr(os, "access", lambda *_: False)
+        with pytest.raises(ExtractError, match="cannot be written to: choose another --out"):
+            extract(TASK, some, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans)
     wrong = {"test": [Clip("a", "000.wav", ("loud", "none"))]}
     with pytest.raises(BuildError, match=r"'loud \| none'"):
         extract(TASK, wrong, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans)

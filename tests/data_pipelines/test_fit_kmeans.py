@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import soundfile
 
 from data_pipelines import extract as extraction
 from data_pipelines.clips import Clip, Splits
-from data_pipelines.fit_kmeans import fit_kmeans, main
+from data_pipelines.data_flags import DataSet
+from data_pipelines.fit_kmeans import fit_kmeans, fit_to, main
+from data_pipelines.splits import BuildError
 from spjax.data.records import load_card
 from spjax.speech2unit import kmeans as clustering
 from spjax.speech2unit.audio import AudioError, read_audio
@@ -94,9 +97,17 @@ def test_command_line(tmp_path, folders, capsys):
     main(flags)
     assert "is kept" in capsys.readouterr().out
     assert load_kmeans(tmp_path / "km").id == kmeans.id
-    for other in ("--seed=1", "--clusters=7", "--encoder=mfcc", "--utterances=13"):
-        with pytest.raises(SystemExit, match="fitted in another way"):
+    for other, says in (
+        ("--seed=1", "seed: 0, now 1"),
+        ("--clusters=7", "clusters: 6, now 7"),
+        ("--encoder=mfcc", "encoder: log_mel, now mfcc"),
+        ("--utterances=13", "utterances: 12, now 13"),
+    ):
+        with pytest.raises(SystemExit, match=rf"fitted in another way \({says}\): .*--overwrite"):
             main([*flags, other])
+    assert load_kmeans(tmp_path / "km").id == kmeans.id
+    main([*flags, "--seed=1", "--overwrite"])
+    assert load_kmeans(tmp_path / "km").card["fitted_on"]["seed"] == 1
     with pytest.raises(SystemExit, match=r"error: .*is no folder"):
         main(["--folders=nowhere", "--encoder=mfcc", f"--out={tmp_path / 'no'}"])
     with pytest.raises(SystemExit, match="neither mfcc nor log_mel"):
@@ -120,6 +131,37 @@ def test_extraction_fits_one_first_and_keeps_it(tmp_path, folders, capsys):
     capsys.readouterr()
     extraction.main([*flags, "--overwrite"])
     assert "is kept" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="is not empty"):  # before another is fitted
+        extraction.main([*flags, "--clusters=7"])
+    assert load_kmeans(tmp_path / "u-kmeans").id == kmeans.id
+    extraction.main([*flags, "--clusters=7", "--overwrite"])
+    assert load_card(tmp_path / "u").vocabulary == len(load_kmeans(tmp_path / "u-kmeans").centroids) == 7
+
+
+def test_one_of_audio_that_has_changed_is_not_kept(tmp_path, folders):
+    flags = [f"--folders={folders}", "--encoder=mfcc", "--clusters=6", f"--out={tmp_path / 'km'}"]
+    main(flags)
+    first = load_kmeans(tmp_path / "km")
+    for path in folders.glob("*/*.wav"):
+        soundfile.write(path, tone(int(path.stem) + 50, 0.3, 16000), 16000)
+    with pytest.raises(SystemExit, match=r"\(audio files that have changed since"):
+        main(flags)
+    main([*flags, "--overwrite"])
+    assert load_kmeans(tmp_path / "km").id != first.id
+
+
+def test_what_is_refused_is_told_once(tmp_path, folders, capfd):
+    (folders / "low" / "0.wav").write_bytes(b"")
+    flags = [f"--folders={folders}", "--encoder=mfcc", "--clusters=6", "--on-error=skip", "--runner=FnApiRunner"]
+    extraction.main([*flags, f"--out={tmp_path / 'u'}"])
+    assert capfd.readouterr().err.count("refused: ") == 1
+    assert load_card(tmp_path / "u").vocabulary == 6
+
+
+def test_no_train_split(tmp_path):
+    data = DataSet(TASK, {"test": [Clip("a", "a.wav", ("low", "none"))]}, ".", {}, ())
+    with pytest.raises(BuildError, match="toy has no train split to fit a k-means on"):
+        fit_to(tmp_path / "km", data, argparse.Namespace())
 
 
 def test_flags_that_do_not_go_together(tmp_path, folders):
