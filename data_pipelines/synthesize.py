@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import ctypes
 import dataclasses
 import importlib.metadata
 import io
@@ -32,6 +31,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipelines import espeak
+from data_pipelines.beam_worker import die_with
 from data_pipelines.clips import Clip, Splits
 from spjax.tasks import Slot, Task
 
@@ -310,7 +310,9 @@ def synthesize(out: str | os.PathLike[str], config: SynthesisConfig, tasks: Sequ
     for half in Path(out).glob(".*.tmp"):  # of a run that was killed
         shutil.rmtree(half, ignore_errors=True)
     context, processes = multiprocessing.get_context("spawn"), min(len(missing), os.cpu_count() or 1)
-    with concurrent.futures.ProcessPoolExecutor(processes, context, _start_worker, max_tasks_per_child=1) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        processes, context, _start_worker, (os.getpid(),), max_tasks_per_child=1
+    ) as pool:
         try:
             for made in concurrent.futures.as_completed(
                 [pool.submit(_make_task, n, str(out), config) for n in missing]
@@ -323,11 +325,10 @@ def synthesize(out: str | os.PathLike[str], config: SynthesisConfig, tasks: Sequ
             raise
 
 
-def _start_worker() -> None:
+def _start_worker(launcher: int) -> None:
     """Ctrl-C is the launcher's affair; and a worker ends with it, however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    die_with(launcher)
 
 
 def check(out: str | os.PathLike[str], config: SynthesisConfig, tasks: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,23 @@ def read_json(path: Path, kind: str, version: int) -> dict[str, Any]:
             f"{path} has the version {value['version']}, known up to {version}: a newer spjax wrote it. Update spjax."
         )
     return value
+
+
+def check_keys(
+    described: Mapping[str, Any], required: Iterable[str], optional: Iterable[str], where: Path, way_out: str
+) -> None:
+    """Compares the keys of what `read_json` read; "format" and "version" are known.
+
+    Raises:
+      StorageError: what is missing and what is unknown, by name.
+    """
+    required = tuple(required)
+    missing = [name for name in required if name not in described]
+    unknown = sorted(described.keys() - {*required, *optional, "format", "version"})
+    if missing or unknown:
+        parts = [f"lacks {', '.join(missing)}"] if missing else []
+        parts += [f"has unknown {', '.join(unknown)}"] if unknown else []
+        raise StorageError(f"{where} {' and '.join(parts)}. {way_out}")
 
 
 def read_tensors(path: Path, expected: Callable[[dict[str, tuple[str, Shape]]], Mapping[str, Shape]]) -> Params:

@@ -98,12 +98,7 @@ def load_hubert(directory: str | Path) -> tuple[HubertConfig, Params, dict[str, 
     directory = Path(directory)
     path = directory / CONFIG_FILE
     described = files.read_json(path, FORMAT, VERSION)
-    missing = [name for name in (*_FIELDS, "name", "hash") if name not in described]
-    unknown = sorted(described.keys() - {*_FIELDS, "format", "version", "name", "hash", "parameters", "provenance"})
-    if missing or unknown:
-        parts = [f"lacks {', '.join(missing)}"] if missing else []
-        parts += [f"has unknown {', '.join(unknown)}"] if unknown else []
-        raise StorageError(f"{path} {' and '.join(parts)}. {_WAY_OUT}")
+    files.check_keys(described, (*_FIELDS, "name", "hash"), ("parameters", "provenance"), path, _WAY_OUT)
     sizes: dict[str, Any] = {name: described[name] for name in _FIELDS}
     sizes = {name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()}
     try:

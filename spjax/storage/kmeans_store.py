@@ -109,12 +109,7 @@ def load_kmeans(directory: str | Path) -> KMeans:
     directory = Path(directory)
     path, way_out = directory / CARD_FILE, "Take it from its source again."
     described = files.read_json(path, FORMAT, VERSION)
-    missing = [name for name in _REQUIRED if name not in described]
-    unknown = sorted(described.keys() - {*_REQUIRED, *_DESCRIBED, "format", "version"})
-    if missing or unknown:
-        parts = [f"lacks {', '.join(missing)}"] if missing else []
-        parts += [f"has unknown {', '.join(unknown)}"] if unknown else []
-        raise StorageError(f"{path} {' and '.join(parts)}. {way_out}")
+    files.check_keys(described, _REQUIRED, _DESCRIBED, path, way_out)
     _check_card(described, path, way_out)
     shape = (described["clusters"], described["dim"])
     if any(type(size) is not int or size < 1 for size in shape):

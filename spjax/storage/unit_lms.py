@@ -100,19 +100,15 @@ def read_unit_lm(directory: str | Path) -> tuple[UnitLMConfig, Params, dict[str,
     directory = Path(directory)
     path = directory / CONFIG_FILE
     described = files.read_json(path, FORMAT, VERSION)
-    missing = [name for name in (*_FIELDS, "hash") if name not in described]
-    unknown = sorted(described.keys() - {*_FIELDS, "format", "version", "hash", "parameters", "provenance"})
-    if missing or unknown:
-        parts = [f"lacks {', '.join(missing)}"] if missing else []
-        parts += [f"has unknown {', '.join(unknown)}"] if unknown else []
-        raise StorageError(f"{path} {' and '.join(parts)}. Take it from its source again.")
+    way_out = "Take it from its source again."
+    files.check_keys(described, (*_FIELDS, "hash"), ("parameters", "provenance"), path, way_out)
     sizes = {name: described[name] for name in _FIELDS}
     try:
         if any(type(value) is not int for value in sizes.values()):  # true would pass for 1
             raise ValueError(f"{sizes} are not all whole numbers")
         config = UnitLMConfig(**sizes)
     except ValueError as error:
-        raise StorageError(f"{path}: {error}. Take it from its source again.") from error
+        raise StorageError(f"{path}: {error}. {way_out}") from error
     params = files.read_tensors(directory / TENSOR_FILE, lambda _: unit_lm_shapes(config))
     identity = unit_lm_hash(params)
     if identity != described["hash"]:
