@@ -148,4 +148,7 @@ def _with_huge_pages() -> None:
 if __name__ == "__main__":
     _with_huge_pages()
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=_parse)
+    try:
+        app.run(main, flags_parser=_parse)
+    except KeyboardInterrupt:  # while something is imported
+        sys.exit(130)
