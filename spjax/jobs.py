@@ -99,7 +99,7 @@ def read_split(directory: str, task: str, split: str, import_units: ImportUnits 
         if import_units is None:
             raise FileNotFoundError(
                 f"no unit records at {directory}: give --units=UNIT_TEXT (a folder holding {task}/train.txt ...), "
-                f"or make them with python -m data_pipelines.import_units --task={task} --src=... --out={directory}"
+                f"or of recordings: python -m data_pipelines.extract --task={task} --raw=... --out={directory} ..."
             )
         import_units(task, directory)
 
