@@ -113,7 +113,7 @@ def load_card(directory: epath.PathLike) -> Card:
     if not path.exists():
         raise RecordError(
             f"{directory} is no complete directory of unit records: it has no {CARD}. "
-            "Make one by `python -m data_pipelines.extract` (recordings) or `python -m data_pipelines.import_units` (text)"
+            "Make one by `python -m data_pipelines.extract` (recordings) or `data_pipelines.import_units` (text)"
         )
     try:
         fields = json.loads(path.read_text())
