@@ -23,17 +23,32 @@ class KV(NamedTuple):
     value: jax.Array
 
 
+class Streams(NamedTuple):
+    """Prosody beside units, column by column as the multi-stream LM takes it (docs/design.md, Prosody).
+
+    Attributes:
+      duration: int32 [..., T], frames; 0 for what is no speech.
+      f0: float32 [..., T], log f0 less the speaker's mean, 0 where unvoiced; F0_PAD, F0_BOS where there is no segment.
+    """
+
+    duration: Rows
+    f0: Rows
+
+
 class Batch(NamedTuple):
     """Utterances laid out as source block and tail (docs/design.md). B rows; K label steps.
 
     Attributes:
-      source: int32 [B, T], `</s>` and all units but the last, as tokens, right-padded with PAD.
+      source: int32 [B, T], opener and all units but the last, as tokens, right-padded with PAD. The opener is `<s>` for a
+        multi-stream LM, `</s>` else.
       source_length: int32 [B], tokens of `source` that are real (at least 1 for a real row).
       last: int32 [B], the last unit's token, which opens the tail.
       classes: int32 [B, slots], class id per slot (over all slots, see Task).
       prompt_id: int32 [B], row of the bank that answers.
       weight: float32 [B], 1 for a real utterance, 0 for a row that only fills the shape.
       index: int32 [B], number of the utterance in its split, -1 in filling rows.
+      streams: [B, T + 2] for a multi-stream LM: what goes with the source columns, with `last` and with the first
+        separator; None for a unit LM.
     """
 
     source: Rows
@@ -43,6 +58,7 @@ class Batch(NamedTuple):
     prompt_id: Rows
     weight: Rows
     index: Rows  # type: ignore[assignment]  # tuple.index is of no use here
+    streams: Streams | None = None
 
 
 class Encoded(NamedTuple):

@@ -11,4 +11,8 @@ UNK = 3
 UNIT_OFFSET = 4
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 
-FIRST_POSITION = PAD + 1  # row of the sinusoidal table that the first token of a sequence uses
+FIRST_POSITION = PAD + 1  # row of the sinusoidal table that the first token of a unit LM's sequence uses
+
+# f0 where there is no segment: before a multi-stream LM's opener, and of what is no speech (opener, separators, labels).
+F0_PAD = float("-inf")
+F0_BOS = float("inf")
