@@ -1,4 +1,8 @@
-"""Pitch: log f0 of each encoder frame by librosa's pYIN, then of each segment, less the speaker's mean."""
+"""Pitch: log f0 of each encoder frame by pYIN, then of each segment, less the speaker's mean.
+
+pYIN (Mauch and Dixon, 2014) with the settings and the arithmetic of librosa's, but its Viterbi search looks no further
+than pitch can leap: most transitions are impossible, and so the same path is found many times as fast.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,15 @@ from spjax.speech2unit.audio import MIN_SAMPLES, SAMPLE_RATE
 
 F0_RANGE = (60.0, 500.0)  # Hz: from low men's voices to children's
 _WINDOW = 1024  # samples that pitch is looked for in: nearly four periods of the lowest
-_NO_TROUGH = 0.004  # pYIN's belief in pitch where it sees no period; at librosa's 0.01 a tenth of white noise is voiced
+_PERIODS = int(SAMPLE_RATE // F0_RANGE[1]), int(np.ceil(SAMPLE_RATE / F0_RANGE[0]))  # samples
+_SEMITONE = 10  # bins of pitch a semitone
+_BINS = int(12 * _SEMITONE * np.log2(F0_RANGE[1] / F0_RANGE[0])) + 1
+_THRESHOLDS = 100  # of aperiodicity, below which it counts as a period: Beta(2, 18) distributed
+_BOLTZMANN = 2.0  # how much rather the first period below a threshold than the next
+_NO_TROUGH = 0.004  # belief in pitch where no period is seen; at librosa's 0.01 a tenth of white noise is voiced
+_LEAP = 35.92  # octaves a second that pitch moves at most
+_SWITCH = 0.01  # odds that voice sets in or ends at a frame
+_NEVER = float(np.log(np.finfo(np.float64).tiny))  # log of a probability that is none
 _BLOCK, _CONTEXT = 3000, 100  # frames tracked at once, which bounds memory, and what they see on either side
 
 
@@ -28,31 +40,111 @@ def log_f0(wave: np.ndarray, hop: int) -> np.ndarray:
     Raises:
       ValueError: not one wave of 400 samples or more, or no hop.
     """
-    import librosa
-
     if wave.ndim != 1 or len(wave) < MIN_SAMPLES or hop < 1:
         raise ValueError(
             f"wave has shape {list(wave.shape)}, must be [n] of {MIN_SAMPLES} samples or more; hop {hop}, 1 or more"
         )
     total = (len(wave) - MIN_SAMPLES) // hop + 1
     around = np.pad(np.asarray(wave, np.float32), ((_WINDOW - MIN_SAMPLES) // 2, _WINDOW))
+    frames = np.lib.stride_tricks.sliding_window_view(around, _WINDOW)[::hop]
     found = np.empty(total, np.float32)
-    low, high = F0_RANGE
     for first in range(0, total, _BLOCK):
-        start, stop = max(0, first - _CONTEXT), min(total, first + _BLOCK + _CONTEXT)
-        f0, _, _ = librosa.pyin(
-            around[start * hop : (stop - 1) * hop + _WINDOW],
-            fmin=low,
-            fmax=high,
-            sr=SAMPLE_RATE,
-            frame_length=_WINDOW,
-            hop_length=hop,
-            center=False,
-            no_trough_prob=_NO_TROUGH,
-        )
-        last = min(total, first + _BLOCK)
-        found[first:last] = np.log(f0[first - start : last - start])
+        start, last = max(0, first - _CONTEXT), min(total, first + _BLOCK)
+        bins = _track(_pitch_odds(frames[start : min(total, last + _CONTEXT)]), hop)[first - start : last - start]
+        found[first:last] = np.where(bins < 0, np.nan, np.log(F0_RANGE[0]) + bins * (np.log(2) / (12 * _SEMITONE)))
     return found
+
+
+def _aperiodicity(frames: np.ndarray) -> np.ndarray:
+    """YIN's difference of a frame and itself a period later, over the mean difference of all shorter periods.
+
+    Args:
+      frames: float32 [F, _WINDOW].
+
+    Returns:
+      float32 [F, periods]: 0 where the frame repeats itself, about 1 where it does not.
+    """
+    shortest, longest = _PERIODS
+    spectrum = np.fft.rfft(frames, 2 * _WINDOW)
+    alike = np.fft.irfft(np.abs(spectrum) ** 2)[:, : longest + 1]
+    energy = np.cumsum(np.square(frames[:, :longest]), axis=1)
+    difference = 2 * (alike[:, :1] - alike[:, 1:]) - energy
+    mean = np.cumsum(difference, axis=1) / np.arange(1, longest + 1)
+    return (difference[:, shortest - 1 :] / (mean[:, shortest - 1 :] + np.finfo(np.float32).tiny)).astype(np.float32)
+
+
+def _pitch_odds(frames: np.ndarray) -> np.ndarray:
+    """How probable each pitch is in each frame by itself.
+
+    Args:
+      frames: float32 [F, _WINDOW].
+
+    Returns:
+      float64 [F, _BINS]; what a row lacks of 1 is that the frame is unvoiced.
+    """
+    depth = _aperiodicity(frames)
+    before, after = np.pad(depth, ((0, 0), (1, 0)), "edge")[:, :-1], np.pad(depth, ((0, 0), (0, 1)), "edge")[:, 1:]
+    first = np.arange(depth.shape[1]) == 0
+    trough = np.where(first, depth < after, (depth < before) & (depth <= after))
+    row, lag = np.nonzero(trough)
+    low = depth[row, lag]
+    # Each threshold believes in the troughs below it, the first ones most; where there are none, hardly in the lowest.
+    edges = np.linspace(0, 1, _THRESHOLDS + 1)
+    passed = 1 - (1 - edges) ** 18 * (1 + 18 * edges)  # the share of thresholds below an edge: Beta(2, 18)
+    decay = np.exp(-_BOLTZMANN * np.arange(depth.shape[1] + 1))
+    odds = np.zeros(len(low))
+    for threshold, weight in zip(edges[1:], np.diff(passed), strict=True):
+        below = np.flatnonzero(low < threshold)
+        where, count = row[below], np.bincount(row[below], minlength=len(frames))
+        rank = np.arange(len(below)) - (np.cumsum(count) - count)[where]
+        odds[below] += weight * decay[rank] * (1 - decay[1]) / (1 - decay[count[where]])
+    deepest = np.where(trough, depth, np.inf).argmin(axis=1)
+    lowest = np.flatnonzero(lag == deepest[row])
+    odds[lowest] += _NO_TROUGH * passed[np.searchsorted(edges[1:], low[lowest], "right")]
+    # Between samples, a period is where a parabola through the trough is lowest.
+    bend, slope = (before + after - 2 * depth)[row, lag], ((after - before) / 2)[row, lag]
+    inside = (np.abs(slope) < np.abs(bend)) & (lag > 0) & (lag < depth.shape[1] - 1)
+    period = _PERIODS[0] + lag - np.divide(slope, bend, out=np.zeros_like(bend), where=inside)
+    pitch = np.round(12 * _SEMITONE * np.log2(SAMPLE_RATE / F0_RANGE[0] / period)).astype(int)
+    found = np.zeros((len(frames), _BINS))
+    known = pitch < _BINS
+    found[row[known], np.maximum(pitch[known], 0)] = odds[known]
+    return found
+
+
+def _track(odds: np.ndarray, hop: int) -> np.ndarray:
+    """The most probable course of pitch and voicing (Viterbi). An unvoiced frame has a hidden pitch, too.
+
+    Args:
+      odds: float64 [F, _BINS], as `_pitch_odds` gives them.
+      hop: samples between frames.
+
+    Returns:
+      int [F]: the bin, -1 where unvoiced.
+    """
+    reach = round(_LEAP * 12 * hop / SAMPLE_RATE) * _SEMITONE // 2  # bins
+    leap = 1 - np.abs(np.arange(-reach, reach + 1)) / (reach + 1)
+    share = np.log(np.convolve(np.ones(_BINS), leap)[reach : reach + _BINS])  # leaps that stay in the range
+    stay, switch, leap = np.log(1 - _SWITCH), np.log(_SWITCH), np.log(leap)
+    unvoiced = np.repeat(np.maximum(1 - odds.sum(axis=1, keepdims=True), 0) / _BINS, _BINS, axis=1)
+    heard = np.log(np.maximum(np.stack([odds, unvoiced], axis=1), np.exp(_NEVER)))  # [F, voiced or not, bins]
+    best = heard  # becomes the best course's that ends in a state, before it leaps
+    leaving = np.full((len(odds), 2, _BINS + 2 * reach), -np.inf)
+    for t in range(len(odds)):
+        if t:
+            ways = np.lib.stride_tricks.sliding_window_view(leaving[t - 1], _BINS, axis=1)  # [2, leaps, bins]
+            best[t] += (ways + leap[:, None]).max(axis=1)
+        here = best[t] - share
+        leaving[t, :, reach : reach + _BINS] = np.maximum(here + stay, here[::-1] + switch)
+    bins = np.empty(len(odds), int)
+    state, bin_ = divmod(int(best[-1].argmax()), _BINS)
+    for t in range(len(odds) - 1, -1, -1):
+        bins[t] = -1 if state else bin_
+        if t:
+            bin_ += int((leaving[t - 1, state, bin_ : bin_ + 2 * reach + 1] + leap).argmax()) - reach
+            if best[t - 1, state, bin_] + stay < best[t - 1, 1 - state, bin_] + switch:
+                state = 1 - state
+    return bins
 
 
 def segment_f0(log_f0: np.ndarray, durations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -103,3 +195,27 @@ def normalise(mean: np.ndarray, voiced: np.ndarray, speaker_mean: float | None =
     """
     centre = voiced_mean(mean, voiced) if speaker_mean is None else speaker_mean
     return np.where(voiced > 0, mean - centre, 0).astype(np.float32)
+
+
+def f0_edges(f0: np.ndarray, bins: int = 32) -> tuple[float, ...]:
+    """Edges between bins of f0 that hold equally many voiced segments each, as `ProsodyConfig.f0_edges` wants them.
+
+    Args:
+      f0: float [n], log f0 of all train segments less their speakers' means, 0 where unvoiced.
+      bins: how many; 32 are pGSLM's.
+
+    Returns:
+      bins - 1 numbers, none below the one before; equal ones where many segments are equal.
+
+    Raises:
+      ValueError: fewer than 2 bins, or no segment is voiced.
+    """
+    if bins < 2:
+        raise ValueError(f"f0 in {bins} bins tells nothing: ask for 2 or more (pGSLM has 32)")
+    voiced = np.asarray(f0, np.float64)[np.asarray(f0) != 0]
+    if not len(voiced):
+        raise ValueError(
+            f"none of {np.size(f0)} segments is voiced, so no bins of f0 can be fitted: give f0 of the train split, "
+            "extracted with --f0 from recordings of speech"
+        )
+    return tuple(np.maximum.accumulate(np.quantile(voiced, np.arange(1, bins) / bins)).tolist())

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from spjax.models.config import ProsodyConfig
 from spjax.speech2unit import prosody
-from spjax.speech2unit.prosody import log_f0, normalise, segment_f0, voiced_mean
+from spjax.speech2unit.prosody import f0_edges, log_f0, normalise, segment_f0, voiced_mean
 
 CENT = np.log(2) / 1200
 
@@ -87,6 +88,31 @@ def test_voiced_and_unvoiced_stretches():
     assert np.isnan(found[inside & (stretch % 2 == 1)]).all()
 
 
+@pytest.mark.parametrize("hop", [40, 160, 320, 1280])
+def test_the_course_is_that_of_librosa(hop):
+    import librosa
+
+    glide = np.exp(np.linspace(np.log(90), np.log(300), 12_000))
+    parts = [voice(glide), hiss(6000), voice(180 * 2 ** (np.sin(np.arange(12_000) / 1500) / 3), first=2), voice(510.0)]
+    wave = np.concatenate([*parts, np.zeros(3000, np.float32), voice(61.0)])
+    wave += hiss(len(wave), 7) * np.float32(0.1)
+    found = log_f0(wave, hop)
+    wanted, _, _ = librosa.pyin(
+        np.pad(wave, (312, 1024))[: (len(found) - 1) * hop + 1024],
+        fmin=60.0,
+        fmax=500.0,
+        sr=16_000,
+        frame_length=1024,
+        hop_length=hop,
+        center=False,
+        no_trough_prob=0.004,
+    )
+    assert (np.isnan(found) == np.isnan(wanted)).mean() > 0.99
+    both = np.isfinite(found) & np.isfinite(wanted)
+    assert both.mean() > 0.6
+    assert np.quantile(np.abs(found - np.log(wanted))[both], 0.99) < CENT
+
+
 def test_the_shortest_utterance():
     assert log_f0(voice(150, 0.025), 320).shape == (1,)
     assert log_f0(hiss(719), 320).shape == (1,)
@@ -157,3 +183,39 @@ def test_a_speaker_s_mean_is_over_all_that_was_said():
 def test_durations_of_another_hop_are_refused():
     with pytest.raises(ValueError, match="durations sum to 5, log f0 has shape \\[4\\]"):
         segment_f0(np.zeros(4, np.float32), np.array([2, 3]))
+
+
+def test_bins_of_f0_hold_equally_many_voiced_segments():
+    f0 = np.concatenate([np.random.default_rng(0).normal(0, 0.2, 3200), np.zeros(1000)]).astype(np.float32)
+    edges = f0_edges(f0)
+    assert len(edges) == 31
+    assert ProsodyConfig(f0_edges=edges).symbols == (25, 36)
+    assert np.bincount(np.searchsorted(edges, f0[f0 != 0]), minlength=32).tolist() == [100] * 32
+    assert f0_edges(np.array([0, -1.0, 1.0, 0]), 2) == (0.0,)
+    assert f0_edges(np.full(9, 0.25)) == (0.25,) * 31
+
+
+@given(
+    arrays.arrays(np.float32, st.integers(1, 50), elements=st.floats(-3, 3, width=32) | st.sampled_from([0.0, 0.5])),
+    st.integers(2, 40),
+)
+def test_edges_are_what_a_config_takes(f0, bins):
+    if not f0.any():
+        with pytest.raises(ValueError, match="no bins of f0 can be fitted"):
+            f0_edges(f0, bins)
+        return
+    edges = f0_edges(f0, bins)
+    assert len(edges) == bins - 1
+    assert all(type(edge) is float for edge in edges)
+    assert ProsodyConfig(f0_edges=edges).f0_edges == edges  # finite, in rising order
+    voiced = f0[f0 != 0]
+    assert voiced.min() <= edges[0]
+    assert edges[-1] <= voiced.max()
+    assert f0_edges(np.concatenate([f0, np.zeros(7)]), bins) == edges  # unvoiced segments count for nothing
+
+
+def test_edges_of_nothing_are_refused():
+    with pytest.raises(ValueError, match=r"none of 3 segments is voiced.*--f0"):
+        f0_edges(np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match="f0 in 1 bins tells nothing"):
+        f0_edges(np.ones(3), 1)
