@@ -30,10 +30,10 @@ from typing import Any
 from tqdm import tqdm
 
 from spjax.convert import ConvertError
-from spjax.convert.fairseq import import_unit_lm, provenance, read_checkpoint
+from spjax.convert.fairseq import import_unit_lm, provenance
 from spjax.convert.hubert import import_hubert
+from spjax.convert.pgslm import F0_BINS, import_pgslm, read_f0_edges
 from spjax.convert.sklearn import import_kmeans
-from spjax.convert.torch_file import read_torch_file
 from spjax.storage import KMeans, StorageError, save_kmeans, save_unit_lm
 from spjax.storage.huberts import save_hubert
 
@@ -45,6 +45,7 @@ _STEP = 1 << 20
 _LONGEST_WAIT = 60.0  # seconds between two attempts
 _MOST_UNPACKED = 32 << 30  # bytes of an archive's files; Speech Commands has 2.4 GB
 _MOST_FILES = 1_000_000
+_F0_BINS = 32  # of the published discrete pGSLM
 _OFFLINE = {errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN}
 
 
@@ -58,9 +59,9 @@ class File:
 
     Attributes:
       url: where it was published.
-      kind: "hubert", "kmeans", "unit_lm" (an archive of checkpoint_best.pt and dict.txt), "archive" (.tar.gz) or
-        "torch" (looked into, and kept as it is).
-      into: path below OUT of what is made of it; for "torch" there is none.
+      kind: "hubert", "kmeans", "unit_lm" (an archive of checkpoint_best.pt and dict.txt), "f0_bins" (looked into, and
+        kept as it is), "pgslm" (a checkpoint; a discrete one's f0_bins come before it) or "archive" (.tar.gz).
+      into: path below OUT of what is made of it; for "f0_bins" there is none.
       name: of the file on disk; the last part of the URL if empty.
       sha256: hex, where its publisher made it known.
     """
@@ -122,10 +123,10 @@ def _unit_lm(clusters: int) -> File:
 
 
 def _pgslm(kind: str) -> FetchSet:
-    checkpoint = File(f"{_PGSLM}/ulm_checkpoints/{kind}_shift_1_1.pt", "torch")
-    edges = File(f"{_PGSLM}/vocoder/blizzard2013/mean_norm_log_f0_seg_bin.th", "torch")
-    about = f"pGSLM, {kind.replace('_', ' ')}, and its f0 edges; kept as published, spjax cannot convert it yet"
-    return FetchSet(f"pgslm_{kind}", about, (checkpoint, edges))
+    checkpoint = File(f"{_PGSLM}/ulm_checkpoints/{kind}_shift_1_1.pt", "pgslm", "unit_lm")
+    edges = File(f"{_PGSLM}/vocoder/blizzard2013/{F0_BINS}", "f0_bins")
+    about = f"pGSLM: language model of HuBERT's 100 units, durations and f0; {kind.replace('_', ' ')}"
+    return FetchSet(f"pgslm_{kind}", about, (edges, checkpoint) if kind.startswith("discrete") else (checkpoint,))
 
 
 def _repository(name: str, about: str, repository: str) -> FetchSet:
@@ -434,8 +435,15 @@ def _make_raw(file: File, path: Path, target: Path) -> None:
     unpack(path, target)
 
 
-def _keep_torch(file: File, path: Path, target: Path) -> None:
-    (read_checkpoint if path.suffix == ".pt" else read_torch_file)(path)
+def _make_pgslm(file: File, path: Path, target: Path) -> None:
+    config, params, notes = import_pgslm(path, target.parent / DOWNLOADS / F0_BINS)
+    for note in notes:
+        print(note)
+    save_unit_lm(target, config, params, {**provenance(path, "pGSLM (fairseq)"), "url": file.url})
+
+
+def _keep_f0_bins(file: File, path: Path, target: Path) -> None:
+    read_f0_edges(path, _F0_BINS)
     if path != target:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f"{target.name}.part")
@@ -448,7 +456,8 @@ _MAKERS: dict[str, Callable[[File, Path, Path], None]] = {
     "kmeans": _make_kmeans,
     "unit_lm": _make_unit_lm,
     "archive": _make_raw,
-    "torch": _keep_torch,
+    "f0_bins": _keep_f0_bins,
+    "pgslm": _make_pgslm,
 }
 
 

@@ -1,4 +1,4 @@
-"""`python -m spjax.convert unit_lm|prompt|kmeans|hubert SRC OUT`: imports files of the original code."""
+"""`python -m spjax.convert unit_lm|pgslm|prompt|kmeans|hubert SRC OUT`: imports files of the original code."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from spjax.convert import ConvertError, fairseq, hubert, sklearn
+from spjax.convert import ConvertError, fairseq, hubert, pgslm, sklearn
+from spjax.models.config import UnitLMConfig
 from spjax.storage import StorageError, read_unit_lm, save_hubert, save_kmeans, save_pack, save_unit_lm
 from spjax.tasks import TASKS
+from spjax.types import Params
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -30,6 +32,24 @@ def _parser() -> argparse.ArgumentParser:
     lm.add_argument("out", metavar="OUT", type=Path, help="directory to write: config.json and model.safetensors")
     lm.add_argument("--dict", metavar="dict.txt", type=Path, help="the model's dictionary (default: beside SRC.pt)")
     lm.add_argument("--heads", metavar="H", type=int, help="attention heads, if the checkpoint does not say")
+
+    streams = jobs.add_parser(
+        "pgslm",
+        help="fairseq pGSLM checkpoint -> unit LM directory",
+        description="Import a multi-stream LM of units, durations and f0: discrete or continuous, with prosody input "
+        "or without.",
+        epilog="example: python -m spjax.convert pgslm discrete_prosody_shift_1_1.pt lms/pgslm "
+        f"--f0-bins={pgslm.F0_BINS}",
+    )
+    streams.add_argument("source", metavar="SRC.pt", type=Path, help="fairseq checkpoint")
+    streams.add_argument("out", metavar="OUT", type=Path, help="directory to write: config.json and model.safetensors")
+    streams.add_argument(
+        "--f0-bins",
+        metavar="FILE.th",
+        type=Path,
+        help=f"edges of a discrete model's f0 bins (default: {pgslm.F0_BINS} beside SRC.pt)",
+    )
+    streams.add_argument("--heads", metavar="H", type=int, help="attention heads, if the checkpoint does not say")
 
     prompt = jobs.add_parser(
         "prompt",
@@ -98,17 +118,35 @@ def _parser() -> argparse.ArgumentParser:
     )
     encoder.add_argument("out", metavar="OUT", type=Path, help="directory to write: config.json and model.safetensors")
     encoder.add_argument("--name", metavar="NAME", help="what records call the encoder (default: as SRC is called)")
-    for job in (lm, prompt, kmeans, encoder):
+    for job in (lm, streams, prompt, kmeans, encoder):
         job.add_argument("--force", action="store_true", help="replace what an earlier import wrote to OUT")
     return parser
 
 
+def _save_lm(options: argparse.Namespace, config: UnitLMConfig, params: Params, made_by: str) -> None:
+    identity = save_unit_lm(options.out, config, params, fairseq.provenance(options.source, made_by))
+    kind = "unit" if config.prosody is None else "multi-stream"
+    sizes = f"{config.layers} layers, dim {config.dim}, {config.heads} heads, ffn {config.ffn_dim}"
+    print(f"{options.out}: {kind} LM of {config.num_params:,} parameters ({sizes}, {config.vocab_size} symbols)")
+    print(f"hash {identity}")
+
+
 def _import_unit_lm(options: argparse.Namespace) -> None:
     config, params = fairseq.import_unit_lm(options.source, options.dict, options.heads)
-    identity = save_unit_lm(options.out, config, params, fairseq.provenance(options.source, "GSLM (fairseq)"))
-    sizes = f"{config.layers} layers, dim {config.dim}, {config.heads} heads, ffn {config.ffn_dim}"
-    print(f"{options.out}: unit LM of {config.num_params:,} parameters ({sizes}, {config.vocab_size} symbols)")
-    print(f"hash {identity}")
+    _save_lm(options, config, params, "GSLM (fairseq)")
+
+
+def _import_pgslm(options: argparse.Namespace) -> None:
+    config, params, notes = pgslm.import_pgslm(options.source, options.f0_bins, options.heads)
+    for note in notes:
+        print(note)
+    _save_lm(options, config, params, "pGSLM (fairseq)")
+    prosody = config.prosody
+    assert prosody is not None
+    told = [name for name in ("duration", "f0") if getattr(prosody, f"{name}_input")]
+    duration, f0 = prosody.symbols
+    kind = f"discrete ({duration} symbols of duration, {f0} of f0)" if prosody.discrete else "continuous"
+    print(f"streams {kind}, told {' and '.join(told) or 'neither'}")
 
 
 def _import_prompt(options: argparse.Namespace) -> None:
@@ -169,6 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ConvertError(f"{options.out} exists. Choose another directory, or replace it with --force.")
         imports = {
             "unit_lm": _import_unit_lm,
+            "pgslm": _import_pgslm,
             "prompt": _import_prompt,
             "kmeans": _import_kmeans,
             "hubert": _import_hubert,

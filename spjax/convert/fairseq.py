@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,10 @@ _LAYER_PARTS = {
     "ffn_out": "fc2",
 }
 _EMBED = "decoder.embed_tokens.weight"
-_OUTPUT = "decoder.output_projection.weight"
+OUTPUT = "decoder.output_projection.weight"
 _VERBALIZER = "decoder.prompt_linear_verbalizer.weight"
-_UNUSED = ("decoder.version", "decoder.embed_positions._float_tensor")  # fairseq's own bookkeeping
+_UNUSED = {"decoder.version", "decoder.embed_positions._float_tensor"}  # fairseq's own bookkeeping
+STREAMS_HEAD = "decoder.project_out_dim.weight"  # of units, durations and f0: what tells pGSLM from GSLM
 
 _SIZES = {  # UnitLMConfig field ← option
     "dim": "decoder_embed_dim",
@@ -81,11 +82,15 @@ class Checkpoint:
       path: the file, for messages.
       tensors: of the model, by their names.
       options: of the model, from `cfg` or `args`.
+      task: options of the task, likewise.
+      taken: names of the tensors that `load` has read.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     options: dict[str, Any]
+    task: dict[str, Any]
+    taken: set[str] = dataclasses.field(default_factory=set)
 
 
 def provenance(path: Path, made_by: str) -> dict[str, str]:
@@ -119,22 +124,37 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             raise ConvertError(
                 f"{path}: {shown(name)} of the model is {shown(value)}, not a tensor. Give a checkpoint."
             )
-    options = _fields(_fields(contents.get("cfg")).get("model")) or _fields(contents.get("args"))
-    return Checkpoint(path, dict(model), options)
+    config, arguments = _fields(contents.get("cfg")), _fields(contents.get("args"))
+    options, task = (_fields(config.get(part)) or arguments for part in ("model", "task"))
+    return Checkpoint(path, dict(model), options, task)
 
 
-def _check_architecture(checkpoint: Checkpoint) -> None:
+def check_architecture(checkpoint: Checkpoint, free: Collection[str] = ()) -> None:
+    """Refuses a decoder that computes otherwise than GSLM's.
+
+    Args:
+      checkpoint: its options are looked at.
+      free: options that may be anything.
+
+    Raises:
+      ConvertError: the first option that differs, by name.
+    """
     for name, needed in _ARCHITECTURE.items():
         value = checkpoint.options.get(name, needed)
-        if value != needed:
+        if value != needed and name not in free:
             raise ConvertError(
                 f"{checkpoint.path} was trained with {name}={shown(value)}; spjax computes only {name}={needed!r}. "
                 "Such a model cannot be imported."
             )
 
 
-def _load(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A tensor as float32."""
+def load(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Reads a tensor as float32, and notes that it was taken.
+
+    Raises:
+      ConvertError: missing, of another shape, not of floats, or not finite.
+    """
+    checkpoint.taken.add(name)
     tensor = checkpoint.tensors.get(name)
     if tensor is None:
         raise ConvertError(
@@ -150,8 +170,13 @@ def _load(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> np.ndarr
     return array
 
 
-def _check_leftover(checkpoint: Checkpoint, used: set[str], hint: str) -> None:
-    unknown = sorted(checkpoint.tensors.keys() - used)
+def check_leftover(checkpoint: Checkpoint, hint: str) -> None:
+    """Refuses a checkpoint with tensors that no `load` has taken; fairseq's bookkeeping apart.
+
+    Raises:
+      ConvertError: with their names, and the hint.
+    """
+    unknown = sorted(checkpoint.tensors.keys() - checkpoint.taken - _UNUSED)
     if unknown:
         shown = ", ".join(unknown[:8]) + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else "")
         raise ConvertError(f"{checkpoint.path} has tensors that the import has no place for: {shown}. {hint}")
@@ -192,8 +217,16 @@ def check_dictionary(path: str | Path, vocab_size: int) -> None:
         )
 
 
-def _config(checkpoint: Checkpoint, heads: int | None) -> UnitLMConfig:
-    """Sizes as the tensors have them; heads, which no tensor shows, as the options say."""
+def decoder_config(checkpoint: Checkpoint, heads: int | None = None) -> UnitLMConfig:
+    """Sizes as the tensors have them; heads, which no tensor shows, as the options say.
+
+    Args:
+      checkpoint: of a decoder.
+      heads: attention heads, for a checkpoint that does not say.
+
+    Raises:
+      ConvertError: no decoder, options that contradict tensors, heads unknown or contradicted.
+    """
     tensors, options = checkpoint.tensors, checkpoint.options
     embed, inner = tensors.get(_EMBED), tensors.get("decoder.layers.0.fc1.weight")
     if embed is None or inner is None or len(embed.shape) != 2 or len(inner.shape) != 2:
@@ -222,6 +255,36 @@ def _config(checkpoint: Checkpoint, heads: int | None) -> UnitLMConfig:
         raise ConvertError(f"{checkpoint.path}: {error}.") from error
 
 
+def import_decoder(checkpoint: Checkpoint, config: UnitLMConfig) -> Params:
+    """What GSLM and pGSLM have alike: "embed" (rows as in the file), "layers" and "final_norm" of docs/design.md.
+
+    Raises:
+      ConvertError: a missing tensor, or one of another shape.
+    """
+    d, f = config.dim, config.ffn_dim
+    sizes = {"ffn_in": (f, d), "ffn_out": (d, f)}
+
+    def stack(part: str, kind: str, shape: tuple[int, ...]) -> np.ndarray:
+        names = [f"decoder.layers.{layer}.{part}.{kind}" for layer in range(config.layers)]
+        return np.stack([np.ascontiguousarray(load(checkpoint, name, shape).T) for name in names])
+
+    layers: Params = {}
+    for ours, theirs in tqdm(_LAYER_PARTS.items(), desc="tensors", unit="part", leave=False, delay=2):
+        if ours.endswith("_norm"):
+            layers[ours] = {"scale": stack(theirs, "weight", (d,)), "bias": stack(theirs, "bias", (d,))}
+        else:
+            shape = sizes.get(ours, (d, d))
+            layers[ours] = {"kernel": stack(theirs, "weight", shape), "bias": stack(theirs, "bias", shape[:1])}
+    return {
+        "embed": load(checkpoint, _EMBED, (config.vocab_size, d)),
+        "layers": layers,
+        "final_norm": {
+            "scale": load(checkpoint, "decoder.layer_norm.weight", (d,)),
+            "bias": load(checkpoint, "decoder.layer_norm.bias", (d,)),
+        },
+    }
+
+
 def import_unit_lm(
     source: str | Path, dictionary: str | Path | None = None, heads: int | None = None
 ) -> tuple[UnitLMConfig, Params]:
@@ -240,38 +303,22 @@ def import_unit_lm(
         dictionary out of order.
     """
     checkpoint = read_checkpoint(source)
-    _check_architecture(checkpoint)
-    config = _config(checkpoint, heads)
-    check_dictionary(dictionary or checkpoint.path.with_name("dict.txt"), config.vocab_size)
-
-    d, f = config.dim, config.ffn_dim
-    sizes = {"ffn_in": (f, d), "ffn_out": (d, f)}
-    used = {_EMBED, _OUTPUT, *_UNUSED}
-
-    def take(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        used.add(name)
-        return _load(checkpoint, name, shape)
-
-    def stack(part: str, kind: str, shape: tuple[int, ...]) -> np.ndarray:
-        names = [f"decoder.layers.{layer}.{part}.{kind}" for layer in range(config.layers)]
-        return np.stack([np.ascontiguousarray(take(name, shape).T) for name in names])
-
-    layers: Params = {}
-    for ours, theirs in tqdm(_LAYER_PARTS.items(), desc="tensors", unit="part", leave=False, delay=2):
-        if ours.endswith("_norm"):
-            layers[ours] = {"scale": stack(theirs, "weight", (d,)), "bias": stack(theirs, "bias", (d,))}
-        else:
-            shape = sizes.get(ours, (d, d))
-            layers[ours] = {"kernel": stack(theirs, "weight", shape), "bias": stack(theirs, "bias", shape[:1])}
-    embed = take(_EMBED, (config.vocab_size, d))
-    final = {"scale": take("decoder.layer_norm.weight", (d,)), "bias": take("decoder.layer_norm.bias", (d,))}
-    if _OUTPUT in checkpoint.tensors and not np.array_equal(_load(checkpoint, _OUTPUT, embed.shape), embed):
+    if STREAMS_HEAD in checkpoint.tensors:
         raise ConvertError(
-            f"{checkpoint.path}: {_OUTPUT} differs from {_EMBED}; spjax computes the output with the embedding. "
+            f"{checkpoint.path} is a multi-stream LM: it has {STREAMS_HEAD}. Import it with `spjax.convert pgslm`."
+        )
+    check_architecture(checkpoint)
+    config = decoder_config(checkpoint, heads)
+    check_dictionary(dictionary or checkpoint.path.with_name("dict.txt"), config.vocab_size)
+    params = import_decoder(checkpoint, config)
+    embed = params["embed"]
+    if OUTPUT in checkpoint.tensors and not np.array_equal(load(checkpoint, OUTPUT, embed.shape), embed):
+        raise ConvertError(
+            f"{checkpoint.path}: {OUTPUT} differs from {_EMBED}; spjax computes the output with the embedding. "
             "A model that was trained untied cannot be imported."
         )
-    _check_leftover(checkpoint, used, "Only GSLM's architecture is imported; for prompts use `spjax.convert prompt`.")
-    return config, {"embed": embed, "layers": layers, "final_norm": final}
+    check_leftover(checkpoint, "Only GSLM's architecture is imported; for prompts use `spjax.convert prompt`.")
+    return config, params
 
 
 def read_task(name: str) -> Task:
@@ -346,15 +393,13 @@ def _check_collisions(task: Task, numbers: list[int], where: str) -> None:
 def _prompt_tree(checkpoint: Checkpoint, config: UnitLMConfig) -> tuple[Params, list[str]]:
     """The live prompts of a checkpoint, and what was left out."""
     path, tensors, d = checkpoint.path, checkpoint.tensors, config.dim
-    used: set[str] = set()
     notes = []
 
     def take(name: str, rows: int | None, columns: int) -> np.ndarray:
-        used.add(name)
         if rows is None:
             rows = tensors[name].shape[0] if name in tensors and len(tensors[name].shape) == 2 else 0
         try:
-            return _load(checkpoint, name, (rows, columns))
+            return load(checkpoint, name, (rows, columns))
         except ConvertError as error:
             raise ConvertError(f"{error} The LM given by --lm has dim {d} and {config.layers} layers.") from error
 
@@ -373,7 +418,7 @@ def _prompt_tree(checkpoint: Checkpoint, config: UnitLMConfig) -> tuple[Params, 
     if _VERBALIZER in tensors:
         params["verbalizer"] = take(_VERBALIZER, None, config.vocab_size)
         found["num_classes"] = len(params["verbalizer"]) - vocab.UNIT_OFFSET
-    _check_leftover(checkpoint, used, "Give a prompt checkpoint of SpeechPrompt v2 and the LM it was trained with.")
+    check_leftover(checkpoint, "Give a prompt checkpoint of SpeechPrompt v2 and the LM it was trained with.")
 
     found |= {option: getattr(config, field) for field, option in _SIZES.items()}
     for option, value in found.items():
@@ -435,7 +480,7 @@ def import_prompt(
       ConvertError: missing or unknown tensors, sizes that are not the LM's, labels that do not fit or collide.
     """
     checkpoint = read_checkpoint(source)
-    _check_architecture(checkpoint)
+    check_architecture(checkpoint)
     path = checkpoint.path
     params, notes = _prompt_tree(checkpoint, config)
     learnable = "verbalizer" in params

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypedDict
 
 import numpy as np
 
-from spjax.models.config import UnitLMConfig
+from spjax.models.config import SIZES, UnitLMConfig
 from spjax.storage import files
 from spjax.storage.files import Shape, StorageError
 from spjax.tasks import Slot, Task
@@ -19,8 +19,6 @@ FORMAT = "spjax-prompt-pack"
 VERSION = 1
 CARD_FILE = "card.json"
 TENSOR_FILE = "prompt.safetensors"
-
-_LM_FIELDS = tuple(field.name for field in dataclasses.fields(UnitLMConfig))
 
 
 class SlotCard(TypedDict):
@@ -142,7 +140,7 @@ def make_card(
             "feeds": np.asarray(feeds).tolist(),
             "outputs": int(outputs),
         },
-        "lm": {"hash": lm_hash, **dataclasses.asdict(config)},  # type: ignore[typeddict-item]
+        "lm": {"hash": lm_hash, **{name: getattr(config, name) for name in SIZES}},  # type: ignore[typeddict-item]
         "encoder": encoder,
         "layer": layer,
         "kmeans": kmeans,
@@ -198,7 +196,7 @@ def _check_types(card: Mapping[str, Any], fail: Callable[[str], NoReturn]) -> No
     }
     parts = {
         "verbalizer": {"kind": text, "codes": (list,), "feeds": (list,), "outputs": whole},
-        "lm": {"hash": text, **dict.fromkeys(_LM_FIELDS, whole)},
+        "lm": {"hash": text, **dict.fromkeys(SIZES, whole)},
     }
 
     def compare(value: Any, fields: Mapping[str, tuple[type, ...]], where: str) -> None:
@@ -227,7 +225,7 @@ def _check_card(card: Any, where: str | Path) -> None:
     _check_types(card, fail)
     try:
         task = PromptPack({}, card).task
-        lm = UnitLMConfig(**{name: card["lm"][name] for name in _LM_FIELDS})
+        lm = UnitLMConfig(**{name: card["lm"][name] for name in SIZES})  # type: ignore[literal-required]
     except ValueError as error:
         fail(str(error))
     offsets, verbalizer, lm_card = task.slot_offsets, card["verbalizer"], card["lm"]
@@ -325,8 +323,9 @@ def check_pack(pack: PromptPack, lm_hash: str, config: UnitLMConfig) -> None:
     Raises:
       StorageError: other sizes or another hash; a prompt means nothing to any other LM.
     """
-    theirs, ours = dict(pack.card["lm"]), dataclasses.asdict(config)
-    differing = [name for name in _LM_FIELDS if theirs[name] != ours[name]]
+    theirs: dict[str, Any] = dict(pack.card["lm"])
+    ours = {name: getattr(config, name) for name in SIZES}
+    differing = [name for name in SIZES if theirs[name] != ours[name]]
     way_out = "Load the LM that it was trained with, or train a prompt for this one."
     if differing:
         wanted, found = (", ".join(f"{name} {sizes[name]}" for name in differing) for sizes in (theirs, ours))

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spjax.models.config import UnitLMConfig
+import numpy as np
+
+from spjax.models.config import SIZES, ProsodyConfig, UnitLMConfig
 from spjax.storage import files
 from spjax.storage.files import Shape, StorageError
 from spjax.types import Params
 
 FORMAT = "spjax-unit-lm"
-VERSION = 1
+VERSION = 2  # of a multi-stream LM; a unit LM is still written as version 1, which older code reads
 CONFIG_FILE = "config.json"
 TENSOR_FILE = "model.safetensors"
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(UnitLMConfig))
+_PROSODY = {field.name for field in dataclasses.fields(ProsodyConfig)}
 
 
 def unit_lm_shapes(config: UnitLMConfig) -> dict[str, Shape]:
@@ -34,14 +37,24 @@ def unit_lm_shapes(config: UnitLMConfig) -> dict[str, Shape]:
     for part in ("scale", "bias"):
         shapes[f"layers/attn_norm/{part}"] = shapes[f"layers/ffn_norm/{part}"] = (stack, d)
         shapes[f"final_norm/{part}"] = (d,)
+    if config.prosody is None:
+        return shapes
+    shapes["heads/unit"] = (config.vocab_size, d)
+    for name, symbols in zip(("duration", "f0"), config.prosody.symbols, strict=True):
+        shapes[f"heads/{name}"] = (symbols, d)
+        if config.prosody.discrete:
+            shapes[f"streams/{name}/embed"] = (symbols, d)
+        else:
+            shapes[f"streams/{name}/kernel"], shapes[f"streams/{name}/bias"] = (1, d), (d,)
     return shapes
 
 
-def unit_lm_hash(params: Params) -> str:
+def unit_lm_hash(params: Params, prosody: ProsodyConfig | None = None) -> str:
     """Identity of a unit LM, which prompt packs are bound to: sha256 (hex) over its float32 tensors.
 
     Args:
       params: the `lm` tree of docs/design.md; numpy or JAX arrays.
+      prosody: of a multi-stream LM, hashed as one more tensor: other bin edges or inputs make another LM.
 
     Raises:
       StorageError: a tensor that is not float32 (a rounded copy would have another identity).
@@ -49,7 +62,10 @@ def unit_lm_hash(params: Params) -> str:
     for path, (dtype, _) in files.described(params).items():
         if dtype != "float32":
             raise StorageError(f"unit LM: {path} is {dtype}; its hash is that of the float32 weights. Give those.")
-    return files.tree_hash(params)
+    if prosody is None:
+        return files.tree_hash(params)
+    text = json.dumps(dataclasses.asdict(prosody), sort_keys=True, separators=(",", ":"))
+    return files.tree_hash({**params, "prosody": np.frombuffer(text.encode(), np.uint8)})
 
 
 def save_unit_lm(
@@ -70,11 +86,12 @@ def save_unit_lm(
       StorageError: tensors that do not fit the config, a card that is no JSON, or a directory with other files in it.
     """
     files.check_tensors(files.described(params), unit_lm_shapes(config), "unit LM to save", "Give the whole lm tree.")
-    identity = unit_lm_hash(params)
+    identity = unit_lm_hash(params, config.prosody)
     described = {
         "format": FORMAT,
-        "version": VERSION,
-        **dataclasses.asdict(config),
+        "version": 1 if config.prosody is None else VERSION,
+        **{name: getattr(config, name) for name in SIZES},
+        **({} if config.prosody is None else {"prosody": dataclasses.asdict(config.prosody)}),
         "hash": identity,
         "parameters": config.num_params,
         "provenance": dict(card or {}),
@@ -83,6 +100,12 @@ def save_unit_lm(
         directory, {CONFIG_FILE: files.json_writer(described), TENSOR_FILE: files.tensor_writer(params)}
     )
     return identity
+
+
+def _prosody(value: Any) -> ProsodyConfig:
+    if not isinstance(value, dict) or value.keys() != _PROSODY or not isinstance(value["f0_edges"], list):
+        raise ValueError(f"prosody is {value!r:.200}, must have {', '.join(sorted(_PROSODY))}, and f0_edges in a list")
+    return ProsodyConfig(**value)
 
 
 def read_unit_lm(directory: str | Path) -> tuple[UnitLMConfig, Params, dict[str, Any]]:
@@ -101,16 +124,17 @@ def read_unit_lm(directory: str | Path) -> tuple[UnitLMConfig, Params, dict[str,
     path = directory / CONFIG_FILE
     described = files.read_json(path, FORMAT, VERSION)
     way_out = "Take it from its source again."
-    files.check_keys(described, (*_FIELDS, "hash"), ("parameters", "provenance"), path, way_out)
-    sizes = {name: described[name] for name in _FIELDS}
+    more = () if described["version"] == 1 else ("prosody",)
+    files.check_keys(described, (*SIZES, *more, "hash"), ("parameters", "provenance"), path, way_out)
+    sizes = {name: described[name] for name in SIZES}
     try:
         if any(type(value) is not int for value in sizes.values()):  # true would pass for 1
             raise ValueError(f"{sizes} are not all whole numbers")
-        config = UnitLMConfig(**sizes)
+        config = UnitLMConfig(**sizes, prosody=_prosody(described["prosody"]) if more else None)
     except ValueError as error:
         raise StorageError(f"{path}: {error}. {way_out}") from error
     params = files.read_tensors(directory / TENSOR_FILE, lambda _: unit_lm_shapes(config))
-    identity = unit_lm_hash(params)
+    identity = unit_lm_hash(params, config.prosody)
     if identity != described["hash"]:
         raise StorageError(
             f"{directory / TENSOR_FILE} has the hash {identity}, but {path} says {described['hash']}: "

@@ -1,0 +1,175 @@
+"""fairseq's multi-stream LMs (pGSLM, `transformer_ulm_big`) into our trees: all four kinds, f0 bins included."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from spjax import vocab
+from spjax.convert import ConvertError
+from spjax.convert.fairseq import (
+    OUTPUT,
+    STREAMS_HEAD,
+    Checkpoint,
+    check_architecture,
+    check_leftover,
+    decoder_config,
+    import_decoder,
+    load,
+    read_checkpoint,
+)
+from spjax.convert.safe_pickle import PickledArray, shown
+from spjax.convert.torch_file import Tensor, read_torch_file
+from spjax.models.config import ProsodyConfig, UnitLMConfig
+from spjax.types import Params
+
+F0_BINS = "mean_norm_log_f0_seg_bin.th"  # as published, for all discrete models
+
+_STREAMS = ("duration", "f0")  # in the order of their tensors
+_TABLE, _MAP = "decoder.embed_other_list", "decoder.proj_other_list"
+_TASK = {  # what the streams of ours always are; fairseq's own defaults are False, and no shift
+    "stream_shifts": "1,1",
+    "log_f0": True,
+    "normalize_f0_mean": True,
+    "normalize_f0_std": False,
+}
+
+
+def read_f0_edges(path: str | Path, bins: int) -> tuple[float, ...]:
+    """f0 bin edges as pGSLM publishes them: a pickled `{bins: array of bins - 1 edges}`, read without running it.
+
+    Args:
+      path: the .th file.
+      bins: how many are wanted; other entries are not looked at.
+
+    Returns:
+      bins - 1 edges in rising order, log f0 less the speaker's mean.
+
+    Raises:
+      ConvertError: unreadable, or without such edges.
+    """
+    path = Path(path)
+    way_out = f"Give the {F0_BINS} that the model was trained with, --f0-bins=FILE."
+    found = read_torch_file(path)
+    if not isinstance(found, dict):
+        raise ConvertError(f"{path} is {shown(found)}, must map numbers of bins to arrays of edges. {way_out}")
+    value = found.get(bins)
+    if not isinstance(value, PickledArray | Tensor):
+        held = ", ".join(map(shown, list(found)[:8])) or "nothing"
+        raise ConvertError(f"{path} holds no edges of {bins} bins; it has {held}. {way_out}")
+    array = value.numpy()
+    if array.dtype.kind != "f" or array.shape != (bins - 1,):
+        raise ConvertError(
+            f"{path}: edges of {bins} bins have shape {list(array.shape)} and type {array.dtype}, must be {bins - 1} "
+            f"floats. {way_out}"
+        )
+    try:
+        return ProsodyConfig(f0_edges=tuple(array.astype(np.float64).tolist())).f0_edges
+    except ValueError as error:
+        raise ConvertError(f"{path}: {error}. {way_out}") from error
+
+
+def _edges(checkpoint: Checkpoint, f0_bins: Path) -> tuple[float, ...]:
+    """Those that fit the f0 table of a discrete model."""
+    table = checkpoint.tensors.get(f"{_TABLE}.1.weight")
+    if table is None or not table.shape or table.shape[0] <= vocab.UNIT_OFFSET:
+        raise ConvertError(f"{checkpoint.path} has no f0 table {_TABLE}.1.weight. Give the whole checkpoint.")
+    bins = table.shape[0] - vocab.UNIT_OFFSET
+    if not f0_bins.is_file():
+        raise ConvertError(
+            f"{checkpoint.path} has {bins} bins of f0, but not their edges, and {f0_bins} does not exist. Put the "
+            f"published {F0_BINS} beside the checkpoint, or give it with --f0-bins=FILE; `python -m spjax.fetch` gets "
+            "both."
+        )
+    return read_f0_edges(f0_bins, bins)
+
+
+def _prosody(checkpoint: Checkpoint, f0_bins: Path) -> ProsodyConfig:
+    """Kind and inputs as the task's options say; what spjax does not compute is refused."""
+    path, task = checkpoint.path, checkpoint.task
+    for name, needed in _TASK.items():
+        value = task.get(name, False)
+        if value != needed:
+            raise ConvertError(
+                f"{path} was trained with {name}={shown(value)}; spjax computes only {name}={needed}. "
+                "Such a model cannot be imported."
+            )
+    flags = {}
+    for name in ("discrete_duration", "discrete_f0", "ignore_duration_input", "ignore_f0_input"):
+        flags[name] = task.get(name, False)
+        if not isinstance(flags[name], bool):
+            raise ConvertError(f"{path}: {name} is {shown(flags[name])}, must be true or false.")
+    discrete = flags["discrete_duration"]
+    if flags["discrete_f0"] != discrete:
+        raise ConvertError(
+            f"{path} was trained with discrete_duration={discrete} and discrete_f0={not discrete}; spjax computes "
+            "both streams alike. Such a model cannot be imported."
+        )
+    longest = task.get("max_token_duration", ProsodyConfig.max_duration)
+    if type(longest) is not int or longest < 1:
+        raise ConvertError(f"{path}: max_token_duration is {shown(longest)}, must be a positive integer.")
+    return ProsodyConfig(
+        discrete=discrete,
+        duration_input=not flags["ignore_duration_input"],
+        f0_input=not flags["ignore_f0_input"],
+        max_duration=longest,
+        f0_edges=_edges(checkpoint, f0_bins) if discrete else (),
+    )
+
+
+def import_pgslm(
+    source: str | Path, f0_bins: str | Path | None = None, heads: int | None = None
+) -> tuple[UnitLMConfig, Params, list[str]]:
+    """Turns a fairseq `transformer_ulm` checkpoint (pGSLM) into our `lm` tree.
+
+    Its symbols are the units, then `<s> <pad> </s> <unk>`: rows of the unit embedding and of the unit outputs are
+    brought into our order, specials first. Tables of durations and f0 keep theirs.
+
+    Args:
+      source: checkpoint, discrete or continuous, with prosody input or without, in float32 or half precision.
+      f0_bins: edges of a discrete model's f0 bins; `mean_norm_log_f0_seg_bin.th` beside `source` if None. A continuous
+        model has none, and the file is not looked at.
+      heads: attention heads, for a checkpoint that does not say.
+
+    Returns:
+      Config with `prosody`; the `lm` tree of docs/design.md, "streams" and "heads" included, in float32; remarks for
+      the user, a sentence each.
+
+    Raises:
+      ConvertError: another architecture, streams that are shifted or normalised otherwise, a missing or unknown tensor,
+        a wrong shape, edges that are not there or do not fit.
+    """
+    checkpoint = read_checkpoint(source)
+    if STREAMS_HEAD not in checkpoint.tensors:
+        raise ConvertError(
+            f"{checkpoint.path} is no multi-stream LM: it lacks {STREAMS_HEAD}. Import a unit LM with "
+            "`spjax.convert unit_lm`."
+        )
+    check_architecture(checkpoint, free=("share_decoder_input_output_embed",))
+    prosody = _prosody(checkpoint, Path(f0_bins) if f0_bins is not None else checkpoint.path.with_name(F0_BINS))
+    config = dataclasses.replace(decoder_config(checkpoint, heads), prosody=prosody)
+    params = import_decoder(checkpoint, config)
+    d, sizes = config.dim, (config.vocab_size, *prosody.symbols)
+
+    params["streams"] = {}
+    for number, (name, symbols) in enumerate(zip(_STREAMS, prosody.symbols, strict=True)):
+        if prosody.discrete:
+            params["streams"][name] = {"embed": load(checkpoint, f"{_TABLE}.{number}.weight", (symbols, d))}
+        else:
+            kernel = load(checkpoint, f"{_MAP}.{number}.weight", (d, 1))
+            params["streams"][name] = {"kernel": kernel.T, "bias": load(checkpoint, f"{_MAP}.{number}.bias", (d,))}
+    head = load(checkpoint, STREAMS_HEAD, (sum(sizes), d))
+    unit, duration, f0 = np.split(head, np.cumsum(sizes[:-1]))
+    params["embed"], unit = (np.roll(rows, vocab.UNIT_OFFSET, axis=0) for rows in (params["embed"], unit))
+    params["heads"] = {"unit": unit, "duration": duration, "f0": f0}
+
+    notes = []
+    if OUTPUT in checkpoint.tensors:
+        checkpoint.taken.add(OUTPUT)
+        notes.append(f"Left out {OUTPUT}: nothing reads it, the outputs are those of {STREAMS_HEAD}.")
+    check_leftover(checkpoint, "Only pGSLM's architecture is imported.")
+    if checkpoint.task.get("interpolate_f0", False):
+        notes.append("It was trained on f0 interpolated over unvoiced segments (interpolate_f0); spjax has 0 there.")
+    return config, params, notes
