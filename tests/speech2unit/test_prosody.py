@@ -88,7 +88,7 @@ def test_voiced_and_unvoiced_stretches():
     assert np.isnan(found[inside & (stretch % 2 == 1)]).all()
 
 
-@pytest.mark.parametrize("hop", [40, 160, 320, 1280])
+@pytest.mark.parametrize("hop", [40, 160, 320])
 def test_the_course_is_that_of_librosa(hop):
     import librosa
 
@@ -117,6 +117,7 @@ def test_the_shortest_utterance():
     assert log_f0(voice(150, 0.025), 320).shape == (1,)
     assert log_f0(hiss(719), 320).shape == (1,)
     assert log_f0(hiss(720), 320).shape == (2,)
+    assert log_f0(hiss(4000), 3600).shape == (2,)  # pitch may leap from any bin to any
 
 
 def test_long_recordings_are_tracked_in_blocks(monkeypatch):
