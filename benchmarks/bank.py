@@ -125,7 +125,7 @@ def runner(side: str, args: argparse.Namespace, rows: int) -> Callable[[], commo
     runs = [[seed] for seed in seeds] if side == "singles" else [list(seeds)]
     whole = bank_batch(job, 1)  # of single prompts: every row of it is member 0's
     if side == "singles":
-        batches = [Batch(*(leaf[n * rows : (n + 1) * rows] for leaf in whole)) for n in seeds]
+        batches = [jax.tree.map(lambda leaf: leaf[n * rows : (n + 1) * rows], whole) for n in seeds]  # noqa: B023
     else:
         batches = [bank_batch(job, len(seeds))]
 

@@ -12,14 +12,14 @@ import numpy as np
 
 from spjax.data.plan import Overlength, Step, host_slice, within_limit
 from spjax.data.unit_set import UnitSet
-from spjax.types import Batch
-from spjax.vocab import EOS, PAD, UNIT_OFFSET
+from spjax.types import Batch, Streams
+from spjax.vocab import BOS, EOS, F0_BOS, F0_PAD, PAD, UNIT_OFFSET
 
 T = TypeVar("T")
 
 
 def make_batch(unit_set: UnitSet, ids: np.ndarray, bucket: int, prompt_id: np.ndarray | None = None) -> Batch:
-    """Lays utterances out as a batch.
+    """Lays utterances out as a batch: for a multi-stream LM where the set has durations and f0, for a unit LM else.
 
     Args:
       unit_set: the split.
@@ -49,10 +49,10 @@ def make_batch(unit_set: UnitSet, ids: np.ndarray, bucket: int, prompt_id: np.nd
             "plan with these lengths, or cut what is over the limit"
         )
     column = np.arange(bucket)
-    # Column 0 is </s>, column j the unit j - 1. What lies beyond the utterance is read from its neighbours and masked.
+    # Column 0 is the opener, column j the unit j - 1. What lies beyond the utterance is its neighbours', and masked.
     token = np.take(unit_set.units, (start - 1)[:, None] + column, mode="clip").astype(np.int32) + UNIT_OFFSET
     source = np.where(column < length[:, None], token, PAD)
-    source[:, 0] = EOS
+    source[:, 0] = EOS if unit_set.streams is None else BOS
     last = unit_set.units[start + length - 1].astype(np.int32) + UNIT_OFFSET
     return Batch(
         source=source,
@@ -62,7 +62,20 @@ def make_batch(unit_set: UnitSet, ids: np.ndarray, bucket: int, prompt_id: np.nd
         prompt_id=np.asarray(prompt_id, np.int32),
         weight=real.astype(np.float32),
         index=ids,
+        streams=None if unit_set.streams is None else _streams(unit_set.streams, start, length, bucket),
     )
+
+
+def _streams(flat: Streams, start: np.ndarray, length: np.ndarray, bucket: int) -> Streams:
+    """Prosody a column behind its units (docs/design.md): of the source, `last` and the first separator, [B, T + 2]."""
+    # Column j of the source has the segment j - 2; `last`, the segment U, has U - 1 beside it, the separator U.
+    source = np.arange(bucket) - 2
+    segment = np.concatenate([np.broadcast_to(source, (len(start), bucket)), length[:, None] + [[-2, -1]]], axis=1)
+    real = (segment >= 0) & (segment < length[:, None])
+    at = start[:, None] + segment
+    duration = np.where(real, np.take(flat.duration, at, mode="clip"), 0)
+    f0 = np.where(real, np.take(flat.f0, at, mode="clip"), np.where(segment == -1, F0_BOS, F0_PAD))
+    return Streams(duration.astype(np.int32), f0.astype(np.float32))
 
 
 def batches(unit_set: UnitSet, steps: Sequence[Step], start: int = 0, host: int = 0, hosts: int = 1) -> Iterator[Batch]:

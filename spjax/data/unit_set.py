@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from spjax.types import Streams
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UnitSet:
@@ -30,12 +32,25 @@ class UnitSet:
     f0: np.ndarray | None = None
 
     @classmethod
-    def of(cls, units: Sequence[Sequence[int]], classes: Any, ids: Sequence[str] | None = None) -> UnitSet:
-        """From unit lists and classes [n, slots]; ids default to the utterances' numbers."""
+    def of(
+        cls,
+        units: Sequence[Sequence[int]],
+        classes: Any,
+        ids: Sequence[str] | None = None,
+        durations: Sequence[Sequence[int]] | None = None,
+        f0: Sequence[Sequence[float]] | None = None,
+    ) -> UnitSet:
+        """From unit lists and classes [n, slots]; ids default to their numbers; streams are as long as units."""
         lengths = [len(one) for one in units]
-        flat = np.concatenate([np.asarray(one, np.int64) for one in units]) if len(units) else np.zeros(0, np.int64)
+
+        def joined(lists: Sequence[Any], dtype: Any) -> np.ndarray:
+            return np.concatenate([np.zeros(0, dtype), *(np.asarray(one, dtype) for one in lists)])
+
+        flat = joined(units, np.int64)
         return cls(
             units=flat.astype(unit_dtype(int(flat.max(initial=0)) + 1)),
+            durations=None if durations is None else joined(durations, np.int32),
+            f0=None if f0 is None else joined(f0, np.float32),
             offsets=offsets_of(lengths),
             classes=np.asarray(classes, np.int32).reshape(len(lengths), -1),
             ids=list(ids) if ids is not None else [str(i) for i in range(len(lengths))],
@@ -64,6 +79,15 @@ class UnitSet:
             durations=None if self.durations is None else self.durations[flat],
             f0=None if self.f0 is None else self.f0[flat],
         )
+
+    @property
+    def streams(self) -> Streams | None:
+        """Durations and f0, flat as units, as a multi-stream LM wants them; None unless both are known."""
+        return None if self.durations is None or self.f0 is None else Streams(self.durations, self.f0)
+
+    def without_streams(self) -> UnitSet:
+        """The units alone, as a unit LM wants them."""
+        return dataclasses.replace(self, durations=None, f0=None)
 
     def cut(self, max_length: int) -> UnitSet:
         """The same utterances, of which each keeps its first `max_length` units at most."""

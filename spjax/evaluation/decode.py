@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spjax import vocab
-from spjax.models import prompted_lm, prompts, unit_lm
+from spjax.models import prompted_lm, prompts, streams, unit_lm
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.unit_lm import FLOAT32
 from spjax.models.verbalizers import Verbalizer
@@ -158,7 +158,8 @@ def greedy(
     room = [(0, 0), (0, 0), (0, 0), (0, max_steps), (0, 0)]
     cache = KV(jnp.pad(first.cache.key, room), jnp.pad(first.cache.value, room))
     visible = jnp.pad(first.visible, ((0, 0), (0, max_steps)))
-    table = jnp.asarray(unit_lm.sinusoids(vocab.FIRST_POSITION + columns + max_steps + 1, config.dim))
+    table = jnp.asarray(unit_lm.sinusoids(config.first_position + columns + max_steps + 1, config.dim))
+    nothing_said = streams.embed(lm, config, streams.NO_SPEECH)
     separator = prompts.rows_of(bank["sep"][:, -1:], batch.prompt_id) * config.dim**0.5
     token_of = np.arange(max(verbalizer.outputs, config.vocab_size), dtype=np.int32)
     token_of[verbalizer.codes] = verbalizer.feeds
@@ -174,7 +175,7 @@ def greedy(
         token = jnp.asarray(token_of)[said[:, step - 1]][:, None]
         # A separator that is said again is the trained vector again, as in the reference.
         x = jnp.where((token == vocab.BOS)[..., None], separator, unit_lm.embed_tokens(lm, token))
-        x = x + table[first.position + step - 1][:, None]
+        x = x + nothing_said + table[first.position + step - 1][:, None]
         mask = jnp.concatenate([visible, jnp.ones((rows, 1), bool)], axis=1)[:, None]
         hidden, new = unit_lm.extend(lm, config, (x,), cache, mask, compute=compute)
         at = columns + step - 1

@@ -12,12 +12,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spjax import vocab
-from spjax.models import prompts, unit_lm
+from spjax.models import prompts, streams, unit_lm
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.contract import contract
 from spjax.models.unit_lm import FLOAT32
-from spjax.types import KV, Batch, Params
+from spjax.types import KV, Batch, Params, Streams
 
 
 class Prefilled(NamedTuple):
@@ -63,10 +62,12 @@ def run(
     rows, length = batch.source.shape
     separators = bank["sep"].shape[1]
     tail = 1 + separators + feeds.shape[1]
-    table = jnp.asarray(unit_lm.sinusoids(vocab.FIRST_POSITION + length + tail, config.dim))
+    table = jnp.asarray(unit_lm.sinusoids(config.first_position + length + tail, config.dim))
+    of_source, of_tail = _streams(batch, tail)
 
-    source = unit_lm.embed_tokens(lm, batch.source) + table[vocab.FIRST_POSITION :][:length]
-    start = vocab.FIRST_POSITION + batch.source_length
+    source = unit_lm.embed_tokens(lm, batch.source) + streams.embed(lm, config, of_source)
+    source = source + table[config.first_position :][:length]
+    start = config.first_position + batch.source_length
     positions = start[:, None] + jnp.arange(tail)
     sep = prompts.rows_of(bank["sep"], batch.prompt_id) * config.dim**0.5
     live = jnp.concatenate(
@@ -77,7 +78,7 @@ def run(
         ],
         axis=1,
     )
-    live = live + table[positions]
+    live = live + streams.embed(lm, config, of_tail) + table[positions]
     shallow = bank["input"].shape[1] if "input" in bank else 0
     if shallow:
         # Raw: neither scaled nor given a position, as in the reference.
@@ -96,6 +97,18 @@ def run(
         lm, config, (source, live), prefix, mask, queries=queries, steer=steer, compute=compute
     )
     return Prefilled(hidden, _behind(prefix, new), visible, positions[:, -1] + 1)
+
+
+def _streams(batch: Batch, tail: int) -> tuple[Streams | None, Streams | None]:
+    """What goes with the source's columns and with the tail's, whose first separator has the last segment's prosody."""
+    if batch.streams is None:
+        return None, None
+    length = batch.source.shape[1]
+    beyond = lambda known, nothing: jnp.pad(known, ((0, 0), (0, tail - 2)), constant_values=nothing)  # noqa: E731
+    of_tail = (
+        beyond(known[:, length:], nothing) for known, nothing in zip(batch.streams, streams.NO_SPEECH, strict=True)
+    )
+    return Streams(*(known[:, :length] for known in batch.streams)), Streams(*of_tail)
 
 
 def _masks(real: jax.Array, shallow: int, tail: int, prefix: int) -> tuple[jax.Array, jax.Array]:
@@ -150,7 +163,8 @@ def step(
     rows, steps = state.visible.shape[0], sees.shape[0]
     x = unit_lm.embed_tokens(lm, tokens) if embedded is None else embedded
     # Sinusoids of traced positions: rows are bounded by the columns so far, whatever the prompt's length.
-    table = jnp.asarray(unit_lm.sinusoids(vocab.FIRST_POSITION + state.visible.shape[1] + steps + 1, config.dim))
+    table = jnp.asarray(unit_lm.sinusoids(config.first_position + state.visible.shape[1] + steps + 1, config.dim))
+    x = x + streams.embed(lm, config, streams.NO_SPEECH)
     x = jnp.broadcast_to(x, (rows, steps, config.dim)) + table[positions]
     before = state.visible.shape[1] + steps - sees.shape[1]
     old = jnp.broadcast_to(state.visible[:, None, :before], (rows, steps, before))

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from spjax import vocab
+from spjax.models import streams as streams_of
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.contract import contract
-from spjax.types import KV, Params
+from spjax.types import KV, Params, Streams
 
 EPS = 1e-5
 FLOAT32 = Compute()
@@ -138,6 +139,7 @@ def init(rng: jax.Array, config: UnitLMConfig) -> Params:
     """Fresh weights: Xavier kernels, embedding N(0, 1/D) with PAD zero, as fairseq starts a decoder."""
     block = Block(config, FLOAT32)
     embed_rng, layer_rng = jax.random.split(rng)
+    stream_rng = jax.random.fold_in(rng, 0)  # apart, so that a unit LM starts as it ever did
     empty = empty_prefix(config)
     layer_prefix = KV(empty.key[0], empty.value[0])
     x, mask = jnp.zeros((1, 1, config.dim)), jnp.ones((1, 1, 1), bool)
@@ -150,6 +152,7 @@ def init(rng: jax.Array, config: UnitLMConfig) -> Params:
         "embed": embed.at[vocab.PAD].set(0),
         "layers": jax.vmap(one)(jax.random.split(layer_rng, config.layers)),
         "final_norm": {"scale": jnp.ones(config.dim), "bias": jnp.zeros(config.dim)},
+        **streams_of.init(stream_rng, config),
     }
 
 
@@ -165,8 +168,10 @@ def embed_tokens(params: Params, tokens: jax.Array) -> jax.Array:
 
 
 def unembed(params: Params, hidden: jax.Array, compute: Compute = FLOAT32) -> jax.Array:
-    """Logits over the vocabulary, float32 [B, Q, V]; the output is tied to the embedding."""
-    return contract("bqd,vd->bqv", hidden, params["embed"], compute.operand)
+    """Logits over the vocabulary, float32 [B, Q, V]; tied to the embedding, except a multi-stream LM's."""
+    return contract(
+        "bqd,vd->bqv", hidden, params["heads"]["unit"] if "heads" in params else params["embed"], compute.operand
+    )
 
 
 def extend(
@@ -231,12 +236,45 @@ def _add_to_last(x: jax.Array, nudge: jax.Array) -> jax.Array:
     return jnp.concatenate([x[:, :rest], x[:, rest:] + nudge], axis=1) if rest else x + nudge
 
 
-def logits(params: Params, config: UnitLMConfig, tokens: jax.Array, compute: Compute = FLOAT32) -> jax.Array:
-    """Logits at every position of right-padded token rows: int [B, T] to float32 [B, T, V]; no prompt."""
+def hidden_states(
+    params: Params,
+    config: UnitLMConfig,
+    tokens: jax.Array,
+    compute: Compute = FLOAT32,
+    *,
+    streams: Streams | None = None,
+    position: jax.Array | None = None,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """Token rows through the LM, without a prompt: int [B, T] to float32 [B, T, D], after the final norm.
+
+    Args:
+      params: the LM's weights.
+      config: its architecture.
+      tokens: right-padded, or packed as `position` and `mask` say.
+      compute: operand type and remat.
+      streams: [B, T] each, lagging one column (docs/design.md); of a multi-stream LM only.
+      position: int32 [B, T], a column's place in its sequence; by default that in its row.
+      mask: bool [B or 1, T, T], who sees whom; by default all that came before.
+    """
     length = tokens.shape[1]
-    positions = sinusoids(vocab.FIRST_POSITION + length, config.dim)[vocab.FIRST_POSITION :]
-    causal = jnp.tril(jnp.ones((1, length, length), bool))
-    hidden, _ = extend(
-        params, config, (embed_tokens(params, tokens) + positions,), empty_prefix(config), causal, compute=compute
-    )
-    return unembed(params, hidden, compute)
+    table = jnp.asarray(sinusoids(config.first_position + length, config.dim)[config.first_position :])
+    x = embed_tokens(params, tokens) + streams_of.embed(params, config, streams)
+    x = x + (table if position is None else table[position])
+    seen = jnp.tril(jnp.ones((1, length, length), bool)) if mask is None else mask
+    return extend(params, config, (x,), empty_prefix(config), seen, compute=compute)[0]
+
+
+def logits(
+    params: Params,
+    config: UnitLMConfig,
+    tokens: jax.Array,
+    compute: Compute = FLOAT32,
+    *,
+    streams: Streams | None = None,
+) -> jax.Array:
+    """Logits over the vocabulary at every position of right-padded token rows: int [B, T] to float32 [B, T, V].
+
+    `streams`, [B, T] each and lagging a column, are wanted by a multi-stream LM only.
+    """
+    return unembed(params, hidden_states(params, config, tokens, compute, streams=streams), compute)

@@ -23,7 +23,7 @@ from spjax.models.verbalizers import of_card
 from spjax.storage import packs, unit_lms
 from spjax.storage.packs import PromptPack
 from spjax.tasks import Slot, Task
-from spjax.types import Batch, Params
+from spjax.types import Encoded, Params, Streams
 
 MAX_TOKENS = 8192  # source columns of a batch
 
@@ -42,11 +42,15 @@ class UnitLM:
     params: Params
     hash: str
 
-    def logits(self, tokens: Any) -> np.ndarray:
+    def logits(self, tokens: Any, streams: Streams | None = None) -> np.ndarray:
         """Logits over the vocabulary: int [B, T] tokens, right-padded with 1, to float32 [B, T, V].
 
+        Args:
+          tokens: a sequence each.
+          streams: [B, T] each, for a multi-stream LM; they lag a column (docs/design.md, Prosody).
+
         Raises:
-          ValueError: not [B, T], or a token outside the vocabulary.
+          ValueError: not [B, T], a token outside the vocabulary, or a multi-stream LM without streams.
         """
         try:
             tokens = np.asarray(tokens)
@@ -60,7 +64,9 @@ class UnitLM:
             raise ValueError(
                 f"tokens lie in {tokens.min()}..{tokens.max()}, must be in 0..{self.config.vocab_size - 1}"
             )
-        return np.asarray(_logits(self.params, self.config, jnp.asarray(tokens)))
+        if streams is not None and any(np.shape(one) != tokens.shape for one in streams):
+            raise ValueError(f"streams must be {list(tokens.shape)} each, as the tokens")
+        return np.asarray(_logits(self.params, self.config, jnp.asarray(tokens), streams=streams))
 
 
 _logits = jax.jit(unit_lm.logits, static_argnums=1)
@@ -102,13 +108,52 @@ def _edges(longest: int) -> tuple[int, ...]:
     return tuple(edges)
 
 
-def classify_units(lm: UnitLM, pack: PromptPack, units: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+def _unit_set(units: Sequence[Any], config: UnitLMConfig, slots: int) -> UnitSet:
+    """The utterances to classify, each checked; their classes are not known.
+
+    Raises:
+      ValueError: as `classify_units`.
+    """
+    rows = []
+    for i, utterance in enumerate(units):
+        said = utterance.units if isinstance(utterance, Encoded) else utterance
+        try:
+            row = np.asarray(said)
+        except ValueError:  # lists of different lengths
+            row = np.empty(0)
+        if row.ndim != 1 or not row.size or not np.issubdtype(row.dtype, np.integer):
+            raise ValueError(f"utterance {i} must be a list of at least one unit, not {said!r}")
+        if row.min() < 0 or row.max() >= config.num_units:
+            raise ValueError(
+                f"utterance {i} has units {row.min()}..{row.max()}, the LM knows 0..{config.num_units - 1}"
+            )
+        rows.append(row)
+    unknown = np.zeros((len(rows), slots), np.int32)
+    if config.prosody is None:
+        return UnitSet.of(rows, unknown)
+    for i, (utterance, row) in enumerate(zip(units, rows, strict=True)):
+        if not isinstance(utterance, Encoded) or utterance.f0 is None:
+            raise ValueError(
+                f"utterance {i} has no f0, which a multi-stream LM wants: give encode(audio, encoder, f0=True)"
+            )
+        shapes = {np.shape(utterance.durations), np.shape(utterance.f0)}
+        if shapes != {row.shape} or not np.isfinite(utterance.f0).all() or np.min(utterance.durations) < 0:
+            raise ValueError(
+                f"utterance {i} has {len(row)} units, durations {list(np.shape(utterance.durations))} and f0 "
+                f"{list(np.shape(utterance.f0))}: give a number for each unit, no duration below 0, f0 finite"
+            )
+    durations, f0 = ([getattr(utterance, name) for utterance in units] for name in ("durations", "f0"))
+    return UnitSet.of(rows, unknown, durations=durations, f0=f0)
+
+
+def classify_units(lm: UnitLM, pack: PromptPack, units: Sequence[Sequence[int] | Encoded]) -> list[dict[str, Any]]:
     """Classify utterances given as merged units.
 
     Args:
-      lm: the unit LM that the pack was trained with.
+      lm: the unit LM, or multi-stream LM, that the pack was trained with.
       pack: a prompt pack.
-      units: an utterance's units each, at least one, in 0 .. 99.
+      units: an utterance's units each, at least one, in 0 .. 99; or what `spjax.encode` returns, with f0 for a
+        multi-stream LM.
 
     Returns:
       For each utterance `{"labels": {slot: label}, "probabilities": {slot: {label: probability}}}`. The labels are the
@@ -116,25 +161,16 @@ def classify_units(lm: UnitLM, pack: PromptPack, units: Sequence[Sequence[int]])
 
     Raises:
       StorageError: the pack belongs to another LM.
-      ValueError: an utterance without units, or a unit that the LM does not know.
+      ValueError: an utterance without units, or without prosody for a multi-stream LM, or a unit that the LM does not
+        know.
     """
     packs.check_pack(pack, lm.hash, lm.config)
-    known = lm.config.num_units
-    for i, utterance in enumerate(units):
-        try:
-            row = np.asarray(utterance)
-        except ValueError:  # lists of different lengths
-            row = np.empty(0)
-        if row.ndim != 1 or not row.size or not np.issubdtype(row.dtype, np.integer):
-            raise ValueError(f"utterance {i} must be a list of at least one unit, not {utterance!r}")
-        if row.min() < 0 or row.max() >= known:
-            raise ValueError(f"utterance {i} has units {row.min()}..{row.max()}, the LM knows 0..{known - 1}")
     if not len(units):
         return []
     card = pack.card
     task = pack.task
     tree, answer = _scorer(lm.config, json.dumps([card["slots"], card["verbalizer"], card["combinations"]]))
-    split = UnitSet.of(units, np.zeros((len(units), len(task.slots)), np.int32))
+    split = _unit_set(units, lm.config, len(task.slots))
     edges = _edges(int(split.lengths.max()))
     rows = min(64, 1 << (len(units) - 1).bit_length())
     steps = planning.plan(
@@ -145,7 +181,7 @@ def classify_units(lm: UnitLM, pack: PromptPack, units: Sequence[Sequence[int]])
     log_probs = np.zeros((len(units), len(tree.combinations)), np.float32)
     for batch in loader.batches(split, steps):
         real = batch.index >= 0
-        log_probs[batch.index[real]] = np.asarray(answer(lm.params, bank, Batch(*map(jnp.asarray, batch))))[real]
+        log_probs[batch.index[real]] = np.asarray(answer(lm.params, bank, jax.tree.map(jnp.asarray, batch)))[real]
     said = tree.combinations[log_probs.argmax(axis=1)] - np.asarray(task.slot_offsets[:-1])
     by_slot = decode.slot_probabilities(log_probs, tree, task.slot_offsets)
     return [

@@ -1,7 +1,8 @@
 """Pretraining a unit LM: next-unit prediction on unit records, utterances packed into rows.
 
 An utterance `</s> u1 .. uT` predicts `u1 .. uT </s>`, as GSLM's did; in a packed row it sees itself only, and its
-positions start anew.
+positions start anew. A multi-stream LM, as pGSLM, goes on for a column: `<s> u1 .. uT </s>` predicts `u1 .. uT </s>`
+and, since the streams lag, the prosody of each column's own unit.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from tqdm import tqdm
 
 from spjax import vocab
 from spjax.data.unit_set import UnitSet
-from spjax.models import unit_lm
+from spjax.models import streams, unit_lm
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.training import loop, masks, optim, sharding
-from spjax.types import Params
+from spjax.types import Params, Streams
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ class PretrainConfig:
       dedup: use equal unit sequences once.
       seed: of weights, order and noise.
       checkpoint_every: updates between checkpoints.
+      stream_weights: of a multi-stream LM, what the losses of duration and f0 count beside the unit's.
+      f0_bins: of a discrete multi-stream LM whose config names no edges: bins of f0, as many segments of train in each.
     """
 
     epochs: int = 10
@@ -50,96 +53,174 @@ class PretrainConfig:
     dedup: bool = True
     seed: int = 0
     checkpoint_every: int = 250
+    stream_weights: tuple[float, float] = (0.5, 0.5)
+    f0_bins: int = 32
 
     def __post_init__(self) -> None:
         for name in ("epochs", "row_length", "rows", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"pretrain: {name} is {getattr(self, name)}, must be at least 1")
+        if self.f0_bins < 2:
+            raise ValueError(f"pretrain: f0_bins is {self.f0_bins}, must be at least 2")
+        if len(self.stream_weights) != 2 or min(self.stream_weights) < 0:
+            raise ValueError(f"pretrain: stream_weights {self.stream_weights} must be two numbers, none negative")
         if not 0 <= self.noise < 1:
             raise ValueError(f"pretrain: noise is {self.noise}, must lie in [0, 1)")
 
 
 class Rows(NamedTuple):
-    """Packed rows: `inputs`, `targets`, `segment`, `position`, int32 [rows, W], on host or device; segment 0 fills."""
+    """Packed rows [rows, W], on host or device; or a single sequence [n].
+
+    Attributes:
+      inputs: int32 tokens.
+      targets: int32 tokens; PAD where there is none.
+      segment: int32, number of the sequence in its row; 0 fills.
+      position: int32, place in the sequence.
+      told, foretold: of a multi-stream LM, the streams beside the inputs, which lag, and those to predict; F0_BOS in
+        `foretold` where there are none. None for a unit LM.
+    """
 
     inputs: Any
     targets: Any
     segment: Any
     position: Any
+    told: Streams | None = None
+    foretold: Streams | None = None
 
 
-def utterances(sets: list[UnitSet], row_length: int, dedup: bool) -> list[np.ndarray]:
-    """Token sequences `</s> u1 .. uT </s>` of several sets, cut where longer than a row, in a fixed order."""
-    sequences = [units.units_of(i) for units in sets for i in range(len(units))]
+class Sums(NamedTuple):
+    """Losses summed over a batch: nats, or of a continuous stream frames and log f0.
+
+    Attributes:
+      unit: of the `units` units that were to be predicted.
+      duration, f0: of the `segments` whose prosody was; all 0 for a unit LM.
+    """
+
+    unit: Any
+    duration: Any
+    f0: Any
+    units: Any
+    segments: Any
+
+
+def utterances(sets: list[UnitSet], row_length: int, dedup: bool) -> list[Rows]:
+    """Utterances of several sets as sequences, cut where longer than a row, in a fixed order.
+
+    Sets that have streams give those of a multi-stream LM.
+    """
+    sequences = [_sequence(units, i) for units in sets for i in range(len(units))]
     if dedup:
-        unique = {sequence.tobytes(): sequence for sequence in sequences}
+        unique = {b"".join(x.tobytes() for x in jax.tree.leaves(sequence)): sequence for sequence in sequences}
         _log.info("pretraining: %d of %d sequences are distinct", len(unique), len(sequences))
         sequences = list(unique.values())
-    cut = sum(len(sequence) + 1 > row_length for sequence in sequences)
-    if cut:
-        _log.info("pretraining: %d utterances over %d units are cut into pieces", cut, row_length - 1)
-    pieces = []
-    for sequence in sequences:
-        tokens = np.concatenate([[vocab.EOS], sequence.astype(np.int32) + vocab.UNIT_OFFSET, [vocab.EOS]])
-        pieces += [tokens[i : i + row_length + 1] for i in range(0, len(tokens) - 1, row_length)]
-    return pieces
+    long = sum(len(sequence.inputs) > row_length for sequence in sequences)
+    if long:
+        _log.info("pretraining: %d utterances over %d units are cut into pieces", long, row_length - 1)
+    return [piece for sequence in sequences for piece in _cut(sequence, row_length)]
 
 
-def pack(sequences: list[np.ndarray], row_length: int, seed: int) -> Rows:
+def _sequence(units: UnitSet, i: int) -> Rows:
+    """Utterance i from its opener to its end."""
+    tokens = units.units_of(i).astype(np.int32) + vocab.UNIT_OFFSET
+    if units.streams is None:
+        return _columns(np.concatenate([[vocab.EOS], tokens, [vocab.EOS]]))
+    own = Streams(*(flat[units.offsets[i] : units.offsets[i + 1]] for flat in units.streams))
+    # The end has prosody to be foretold as well, as in pGSLM: no frames, no voice.
+    foretold = Streams(np.concatenate([[0], own.duration, [0]]), np.concatenate([[vocab.F0_BOS], own.f0, [0]]))
+    told = Streams(*(np.concatenate([[first], x[:-1]]) for x, first in zip(foretold, (0, vocab.F0_PAD), strict=True)))
+    dtypes = Streams(np.int32, np.float32)
+    told, foretold = (Streams(*map(np.ndarray.astype, one, dtypes)) for one in (told, foretold))
+    return _columns(np.concatenate([[vocab.BOS], tokens, [vocab.EOS, vocab.PAD]]))._replace(
+        told=told, foretold=foretold
+    )
+
+
+def _columns(tokens: np.ndarray) -> Rows:
+    tokens = tokens.astype(np.int32)
+    place = np.arange(len(tokens) - 1, dtype=np.int32)
+    return Rows(tokens[:-1], tokens[1:], np.ones_like(place), place)
+
+
+def _cut(sequence: Rows, row_length: int) -> Iterator[Rows]:
+    for start in range(0, len(sequence.inputs), row_length):
+        piece = jax.tree.map(lambda x: x[start : start + row_length], sequence)  # noqa: B023
+        yield piece._replace(position=piece.position - start)
+
+
+def pack(sequences: list[Rows], row_length: int, seed: int) -> Rows:
     """Lay sequences into rows in a random order, each into the open row that it fills best."""
     open_rows: list[list[int]] = [[] for _ in range(row_length + 1)]  # by space left
-    rows: list[list[np.ndarray]] = []
+    rows: list[list[Rows]] = []
     for i in np.random.default_rng(seed).permutation(len(sequences)):
         sequence = sequences[i]
-        size = len(sequence) - 1
+        size = len(sequence.inputs)
         space = next((s for s in range(size, row_length + 1) if open_rows[s]), None)
         if space is None:
             rows.append([])
             row, space = len(rows) - 1, row_length
         else:
             row = open_rows[space].pop()
-        rows[row].append(sequence)
+        rows[row].append(sequence._replace(segment=sequence.segment * (len(rows[row]) + 1)))
         if space > size:
             open_rows[space - size].append(row)
-    packed = Rows(*(np.full((len(rows), row_length), fill, np.int32) for fill in (vocab.PAD, vocab.PAD, 0, 0)))
-    for r, together in enumerate(rows):
-        start = 0
-        for number, sequence in enumerate(together, 1):
-            span = slice(start, start + len(sequence) - 1)
-            packed.inputs[r, span], packed.targets[r, span] = sequence[:-1], sequence[1:]
-            packed.segment[r, span], packed.position[r, span] = number, np.arange(len(sequence) - 1)
-            start = span.stop
-    return packed
+
+    def lay(fill: int | float, *pieces: np.ndarray) -> np.ndarray:
+        packed = np.full((len(rows), row_length), fill, pieces[0].dtype)
+        for r, start, piece in zip(row_of, starts, pieces, strict=True):
+            packed[r, start : start + len(piece)] = piece
+        return packed
+
+    laid = [piece for together in rows for piece in together]
+    row_of = [r for r, together in enumerate(rows) for _ in together]
+    starts = [start for row in rows for start in itertools.accumulate((len(x.inputs) for x in row[:-1]), initial=0)]
+    nothing = Rows(vocab.PAD, vocab.PAD, 0, 0)
+    if laid[0].told is not None:
+        nothing = nothing._replace(told=Streams(0, vocab.F0_PAD), foretold=Streams(0, vocab.F0_BOS))
+    return jax.tree.map(lay, nothing, *laid)
 
 
 def batches(rows: Rows, size: int) -> Iterator[Rows]:
     """Rows in batches of `size`; the last is filled with rows of segment 0."""
     for start in range(0, len(rows.inputs), size):
-        part = Rows(*(column[start : start + size] for column in rows))
+        part = jax.tree.map(lambda column: column[start : start + size], rows)  # noqa: B023
         missing = size - len(part.inputs)
-        yield Rows(*(np.pad(column, ((0, missing), (0, 0))) for column in part)) if missing else part
+        yield jax.tree.map(lambda column: np.pad(column, ((0, missing), (0, 0))), part) if missing else part  # noqa: B023
 
 
 def losses(
     params: Params, config: UnitLMConfig, rows: Rows, compute: Compute, noise: float = 0.0, key: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """Summed negative log likelihood in nats, and the number of targets."""
+) -> Sums:
+    """Summed losses of packed rows, in float32.
+
+    Args:
+      params: the LM's weights.
+      config: its architecture.
+      rows: [rows, W] each, with streams for a multi-stream LM.
+      compute: operand type and remat.
+      noise: share of the input units to replace by random ones.
+      key: for the noise; None adds none.
+    """
     inputs = rows.inputs
     if noise and key is not None:
         hit_key, unit_key = jax.random.split(key)
         hit = jax.random.bernoulli(hit_key, noise, inputs.shape) & (inputs >= vocab.UNIT_OFFSET)
         random = jax.random.randint(unit_key, inputs.shape, vocab.UNIT_OFFSET, config.vocab_size)
         inputs = jnp.where(hit, random, inputs)
-    width = inputs.shape[1]
-    table = jnp.asarray(unit_lm.sinusoids(vocab.FIRST_POSITION + width, config.dim))
-    x = unit_lm.embed_tokens(params, inputs) + table[vocab.FIRST_POSITION + rows.position]
     same = rows.segment[:, :, None] == rows.segment[:, None, :]
-    mask = same & jnp.tril(jnp.ones((width, width), bool))
-    hidden, _ = unit_lm.extend(params, config, (x,), unit_lm.empty_prefix(config), mask, compute=compute)
+    mask = same & jnp.tril(jnp.ones((inputs.shape[1],) * 2, bool))
+    hidden = unit_lm.hidden_states(
+        params, config, inputs, compute, streams=rows.told, position=rows.position, mask=mask
+    )
     logits = unit_lm.unembed(params, hidden, compute)
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, rows.targets)
-    real = rows.segment > 0
-    return jnp.sum(jnp.where(real, nll, 0)), jnp.sum(real)
+    real = (rows.segment > 0) & (rows.targets != vocab.PAD)
+    unit, units = jnp.sum(jnp.where(real, nll, 0)), jnp.sum(real)
+    if config.prosody is None or rows.foretold is None:
+        return Sums(unit, jnp.zeros(()), jnp.zeros(()), units, jnp.zeros((), int))
+    spoken = (rows.segment > 0) & jnp.isfinite(rows.foretold.f0)
+    foretold = streams.heads(params, hidden, compute)
+    duration, f0 = (jnp.sum(jnp.where(spoken, x, 0)) for x in streams.losses(config.prosody, foretold, rows.foretold))
+    return Sums(unit, duration, f0, units, jnp.sum(spoken))
 
 
 def pretrain(
@@ -153,15 +234,16 @@ def pretrain(
     workdir: str,
     model_parallel: int = 1,
 ) -> tuple[Params, list[dict[str, Any]]]:
-    """Train a unit LM from scratch.
+    """Train a unit LM, or a multi-stream LM, from scratch.
 
     Args:
       config: its sizes.
       run: data and length of the run.
       optimizer: AdamW settings.
       compute: operand type and remat.
-      train: unit sets; only the units are used, never the labels.
-      valid: unit sets on which perplexity is reported, by name.
+      train: unit sets; only units and streams are used, never the labels. They have streams where `config` has prosody,
+        and none else.
+      valid: unit sets on which perplexity and the streams' losses are reported, by name.
       workdir: checkpoints and logs; a run found there is continued.
       model_parallel: devices that share a layer.
 
@@ -170,13 +252,15 @@ def pretrain(
       and the history of valid perplexities.
 
     Raises:
-      ValueError: rows do not divide among the devices.
+      ValueError: rows do not divide among the devices, or sets that have not the streams that the LM has.
       DivergedError, Interrupted: as `loop.fit`.
     """
     mesh = sharding.make_mesh(model_parallel)
     shards = mesh.shape["data"]
     if run.rows % shards:
         raise ValueError(f"pretrain: rows={run.rows} must be a multiple of the {shards} devices that share a batch")
+    if any((units.streams is None) != (config.prosody is None) for units in (*train, *valid.values())):
+        raise ValueError("pretrain: a multi-stream LM wants sets with durations and f0, a unit LM sets without")
     # Utterances of a row do not see each other, so who shares a row does not matter: pack once, shuffle rows.
     rows = pack(utterances(train, run.row_length, run.dedup), run.row_length, run.seed)
     held_out = {
@@ -197,8 +281,9 @@ def pretrain(
     def update(state: dict[str, Any], part: Rows) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         def loss(flat: masks.Flat) -> jax.Array:
             noise_key = jax.random.fold_in(key, state["step"])
-            total, count = losses(masks.unflatten(flat)["lm"], config, part, compute, run.noise, noise_key)
-            return total / jnp.maximum(count, 1)
+            sums = losses(masks.unflatten(flat)["lm"], config, part, compute, run.noise, noise_key)
+            total = sums.unit + run.stream_weights[0] * sums.duration + run.stream_weights[1] * sums.f0
+            return total / jnp.maximum(sums.units, 1)
 
         value, grads = jax.value_and_grad(loss)(state["params"])
         params, opt = masks.apply_gradients(tx, state["optimizer"], state["params"], frozen, grads)
@@ -211,22 +296,27 @@ def pretrain(
 
     def epoch_batches(epoch: int, start: int) -> Iterator[tuple[Rows, int]]:
         order = np.random.default_rng((run.seed, epoch)).permutation(len(rows.inputs))
-        shuffled = Rows(*(column[order] for column in rows))
+        shuffled = jax.tree.map(lambda column: column[order], rows)
         for part in itertools.islice(batches(shuffled, run.rows), start, None):
             yield _local(mesh, part), int(np.sum((part.position == 0) & (part.segment > 0)))
 
     def evaluate(state: dict[str, Any], epoch: int) -> tuple[dict[str, Any], dict[str, Any], float]:
         del epoch
         metrics: dict[str, Any] = {}
-        sums = np.zeros(2)
+        nll = units = 0.0
         for name, packed in held_out.items():
             parts = list(batches(packed, run.rows))
-            found = np.zeros(2)
+            found = Sums(*np.zeros(len(Sums._fields)))
             for part in tqdm(parts, desc=f"valid {name}", leave=False, disable=jax.process_index() > 0):
-                found += [float(x) for x in measure(state["params"], _local(mesh, part))]
-            metrics |= {f"{name}/nll": found[0] / found[1], f"{name}/perplexity": float(np.exp(found[0] / found[1]))}
-            sums += found
-        metrics["nll"] = sums[0] / sums[1]
+                found = jax.tree.map(lambda a, b: a + float(b), found, measure(state["params"], _local(mesh, part)))
+            each = found.unit / found.units
+            metrics |= {f"{name}/nll": each, f"{name}/perplexity": float(np.exp(each))}
+            if found.segments:
+                metrics |= {
+                    f"{name}/{stream}_loss": getattr(found, stream) / found.segments for stream in Streams._fields
+                }
+            nll, units = nll + found.unit, units + found.units
+        metrics["nll"] = nll / units
         return state, metrics, -metrics["nll"]
 
     job = loop.Job(state, update, epoch_batches, steps, evaluate, lambda _: False)
@@ -238,4 +328,4 @@ def _local(mesh: Any, rows: Rows) -> Rows:
     """This host's rows, as its share of the global batch."""
     host, hosts = jax.process_index(), jax.process_count()
     size = len(rows.inputs) // hosts
-    return sharding.shard_rows(mesh, Rows(*(column[host * size : (host + 1) * size] for column in rows)))
+    return sharding.shard_rows(mesh, jax.tree.map(lambda column: column[host * size : (host + 1) * size], rows))

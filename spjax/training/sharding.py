@@ -17,7 +17,7 @@ from spjax.training.masks import Flat
 # the feed-forward by its width, so that a layer needs one sum over `model` after `out` and one after `ffn_out`.
 RULES: tuple[tuple[str, P], ...] = (
     (r"prompt/.*", P()),
-    (r"lm/embed", P()),
+    (r"lm/(embed|streams/.*|heads/.*)", P()),
     (r"lm/layers/(query|key|value|ffn_in)/kernel", P(None, None, "model")),
     (r"lm/layers/(query|key|value|ffn_in)/bias", P(None, "model")),
     (r"lm/layers/(out|ffn_out)/kernel", P(None, "model", None)),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from spjax.data.loader import batches, fit_length, make_batch, prefetch
 from spjax.data.plan import buckets, plan
 from spjax.data.unit_set import UnitSet
-from spjax.vocab import EOS, PAD, UNIT_OFFSET
+from spjax.vocab import BOS, EOS, F0_BOS, F0_PAD, PAD, UNIT_OFFSET
 
 units_of = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=20), min_size=1, max_size=12)
 
@@ -32,7 +32,8 @@ def test_layout_is_that_of_the_design(units: list[list[int]], data: st.DataObjec
     ids = np.array(data.draw(st.lists(row, min_size=members, max_size=members)), np.int32)
     batch = make_batch(_set(units), ids, bucket)
     assert batch.source.shape == (members * rows, bucket)
-    assert [field.dtype.name for field in batch] == ["int32"] * 5 + ["float32", "int32"]
+    assert [field.dtype.name for field in batch[:-1]] == ["int32"] * 5 + ["float32", "int32"]
+    assert batch.streams is None
     for b, i in enumerate(ids.reshape(-1)):
         assert batch.prompt_id[b] == b // rows
         assert batch.index[b] == i
@@ -43,6 +44,30 @@ def test_layout_is_that_of_the_design(units: list[list[int]], data: st.DataObjec
         assert batch.last[b] == utterance[-1]
         assert batch.classes[b].tolist() == ([i % 3, 3 + i % 2] if i >= 0 else [0, 0])
         assert batch.weight[b] == float(i >= 0)
+
+
+@given(units=units_of, data=st.data())
+def test_prosody_lags_a_column_and_ends_with_the_first_separator(units: list[list[int]], data: st.DataObject) -> None:
+    bucket = max(map(len, units)) + data.draw(st.integers(0, 5))
+    ids = np.array([data.draw(st.lists(st.integers(-1, len(units) - 1), min_size=1, max_size=5))], np.int32)
+    # Every segment of the set lasts another time and has another pitch.
+    each = [[(i, j) for j in range(len(row))] for i, row in enumerate(units)]
+    durations = [[1 + 100 * i + j for i, j in row] for row in each]
+    f0 = [[-(1.0 + 100 * i + j) for i, j in row] for row in each]
+    spoken = UnitSet.of(units, _set(units).classes, durations=durations, f0=f0)
+    batch = make_batch(spoken, ids, bucket)
+    assert batch.streams is not None
+    assert [stream.dtype.name for stream in batch.streams] == ["int32", "float32"]
+    assert batch.source[:, 0].tolist() == [BOS] * ids.size
+    plain = make_batch(spoken.without_streams(), ids, bucket)
+    np.testing.assert_array_equal(batch.source[:, 1:], plain.source[:, 1:])
+    for b, i in enumerate(ids.reshape(-1)):
+        if i < 0:
+            continue  # a filling row: whatever is finite will do
+        columns = [(0, F0_PAD), (0, F0_BOS), *zip(durations[i], f0[i], strict=True)]  # of <s>, u1 .. uT and a separator
+        length = int(batch.source_length[b])
+        found = list(zip(*(stream[b].tolist() for stream in batch.streams), strict=True))
+        assert found[:length] + found[bucket:] == columns
 
 
 def test_an_utterance_over_the_bucket_is_never_cut_silently() -> None:
@@ -64,7 +89,7 @@ def test_hosts_batches_put_together_are_the_whole_batch(
     parts = [list(batches(unit_set, steps, start, host, hosts)) for host in range(hosts)]
     assert {len(part) for part in parts} == {len(whole)}
     for step, expected in enumerate(whole):
-        for name in expected._fields:
+        for name in expected._fields[:-1]:
             together = np.concatenate([getattr(part[step], name) for part in parts])
             np.testing.assert_array_equal(together, getattr(expected, name), err_msg=name)
 

@@ -30,17 +30,28 @@ def _set(units: list[list[int]]) -> UnitSet:
     return UnitSet.of(units, [[0]] * len(units))
 
 
+def _tokens(piece: pretrain.Rows) -> list[int]:
+    """Its inputs and the last target."""
+    assert (piece.inputs[1:] == piece.targets[:-1]).all()
+    return [*piece.inputs.tolist(), int(piece.targets[-1])]
+
+
+def _piece(tokens: np.ndarray) -> pretrain.Rows:
+    place = np.arange(len(tokens) - 1)
+    return pretrain.Rows(tokens[:-1], tokens[1:], np.ones_like(place), place)
+
+
 @given(units=corpora, width=st.integers(1, 20))
 def test_every_token_is_predicted_once(units: list[list[int]], width: int) -> None:
     pieces = pretrain.utterances([_set(units)], width, dedup=False)
-    assert all(2 <= len(piece) <= width + 1 for piece in pieces)
+    assert all(1 <= len(piece.inputs) <= width for piece in pieces)
     # An utterance's pieces overlap in one token: the last target of one is the first input of the next.
     joined: list[list[int]] = []
-    for piece in pieces:
-        if piece[0] == vocab.EOS:
+    for tokens in map(_tokens, pieces):
+        if tokens[0] == vocab.EOS:
             joined.append([vocab.EOS])
-        assert joined[-1][-1] == piece[0]
-        joined[-1] += piece[1:].tolist()
+        assert joined[-1][-1] == tokens[0]
+        joined[-1] += tokens[1:]
     assert joined == [[vocab.EOS, *(u + vocab.UNIT_OFFSET for u in utterance), vocab.EOS] for utterance in units]
 
 
@@ -59,12 +70,12 @@ def test_rows_hold_the_pieces_and_nothing_else(units: list[list[int]], width: in
             assert rows.position[r, where].tolist() == list(range(len(where)))
             assert (rows.inputs[r, where[1:]] == rows.targets[r, where[:-1]]).all()
             found.append((*rows.inputs[r, where].tolist(), int(rows.targets[r, where[-1]])))
-    assert sorted(found) == sorted(map(tuple, (piece.tolist() for piece in pieces)))
+    assert sorted(found) == sorted(map(tuple, map(_tokens, pieces)))
 
 
 def test_packing_is_tight() -> None:
     random = np.random.default_rng(0)
-    pieces = [np.arange(n + 1, dtype=np.int32) for n in random.integers(1, 40, 500)]
+    pieces = [_piece(np.arange(n + 1, dtype=np.int32)) for n in random.integers(1, 40, 500)]
     rows = pretrain.pack(pieces, 64, 0)
     assert (rows.segment > 0).mean() > 0.95
 
@@ -73,12 +84,12 @@ def test_equal_sequences_are_used_once() -> None:
     sets = [_set([[1, 2], [3], [1, 2]]), _set([[3], [1]])]
     assert len(pretrain.utterances(sets, 8, dedup=False)) == 5
     kept = pretrain.utterances(sets, 8, dedup=True)
-    assert [piece.tolist() for piece in kept] == [[2, 5, 6, 2], [2, 7, 2], [2, 5, 2]]
+    assert [_tokens(piece) for piece in kept] == [[2, 5, 6, 2], [2, 7, 2], [2, 5, 2]]
 
 
 @given(count=st.integers(1, 9), size=st.integers(1, 4))
 def test_batches_hold_every_row_and_fill_the_last(count: int, size: int) -> None:
-    rows = pretrain.pack([np.array([2, i + 4, 2]) for i in range(count)], 2, 0)
+    rows = pretrain.pack([_piece(np.array([2, i + 4, 2])) for i in range(count)], 2, 0)
     parts = list(pretrain.batches(rows, size))
     assert all(part.inputs.shape == (size, 2) for part in parts)
     assert sum(int((part.segment > 0).sum()) for part in parts) == 2 * count
@@ -99,25 +110,26 @@ def _alone(params: dict, sequence: np.ndarray) -> float:
 def test_packed_rows_give_the_losses_of_utterances_alone(seed: int) -> None:
     params = toy.tiny_lm(3)
     params["embed"] = params["embed"] * 4  # far from uniform
-    pieces = pretrain.utterances([toy.unit_set("fsc", 6, seed)], 24, dedup=False)
-    rows = pretrain.pack(pieces, 24, seed)
+    pieces = pretrain.utterances([toy.unit_set("fsc", 6, seed)], 48, dedup=False)
+    rows = pretrain.pack(pieces, 48, seed)
     assert len(rows.inputs) < len(pieces)  # several share a row
     padded = next(pretrain.batches(rows, 8))
-    total, count = jax.jit(pretrain.losses, static_argnums=(1, 3))(params, toy.LM, padded, F32)
-    assert int(count) == sum(len(piece) - 1 for piece in pieces)
-    expected = sum(_alone(params, piece) for piece in pieces)
-    assert float(total) == pytest.approx(expected, rel=1e-5)
+    sums = jax.jit(pretrain.losses, static_argnums=(1, 3))(params, toy.LM, padded, F32)
+    assert int(sums.units) == sum(len(piece.inputs) for piece in pieces)
+    expected = sum(_alone(params, np.asarray(_tokens(piece))) for piece in pieces)
+    assert float(sums.unit) == pytest.approx(expected, rel=1e-5)
+    assert sums.segments == sums.duration == sums.f0 == 0
 
 
 def test_noise_changes_units_only_and_never_the_targets() -> None:
     params, rows = toy.tiny_lm(), pretrain.pack(pretrain.utterances([toy.unit_set("fsc", 8, 0)], 32, False), 32, 0)
-    clean, count = pretrain.losses(params, toy.LM, rows, F32)
-    some, same = pretrain.losses(params, toy.LM, rows, F32, 0.5, jax.random.key(0))
-    again, _ = pretrain.losses(params, toy.LM, rows, F32, 0.5, jax.random.key(0))
-    other, _ = pretrain.losses(params, toy.LM, rows, F32, 0.5, jax.random.key(1))
-    assert int(count) == int(same)
-    assert float(some) == float(again) != float(other)
-    assert float(clean) not in (float(some), float(other))
+    clean = pretrain.losses(params, toy.LM, rows, F32)
+    some = pretrain.losses(params, toy.LM, rows, F32, 0.5, jax.random.key(0))
+    again = pretrain.losses(params, toy.LM, rows, F32, 0.5, jax.random.key(0))
+    other = pretrain.losses(params, toy.LM, rows, F32, 0.5, jax.random.key(1))
+    assert int(clean.units) == int(some.units)
+    assert float(some.unit) == float(again.unit) != float(other.unit)
+    assert float(clean.unit) not in (float(some.unit), float(other.unit))
 
 
 @pytest.fixture(scope="module")
