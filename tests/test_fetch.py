@@ -486,21 +486,56 @@ def test_data_sets_are_unpacked(server: Server, tmp_path: Path):
     ]
 
 
-def test_pgslm_is_kept_as_it_is(server: Server, golden: Path, tmp_path: Path):
-    contents = [(golden / "pgslm" / name).read_bytes() for name in ("discrete_prosody.pt", "f0_bin.th")]
-    entry, server.files = published(SETS["pgslm_discrete_prosody"], contents)
+@pytest.mark.parametrize("kind", ["discrete_prosody", "discrete_no_prosody"])
+def test_pgslm_is_converted_with_its_edges(server: Server, golden: Path, tmp_path: Path, kind):
+    contents = [(golden / "pgslm" / name).read_bytes() for name in ("f0_bin.th", f"{kind}.pt")]
+    entry, server.files = published(SETS[f"pgslm_{kind}"], contents)
     out = fetch(entry, tmp_path / "out", base_url=server.url)
-    kept = ["downloads/discrete_prosody_shift_1_1.pt", "downloads/mean_norm_log_f0_seg_bin.th", "fetched.json"]
-    assert names(out) == kept
+    downloads = [f"downloads/{kind}_shift_1_1.pt", "downloads/mean_norm_log_f0_seg_bin.th"]
+    made = ["fetched.json", "unit_lm/config.json", "unit_lm/model.safetensors"]
+    assert names(out) == [*downloads, *made]
+    assert [path.rpartition("/")[2] for path, _ in server.asked] == [Path(name).name for name in downloads[::-1]]
+    config, _, info = read_unit_lm(out / "unit_lm")
+    assert config.prosody is not None
+    assert (config.prosody.discrete, config.prosody.f0_input) == (True, kind == "discrete_prosody")
+    np.testing.assert_array_equal(config.prosody.f0_edges, np.load(golden / "pgslm" / f"{kind}.npz")["f0_edges"])
+    assert info["provenance"]["url"].endswith(f"/pgslm/ulm_checkpoints/{kind}_shift_1_1.pt")
     fetch(entry, out, base_url=server.url)
     assert len(server.asked) == 2
+    # Put by hand: edges are kept beside what is made, which needs them when it is made again.
     fetch(entry, tmp_path / "copy", source=out / "downloads", base_url=server.url)
-    assert names(tmp_path / "copy") == kept
+    assert names(tmp_path / "copy") == [downloads[1], *made]
+    assert read_unit_lm(tmp_path / "copy" / "unit_lm")[2]["hash"] == info["hash"]
     assert len(server.asked) == 2
-    server.files = dict.fromkeys(server.files, b"<html>")
-    for _ in range(2):
-        with pytest.raises(FetchError, match="set aside"):
-            fetch(entry, tmp_path / "bad", base_url=server.url)
+
+
+@pytest.mark.parametrize("kind", ["continuous_prosody", "continuous_no_prosody"])
+def test_a_continuous_pgslm_has_no_edges(server: Server, golden: Path, tmp_path: Path, kind):
+    entry, server.files = published(SETS[f"pgslm_{kind}"], [(golden / "pgslm" / f"{kind}.pt").read_bytes()])
+    out = fetch(entry, tmp_path / "out", base_url=server.url)
+    assert len(server.asked) == 1
+    config, params, _ = read_unit_lm(out / "unit_lm")
+    assert config.prosody is not None
+    assert not config.prosody.discrete
+    assert params["streams"]["f0"]["kernel"].shape == (1, config.dim)
+
+
+def test_what_is_no_pgslm_is_set_aside(server: Server, golden: Path, tmp_path: Path):
+    good = [(golden / "pgslm" / name).read_bytes() for name in ("f0_bin.th", "discrete_prosody.pt")]
+    lm = (golden / "lm" / "checkpoint_best.pt").read_bytes()
+    for name, contents, message in (
+        ("edges", [b"<html>", good[1]], "mean_norm_log_f0_seg_bin.th is set aside"),
+        ("other", [lm, good[1]], "holds edges of .* but not of 32.* is set aside"),
+        ("model", [good[0], lm], "is no multi-stream LM.*discrete_prosody_shift_1_1.pt is set aside"),
+    ):
+        entry, server.files = published(SETS["pgslm_discrete_prosody"], contents)
+        for _ in range(2):
+            with pytest.raises(FetchError, match=message):
+                fetch(entry, tmp_path / name, base_url=server.url)
+        assert not (tmp_path / name / "unit_lm").exists()
+        entry, server.files = published(SETS["pgslm_discrete_prosody"], good)
+        fetch(entry, tmp_path / name, base_url=server.url)  # and the right ones next time
+        assert (tmp_path / name / "unit_lm").is_dir()
 
 
 def test_the_table_is_complete():

@@ -55,16 +55,14 @@ def read_f0_edges(path: str | Path, bins: int) -> tuple[float, ...]:
     found = read_torch_file(path)
     if not isinstance(found, dict):
         raise ConvertError(f"{path} is {shown(found)}, must map numbers of bins to arrays of edges. {way_out}")
-    value = found.get(bins)
-    if not isinstance(value, PickledArray | Tensor):
-        held = ", ".join(map(shown, list(found)[:8])) or "nothing"
-        raise ConvertError(f"{path} holds no edges of {bins} bins; it has {held}. {way_out}")
-    array = value.numpy()
-    if array.dtype.kind != "f" or array.shape != (bins - 1,):
-        raise ConvertError(
-            f"{path}: edges of {bins} bins have shape {list(array.shape)} and type {array.dtype}, must be {bins - 1} "
-            f"floats. {way_out}"
-        )
+    if bins not in found:
+        held = ", ".join(map(shown, list(found)[:8])) or "none"
+        raise ConvertError(f"{path} holds edges of {held} bins, but not of {bins}. {way_out}")
+    value = found[bins]
+    array = value.numpy() if isinstance(value, PickledArray | Tensor) else None
+    if array is None or array.dtype.kind != "f" or array.shape != (bins - 1,):
+        got = shown(value) if array is None else f"of shape {list(array.shape)} and type {array.dtype}"
+        raise ConvertError(f"{path}: the edges of {bins} bins are {got}, must be {bins - 1} floats. {way_out}")
     try:
         return ProsodyConfig(f0_edges=tuple(array.astype(np.float64).tolist())).f0_edges
     except ValueError as error:

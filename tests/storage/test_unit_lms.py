@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,13 +11,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from spjax.models import unit_lm
-from spjax.models.config import UnitLMConfig
-from spjax.storage import StorageError, files, read_unit_lm, save_unit_lm, unit_lm_hash
+from spjax.models.config import ProsodyConfig, UnitLMConfig
+from spjax.storage import (
+    StorageError,
+    check_pack,
+    files,
+    load_pack,
+    make_card,
+    read_unit_lm,
+    save_pack,
+    save_unit_lm,
+    unit_lm_hash,
+)
 from spjax.storage.unit_lms import unit_lm_shapes
+from spjax.tasks import Slot, Task
 
 CONFIG = UnitLMConfig(vocab_size=20, dim=8, layers=2, heads=2, ffn_dim=12)
+STREAMS = dataclasses.replace(CONFIG, prosody=ProsodyConfig(max_duration=5, f0_edges=(-0.25, 0.0, 1 / 3)))
+CONTINUOUS = dataclasses.replace(CONFIG, prosody=ProsodyConfig(discrete=False, f0_input=False))
 
 
 def weights(seed=0, config=CONFIG):
@@ -55,18 +71,19 @@ def test_round_trip(tmp_path: Path):
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["lm"]
 
 
-def test_the_stored_tree_is_the_one_that_the_model_takes(tmp_path: Path):
+@pytest.mark.parametrize("config", [CONFIG, STREAMS, CONTINUOUS])
+def test_the_stored_tree_is_the_one_that_the_model_takes(tmp_path: Path, config):
     import jax
     import jax.numpy as jnp
 
-    made = jax.eval_shape(lambda key: unit_lm.init(key, CONFIG), jax.random.key(0))
-    params = jax.tree.map(jnp.asarray, weights())
-    save_unit_lm(tmp_path / "lm", CONFIG, params)
+    made = jax.eval_shape(lambda key: unit_lm.init(key, config), jax.random.key(0))
+    params = jax.tree.map(jnp.asarray, weights(config=config))
+    save_unit_lm(tmp_path / "lm", config, params)
     _, read, info = read_unit_lm(tmp_path / "lm")
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), read) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), made
     )
-    assert info["hash"] == unit_lm_hash(params)
+    assert info["hash"] == unit_lm_hash(params, config.prosody)
     assert info["provenance"] == {}
 
 
@@ -92,7 +109,9 @@ def test_hash_tells_names_shapes_and_bits():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "version 2, known up to 1.*Update spjax"),
+        ({"version": 3}, "version 3, known up to 2.*Update spjax"),
+        ({"version": 2}, "lacks prosody"),
+        ({"prosody": dataclasses.asdict(ProsodyConfig())}, "has unknown prosody"),
         ({"version": "1"}, "version '1'"),
         ({"format": "other"}, "format 'other'"),
         ({"hash": "0" * 64}, "has the hash .*, but .* says 000"),
@@ -111,6 +130,133 @@ def test_a_config_that_does_not_fit_is_refused(tmp_path: Path, changes, message)
     with pytest.raises(StorageError, match=message) as raised:
         read_unit_lm(tmp_path / "lm")
     assert str(tmp_path / "lm") in str(raised.value)
+
+
+def test_a_unit_lm_is_written_as_ever(tmp_path: Path):
+    """Directories of before prosody, which older code reads as well: these bytes, and no others."""
+    params = files.unflatten({path: np.ones(shape, np.float32) for path, shape in unit_lm_shapes(CONFIG).items()})
+    save_unit_lm(tmp_path / "lm", CONFIG, params, {"source": "mine"})
+    written = """{
+  "format": "spjax-unit-lm",
+  "version": 1,
+  "vocab_size": 20,
+  "dim": 8,
+  "layers": 2,
+  "heads": 2,
+  "ffn_dim": 12,
+  "hash": "3f93d317dc8205cdcb552a8723962cd9d5e464bf9a6e438b68b0f3ab8cfb474c",
+  "parameters": 1240,
+  "provenance": {
+    "source": "mine"
+  }
+}
+"""
+    assert (tmp_path / "lm" / "config.json").read_bytes() == written.encode()
+    assert read_unit_lm(tmp_path / "lm")[0].prosody is None
+
+
+# The multi-stream LM
+
+
+finite = st.floats(-3, 3, allow_nan=False).map(lambda number: number + 0.0)  # no -0.0, which equals 0.0
+
+
+@st.composite
+def prosodies(draw):
+    discrete = draw(st.booleans())
+    edges = tuple(sorted(draw(st.lists(finite, max_size=4)))) if discrete else ()
+    return ProsodyConfig(discrete, draw(st.booleans()), draw(st.booleans()), draw(st.integers(1, 30)), edges)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(prosody=prosodies())
+def test_streams_round_trip(tmp_path: Path, prosody):
+    config = dataclasses.replace(CONFIG, prosody=prosody)
+    params = weights(config=config)
+    identity = save_unit_lm(tmp_path / "lm", config, params)
+    found, read, info = read_unit_lm(tmp_path / "lm")
+    assert found == config  # edges bit for bit
+    assert info["hash"] == identity == unit_lm_hash(read, prosody)
+    leaves = files.flatten(read)
+    assert info["parameters"] == sum(array.size for array in leaves.values())
+    for path, array in files.flatten(params).items():
+        np.testing.assert_array_equal(leaves[path], array)
+    described = json.loads((tmp_path / "lm" / "config.json").read_text())
+    assert (described["version"], described["prosody"]["f0_edges"]) == (2, list(prosody.f0_edges))
+
+
+@given(one=prosodies(), other=prosodies())
+def test_hash_tells_prosody(one, other):
+    params = {"a": np.zeros(2, np.float32)}
+    assert (unit_lm_hash(params, one) == unit_lm_hash(params, other)) == (one == other)
+    assert unit_lm_hash(params, one) != unit_lm_hash(params)
+
+
+def test_hash_tells_edges_and_flags():
+    params, prosody = weights(config=STREAMS), STREAMS.prosody
+    changes = [
+        {},
+        {"duration_input": False},
+        {"f0_input": False},
+        {"max_duration": 6},
+        {"f0_edges": (-0.25, 0.0, np.nextafter(1 / 3, 1))},
+    ]
+    assert len({unit_lm_hash(params, dataclasses.replace(prosody, **change)) for change in changes}) == len(changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 1}, "has unknown prosody"),
+        ({"prosody": None}, "lacks prosody"),
+        ({"prosody": [1]}, r"prosody is \[1\], must have discrete, duration_input, f0_edges"),
+        ({"prosody": {"discrete": True}}, "prosody is .*, must have"),
+        ({"discrete": 1}, "discrete is 1, must be true or false"),
+        ({"discrete": False}, "continuous LM has no f0_edges"),
+        ({"f0_input": None}, "f0_input is None"),
+        ({"max_duration": 0}, "max_duration is 0"),
+        ({"max_duration": True}, "max_duration is True"),
+        ({"max_duration": 6}, r"has shape \[10, 8\], must be \[11, 8\]"),
+        ({"f0_edges": "0.5"}, "f0_edges in a list"),
+        ({"f0_edges": [0.1, "0.2", 0.3]}, "finite numbers"),
+        ({"f0_edges": [0.1, float("nan"), 0.3]}, "finite numbers"),
+        ({"f0_edges": [0.3, 0.2, 0.4]}, "rising order"),
+        ({"f0_edges": [0.3, 0.4]}, r"has shape \[8, 8\], must be \[7, 8\]"),
+        ({"f0_edges": [-0.25, 0.0, 0.4]}, "has the hash"),
+        ({"duration_input": False}, "has the hash"),
+        ({"frames": 50}, "prosody is .*, must have"),
+    ],
+)
+def test_prosody_that_does_not_fit_is_refused(tmp_path: Path, changes, message):
+    save_unit_lm(tmp_path / "lm", STREAMS, weights(config=STREAMS))
+    if not changes.keys() & {"version", "prosody"}:
+        changes = {"prosody": {**dataclasses.asdict(STREAMS.prosody), **changes}}
+    edit(tmp_path / "lm", **changes)
+    with pytest.raises(StorageError, match=message) as raised:
+        read_unit_lm(tmp_path / "lm")
+    assert str(tmp_path / "lm") in str(raised.value)
+
+
+def test_streams_of_another_kind_are_refused(tmp_path: Path):
+    with pytest.raises(StorageError, match=r"lacks streams/duration/bias, streams/duration/kernel"):
+        save_unit_lm(tmp_path / "lm", CONTINUOUS, weights(config=STREAMS))
+    with pytest.raises(StorageError, match=r"has heads/duration, .* do not belong"):
+        save_unit_lm(tmp_path / "lm", CONFIG, weights(config=STREAMS))
+
+
+def test_a_prompt_is_bound_to_prosody_too(tmp_path: Path):
+    params, task = weights(config=STREAMS), Task("toy", (Slot("word", ("yes", "no")),), "accuracy")
+    codes = [[4], [5]]
+    identity = save_unit_lm(tmp_path / "lm", STREAMS, params)
+    card = make_card(task, kind="random", codes=codes, feeds=codes, outputs=20, config=STREAMS, lm_hash=identity)
+    assert set(card["lm"]) == {"hash", "vocab_size", "dim", "layers", "heads", "ffn_dim"}
+    prompt = {"key": np.zeros((2, 3, 8), np.float32), "value": np.zeros((2, 3, 8), np.float32)}
+    save_pack(tmp_path / "pack", {**prompt, "sep": np.zeros((1, 8), np.float32)}, card)
+    pack = load_pack(tmp_path / "pack")
+    check_pack(pack, identity, STREAMS)
+    deaf = dataclasses.replace(STREAMS.prosody, f0_input=False)
+    with pytest.raises(StorageError, match="was trained with the unit LM of hash"):
+        check_pack(pack, unit_lm_hash(params, deaf), dataclasses.replace(STREAMS, prosody=deaf))
 
 
 @pytest.mark.parametrize(
