@@ -59,7 +59,7 @@ def embed(params: Params, config: UnitLMConfig, streams: Streams | None) -> jax.
         raise ValueError(
             "a multi-stream LM wants durations and f0 beside the units: make batches of sets that have both"
         )
-    told = _inputs(prosody, streams)
+    told = symbols(prosody, streams)
     told = Streams(
         told.duration if prosody.duration_input else jnp.zeros_like(told.duration),
         told.f0 if prosody.f0_input else jnp.zeros_like(told.f0),
@@ -67,8 +67,11 @@ def embed(params: Params, config: UnitLMConfig, streams: Streams | None) -> jax.
     return _look_up(params["streams"]["duration"], told.duration) + _look_up(params["streams"]["f0"], told.f0)
 
 
-def _inputs(prosody: ProsodyConfig, streams: Streams) -> Streams:
-    """Raw streams as the LM's tables or maps take them; of discrete ones the symbols, int32 [...]."""
+def symbols(prosody: ProsodyConfig, streams: Streams) -> Streams:
+    """Raw streams as the LM takes them, [...] each: int32 rows of its tables, or float32 where it is continuous.
+
+    Values come first in a table, then `<s> <pad> </s> <unk>`; an f0 falls into the bin behind all edges below it.
+    """
     duration, f0 = jnp.asarray(streams.duration), jnp.asarray(streams.f0)
     if not prosody.discrete:
         f0 = jnp.where(f0 == vocab.F0_PAD, _CONTINUOUS_PAD, jnp.where(f0 == vocab.F0_BOS, _CONTINUOUS_BOS, f0))
@@ -108,7 +111,7 @@ def losses(prosody: ProsodyConfig, foretold: Streams, targets: Streams) -> Strea
       targets: raw, [B, Q] each; a column whose f0 is no number has no target, and its loss is 0.
     """
     real = jnp.isfinite(targets.f0)
-    wanted = _inputs(prosody, Streams(targets.duration, jnp.where(real, targets.f0, 0)))
+    wanted = symbols(prosody, Streams(targets.duration, jnp.where(real, targets.f0, 0)))
 
     def one(said: jax.Array, want: jax.Array) -> jax.Array:
         if prosody.discrete:

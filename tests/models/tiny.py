@@ -17,11 +17,11 @@ import numpy as np
 
 from spjax import vocab
 from spjax.models import prompts, unit_lm
-from spjax.models.config import UnitLMConfig
+from spjax.models.config import ProsodyConfig, UnitLMConfig
 from spjax.models.prompts import PromptConfig
 from spjax.models.verbalizers import Verbalizer
 from spjax.tasks import Slot, Task
-from spjax.types import Batch, Params
+from spjax.types import Batch, Params, Streams
 
 TASK = Task(
     "tiny",
@@ -34,8 +34,8 @@ QUICK = {"xla_backend_optimization_level": 0}
 jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 
-def config(layers: int = 3, vocab_size: int = 24) -> UnitLMConfig:
-    return UnitLMConfig(vocab_size=vocab_size, dim=16, layers=layers, heads=2, ffn_dim=24)
+def config(layers: int = 3, vocab_size: int = 24, prosody: ProsodyConfig | None = None) -> UnitLMConfig:
+    return UnitLMConfig(vocab_size=vocab_size, dim=16, layers=layers, heads=2, ffn_dim=24, prosody=prosody)
 
 
 def filled(shapes: Params, seed: int) -> Params:
@@ -89,6 +89,29 @@ def utterances(c: UnitLMConfig, lengths: Sequence[int], seed: int = 0) -> list[l
     return [rng.integers(0, c.num_units, length).tolist() for length in lengths]
 
 
+Spoken = list[tuple[int, float]]  # duration and f0 of an utterance's segments
+
+
+def spoken(units: Sequence[Sequence[int]], seed: int = 0) -> list[Spoken]:
+    """Prosody of utterances: a third of the segments unvoiced, some longer than any table."""
+    rng = np.random.default_rng(seed)
+    voice = lambda: float(np.float32(rng.normal() * 0.3)) if rng.random() < 2 / 3 else 0.0  # noqa: E731
+    return [[(int(rng.integers(1, 30)), voice()) for _ in row] for row in units]
+
+
+def spoken_batch(plain: Batch, said: Sequence[Spoken]) -> Batch:
+    """The batch for a multi-stream LM, laid out as docs/design.md draws it; what is beside the padding is no number."""
+    columns, source = plain.source.shape[1], plain.source.copy()
+    source[:, 0] = vocab.BOS
+    duration = np.full((len(said), columns + 2), 17, np.int32)
+    f0 = np.full((len(said), columns + 2), 0.123, np.float32)
+    for row, segments in enumerate(said):
+        beside = [(0, vocab.F0_PAD), (0, vocab.F0_BOS), *segments]
+        at = [*range(len(segments)), columns, columns + 1]
+        duration[row, at], f0[row, at] = np.asarray(beside).T
+    return plain._replace(source=source, streams=Streams(duration, f0))
+
+
 def random_classes(task: Task, rows: int, seed: int = 0) -> np.ndarray:
     """Class ids [rows, slots]."""
     rng, offsets = np.random.default_rng(seed), task.slot_offsets
@@ -105,9 +128,9 @@ def _project(weights: Any, x: np.ndarray) -> np.ndarray:
     return x @ weights["kernel"] + weights["bias"]
 
 
-def _positions(rows: int, dim: int) -> np.ndarray:
+def _positions(rows: int, dim: int, first: int) -> np.ndarray:
     frequency = np.exp(-np.arange(dim // 2) * np.log(10000) / (dim // 2 - 1))
-    angle = (vocab.FIRST_POSITION + np.arange(rows))[:, None] * frequency
+    angle = (first + np.arange(rows))[:, None] * frequency
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
 
 
@@ -115,7 +138,45 @@ def double(tree: Params) -> Params:
     return jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
 
 
-def hidden(params: Params, prompt: Params, c: UnitLMConfig, units: Sequence[int], feeds: Sequence[int]) -> np.ndarray:
+def _prosody(params: Params, prosody: ProsodyConfig, said: Spoken, columns: int) -> np.ndarray:
+    """What the streams add to each column, [columns, D]: segments two behind the opener, then nothing said."""
+    durations = [0, 0, *(duration for duration, _ in said)] + [0] * columns
+    f0 = ["pad", "bos", *(value for _, value in said)] + ["bos"] * columns
+    bins = len(prosody.f0_edges) + 1
+
+    def one(told: Any, part: Params, table: Any, number: Any, heard: bool) -> np.ndarray:
+        if not heard:
+            return part["embed"][0] if prosody.discrete else part["bias"]
+        return part["embed"][table(told)] if prosody.discrete else part["kernel"][0] * number(told) + part["bias"]
+
+    def f0_row(x: Any) -> int:
+        return (
+            {"bos": bins, "pad": bins + 1}[x]
+            if isinstance(x, str)
+            else sum(x > np.float32(e) for e in prosody.f0_edges)
+        )
+
+    def f0_number(x: Any) -> float:
+        return {"bos": 0.0, "pad": -5.0}[x] if isinstance(x, str) else x
+
+    length, pitch = params["streams"]["duration"], params["streams"]["f0"]
+    return np.stack(
+        [
+            one(d, length, lambda d: min(d, prosody.max_duration), float, prosody.duration_input)
+            + one(x, pitch, f0_row, f0_number, prosody.f0_input)
+            for d, x in zip(durations[:columns], f0[:columns], strict=True)
+        ]
+    )
+
+
+def hidden(
+    params: Params,
+    prompt: Params,
+    c: UnitLMConfig,
+    units: Sequence[int],
+    feeds: Sequence[int],
+    said: Spoken | None = None,
+) -> np.ndarray:
     """Final hidden states of one utterance, [1 + S + J, D]: last unit, separators, labels fed back.
 
     Args:
@@ -124,12 +185,16 @@ def hidden(params: Params, prompt: Params, c: UnitLMConfig, units: Sequence[int]
       c: the LM's architecture.
       units: unit numbers.
       feeds: J tokens.
+      said: prosody of the units, for a multi-stream LM.
     """
     root = c.dim**0.5
-    tokens = [vocab.EOS, *(unit + vocab.UNIT_OFFSET for unit in units)]
+    tokens = [vocab.EOS if said is None else vocab.BOS, *(unit + vocab.UNIT_OFFSET for unit in units)]
     first, last = len(tokens), len(tokens) + len(prompt["sep"])
     x = np.concatenate([params["embed"][tokens], prompt["sep"], params["embed"][list(feeds)]]) * root
-    x = x + _positions(len(x), c.dim)
+    x = x + _positions(len(x), c.dim, vocab.FIRST_POSITION if said is None else c.vocab_size - vocab.UNIT_OFFSET + 2)
+    if said is not None:
+        assert c.prosody is not None
+        x = x + _prosody(params, c.prosody, said, len(x))
     shallow = prompt.get("input", np.zeros((0, c.dim)))
     x = np.concatenate([shallow, x])
     first, last = first + len(shallow), last + len(shallow)
@@ -158,7 +223,7 @@ def hidden(params: Params, prompt: Params, c: UnitLMConfig, units: Sequence[int]
 
 def outputs(params: Params, prompt: Params, states: np.ndarray) -> np.ndarray:
     """Verbalizer outputs of hidden states [Q, D]."""
-    logits = states @ params["embed"].T
+    logits = states @ (params["heads"]["unit"] if "heads" in params else params["embed"]).T
     return logits @ prompt["verbalizer"].T if "verbalizer" in prompt else logits
 
 
@@ -174,11 +239,12 @@ def answer_score(
     verbalizer: Verbalizer,
     units: Sequence[int],
     classes: Sequence[int],
+    said: Spoken | None = None,
 ) -> float:
     """Log probability of an answer (a class per slot): each step among what any label of its slot says there."""
     codes = verbalizer.codes[list(classes)].reshape(-1)
     feeds = verbalizer.feeds[list(classes)].reshape(-1)
-    scores = outputs(params, prompt, hidden(params, prompt, c, units, feeds[:-1])[len(prompt["sep"]) :])
+    scores = outputs(params, prompt, hidden(params, prompt, c, units, feeds[:-1], said)[len(prompt["sep"]) :])
     total = 0.0
     for step, code in enumerate(codes):
         slot, m = divmod(step, verbalizer.steps_per_slot)
