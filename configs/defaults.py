@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 from ml_collections import ConfigDict
 
-from spjax.models.config import Compute
+from spjax.models.config import Compute, ProsodyConfig
 from spjax.models.prompts import PromptConfig
 from spjax.training.losses import LossConfig
 from spjax.training.optim import OptimConfig
@@ -74,4 +75,31 @@ def pretraining() -> ConfigDict:
     config.compute = _fields(Compute(dtype="bfloat16"))
     config.pretrain = _fields(PretrainConfig(epochs=12, noise=0.1))
     config.optim = _fields(OptimConfig(lr=2e-3, weight_decay=0.1))
+    return config
+
+
+def prosody(duration_input: bool = True, f0_input: bool = True) -> ConfigDict:
+    """The streams of a discrete multi-stream LM, for `pretraining.lm.prosody`, and which of them it is told."""
+    return _fields(ProsodyConfig(duration_input=duration_input, f0_input=f0_input))
+
+
+def with_backbone(config: ConfigDict, options: str) -> ConfigDict:
+    """The config for the LM that `--config=FILE:backbone=NAME` asks for, in place.
+
+    Args:
+      config: of a prompt tuning or pretraining job.
+      options: what stands behind the colon: backbone=gslm (a unit LM, as without it) or backbone=pgslm (a multi-stream
+        LM, in a directory of its own). Records must then hold durations and f0.
+
+    Raises:
+      ValueError: anything else.
+    """
+    if options not in ("", "backbone=gslm", "backbone=pgslm"):
+        raise ValueError(f"{options!r} behind the config's colon is unknown: say backbone=gslm or backbone=pgslm")
+    if options == "backbone=pgslm" and config.job == "pretrain":
+        config.lm.prosody = prosody()
+    elif options == "backbone=pgslm":
+        with_backbone(config.pretraining, options)
+        folder, leaf = os.path.split(config.lm)
+        config.lm = os.path.join(f"{folder}_pgslm", leaf)
     return config

@@ -16,7 +16,7 @@ from configs import defaults
 TASKS = ("commands", "intents", "language", "gender", "accent", "voice_activity")
 
 
-def get_config() -> ConfigDict:
+def get_config(options: str = "") -> ConfigDict:
     """The experiment. `data`, `lm` and `pretraining.data` are relative to the work directory."""
     config = defaults.prompt_tuning(",".join(TASKS))
     config.synthesis = ConfigDict({"train": 1000, "valid": 200, "test": 300, "seed": 0})
@@ -31,4 +31,4 @@ def get_config() -> ConfigDict:
     config.loss.noise = 0.0
     config.optim.lr = 2e-2
     config.train.update({"seeds": (0,), "epochs": 6, "max_rows": 8, "buckets": 2})
-    return config
+    return defaults.with_backbone(config, options)

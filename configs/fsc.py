@@ -13,6 +13,6 @@ from ml_collections import ConfigDict
 from configs import defaults
 
 
-def get_config() -> ConfigDict:
+def get_config(options: str = "") -> ConfigDict:
     """The experiment."""
-    return defaults.prompt_tuning("fsc")
+    return defaults.with_backbone(defaults.prompt_tuning("fsc"), options)

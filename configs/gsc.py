@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from configs import defaults
 
 
-def get_config() -> ConfigDict:
+def get_config(options: str = "") -> ConfigDict:
     """The experiment."""
     config = defaults.prompt_tuning("gsc")
     config.train.epochs = 5  # its train list holds most utterances twice
-    return config
+    return defaults.with_backbone(config, options)

@@ -15,6 +15,6 @@ from ml_collections import ConfigDict
 from configs import defaults
 
 
-def get_config() -> ConfigDict:
+def get_config(options: str = "") -> ConfigDict:
     """The experiment."""
-    return defaults.small("lt_sc")
+    return defaults.with_backbone(defaults.small("lt_sc"), options)

@@ -12,6 +12,6 @@ from ml_collections import ConfigDict
 from configs import defaults
 
 
-def get_config() -> ConfigDict:
+def get_config(options: str = "") -> ConfigDict:
     """The experiment."""
-    return defaults.pretraining()
+    return defaults.with_backbone(defaults.pretraining(), options)

@@ -1,6 +1,7 @@
 """The embedded default: speech made on the spot, its unit records, and what trained prompts say of some recordings.
 
-A job whose config has `synthesis` (configs/demo.py) is given its unit records by `records`, and ends with `show`.
+A job whose config has `synthesis` (configs/demo.py, demo_prosody.py) is given its unit records by `records`, and ends
+with `show`.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ CLUSTERS = 100
 FITTED_ON = 1500  # train recordings that k-means sees, of all tasks together: 200,000 frames
 
 
-def records(workdir: str, data: str, tasks: Sequence[str], config: synthesize.SynthesisConfig) -> None:
+def records(
+    workdir: str, data: str, tasks: Sequence[str], config: synthesize.SynthesisConfig, *, f0: bool = False
+) -> None:
     """Make the tasks' unit records in DATA/TASK, of speech in WORKDIR/speech and centroids in WORKDIR/kmeans.
 
-    What is there is kept, so that a run that was stopped goes on.
+    What is there is kept, so that a run that was stopped goes on. With `f0` they hold that too, which a
+    multi-stream LM takes.
 
     Raises:
       SpeechError: espeak-ng is not installed.
@@ -48,26 +52,41 @@ def records(workdir: str, data: str, tasks: Sequence[str], config: synthesize.Sy
         for name in tasks
         if not os.path.exists(os.path.join(data, name))
     ]
-    extract_all(wanted, encoder=ENCODER, kmeans=centroids)
+    extract_all(wanted, encoder=ENCODER, kmeans=centroids, f0=f0)
 
 
-def show(workdir: str, lm: str, tasks: Sequence[str], each: int = 2) -> str:
+def show(workdir: str, models: Mapping[str, tuple[str, str]], tasks: Sequence[str], each: int = 2) -> str:
     """Classify a few test recordings of every task, from the wave on, and say with which probabilities.
+
+    Args:
+      workdir: holds the speech and its k-means.
+      models: of each column its heading, the directory of the LM and that of the job that trained prompts on it.
+      tasks: of the jobs.
+      each: recordings a task.
 
     Returns:
       Lines of text, which WORKDIR/examples.md holds too.
     """
-    speech, model = Path(workdir) / "speech", load_unit_lm(lm)
+    speech = Path(workdir) / "speech"
     encoder = load_encoder(ENCODER, str(Path(workdir) / "kmeans"))
-    lines = []
+    lms = {name: load_unit_lm(lm) for name, (lm, _) in models.items()}
+    streams = any(lm.config.prosody for lm in lms.values())
+    head = ["recording", "is", *(f"{name} (probability)" for name in models)]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name in tasks:
-        # A single task's report stands in the work directory itself.
-        pack = load_prompt(_best_pack(Path(workdir) / name if len(tasks) > 1 else Path(workdir)))
-        clips = synthesize.clips(speech / name)["test"][:each]
-        units = [encode(speech / name / clip.path, encoder).units.tolist() for clip in clips]
-        for clip, answer in zip(clips, classify_units(model, pack, units), strict=True):
-            lines.append(_told(synthesize.TASKS[name], str(speech / name / clip.path), clip.labels, answer))
-    text = "\n".join(["| recording | is | heard as (probability) |", "|---|---|---|", *lines, ""])
+        task, clips = synthesize.TASKS[name], synthesize.clips(speech / name)["test"][:each]
+        encoded = [encode(speech / name / clip.path, encoder, f0=streams) for clip in clips]
+        columns = []
+        for model, (_, job) in models.items():
+            lm = lms[model]
+            # A single task's report stands in the job's directory itself.
+            pack = load_prompt(_best_pack(Path(job, name) if len(tasks) > 1 else Path(job)))
+            taken = encoded if lm.config.prosody else [one.units.tolist() for one in encoded]
+            answers = classify_units(lm, pack, taken)
+            columns.append([_told(task, clip.labels, a) for clip, a in zip(clips, answers, strict=True)])
+        for clip, *told in zip(clips, *columns, strict=True):
+            lines.append(f"| {' | '.join([str(speech / name / clip.path), ', '.join(clip.labels), *told])} |")
+    text = "\n".join([*lines, ""])
     Path(workdir, "examples.md").write_text(text, encoding="utf-8")
     return text
 
@@ -80,8 +99,8 @@ def _best_pack(task: Path) -> str:
     return str(task / "packs" / f"seed_{best['seed']}")
 
 
-def _told(task: Task, path: str, labels: tuple[str, ...], answer: Mapping[str, Any]) -> str:
+def _told(task: Task, labels: tuple[str, ...], answer: Mapping[str, Any]) -> str:
     said = [answer["labels"][slot.name] for slot in task.slots]
     shares = [answer["probabilities"][slot.name][label] for slot, label in zip(task.slots, said, strict=True)]
     heard = ", ".join(f"{label} ({share:.2f})" for label, share in zip(said, shares, strict=True))
-    return f"| {path} | {', '.join(labels)} | {heard}{'' if tuple(said) == labels else ' ✗'} |"
+    return heard if tuple(said) == labels else f"{heard} ✗"

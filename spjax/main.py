@@ -6,10 +6,10 @@ Unit records and the unit LM that the config names are made first where they are
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -17,14 +17,13 @@ import logging
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import ConfigDict, config_flags
-
-if TYPE_CHECKING:
-    from spjax import jobs
+from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file in configs/.", lock_config=True)
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where everything is written; a run found there is continued. Default: runs/NAME of the config."
+    "workdir",
+    None,
+    "Where everything is written; a run found there is continued. Default: runs/CONFIG or runs/CONFIG_BACKBONE.",
 )
 UNITS = flags.DEFINE_string(
     "units", None, "Folder of unit text, TASK/{train,valid,test}.txt, from which absent unit records are imported."
@@ -60,6 +59,7 @@ def main(argv: Sequence[str]) -> None:
 
     from data_pipelines.import_units import import_units
     from spjax import jobs
+    from spjax.jobs import comparing
     from spjax.training.loop import DivergedError, Interrupted
 
     # What orbax logs it raises too: told once, in a line, where it is caught.
@@ -71,14 +71,16 @@ def main(argv: Sequence[str]) -> None:
         handler.setLevel(logging.NOTSET)
 
     config = CONFIG.value
-    name = os.path.splitext(os.path.basename(str(config_flags.get_config_filename(flags.FLAGS["config"]))))[0]
+    file, _, options = str(config_flags.get_config_filename(flags.FLAGS["config"])).partition(":")
+    name = "_".join((os.path.splitext(os.path.basename(file))[0], *re.findall(r"=(\w+)", options)))
     workdir = WORKDIR.value or os.path.join("runs", name)
 
     def from_text(task: str, directory: str) -> None:
         import_units(task, os.path.join(str(UNITS.value), task), directory)
 
     def from_nothing(task: str, directory: str) -> None:
-        demo.records(workdir, os.path.dirname(directory), spoken, SynthesisConfig(**config.synthesis))
+        f0 = config.job == "compare" or "prosody" in config.pretraining.lm
+        demo.records(workdir, os.path.dirname(directory), spoken, SynthesisConfig(**config.synthesis), f0=f0)
 
     importer = from_text if UNITS.value else None
     command = "python -m spjax.main " + shlex.join(sys.argv[1:])
@@ -97,11 +99,12 @@ def main(argv: Sequence[str]) -> None:
             )
             config.data = data if "," in config.task else os.path.join(data, config.task)
             importer = from_nothing
-        if config.job == "prompt" and not os.path.exists(config.lm):
-            _pretrain_first(config, importer)
         jobs.run(config, workdir, importer, command)
         if "synthesis" in config and jax.process_index() == 0:
-            print("\n" + demo.show(workdir, config.lm, config.task.split(",")))
+            heard = {"heard as": (config.lm, workdir)}
+            if config.job == "compare":
+                heard = {name: (comparing.lm_place(workdir, name), f"{workdir}/{name}") for name in config.variants}
+            print("\n" + demo.show(workdir, heard, config.task.split(",")))
     except (ValueError, OSError, DivergedError) as error:
         sys.exit(f"error: {error}")
     except Interrupted as stop:
@@ -111,25 +114,11 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(130)
 
 
-def _pretrain_first(config: ConfigDict, importer: jobs.ImportUnits | None) -> None:
-    """Pretrain the unit LM that a prompt job wants and nobody made: only where a pretraining job would write it."""
-    from spjax import jobs
-
-    workdir, leaf = os.path.split(os.path.normpath(config.lm))
-    units = [os.path.join(config.pretraining.data, task) for task in config.pretraining.tasks]
-    if leaf != "lm" or (importer is None and not all(map(os.path.exists, units))):
-        raise FileNotFoundError(
-            f"no unit LM at {config.lm}: give --config.lm=DIR of one, convert one with python -m spjax.convert "
-            f"unit_lm, or have one pretrained, for which it takes the records {', '.join(units)} (or --units=UNIT_TEXT "
-            "to import them from) and a --config.lm that ends in /lm"
-        )
-    print(f"no unit LM at {config.lm}: pretraining one first (config.pretraining)", flush=True)
-    jobs.run(config.pretraining, workdir, importer, "")
-
-
 def _parse(argv: list[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(argv)
+    except ValueError as error:  # what a config file says of its options
+        sys.exit(f"error: {error}")
     except AttributeError as error:  # a --config.NAME that the config file does not have
         reason = error.args[0] if error.args else error
         text = reason.args[0] if isinstance(reason, KeyError) else str(reason)

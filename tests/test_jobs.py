@@ -231,7 +231,7 @@ def test_utterances_over_the_limit_are_counted_and_cut_only_if_told(
         ({"loss__kind": "mean"}, "kind is 'mean'"),
         ({"optim__decay": "linear"}, "decay is 'linear'"),
         ({"compute__dtype": "float16"}, "compute dtype is 'float16'"),
-        ({"job": "serve"}, "config.job is 'serve', must be prompt or pretrain"),
+        ({"job": "serve"}, "config.job is 'serve', must be prompt, pretrain or compare"),
         ({"overlength": "shorten", "max_length": 8}, "overlength='shorten' is unknown"),
         ({"start_from": "nowhere"}, "nowhere/card.json does not exist"),
         ({"train__epochs": 0}, "train: epochs is 0, must be at least 1"),
@@ -262,8 +262,7 @@ def test_an_lm_of_other_units_is_refused(
     from spjax.storage import unit_lms
 
     other = dataclasses.replace(toy.LM, vocab_size=54)
-    monkeypatch.setattr(jobs.unit_lms, "read_unit_lm", lambda _: (other, toy.tiny_lm(config=other), {"hash": "x"}))
-    assert unit_lms.read_unit_lm is jobs.unit_lms.read_unit_lm
+    monkeypatch.setattr(unit_lms, "read_unit_lm", lambda _: (other, toy.tiny_lm(config=other), {"hash": "x"}))
     with pytest.raises(ValueError, match=r"lm knows 50 units, .*fsc holds 100"):
         run()
 

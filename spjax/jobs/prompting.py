@@ -1,4 +1,4 @@
-"""From a config to a result: the stages of a job, each found done or done now."""
+"""Tuning prompts on unit records against a frozen LM, and the report of it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import concurrent.futures
 import dataclasses
 import functools
 import itertools
-import json
-import logging
 import multiprocessing
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,23 +16,20 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from spjax import vocab
 from spjax.data import loader
 from spjax.data import plan as planning
-from spjax.data.records import Card, read_unit_records
+from spjax.data.records import Card
 from spjax.data.unit_set import UnitSet
 from spjax.evaluation import decode, metrics, outcome, report
 from spjax.evaluation.published import published
+from spjax.jobs.inputs import ImportUnits, backbone, made_by, read_split
+from spjax.jobs.workdirs import claim, read_json, say, write_json
 from spjax.models import prompts, unit_lm, verbalizers
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.prompts import PromptConfig, member, shape_of
 from spjax.storage import packs, unit_lms
 from spjax.tasks import LOWER_IS_BETTER, Task
-from spjax.training import losses, masks, optim, pretrain, reference, sharding, train
-
-_log = logging.getLogger(__name__)
-
-ImportUnits = Callable[[str, str], None]  # (task, directory of records): make them from the reader's unit text
+from spjax.training import losses, masks, optim, reference, sharding, train
 
 
 class Settings(NamedTuple):
@@ -77,99 +71,36 @@ def prompt_settings(config: ConfigDict) -> Settings:
 
 def check(config: ConfigDict) -> None:
     """Raise ValueError for what is wrong with a config, before anything is made."""
-    if config.job == "prompt":
-        names = config.task.split(",")
-        if len(set(names)) < len(names) or not all(name and name == name.strip() for name in names):
-            raise ValueError(f"task is {config.task!r}, must be a name, or different ones with commas and no spaces")
-        prompt_settings(config)
-    elif config.job == "pretrain":
-        UnitLMConfig(**config.lm), pretrain.PretrainConfig(**config.pretrain)
-        optim.OptimConfig(**config.optim), Compute(**config.compute)
-    else:
-        raise ValueError(f"config.job is {config.job!r}, must be prompt or pretrain")
-    sharding.make_mesh(config.model_parallel)
+    names = config.task.split(",")
+    if len(set(names)) < len(names) or not all(name and name == name.strip() for name in names):
+        raise ValueError(f"task is {config.task!r}, must be a name, or different ones with commas and no spaces")
+    prompt_settings(config)
 
 
-def read_split(directory: str, task: str, split: str, import_units: ImportUnits | None) -> tuple[UnitSet, Card]:
-    """A split of a task's unit records; the records are imported first where they are absent."""
+class Place(NamedTuple):
+    """Where a task of a job comes from and goes to.
 
-    def import_absent() -> None:
-        if os.path.exists(directory):
-            return
-        if import_units is None:
-            raise FileNotFoundError(
-                f"no unit records at {directory}: give --units=UNIT_TEXT (a folder holding {task}/train.txt ...), "
-                f"or of recordings: python -m data_pipelines.extract --task={task} --raw=... --out={directory} ..."
-            )
-        import_units(task, directory)
-
-    sharding.first_does(f"the records of {task}", import_absent)
-    units, card = read_unit_records(directory, split)
-    if card.task.name != task:
-        raise ValueError(
-            f"{directory} holds units of task {card.task.name!r}, the config is for {task!r}: give "
-            f"--config.task={card.task.name}, or the --config.data of {task}"
-        )
-    return units, card
-
-
-def _made_by(card: Card) -> dict[str, Any]:
-    """What units are, whatever was said: an LM knows no others."""
-    return {name: getattr(card, name) for name in ("encoder", "layer", "kmeans", "merged", "vocabulary")}
-
-
-def run_pretraining(config: ConfigDict, workdir: str, import_units: ImportUnits | None) -> str:
-    """Pretrain a unit LM and write it to WORKDIR/lm.
-
-    Returns:
-      The LM's directory.
+    Attributes:
+      data: directory of its unit records.
+      report: directory of its results.json, summary.md, packs and so on.
     """
-    out = os.path.join(workdir, "lm")
-    refuse_another(workdir, config, {})
-    if os.path.exists(out):
-        _log.info("%s is there already", out)
-        return out
-    trains: list[UnitSet] = []
-    valids: dict[str, UnitSet] = {}
-    sources: dict[str, dict[str, Any]] = {}
-    lm_config, made_by = UnitLMConfig(**config.lm), None
-    for task in config.tasks:
-        directory = os.path.join(config.data, task)
-        units, card = read_split(directory, task, "train", import_units)
-        trains.append(units)
-        valids[task] = read_split(directory, task, "valid", import_units)[0]
-        sources[task] = {"train_sha256": [shard.sha256 for shard in card.shards["train"]]}
-        if made_by not in (None, _made_by(card)):
-            raise ValueError(
-                f"{directory} holds units made by {_made_by(card)}, those of {config.tasks[0]} by {made_by}"
-            )
-        made_by = _made_by(card)
-        if card.vocabulary != lm_config.num_units:
-            raise ValueError(
-                f"{directory} holds {card.vocabulary} units, an LM of lm.vocab_size={lm_config.vocab_size} knows "
-                f"{lm_config.num_units}: set --config.lm.vocab_size={card.vocabulary + vocab.UNIT_OFFSET}"
-            )
-    claim(workdir, config, sources)
-    _log.info("unit LM of %s parameters", f"{lm_config.num_params:,}")
-    params, history = pretrain.pretrain(
-        lm_config,
-        pretrain.PretrainConfig(**config.pretrain),
-        optim.OptimConfig(**config.optim),
-        Compute(**config.compute),
-        train=trains,
-        valid=valids,
-        workdir=workdir,
-        model_parallel=config.model_parallel,
-    )
-    provenance = {"source": "spjax pretraining", "config": config.to_dict(), "data": sources, "units": made_by}
-    provenance["valid"] = history[-1]
-    sharding.first_does("the unit LM", lambda: unit_lms.save_unit_lm(out, lm_config, params, provenance))
-    _print(f"unit LM: {out}; valid perplexity " + _perplexities(history[-1]))
-    return out
+
+    data: str
+    report: str
 
 
-def _perplexities(last: dict[str, Any]) -> str:
-    return ", ".join(f"{key.split('/')[0]} {value:.3f}" for key, value in last.items() if key.endswith("perplexity"))
+def places(config: ConfigDict, workdir: str) -> dict[str, Place]:
+    """The place of every task of a job: of several, directories of their own in `config.data` and in the workdir."""
+    names = config.task.split(",")
+    if len(names) == 1:
+        return {names[0]: Place(config.data, workdir)}
+    return {name: Place(os.path.join(config.data, name), os.path.join(workdir, name)) for name in names}
+
+
+def inputs_of(lm_hash: str, cards: Iterable[Card]) -> dict[str, Any]:
+    """What a prompt job's config.json says of its LM and of the records of its tasks."""
+    shards = [shard.sha256 for card in cards for shard in itertools.chain(*card.shards.values())]
+    return {"lm_hash": lm_hash, "units": shards}
 
 
 class Taught(NamedTuple):
@@ -181,8 +112,7 @@ class Taught(NamedTuple):
       test_ids: int32 [n], the utterances of it that are scored.
       card: of the records.
       combinations: label combinations that decoding chooses among; None for all.
-      workdir: where its report goes.
-      data: directory of its records.
+      place: where its records are and its report goes.
     """
 
     lesson: train.Lesson
@@ -190,8 +120,7 @@ class Taught(NamedTuple):
     test_ids: np.ndarray
     card: Card
     combinations: np.ndarray | None
-    workdir: str
-    data: str
+    place: Place
 
 
 class LM(NamedTuple):
@@ -208,7 +137,7 @@ def _read_lm(config: ConfigDict) -> LM:
     identity = info["hash"]
     if config.random_lm:
         lm = jax.device_get(unit_lm.init(jax.random.key(0), lm_config))
-        identity = unit_lms.unit_lm_hash(lm)
+        identity = unit_lms.unit_lm_hash(lm, lm_config.prosody)
     return LM(lm_config, lm, identity, info.get("provenance", {}).get("units"))
 
 
@@ -225,20 +154,18 @@ def _start(config: ConfigDict, lm: LM, task: Task) -> tuple[Any, verbalizers.Ver
 
 
 def _taught(
-    config: ConfigDict, settings: Settings, lm: LM, name: str, workdir: str, import_units: ImportUnits | None
+    config: ConfigDict, settings: Settings, lm: LM, name: str, place: Place, import_units: ImportUnits | None
 ) -> tuple[Taught, Any]:
     """A task of the config from its records, and the prompt that its members start from (None: afresh)."""
-    several = "," in config.task
-    directory = os.path.join(config.data, name) if several else config.data
-    splits, card = {}, None
+    directory, splits, card = place.data, {}, None
     for split in ("train", "valid", "test"):
-        units, card = read_split(directory, name, split, import_units)
+        units, card = read_split(directory, name, split, lm.config, import_units)
         try:
             units, ids, note = loader.fit_length(units, config.max_length or None, config.overlength)
         except ValueError as error:
             raise ValueError(f"{directory}, {split}: {error}") from error
         if note:
-            _print(f"{name}, {split}: {note}")
+            say(f"{name}, {split}: {note}")
         splits[split] = (units, ids)
     assert card is not None
     (train_set, train_ids), (valid_set, valid_ids), (test_set, test_ids) = splits.values()
@@ -246,8 +173,8 @@ def _taught(
         train_ids = train_ids[planning.few_shot(train_set.classes[train_ids], config.few_shot, config.few_shot_seed)]
     if lm.config.num_units != card.vocabulary:
         raise ValueError(f"{config.lm} knows {lm.config.num_units} units, {directory} holds {card.vocabulary}")
-    if lm.units not in (None, _made_by(card)):
-        raise ValueError(f"{config.lm} was trained on units made by {lm.units}, {directory} by {_made_by(card)}")
+    if lm.units not in (None, made_by(card)):
+        raise ValueError(f"{config.lm} was trained on units made by {lm.units}, {directory} by {made_by(card)}")
     task = card.task
     start, verbalizer = _start(config, lm, task)
     if verbalizer is None:
@@ -264,9 +191,8 @@ def _taught(
         setting, train_set, train_ids, valid_set, valid_ids,
         metric=functools.partial(_headline, task), lower_is_better=task.metric in LOWER_IS_BETTER,
     )  # fmt: skip
-    _print(f"{name}: {len(train_ids):,} train, {len(valid_ids):,} valid, {len(test_ids):,} test utterances")
-    own = os.path.join(workdir, name) if several else workdir
-    return Taught(lesson, test_set, test_ids, card, seen, own, directory), start
+    say(f"{name}: {len(train_ids):,} train, {len(valid_ids):,} valid, {len(test_ids):,} test utterances")
+    return Taught(lesson, test_set, test_ids, card, seen, place), start
 
 
 def run_prompt_tuning(
@@ -282,10 +208,11 @@ def run_prompt_tuning(
     settings = prompt_settings(config)
     run = settings.run
     if config.reference:
-        _print("reference=True: prompt, loss, optim and train are the original's, whatever the config said")
+        say("reference=True: prompt, loss, optim and train are the original's, whatever the config said")
     lm = _read_lm(config)
-    names = config.task.split(",")
-    pairs = [_taught(config, settings, lm, name, workdir, import_units) for name in names]
+    where = places(config, workdir)
+    names = list(where)
+    pairs = [_taught(config, settings, lm, name, place, import_units) for name, place in where.items()]
     tasks = [taught for taught, _ in pairs]
     kinds = {taught.lesson.setting.verbalizer.kind for taught in tasks}
     if len(kinds) > 1:
@@ -294,12 +221,11 @@ def run_prompt_tuning(
     banks = [train.first_params(lm.params, taught.lesson.setting, run.seeds, start) for taught, start in pairs]
     params = {"lm": lm.params, "prompt": prompts.join([bank["prompt"] for bank in banks])}
     counts = [_counts(bank, run) for bank in banks]
-    told = ", ".join(f"{count['trained']:,}" for count in counts)
+    trained = ", ".join(f"{count['trained']:,}" for count in counts)
     frozen = counts[0]["frozen"]
-    _print(f"{told} trained, {frozen:,} frozen parameters; seeds {', '.join(map(str, run.seeds))}")
+    say(f"{trained} trained, {frozen:,} frozen parameters; seeds {', '.join(map(str, run.seeds))}")
 
-    shards = [shard.sha256 for taught in tasks for shard in itertools.chain(*taught.card.shards.values())]
-    claim(workdir, config, {"lm_hash": lm.hash, "units": shards})
+    claim(workdir, config, inputs_of(lm.hash, [taught.card for taught in tasks]))
     lessons = [taught.lesson for taught in tasks]
     result = train.train(
         params, lessons, run, settings.optimizer, workdir=workdir, model_parallel=config.model_parallel
@@ -313,7 +239,7 @@ def run_prompt_tuning(
         found[name] = _report(config, settings, lm, taught, own, result, members, count, command)
     if jax.process_index() == 0 and len(names) > 1:
         path = report.write_overview(workdir, list(found.values()))
-        _print(f"report: {path}")
+        say(f"report: {path}")
     return found
 
 
@@ -348,7 +274,7 @@ def _report(
     log_probs = evaluator.log_probs(flat)[:, test_ids]
     if jax.process_index() > 0:
         return {}
-    floor: dict[str, Any] | None = _read_json(_floor_path(taught)) if config.floor else None
+    floor: dict[str, Any] | None = read_json(_floor_path(taught)) if config.floor else None
     members = []
     for n, seed in enumerate(run.seeds):
         row = rows.start + n
@@ -370,8 +296,11 @@ def _report(
             )
         )
     results = report.write_report(
-        taught.workdir, task=task, members=members, floor=floor, parameters=counts, config=config.to_dict(),
-        provenance={"lm": config.lm, "lm_hash": lm.hash, "data": taught.data, "notes": list(card.notes)},
+        taught.place.report, task=task, members=members, floor=floor, parameters=counts, config=config.to_dict(),
+        provenance={
+            "backbone": backbone(lm.config), "lm": config.lm, "lm_hash": lm.hash, "data": taught.place.data,
+            "notes": list(card.notes),
+        },
         comparisons=published(task.name), command=command,
     )  # fmt: skip
     # A pack is of use beside its LM only: a fine-tuned or random one is not kept.
@@ -384,9 +313,9 @@ def _report(
                 merged=card.merged, combinations=taught.combinations, results={"test": scored["metrics"]},
                 provenance={"seed": seed, "reference": bool(config.reference)},
             )  # fmt: skip
-            place = os.path.join(taught.workdir, "packs", f"seed_{seed}")
-            packs.save_pack(place, member(params["prompt"], n), pack_card)
-    _print_headline(task, results, taught.workdir)
+            directory = os.path.join(taught.place.report, "packs", f"seed_{seed}")
+            packs.save_pack(directory, member(params["prompt"], n), pack_card)
+    _print_headline(task, results, taught.place.report)
     return results
 
 
@@ -397,7 +326,7 @@ def _headline(task: Task, log_probs: np.ndarray, tree: decode.LabelTree, classes
 
 
 def _floor_path(taught: Taught) -> str:
-    return os.path.join(taught.workdir, "ngram_floor.json")
+    return os.path.join(taught.place.report, "ngram_floor.json")
 
 
 def _make_floors(tasks: Sequence[Taught]) -> None:
@@ -413,88 +342,23 @@ def _make_floors(tasks: Sequence[Taught]) -> None:
             jobs.append((taught, (taught.card.task, *units)))
     if len(jobs) == 1:
         ((taught, told),) = jobs
-        _write_json(_floor_path(taught), ngram_floor(*told))
+        write_json(_floor_path(taught), ngram_floor(*told))
     elif jobs:
         spawn = multiprocessing.get_context("spawn")  # a fork would inherit JAX's locks
         with concurrent.futures.ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1), spawn) as pool:
             futures = {pool.submit(ngram_floor, *told, progress=False): taught for taught, told in jobs}
             made = concurrent.futures.as_completed(futures)
             for future in tqdm(made, desc="n-gram floors", total=len(futures), unit="task"):
-                _write_json(_floor_path(futures[future]), future.result())
+                write_json(_floor_path(futures[future]), future.result())
 
 
 def _print_headline(task: Task, results: dict[str, Any], workdir: str) -> None:
     head = results["headline"]
     spread = "" if head["half_width_95"] is None else f" ± {100 * head['half_width_95']:.2f} (95 % over seeds)"
-    _print(
+    say(
         f"{task.name}: test {task.metric}: {100 * head['mean']:.2f} %{spread}; seeds "
         + " ".join(f"{100 * v:.2f}" for v in head["values"])
     )
     if results["floor"]:
-        _print(f"{task.name}: n-gram floor: {100 * results['floor']['test']:.2f} %")
-    _print(f"{task.name}: report: {os.path.join(workdir, 'summary.md')}")
-
-
-def _print(text: str) -> None:
-    if jax.process_index() == 0:
-        print(text, flush=True)
-
-
-# What a run may be continued with another value of: none changes a number. Data and LM are known by their hashes.
-_FREE = re.compile(r"data|lm|floor|pretraining\..*|model_parallel|.*\.checkpoint_every|.*\.eval_rows")
-
-
-def refuse_another(workdir: str, config: ConfigDict, inputs: dict[str, Any]) -> None:
-    """Raise ValueError where WORKDIR holds what came of another config, other data or another LM."""
-    made = [os.path.join(workdir, name) for name in ("checkpoints", "results.json", "ngram_floor.json", "lm")]
-    path = os.path.join(workdir, "config.json")
-    if not os.path.exists(path) or not any(map(os.path.exists, made)):
-        return
-    old, new = _dotted(_read_json(path)), _dotted(json.loads(json.dumps({**config.to_dict(), "inputs": inputs})))
-    differing = [k for k in sorted(old.keys() & new.keys()) if old[k] != new[k] and not _FREE.fullmatch(k)]
-    if differing:
-        told = ", ".join(f"{key}={old[key]!r} (now {new[key]!r})" for key in differing)
-        raise ValueError(f"{workdir} holds a run with {told}: use another --workdir, or remove this one to start again")
-
-
-def claim(workdir: str, config: ConfigDict, inputs: dict[str, Any]) -> None:
-    """Write WORKDIR/config.json: the config, and what identifies the data and the LM.
-
-    Raises:
-      ValueError: as `refuse_another`.
-    """
-    refuse_another(workdir, config, inputs)
-    if jax.process_index() == 0:
-        _write_json(os.path.join(workdir, "config.json"), {**config.to_dict(), "inputs": inputs})
-
-
-def _write_json(path: str, content: dict[str, Any]) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path + ".tmp", "w") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
-    os.replace(path + ".tmp", path)
-
-
-def _read_json(path: str) -> Any:
-    try:
-        with open(path) as file:
-            return json.load(file)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it") from error
-
-
-def _dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-def run(config: ConfigDict, workdir: str, import_units: ImportUnits | None, command: str) -> None:
-    """Do what `config.job` says, in `workdir`."""
-    check(config)
-    os.makedirs(workdir, exist_ok=True)
-    if config.job == "pretrain":
-        run_pretraining(config, workdir, import_units)
-    else:
-        run_prompt_tuning(config, workdir, import_units, command)
+        say(f"{task.name}: n-gram floor: {100 * results['floor']['test']:.2f} %")
+    say(f"{task.name}: report: {os.path.join(workdir, 'summary.md')}")

@@ -1,0 +1,48 @@
+"""What prosody adds to units, on speech made on the spot: one prompt job on five LMs, paired seed by seed.
+
+    python -m spjax.main --config=configs/demo_prosody.py --workdir=runs/prosody
+
+Needs espeakng-loader (requirements-demo.txt). Three tasks whose label lies in prosody alone (question or statement,
+the word with the emphasis, the style by rate and range), and two of content (commands, intents in three slots). The LMs
+are of equal size and see the same recordings: "units" knows nothing else, "none" also foretells durations and f0 but is
+told neither, "duration", "f0" and "both" are told. WORKDIR/summary.md has every score, and each variant's gain over
+"units" with its 95 % intervals. A single backbone, as an ordinary prompt job:
+
+    python -m spjax.main --config=configs/demo_prosody.py:backbone=pgslm
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import defaults, demo
+
+TASKS = ("melody", "emphasis", "style", "commands", "intents")
+
+
+def _variant(**inputs: bool) -> ConfigDict:
+    return ConfigDict({"pretraining": {"lm": {"prosody": defaults.prosody(**inputs)}}})
+
+
+def get_config(options: str = "") -> ConfigDict:
+    """The experiment. `data`, `lm` and `pretraining.data` are relative to the work directory."""
+    config = demo.get_config()
+    config.task = ",".join(TASKS)
+    config.synthesis.update({"train": 600, "valid": 150, "test": 300})
+    config.data = config.pretraining.data = "records"
+    config.pretraining.tasks = TASKS
+    config.train.update({"seeds": (0, 1, 2, 3, 4), "epochs": 6})
+    if options:
+        return defaults.with_backbone(config, options)
+    config.job = "compare"
+    config.baseline = "units"
+    config.variants = ConfigDict(
+        {
+            "units": {},
+            "none": _variant(duration_input=False, f0_input=False),
+            "duration": _variant(f0_input=False),
+            "f0": _variant(duration_input=False),
+            "both": _variant(),
+        }
+    )
+    return config

@@ -1,0 +1,48 @@
+"""From a config to a result: the stages of a job, each found done or done now."""
+
+from __future__ import annotations
+
+import os
+
+from ml_collections import ConfigDict
+
+from spjax.jobs import comparing, pretraining, prompting
+from spjax.jobs.inputs import ImportUnits
+from spjax.training import sharding
+
+__all__ = ["ImportUnits", "check", "run"]
+
+_CHECKS = {"prompt": prompting.check, "pretrain": pretraining.check, "compare": comparing.check}
+
+
+def check(config: ConfigDict) -> None:
+    """Raise ValueError for what is wrong with a config, before anything is made."""
+    if config.job not in _CHECKS:
+        raise ValueError(f"config.job is {config.job!r}, must be prompt, pretrain or compare")
+    _CHECKS[config.job](config)
+    sharding.make_mesh(config.model_parallel)
+
+
+def run(config: ConfigDict, workdir: str, import_units: ImportUnits | None, command: str) -> None:
+    """Do what `config.job` says, in `workdir`.
+
+    Args:
+      config: a file of configs/ made it.
+      workdir: a run found there is continued.
+      import_units: how unit records that are absent are made; None: they are not.
+      command: what reproduces the run, for the report.
+
+    Raises:
+      ValueError, OSError: something is wrong with the config, the data or the work directory.
+      DivergedError, Interrupted: as `training.loop.fit`.
+    """
+    check(config)
+    if config.job == "prompt":
+        pretraining.make_absent_lm(config, import_units)
+    os.makedirs(workdir, exist_ok=True)
+    if config.job == "pretrain":
+        pretraining.run_pretraining(config, workdir, import_units)
+    elif config.job == "prompt":
+        prompting.run_prompt_tuning(config, workdir, import_units, command)
+    else:
+        comparing.run_comparison(config, workdir, import_units, command)

@@ -1,0 +1,125 @@
+"""Variants of one prompt job beside each other, each with an LM of its own, on the same records and seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from spjax.data import records
+from spjax.evaluation import compare
+from spjax.jobs import pretraining, prompting
+from spjax.jobs.inputs import ImportUnits, backbone
+from spjax.jobs.workdirs import refuse_another, say, write_json
+from spjax.models.config import ProsodyConfig, UnitLMConfig
+from spjax.storage import unit_lms
+
+
+def check(config: ConfigDict) -> None:
+    """Raise ValueError for what is wrong with a config or one of its variants, before anything is made."""
+    names = list(config.variants)
+    if len(names) < 2 or config.baseline not in names:
+        raise ValueError(
+            f"baseline is {config.baseline!r}, the variants are {', '.join(names) or 'none'}: give two variants or "
+            "more, one of them the baseline"
+        )
+    for name in names:
+        if not re.fullmatch(r"\w+", name):
+            raise ValueError(f"variant {name!r} cannot be a directory's name: use letters, digits and _")
+        variant_of(config, name, "")
+
+
+def variant_of(config: ConfigDict, name: str, workdir: str) -> ConfigDict:
+    """The prompt job of a variant: the config with the variant's overrides, its LM in WORKDIR/NAME/ulm.
+
+    The n-gram floor goes by units alone, so it is the baseline's for all.
+
+    Raises:
+      ValueError: an override of what the config does not have, or a setting that makes no sense.
+    """
+    overrides = config.variants[name].to_dict()
+    one = ConfigDict(config.to_dict())
+    del one.variants, one.baseline
+    if "prosody" in overrides.get("pretraining", {}).get("lm", {}) and "prosody" not in one.pretraining.lm:
+        one.pretraining.lm.prosody = ConfigDict(dataclasses.asdict(ProsodyConfig()))
+    one.job, one.lm, one.floor = "prompt", lm_place(workdir, name), config.floor and name == config.baseline
+    try:
+        with one.locked():
+            one.update(overrides)
+        prompting.check(one)
+        pretraining.check(one.pretraining)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"variants.{name}: {error.args[0]}") from error
+    except ValueError as error:
+        raise ValueError(f"variants.{name}: {error}") from error
+    return one
+
+
+def lm_place(workdir: str, name: str) -> str:
+    """Directory of the LM of a variant."""
+    return os.path.join(workdir, name, "ulm", "lm")
+
+
+def run_comparison(
+    config: ConfigDict, workdir: str, import_units: ImportUnits | None, command: str
+) -> dict[str, dict[str, Any]]:
+    """Run the variants one after another, each in WORKDIR/NAME, and write WORKDIR/summary.md and comparison.json.
+
+    What is finished is kept, a variant that was stopped goes on.
+
+    Returns:
+      The content of comparison.json.
+
+    Raises:
+      ValueError: as `check`; WORKDIR holds another comparison; or a variant's directory is that of the records.
+    """
+    names = sorted(config.variants, key=lambda name: name != config.baseline)  # the baseline first
+    jobs = {name: variant_of(config, name, workdir) for name in names}
+    for name, job in jobs.items():
+        own = os.path.join(workdir, name)
+        if os.path.abspath(own) in map(os.path.abspath, (config.data, config.pretraining.data)):
+            raise ValueError(
+                f"variant {name!r} would be written to {own}, where the records are: call either otherwise"
+            )
+        refuse_another(own, job, {})
+        refuse_another(os.path.join(own, "ulm"), job.pretraining, {})
+    if jax.process_index() == 0:
+        write_json(os.path.join(workdir, "config.json"), config.to_dict())
+    for number, (name, job) in enumerate(jobs.items(), 1):
+        own = os.path.join(workdir, name)
+        told = f"variant {number} of {len(jobs)}, {name}: {backbone(UnitLMConfig(**job.pretraining.lm.to_dict()))}"
+        if _finished(job, own):
+            say(f"{told}: finished")
+            continue
+        say(told)
+        pretraining.make_absent_lm(job, import_units)
+        prompting.run_prompt_tuning(job, own, import_units, command)
+    if jax.process_index() > 0:
+        return {}
+    places = {name: prompting.places(job, os.path.join(workdir, name)) for name, job in jobs.items()}
+    reports = {name: {task: place.report for task, place in tasks.items()} for name, tasks in places.items()}
+    found = compare.write_comparison(workdir, reports, config.baseline)
+    say(f"comparison: {os.path.join(workdir, 'summary.md')}")
+    return found
+
+
+def _finished(job: ConfigDict, workdir: str) -> bool:
+    """Whether a variant's reports are there and of these records and this LM.
+
+    Raises:
+      ValueError: they are of others.
+    """
+    places = prompting.places(job, workdir).values()
+    needed = [job.lm, *(os.path.join(place.data, records.CARD) for place in places)]
+    needed += [os.path.join(place.report, "results.json") for place in places]
+    if not all(map(os.path.exists, needed)):
+        return False
+    _, _, info = unit_lms.read_unit_lm(job.lm)
+    cards = [records.load_card(place.data) for place in places]
+    if not job.random_lm:
+        refuse_another(workdir, job, prompting.inputs_of(info["hash"], cards))
+    return True

@@ -1,0 +1,74 @@
+"""What a job starts from: splits of unit records as an LM takes them, and what an LM is called."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from spjax.data.records import Card, read_unit_records
+from spjax.data.unit_set import UnitSet
+from spjax.models.config import UnitLMConfig
+from spjax.training import sharding
+
+ImportUnits = Callable[[str, str], None]  # (task, directory of records): make them from the reader's unit text
+
+
+def read_split(
+    directory: str, task: str, split: str, lm: UnitLMConfig, import_units: ImportUnits | None
+) -> tuple[UnitSet, Card]:
+    """A split of a task's unit records as an LM takes it; the records are imported first where they are absent.
+
+    Args:
+      directory: of the records.
+      task: name of the task.
+      split: its name.
+      lm: with prosody, it takes durations and f0 too.
+      import_units: how records that are absent are made.
+
+    Raises:
+      FileNotFoundError: no records, and no way to make them.
+      ValueError: records of another task, or without the streams that the LM takes; RecordError (one of them) where
+        they are damaged.
+    """
+
+    def import_absent() -> None:
+        if os.path.exists(directory):
+            return
+        if import_units is None:
+            raise FileNotFoundError(
+                f"no unit records at {directory}: give --units=UNIT_TEXT (a folder holding {task}/train.txt ...), "
+                f"or of recordings: python -m data_pipelines.extract --task={task} --raw=... --out={directory} ..."
+            )
+        import_units(task, directory)
+
+    sharding.first_does(f"the records of {task}", import_absent)
+    units, card = read_unit_records(directory, split)
+    if card.task.name != task:
+        raise ValueError(
+            f"{directory} holds units of task {card.task.name!r}, the config is for {task!r}: give "
+            f"--config.task={card.task.name}, or the --config.data of {task}"
+        )
+    if lm.prosody is None:
+        return units.without_streams(), card
+    absent = [name for name, there in (("durations", card.durations), ("f0", card.f0)) if not there]
+    if absent:
+        raise ValueError(
+            f"{directory} holds no {' and no '.join(absent)}, which a multi-stream LM goes by: extract the recordings "
+            "again with --f0 (imported unit text has neither durations nor f0), or take a unit LM"
+        )
+    return units, card
+
+
+def made_by(card: Card) -> dict[str, Any]:
+    """What units are, whatever was said: an LM knows no others."""
+    return {name: getattr(card, name) for name in ("encoder", "layer", "kmeans", "merged", "vocabulary")}
+
+
+def backbone(lm: UnitLMConfig) -> str:
+    """What an LM is, for readers of a report."""
+    if lm.prosody is None:
+        return "GSLM (unit LM)"
+    streams = [name for name, on in (("durations", lm.prosody.duration_input), ("f0", lm.prosody.f0_input)) if on]
+    kind = "discrete" if lm.prosody.discrete else "continuous"
+    return f"pGSLM (multi-stream LM), {kind}, told {' and '.join(['units', *streams])}"

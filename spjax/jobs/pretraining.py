@@ -1,0 +1,122 @@
+"""Pretraining an LM on the units of some tasks, and their prosody where it has streams for that."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from spjax import vocab
+from spjax.data.unit_set import UnitSet
+from spjax.jobs.inputs import ImportUnits, backbone, made_by, read_split
+from spjax.jobs.workdirs import claim, refuse_another, say
+from spjax.models.config import Compute, UnitLMConfig
+from spjax.speech2unit import prosody
+from spjax.storage import unit_lms
+from spjax.training import optim, pretrain, sharding
+
+_log = logging.getLogger(__name__)
+
+
+def check(config: ConfigDict) -> None:
+    """Raise ValueError for what is wrong with a config, before anything is made."""
+    _lm_config(config), pretrain.PretrainConfig(**config.pretrain)
+    optim.OptimConfig(**config.optim), Compute(**config.compute)
+
+
+def _lm_config(config: ConfigDict) -> UnitLMConfig:
+    return UnitLMConfig(**config.lm.to_dict())
+
+
+def run_pretraining(config: ConfigDict, workdir: str, import_units: ImportUnits | None) -> str:
+    """Pretrain an LM and write it to WORKDIR/lm.
+
+    With `config.lm.prosody` it is a multi-stream LM. A discrete one for which no f0_edges are given gets those between
+    `config.pretrain.f0_bins` bins of the train sets' f0.
+
+    Returns:
+      The LM's directory.
+
+    Raises:
+      ValueError: the records do not fit the LM or each other, or WORKDIR holds another run.
+    """
+    out = os.path.join(workdir, "lm")
+    refuse_another(workdir, config, {})
+    if os.path.exists(out):
+        _log.info("%s is there already", out)
+        return out
+    run = pretrain.PretrainConfig(**config.pretrain)
+    trains: list[UnitSet] = []
+    valids: dict[str, UnitSet] = {}
+    inputs: dict[str, Any] = {}
+    lm_config, made = _lm_config(config), None
+    for task in config.tasks:
+        directory = os.path.join(config.data, task)
+        units, card = read_split(directory, task, "train", lm_config, import_units)
+        trains.append(units)
+        valids[task] = read_split(directory, task, "valid", lm_config, import_units)[0]
+        inputs[task] = {"train_sha256": [shard.sha256 for shard in card.shards["train"]]}
+        if made not in (None, made_by(card)):
+            raise ValueError(f"{directory} holds units made by {made_by(card)}, those of {config.tasks[0]} by {made}")
+        made = made_by(card)
+        if card.vocabulary != lm_config.num_units:
+            raise ValueError(
+                f"{directory} holds {card.vocabulary} units, an LM of lm.vocab_size={lm_config.vocab_size} knows "
+                f"{lm_config.num_units}: set --config.lm.vocab_size={card.vocabulary + vocab.UNIT_OFFSET}"
+            )
+    sources = dict(inputs)
+    if lm_config.prosody and lm_config.prosody.discrete and not lm_config.prosody.f0_edges:
+        edges = prosody.f0_edges(np.concatenate([units.f0 for units in trains]), run.f0_bins)
+        lm_config = dataclasses.replace(lm_config, prosody=dataclasses.replace(lm_config.prosody, f0_edges=edges))
+        inputs["f0_edges"] = list(edges)
+    claim(workdir, config, inputs)
+    _log.info("%s of %s parameters", backbone(lm_config), f"{lm_config.num_params:,}")
+    params, history = pretrain.pretrain(
+        lm_config,
+        run,
+        optim.OptimConfig(**config.optim),
+        Compute(**config.compute),
+        train=trains,
+        valid=valids,
+        workdir=workdir,
+        model_parallel=config.model_parallel,
+    )
+    provenance = {"source": "spjax pretraining", "config": config.to_dict(), "data": sources, "units": made}
+    provenance["valid"] = history[-1]
+    sharding.first_does("the unit LM", lambda: unit_lms.save_unit_lm(out, lm_config, params, provenance))
+    say(f"unit LM: {out}; valid {_losses(history[-1], config.tasks)}")
+    return out
+
+
+def _losses(last: dict[str, Any], tasks: tuple[str, ...]) -> str:
+    """What the last epoch came to: of every stream the loss of every task."""
+    streams = ("perplexity", "duration_loss", "f0_loss")
+    found = {s: [f"{task} {last[f'{task}/{s}']:.3f}" for task in tasks if f"{task}/{s}" in last] for s in streams}
+    return "; ".join(f"{stream.replace('_', ' ')} {', '.join(told)}" for stream, told in found.items() if told)
+
+
+def make_absent_lm(config: ConfigDict, import_units: ImportUnits | None) -> None:
+    """Pretrain the LM that a prompt job wants and nobody made: only where a pretraining job would write it.
+
+    Raises:
+      FileNotFoundError: it would be written elsewhere, or there is nothing to train it on.
+      ValueError: as `run_pretraining`.
+    """
+    if os.path.exists(config.lm):
+        return
+    workdir, leaf = os.path.split(os.path.normpath(config.lm))
+    units = [os.path.join(config.pretraining.data, task) for task in config.pretraining.tasks]
+    if leaf != "lm" or (import_units is None and not all(map(os.path.exists, units))):
+        raise FileNotFoundError(
+            f"no unit LM at {config.lm}: give --config.lm=DIR of one, convert one with python -m spjax.convert "
+            f"unit_lm, or have one pretrained, for which it takes the records {', '.join(units)} (or --units=UNIT_TEXT "
+            "to import them from) and a --config.lm that ends in /lm"
+        )
+    say(f"no unit LM at {config.lm}: pretraining one first (config.pretraining)")
+    check(config.pretraining)
+    os.makedirs(workdir, exist_ok=True)
+    run_pretraining(config.pretraining, workdir, import_units)

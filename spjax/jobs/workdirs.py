@@ -1,0 +1,86 @@
+"""A job's work directory: whose it is, what JSON it holds, and what is told while it is filled."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+# What a run may be continued with another value of: none changes a number. Data and LM are known by their hashes.
+_FREE = re.compile(r"data|lm|floor|pretraining\..*|model_parallel|.*\.checkpoint_every|.*\.eval_rows")
+_MADE = ("checkpoints", "results.json", "ngram_floor.json", "lm")
+
+
+def refuse_another(workdir: str, config: ConfigDict, inputs: dict[str, Any]) -> None:
+    """Raise ValueError where WORKDIR holds what came of another config, other data or another LM.
+
+    Args:
+      workdir: may be absent.
+      config: of the job that is to go on there.
+      inputs: what identifies its data and LM, as far as known.
+    """
+    path = os.path.join(workdir, "config.json")
+    if not os.path.exists(path) or not any(os.path.exists(os.path.join(workdir, name)) for name in _MADE):
+        return
+    old, new = _settings(read_json(path)), _settings(json.loads(json.dumps({**config.to_dict(), "inputs": inputs})))
+    differing = [k for k in sorted(old.keys() & new.keys()) if old[k] != new[k] and not _FREE.fullmatch(k)]
+    if differing:
+        told = ", ".join(f"{key}={old[key]!r} (now {new[key]!r})" for key in differing)
+        raise ValueError(f"{workdir} holds a run with {told}: use another --workdir, or remove this one to start again")
+
+
+def claim(workdir: str, config: ConfigDict, inputs: dict[str, Any]) -> None:
+    """Write WORKDIR/config.json: the config, and what identifies the data and the LM.
+
+    Raises:
+      ValueError: as `refuse_another`.
+    """
+    refuse_another(workdir, config, inputs)
+    if jax.process_index() == 0:
+        write_json(os.path.join(workdir, "config.json"), {**config.to_dict(), "inputs": inputs})
+
+
+def write_json(path: str, content: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all; its directory is made."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path + ".tmp", "w") as file:
+        file.write(json.dumps(content, indent=1) + "\n")
+    os.replace(path + ".tmp", path)
+
+
+def read_json(path: str) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    try:
+        with open(path) as file:
+            return json.load(file)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it") from error
+
+
+def say(text: str) -> None:
+    """Print a line, once where several processes do the same."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def _settings(tree: dict[str, Any]) -> dict[str, Any]:
+    """Every setting by its dotted name. Configs of other releases lack some; an LM without prosody is another LM."""
+    flat = _dotted(tree)
+    if "lm.dim" in flat:
+        flat["lm.prosody"] = "lm.prosody.discrete" in flat
+    return flat
+
+
+def _dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
