@@ -34,11 +34,11 @@ class UnitSet:
     @classmethod
     def of(
         cls,
-        units: Sequence[Sequence[int]],
+        units: Sequence[Sequence[int] | np.ndarray],
         classes: Any,
         ids: Sequence[str] | None = None,
-        durations: Sequence[Sequence[int]] | None = None,
-        f0: Sequence[Sequence[float]] | None = None,
+        durations: Sequence[Sequence[int] | np.ndarray] | None = None,
+        f0: Sequence[Sequence[float] | np.ndarray] | None = None,
     ) -> UnitSet:
         """From unit lists and classes [n, slots]; ids default to their numbers; streams are as long as units."""
         lengths = [len(one) for one in units]
