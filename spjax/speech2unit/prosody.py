@@ -1,7 +1,9 @@
 """Pitch: log f0 of each encoder frame by pYIN, then of each segment, less the speaker's mean.
 
-pYIN (Mauch and Dixon, 2014) with the settings and the arithmetic of librosa's, but its Viterbi search looks no further
-than pitch can leap: most transitions are impossible, and so the same path is found many times as fast.
+pYIN (Mauch and Dixon, 2014) as librosa has it, but for three things. Its window is short, so that the pitch of running
+speech hardly moves within. The difference of YIN counts the samples that it compares, so that long periods look no less
+regular than short ones. And the Viterbi search looks no further than pitch can leap: the same path is found, ten times
+as fast.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import numpy as np
 from spjax.speech2unit.audio import MIN_SAMPLES, SAMPLE_RATE
 
 F0_RANGE = (60.0, 500.0)  # Hz: from low men's voices to children's
-_WINDOW = 1024  # samples that pitch is looked for in: nearly four periods of the lowest
+_WINDOW = 640  # samples that pitch is looked for in: more than two periods of the lowest
 _PERIODS = int(SAMPLE_RATE // F0_RANGE[1]), int(np.ceil(SAMPLE_RATE / F0_RANGE[0]))  # samples
 _SEMITONE = 10  # bins of pitch a semitone
 _BINS = int(12 * _SEMITONE * np.log2(F0_RANGE[1] / F0_RANGE[0])) + 1
@@ -65,12 +67,13 @@ def _aperiodicity(frames: np.ndarray) -> np.ndarray:
       float32 [F, periods]: 0 where the frame repeats itself, about 1 where it does not.
     """
     shortest, longest = _PERIODS
-    spectrum = np.fft.rfft(frames, 2 * _WINDOW)
-    alike = np.fft.irfft(np.abs(spectrum) ** 2)[:, : longest + 1]
-    energy = np.cumsum(np.square(frames[:, :longest]), axis=1)
-    difference = 2 * (alike[:, :1] - alike[:, 1:]) - energy
-    mean = np.cumsum(difference, axis=1) / np.arange(1, longest + 1)
-    return (difference[:, shortest - 1 :] / (mean[:, shortest - 1 :] + np.finfo(np.float32).tiny)).astype(np.float32)
+    lags = np.arange(1, longest + 1)
+    energy = np.cumsum(np.square(frames, dtype=np.float64), axis=1)
+    both = energy[:, -1 - lags] + energy[:, -1:] - energy[:, lags - 1]  # of all but the last samples, and the first
+    alike = np.fft.irfft(np.abs(np.fft.rfft(frames, 2 * _WINDOW)) ** 2)[:, lags]
+    difference = np.maximum(both - 2 * alike, 0) / (_WINDOW - lags)
+    mean = np.cumsum(difference, axis=1) / lags
+    return (difference / np.maximum(mean, np.finfo(np.float32).tiny))[:, shortest - 1 :].astype(np.float32)
 
 
 def _pitch_odds(frames: np.ndarray) -> np.ndarray:
