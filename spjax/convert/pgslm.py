@@ -95,7 +95,7 @@ def _prosody(checkpoint: Checkpoint, f0_bins: Path) -> ProsodyConfig:
                 "Such a model cannot be imported."
             )
     flags = {}
-    for name in ("discrete_duration", "discrete_f0", "ignore_duration_input", "ignore_f0_input"):
+    for name in ("discrete_duration", "discrete_f0", "ignore_duration_input", "ignore_f0_input", "interpolate_f0"):
         flags[name] = task.get(name, False)
         if not isinstance(flags[name], bool):
             raise ConvertError(f"{path}: {name} is {shown(flags[name])}, must be true or false.")
@@ -114,6 +114,7 @@ def _prosody(checkpoint: Checkpoint, f0_bins: Path) -> ProsodyConfig:
         f0_input=not flags["ignore_f0_input"],
         max_duration=longest,
         f0_edges=_edges(checkpoint, f0_bins) if discrete else (),
+        interpolate_f0=flags["interpolate_f0"],
     )
 
 
@@ -168,6 +169,4 @@ def import_pgslm(
         checkpoint.taken.add(OUTPUT)
         notes.append(f"Left out {OUTPUT}: nothing reads it, the outputs are those of {STREAMS_HEAD}.")
     check_leftover(checkpoint, "Only pGSLM's architecture is imported.")
-    if checkpoint.task.get("interpolate_f0", False):
-        notes.append("It was trained on f0 interpolated over unvoiced segments (interpolate_f0); spjax has 0 there.")
     return config, params, notes

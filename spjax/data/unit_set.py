@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -88,6 +89,22 @@ class UnitSet:
     def without_streams(self) -> UnitSet:
         """The units alone, as a unit LM wants them."""
         return dataclasses.replace(self, durations=None, f0=None)
+
+    def with_interpolated_f0(self) -> UnitSet:
+        """Unvoiced segments between voiced ones get the f0 on the line (in Hz, over segments) between their neighbours'.
+
+        The mean that f0 lacks is of no matter: it scales every Hz. As fairseq's pGSLM data has it (`interpolate_f0`).
+        """
+        if self.f0 is None:
+            return self
+        f0 = self.f0.copy()
+        for start, stop in itertools.pairwise(self.offsets.tolist()):
+            own = f0[start:stop]
+            (voiced,) = np.nonzero(own)
+            if len(voiced) > 1:
+                (gaps,) = np.nonzero(own[voiced[0] : voiced[-1]] == 0)
+                own[gaps + voiced[0]] = np.log(np.interp(gaps + voiced[0], voiced, np.exp(own[voiced])))
+        return dataclasses.replace(self, f0=f0)
 
     def cut(self, max_length: int) -> UnitSet:
         """The same utterances, of which each keeps its first `max_length` units at most."""

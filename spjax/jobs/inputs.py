@@ -57,7 +57,7 @@ def read_split(
             f"{directory} holds no {' and no '.join(absent)}, which a multi-stream LM goes by: extract the recordings "
             "again with --f0 (imported unit text has neither durations nor f0), or take a unit LM"
         )
-    return units, card
+    return units.with_interpolated_f0() if lm.prosody.interpolate_f0 else units, card
 
 
 def made_by(card: Card) -> dict[str, Any]:

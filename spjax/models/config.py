@@ -23,6 +23,8 @@ class ProsodyConfig:
       max_duration: frames; of a discrete LM, that a longer unit counts as.
       f0_edges: log f0 less the speaker's mean, in rising order, between the bins of a discrete LM; a continuous one has
         none.
+      interpolate_f0: unvoiced segments between voiced ones are told the f0 (Hz) that lies between theirs, as the
+        published pGSLMs were; without, 0, as those before and behind.
     """
 
     discrete: bool = True
@@ -30,9 +32,10 @@ class ProsodyConfig:
     f0_input: bool = True
     max_duration: int = 20
     f0_edges: tuple[float, ...] = ()
+    interpolate_f0: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("discrete", "duration_input", "f0_input"):
+        for name in ("discrete", "duration_input", "f0_input", "interpolate_f0"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"prosody: {name} is {getattr(self, name)!r}, must be true or false")
         if type(self.max_duration) is not int or self.max_duration < 1:

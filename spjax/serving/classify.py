@@ -143,7 +143,8 @@ def _unit_set(units: Sequence[Any], config: UnitLMConfig, slots: int) -> UnitSet
                 f"{list(np.shape(utterance.f0))}: give a number for each unit, no duration below 0, f0 finite"
             )
     durations, f0 = ([getattr(utterance, name) for utterance in units] for name in ("durations", "f0"))
-    return UnitSet.of(rows, unknown, durations=durations, f0=f0)
+    split = UnitSet.of(rows, unknown, durations=durations, f0=f0)
+    return split.with_interpolated_f0() if config.prosody.interpolate_f0 else split
 
 
 def classify_units(lm: UnitLM, pack: PromptPack, units: Sequence[Sequence[int] | Encoded]) -> list[dict[str, Any]]:

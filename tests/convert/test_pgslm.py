@@ -189,12 +189,17 @@ def test_longer_durations_and_more_bins(checkpoint, torch_writer, tmp_path: Path
 def test_what_training_alone_used_does_not_matter(checkpoint):
     plain = import_pgslm(checkpoint())
     model = {"share_decoder_input_output_embed": False, "mask_dur_prob": 0.3, "dropout": 0.1}
-    masked = import_pgslm(checkpoint({OUTPUT: None}, {"interpolate_f0": True}, model))
+    masked = import_pgslm(checkpoint({OUTPUT: None}, {}, model))
     assert plain[0] == masked[0]
     assert unit_lm_hash(plain[1], plain[0].prosody) == unit_lm_hash(masked[1], masked[0].prosody)
-    assert masked[2] == [
-        "It was trained on f0 interpolated over unvoiced segments (interpolate_f0); spjax has 0 there."
-    ]
+    assert masked[2] == []
+
+
+def test_f0_is_interpolated_where_training_had_it_so(checkpoint):
+    config, params, _ = import_pgslm(checkpoint())
+    other, same, _ = import_pgslm(checkpoint({}, {"interpolate_f0": True}))
+    assert other.prosody == dataclasses.replace(config.prosody, interpolate_f0=True)
+    assert unit_lm_hash(params, config.prosody) != unit_lm_hash(same, other.prosody)
 
 
 def ones(*shape: int) -> np.ndarray:
