@@ -47,12 +47,12 @@ def variant_of(config: ConfigDict, name: str, workdir: str) -> ConfigDict:
     if "prosody" in overrides.get("pretraining", {}).get("lm", {}) and "prosody" not in one.pretraining.lm:
         one.pretraining.lm.prosody = ConfigDict(dataclasses.asdict(ProsodyConfig()))
     one.job, one.lm, one.floor = "prompt", lm_place(workdir, name), config.floor and name == config.baseline
+    one.lock()
     try:
-        with one.locked():
-            one.update(overrides)
+        one.update(overrides)
         prompting.check(one)
         pretraining.check(one.pretraining)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:  # of update
         raise ValueError(f"variants.{name}: {error.args[0]}") from error
     except ValueError as error:
         raise ValueError(f"variants.{name}: {error}") from error

@@ -1,0 +1,76 @@
+"""Every config, with every backbone, holds what its job takes; the strings behind a config's colon."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from configs import defaults, demo_prosody
+from spjax import jobs
+from spjax.jobs import comparing
+from spjax.models.config import ProsodyConfig, UnitLMConfig
+
+CONFIGS = sorted(
+    path.stem for path in Path(defaults.__file__).parent.glob("*.py") if path.stem not in ("__init__", "defaults")
+)
+
+
+@pytest.fixture(params=CONFIGS)
+def module(request: pytest.FixtureRequest) -> ModuleType:
+    return importlib.import_module(f"configs.{request.param}")
+
+
+@pytest.mark.parametrize("options", ["", "backbone=gslm", "backbone=pgslm"])
+def test_every_config_is_sound(module: ModuleType, options: str) -> None:
+    config = module.get_config(options)
+    jobs.check(config)
+    config.lock()
+
+
+def test_the_default_is_a_unit_lm(module: ModuleType) -> None:
+    config = module.get_config("backbone=gslm")
+    assert "prosody" not in (config.lm if config.job == "pretrain" else config.pretraining.lm)
+    if module is not demo_prosody:
+        assert config.to_json() == module.get_config().to_json()
+
+
+def test_pgslm_is_discrete_and_told_both_and_lies_elsewhere(module: ModuleType) -> None:
+    plain, config = module.get_config("backbone=gslm"), module.get_config("backbone=pgslm")
+    lm = config.lm if config.job == "pretrain" else config.pretraining.lm
+    assert UnitLMConfig(**lm.to_dict()).prosody == ProsodyConfig()
+    assert config.data == plain.data  # records are the same: those of a multi-stream LM hold more
+    if config.job == "prompt":
+        assert config.lm != plain.lm
+        assert config.lm.endswith("_pgslm/lm")
+
+
+def test_a_stream_is_turned_off_like_any_setting(module: ModuleType) -> None:
+    config = module.get_config("backbone=pgslm")
+    config.lock()
+    prefix = "" if config.job == "pretrain" else "pretraining."
+    config.update_from_flattened_dict({f"{prefix}lm.prosody.f0_input": False, f"{prefix}pretrain.f0_bins": 16})
+    lm = config.lm if config.job == "pretrain" else config.pretraining.lm
+    assert UnitLMConfig(**lm.to_dict()).prosody == ProsodyConfig(f0_input=False)
+
+
+@pytest.mark.parametrize("options", ["pgslm", "backbone=hubert", "backbone=", "lm=pgslm", "backbone=pgslm,epochs=3"])
+def test_other_options_are_refused_with_what_there_is(module: ModuleType, options: str) -> None:
+    with pytest.raises(ValueError, match="say backbone=gslm or backbone=pgslm"):
+        module.get_config(options)
+
+
+def test_the_prosody_demo_compares_lms_that_differ_in_prosody_alone() -> None:
+    config = demo_prosody.get_config()
+    jobs.check(config)
+    variants = {name: comparing.variant_of(config, name, "runs/x") for name in config.variants}
+    lms = {name: UnitLMConfig(**one.pretraining.lm.to_dict()) for name, one in variants.items()}
+    assert {name: lm.prosody and (lm.prosody.duration_input, lm.prosody.f0_input) for name, lm in lms.items()} == {
+        "units": None, "none": (False, False), "duration": (True, False), "f0": (False, True), "both": (True, True)
+    }  # fmt: skip
+    assert len({(lm.dim, lm.layers, lm.heads, lm.ffn_dim) for lm in lms.values()}) == 1
+    assert [name for name, one in variants.items() if one.floor] == ["units"]
+    assert {one.lm for one in variants.values()} == {f"runs/x/{name}/ulm/lm" for name in lms}
+    assert len({str(one.train) + str(one.prompt) + str(one.optim) for one in variants.values()}) == 1
