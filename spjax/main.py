@@ -116,9 +116,9 @@ def main(argv: Sequence[str]) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        return app.parse_flags_with_usage(argv)
-    except ValueError as error:  # what a config file says of its options
-        sys.exit(f"error: {error}")
+        return flags.FLAGS(argv)
+    except flags.Error as error:  # what a config file says of its options comes as the end of a traceback
+        sys.exit(f"error: {str(error).strip().splitlines()[-1].removeprefix('ValueError: ')}")
     except AttributeError as error:  # a --config.NAME that the config file does not have
         reason = error.args[0] if error.args else error
         text = reason.args[0] if isinstance(reason, KeyError) else str(reason)
