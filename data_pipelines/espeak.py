@@ -20,10 +20,11 @@ import numpy as np
 
 _SYNCHRONOUS = 2  # samples come through the callback, before the call returns
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4  # espeak_PARAMETER
-_UTF8 = 1
+_UTF8, _SSML = 1, 0x10
 _PATH_LIMIT = 140  # the engine copies its data path into 160 bytes and fails beyond
 # Variants that no listener would call a person's voice, or whose gender is anyone's guess.
 _ODD = re.compile(r"robo|robot|whisper|croak|demonic|tweaky|storm|fast|announcer|klatt|mr serious|uni|ricishay", re.I)
+REVERSED = frozenset({"aunty"})  # voices whose pitch rises where that of others falls: they cannot ask
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
@@ -124,7 +125,7 @@ def say(text: str, language: str, voice: str, manner: Manner = PLAIN, seed: int 
     """Speak a text.
 
     Args:
-      text: what to say.
+      text: what to say: plain, or SSML from `<speak>` on.
       language: the engine's name of language and accent, such as "en-us" or "lt".
       voice: one of `voices()`.
       manner: how.
@@ -144,8 +145,8 @@ def say(text: str, language: str, voice: str, manner: Manner = PLAIN, seed: int 
     library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
     samples.clear()
     raised.clear()
-    content = text.encode()
-    library.espeak_Synth(content, ctypes.c_size_t(len(content) + 1), 0, 0, 0, _UTF8, None, None)
+    content, flags = text.encode(), _UTF8 | _SSML * text.startswith("<speak>")
+    library.espeak_Synth(content, ctypes.c_size_t(len(content) + 1), 0, 0, 0, flags, None, None)
     if raised:
         raise raised[0]
     wave = np.concatenate(samples) if samples else np.zeros(0, np.int16)

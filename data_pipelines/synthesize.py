@@ -1,11 +1,12 @@
-"""Six speech tasks made on the spot: what is said, in which language and accent, by which voice, over which noise.
+"""Nine speech tasks made on the spot: what `spoken_tasks` says, by which voice, over which noise.
 
     python -m data_pipelines.synthesize --out=DIR [--train=1000 --valid=200 --test=300]
 
 writes DIR/TASK/{train,valid,test}/NNNNN.wav (16 kHz, mono, 16 bit) and DIR/TASK/clips.jsonl. No voice speaks in two
-splits, nor does a noise sound the same in two. A task's corpus depends on its name, the sizes, the seed and the
-releases of engine and numpy (which clips.jsonl names): each is made in a process of its own, since the engine's state
-outlives an utterance.
+splits, nor does a noise sound the same in two. Where a voice says a sentence with every label in turn (melody,
+emphasis, style), turns are whole: a split has as many utterances as asked for, or up to three more. A task's corpus
+depends on its name, the sizes, the seed and the releases of engine and numpy (which clips.jsonl names): each is made in
+a process of its own, since the engine's state outlives an utterance.
 """
 
 from __future__ import annotations
@@ -23,9 +24,8 @@ import signal
 import sys
 import uuid
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -33,7 +33,7 @@ from tqdm import tqdm
 from data_pipelines import espeak
 from data_pipelines.beam_worker import die_with
 from data_pipelines.clips import Clip, Splits
-from spjax.tasks import Slot, Task
+from data_pipelines.spoken_tasks import TASKS, Line, lines
 
 RATE = 16_000
 _VOICE_SHARES = {"train": 0.6, "valid": 0.15, "test": 0.25}
@@ -42,7 +42,7 @@ _MARGIN = 0.06  # seconds of pause kept before and after speech
 
 @dataclasses.dataclass(frozen=True)
 class SynthesisConfig:
-    """How much speech is made. Utterances of each split of each task."""
+    """How much speech is made. Utterances of each split of each task, rounded up to whole turns."""
 
     train: int = 1000
     valid: int = 200
@@ -53,140 +53,6 @@ class SynthesisConfig:
         for split in _VOICE_SHARES:
             if getattr(self, split) < 1:
                 raise ValueError(f"synthesis: {split} is {getattr(self, split)}, must be at least 1")
-
-
-class Line(NamedTuple):
-    """What is to be heard in an utterance.
-
-    Attributes:
-      labels: of the task's slots.
-      text: what is said; "" for noise alone.
-      language: language and accent, as the engine names them.
-      gender: of the voice; "" for either.
-      snr: speech over noise, in dB.
-    """
-
-    labels: tuple[str, ...]
-    text: str = ""
-    language: str = "en-us"
-    gender: str = ""
-    snr: tuple[float, float] = (20.0, 40.0)
-
-
-# ---- the tasks: a row, and what an utterance of it says
-
-
-def _list(text: str) -> tuple[str, ...]:
-    return tuple(one.strip() for one in text.split(","))
-
-
-_COMMANDS = _list("yes, no, up, down, left, right, on, off, stop, go")
-_OTHERS = _list(
-    "bed, bird, cat, dog, happy, house, marvin, sheila, tree, zero, one, two, three, four, five, six, seven, eight, "
-    "nine, bread, river, table, yellow, music, paper, window, apple, garden, orange, letter, morning"
-)
-_WHERE = ("kitchen", "bedroom", "washroom")
-_INTENTS: tuple[tuple[str, str, str], ...] = (
-    *((action, "lights", place) for action in ("activate", "deactivate") for place in ("none", *_WHERE)),
-    *((action, thing, "none") for action in ("activate", "deactivate") for thing in ("music", "lamp")),
-    *((action, "heat", place) for action in ("increase", "decrease") for place in ("none", *_WHERE)),
-    *((action, "volume", "none") for action in ("increase", "decrease")),
-    *(("bring", thing, "none") for thing in ("newspaper", "juice", "socks", "shoes")),
-    *(("bring", thing, "bedroom") for thing in ("socks", "shoes", "newspaper")),
-    *(("bring", thing, "kitchen") for thing in ("juice", "newspaper")),
-)
-_PHRASES = {
-    "activate": ("turn on the {0}", "switch on the {0}", "{0} on", "put the {0} on", "start the {0}"),
-    "deactivate": ("turn off the {0}", "switch off the {0}", "{0} off", "put the {0} out", "stop the {0}"),
-    "increase": ("turn up the {0}", "raise the {0}", "more {0}", "increase the {0}", "{0} up"),
-    "decrease": ("turn down the {0}", "lower the {0}", "less {0}", "decrease the {0}", "{0} down"),
-    "bring": ("bring me the {0}", "get me my {0}", "fetch the {0}", "go get the {0}", "bring my {0}"),
-}
-_PLACES = {"increase": "in", "decrease": "in", "activate": "in", "deactivate": "in", "bring": "from"}
-_LANGUAGES = {
-    "german": "de", "english": "en-us", "spanish": "es", "french": "fr", "italian": "it", "dutch": "nl",
-    "lithuanian": "lt", "russian": "ru",
-}  # fmt: skip
-_ACCENTS = {
-    "american": "en-us", "british": "en-gb-x-rp", "caribbean": "en-029", "lancastrian": "en-gb-x-gbclan",
-    "scottish": "en-gb-scotland",
-}  # fmt: skip
-_WHO = _list(
-    "my father, the girl, her brother, our teacher, the farmer, a dancer, the doctor, that woman, the driver, his uncle"
-)
-_DOES = _list("took, heard about, asked for, walked past, bought, forgot, carried, turned over, laughed at")
-_WHAT = _list(
-    "the water, a new car, the last letter, the old house, a warm bath, the garden path, another dance, the north road,"
-    "a hot coffee, the market, thirty birds, a better idea, the first class, an early start, the corner shop, the park"
-)
-
-
-def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
-    return options[int(rng.integers(len(options)))]
-
-
-def _commands(rng: np.random.Generator) -> Line:
-    word = _pick(rng, [*_COMMANDS, "_unknown_"])
-    return Line((word,), _pick(rng, _OTHERS) if word == "_unknown_" else word)
-
-
-def _intents(rng: np.random.Generator) -> Line:
-    action, thing, place = _INTENTS[int(rng.integers(len(_INTENTS)))]
-    where = "" if place == "none" else f" {_PLACES[action]} the {place}"
-    return Line((action, thing, place), _pick(rng, _PHRASES[action]).format(thing) + where)
-
-
-def _language(rng: np.random.Generator) -> Line:
-    name = _pick(rng, list(_LANGUAGES))
-    return Line((name,), str(int(10 ** rng.uniform(1, 3))), _LANGUAGES[name])  # a number is a text in every language
-
-
-def _sentence(rng: np.random.Generator) -> str:
-    return f"{_pick(rng, _WHO)} {_pick(rng, _DOES)} {_pick(rng, _WHAT)}"
-
-
-def _gender(rng: np.random.Generator) -> Line:
-    gender = _pick(rng, ["female", "male"])
-    return Line((gender,), _sentence(rng), "en-us", gender)
-
-
-def _accent(rng: np.random.Generator) -> Line:
-    name = _pick(rng, list(_ACCENTS))
-    return Line((name,), _sentence(rng), _ACCENTS[name])
-
-
-def _voice_activity(rng: np.random.Generator) -> Line:
-    if rng.random() < 0.5:
-        return Line(("background",))
-    return Line(("speech",), _sentence(rng), _pick(rng, list(_LANGUAGES.values())), snr=(3.0, 25.0))
-
-
-def _slot(name: str, labels: Sequence[str]) -> tuple[Slot, ...]:
-    return (Slot(name, tuple(labels)),)
-
-
-_DRAW: dict[str, tuple[Task, Callable[[np.random.Generator], Line]]] = {
-    task.name: (task, draw)
-    for task, draw in (
-        (Task("commands", _slot("command", [*_COMMANDS, "_unknown_"])), _commands),
-        (
-            Task(
-                "intents",
-                tuple(
-                    Slot(name, tuple(dict.fromkeys(intent[slot] for intent in _INTENTS)))
-                    for slot, name in enumerate(("action", "object", "location"))
-                ),
-                metric="exact_match",
-            ),
-            _intents,
-        ),
-        (Task("language", _slot("language", sorted(_LANGUAGES))), _language),
-        (Task("gender", _slot("gender", ["female", "male"])), _gender),
-        (Task("accent", _slot("accent", sorted(_ACCENTS))), _accent),
-        (Task("voice_activity", _slot("sound", ["background", "speech"])), _voice_activity),
-    )
-}
-TASKS: dict[str, Task] = {name: task for name, (task, _) in _DRAW.items()}
 
 
 # ---- what is heard
@@ -231,7 +97,7 @@ def _spoken(line: Line, voice: str, rng: np.random.Generator) -> np.ndarray:
     """The line said, at 16 kHz, without the engine's long pauses; float64 [n]."""
     from spjax.speech2unit.audio import prepare
 
-    manner = espeak.Manner(int(rng.integers(140, 200)), int(rng.integers(35, 66)), int(rng.integers(35, 66)))
+    manner = espeak.Manner(*(int(rng.integers(*bounds)) for bounds in (line.rate, (35, 66), line.range)))
     raw = espeak.say(line.text, line.language, voice, manner, int(rng.integers(2**31)))
     wave = prepare(raw, espeak.sample_rate()).wave.astype(np.float64)
     loud = np.flatnonzero(np.abs(wave) > 0.01 * np.abs(wave).max())
@@ -254,26 +120,34 @@ def utterance(line: Line, voice: str, rng: np.random.Generator) -> np.ndarray:
     return np.round(wave / np.abs(wave).max() * rng.uniform(0.1, 0.9) * 32767).astype(np.int16)
 
 
+def _said(name: str, number: int, split: str, config: SynthesisConfig) -> Iterator[tuple[Line, str, np.ndarray]]:
+    """Line, voice and wave of each utterance of a task's split, which is the number-th."""
+    voices, made = _voices(split, config.seed), 0
+    while made < getattr(config, split):
+        rng = np.random.default_rng([config.seed, zlib.crc32(name.encode()), number, made])
+        turn = lines(name, rng)
+        known = voices[turn[0].gender] if turn[0].gender else [*voices["female"], *voices["male"]]
+        if len(turn) > 1:  # else any voice will do
+            known = [voice for voice in known if voice not in espeak.REVERSED]
+        voice = known[int(rng.integers(len(known)))] if turn[0].text else ""
+        for line in turn:
+            yield line, voice, utterance(line, voice, rng)
+        made += len(turn)
+
+
 def _make_task(name: str, out: str, config: SynthesisConfig) -> str:
     """Write a task's corpus to OUT/NAME: whole, or not at all."""
     import soundfile
 
     final = Path(out) / name
     fresh = final.with_name(f".{name}.{uuid.uuid4().hex}.tmp")
-    _, draw = _DRAW[name]
     clips: dict[str, list[Clip]] = {}
     try:
         with tqdm(total=config.train + config.valid + config.test, desc=f"speaking: {name}", unit="utt") as bar:
             for number, split in enumerate(_VOICE_SHARES):
                 (fresh / split).mkdir(parents=True)
-                voices = _voices(split, config.seed)
                 clips[split] = []
-                for i in range(getattr(config, split)):
-                    rng = np.random.default_rng([config.seed, zlib.crc32(name.encode()), number, i])
-                    line = draw(rng)
-                    known = voices[line.gender] if line.gender else [*voices["female"], *voices["male"]]
-                    voice = _pick(rng, known) if line.text else ""
-                    wave = utterance(line, voice, rng)
+                for i, (line, voice, wave) in enumerate(_said(name, number, split, config)):
                     path = f"{split}/{i:05d}.wav"
                     content = io.BytesIO()  # written to a path, every file would be waited for until it is on the disk
                     soundfile.write(content, wave, RATE, format="WAV", subtype="PCM_16")

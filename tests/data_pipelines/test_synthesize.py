@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines import espeak, synthesize
+from data_pipelines import espeak, spoken_tasks, synthesize
 from data_pipelines.splits import checked
 from data_pipelines.synthesize import SynthesisConfig
 
@@ -68,7 +68,9 @@ def test_data_on_a_long_path_is_copied_to_a_short_one(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("name", synthesize.TASKS)
 def test_clips_are_what_they_say(corpora: Path, name: str) -> None:
     splits = checked(synthesize.clips(corpora / name), synthesize.TASKS[name])  # labels of the task, ids once
-    assert {split: len(clips) for split, clips in splits.items()} == {"train": 30, "valid": 8, "test": 12}
+    turn = {"melody": 2, "emphasis": 3, "style": 4}.get(name, 1)  # utterances of a sentence, which stay together
+    sizes = {split: -(-asked // turn) * turn for split, asked in {"train": 30, "valid": 8, "test": 12}.items()}
+    assert {split: len(clips) for split, clips in splits.items()} == sizes
     for clips in splits.values():
         for clip in clips:
             wave, rate = soundfile.read(corpora / name / clip.path, dtype="int16")
@@ -130,14 +132,31 @@ def test_noise_alone_differs_from_speech_and_from_itself() -> None:
 
 
 def test_every_label_is_drawn() -> None:
-    for name, (task, draw) in synthesize._DRAW.items():
+    for name, task in spoken_tasks.TASKS.items():
         seen: Counter[tuple[int, str]] = Counter()
         rng = np.random.default_rng(1)
         for _ in range(2000):
-            line = draw(rng)
-            seen.update(enumerate(line.labels))
+            for line in spoken_tasks.lines(name, rng):
+                seen.update(enumerate(line.labels))
         for slot, row in enumerate(task.slots):
             assert {label for number, label in seen if number == slot} == set(row.labels), name
+
+
+def test_what_is_said_is_what_was_always_said() -> None:
+    """A corpus that was made with an older release is that of this one."""
+    said = hashlib.sha256()
+    for name in ("commands", "intents", "language", "gender", "accent", "voice_activity"):
+        rng = np.random.default_rng(5)
+        for _ in range(100):
+            (line,) = spoken_tasks.lines(name, rng)
+            assert (line.rate, line.range) == ((140, 200), (35, 66))
+            said.update("|".join([*line.labels, line.text, line.language, line.gender, str(line.snr)]).encode())
+    assert said.hexdigest() == "8e9044336c2969ce72f22e399587c9295a31f6941854aba239e65fa17369df03"
+
+
+def test_plain_text_is_no_markup() -> None:
+    plain, marked = (espeak.say(text, "en-us", "m1") for text in ("a < b", "<speak>a < b</speak>"))
+    assert len(plain) != len(marked)
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
