@@ -64,15 +64,17 @@ def ours(job: common.Job, dtype: str, every: bool) -> Callable[[], common.Result
 
     verbalizer = verbalizers.learnable(common.FSC, job.config.vocab_size)
     batch, params = common.our_batch(job), common.our_params(job, dtype)
-    settings = {"verbalizer": verbalizer, "config": job.config, "compute": Compute(dtype)}
+    settings = {"config": job.config, "compute": Compute(dtype)}
     tree = decode.label_tree(verbalizer, combinations())
 
     @jax.jit
     def label(params: common.Params, batch: common.Batch) -> jax.Array:
         if every:
-            return decode.score(params["lm"], params["prompt"], batch, tree, **settings)
-        steps = verbalizer.steps
-        return decode.greedy(params["lm"], params["prompt"], batch, max_steps=steps, constrained=True, **settings)
+            return decode.score(params["lm"], params["prompt"], batch, [tree], **settings)
+        return decode.greedy(
+            params["lm"], params["prompt"], batch, max_steps=verbalizer.steps, verbalizer=verbalizer, constrained=True,
+            **settings,
+        )  # fmt: skip
 
     def run() -> common.Result:
         found = np.asarray(label(params, batch))

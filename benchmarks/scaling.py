@@ -67,8 +67,8 @@ def runner(work: str, size: Size, args: argparse.Namespace) -> tuple[Callable[[]
 
     def answer(flat: masks.Flat, batch: bank.Batch) -> jax.Array:
         params = masks.unflatten(flat)
-        settings = {"verbalizer": setting.verbalizer, "config": setting.config, "compute": setting.compute}
-        return decode.score(params["lm"], params["prompt"], batch, setting.tree, **settings)
+        settings = {"config": setting.config, "compute": setting.compute}
+        return decode.score(params["lm"], params["prompt"], batch, [setting.tree], **settings)
 
     began = time.process_time()
     if work == "training":

@@ -39,8 +39,8 @@ class Batch(NamedTuple):
     """Utterances laid out as source block and tail (docs/design.md). B rows; K label steps.
 
     Attributes:
-      source: int32 [B, T], opener and all units but the last, as tokens, right-padded with PAD. The opener is `<s>` for a
-        multi-stream LM, `</s>` else.
+      source: int32 [B, T], opener (`</s>`; of a multi-stream LM `<s>`) and all units but the last, as tokens,
+        right-padded with PAD.
       source_length: int32 [B], tokens of `source` that are real (at least 1 for a real row).
       last: int32 [B], the last unit's token, which opens the tail.
       classes: int32 [B, slots], class id per slot (over all slots, see Task).

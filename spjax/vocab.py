@@ -13,6 +13,6 @@ SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 
 FIRST_POSITION = PAD + 1  # row of the sinusoidal table that the first token of a unit LM's sequence uses
 
-# f0 where there is no segment: before a multi-stream LM's opener, and of what is no speech (opener, separators, labels).
+# f0 where there is no segment: before a multi-stream LM's opener; and of the opener, separators and labels.
 F0_PAD = float("-inf")
 F0_BOS = float("inf")

@@ -91,7 +91,7 @@ class UnitSet:
         return dataclasses.replace(self, durations=None, f0=None)
 
     def with_interpolated_f0(self) -> UnitSet:
-        """Unvoiced segments between voiced ones get the f0 on the line (in Hz, over segments) between their neighbours'.
+        """Unvoiced segments between voiced ones get the f0 (Hz) on the line between their voiced neighbours.
 
         The mean that f0 lacks is of no matter: it scales every Hz. As fairseq's pGSLM data has it (`interpolate_f0`).
         """

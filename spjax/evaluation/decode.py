@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ class LabelTree:
       parents: for each depth, int32 [J], the node's parent among the nodes of the depth above.
       path: int32 [M, K], node of each answer at depth 0 .. K - 1.
       codes: int32 [M, K], output that it says there.
+      allowed: bool [K, outputs], what any label of a step's slot says there.
     """
 
     combinations: np.ndarray
@@ -37,6 +39,7 @@ class LabelTree:
     parents: list[np.ndarray]
     path: np.ndarray
     codes: np.ndarray
+    allowed: np.ndarray
 
 
 def label_tree(verbalizer: Verbalizer, combinations: Sequence[Sequence[int]] | np.ndarray | None) -> LabelTree:
@@ -65,20 +68,56 @@ def label_tree(verbalizer: Verbalizer, combinations: Sequence[Sequence[int]] | n
         path[:, depth] = node.reshape(-1)
         feeds.append(tokens[first, depth - 1])
         parents.append(path[first, depth - 1])
-    return LabelTree(combos, feeds, parents, path, codes)
+    return LabelTree(combos, feeds, parents, path, codes, verbalizer.allowed)
+
+
+class _Grove(NamedTuple):
+    """Trees side by side, filled up to the largest: a leading axis of trees, and lists by depth."""
+
+    feeds: list[np.ndarray]  # int32 [trees, J]
+    sees: list[np.ndarray]  # bool [trees, J, J of this depth and all above], columns that a node sees
+    path: np.ndarray  # int32 [trees, M, K]
+    codes: np.ndarray  # int32 [trees, M, K]
+    allowed: np.ndarray  # bool [trees, K, outputs]
+    steps: np.ndarray  # int32 [trees]
+    real: np.ndarray  # bool [trees, M]
+
+
+def _side_by_side(trees: Sequence[LabelTree]) -> _Grove:
+    def filled(arrays: Sequence[np.ndarray]) -> np.ndarray:
+        shape = np.max([array.shape for array in arrays], axis=0)
+        return np.stack([np.pad(x, [(0, n - m) for n, m in zip(shape, x.shape, strict=True)]) for x in arrays])
+
+    nothing = np.zeros(0, np.int32)
+    feeds, sees = [], []
+    above = np.zeros((len(trees), 1, 0), bool)
+    for depth in range(max(len(tree.feeds) for tree in trees)):
+        here = [
+            (tree.feeds[depth], tree.parents[depth]) if depth < len(tree.feeds) else (nothing,) * 2 for tree in trees
+        ]
+        fed, parents = (filled(arrays) for arrays in zip(*here, strict=True))
+        own = np.broadcast_to(np.eye(fed.shape[1], dtype=bool), (len(trees), *[fed.shape[1]] * 2))
+        above = np.concatenate([np.take_along_axis(above, parents[:, :, None], axis=1), own], axis=2)
+        feeds.append(fed)
+        sees.append(above)
+    return _Grove(
+        feeds, sees, *(filled([getattr(tree, name) for tree in trees]) for name in ("path", "codes", "allowed")),
+        steps=np.asarray([tree.codes.shape[1] for tree in trees]),
+        real=filled([np.ones(len(tree.combinations), bool) for tree in trees]),
+    )  # fmt: skip
 
 
 def score(
     lm: Params,
     bank: Params,
     batch: Batch,
-    tree: LabelTree,
+    trees: Sequence[LabelTree],
     *,
-    verbalizer: Verbalizer,
     config: UnitLMConfig,
     compute: Compute = FLOAT32,
+    lengths: Sequence[int] | None = None,
 ) -> jax.Array:
-    """Log probability of every combination of the tree, float32 [B, M]; they sum to one over the tree.
+    """Log probability of every combination of a row's tree, float32 [B, M]; they sum to one over the tree.
 
     Each label step is normalised over the labels of its slot, as in training.
 
@@ -86,30 +125,33 @@ def score(
       lm: the LM's weights.
       bank: prompt trees [N, ...].
       batch: B utterances; their classes are not looked at.
-      tree: what may be said.
-      verbalizer: classes to outputs.
+      trees: what may be said, a tree for each member of the bank, whose tasks may differ, or one for all. Where a tree
+        has fewer combinations than another, the rest of its rows is -inf.
       config: the LM's architecture.
       compute: operand type.
+      lengths: columns that each member's prompt really has, where they differ.
     """
-    allowed = verbalizer.allowed
+    grove = _side_by_side(trees)
     nothing = jnp.zeros((len(batch.last), 0), jnp.int32)
-    state = prompted_lm.run(lm, bank, batch, nothing, config=config, queries=1, compute=compute)
-    base = state.position
+    state = prompted_lm.run(lm, bank, batch, nothing, config=config, queries=1, compute=compute, lengths=lengths)
+    base, rows = state.position, jnp.arange(len(batch.last))[:, None]
+    # One tree for all rows needs no gather by row.
+    own = batch.prompt_id if len(trees) > 1 else np.zeros(1, np.int32)
+    path, codes, steps = (jnp.asarray(table)[own] for table in (grove.path, grove.codes, grove.steps))
 
-    def log_probs(hidden: jax.Array, depth: int) -> jax.Array:
+    def said(hidden: jax.Array, depth: int) -> jax.Array:
         scores = prompted_lm.outputs(lm, bank, hidden, batch.prompt_id, compute)
-        return jax.nn.log_softmax(jnp.where(allowed[depth], scores, jnp.finfo(jnp.float32).min))
+        allowed = jnp.asarray(grove.allowed[:, depth])[own][:, None]
+        log_probs = jax.nn.log_softmax(jnp.where(allowed, scores, jnp.finfo(jnp.float32).min))
+        return jnp.where(depth < steps[:, None], log_probs[rows, path[:, :, depth], codes[:, :, depth]], 0)
 
-    total = log_probs(state.hidden, 0)[:, tree.path[:, 0], tree.codes[:, 0]]
-    above = np.zeros((1, 0), bool)  # which of the columns behind the prefill each node of the last depth sees
-    for depth, (feeds, parents) in enumerate(zip(tree.feeds, tree.parents, strict=True), 1):
-        sees = np.concatenate([above[parents], np.eye(len(feeds), dtype=bool)], axis=1)
-        positions = jnp.broadcast_to(base[:, None] + depth - 1, (len(base), len(feeds)))
-        tokens = jnp.asarray(feeds)[None]
-        state = prompted_lm.step(lm, state, tokens, jnp.asarray(sees), positions, config=config, compute=compute)
-        total = total + log_probs(state.hidden, depth)[:, tree.path[:, depth], tree.codes[:, depth]]
-        above = sees
-    return jax.nn.log_softmax(total)
+    total = said(state.hidden, 0)
+    for depth, (feeds, sees) in enumerate(zip(grove.feeds, grove.sees, strict=True), 1):
+        positions = jnp.broadcast_to(base[:, None] + depth - 1, (len(base), feeds.shape[1]))
+        tokens, seen = jnp.asarray(feeds)[own], jnp.asarray(sees)[own]
+        state = prompted_lm.step(lm, state, tokens, seen, positions, config=config, compute=compute)
+        total = total + said(state.hidden, depth)
+    return jax.nn.log_softmax(jnp.where(jnp.asarray(grove.real)[own], total, -jnp.inf))
 
 
 def slot_probabilities(log_probs: np.ndarray, tree: LabelTree, slot_offsets: Sequence[int]) -> list[np.ndarray]:

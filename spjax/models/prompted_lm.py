@@ -7,6 +7,7 @@ gradients.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -44,6 +45,7 @@ def run(
     config: UnitLMConfig,
     queries: int,
     compute: Compute = FLOAT32,
+    lengths: Sequence[int] | None = None,
 ) -> Prefilled:
     """Run a batch behind its prompts.
 
@@ -55,6 +57,7 @@ def run(
       config: the LM's architecture.
       queries: Q, how many of the last tail columns (1 + S + J of them) to compute.
       compute: operand type and remat.
+      lengths: [N], columns that each member's deep prompt really has, where they differ; the rest of its P is not seen.
 
     Returns:
       Prefilled.
@@ -92,7 +95,11 @@ def run(
 
     prefix = prompts.prefix(bank, batch.prompt_id, lm, config, compute)
     real = jnp.arange(length) < batch.source_length[:, None]
-    mask, visible = _masks(real, shallow, tail, prefix.key.shape[3])
+    columns = prefix.key.shape[3]
+    prompt = jnp.ones((rows, columns), bool)
+    if lengths is not None:
+        prompt = jnp.arange(columns) < jnp.asarray(lengths)[batch.prompt_id][:, None]
+    mask, visible = _masks(real, shallow, tail, prompt)
     hidden, new = unit_lm.extend(
         lm, config, (source, live), prefix, mask, queries=queries, steer=steer, compute=compute
     )
@@ -111,18 +118,17 @@ def _streams(batch: Batch, tail: int) -> tuple[Streams | None, Streams | None]:
     return Streams(*(known[:, :length] for known in batch.streams)), Streams(*of_tail)
 
 
-def _masks(real: jax.Array, shallow: int, tail: int, prefix: int) -> tuple[jax.Array, jax.Array]:
-    """Who sees whom: bool [B, T + shallow + tail, prefix + T + shallow + tail]; and which columns are real, [B, C]."""
+def _masks(real: jax.Array, shallow: int, tail: int, prompt: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Who sees whom: bool [B, T + shallow + tail, P + T + shallow + tail]; and which columns are real, [B, C]."""
     rows, length = real.shape
-    always = jnp.ones((rows, prefix), bool)
     columns = jnp.concatenate([real, jnp.ones((rows, shallow + tail), bool)], axis=1)
     # Rank in the sequence as the network knows it: shallow prompt, source, tail.
     rank = jnp.concatenate([shallow + jnp.arange(length), jnp.arange(shallow), shallow + length + jnp.arange(tail)])
     causal = rank[None, :] <= rank[:, None]
     mask = jnp.concatenate(
-        [jnp.broadcast_to(always[:, None], (rows, len(rank), prefix)), causal[None] & columns[:, None]], axis=2
+        [jnp.broadcast_to(prompt[:, None], (rows, len(rank), prompt.shape[1])), causal[None] & columns[:, None]], axis=2
     )
-    return mask, jnp.concatenate([always, columns], axis=1)
+    return mask, jnp.concatenate([prompt, columns], axis=1)
 
 
 def _behind(old: KV, new: KV) -> KV:
@@ -150,8 +156,8 @@ def step(
       lm: the LM's weights.
       state: what was run so far, C columns.
       tokens: int32 [B or 1, J].
-      sees: bool [J, J + previous], `[i, j]`: new column i sees column j of the last `sees.shape[1]` columns.
-        Columns before those are seen wherever they are visible.
+      sees: bool [J, J + previous] or [B or 1, J, J + previous], `[i, j]`: new column i sees column j of the last
+        J + previous columns. Columns before those are seen wherever they are visible.
       positions: int32 [B, J], rows of the position table.
       config: the LM's architecture.
       compute: operand type.
@@ -160,15 +166,15 @@ def step(
     Returns:
       Prefilled with hidden [B, J, D] and C + J columns.
     """
-    rows, steps = state.visible.shape[0], sees.shape[0]
+    rows, steps = state.visible.shape[0], sees.shape[-2]
     x = unit_lm.embed_tokens(lm, tokens) if embedded is None else embedded
     # Sinusoids of traced positions: rows are bounded by the columns so far, whatever the prompt's length.
     table = jnp.asarray(unit_lm.sinusoids(config.first_position + state.visible.shape[1] + steps + 1, config.dim))
     x = x + streams.embed(lm, config, streams.NO_SPEECH)
     x = jnp.broadcast_to(x, (rows, steps, config.dim)) + table[positions]
-    before = state.visible.shape[1] + steps - sees.shape[1]
+    before = state.visible.shape[1] + steps - sees.shape[-1]
     old = jnp.broadcast_to(state.visible[:, None, :before], (rows, steps, before))
-    mask = jnp.concatenate([old, jnp.broadcast_to(sees, (rows, *sees.shape))], axis=2)
+    mask = jnp.concatenate([old, jnp.broadcast_to(sees, (rows, *sees.shape[-2:]))], axis=2)
     hidden, new = unit_lm.extend(lm, config, (x,), state.cache, mask, compute=compute)
     visible = jnp.concatenate([state.visible, jnp.ones((rows, steps), bool)], axis=1)
     return Prefilled(hidden, _behind(state.cache, new), visible, positions[:, -1] + 1)

@@ -107,18 +107,28 @@ def stack(members: list[Params]) -> Params:
 
 
 def join(banks: list[Params]) -> Params:
-    """One bank of several, in order; verbalizers of fewer outputs are filled up with zeros, which nothing reads."""
-    if "verbalizer" in banks[0]:
-        outputs = max(bank["verbalizer"].shape[1] for bank in banks)
-        fill = lambda matrix: jnp.pad(matrix, ((0, 0), (0, outputs - matrix.shape[1]), (0, 0)))  # noqa: E731
-        banks = [{**bank, "verbalizer": fill(bank["verbalizer"])} for bank in banks]
+    """One bank of several, in order. What is filled up nothing reads, as long as the members' lengths are told.
+
+    Verbalizers of fewer outputs and deep prompts of fewer columns than another's are filled up with zeros.
+    """
+
+    def widest(name: str, axis: int) -> list[Params]:
+        size = max(bank[name].shape[axis] for bank in banks)
+        fill = lambda leaf: [(0, size - n if i == axis else 0) for i, n in enumerate(leaf.shape)]  # noqa: E731
+        return [{**bank, name: jnp.pad(bank[name], fill(bank[name]))} for bank in banks]
+
+    for name, axis in {"verbalizer": 1, "key": 2, "value": 2}.items():
+        if name in banks[0]:
+            banks = widest(name, axis)
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *banks)
 
 
-def part(bank: Params, start: int, stop: int, verbalizer: Verbalizer) -> Params:
-    """Members start .. stop - 1 of a joined bank, all of one task: their verbalizers have its outputs alone."""
+def part(bank: Params, start: int, stop: int, verbalizer: Verbalizer, length: int | None = None) -> Params:
+    """Members start .. stop - 1 of a joined bank, all of one task and one prompt length: what was filled up is gone."""
     own = {name: leaf[start:stop] for name, leaf in bank.items()}
-    return own | ({"verbalizer": own["verbalizer"][:, : verbalizer.outputs]} if verbalizer.learnable else {})
+    if verbalizer.learnable:
+        own["verbalizer"] = own["verbalizer"][:, : verbalizer.outputs]
+    return own | {name: own[name][:, :, :length] for name in ("key", "value") if name in own}
 
 
 def member(bank: Params, n: int) -> Params:

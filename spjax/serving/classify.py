@@ -97,7 +97,7 @@ def _scorer(config: UnitLMConfig, card: str) -> tuple[decode.LabelTree, Any]:
     slots, described, combinations = json.loads(card)
     verbalizer = of_card(described, Task("", tuple(Slot(slot["name"], tuple(slot["labels"])) for slot in slots)))
     tree = decode.label_tree(verbalizer, combinations)
-    return tree, jax.jit(functools.partial(decode.score, tree=tree, verbalizer=verbalizer, config=config))
+    return tree, jax.jit(functools.partial(decode.score, trees=[tree], config=config))
 
 
 def _edges(longest: int) -> tuple[int, ...]:

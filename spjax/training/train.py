@@ -201,7 +201,7 @@ def _compiled(setting: Setting) -> tuple[Any, Any]:
     @jax.jit
     def answer(flat: masks.Flat, batch: Batch) -> jax.Array:
         params = masks.unflatten(flat)
-        return decode.score(params["lm"], params["prompt"], batch, setting.tree, verbalizer=spoken, **common)
+        return decode.score(params["lm"], params["prompt"], batch, [setting.tree], **common)
 
     @jax.jit
     def measure(flat: masks.Flat, batch: Batch) -> jax.Array:

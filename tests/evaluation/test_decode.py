@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from spjax import vocab
 from spjax.convert.fairseq import read_checkpoint
 from spjax.evaluation import decode
-from spjax.models import verbalizers
+from spjax.models import prompts, verbalizers
 from spjax.models.prompts import PromptConfig
 from spjax.models.verbalizers import Verbalizer
 from spjax.tasks import TASKS, Slot, Task
@@ -135,7 +135,7 @@ def test_scores_of_every_answer(case: str):
     ranges = [range(*pair) for pair in itertools.pairwise(verbalizer.slot_offsets)]
     combos = list(itertools.product(*ranges)) if seen is None else seen
     np.testing.assert_array_equal(tree.combinations, combos)
-    score = tiny.jit(functools.partial(decode.score, tree=tree, verbalizer=verbalizer, config=c))
+    score = tiny.jit(functools.partial(decode.score, trees=[tree], config=c))
     found = np.asarray(score(lm, bank, tiny.batch(units, 9, prompt_id=members)))
     expected = brute_force(lm, bank, c, verbalizer, units, members, combos)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
@@ -155,13 +155,41 @@ def test_scores_of_1251_classes():
     lm, bank = tiny.lm(c), tiny.bank(c, PromptConfig(length=2), verbalizer, 1)
     units = tiny.utterances(c, (6,))
     tree = decode.label_tree(verbalizer, None)
-    score = tiny.jit(functools.partial(decode.score, tree=tree, verbalizer=verbalizer, config=c))
+    score = tiny.jit(functools.partial(decode.score, trees=[tree], config=c))
     found = np.asarray(score(lm, bank, tiny.batch(units, 8)))
     assert found.shape == (1, 1251)
     assert verbalizer.steps_per_slot == 2
     expected = brute_force(lm, bank, c, verbalizer, units, (0,), np.arange(1251)[:, None])
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     np.testing.assert_allclose(np.exp(found).sum(), 1, rtol=1e-5)
+
+
+def test_tasks_of_a_mixed_batch_are_scored_as_alone():
+    """Tasks of other labels, slots and combinations, prompts of other lengths: each row as in a batch of its task."""
+    c = tiny.config(2)
+    tasks = (tiny.TASK, tiny.ONE_SLOT, Task("two", (Slot("x", ("a", "b")), Slot("y", ("a", "b", "c", "d")))))
+    spoken = [verbalizers.learnable(task, 24) for task in tasks]
+    trees = [
+        decode.label_tree(spoken[0], [(0, 3, 6), (1, 4, 7), (1, 5, 6)]),
+        *(decode.label_tree(v, None) for v in spoken[1:]),
+    ]
+    lengths = (1, 3, 2)
+    banks = [tiny.bank(c, PromptConfig(length=n, separators=2), v, 1, n) for n, v in zip(lengths, spoken, strict=True)]
+    lm, bank = tiny.lm(c), prompts.join(banks)
+    assert bank["key"].shape[2] == 3
+    units, members = tiny.utterances(c, (1, 4, 9, 3, 5, 7)), (2, 0, 1, 1, 2, 0)
+    mixed = tiny.jit(functools.partial(decode.score, trees=trees, config=c, lengths=lengths))
+    found = np.asarray(mixed(lm, bank, tiny.batch(units, 9, prompt_id=members)))
+    assert found.shape == (6, 8)
+    for n, tree in enumerate(trees):
+        mine = [row for row, m in enumerate(members) if m == n]
+        alone = tiny.jit(functools.partial(decode.score, trees=[tree], config=c))
+        expected = alone(lm, banks[n], tiny.batch([units[row] for row in mine], 9))
+        np.testing.assert_allclose(found[mine, : len(tree.combinations)], expected, rtol=0, atol=1e-5)
+        assert (found[mine, len(tree.combinations) :] == -np.inf).all()
+        # And of the joined bank each member is had back as it was.
+        back = prompts.part(bank, n, n + 1, spoken[n], lengths[n])
+        jax.tree.map(np.testing.assert_array_equal, back, banks[n])
 
 
 @pytest.mark.parametrize("constrained", [True, False])

@@ -161,8 +161,7 @@ def test_the_full_size_step_lowers_for(platform: str, dtype: str):
     def score(flat: masks.Flat, batch: Batch) -> jax.Array:
         params = masks.unflatten(flat)
         return decode.score(
-            params["lm"], params["prompt"], batch, setting.tree,
-            verbalizer=setting.verbalizer, config=setting.config, compute=setting.compute,
+            params["lm"], params["prompt"], batch, [setting.tree], config=setting.config, compute=setting.compute,
         )  # fmt: skip
 
     exported = export.export(score, platforms=[platform])({**state["trained"], **frozen}, batch)

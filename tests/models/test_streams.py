@@ -148,7 +148,7 @@ def test_decoding_by_cached_steps_equals_one_pass(which: str):
     units = tiny.utterances(c, (1, 7, 4))
     said, tree = tiny.spoken(units, 3), decode.label_tree(verbalizer, None)
     batch = tiny.spoken_batch(tiny.batch(units, 8), said)
-    score = tiny.jit(lambda batch: decode.score(lm, bank, batch, tree, verbalizer=verbalizer, config=c))
+    score = tiny.jit(lambda batch: decode.score(lm, bank, batch, [tree], config=c))
     found = score(batch)
     plain, member = tiny.double(lm), jax.tree.map(lambda a: a[0], tiny.double(bank))
     for row in range(3):
