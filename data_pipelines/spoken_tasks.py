@@ -81,8 +81,8 @@ _WHAT = _list(
     "a hot coffee, the market, thirty birds, a better idea, the first class, an early start, the corner shop, the park"
 )
 _MARKS = {"question": "?", "statement": "."}
-# Not <emphasis>: the engine pauses before it and reduces vowels around it, which is heard in the words. And no full stop
-# behind a tag, which it reads out.
+# Not <emphasis>: the engine pauses before it and reduces vowels around it, which is heard in the words.
+# And no full stop behind a tag, which it reads out.
 _STRESSED = '<prosody rate="85%" pitch="+35%">{}</prosody>'
 _SLOW, _FAST, _FLAT, _LIVELY = (110, 136), (190, 231), (0, 16), (80, 100)
 _STYLES = {
