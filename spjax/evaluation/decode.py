@@ -100,11 +100,9 @@ def _side_by_side(trees: Sequence[LabelTree]) -> _Grove:
         above = np.concatenate([np.take_along_axis(above, parents[:, :, None], axis=1), own], axis=2)
         feeds.append(fed)
         sees.append(above)
-    return _Grove(
-        feeds, sees, *(filled([getattr(tree, name) for tree in trees]) for name in ("path", "codes", "allowed")),
-        steps=np.asarray([tree.codes.shape[1] for tree in trees]),
-        real=filled([np.ones(len(tree.combinations), bool) for tree in trees]),
-    )  # fmt: skip
+    path, codes, allowed = (filled([getattr(tree, name) for tree in trees]) for name in ("path", "codes", "allowed"))
+    steps = np.asarray([tree.codes.shape[1] for tree in trees])
+    return _Grove(feeds, sees, path, codes, allowed, steps, filled([np.ones(len(tree.codes), bool) for tree in trees]))
 
 
 def score(
