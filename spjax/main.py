@@ -103,7 +103,8 @@ def main(argv: Sequence[str]) -> None:
         if "synthesis" in config and jax.process_index() == 0:
             heard = {"heard as": (config.lm, workdir)}
             if config.job == "compare":
-                heard = {name: (comparing.lm_place(workdir, name), f"{workdir}/{name}") for name in config.variants}
+                least, *_, most = comparing.in_order(config)
+                heard = {name: (comparing.lm_place(workdir, name), f"{workdir}/{name}") for name in (least, most)}
             print("\n" + demo.show(workdir, heard, config.task.split(",")))
     except (ValueError, OSError, DivergedError) as error:
         sys.exit(f"error: {error}")

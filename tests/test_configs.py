@@ -70,6 +70,7 @@ def test_the_prosody_demo_compares_lms_that_differ_in_prosody_alone() -> None:
     assert {name: lm.prosody and (lm.prosody.duration_input, lm.prosody.f0_input) for name, lm in lms.items()} == {
         "units": None, "none": (False, False), "duration": (True, False), "f0": (False, True), "both": (True, True)
     }  # fmt: skip
+    assert comparing.in_order(config) == ["units", "none", "duration", "f0", "both"]
     assert len({(lm.dim, lm.layers, lm.heads, lm.ffn_dim) for lm in lms.values()}) == 1
     assert [name for name, one in variants.items() if one.floor] == ["units"]
     assert {one.lm for one in variants.values()} == {f"runs/x/{name}/ulm/lm" for name in lms}

@@ -126,11 +126,11 @@ def gain(ours: Scored, baseline: Scored, draws: int = DRAWS, seed: int = 0) -> d
     check_pairs(ours, baseline)
     sign = -1 if ours.results["lower_is_better"] else 1
     values = [
-        sign * (mine["metrics"]["headline"] - theirs["metrics"]["headline"])
-        for mine, theirs in zip(ours.results["members"], baseline.results["members"], strict=True)
+        sign * (one["metrics"]["headline"] - other["metrics"]["headline"])
+        for one, other in zip(ours.results["members"], baseline.results["members"], strict=True)
     ]
-    right = [_right(scored) for scored in (ours, baseline)]
-    utterances = None if right[0] is None or right[1] is None else (right[0] - right[1]).mean(axis=0)
+    mine, theirs = _right(ours), _right(baseline)
+    utterances = None if mine is None or theirs is None else np.mean(mine - theirs, axis=0)
     return {
         "mean": float(np.mean(values)),
         "values": values,
@@ -141,10 +141,10 @@ def gain(ours: Scored, baseline: Scored, draws: int = DRAWS, seed: int = 0) -> d
 
 def _right(scored: Scored) -> np.ndarray | None:
     """What each answer adds to the metric, float64 [seeds, n]; None where that is no mean over utterances."""
-    right = np.stack([np.asarray(one.true) == np.asarray(one.predicted) for one in scored.answers])
+    right: np.ndarray = np.stack([np.asarray(one.true) == np.asarray(one.predicted) for one in scored.answers])
     if scored.task.metric == "exact_match":
-        return right.all(axis=2).astype(np.float64)
-    return np.asarray(right.mean(axis=2)) if scored.task.metric == "accuracy" else None
+        return np.all(right, axis=2).astype(np.float64)
+    return np.mean(right, axis=2) if scored.task.metric == "accuracy" else None
 
 
 def _told(interval: Interval | None) -> dict[str, Any] | None:
@@ -211,8 +211,8 @@ def summary(comparison: Mapping[str, Any], links: Mapping[str, str] | None = Non
             if name != baseline:
                 found = one["gain"]
                 intervals = [found["over_seeds"], found["over_utterances"]]
-                points = f"{100 * found['mean']:+.2f}"
-                gains.append([_cell(task), _cell(name), points, *map(_points, intervals), _verdict(*intervals)])
+                points = [_points(found["mean"]), *map(_range, intervals)]
+                gains.append([_cell(task), _cell(name), *points, _verdict(*intervals)])
     seeds = max(len(told["seeds"]) for told in tasks.values())
     over = f"mean and 95 % Student-t interval over {seeds} seeds" if seeds > 1 else "one seed"
     heads = [shown[name] + (" (baseline)" if name == baseline else "") for name in names]
@@ -239,8 +239,12 @@ def summary(comparison: Mapping[str, Any], links: Mapping[str, str] | None = Non
     return "\n".join(lines)
 
 
-def _points(interval: Mapping[str, Any] | None) -> str:
-    return "–" if interval is None else f"{100 * interval['low']:+.2f} to {100 * interval['high']:+.2f}"
+def _points(share: float) -> str:
+    return f"{round(100 * share, 2) + 0.0:+.2f}"  # there is no -0.00
+
+
+def _range(interval: Mapping[str, Any] | None) -> str:
+    return "–" if interval is None else f"{_points(interval['low'])} to {_points(interval['high'])}"
 
 
 def _verdict(seeds: Mapping[str, Any] | None, utterances: Mapping[str, Any] | None) -> str:

@@ -64,6 +64,20 @@ def lm_place(workdir: str, name: str) -> str:
     return os.path.join(workdir, name, "ulm", "lm")
 
 
+def in_order(config: ConfigDict) -> list[str]:
+    """The variants: the baseline, then those that are told more and more streams."""
+
+    def rank(name: str) -> tuple[bool, int, str]:
+        prosody = _lm_config(variant_of(config, name, "")).prosody
+        return name != config.baseline, prosody.duration_input + prosody.f0_input if prosody else -1, name
+
+    return sorted(config.variants, key=rank)
+
+
+def _lm_config(job: ConfigDict) -> UnitLMConfig:
+    return UnitLMConfig(**job.pretraining.lm.to_dict())
+
+
 def run_comparison(
     config: ConfigDict, workdir: str, import_units: ImportUnits | None, command: str
 ) -> dict[str, dict[str, Any]]:
@@ -77,8 +91,7 @@ def run_comparison(
     Raises:
       ValueError: as `check`; WORKDIR holds another comparison; or a variant's directory is that of the records.
     """
-    names = sorted(config.variants, key=lambda name: name != config.baseline)  # the baseline first
-    jobs = {name: variant_of(config, name, workdir) for name in names}
+    jobs = {name: variant_of(config, name, workdir) for name in in_order(config)}
     for name, job in jobs.items():
         own = os.path.join(workdir, name)
         if os.path.abspath(own) in map(os.path.abspath, (config.data, config.pretraining.data)):
@@ -91,7 +104,7 @@ def run_comparison(
         write_json(os.path.join(workdir, "config.json"), config.to_dict())
     for number, (name, job) in enumerate(jobs.items(), 1):
         own = os.path.join(workdir, name)
-        told = f"variant {number} of {len(jobs)}, {name}: {backbone(UnitLMConfig(**job.pretraining.lm.to_dict()))}"
+        told = f"variant {number} of {len(jobs)}, {name}: {backbone(_lm_config(job))}"
         if _finished(job, own):
             say(f"{told}: finished")
             continue
