@@ -99,3 +99,22 @@ def test_a_comparison_that_is_killed_goes_on(spoken: Place) -> None:
     code, printed = spoken.run("../tests/toy_prosody", *COMPARE, "--config.train.epochs=7")
     assert code == 1
     assert "plain holds a run with train.epochs=3 (now 7)" in printed.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_prosody_demo(tmp_path: Path, cache: Path) -> None:
+    """Made small: from nothing to the gain of every variant and what two of them say of recordings."""
+    pytest.importorskip("espeakng_loader", reason="the demo's voice is optional (requirements-demo.txt)")
+    code, printed = Place(tmp_path, cache).run(
+        "demo_prosody", "--workdir=demo", "--config.task=melody,commands", "--config.train.seeds=(0, 1)",
+        "--config.pretraining.tasks=('melody', 'commands')", "--config.synthesis.train=48",
+        "--config.synthesis.valid=12", "--config.synthesis.test=16", "--config.train.epochs=1",
+        "--config.train.buckets=1", "--config.pretraining.pretrain.epochs=1", "--config.pretraining.lm.dim=32",
+        "--config.pretraining.lm.layers=2",
+    )  # fmt: skip
+    assert code == 0, printed[-3000:]
+    found = json.loads((tmp_path / "demo" / "comparison.json").read_text())
+    assert list(found["tasks"]["melody"]["variants"]) == ["units", "none", "duration", "f0", "both"]
+    assert json.loads((tmp_path / "demo/records/melody/unit_card.json").read_text())["f0"] is True
+    assert "| recording | is | units (probability) | both (probability) |" in printed
+    assert printed.count("| demo/speech/melody/test/") == 2
