@@ -561,7 +561,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     which.add_argument("--kmeans", metavar="DIR", help="centroids of the encoder's features")
     which.add_argument("--clusters", type=int, help="fit so many on the train split, and keep them as OUT-kmeans")
     parser.add_argument("--no-merge", action="store_true", help="a unit a frame: leave runs of equal units as they are")
-    parser.add_argument("--f0", action="store_true", help="measure f0 (slow)")
+    parser.add_argument("--f0", action="store_true", help="measure f0")
     fit_kmeans.add_fit_flags(parser)
     parser.add_argument("--runner", default=LOCAL, help="of Beam (%(default)s: processes on this machine)")
     parser.add_argument("--workers", type=int, help="processes of the DirectRunner (default: one a core)")
