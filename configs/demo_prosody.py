@@ -28,10 +28,10 @@ def get_config(options: str = "") -> ConfigDict:
     """The experiment. `data`, `lm` and `pretraining.data` are relative to the work directory."""
     config = demo.get_config()
     config.task = ",".join(TASKS)
-    config.synthesis.update({"train": 360, "valid": 120, "test": 300})
+    config.synthesis.update({"train": 600, "valid": 150, "test": 300})
     config.data = config.pretraining.data = "records"
     config.pretraining.tasks = TASKS
-    config.pretraining.pretrain.epochs = 10  # a third of the demo's recordings
+    config.pretraining.pretrain.epochs = 12  # at 5, prompts find little of f0 in the LM
     config.train.update({"seeds": (0, 1, 2, 3, 4), "epochs": 6})
     if options:
         return defaults.with_backbone(config, options)

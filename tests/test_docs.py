@@ -133,9 +133,10 @@ def test_commands_exist_with_their_flags(words: list[str]):
 
 @pytest.mark.parametrize("words", [c for c in COMMANDS if any(w.startswith("--config=") for w in c.values[0])])
 def test_configs_and_their_overrides_exist(words: list[str]):
-    name = next(word for word in words if word.startswith("--config=")).split("=", 1)[1].split(":")[0]
+    name = next(word for word in words if word.startswith("--config=")).split("=", 1)[1]
+    name, _, options = name.partition(":")
     assert (ROOT / name).is_file(), f"no config {name}"
-    config = importlib.import_module(name.removesuffix(".py").replace("/", ".")).get_config()
+    config = importlib.import_module(name.removesuffix(".py").replace("/", ".")).get_config(options)
     for word in words:
         if word.startswith("--config."):
             at = config
@@ -193,6 +194,8 @@ def test_readme_converts_and_classifies(tmp_path: Path, golden: Path, monkeypatc
     shutil.copy(golden / "lm" / "checkpoint_best.pt", tmp_path)
     shutil.copy(golden / "lm" / "dict.txt", tmp_path)
     shutil.copy(golden / "prompt" / "b_linear24_multi_prompt_ckpt.pt", tmp_path / "prompt_checkpoint.pt")
+    shutil.copy(golden / "pgslm" / "discrete_prosody.pt", tmp_path / "discrete_prosody_shift_1_1.pt")
+    shutil.copy(golden / "pgslm" / "f0_bin.th", tmp_path / "mean_norm_log_f0_seg_bin.th")
     shutil.copy(golden / "hubert" / "hubert_tiny.pt", tmp_path / "hubert_base_ls960.pt")
     shutil.copy(golden / "kmeans" / "km_hubert_layer6_sk1.0.1.bin", tmp_path / "km.bin")
     noise = np.random.default_rng(0).standard_normal(8000).astype(np.float32) / 10

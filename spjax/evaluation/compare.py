@@ -16,8 +16,9 @@ import numpy as np
 from etils import epath
 
 from spjax.evaluation import metrics
+from spjax.evaluation.markdown import cell, percent, table
 from spjax.evaluation.outcome import Predictions
-from spjax.evaluation.report import _cell, _percent, _table, _write, read_predictions
+from spjax.evaluation.report import read_predictions, write_file
 from spjax.tasks import METRICS, Slot, Task
 
 DRAWS = 10_000
@@ -197,22 +198,22 @@ def summary(comparison: Mapping[str, Any], links: Mapping[str, str] | None = Non
     """The Markdown page of a comparison.json; `links`: path of the page of each variant."""
     baseline, tasks = comparison["baseline"], comparison["tasks"]
     names = list(next(iter(tasks.values()))["variants"])
-    shown = {name: f"[{_cell(name)}]({links[name]})" if links else _cell(name) for name in names}
+    shown = {name: f"[{cell(name)}]({links[name]})" if links else cell(name) for name in names}
     splits = sorted({told["split"] for told in tasks.values()})
     rows, gains = [], []
     for task, told in tasks.items():
         metric = METRICS[told["metric"]] + (" (lower is better)" if told["lower_is_better"] else "")
         means = [
-            _percent(one["mean"]) + ("" if one["half_width_95"] is None else f" ± {_percent(one['half_width_95'])}")
+            percent(one["mean"]) + ("" if one["half_width_95"] is None else f" ± {percent(one['half_width_95'])}")
             for one in told["variants"].values()
         ]
-        rows.append([_cell(task), metric, str(told["utterances"]), _percent(told["floor"]), *means])
+        rows.append([cell(task), metric, str(told["utterances"]), percent(told["floor"]), *means])
         for name, one in told["variants"].items():
             if name != baseline:
                 found = one["gain"]
                 intervals = [found["over_seeds"], found["over_utterances"]]
                 points = [_points(found["mean"]), *map(_range, intervals)]
-                gains.append([_cell(task), _cell(name), *points, _verdict(*intervals)])
+                gains.append([cell(task), cell(name), *points, _verdict(*intervals)])
     seeds = max(len(told["seeds"]) for told in tasks.values())
     over = f"mean and 95 % Student-t interval over {seeds} seeds" if seeds > 1 else "one seed"
     heads = [shown[name] + (" (baseline)" if name == baseline else "") for name in names]
@@ -222,14 +223,14 @@ def summary(comparison: Mapping[str, Any], links: Mapping[str, str] | None = Non
         f"{' and '.join(splits)} split, %; {over}; stopping and every choice on valid only.",
         "The n-gram floor goes by units alone.",
         "",
-        *_table(["task", "metric", "utterances", "n-gram floor", *heads], rows),
+        *table(["task", "metric", "utterances", "n-gram floor", *heads], rows),
         "",
-        f"## Gain over {_cell(baseline)}",
+        f"## Gain over {cell(baseline)}",
         "",
         "In points; positive is better. Differences are paired: the same seed, the same test utterances.",
         f"Over seeds: Student-t. Over utterances: bootstrap of the mean over seeds, {comparison['draws']:,} draws.",
         "",
-        *_table(["task", "variant", "gain", "95 % over seeds", "95 % over utterances", "excludes zero"], gains),
+        *table(["task", "variant", "gain", "95 % over seeds", "95 % over utterances", "excludes zero"], gains),
         "",
         "Each variant's LM was pretrained once: no interval says how far the gain would move with another pretraining.",
         "",
@@ -277,6 +278,6 @@ def write_comparison(
     found = compare(scored, baseline, draws)
     directory = epath.Path(workdir)
     links = {name: os.path.join(name, "summary.md") for name in reports}
-    _write(directory / "summary.md", summary(found, links).encode())
-    _write(directory / "comparison.json", (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
+    write_file(directory / "summary.md", summary(found, links).encode())
+    write_file(directory / "comparison.json", (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
     return found

@@ -21,6 +21,7 @@ from etils import epath
 from tqdm import tqdm
 
 from spjax.evaluation import metrics, plots
+from spjax.evaluation.markdown import cell, percent, table
 from spjax.evaluation.outcome import Member, Predictions
 from spjax.tasks import LOWER_IS_BETTER, METRICS, Task
 
@@ -117,14 +118,16 @@ def write_report(
 
     workdir = epath.Path(workdir)
     for member in members:
-        _write(workdir / files[member.seed], _packed_predictions(task, member))
-    _write(workdir / drawn["learning_curve"], plots.learning_curves(task, members))
+        write_file(workdir / files[member.seed], _packed_predictions(task, member))
+    write_file(workdir / drawn["learning_curve"], plots.learning_curves(task, members))
     for slot, matrix in zip(task.slots, counts, strict=True):
-        _write(workdir / drawn[slot.name], plots.confusion(f"{task.name}: {slot.name}, {split}", slot.labels, matrix))
-    _write(workdir / "summary.md", summary(results).encode())
+        write_file(
+            workdir / drawn[slot.name], plots.confusion(f"{task.name}: {slot.name}, {split}", slot.labels, matrix)
+        )
+    write_file(workdir / "summary.md", summary(results).encode())
     # Last: whoever finds results.json finds the rest too.
     text = json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False)
-    _write(workdir / "results.json", (text + "\n").encode())
+    write_file(workdir / "results.json", (text + "\n").encode())
     return results
 
 
@@ -144,15 +147,15 @@ def write_overview(workdir: epath.PathLike, reports: Sequence[Mapping[str, Any]]
         head, floor = results["headline"], results["floor"]
         half = head["half_width_95"]
         sign = -1 if results["lower_is_better"] else 1
-        ours = _percent(head["mean"]) + ("" if half is None else f" ± {_percent(half)}")
+        ours = percent(head["mean"]) + ("" if half is None else f" ± {percent(half)}")
         beyond = None if not floor else sign * (head["mean"] - floor[results["split"]])
         rows.append(
             [
-                f"[{_cell(results['task'])}]({results['task']}/summary.md)",
+                f"[{cell(results['task'])}]({results['task']}/summary.md)",
                 METRICS[results["metric"]] + (" (lower is better)" if sign < 0 else ""),
                 str(results["members"][0]["utterances"]),
                 ours,
-                _percent(floor[results["split"]]) if floor else "–",
+                percent(floor[results["split"]]) if floor else "–",
                 "–" if beyond is None else f"{100 * beyond:+.2f} ({'above' if beyond >= 0 else 'below'} the floor)",
             ]
         )
@@ -163,13 +166,13 @@ def write_overview(workdir: epath.PathLike, reports: Sequence[Mapping[str, Any]]
         "",
         f"{split} split; {over}; stopping and every choice on valid only.",
         "",
-        *_table(["task", "metric", "utterances", "ours, %", "n-gram floor, %", "ours less floor"], rows),
+        *table(["task", "metric", "utterances", "ours, %", "n-gram floor, %", "ours less floor"], rows),
         "",
         "![ours and the n-gram floor](overview.png)",
         "",
     ]
-    _write(directory / "overview.png", plots.overview(reports))
-    _write(directory / "summary.md", "\n".join(lines).encode())
+    write_file(directory / "overview.png", plots.overview(reports))
+    write_file(directory / "summary.md", "\n".join(lines).encode())
     return os.fspath(directory / "summary.md")
 
 
@@ -210,68 +213,68 @@ def summary(results: Mapping[str, Any]) -> str:
     members = results["members"]
     slots = list(results["slots"])
     spread = (
-        f"± {_percent(head['half_width_95'])} (mean of {len(members)} seeds, 95 % Student-t interval over seeds)"
+        f"± {percent(head['half_width_95'])} (mean of {len(members)} seeds, 95 % Student-t interval over seeds)"
         if head["half_width_95"] is not None
         else "(one seed, so no interval over seeds)"
     )
     direction = "Lower" if results["lower_is_better"] else "Higher"
     lines = [
-        f"# {_cell(results['task'])}: {metric} {_percent(head['mean'])} %",
+        f"# {cell(results['task'])}: {metric} {percent(head['mean'])} %",
         "",
-        f"**{_percent(head['mean'])} % {spread}**, {results['split']} split, {members[0]['utterances']} utterances.",
+        f"**{percent(head['mean'])} % {spread}**, {results['split']} split, {members[0]['utterances']} utterances.",
         f"{direction} is better; stopping and every choice on valid only.",
         "",
     ]
 
-    rows = [[f"**ours** ({len(members)} seed{'s' if len(members) > 1 else ''})", f"**{_percent(head['mean'])}**"]]
+    rows = [[f"**ours** ({len(members)} seed{'s' if len(members) > 1 else ''})", f"**{percent(head['mean'])}**"]]
     floor = results["floor"]
     if floor:
         rows += [
             [
                 f"n-gram floor, {name.replace('_', ' ')}{' (chosen on valid)' if name == floor['chosen'] else ''}",
-                _percent(value),
+                percent(value),
             ]
             for name, variant in floor["variants"].items()
             if (value := variant.get(results["split"], {}).get("headline")) is not None
         ]
-    rows += [[_cell(entry["name"]), _percent(entry["value"])] for entry in results["comparisons"]]
-    lines += [*_table([results["split"], f"{metric}, %"], rows), ""]
+    rows += [[cell(entry["name"]), percent(entry["value"])] for entry in results["comparisons"]]
+    lines += [*table([results["split"], f"{metric}, %"], rows), ""]
 
     lines += ["## Seeds", ""]
     several = len(slots) > 1
     header = ["seed", "best epoch", f"valid {metric}", f"{results['split']} {metric}", "95 % of the run (Wilson)"]
-    header += [f"{_cell(slot)} accuracy" for slot in slots] if several else ["macro F1", "weighted F1"]
+    header += [f"{cell(slot)} accuracy" for slot in slots] if several else ["macro F1", "weighted F1"]
     rows = []
     for member in members:
         values, interval = member["metrics"], member["interval_95"]
-        row = [str(member["seed"]), f"{member['best_epoch']:g}", _percent(member["best_valid"])]
-        row += [_percent(values["headline"]), " to ".join(map(_percent, interval)) if interval else "–"]
+        row = [str(member["seed"]), f"{member['best_epoch']:g}", percent(member["best_valid"])]
+        row += [percent(values["headline"]), " to ".join(map(_percent, interval)) if interval else "–"]
         names = [f"accuracy/{slot}" for slot in slots] if several else ["macro_f1", "weighted_f1"]
-        rows.append(row + [_percent(values[name]) for name in names])
-    lines += [*_table(header, rows), ""]
+        rows.append(row + [percent(values[name]) for name in names])
+    lines += [*table(header, rows), ""]
     noted = [member for member in members if member["notes"]]
-    lines += [f"- seed {m['seed']}: " + ", ".join(f"{k} {_cell(v)}" for k, v in m["notes"].items()) for m in noted]
+    lines += [f"- seed {m['seed']}: " + ", ".join(f"{k} {cell(v)}" for k, v in m["notes"].items()) for m in noted]
     lines += [""] if noted else []
     lines += ["![learning curve](plots/learning_curve.png)", ""]
 
     lines += ["## Commonest confusions (all seeds together)", ""]
     for slot in slots:
         top = results["confusions"][slot][:5]
-        lines += [f"{_cell(slot)}:" + ("" if top else " none")]
+        lines += [f"{cell(slot)}:" + ("" if top else " none")]
         lines += [
-            f"- {_cell(c['true'])} taken for {_cell(c['predicted'])}: {c['count']} "
-            f"({_percent(c['share_of_true'])} % of that label)"
+            f"- {cell(c['true'])} taken for {cell(c['predicted'])}: {c['count']} "
+            f"({percent(c['share_of_true'])} % of that label)"
             for c in top
         ]
-        lines += ["", f"![confusion of {_cell(slot)}]({results['plots'][slot]})", ""]
+        lines += ["", f"![confusion of {cell(slot)}]({results['plots'][slot]})", ""]
 
     if results["parameters"]:
         lines += ["## Parameters", ""]
-        lines += [f"- {_cell(name)}: {count:,}" for name, count in results["parameters"].items()]
+        lines += [f"- {cell(name)}: {count:,}" for name, count in results["parameters"].items()]
         lines += [""]
     if results["provenance"]:
         lines += ["## Data and model", ""]
-        lines += [f"- {_cell(name)}: {_cell(value)}" for name, value in results["provenance"].items()]
+        lines += [f"- {cell(name)}: {cell(value)}" for name, value in results["provenance"].items()]
         lines += [""]
     lines += ["## Reproduce", ""]
     lines += ["```", results["command"], "```", ""] if results["command"] else []
@@ -349,23 +352,11 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.2f}"
-
-
-def _cell(text: Any) -> str:
-    return str(text).replace("|", "\\|").replace("\n", " ")
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
-
-
 def _file_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
 
 
-def _write(path: epath.Path, content: bytes) -> None:
+def write_file(path: epath.Path, content: bytes) -> None:
     """Atomically: whoever reads `path` sees the old file or the new one. Local or gs://."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
