@@ -248,7 +248,7 @@ def summary(results: Mapping[str, Any]) -> str:
     for member in members:
         values, interval = member["metrics"], member["interval_95"]
         row = [str(member["seed"]), f"{member['best_epoch']:g}", percent(member["best_valid"])]
-        row += [percent(values["headline"]), " to ".join(map(_percent, interval)) if interval else "–"]
+        row += [percent(values["headline"]), " to ".join(map(percent, interval)) if interval else "–"]
         names = [f"accuracy/{slot}" for slot in slots] if several else ["macro_f1", "weighted_f1"]
         rows.append(row + [percent(values[name]) for name in names])
     lines += [*table(header, rows), ""]
