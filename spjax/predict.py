@@ -1,0 +1,177 @@
+"""`python -m spjax.predict --lm=LM --encoder=ENC --kmeans=KM --packs=DIR file.wav ...`: labels for recordings.
+
+A table for people, JSON lines for machines (`--json`). A file that cannot be used is named, the rest is answered, and
+the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from spjax.data.records import RecordError
+from spjax.serving import comparing
+from spjax.serving.comparing import Change, Split
+from spjax.serving.frozen import KINDS
+from spjax.serving.load import load_unit_lm
+from spjax.serving.predictor import SpeechPrompt, packs_in
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m spjax.predict",
+        description="Answer every task of the given prompt packs for recordings, or score them on unit records.",
+        epilog="example: python -m spjax.predict --lm=lms/gslm --encoder=huberts/hubert_base_ls960 "
+        "--kmeans=kmeans/km100 --packs=packs turn_on_the_lights.wav --json",
+    )
+    parser.add_argument("files", metavar="FILE", nargs="*", help="recordings")
+    parser.add_argument("--lm", required=True, help="directory of the unit LM that the packs were trained with")
+    parser.add_argument("--encoder", help="mfcc, log_mel, or the directory of a HuBERT")
+    parser.add_argument("--kmeans", help="directory of the encoder's k-means")
+    parser.add_argument("--layer", type=int, default=6, help="of a HuBERT (%(default)s)")
+    parser.add_argument("--lowpass", type=float, metavar="HZ", help="of the encoder, if the packs were trained so")
+    parser.add_argument(
+        "--packs", required=True, action="append", metavar="DIR",
+        help="a prompt pack, or a directory that holds some; may be given several times",
+    )  # fmt: skip
+    parser.add_argument("--tasks", metavar="A,B", help="answer these tasks only")
+    parser.add_argument("--json", action="store_true", help="a JSON object a line")
+    parser.add_argument(
+        "--compute", choices=tuple(KINDS), default="float32", help="the LM's kernels (%(default)s); units do not change"
+    )
+    parser.add_argument("--compare", action="store_true", help="tell how answers differ from those in float32")
+    parser.add_argument(
+        "--data", action="append", default=[], metavar="RECORDS", help="unit records of a task, to score it on"
+    )
+    parser.add_argument("--split", default="test", help="of the records (%(default)s)")
+    parser.add_argument("--max-units", type=int, default=1024, help="most units of an utterance (%(default)s)")
+    parser.add_argument("--cut", action="store_true", help="answer for the beginning of longer ones")
+    parser.add_argument("--ahead", action="store_true", help="compile every program that there is, to keep them")
+    parser.add_argument("--export", metavar="DIR", help="write an artefact that serves the tasks without this code")
+    parser.add_argument(
+        "--compilation-cache", default="~/.cache/spjax/xla", metavar="DIR",
+        help="where compiled programs are kept; '' for nowhere (%(default)s)",
+    )  # fmt: skip
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Answers what the command line asks.
+
+    Args:
+      arguments: of the command line; the process's own if None.
+
+    Raises:
+      SystemExit: with a message, if nothing can be answered; with status 1, if a file cannot.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        failed = _run(options)
+    except (ValueError, OSError, RecordError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(1 if failed else 0)
+
+
+def _run(options: argparse.Namespace) -> bool:
+    """Whether a file could not be answered."""
+    if not (options.files or options.data or options.export):
+        raise ValueError("nothing to answer: give recordings, or unit records by --data=RECORDS")
+    if options.files and not options.encoder:
+        raise ValueError(
+            "recordings want an encoder: give --encoder=mfcc, log_mel or a HuBERT's directory, and --kmeans"
+        )
+    packs = [pack for place in options.packs for pack in packs_in(place)]
+    lm = load_unit_lm(options.lm)
+    predictor = SpeechPrompt.load(
+        lm, options.encoder, packs, kmeans=options.kmeans, layer=options.layer, lowpass=options.lowpass,
+        compute=options.compute, max_units=options.max_units, overlength="cut" if options.cut else "error",
+        ahead=options.ahead, compilation_cache=options.compilation_cache,
+    )  # fmt: skip
+    reference = None
+    if options.compare:
+        reference = SpeechPrompt.load(
+            lm, None, predictor.packs, max_units=options.max_units, overlength=predictor.overlength
+        )
+    del lm  # its float32 weights are not needed beside narrower ones
+    tasks = options.tasks.split(",") if options.tasks else None
+    failed = _answer_files(options, predictor, reference, tasks) if options.files else False
+    for place in options.data:
+        _score(options, predictor, reference, comparing.read_split(place, options.split, predictor), place)
+    if options.export:
+        print(f"{predictor.export(options.export, progress=True)}: see its README.md", file=sys.stderr)
+    return failed
+
+
+def _answer_files(options: argparse.Namespace, predictor: SpeechPrompt, reference: Any, tasks: Any) -> bool:
+    encoded = predictor.encode(options.files, progress=True)
+    good = [(file, one) for file, one in zip(options.files, encoded, strict=True) if not isinstance(one, ValueError)]
+    units = [one for _, one in good]
+    predictor.compile_ahead(units, tasks, progress=True)
+    answers = iter(predictor.predict_units(units, tasks, progress=True))
+    rows = [("file", "task", "labels (probability)")]
+    for file, one in zip(options.files, encoded, strict=True):
+        if isinstance(one, ValueError):
+            told = str(one) if file in str(one) else f"{file}: {one}"
+            print(f"error: {told}", file=sys.stderr)
+            line: dict[str, Any] = {"file": file, "error": told}
+        else:
+            line = {"file": file, "answers": next(answers)}
+            rows += [(file, name, _told(answer)) for name, answer in line["answers"].items()]
+        if options.json:
+            print(json.dumps(line, ensure_ascii=False))
+    if not options.json and good:
+        _print_table(rows)
+    if reference and good:
+        _tell(options, comparing.changes(predictor, reference, units, tasks, progress=True), f"{len(good)} recordings")
+    return len(good) < len(options.files)
+
+
+def _told(answer: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{slot}: {label} ({answer['probabilities'][slot][label]:.2f})" for slot, label in answer["labels"].items()
+    )
+
+
+def _score(options: argparse.Namespace, predictor: SpeechPrompt, reference: Any, split: Split, place: str) -> None:
+    if reference:
+        classes = {split.task: split.classes}
+        _tell(options, comparing.changes(predictor, reference, split.units, split.task, classes, progress=True), place)
+        return
+    value = comparing.headline(predictor, split, progress=True)
+    metric, count = predictor.tasks[split.task].metric, len(split.units)
+    if options.json:
+        told = {"data": place, "split": options.split, "task": split.task, "utterances": count}
+        print(json.dumps({**told, "metric": metric, "value": value}))
+    else:
+        print(f"{place}, {options.split}: {split.task}, {metric} {100 * value:.2f} % of {count} utterances")
+
+
+def _tell(options: argparse.Namespace, changes: dict[str, Change], where: str) -> None:
+    """How answers differ from those in float32."""
+    if options.json:
+        told = {name: {k: v for k, v in change._asdict().items() if v is not None} for name, change in changes.items()}
+        print(json.dumps({"compare": options.compute, "on": where, "tasks": told}))
+        return
+    print(f"\n{options.compute} against float32 on {where}:")
+    rows = [["task", "utterances", "same labels", "largest change of a probability", "float32", options.compute]]
+    for name, one in changes.items():
+        scores = ["", ""]
+        if one.reference is not None and one.value is not None:
+            scores = [f"{one.metric} {100 * one.reference:.2f} %", f"{100 * one.value:.2f} %"]
+        rows.append([name, str(one.utterances), f"{100 * one.agreement:.2f} %", f"{one.largest:.4f}", *scores])
+    _print_table(rows)
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+"""Tasks served without this code: StableHLO programs (jax.export), weights and labels, and how to load them."""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from spjax import vocab
+from spjax.evaluation import decode
+from spjax.models.config import UnitLMConfig
+from spjax.serving.frozen import KINDS
+from spjax.serving.scoring import Bank, Shape
+from spjax.storage import files
+from spjax.types import Batch, Params, Streams
+
+FORMAT = "spjax-served"
+VERSION = 1
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+LOADER = """\
+import functools, json, pathlib
+import jax, jax.export, numpy as np
+
+HERE = pathlib.Path(DIRECTORY)
+CARD = json.loads((HERE / "card.json").read_text())
+
+@functools.cache
+def weights(file):  # bfloat16 lies in the file as uint16
+    arrays = np.load(HERE / file).values()
+    return [jax.device_put(a.view(jax.numpy.bfloat16) if a.dtype == np.uint16 else a) for a in arrays]
+
+@functools.cache
+def program(file):
+    return jax.jit(jax.export.deserialize(bytearray((HERE / file).read_bytes())).call)
+
+def answer(task, utterances):
+    told = CARD["tasks"][task]
+    bank, longest = CARD["banks"][told["bank"]], max(len(utterance[0]) for utterance in utterances)
+    rows, columns, file = next(p for p in bank["programs"] if p[0] >= len(utterances) and p[1] >= longest)
+    inputs = [np.zeros((rows, columns), dtype) for dtype in CARD["inputs"].values()]
+    lengths, member = np.ones(rows, np.int32), np.full(rows, told["member"], np.int32)
+    for row, utterance in enumerate(utterances):
+        lengths[row] = len(utterance[0])
+        for array, values in zip(inputs, utterance):
+            array[row, : len(values)] = values
+    said, shares = program(file)([*weights("lm.npz"), *weights(bank["weights"])], inputs, lengths, member)
+    answers = []
+    for row in range(len(utterances)):
+        sizes = np.cumsum([len(slot["labels"]) for slot in told["slots"]])
+        parts = zip(told["slots"], np.asarray(said)[row], np.split(np.asarray(shares)[row], sizes))
+        answers.append({s["name"]: (s["labels"][k], dict(zip(s["labels"], p.tolist()))) for s, k, p in parts})
+    return answers
+"""
+
+
+def export(
+    directory: Path,
+    config: UnitLMConfig,
+    params: Params,
+    banks: Sequence[Bank],
+    compute: str,
+    merged: bool,
+    *,
+    columns: Sequence[int],
+    rows: Sequence[int],
+    progress: bool = False,
+) -> Path:
+    """Write a directory that serves banks from units, by jax and numpy alone; its README.md says how.
+
+    Each program takes a fixed number of rows of up to so many units, on CPUs, NVIDIA GPUs and TPUs. Speech becomes
+    units before it.
+
+    Args:
+      directory: where to; parents are made, an earlier artefact of the same files is replaced.
+      config: the LM's.
+      params: its weights, as `compute` has them.
+      banks: the packs.
+      compute: of frozen.KINDS.
+      merged: whether units are merged, for the README.
+      columns: the most units of an utterance, of each program.
+      rows: utterances of a batch, of each program.
+      progress: a bar, after two seconds.
+
+    Returns:
+      The directory, absolute.
+
+    Raises:
+      ValueError: no columns or rows, or numbers below 1.
+      StorageError: the directory holds other files.
+    """
+    if not columns or not rows or min(*columns, *rows) < 1:
+        raise ValueError(f"columns {tuple(columns)} and rows {tuple(rows)} must name a number of 1 or more each")
+    inputs = {"units": "int32"} if config.prosody is None else {"units": "int32", "durations": "int32", "f0": "float32"}
+    writers: dict[str, files.Writer] = {"lm.npz": _npz_writer(jax.tree.leaves(params))}
+    described: list[dict[str, Any]] = []
+    wanted = [Shape(r, c) for c in sorted(set(columns)) for r in sorted(set(rows))]
+    with tqdm(total=len(banks) * len(wanted), desc="export", unit="program", delay=2, disable=not progress) as bar:
+        for number, bank in enumerate(banks):
+            programs = []
+            leaves, tree = jax.tree.flatten((params, bank.params))
+            serve = jax.jit(_serving(config, compute, bank, tree))
+            for shape in wanted:
+                given = _given(leaves, inputs, shape)
+                blob = jax.export.export(serve, platforms=PLATFORMS)(*given).serialize()
+                file = f"bank_{number}_{shape.rows}x{shape.columns}.bin"
+                writers[file] = _bytes_writer(blob)
+                programs.append([*shape, file])
+                bar.update()
+            writers[f"bank_{number}.npz"] = _npz_writer(jax.tree.leaves(bank.params))
+            described.append({"programs": programs, "weights": f"bank_{number}.npz"})
+    tasks = {
+        name: {"bank": number, "member": member, "slots": pack.card["slots"]}
+        for number, bank in enumerate(banks)
+        for member, (name, pack) in enumerate(bank.packs.items())
+    }
+    pack = next(iter(banks[0].packs.values()))
+    card = {
+        "format": FORMAT, "version": VERSION, "jax": jax.__version__, "platforms": PLATFORMS, "compute": compute,
+        "lm": pack.card["lm"], "inputs": inputs, "tasks": tasks, "banks": described,
+    }  # fmt: skip
+    writers |= {"card.json": files.json_writer(card), "README.md": _text_writer(_readme(card, banks, merged))}
+    return files.write_directory(directory, writers)
+
+
+def _given(leaves: Sequence[Any], inputs: dict[str, str], shape: Shape) -> tuple[Any, ...]:
+    """What a program of that shape is given, without the numbers."""
+    ints = jax.ShapeDtypeStruct((shape.rows,), np.int32)
+    weights = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+    return weights, [jax.ShapeDtypeStruct(shape, dtype) for dtype in inputs.values()], ints, ints
+
+
+def _serving(config: UnitLMConfig, compute: str, bank: Bank, tree: Any) -> Callable[..., Any]:
+    """(weights, inputs [B, T] each, lengths [B], member [B]) to (labels int32 [B, slots], probabilities [B, C]).
+
+    Tasks of fewer slots say label -1 behind theirs, and those of fewer classes have probability 0 there.
+    """
+    tasks = [pack.task for pack in bank.packs.values()]
+    combinations = max(len(one.combinations) for one in bank.trees)
+    slots, classes = max(len(task.slots) for task in tasks), max(task.num_classes for task in tasks)
+    within = np.full((len(tasks), combinations, slots), -1, np.int32)  # label of each slot that a combination says
+    says = np.zeros((len(tasks), combinations, classes), np.float32)
+    for n, (task, one) in enumerate(zip(tasks, bank.trees, strict=True)):
+        count, own = one.combinations.shape
+        within[n, :count, :own] = one.combinations - np.asarray(task.slot_offsets[:-1])
+        np.put_along_axis(says[n, :count], one.combinations, 1, axis=1)
+
+    def serve(weights: list[Any], inputs: list[Any], lengths: jax.Array, member: jax.Array) -> tuple[Any, Any]:
+        lm, prompt = jax.tree.unflatten(tree, weights)
+        batch = lay_out(config, *inputs, lengths=lengths)._replace(prompt_id=member)
+        log_probs = decode.score(
+            lm, prompt, batch, bank.trees, config=config, compute=KINDS[compute], lengths=bank.lengths
+        )
+        best = jnp.argmax(log_probs, axis=1)
+        shares = jnp.einsum("bm,bmc->bc", jnp.exp(log_probs), jnp.asarray(says)[member], precision="highest")
+        return jnp.asarray(within)[member, best], shares
+
+    return serve
+
+
+def lay_out(config: UnitLMConfig, units: Any, durations: Any = None, f0: Any = None, *, lengths: Any) -> Batch:
+    """Utterances as `data.loader.make_batch` lays them out, inside a program: member 0, no filling rows.
+
+    Args:
+      config: the LM's.
+      units: int32 [B, T], right-padded.
+      durations: int32 [B, T], of a multi-stream LM.
+      f0: float32 [B, T], likewise.
+      lengths: int32 [B], units of each, 1 to T.
+    """
+    rows, columns = units.shape
+    column, last = jnp.arange(columns), lengths[:, None] - 1
+    tokens = units + vocab.UNIT_OFFSET
+    source = jnp.where(column < lengths[:, None], jnp.roll(tokens, 1, axis=1), vocab.PAD).at[:, 0].set(config.opener)
+    streams = None
+    if config.prosody is not None:
+        if config.prosody.interpolate_f0:
+            f0 = interpolated(f0, lengths)
+        behind = jnp.concatenate([jnp.broadcast_to(column - 2, units.shape), last - 1, last], axis=1)
+        real = (behind >= 0) & (behind <= last)
+        pick = lambda known: jnp.take_along_axis(known, jnp.maximum(behind, 0), axis=1)  # noqa: E731
+        nothing = jnp.where(behind == -1, vocab.F0_BOS, vocab.F0_PAD)
+        streams = Streams(jnp.where(real, pick(durations), 0), jnp.where(real, pick(f0), nothing))
+    zeros = jnp.zeros(rows, jnp.int32)
+    return Batch(
+        source=source,
+        source_length=lengths,
+        last=jnp.take_along_axis(tokens, last, axis=1)[:, 0],
+        classes=zeros[:, None],
+        prompt_id=zeros,
+        weight=jnp.ones(rows),
+        index=jnp.arange(rows),
+        streams=streams,
+    )
+
+
+def interpolated(f0: jax.Array, lengths: jax.Array) -> jax.Array:
+    """`UnitSet.with_interpolated_f0` inside a program: float32 [B, T] of so many segments each."""
+    columns = f0.shape[1]
+    column = jnp.broadcast_to(jnp.arange(columns), f0.shape)
+    voiced = (f0 != 0) & (column < lengths[:, None])
+    before = jax.lax.cummax(jnp.where(voiced, column, -1), axis=1)
+    after = jax.lax.cummin(jnp.where(voiced, column, columns), axis=1, reverse=True)
+    at = lambda where: jnp.exp(jnp.take_along_axis(f0, jnp.clip(where, 0, columns - 1), axis=1))  # noqa: E731
+    share = (column - before) / jnp.maximum(after - before, 1)
+    between = ~voiced & (before >= 0) & (after < columns)
+    return jnp.where(between, jnp.log(at(before) * (1 - share) + at(after) * share), f0)
+
+
+def _npz_writer(leaves: Sequence[Any]) -> files.Writer:
+    def plain(leaf: Any) -> np.ndarray:
+        array = np.asarray(leaf)
+        return array.view(np.uint16) if array.dtype == jnp.bfloat16 else array  # numpy alone knows no bfloat16
+
+    arrays: Any = {str(number): plain(leaf) for number, leaf in enumerate(leaves)}
+    return lambda path: np.savez(path, **arrays)
+
+
+def _bytes_writer(blob: bytes | bytearray) -> files.Writer:
+    return lambda path: path.write_bytes(blob)
+
+
+def _text_writer(text: str) -> files.Writer:
+    return lambda path: path.write_text(text, encoding="utf-8")
+
+
+def _readme(card: dict[str, Any], banks: Sequence[Bank], merged: bool) -> str:
+    sizes = sorted({(rows, columns) for bank in card["banks"] for rows, columns, _ in bank["programs"]})
+    packs = dict(itertools.chain.from_iterable(bank.packs.items() for bank in banks))
+    told = next(iter(packs.values())).card
+    made = f"{told['encoder'] or 'an encoder that is not named'}, layer {told['layer']}, k-means {told['kmeans']}"
+    tasks = [
+        f"| {name} | {', '.join(slot['name'] for slot in own['slots'])} | "
+        f"{sum(len(slot['labels']) for slot in own['slots'])} | {own['bank']} |"
+        for name, own in card["tasks"].items()
+    ]
+    utterance = ", ".join(card["inputs"])
+    loader = LOADER.replace("DIRECTORY", '"."')
+    return textwrap.dedent("""\
+        # {names}
+
+        Prompted tasks in front of one frozen speech unit LM, as StableHLO programs. They run by jax and numpy alone, on
+        {platforms}, in {compute}.
+
+        | task | slots | labels | bank |
+        |---|---|---|---|
+        {tasks}
+
+        An utterance is ({utterance}): units of {made}, runs of equal units {merged}. A program takes up to
+        so many utterances of so many units: {sizes}.
+        LM {hash}. Written by jax {jax}.
+
+        ```python
+        {loader}
+        print(answer({first!r}, [{example}]))  # of each utterance: {{slot: (label, {{label: probability}})}}
+        ```
+
+        Labels are the likeliest combination that training saw. Tasks of one bank may share a batch: `member` says which
+        one is asked, row by row.
+        """).format(
+        names=", ".join(card["tasks"]),
+        platforms=", ".join(card["platforms"]),
+        compute=card["compute"],
+        tasks="\n".join(tasks),
+        utterance=utterance + ("," if "," not in utterance else ""),
+        made=made,
+        merged="merged to one" if merged else "as they are",
+        sizes=", ".join(f"{rows} × {columns}" for rows, columns in sizes),
+        hash=card["lm"]["hash"],
+        jax=card["jax"],
+        loader=loader,
+        first=next(iter(card["tasks"])),
+        example="[[71, 12, 63, 40]]" if len(card["inputs"]) == 1 else "([71, 12, 63], [2, 5, 3], [0.0, 0.1, -0.2])",
+    )

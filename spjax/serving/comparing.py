@@ -1,0 +1,116 @@
+"""What fewer bytes cost: answers of one predictor against another's on the same utterances, and scores on records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from spjax.data.records import read_unit_records
+from spjax.evaluation import metrics
+from spjax.serving import scoring
+from spjax.serving.predictor import SpeechPrompt, Tasks, check_units, units_of
+from spjax.types import Encoded
+
+
+class Change(NamedTuple):
+    """How a task's answers differ between two predictors.
+
+    Attributes:
+      utterances: how many were asked.
+      agreement: share of them whose labels are all the same.
+      largest: the largest change of any label's probability.
+      metric: of the task, where the true classes are known; None else.
+      reference: its value for the reference, likewise.
+      value: its value for the other, likewise.
+    """
+
+    utterances: int
+    agreement: float
+    largest: float
+    metric: str | None = None
+    reference: float | None = None
+    value: float | None = None
+
+
+class Split(NamedTuple):
+    """A split of unit records as a predictor takes it: the task's name, utterances, class ids int32 [n, slots]."""
+
+    task: str
+    units: list[Any]
+    classes: np.ndarray
+
+
+def read_split(directory: str, split: str, predictor: SpeechPrompt) -> Split:
+    """The utterances of unit records, of a task that the predictor has.
+
+    Raises:
+      RecordError: the records are absent or damaged, or have no such split.
+      ValueError: the predictor has no such task, or records lack f0 that its LM wants; StorageError (one of them) where
+        its units are made otherwise.
+    """
+    found, card = read_unit_records(directory, split)
+    name = card.task.name
+    if name not in predictor.packs or predictor.tasks[name].slots != card.task.slots:
+        raise ValueError(f"{directory} holds task {name!r}; packs of those labels: {', '.join(predictor.packs)}")
+    made = {"encoder": card.encoder, "layer": card.layer, "kmeans": card.kmeans, "merged": card.merged}
+    theirs = units_of(predictor.packs[name].card)
+    check_units(f"prompt pack {name!r}", theirs, str(directory), made, "Give records of its own units.")
+    if predictor.config.prosody is None:
+        return Split(name, [found.units_of(i) for i in range(len(found))], found.classes)
+    if found.streams is None:
+        raise ValueError(f"{directory} holds no f0, which a multi-stream LM wants: extract the recordings with --f0")
+    parts = (np.split(flat, found.offsets[1:-1]) for flat in (found.units, *found.streams))
+    return Split(name, [Encoded(*streams) for streams in zip(*parts, strict=True)], found.classes)
+
+
+def headline(predictor: SpeechPrompt, split: Split, progress: bool = False) -> float:
+    """The task's own metric (Task.metric) of a split, 0 to 1."""
+    scored = predictor.scores(split.units, split.task, progress)[split.task]
+    return _headline(predictor, split.task, scored, split.classes)
+
+
+def _headline(predictor: SpeechPrompt, name: str, scored: scoring.Scored, classes: np.ndarray) -> float:
+    pack = predictor.packs[name]
+    said, by_slot = scoring.read_off(pack, scored.log_probs)
+    return float(metrics.score(pack.task, classes[scored.utterances], said, by_slot)["headline"])
+
+
+def changes(
+    predictor: SpeechPrompt,
+    reference: SpeechPrompt,
+    units: Sequence[Any],
+    tasks: Tasks = None,
+    classes: Mapping[str, np.ndarray] | None = None,
+    progress: bool = False,
+) -> dict[str, Change]:
+    """How answers change from the reference to the predictor.
+
+    Args:
+      predictor: with bfloat16 or int8 kernels, say.
+      reference: of the same packs, in float32.
+      units, tasks: as `SpeechPrompt.predict_units` takes them.
+      classes: of tasks whose true classes are known, int [n, slots] over all slots.
+      progress: bars, after two seconds.
+
+    Returns:
+      Every task that is asked of an utterance.
+    """
+    found = {}
+    before, after = (one.scores(units, tasks, progress) for one in (reference, predictor))
+    for name in after:
+        pack = predictor.packs[name]
+        (said, shares), (known, known_shares) = (
+            scoring.read_off(pack, side[name].log_probs) for side in (after, before)
+        )
+        largest = max(float(np.abs(a - b).max()) for a, b in zip(shares, known_shares, strict=True))
+        change = Change(len(said), float((said == known).all(axis=1).mean()), largest)
+        if classes and name in classes:
+            values = [
+                _headline(one, name, side[name], np.asarray(classes[name]))
+                for one, side in ((reference, before), (predictor, after))
+            ]
+            change = change._replace(metric=pack.task.metric, reference=values[0], value=values[1])
+        found[name] = change
+    return found

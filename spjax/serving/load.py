@@ -1,0 +1,80 @@
+"""What serving starts from: a unit LM and prompt packs, read and in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spjax.models import unit_lm
+from spjax.models.config import UnitLMConfig
+from spjax.storage import packs, unit_lms
+from spjax.storage.packs import PromptPack
+from spjax.types import Params, Streams
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class UnitLM:
+    """A unit LM in memory.
+
+    Attributes:
+      config: its architecture.
+      params: its weights (docs/design.md, Parameters), float32.
+      hash: what prompt packs are bound to.
+    """
+
+    config: UnitLMConfig
+    params: Params
+    hash: str
+
+    def logits(self, tokens: Any, streams: Streams | None = None) -> np.ndarray:
+        """Logits over the vocabulary: int [B, T] tokens, right-padded with 1, to float32 [B, T, V].
+
+        Args:
+          tokens: a sequence each.
+          streams: [B, T] each, for a multi-stream LM; they lag a column (docs/design.md, Prosody).
+
+        Raises:
+          ValueError: not [B, T], a token outside the vocabulary, or a multi-stream LM without streams.
+        """
+        try:
+            tokens = np.asarray(tokens)
+        except ValueError as error:
+            raise ValueError("tokens must be int [B, T]: rows differ in length, pad them with 1") from error
+        if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
+            raise ValueError(f"tokens must be int [B, T], not {tokens.dtype} {list(tokens.shape)}")
+        if not tokens.size:
+            return np.zeros((*tokens.shape, self.config.vocab_size), np.float32)
+        if not 0 <= tokens.min() <= tokens.max() < self.config.vocab_size:
+            raise ValueError(
+                f"tokens lie in {tokens.min()}..{tokens.max()}, must be in 0..{self.config.vocab_size - 1}"
+            )
+        if streams is not None and any(np.shape(one) != tokens.shape for one in streams):
+            raise ValueError(f"streams must be {list(tokens.shape)} each, as the tokens")
+        return np.asarray(_logits(self.params, self.config, jnp.asarray(tokens), streams=streams))
+
+
+_logits = jax.jit(unit_lm.logits, static_argnums=1)
+
+
+def load_unit_lm(path: str | os.PathLike[str]) -> UnitLM:
+    """Read a unit LM's directory (`python -m spjax.convert unit_lm`, or pretraining, writes one).
+
+    Raises:
+      StorageError: damaged, incomplete or of a newer format.
+    """
+    config, params, info = unit_lms.read_unit_lm(os.fspath(path))
+    return UnitLM(config, jax.tree.map(jnp.asarray, params), info["hash"])  # on the device once, not at every call
+
+
+def load_prompt(path: str | os.PathLike[str]) -> PromptPack:
+    """Read a prompt pack's directory: `.params` and `.card`.
+
+    Raises:
+      StorageError: damaged, incomplete or of a newer format.
+    """
+    return packs.load_pack(os.fspath(path))
