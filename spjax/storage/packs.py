@@ -1,8 +1,12 @@
-"""A prompt pack on disk: `card.json` beside `prompt.safetensors`. One trained prompt, and all it takes to use it."""
+"""A prompt pack on disk: `card.json` beside `prompt.safetensors`. One trained prompt, and all it takes to use it.
+
+`README.md` beside them is written from the card, for people and the Hugging Face hub; nothing reads it back.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypedDict
@@ -10,7 +14,7 @@ from typing import Any, NoReturn, TypedDict
 import numpy as np
 
 from spjax.models.config import SIZES, UnitLMConfig
-from spjax.storage import files
+from spjax.storage import files, pack_readme
 from spjax.storage.files import Shape, StorageError
 from spjax.tasks import Slot, Task
 from spjax.types import Params
@@ -92,6 +96,49 @@ class PromptPack:
         slots = tuple(Slot(slot["name"], tuple(slot["labels"])) for slot in self.card["slots"])
         return Task(self.card["task"], slots, self.card["metric"])
 
+    def save(self, directory: str | Path) -> PromptPack:
+        """Writes it: `save_pack`."""
+        return save_pack(directory, self.params, self.card)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> PromptPack:
+        """Reads one: `load_pack`."""
+        return load_pack(directory)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        message: str | None = None,
+        licence: str | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Publishes it on the Hugging Face hub; see `spjax.storage.hub.push_pack`, which also gives what it returns."""
+        from spjax.storage import hub
+
+        with tempfile.TemporaryDirectory() as folder:
+            directory = Path(folder) / "pack"
+            self.save(directory)
+            return hub.push_pack(
+                directory, repo_id, private=private, revision=revision, message=message, licence=licence, token=token
+            )
+
+    @classmethod
+    def from_hub(
+        cls,
+        repo_id: str,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | None = None,
+    ) -> PromptPack:
+        """Fetches one from the Hugging Face hub; see `spjax.storage.hub.fetch_pack`."""
+        from spjax.storage import hub
+
+        return load_pack(hub.fetch_pack(repo_id, revision=revision, cache_dir=cache_dir, token=token))
+
 
 def make_card(
     task: Task,
@@ -153,7 +200,7 @@ def make_card(
     }
 
 
-def _shapes(card: PackCard, found: Mapping[str, tuple[str, Shape]]) -> dict[str, Shape]:
+def tensor_shapes(card: PackCard, found: Mapping[str, tuple[str, Shape]]) -> dict[str, Shape]:
     """Shapes that a prompt's tensors must have; only P, S and the optional `sep_deep` are read off what was found."""
     lm = card["lm"]
 
@@ -172,6 +219,29 @@ def _shapes(card: PackCard, found: Mapping[str, tuple[str, Shape]]) -> dict[str,
     if card["verbalizer"]["kind"] == "learnable":
         shapes["verbalizer"] = (card["verbalizer"]["outputs"], lm["vocab_size"])
     return shapes
+
+
+def check_card(card: Any, where: str | Path) -> None:
+    """Everything about a card that can be told without the tensors; it came from `where`.
+
+    Raises:
+      StorageError: the first thing that is wrong.
+    """
+
+    def fail(problem: str) -> NoReturn:
+        raise StorageError(f"{where}: {problem}. Take the pack from its source again, or make the card anew.")
+
+    _check_types(card, fail)
+    if card["format"] != FORMAT or card["version"] < 1:
+        fail(
+            f'the card has the format {card["format"]!r:.40}, version {card["version"]}, must be "{FORMAT}", 1 or more'
+        )
+    if card["version"] > VERSION:
+        raise StorageError(
+            f"{where}: the card of prompt pack {card['task']!r} has the version {card['version']}, known up to "
+            f"{VERSION}: a newer spjax wrote it. Update spjax."
+        )
+    _check_values(card, fail)
 
 
 def _check_types(card: Mapping[str, Any], fail: Callable[[str], NoReturn]) -> None:
@@ -216,13 +286,7 @@ def _check_types(card: Mapping[str, Any], fail: Callable[[str], NoReturn]) -> No
             fail(f"labels of slot {slot['name']!r} must be strings")
 
 
-def _check_card(card: Any, where: str | Path) -> None:
-    """Everything about a card that can be told without the tensors."""
-
-    def fail(problem: str) -> NoReturn:
-        raise StorageError(f"{where}: {problem}. Take the pack from its source again, or make the card anew.")
-
-    _check_types(card, fail)
+def _check_values(card: PackCard, fail: Callable[[str], NoReturn]) -> None:
     try:
         task = PromptPack({}, card).task
         lm = UnitLMConfig(**{name: card["lm"][name] for name in SIZES})  # type: ignore[literal-required]
@@ -284,11 +348,29 @@ def save_pack(directory: str | Path, params: Params, card: PackCard) -> PromptPa
         "parameters": sum(array.size for array in params.values()),
         "hash": files.tree_hash(params),
     }  # type: ignore[typeddict-item]
-    _check_card(full, "card to save")
+    check_card(full, "card to save")
     found = files.described(params)
-    files.check_tensors(found, _shapes(full, found), "prompt to save", "Give one member's tree, without the bank axis.")
-    files.write_directory(directory, {CARD_FILE: files.json_writer(full), TENSOR_FILE: files.tensor_writer(params)})
-    return PromptPack(params, full)
+    files.check_tensors(
+        found, tensor_shapes(full, found), "prompt to save", "Give one member's tree, without the bank axis."
+    )
+    pack = PromptPack(params, full)
+    text = readme(pack)
+    files.write_directory(
+        directory,
+        {
+            CARD_FILE: files.json_writer(full),
+            TENSOR_FILE: files.tensor_writer(params),
+            pack_readme.FILE: lambda path: path.write_text(text, encoding="utf-8"),
+        },
+    )
+    return pack
+
+
+def readme(pack: PromptPack) -> str:
+    """The pack's README.md, as `save_pack` writes it."""
+    params, deep = pack.params, "key" in pack.params
+    positions = params["key"].shape[1] if deep else len(params["input"])
+    return pack_readme.readme(pack.card, deep=deep, positions=positions, separators=len(params["sep"]))
 
 
 def load_pack(directory: str | Path) -> PromptPack:
@@ -302,13 +384,19 @@ def load_pack(directory: str | Path) -> PromptPack:
     """
     directory = Path(directory)
     card: PackCard = files.read_json(directory / CARD_FILE, FORMAT, VERSION)  # type: ignore[assignment]
-    _check_card(card, directory / CARD_FILE)
-    params = files.read_tensors(directory / TENSOR_FILE, lambda found: _shapes(card, found))
+    check_card(card, directory / CARD_FILE)
+    params = files.read_tensors(directory / TENSOR_FILE, lambda found: tensor_shapes(card, found))
+    return pack_of(params, card, f"{directory / TENSOR_FILE} is not the prompt that {CARD_FILE} describes")
+
+
+def pack_of(params: Params, card: PackCard, otherwise: str) -> PromptPack:
+    """A pack of tensors and card that were read, both checked by themselves.
+
+    Raises:
+      StorageError: `otherwise`, where the tensors are not those that the card's hash and count tell of.
+    """
     if files.tree_hash(params) != card["hash"] or sum(array.size for array in params.values()) != card["parameters"]:
-        raise StorageError(
-            f"{directory / TENSOR_FILE} is not the prompt that {CARD_FILE} describes: one of the two was altered. "
-            "Take both from their source again."
-        )
+        raise StorageError(f"{otherwise}: one of the two was altered. Take both from their source again.")
     return PromptPack(params, card)
 
 

@@ -1,0 +1,139 @@
+"""`python -m spjax.inside --lm=LM --packs=DIR --out=DIR`: what trained prompts listen for, drawn and told.
+
+Which units a verbalizer uses for each label, how alike the prompts of several packs are, and, with units or records
+given, which units of an utterance decided its answer. Writes `summary.md` and its plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from spjax.data import records
+from spjax.data.unit_set import UnitSet
+from spjax.evaluation import inside, inside_plots
+from spjax.models.config import UnitLMConfig
+from spjax.storage import StorageError, banks, check_pack, read_unit_lm
+from spjax.storage.packs import PromptPack
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m spjax.inside",
+        description=__doc__.partition("\n\n")[2],
+        epilog="example: python -m spjax.inside --lm=runs/pretrain_ulm/lm --packs=runs/fsc/packs/seed_0 "
+        "--data=runs/units/fsc --out=inside",
+    )
+    parser.add_argument("--lm", metavar="LM", type=Path, required=True, help="unit LM of the packs")
+    parser.add_argument(
+        "--packs", metavar="PATH", type=Path, required=True, help="a pack, a bank, or a directory of them"
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="directory to write")
+    said = parser.add_mutually_exclusive_group()
+    said.add_argument("--units", metavar='"U U ..."', help="an utterance, its units with spaces between")
+    said.add_argument("--data", metavar="RECORDS", help="unit records to take utterances from")
+    parser.add_argument("--split", default="test", help="of the records (default: test)")
+    parser.add_argument("--utterances", metavar="N", type=int, default=3, help="how many of the split (default: 3)")
+    parser.add_argument("--steps", metavar="N", type=int, default=inside.STEPS, help="points of integrated gradients")
+    return parser
+
+
+def _utterances(options: argparse.Namespace, config: UnitLMConfig) -> tuple[str | None, list[tuple[str, UnitSet]]]:
+    """The records' task (None where units were given), and the utterances to look at, by name."""
+    if options.units is not None:
+        if config.prosody:
+            raise ValueError("--units tell no prosody, which this multi-stream LM wants: give --data")
+        try:
+            units = [int(word) for word in options.units.split()]
+        except ValueError as error:
+            raise ValueError(f"--units={options.units!r:.80} are not numbers with spaces between") from error
+        return None, [("the units given", UnitSet.of([units], np.zeros((1, 1))))]
+    if options.data is None:
+        return None, []
+    split, card = records.read_unit_records(options.data, options.split)
+    split = (
+        (split.with_interpolated_f0() if config.prosody.interpolate_f0 else split)
+        if config.prosody
+        else split.without_streams()
+    )
+    chosen = np.unique(np.linspace(0, len(split) - 1, min(options.utterances, len(split))).astype(int))
+    return card.task.name, [(split.ids[i], split.take(np.asarray([i]))) for i in chosen]
+
+
+def look(options: argparse.Namespace) -> str:
+    """Looks into the packs that the options name, and writes plots and summary.
+
+    Returns:
+      The summary, Markdown.
+
+    Raises:
+      StorageError: a pack that is damaged or of another LM.
+      ValueError: units or records that do not fit the LM.
+    """
+    config, lm, info = read_unit_lm(options.lm)
+    packs = banks.load_packs(options.packs)
+    for name, pack in packs.items():
+        try:
+            check_pack(pack, info["hash"], config)
+        except StorageError as error:
+            raise StorageError(f"{options.packs}, {name}: {error}") from error
+    task, utterances = _utterances(options, config)
+    lm = jax.tree.map(jnp.asarray, lm)
+    files: dict[str, bytes] = {}
+    plots: dict[str, str] = {}
+
+    def keep(what: str, content: bytes) -> None:
+        plots[what] = what.replace("/", "-") + ".png"
+        files[plots[what]] = content
+
+    for name, pack in packs.items():
+        keep(f"verbalizer/{name}", inside_plots.verbalizer(name, pack.task, inside.verbalizer_weights(pack)))
+    deep = {name: pack for name, pack in packs.items() if "key" in pack.params and pack.params["key"].shape[1]}
+    similarity = (list(deep), inside.prompt_similarity(lm, list(deep.values()))) if len(deep) > 1 else None
+    if similarity:
+        keep("similarity", inside_plots.similarity(*similarity))
+    # Utterances of a task are put to its own prompts, where there are any.
+    asked: dict[str, PromptPack] = {name: pack for name, pack in packs.items() if pack.card["task"] == task} or packs
+    found = []
+    pairs = [(name, said, units) for said, units in utterances for name in asked]
+    for name, said, units in tqdm(pairs, desc="attributions", unit="utterance", disable=not pairs):
+        one = inside.attribute(lm, config, packs[name], units, steps=options.steps)
+        found.append((name, said, one))
+        keep(
+            f"attribution/{name}/{said}", inside_plots.attribution(f"{said}, answered by {name}", packs[name].task, one)
+        )
+    text = inside.summary(packs, similarity, found, plots)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for path, content in files.items():
+        (options.out / path).write_bytes(content)
+    (options.out / "summary.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command.
+
+    Args:
+      arguments: of the command line; the process's own if None.
+
+    Raises:
+      SystemExit: with a message, if something is refused.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        text = look(options)
+    except (StorageError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(text)
+    print(f"written: {options.out / 'summary.md'}")
+
+
+if __name__ == "__main__":
+    main()

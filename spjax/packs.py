@@ -1,0 +1,145 @@
+"""`python -m spjax.packs show|merge|split|push|pull`: prompt packs and banks, looked at, put together and shared."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from spjax.storage import StorageError, banks, hub, load_pack
+from spjax.storage.packs import PromptPack
+from spjax.tasks import METRICS
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m spjax.packs",
+        description="A prompt pack is a directory: one trained prompt and its card. A bank holds packs of one unit LM.",
+    )
+    jobs = parser.add_subparsers(dest="job", required=True)
+    show = jobs.add_parser("show", help="what packs there are, and what they need")
+    show.add_argument("path", metavar="PATH", type=Path, help="a pack, a bank, or a directory of them")
+
+    merge = jobs.add_parser(
+        "merge",
+        help="packs of one unit LM -> a bank",
+        epilog="example: python -m spjax.packs merge runs/fsc/packs/seed_0 words=runs/gsc/packs/seed_0 --out=bank",
+    )
+    merge.add_argument(
+        "packs",
+        metavar="[NAME=]PATH",
+        nargs="+",
+        help="a pack, and what to call it; or a bank, or a directory of packs",
+    )
+    merge.add_argument("--out", metavar="BANK", type=Path, required=True, help="directory to write")
+    merge.add_argument("--force", action="store_true", help="replace the bank that is there")
+
+    split = jobs.add_parser("split", help="a bank -> its packs")
+    split.add_argument("bank", metavar="BANK", type=Path)
+    split.add_argument("--out", metavar="DIR", type=Path, required=True, help="directory to write the packs in")
+
+    push = jobs.add_parser(
+        "push", help="a pack -> the Hugging Face hub", epilog="log in first: hf auth login, or HF_TOKEN"
+    )
+    push.add_argument("pack", metavar="PACK", type=Path)
+    push.add_argument("repository", metavar="USER/NAME")
+    push.add_argument("--private", action="store_true", default=None, help="if the repository is new")
+    push.add_argument("--licence", metavar="ID", help="for its README, e.g. cc-by-4.0 (default: what that says)")
+    push.add_argument("--revision", metavar="BRANCH", help="default: main")
+    push.add_argument("--message", metavar="TEXT", help="of the commit")
+
+    pull = jobs.add_parser("pull", help="a pack of the Hugging Face hub -> a directory")
+    pull.add_argument("repository", metavar="USER/NAME")
+    pull.add_argument("--out", metavar="PACK", type=Path, required=True, help="directory to write")
+    pull.add_argument("--revision", metavar="REVISION", help="branch, tag or commit (default: main)")
+    return parser
+
+
+def describe(name: str, pack: PromptPack) -> str:
+    """A pack in a few lines: task and labels, shape, results, and what it needs."""
+    card, params = pack.card, pack.params
+    slots = ", ".join(f"{slot['name']} ({len(slot['labels'])})" for slot in card["slots"])
+    length = f"{params['key'].shape[1]} in each layer" if "key" in params else f"{len(params['input'])} at the input"
+    scores = {split: s["headline"] for split, s in card["results"].items() if isinstance(s, dict) and "headline" in s}
+    told = ", ".join(f"{split} {100 * value:.2f} %" for split, value in scores.items()) or "none recorded"
+    units = [
+        card["encoder"],
+        card["layer"] and f"layer {card['layer']}",
+        card["kmeans"] and f"k-means {card['kmeans']}",
+    ]
+    lm = card["lm"]
+    return "\n".join(
+        [
+            f"{name}: {card['task']}, {card['parameters']:,} parameters",
+            f"  slots    {slots}; {card['verbalizer']['kind']} verbalizer",
+            f"  prompt   {length}, separators {len(params['sep'])}",
+            f"  results  {METRICS[card['metric']]}: {told}",
+            f"  units    {', '.join(str(part) for part in units if part) or 'unknown'}",
+            f"  unit LM  {lm['hash'][:12]} ({lm['layers']} layers, dim {lm['dim']}, vocabulary {lm['vocab_size']})",
+        ]
+    )
+
+
+def _show(options: argparse.Namespace) -> None:
+    for name, pack in banks.load_packs(options.path).items():
+        print(describe(name, pack))
+
+
+def _merge(options: argparse.Namespace) -> None:
+    if options.out.exists() and not options.force:
+        raise StorageError(f"{options.out} exists. Choose another directory, or replace it with --force.")
+    found: list[tuple[str, PromptPack]] = []
+    for told in options.packs:
+        name, equals, path = told.partition("=")
+        if not equals or Path(told).exists():
+            found += banks.load_packs(told).items()
+        else:
+            found.append((name, load_pack(path)))
+    members = banks.unique_names(found)
+    banks.save_bank(options.out, members)
+    print(f"{options.out}: bank of {len(members)} prompts: {', '.join(members)}")
+
+
+def _split(options: argparse.Namespace) -> None:
+    for path in banks.split_bank(options.bank, options.out):
+        print(path)
+
+
+def _push(options: argparse.Namespace) -> None:
+    commit = hub.push_pack(
+        options.pack,
+        options.repository,
+        private=options.private,
+        revision=options.revision,
+        message=options.message,
+        licence=options.licence,
+    )
+    print(f"{options.repository}: commit {commit}")
+
+
+def _pull(options: argparse.Namespace) -> None:
+    if options.out.exists():
+        raise StorageError(f"{options.out} exists. Choose another directory.")
+    fetched = PromptPack.from_hub(options.repository, revision=options.revision)
+    print(describe(str(options.out), fetched.save(options.out)))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command.
+
+    Args:
+      arguments: of the command line; the process's own if None.
+
+    Raises:
+      SystemExit: with a message, if something is refused.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        {"show": _show, "merge": _merge, "split": _split, "push": _push, "pull": _pull}[options.job](options)
+    except (StorageError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""A bank on disk: `bank.json` beside `bank.safetensors`, prompt packs of one unit LM that can be run side by side.
+
+Every member's tensors are kept as its own pack has them, without the filling that a joined bank in memory needs
+(`spjax.models.prompts.join`), so that a pack comes out of a bank bit for bit as it went in.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spjax.storage import files, packs
+from spjax.storage.files import Shape, StorageError
+from spjax.storage.packs import PromptPack
+
+FORMAT = "spjax-prompt-bank"
+VERSION = 1
+CARD_FILE = "bank.json"
+TENSOR_FILE = "bank.safetensors"
+
+_NAME = re.compile(r"\w[\w.+-]{0,99}")  # a member's name is a directory's too
+
+
+def _form(pack: PromptPack) -> dict[str, str]:
+    """What must agree for prompts to be run in one program. Length and verbalizer size need not: they are filled up."""
+    params = pack.params
+    return {
+        "lm": f"for the unit LM of hash {pack.card['lm']['hash']}",
+        "sizes": f"for a unit LM of {json.dumps(pack.card['lm'])}",
+        "kind": "with prompts in every layer" if "key" in params else f"with an input prompt of {len(params['input'])}",
+        "separators": f"with {len(params['sep'])} separators",
+        "steer": f"with{'' if 'sep_deep' in params else 'out'} separators steered in every layer",
+        "verbalizer": f"with a {'learnable' if 'verbalizer' in params else 'rule'} verbalizer",
+    }
+
+
+def check_members(members: Mapping[str, PromptPack]) -> None:
+    """Refuses what does not make a bank.
+
+    Args:
+      members: packs by name.
+
+    Raises:
+      StorageError: none at all, a name that is no file name, packs of several LMs, or of forms that do not go together.
+    """
+    if not members:
+        raise StorageError("a bank needs at least one prompt pack.")
+    for name in members:
+        if not _NAME.fullmatch(name):
+            raise StorageError(f"the name {name!r:.120} is none for a bank's member: use letters, digits and . _ + -")
+    (first, form), *others = ((name, _form(pack)) for name, pack in members.items())
+    for name, other in others:
+        for part, said in other.items():
+            if said != form[part]:
+                one_lm = part in ("lm", "sizes")
+                why = "A bank serves one unit LM" if one_lm else "A bank runs its prompts side by side, in one form"
+                raise StorageError(f"{first} is {form[part]}, {name} {said}. {why}: merge {name} into another bank.")
+
+
+def save_bank(directory: str | Path, members: Mapping[str, PromptPack]) -> None:
+    """Writes packs as a bank, atomically; one that is already there is replaced.
+
+    Args:
+      directory: where to; parents are made.
+      members: packs by name, in the order of the bank's rows. They share a unit LM and a form; task, labels, prompt
+        length and size of the verbalizer may differ.
+
+    Raises:
+      StorageError: as `check_members`, or a directory with other files in it.
+    """
+    check_members(members)
+    described = {
+        "format": FORMAT,
+        "version": VERSION,
+        "members": [{"name": name, "card": pack.card} for name, pack in members.items()],
+    }
+    tensors = files.tensor_writer({name: pack.params for name, pack in members.items()})
+    files.write_directory(directory, {CARD_FILE: files.json_writer(described), TENSOR_FILE: tensors})
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    """Cards of a bank's members by name, each checked."""
+    described = files.read_json(path, FORMAT, VERSION)
+    way_out = "Take the bank from its source again, or merge the packs anew."
+    files.check_keys(described, ("members",), (), path, way_out)
+    cards: dict[str, Any] = {}
+    for member in described["members"] if isinstance(described["members"], list) else ():
+        named = isinstance(member, dict) and member.keys() == {"name", "card"} and isinstance(member["name"], str)
+        if not named or not _NAME.fullmatch(member["name"]) or member["name"] in cards:
+            raise StorageError(f"{path}: the member {member!r:.120} has no name of its own and a card. {way_out}")
+        packs.check_card(member["card"], f"{path}, {member['name']}")
+        cards[member["name"]] = member["card"]
+    if not cards:
+        raise StorageError(f"{path} names no members. {way_out}")
+    return cards
+
+
+def load_bank(directory: str | Path) -> dict[str, PromptPack]:
+    """Reads a bank's packs by name, in order and bit for bit as they were merged.
+
+    Args:
+      directory: as written by `save_bank`.
+
+    Raises:
+      StorageError: files absent, truncated, altered, of a newer format, or members that do not go together.
+    """
+    directory = Path(directory)
+    cards = _read_card(directory / CARD_FILE)
+
+    def shapes(found: dict[str, tuple[str, Shape]]) -> dict[str, Shape]:
+        expected: dict[str, Shape] = {}
+        for name, card in cards.items():
+            own = {path[len(name) + 1 :]: kind for path, kind in found.items() if path.startswith(f"{name}/")}
+            expected |= {f"{name}/{path}": shape for path, shape in packs.tensor_shapes(card, own).items()}
+        return expected
+
+    tensors = files.read_tensors(directory / TENSOR_FILE, shapes)
+    unlike = f"{directory / TENSOR_FILE} does not hold the prompt that {CARD_FILE} describes as "
+    members = {name: packs.pack_of(tensors[name], card, unlike + name) for name, card in cards.items()}
+    check_members(members)
+    return members
+
+
+def split_bank(directory: str | Path, out: str | Path) -> list[Path]:
+    """Writes every member of a bank as a prompt pack of its own, `out/NAME`.
+
+    Returns:
+      The packs' directories.
+
+    Raises:
+      StorageError: as `load_bank`, or a directory of a member's name is there already.
+    """
+    members, out = load_bank(directory), Path(out)
+    taken = [name for name in members if (out / name).exists()]
+    if taken:
+        raise StorageError(f"{out} already holds {', '.join(taken[:5])}. Choose another directory.")
+    for name, pack in members.items():
+        pack.save(out / name)
+    return [out / name for name in members]
+
+
+def _is(path: Path, kind: str) -> bool:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("format") == kind
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+
+
+def _below(path: Path) -> dict[str, PromptPack]:
+    """Every pack in the directories below, named by the way to it."""
+    found: dict[str, PromptPack] = {}
+    for file in sorted(path.rglob("*.json")):
+        parts = file.relative_to(path).parts[:-1]
+        if any(part.startswith(".") for part in parts):  # what a save was cut off in
+            continue
+        if (file.name == packs.CARD_FILE and _is(file, packs.FORMAT)) or (file.name == CARD_FILE and _is(file, FORMAT)):
+            prefix = [part for part in parts[:-1] if part != "packs"]
+            for name, pack in load_packs(file.parent).items():
+                full = "-".join([*prefix, *([parts[-1]] if file.name == CARD_FILE else []), name])
+                if full in found:
+                    raise StorageError(f"{path} has two packs that would be called {full}. Rename a directory.")
+                found[full] = pack
+    return found
+
+
+def load_packs(path: str | Path) -> dict[str, PromptPack]:
+    """Every prompt pack that a path holds, by name.
+
+    Args:
+      path: a pack, which is called as its directory; a bank, whose members have their names; or a directory of packs
+        and banks at any depth (a job's, say), which are called by the way to them: "fsc-seed_0" for
+        `fsc/packs/seed_0`. They may be of several LMs and forms.
+
+    Raises:
+      StorageError: no pack there, or one that `load_pack` or `load_bank` refuses.
+    """
+    path = Path(path)
+    if (path / packs.CARD_FILE).is_file():
+        return {re.sub(r"[^\w.+-]|^\W", "_", path.resolve().name) or "pack": packs.load_pack(path)}
+    if (path / CARD_FILE).is_file():
+        return load_bank(path)
+    found = _below(path) if path.is_dir() else {}
+    if not found:
+        raise StorageError(f"{path} is no prompt pack or bank, nor a directory of them. Point to one.")
+    return found
+
+
+def unique_names(named: Sequence[tuple[str, PromptPack]]) -> dict[str, PromptPack]:
+    """Packs by name; where several are called alike, the task stands in front ("fsc-seed_0").
+
+    Raises:
+      StorageError: two are still called alike.
+    """
+    times = Counter(name for name, _ in named)
+    task = lambda pack: re.sub(r"[^\w.+-]", "_", pack.card["task"])  # noqa: E731
+    full = [(name if times[name] == 1 else f"{task(pack)}-{name}", pack) for name, pack in named]
+    twice = [name for name, count in Counter(name for name, _ in full).items() if count > 1]
+    if twice:
+        raise StorageError(f"several packs would be called {', '.join(twice)}. Name them: NAME=DIR.")
+    return dict(full)

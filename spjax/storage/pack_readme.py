@@ -1,0 +1,184 @@
+"""A prompt pack's README.md: what its card says, as a model card for people and for the Hugging Face hub."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from spjax.storage.files import StorageError
+from spjax.tasks import METRICS, Slot, Task
+from spjax.vocab import UNIT_OFFSET
+
+if TYPE_CHECKING:
+    from spjax.storage.packs import PackCard
+
+FILE = "README.md"
+_NO_LICENCE = "# license: which one is for you to say, e.g. cc-by-4.0; mind the licence of the data it was trained on"
+_MOST_LABELS = 60  # that are written out
+_SHARES = {*METRICS, "macro_f1"}  # results that are printed as percentages
+_HUB_METRICS = {"weighted_f1": "f1"}  # where the hub calls a metric otherwise
+
+_TEXT = """\
+{front}
+
+# {title}: a prompt pack
+
+A trained prompt of {parameters:,} numbers for a frozen speech-unit language model (spjax): {prompt}, {separators},
+a {verbalizer} verbalizer. The language model itself is not in here.
+
+## Labels
+
+{slots}
+
+Combinations that it answers with: {seen}.
+
+## What it needs
+
+{needs}
+
+Any other unit LM is refused. Units of another encoder, layer or k-means mean something else to it: it would answer,
+but not well.
+
+## Results
+
+{results}
+
+## Use
+
+```python
+import spjax
+
+lm = spjax.load_unit_lm("lm")  # the unit LM of the hash above
+pack = spjax.load_prompt("pack")  # this directory
+print(spjax.classify_units(lm, pack, [[{units}]]))  # an utterance as units
+```
+
+From the hub: `pack = PromptPack.from_hub("USER/NAME")`, with `from spjax.storage import PromptPack`.
+
+## Limits
+
+- It answers with one of its labels whatever it hears, and its probabilities were never checked beyond its own data.
+- Speakers, rooms, languages and recordings unlike those that it was trained on may be served worse. Test it on yours
+  before you rely on it, and do not decide about people by it alone.
+- Licence: for its author to choose, under `license` at the top. A prompt is made from data: check that their licence,
+  and those of the unit LM and the encoder, allow what you do with it.
+"""
+
+
+def readme(card: PackCard, *, deep: bool, positions: int, separators: int) -> str:
+    """README.md of a prompt pack: front matter as the hub reads it, then what it is, what it needs, how to use it.
+
+    Args:
+      card: of a pack that was saved (`parameters` and `hash` filled in).
+      deep: whether every layer has its own virtual positions.
+      positions: P.
+      separators: S.
+    """
+    task = Task(card["task"], tuple(Slot(s["name"], tuple(s["labels"])) for s in card["slots"]), card["metric"])
+    lm = card["lm"]
+    sizes = ", ".join(f"{name.replace('_', ' ')} {size:,}" for name, size in lm.items() if name != "hash")
+    needs = {
+        "unit LM (hash)": lm["hash"],
+        "unit LM (sizes)": sizes,
+        "speech encoder": card["encoder"],
+        "encoder layer": card["layer"],
+        "k-means (id)": card["kmeans"],
+        "runs of equal units": {True: "merged", False: "kept", None: None}[card["merged"]],
+    }
+    return _TEXT.format(
+        front="\n".join(_front_matter(task, card["results"])),
+        title=_cell(task.name),
+        parameters=card["parameters"],
+        prompt=f"{positions} virtual positions {'in every layer' if deep else 'at the input'}",
+        separators=f"{separators} separator{'s' * (separators != 1)}",
+        verbalizer=card["verbalizer"]["kind"],
+        slots=_table(("slot", "labels", "number"), [(s.name, _labels(s.labels), len(s.labels)) for s in task.slots]),
+        seen="all" if card["combinations"] is None else f"the {len(card['combinations']):,} that training saw",
+        needs=_table(("part", "value"), [(name, "unknown" if v is None else v) for name, v in needs.items()]),
+        results=_results(task, card["results"]),
+        units=", ".join(str(unit) for unit in (71, 12, 4) if unit < lm["vocab_size"] - UNIT_OFFSET) or "0",
+    )
+
+
+def with_licence(text: str, licence: str) -> str:
+    """A README.md whose front matter names the licence (an identifier of the hub's, e.g. "cc-by-4.0"); else unchanged.
+
+    Raises:
+      StorageError: no identifier, or a file without front matter.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", licence):
+        raise StorageError(f"the licence {licence!r:.80} is no identifier such as cc-by-4.0 or apache-2.0.")
+    front = re.match(r"---\n(.*?\n)---\n", text, re.DOTALL)
+    if not front:
+        raise StorageError(
+            f"{FILE} has no front matter (between two lines ---) to name a licence in. Save the pack anew."
+        )
+    lines = [line for line in front[1].splitlines() if not re.match(r"(# )?license:", line)]
+    return "\n".join(["---", *lines, f"license: {licence}", "---", text[front.end() :]])
+
+
+def _front_matter(task: Task, results: Mapping[str, Any]) -> Iterator[str]:
+    metric = _HUB_METRICS.get(task.metric, task.metric)
+    yield from ("---", "library_name: spjax", "pipeline_tag: audio-classification", "tags:")
+    yield from (f"- {tag}" for tag in ("spjax", "audio-classification", "speech", "speech-units", "prompt-tuning"))
+    yield from ("metrics:", f"- {metric}", _NO_LICENCE)
+    found = [(split, scores["headline"]) for split, scores in _splits(results) if "headline" in scores]
+    if found:
+        name = _quoted(task.name)
+        yield from ("model-index:", f"- name: {name}", "  results:")
+        for split, value in found:
+            yield from ("  - task:", "      type: audio-classification", "    dataset:", f"      name: {name}")
+            yield from (f"      type: {name}", f"      split: {_quoted(split)}", "    metrics:")
+            yield from (
+                f"    - type: {metric}",
+                f"      name: {_quoted(METRICS[task.metric])}",
+                f"      value: {value}",
+            )
+    yield "---"
+
+
+def _splits(results: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    """The numbers of each split, by name."""
+    numbers = lambda scores: {k: v for k, v in scores.items() if type(v) in (int, float)}  # noqa: E731
+    found = [(str(split), numbers(scores)) for split, scores in results.items() if isinstance(scores, Mapping)]
+    return [(split, scores) for split, scores in found if scores]
+
+
+def _results(task: Task, results: Mapping[str, Any]) -> str:
+    splits = _splits(results)
+    if not splits:
+        return "None are recorded in `card.json`."
+    names = dict.fromkeys(itertools.chain.from_iterable(scores for _, scores in splits))
+    names.pop("headline", None)  # it is the task's metric, under its own name too
+    rows = [(METRICS.get(name, name), *(_number(name, s.get(name)) for _, s in splits)) for name in names]
+    if not rows:
+        rows = [(METRICS[task.metric], *(_number(task.metric, s.get("headline")) for _, s in splits))]
+    return _table(("metric", *(f"{split} split" for split, _ in splits)), rows)
+
+
+def _number(name: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:.2f} %" if name.split("/")[0] in _SHARES else f"{value:.4g}"
+
+
+def _labels(labels: Sequence[str]) -> str:
+    more = len(labels) - _MOST_LABELS
+    return ", ".join(labels[:_MOST_LABELS]) + (f" … and {more:,} more (`card.json`)" if more > 0 else "")
+
+
+def _cell(text: Any) -> str:
+    return " ".join(str(text).split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(_cell, cells))} |" for cells in lines)
+
+
+def _quoted(text: str) -> str:
+    """A YAML string in double quotes: whatever cannot stand as it is, by its number."""
+    keep = lambda c: c.isprintable() and c not in '"\\'  # noqa: E731
+    return '"' + "".join(c if keep(c) else f"\\U{ord(c):08X}" for c in text) + '"'

@@ -1,0 +1,182 @@
+"""Packs on a hub: real HTTP against a server of our own, through huggingface_hub as it is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from spjax.storage import StorageError, load_pack
+from spjax.storage.hub import fetch_pack, push_pack
+from spjax.storage.packs import PromptPack
+from tests.storage import hub_server
+from tests.storage.hub_server import READER, TOKEN, Hub
+
+PACK = Path(__file__).parent / "pack_version_1"  # as it was saved before packs had a README.md
+FILES = {"card.json", "prompt.safetensors", "README.md"}
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub that huggingface_hub takes for the hub, logged in; a cache of its own."""
+    from huggingface_hub import constants
+
+    with hub_server.running() as hub:
+        # What HF_ENDPOINT and HF_HOME set, which were read when the library was first imported.
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub
+
+
+def same(a: PromptPack, b: PromptPack) -> bool:
+    return a.card == b.card and all(a.params[name].tobytes() == b.params[name].tobytes() for name in a.params)
+
+
+def test_there_and_back_bit_for_bit(hub: Hub):
+    pack = PromptPack.load(PACK)
+    commit = pack.push_to_hub("someone/toy", private=True, licence="cc-by-4.0")
+    assert hub.created[0]["visibility"] == "private"
+    on_hub = hub.commits["someone/toy"][commit]
+    assert on_hub.keys() == FILES
+    assert on_hub["prompt.safetensors"] == (PACK / "prompt.safetensors").read_bytes()
+    assert yaml.safe_load(on_hub["README.md"].decode().split("---\n")[1])["license"] == "cc-by-4.0"
+    assert same(PromptPack.from_hub("someone/toy"), pack)
+    assert same(PromptPack.from_hub("someone/toy", revision=commit), pack)
+
+
+def test_a_revision_stays_what_it_was(hub: Hub, tmp_path: Path):
+    pack = PromptPack.load(PACK)
+    first = pack.push_to_hub("someone/toy")
+    other = PromptPack({**pack.params, "sep": pack.params["sep"] + np.float32(1)}, pack.card)
+    other.push_to_hub("someone/toy", message="another seed")
+    assert same(PromptPack.from_hub("someone/toy", revision=first), pack)
+    assert PromptPack.from_hub("someone/toy").params["sep"].tobytes() == other.params["sep"].tobytes()
+    assert len(hub.created) == 1
+
+
+def test_a_readme_that_was_written_anew_is_kept(hub: Hub, tmp_path: Path):
+    PromptPack.load(PACK).save(tmp_path / "pack")
+    readme = tmp_path / "pack" / "README.md"
+    readme.write_text("---\nlicense: mit\ntags: [mine]\n---\nMy own words.\n", encoding="utf-8")
+    commit = push_pack(tmp_path / "pack", "someone/toy")
+    assert hub.commits["someone/toy"][commit]["README.md"] == readme.read_bytes()
+    commit = push_pack(tmp_path / "pack", "someone/toy", licence="cc0-1.0")
+    text = hub.commits["someone/toy"][commit]["README.md"].decode()
+    assert yaml.safe_load(text.split("---\n")[1]) == {"license": "cc0-1.0", "tags": ["mine"]}
+    assert "My own words." in text
+    readme.write_text("---\n{broken\n---\n", encoding="utf-8")
+    with pytest.raises(StorageError, match=r"README\.md is refused: .*front matter.*push again"):
+        push_pack(tmp_path / "pack", "someone/toy")
+
+
+def test_only_a_packs_files_are_fetched_and_only_once(hub: Hub):
+    files = {path.name: path.read_bytes() for path in PACK.iterdir()}
+    hub.commit("someone/toy", "main", {**files, "model.pkl": b"never fetched", "notes/big.bin": b"never either"})
+    directory = fetch_pack("someone/toy")
+    assert {path.name for path in directory.iterdir()} == {"card.json", "prompt.safetensors"}
+    before = len([line for line in hub.asked if line.startswith("GET") and "/resolve/" in line])
+    assert before == 2
+    fetch_pack("someone/toy")
+    assert len([line for line in hub.asked if line.startswith("GET") and "/resolve/" in line]) == before
+
+
+def test_without_a_network_the_copy_serves(hub: Hub, monkeypatch: pytest.MonkeyPatch):
+    from huggingface_hub import constants
+
+    pack = PromptPack.load(PACK)
+    pack.push_to_hub("someone/toy")
+    PromptPack.from_hub("someone/toy")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    asked = len(hub.asked)
+    assert same(PromptPack.from_hub("someone/toy"), pack)
+    with pytest.raises(StorageError, match=r"someone/other \(main\) is not whole in the local cache.*HF_HUB_OFFLINE"):
+        PromptPack.from_hub("someone/other")
+    with pytest.raises(StorageError, match=r"someone/toy: .*HF_HUB_OFFLINE"):
+        pack.push_to_hub("someone/toy")
+    assert len(hub.asked) == asked
+
+
+def test_without_a_server_the_way_out_is_told(hub: Hub, monkeypatch: pytest.MonkeyPatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(StorageError, match=r"someone/toy: the hub was not reached .*Check the connection"):
+        PromptPack.load(PACK).push_to_hub("someone/toy")
+    with pytest.raises(StorageError, match=r"the hub was not reached: .*Connect"):
+        PromptPack.from_hub("someone/toy")
+
+
+def test_refusals_say_what_to_do(hub: Hub, monkeypatch: pytest.MonkeyPatch):
+    pack = PromptPack.load(PACK)
+    with pytest.raises(StorageError, match=r"shows no repository someone/absent.*hf auth login"):
+        PromptPack.from_hub("someone/absent")
+    with pytest.raises(StorageError, match=r"is no repository's name: .*Give USER/NAME"):
+        PromptPack.from_hub("no//name")
+    hub.commit("someone/toy", "main", {"weights.bin": b"x", "README.md": b"hello"})
+    with pytest.raises(StorageError, match=r"someone/toy \(main\) has no card\.json: it is no prompt pack"):
+        PromptPack.from_hub("someone/toy")
+    with pytest.raises(StorageError, match="someone/toy has no revision 'v9': give a branch, a tag or a commit"):
+        PromptPack.from_hub("someone/toy", revision="v9")
+    with pytest.raises(StorageError, match="someone/toy has no revision 'v9'"):
+        pack.push_to_hub("someone/toy", revision="v9")
+    with pytest.raises(StorageError, match="the licence 'mine, all mine' is no identifier"):
+        pack.push_to_hub("someone/toy", licence="mine, all mine")
+    monkeypatch.setenv("HF_TOKEN", READER)
+    with pytest.raises(StorageError, match=r"403.*write access"):
+        pack.push_to_hub("someone/new")
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(StorageError, match=r"Log in|log in"):
+        pack.push_to_hub("someone/new")
+    assert "someone/new" not in hub.commits
+
+
+def test_a_damaged_pack_is_not_published_and_not_used(hub: Hub, tmp_path: Path):
+    pack = PromptPack.load(PACK).save(tmp_path / "pack")
+    file = tmp_path / "pack" / "prompt.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\0")
+    with pytest.raises(StorageError, match="one of the two was altered"):
+        push_pack(tmp_path / "pack", "someone/toy")
+    assert not hub.asked
+    card = (tmp_path / "pack" / "card.json").read_bytes()
+    hub.commit("someone/toy", "main", {"card.json": card, "prompt.safetensors": file.read_bytes()})
+    with pytest.raises(StorageError, match="one of the two was altered"):
+        PromptPack.from_hub("someone/toy")
+    newer = card.replace(b'"version": 1', b'"version": 2')
+    hub.commit("someone/toy", "main", {"card.json": newer})
+    with pytest.raises(StorageError, match=r"a newer spjax wrote it. Update spjax"):
+        PromptPack.from_hub("someone/toy")
+    assert pack.card["version"] == 1
+
+
+def test_the_command_pushes_and_pulls_through_hf_endpoint(tmp_path: Path):
+    def run(*words: str, **extra: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": os.getcwd(), "JAX_PLATFORMS": "cpu", "HF_HOME": str(tmp_path / "hf")}
+        environment.pop("HF_HUB_OFFLINE", None)
+        return subprocess.run(
+            [sys.executable, "-m", "spjax.packs", *words], env={**environment, **extra}, capture_output=True, text=True,
+            timeout=120, check=False,
+        )  # fmt: skip
+
+    with hub_server.running() as hub:
+        there = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}
+        done = run("push", str(PACK), "someone/toy", "--licence=cc-by-4.0", **there)
+        assert (done.returncode, done.stdout) == (0, f"someone/toy: commit {hub.branches['someone/toy']['main']}\n"), (
+            done
+        )
+        done = run("pull", "someone/toy", f"--out={tmp_path / 'pulled'}", **there)
+        assert done.returncode == 0, done
+        assert same(load_pack(tmp_path / "pulled"), load_pack(PACK))
+    done = run("pull", "someone/other", f"--out={tmp_path / 'again'}", HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: someone/other (main) is not whole in the local cache")
+    assert not (tmp_path / "again").exists()

@@ -1,0 +1,129 @@
+"""A pack's README.md: front matter that YAML reads back, tables that hold, an example that runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spjax.models.config import UnitLMConfig
+from spjax.storage import StorageError, load_pack, make_card, save_pack, save_unit_lm
+from spjax.storage.pack_readme import with_licence
+from spjax.storage.packs import PromptPack, readme
+from spjax.tasks import Slot, Task
+from tests import toy
+
+PACK = Path(__file__).parent / "pack_version_1"
+
+
+def front(text: str) -> dict:
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def test_a_packs_directory_tells_about_itself(tmp_path: Path):
+    load_pack(PACK).save(tmp_path / "pack")
+    assert {path.name for path in (tmp_path / "pack").iterdir()} == {"card.json", "prompt.safetensors", "README.md"}
+    text = (tmp_path / "pack" / "README.md").read_text(encoding="utf-8")
+    told = front(text)
+    assert (told["library_name"], told["pipeline_tag"]) == ("spjax", "audio-classification")
+    assert {"spjax", "speech-units", "prompt-tuning"} <= set(told["tags"])
+    assert told["metrics"] == ["exact_match"]
+    assert "license" not in told
+    (result,) = told["model-index"][0]["results"]
+    assert result["dataset"] == {"name": "toy", "type": "toy", "split": "test"}
+    assert result["metrics"] == [{"type": "exact_match", "name": "exact match", "value": 0.875}]
+    for line in (
+        "| colour | red, dark blue | 2 |",
+        "| unit LM (hash) | abc |",
+        "| unit LM (sizes) | vocab size 30, dim 8, layers 2, heads 2, ffn dim 12 |",
+        "| speech encoder | hubert_base_ls960 |",
+        "| k-means (id) | 0123456789ab |",
+        "| metric | test split |",
+        "| exact match | 87.50 % |",
+        "| accuracy | 93.75 % |",
+        "Combinations that it answers with: the 2 that training saw.",
+    ):
+        assert line in text.splitlines(), line
+    assert "2 virtual positions in every layer, 1 separator," in text
+
+
+def test_splits_are_named_and_nothing_is_made_up():
+    pack = load_pack(PACK)
+    card = {
+        **pack.card,
+        "results": {"valid": {"headline": 0.5, "exact_match": 0.5}, "test": {"eer": 0.25}, "note": "x"},
+    }
+    text = readme(PromptPack(pack.params, card))
+    assert "| metric | valid split | test split |" in text
+    assert "| exact match | 50.00 % | – |" in text
+    assert "| EER | – | 25.00 % |" in text
+    assert [r["dataset"]["split"] for r in front(text)["model-index"][0]["results"]] == ["valid"]
+    bare = {**card, "results": {}, "encoder": None, "layer": None, "kmeans": None, "merged": None, "combinations": None}
+    text = readme(PromptPack(pack.params, bare))
+    assert "model-index" not in front(text)
+    assert "None are recorded" in text
+    assert "| k-means (id) | unknown |" in text
+    assert "answers with: all." in text
+
+
+words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+
+
+@given(name=words, labels=st.lists(words, min_size=1, max_size=4, unique=True), slot=words, split=words)
+def test_any_text_leaves_front_matter_and_tables_whole(name, labels, slot, split):
+    task = Task(name, (Slot(slot, tuple(labels)),))
+    codes = np.arange(len(labels))[:, None] + 4
+    card = make_card(
+        task, kind="learnable", codes=codes, feeds=codes, outputs=len(labels) + 4, config=toy.LM, lm_hash="h",
+        results={split: {"headline": 0.5}},
+    )  # fmt: skip
+    text = readme(PromptPack({"input": np.zeros((3, 32), np.float32), "sep": np.zeros((2, 32), np.float32)}, card))
+    (result,) = front(text)["model-index"][0]["results"]
+    assert result["dataset"] == {"name": name, "type": name, "split": split}
+    table = text.split("## Labels\n\n")[1].split("\n\n")[0].split("\n")
+    assert [len(re.findall(r"(?<!\\)\|", line.replace("\\\\", ""))) for line in table] == [4, 4, 4]
+    assert "3 virtual positions at the input, 2 separators," in text
+
+
+def test_many_labels_are_counted_not_listed(tmp_path: Path):
+    task = Task("speakers", (Slot("speaker", tuple(f"id{n}" for n in range(1251))),))
+    units = np.arange(1251)
+    codes = np.stack([units % 100, units // 100], axis=1) + 4
+    card = make_card(task, kind="random", codes=codes, feeds=codes, outputs=104, config=toy.LM, lm_hash="h")
+    text = readme(PromptPack({"input": np.zeros((3, 32), np.float32), "sep": np.zeros((1, 32), np.float32)}, card))
+    assert "id59 … and 1,191 more (`card.json`) | 1251 |" in text
+    assert len(text) < 6000
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_its_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    config = UnitLMConfig(vocab_size=20, dim=8, layers=2, heads=2, ffn_dim=12)
+    identity = save_unit_lm(tmp_path / "lm", config, toy.tiny_lm(config=config))
+    task = Task("one", (Slot("word", ("yes", "no")),))
+    card = make_card(
+        task, kind="identity", codes=[[4], [5]], feeds=[[4], [5]], outputs=20, config=config, lm_hash=identity
+    )
+    save_pack(tmp_path / "pack", {"input": np.ones((3, 8), np.float32), "sep": np.ones((1, 8), np.float32)}, card)
+    monkeypatch.chdir(tmp_path)
+    text = (tmp_path / "pack" / "README.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    exec(compile(example, "README.md", "exec"), {})
+    assert "'labels': {'word': " in capsys.readouterr().out
+
+
+def test_the_licence_is_its_authors_to_name():
+    text = readme(load_pack(PACK))
+    mit = with_licence(text, "mit")
+    assert front(mit) == {**front(text), "license": "mit"}
+    assert "# license" not in mit.split("---\n")[1]
+    assert front(with_licence(mit, "cc-by-nc-4.0"))["license"] == "cc-by-nc-4.0"
+    assert mit.split("---\n", 2)[2] == text.split("---\n", 2)[2]
+    with pytest.raises(StorageError, match="no identifier such as"):
+        with_licence(text, "mit\ntags: [x]")
+    with pytest.raises(StorageError, match="no front matter"):
+        with_licence("# Hello\n", "mit")
