@@ -262,11 +262,14 @@ class SpeechPrompt:
             units that the LM does not know.
         """
         asked = self._asked(tasks, len(units))
+        if not asked:
+            return []
         return scoring.answer(self.params, self.banks, self._split(units), asked, progress)
 
     def scores(self, units: Sequence[Any], tasks: Tasks = None, progress: bool = False) -> dict[str, scoring.Scored]:
         """Log probabilities by task, where `predict_units` gives answers; `scoring.read_off` reads them."""
-        return scoring.score(self.params, self.banks, self._split(units), self._asked(tasks, len(units)), progress)
+        asked = self._asked(tasks, len(units))
+        return scoring.score(self.params, self.banks, self._split(units), asked, progress) if asked else {}
 
     def _split(self, units: Sequence[Any]) -> scoring.UnitSet:
         split = scoring.unit_set(units, self.config)

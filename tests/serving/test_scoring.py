@@ -1,0 +1,56 @@
+"""The plan of batches: every row once, few shapes, bounded."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spjax.serving import scoring
+from tests.serving import world
+
+
+@given(st.lists(st.integers(1, 1400), max_size=200))
+def test_every_row_is_in_one_batch_of_a_known_shape(lengths: list[int]):
+    rows = np.asarray(lengths, int)
+    known = set(scoring.shapes(max(lengths, default=1)))
+    seen = []
+    for shape, own in scoring.plan(rows):
+        assert shape in known
+        assert 1 <= len(own) <= shape.rows
+        assert 2 * len(own) >= shape.rows, "less than half of a batch is filling"
+        assert rows[own].max() <= shape.columns
+        seen += own.tolist()
+    assert sorted(seen) == list(range(len(lengths)))
+
+
+@given(st.integers(1, 5000))
+def test_a_bucket_holds_its_utterance_and_no_smaller_one_does(units: int):
+    edge = scoring.bucket(units)
+    assert edge >= units
+    assert scoring.bucket(edge) == edge
+    assert scoring.bucket(edge + 1) > edge
+    assert scoring.bucket(max(1, units - 1)) <= edge
+
+
+def test_shapes_are_few_and_bounded_in_memory():
+    shapes = scoring.shapes(1024)
+    assert len(shapes) == len(set(shapes)) == 22
+    for rows, columns in shapes:
+        assert rows == 1 or rows * columns**2 <= scoring.MAX_SCORES
+    assert scoring.shapes(40) == [(rows, columns) for columns in (32, 48) for rows in (1, 8, 64)]
+    assert scoring.shapes(3000)[-2:] == [(1, 2048), (1, 4096)]
+
+
+def test_packs_of_one_form_share_a_bank():
+    model = world.lm()
+    banks = scoring.make_banks(model.config, "float32", world.packs(model))
+    assert [list(bank.packs) for bank in banks] == [["word", "mood"], ["order"], ["rule"], ["shallow"]]
+    assert [bank.lengths for bank in banks] == [(3, 5), None, None, None]
+    assert banks[0].params["key"].shape == (2, 1, 5, 16)
+    again = scoring.make_banks(model.config, "float32", world.packs(model))
+    assert all(a.programs is b.programs for a, b in zip(banks, again, strict=True)), "made once"
+    for a, b in itertools.combinations(banks, 2):
+        assert a.programs is not b.programs
