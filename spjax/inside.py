@@ -107,7 +107,8 @@ def look(options: argparse.Namespace) -> str:
         one = inside.attribute(lm, config, packs[name], units, steps=options.steps)
         found.append((name, said, one))
         keep(
-            f"attribution/{name}/{said}", inside_plots.attribution(f"{said}, answered by {name}", packs[name].task, one)
+            f"attribution/{len(found) - 1}",
+            inside_plots.attribution(f"{said}, answered by {name}", packs[name].task, one),
         )
     text = inside.summary(packs, similarity, found, plots)
     options.out.mkdir(parents=True, exist_ok=True)

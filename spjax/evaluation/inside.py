@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from spjax import vocab
 from spjax.data import loader
 from spjax.data.unit_set import UnitSet
 from spjax.evaluation import decode
+from spjax.evaluation.markdown import cell, table
 from spjax.models import prompted_lm, prompts
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.verbalizers import of_card
@@ -192,10 +194,10 @@ def attribute(
     bank = prompts.stack([pack.params])
     bucket = -(-len(units) // 16) * 16  # few lengths, few programs
     if classes is None:
-        tree = decode.label_tree(verbalizer, pack.card["combinations"])
         one = loader.make_batch(utterance, np.zeros((1, 1)), bucket)
-        scored = np.asarray(decode.score(lm, bank, one, [tree], config=config, compute=compute))[0]
-        classes = tree.combinations[scored.argmax()]
+        card = {name: pack.card[name] for name in ("task", "slots", "metric", "verbalizer", "combinations")}  # type: ignore[literal-required]
+        tree, score = _scorer(config, compute, json.dumps(card))
+        classes = tree.combinations[np.asarray(score(lm, bank, one))[0].argmax()]
     classes = np.asarray(classes)
     starts, stops = np.asarray(verbalizer.slot_offsets[:-1]), np.asarray(verbalizer.slot_offsets[1:])
     if classes.shape != starts.shape or not ((classes >= starts) & (classes < stops)).all():
@@ -203,9 +205,9 @@ def attribute(
 
     own = np.asarray(lm["embed"], np.float32)[np.pad(units + vocab.UNIT_OFFSET, (0, bucket - len(units)))]
     own[len(units) :] = 0
-    points, weights = np.polynomial.legendre.leggauss(steps)
-    points, weights = [0, 1, *(points + 1) / 2], [0, 0, *weights / 2]  # both ends are scored, and weigh nothing
-    rows = max(1, min(16, _MOST_COLUMNS // bucket, len(points)))
+    nodes, shares = np.polynomial.legendre.leggauss(steps)
+    points, weights = [0, 1, *(nodes + 1) / 2], [0, 0, *shares / 2]  # both ends are scored, and weigh nothing
+    rows = max(1, min(16, _MOST_COLUMNS // bucket))
     total, scores = np.zeros((verbalizer.num_slots, bucket, own.shape[1])), []
     for start in range(0, len(points), rows):
         at, weight = (np.asarray(x[start : start + rows], np.float32) for x in (points, weights))
@@ -220,6 +222,15 @@ def attribute(
     scored = np.concatenate(scores)
     values = (total * own).sum(axis=2)[:, : len(units)].astype(np.float32)
     return Attribution(units, classes, values, scored[1], scored[0])
+
+
+@functools.lru_cache(maxsize=32)
+def _scorer(config: UnitLMConfig, compute: Compute, card: str) -> tuple[decode.LabelTree, Callable[..., jax.Array]]:
+    """What a card's labels look like, and the compiled function that scores them: made once for all calls."""
+    told = json.loads(card)
+    verbalizer = of_card(told["verbalizer"], PromptPack({}, told).task)
+    tree = decode.label_tree(verbalizer, told["combinations"])
+    return tree, jax.jit(functools.partial(decode.score, trees=[tree], config=config, compute=compute))
 
 
 def _by_place(batch: Batch, config: UnitLMConfig) -> Batch:
@@ -285,47 +296,32 @@ def summary(
       plots: files by what they show: "verbalizer/NAME", "similarity", "attribution/N" (in the order of the above).
     """
     plots = plots or {}
-
-    def drawn(what: str) -> list[str]:
-        return [f"![{what}]({plots[what]})", ""] if what in plots else []
-
+    drawn = lambda what: [f"![{what}]({plots[what]})", ""] if what in plots else []  # noqa: E731
     lines = ["# Inside the prompts", ""]
     for name, pack in packs.items():
-        learnable = pack.card["verbalizer"]["kind"] == "learnable"
-        about = "units whose logits speak for a label, against its slot's mean" if learnable else "units that spell it"
-        lines += [f"## {name}: {pack.card['task']}, {pack.card['verbalizer']['kind']} verbalizer", ""]
-        lines += [f"| slot | label | {about} |", "| --- | --- | --- |"]
+        kind = pack.card["verbalizer"]["kind"]
+        about = "units whose logits speak for it, against the slot's mean" if kind == "learnable" else "spelled"
+        rows = []
         for (slot, label), top in zip(pack.task.classes, top_tokens(verbalizer_weights(pack)), strict=True):
-            units = ", ".join(_token(token) + (f" ({weight:+.2f})" if learnable else "") for token, weight in top)
-            lines.append(f"| {_cell(slot)} | {_cell(label)} | {units or '–'} |")
-        lines += ["", *drawn(f"verbalizer/{name}")]
+            units = [f"`{symbol(token)}`" + (f" ({w:+.2f})" if kind == "learnable" else "") for token, w in top]
+            rows.append([cell(slot), cell(label), ", ".join(units) or "–"])
+        lines += [f"## {name}: {pack.card['task']}, {kind} verbalizer", "", *table(("slot", "label", about), rows), ""]
+        lines += drawn(f"verbalizer/{name}")
     if similarity:
-        names, found = similarity
-        mean = (found.key.mean(axis=0) + found.value.mean(axis=0)) / 2
-        lines += ["## How alike the prompts are", "", "Linear CKA, mean over layers, keys and values; ", ""]
-        lines[-2] += f"random prompts have {found.chance.mean():.3f}."
-        lines += [f"| | {' | '.join(map(_cell, names))} |", f"| --- |{' --- |' * len(names)}"]
-        lines += [
-            f"| {_cell(name)} | {' | '.join(f'{v:.3f}' for v in row)} |" for name, row in zip(names, mean, strict=True)
-        ]
-        lines += ["", *drawn("similarity")]
-    for n, (name, said, one) in enumerate(attributions):
-        lines += [f"## {said}, answered by {name}", "", "| slot | answer | log odds, without units | decided by |"]
-        lines += ["| --- | --- | --- | --- |"]
-        classes = packs[name].task.classes
-        for label, values, *odds in zip(one.classes, one.values, one.score, one.empty, strict=True):
+        names, alike = similarity
+        mean = (alike.key.mean(axis=0) + alike.value.mean(axis=0)) / 2
+        rows = [[name, *(f"{value:.3f}" for value in row)] for name, row in zip(names, mean, strict=True)]
+        chance = f"Linear CKA, mean over layers, keys and values. Random prompts have {alike.chance.mean():.3f}."
+        lines += ["## How alike the prompts are", "", chance, "", *table(("", *names), rows), "", *drawn("similarity")]
+    for n, (name, said, found) in enumerate(attributions):
+        rows = []
+        for c, values, score, empty in zip(found.classes, found.values, found.score, found.empty, strict=True):
             most = np.argsort(-np.abs(values), kind="stable")[:5]
-            by = ", ".join(f"unit {one.units[i]} at {i} ({values[i]:+.2f})" for i in most)
-            slot, text = classes[label]
-            lines.append(f"| {_cell(slot)} | {_cell(text)} | {odds[0]:+.2f}, {odds[1]:+.2f} | {by} |")
-        lines += ["", f"Attributions miss the change of the log odds by {one.gap:.2g} at most.", ""]
+            by = ", ".join(f"unit {found.units[i]} at {i} ({values[i]:+.2f})" for i in most)
+            slot, label = packs[name].task.classes[c]
+            rows.append([cell(slot), cell(label), f"{score:+.2f}", f"{empty:+.2f}", by])
+        lines += [f"## {said}, answered by {name}", ""]
+        lines += table(("slot", "answer", "log odds", "without units", "units that moved them most"), rows)
+        lines += ["", f"Attributions miss the change of the log odds by {found.gap:.2g} at most.", ""]
         lines += drawn(f"attribution/{n}")
     return "\n".join(lines)
-
-
-def _token(token: int) -> str:
-    return f"`{symbol(token)}`"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

@@ -103,7 +103,7 @@ def push_pack(
     text = readme.read_text(encoding="utf-8") if readme.is_file() else packs.readme(pack)
     if licence is not None:
         text = pack_readme.with_licence(text, licence)
-    content = {name: str(directory / name) for name in (packs.CARD_FILE, packs.TENSOR_FILE)}
+    content: dict[str, str | bytes] = {name: str(directory / name) for name in (packs.CARD_FILE, packs.TENSOR_FILE)}
     content |= {pack_readme.FILE: text.encode()}
     with _told(repo_id, revision):
         api = HfApi(library_name="spjax", token=token)

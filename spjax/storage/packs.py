@@ -295,7 +295,7 @@ def _check_values(card: PackCard, fail: Callable[[str], NoReturn]) -> None:
     offsets, verbalizer, lm_card = task.slot_offsets, card["verbalizer"], card["lm"]
     tables = []
     for name, limit in (("codes", verbalizer["outputs"]), ("feeds", lm.vocab_size)):
-        rows = verbalizer[name]
+        rows = verbalizer[name]  # type: ignore[literal-required]
         if not rows or len(rows) != task.num_classes or not all(isinstance(row, list) for row in rows):
             fail(f"the verbalizer's {name} have {len(rows)} rows for {task.num_classes} classes")
         if len({len(row) for row in rows}) != 1 or not rows[0]:
