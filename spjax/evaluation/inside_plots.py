@@ -82,8 +82,8 @@ def attribution(title: str, task: Task, found: Attribution) -> bytes:
     from matplotlib.figure import Figure
 
     slots, count = found.values.shape
-    width = min(count, _UNITS_A_LINE)
-    lines = -(-count // width)
+    lines = -(-count // _UNITS_A_LINE)
+    width = -(-count // lines)
     figure = Figure(figsize=(2.6 + 0.17 * width, 1.3 + lines * (0.45 + 0.3 * slots)), dpi=130, layout="constrained")
     rows = figure.subplots(lines, 1, squeeze=False)[:, 0]
     most = float(np.abs(found.values).max()) or 1.0
