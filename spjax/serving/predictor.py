@@ -167,13 +167,19 @@ class SpeechPrompt:
         return len(wanted)
 
     def encode(
-        self, audios: Iterable[Any], rate: int | None = None, progress: bool = False
+        self,
+        audios: Iterable[Any],
+        rate: int | None = None,
+        *,
+        speaker_f0: float | None = None,
+        progress: bool = False,
     ) -> list[Encoded | ValueError]:
         """Speech as units, with f0 where the LM is a multi-stream LM.
 
         Args:
           audios: files, `Audio`s, or arrays of one utterance each.
           rate: samples a second of the arrays.
+          speaker_f0: mean log f0 (Hz) of their speaker, as `spjax.encode` takes it; by default each utterance's own.
           progress: a bar, after two seconds.
 
         Returns:
@@ -196,21 +202,21 @@ class SpeechPrompt:
                 except ValueError as error:
                     found[number] = error
                 if number + 1 == len(audios) or sum(map(len, waves.values())) >= GROUP_SECONDS * SAMPLE_RATE:
-                    for n, encoded in self._encode_group(waves).items():
+                    for n, encoded in self._encode_group(waves, speaker_f0).items():
                         name = audios[n] if isinstance(audios[n], str | os.PathLike) else f"utterance {n}"
                         found[n] = self._too_long(name, len(encoded.units)) or encoded
                     waves = {}
                 bar.update()
         return found
 
-    def _encode_group(self, waves: Mapping[int, np.ndarray]) -> dict[int, Encoded]:
+    def _encode_group(self, waves: Mapping[int, np.ndarray], speaker_f0: float | None) -> dict[int, Encoded]:
         assert self.encoder is not None
         made = {}
         for (number, wave), frames in zip(waves.items(), self.encoder.units(list(waves.values())), strict=True):
             units, durations = merge(frames) if self.merged else (frames, np.ones_like(frames))
             f0 = None
             if self.config.prosody is not None:
-                f0 = prosody.normalise(*prosody.segment_f0(self.encoder.log_f0(wave), durations))
+                f0 = prosody.normalise(*prosody.segment_f0(self.encoder.log_f0(wave), durations), speaker_f0)
             made[number] = Encoded(units, durations, f0)
         return made
 
@@ -223,7 +229,13 @@ class SpeechPrompt:
         )
 
     def predict(
-        self, audios: Iterable[Any], tasks: Tasks = None, rate: int | None = None, progress: bool = False
+        self,
+        audios: Iterable[Any],
+        tasks: Tasks = None,
+        rate: int | None = None,
+        *,
+        speaker_f0: float | None = None,
+        progress: bool = False,
     ) -> list[dict[str, Any]]:
         """Answers for speech, which is encoded once whatever the number of tasks.
 
@@ -231,6 +243,7 @@ class SpeechPrompt:
           audios: files, `Audio`s, or arrays of one utterance each.
           tasks: as `predict_units` takes them.
           rate: samples a second of the arrays.
+          speaker_f0: as `encode` takes it.
           progress: bars, after two seconds.
 
         Returns:
@@ -239,7 +252,7 @@ class SpeechPrompt:
         Raises:
           ValueError: the first thing that cannot be used, by name (AudioError, one of them); `encode` tells of each.
         """
-        units = self.encode(_several(audios), rate, progress)
+        units = self.encode(_several(audios), rate, speaker_f0=speaker_f0, progress=progress)
         for one in units:
             if isinstance(one, ValueError):
                 raise one
