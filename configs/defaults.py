@@ -7,6 +7,7 @@ import os
 
 from ml_collections import ConfigDict
 
+from spjax.jobs.sweeping import SweepConfig
 from spjax.models.config import Compute, ProsodyConfig
 from spjax.models.prompts import PromptConfig
 from spjax.training.losses import LossConfig
@@ -47,6 +48,7 @@ def prompt_tuning(task: str) -> ConfigDict:
     )
     config.loss = _fields(LossConfig(noise=0.1))
     config.optim = _fields(OptimConfig(lr=1e-2))
+    config.sweep = _fields(SweepConfig())  # learning rates and prompt lengths that are tried in the same bank
     config.train = _fields(TrainConfig(seeds=(0, 1, 2), epochs=9))
     return config
 

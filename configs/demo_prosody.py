@@ -2,11 +2,12 @@
 
     python -m spjax.main --config=configs/demo_prosody.py --workdir=runs/prosody
 
-Needs espeakng-loader (requirements-demo.txt). Three tasks whose label lies in prosody alone (question or statement,
-the word with the emphasis, the style by rate and range), and two of content (commands, intents in three slots). The LMs
-are of equal size and see the same recordings: "units" knows nothing else, "none" also foretells durations and f0 but is
-told neither, "duration", "f0" and "both" are told. WORKDIR/summary.md has every score, and each variant's gain over
-"units" with its 95 % intervals. A single backbone, as an ordinary prompt job:
+Needs espeakng-loader (requirements-demo.txt). Three tasks whose label lies in prosody (question or statement, the word
+with the emphasis, the style by rate and range; words and voices are balanced, but slow speech has more units), and two
+of content (commands, intents in three slots). The LMs have the same blocks and see the same recordings: "units" knows
+nothing else, "none" also foretells durations and f0 but is told neither, "duration", "f0" and "both" are told.
+WORKDIR/summary.md has every score, and each variant's gain over "units" with its 95 % intervals. A single backbone, as
+an ordinary prompt job:
 
     python -m spjax.main --config=configs/demo_prosody.py:backbone=pgslm
 """

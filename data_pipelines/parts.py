@@ -34,7 +34,7 @@ from spjax.speech2unit.audio import SAMPLE_RATE, AudioError, read_audio
 from spjax.storage import KMeans, load_kmeans
 
 CLIPS_PER_PART = 64
-LAYOUT = 2  # of a part's file: parts of another are not taken
+LAYOUT = 3  # of a part's file: parts of another are not taken
 STATS_AT_ONCE = 16  # a bucket takes its time for each
 SECONDS_HELD = 600  # of speech that are in memory at a time: a part of long recordings is read piece by piece
 

@@ -1,8 +1,9 @@
 """Nine tasks that are spoken on the spot: their labels, and what an utterance says, in which language and manner.
 
-The label of six is in the words, the voice or the sound. That of three is in prosody alone: "melody" (a question or a
+The label of six is in the words, the voice or the sound. That of three is in prosody: "melody" (a question or a
 statement), "emphasis" (on which word) and "style" (slow or fast, flat or lively). There, one voice says the same words
-once with every label, phoneme by phoneme the same, so that neither words nor voice tell the label. Rate and pitch vary
+once with every label, phoneme by phoneme the same, so that neither words nor voice tell the label. (Their units may
+tell a little: of slow speech there are more.) Rate and pitch vary
 from utterance to utterance as they do in other tasks, unless they are what the label says.
 """
 

@@ -1,6 +1,6 @@
 """spjax: adapt a frozen speech unit language model to classification tasks by prompt tuning.
 
-Public API: `SpeechPrompt`, the predictor (spjax/serving/predictor.py); `load_encoder`, `encode`
+Public API: `SpeechPrompt`, the predictor (spjax/serving/predictor.py); `load_encoder`, `encode`, `speaker_f0`
 (spjax/speech2unit/encoder.py); `load_unit_lm`, `load_prompt`, `classify_units` (spjax/serving/classify.py).
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spjax.serving.classify import UnitLM, classify_units, load_prompt, load_unit_lm
     from spjax.serving.predictor import SpeechPrompt
-    from spjax.speech2unit.encoder import Encoder, encode, load_encoder
+    from spjax.speech2unit.encoder import Encoder, encode, load_encoder, speaker_f0
 
 _HOMES = {
     "Encoder": "speech2unit.encoder",
@@ -23,6 +23,7 @@ _HOMES = {
     "load_encoder": "speech2unit.encoder",
     "load_prompt": "serving.classify",
     "load_unit_lm": "serving.classify",
+    "speaker_f0": "speech2unit.encoder",
 }
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "load_encoder",
     "load_prompt",
     "load_unit_lm",
+    "speaker_f0",
 ]
 
 

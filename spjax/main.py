@@ -120,7 +120,7 @@ def _parse(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except flags.Error as error:  # what a config file says of its options comes as the end of a traceback
         sys.exit(f"error: {str(error).strip().splitlines()[-1].removeprefix('ValueError: ')}")
-    except AttributeError as error:  # a --config.NAME that the config file does not have
+    except (AttributeError, KeyError) as error:  # a --config.NAME that the config file does not have
         reason = error.args[0] if error.args else error
         text = reason.args[0] if isinstance(reason, KeyError) else str(reason)
         sys.exit(f"error: the config has no {': '.join(str(text).splitlines())}")

@@ -156,7 +156,8 @@ def plan(
 def abreast(plans: Sequence[Sequence[Step]], *, seed: int, epoch: int) -> list[Step]:
     """One plan for members of several tasks: in each step every task's members have a batch of their own.
 
-    Steps of like length are put side by side, so that little is padded; their order is then drawn anew.
+    Steps of like length are put side by side, so that little is padded; their order is then drawn anew. Plans that have
+    the same lengths anyhow (a task several times, in a sweep) keep their order.
 
     Args:
       plans: a plan a task, all of as many steps.
@@ -168,14 +169,15 @@ def abreast(plans: Sequence[Sequence[Step]], *, seed: int, epoch: int) -> list[S
     """
     if len(plans) == 1:
         return list(plans[0])
-    # The sort is stable: batches of a length keep their random order.
-    by_length = [sorted(plan, key=lambda step: step.bucket) for plan in plans]
+    lengths = {tuple(step.bucket for step in plan) for plan in plans}
+    if len(lengths) > 1:  # the sort is stable: batches of a length keep their random order
+        plans = [sorted(plan, key=lambda step: step.bucket) for plan in plans]
     steps = []
-    for side_by_side in zip(*by_length, strict=True):
+    for side_by_side in zip(*plans, strict=True):
         rows = max(step.ids.shape[1] for step in side_by_side)
         ids = [np.pad(s.ids, ((0, 0), (0, rows - s.ids.shape[1])), constant_values=-1) for s in side_by_side]
         steps.append(Step(max(step.bucket for step in side_by_side), np.concatenate(ids)))
-    return [steps[i] for i in _permutation(len(steps), seed, epoch, 3)]
+    return [steps[i] for i in _permutation(len(steps), seed, epoch, 3)] if len(lengths) > 1 else steps
 
 
 def host_slice(step: Step, host: int, hosts: int) -> tuple[np.ndarray, np.ndarray]:

@@ -278,7 +278,8 @@ def _read_shard(path: epath.Path, shard: Shard, card: Card, check: bool) -> Unit
 
     flat = np.asarray(units, np.int64)
     within = np.asarray(labels, np.int64).reshape(-1, len(slots))
-    fault = _first_fault(flat, np.asarray(lengths, np.int64).reshape(-1, 3), within, card)
+    frames, pitch = np.asarray(durations, np.int64), np.asarray(f0, np.float32)
+    fault = _first_fault(flat, frames, pitch, np.asarray(lengths, np.int64).reshape(-1, 3), within, card)
     if fault:
         raise RecordError(f"{path}, record {fault[0]} ({ids[fault[0]]!r}) {fault[1]}: make the records again")
     if len(ids) != shard.records:
@@ -290,15 +291,17 @@ def _read_shard(path: epath.Path, shard: Shard, card: Card, check: bool) -> Unit
         offsets=offsets_of([length[0] for length in lengths]),
         classes=(within + np.asarray(card.task.slot_offsets[:-1])).astype(np.int32),
         ids=ids,
-        durations=np.asarray(durations, np.int32) if card.durations else None,
-        f0=np.asarray(f0, np.float32) if card.f0 else None,
+        durations=frames.astype(np.int32) if card.durations else None,
+        f0=pitch if card.f0 else None,
     )
 
 
-def _first_fault(units: np.ndarray, lengths: np.ndarray, labels: np.ndarray, card: Card) -> tuple[int, str] | None:
+def _first_fault(
+    units: np.ndarray, durations: np.ndarray, f0: np.ndarray, lengths: np.ndarray, labels: np.ndarray, card: Card
+) -> tuple[int, str] | None:
     """(utterance, what is wrong with it) of the first one that does not fit the card.
 
-    units: flat; lengths: [n, 3] of units, durations and f0; labels: [n, slots], class within the slot, -1 if missing.
+    units, durations, f0: flat; lengths: [n, 3] of them; labels: [n, slots], class within the slot, -1 if missing.
     """
     faults: list[tuple[int, str]] = []
     count = lengths[:, 0]
@@ -318,6 +321,13 @@ def _first_fault(units: np.ndarray, lengths: np.ndarray, labels: np.ndarray, car
         if (uneven := np.flatnonzero(lengths[:, column] != expected)).size:
             row = int(uneven[0])
             faults.append((row, f"has {lengths[row, column]} {name} where {expected[row]} fit its {count[row]} units"))
+    longest = np.iinfo(np.int32).max
+    if (wrong := np.flatnonzero((durations < 1) | (durations > longest))).size:
+        row = int(np.searchsorted(np.cumsum(lengths[:, 1]), wrong[0], side="right"))
+        faults.append((row, f"has a duration of {durations[wrong[0]]} frames, outside 1..{longest}"))
+    if (wrong := np.flatnonzero(~np.isfinite(f0))).size:
+        row = int(np.searchsorted(np.cumsum(lengths[:, 2]), wrong[0], side="right"))
+        faults.append((row, f"has f0 {f0[wrong[0]]}, which is no number"))
     return min(faults) if faults else None
 
 
@@ -357,7 +367,13 @@ def _check_utterances(utterances: Sequence[Utterance], split: str, card: Card) -
     streams = [(one.units, one.durations, one.f0) for one in utterances]
     lengths = [[0 if stream is None else len(stream) for stream in three] for three in streams]
     flat = np.concatenate([np.asarray(one.units, np.int64) for one in utterances])
-    fault = _first_fault(flat, np.asarray(lengths), _labels(utterances, card.task), card)
+    durations, f0 = (
+        np.concatenate([np.zeros(0, np.int64), *(np.asarray(stream) for stream in streams if stream is not None)])
+        for streams in ([one.durations for one in utterances], [one.f0 for one in utterances])
+    )
+    if not (durations == durations.astype(np.int64)).all():
+        raise RecordError(f"split {split!r} has durations that are no whole numbers of frames")
+    fault = _first_fault(flat, durations, f0, np.asarray(lengths), _labels(utterances, card.task), card)
     if fault:
         raise RecordError(f"split {split!r}, utterance {fault[0]} ({utterances[fault[0]].id!r}) {fault[1]}")
 

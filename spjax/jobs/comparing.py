@@ -14,9 +14,13 @@ from spjax.data import records
 from spjax.evaluation import compare
 from spjax.jobs import pretraining, prompting
 from spjax.jobs.inputs import ImportUnits, backbone
-from spjax.jobs.workdirs import refuse_another, say, write_json
+from spjax.jobs.workdirs import refuse_another, say, settings_of, write_json
 from spjax.models.config import ProsodyConfig, UnitLMConfig
 from spjax.storage import unit_lms
+
+# What variants must have in common to be compared, or what a comparison settles itself.
+_COMMON = ("job", "task", "data", "lm", "synthesis", "floor", "few_shot_seed", "train.seeds", "pretraining.data")
+_TAKEN = ("speech", "kmeans")  # directories of the demo's speech
 
 
 def check(config: ConfigDict) -> None:
@@ -28,8 +32,8 @@ def check(config: ConfigDict) -> None:
             "more, one of them the baseline"
         )
     for name in names:
-        if not re.fullmatch(r"\w+", name):
-            raise ValueError(f"variant {name!r} cannot be a directory's name: use letters, digits and _")
+        if not re.fullmatch(r"\w+", name) or name in _TAKEN:
+            raise ValueError(f"variant {name!r} cannot be its directory's name: use letters, digits, _, not {_TAKEN}")
         variant_of(config, name, "")
 
 
@@ -41,14 +45,17 @@ def variant_of(config: ConfigDict, name: str, workdir: str) -> ConfigDict:
     Raises:
       ValueError: an override of what the config does not have, or a setting that makes no sense.
     """
-    overrides = config.variants[name].to_dict()
     one = ConfigDict(config.to_dict())
     del one.variants, one.baseline
-    if "prosody" in overrides.get("pretraining", {}).get("lm", {}) and "prosody" not in one.pretraining.lm:
-        one.pretraining.lm.prosody = ConfigDict(dataclasses.asdict(ProsodyConfig()))
     one.job, one.lm, one.floor = "prompt", lm_place(workdir, name), config.floor and name == config.baseline
-    one.lock()
     try:
+        overrides = config.variants[name].to_dict()
+        dotted = settings_of(overrides)
+        if common := [key for key in dotted if any(key == c or key.startswith(f"{c}.") for c in _COMMON)]:
+            raise ValueError(f"{', '.join(common)} must be the same for all variants")
+        if "prosody" in overrides.get("pretraining", {}).get("lm", {}) and "prosody" not in one.pretraining.lm:
+            one.pretraining.lm.prosody = ConfigDict(dataclasses.asdict(ProsodyConfig()))
+        one.lock()
         one.update(overrides)
         prompting.check(one)
         pretraining.check(one.pretraining)
@@ -91,6 +98,7 @@ def run_comparison(
     Raises:
       ValueError: as `check`; WORKDIR holds another comparison; or a variant's directory is that of the records.
     """
+    refuse_another(workdir, config, {})
     jobs = {name: variant_of(config, name, workdir) for name in in_order(config)}
     for name, job in jobs.items():
         own = os.path.join(workdir, name)
@@ -129,6 +137,8 @@ def _finished(job: ConfigDict, workdir: str) -> bool:
     places = prompting.places(job, workdir).values()
     needed = [job.lm, *(os.path.join(place.data, records.CARD) for place in places)]
     needed += [os.path.join(place.report, "results.json") for place in places]
+    needed += [prompting.pack_place(place, seed) for place in places for seed in prompting.kept_seeds(job)]
+    needed += [os.path.join(workdir, "summary.md")]
     if not all(map(os.path.exists, needed)):
         return False
     _, _, info = unit_lms.read_unit_lm(job.lm)

@@ -104,9 +104,10 @@ def make_absent_lm(config: ConfigDict, import_units: ImportUnits | None) -> None
 
     Raises:
       FileNotFoundError: it would be written elsewhere, or there is nothing to train it on.
-      ValueError: as `run_pretraining`.
+      ValueError: as `run_pretraining`; or the LM that is there is told other streams than the config says.
     """
     if os.path.exists(config.lm):
+        _check_streams(config)
         return
     workdir, leaf = os.path.split(os.path.normpath(config.lm))
     units = [os.path.join(config.pretraining.data, task) for task in config.pretraining.tasks]
@@ -120,3 +121,15 @@ def make_absent_lm(config: ConfigDict, import_units: ImportUnits | None) -> None
     check(config.pretraining)
     os.makedirs(workdir, exist_ok=True)
     run_pretraining(config.pretraining, workdir, import_units)
+
+
+def _check_streams(config: ConfigDict) -> None:
+    """An LM that is there is taken as it is: what the config says of streams must not be another's."""
+    if "prosody" not in config.pretraining.lm:
+        return
+    wanted, found = _lm_config(config.pretraining), unit_lms.read_unit_lm(config.lm)[0]
+    if backbone(wanted) != backbone(found):
+        raise ValueError(
+            f"{config.lm} is a {backbone(found)}; the config (pretraining.lm.prosody) says {backbone(wanted)}: give "
+            "another --config.lm, which is pretrained where it is absent, or say what this one is"
+        )

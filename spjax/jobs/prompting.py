@@ -8,6 +8,7 @@ import functools
 import itertools
 import multiprocessing
 import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from spjax.data.records import Card
 from spjax.data.unit_set import UnitSet
 from spjax.evaluation import decode, metrics, outcome, report
 from spjax.evaluation.published import published
+from spjax.jobs import sweeping
 from spjax.jobs.inputs import ImportUnits, backbone, made_by, read_split
 from spjax.jobs.workdirs import claim, read_json, say, write_json
 from spjax.models import prompts, unit_lm, verbalizers
@@ -40,6 +42,7 @@ class Settings(NamedTuple):
     loss: losses.LossConfig
     optimizer: optim.OptimConfig
     run: train.TrainConfig
+    sweep: sweeping.SweepConfig
 
 
 def prompt_settings(config: ConfigDict) -> Settings:
@@ -54,6 +57,11 @@ def prompt_settings(config: ConfigDict) -> Settings:
             config[name].update(dataclasses.asdict(part))
     if config.start_from:  # a pack has the shape that it has
         config.prompt.update(shape_of(packs.load_pack(config.start_from).params))
+    sweep = sweeping.SweepConfig(**config.sweep)
+    if sweep.length and config.start_from:
+        raise ValueError(
+            f"sweep.length {sweep.length} cannot be had: start_from={config.start_from} has its own length"
+        )
     if config.combinations not in ("seen", "all"):
         raise ValueError(f"combinations is {config.combinations!r}, must be seen or all")
     if config.few_shot < 0:
@@ -66,6 +74,7 @@ def prompt_settings(config: ConfigDict) -> Settings:
         losses.LossConfig(**config.loss),
         optim.OptimConfig(**config.optim),
         train.TrainConfig(**config.train),
+        sweep,
     )
 
 
@@ -95,6 +104,17 @@ def places(config: ConfigDict, workdir: str) -> dict[str, Place]:
     if len(names) == 1:
         return {names[0]: Place(config.data, workdir)}
     return {name: Place(os.path.join(config.data, name), os.path.join(workdir, name)) for name in names}
+
+
+def pack_place(place: Place, seed: int) -> str:
+    """Directory of the prompt pack of a seed."""
+    return os.path.join(place.report, "packs", f"seed_{seed}")
+
+
+def kept_seeds(config: ConfigDict) -> tuple[int, ...]:
+    """Seeds whose packs a job keeps: of use beside the LM only, so none of a random LM or of one that is trained."""
+    trains_lm = any(re.fullmatch(config.train.trainable, f"lm/{leaf}") for leaf in ("embed", "layers/key/kernel"))
+    return () if config.random_lm or trains_lm else tuple(config.train.seeds)
 
 
 def inputs_of(lm_hash: str, cards: Iterable[Card]) -> dict[str, Any]:
@@ -218,25 +238,34 @@ def run_prompt_tuning(
     if len(kinds) > 1:
         raise ValueError(f"start_from={config.start_from} gives tasks of one bank {' and '.join(kinds)} verbalizers")
     (config.verbalizer,) = kinds
-    banks = [train.first_params(lm.params, taught.lesson.setting, run.seeds, start) for taught, start in pairs]
+    swept = [sweeping.lessons_of(taught.lesson, settings.sweep) for taught in tasks]
+    banks = [
+        train.first_params(lm.params, lesson.setting, run.seeds, start)
+        for lessons, (_, start) in zip(swept, pairs, strict=True)
+        for lesson in lessons
+    ]
     params = {"lm": lm.params, "prompt": prompts.join([bank["prompt"] for bank in banks])}
     counts = [_counts(bank, run) for bank in banks]
-    trained = ", ".join(f"{count['trained']:,}" for count in counts)
+    trained = ", ".join(dict.fromkeys(f"{count['trained']:,}" for count in counts))
     frozen = counts[0]["frozen"]
     say(f"{trained} trained, {frozen:,} frozen parameters; seeds {', '.join(map(str, run.seeds))}")
 
     claim(workdir, config, inputs_of(lm.hash, [taught.card for taught in tasks]))
-    lessons = [taught.lesson for taught in tasks]
+    lessons = list(itertools.chain(*swept))
     result = train.train(
         params, lessons, run, settings.optimizer, workdir=workdir, model_parallel=config.model_parallel
     )
     if config.floor and jax.process_index() == 0:
         _make_floors(tasks)
     found = {}
-    for number, (name, taught, count) in enumerate(zip(names, tasks, counts, strict=True)):
-        own = train.lesson_params(result.params, lessons, run, number)
-        members = slice(number * len(run.seeds), (number + 1) * len(run.seeds))
-        found[name] = _report(config, settings, lm, taught, own, result, members, count, command)
+    for name, taught, own in zip(names, tasks, sweeping.runs_of(swept), strict=True):
+        chosen = sweeping.choose(lessons, result, run, own)
+        if len(own) > 1 and jax.process_index() == 0:
+            say(f"{name}: {sweeping.write_table(taught.place.report, lessons, result, run, own, chosen)}")
+        members = slice(chosen * len(run.seeds), (chosen + 1) * len(run.seeds))
+        params = train.lesson_params(result.params, lessons, run, chosen)
+        best = taught._replace(lesson=lessons[chosen])
+        found[name] = _report(config, settings, lm, best, params, result, members, counts[chosen], command)
     if jax.process_index() == 0 and len(names) > 1:
         path = report.write_overview(workdir, list(found.values()))
         say(f"report: {path}")
@@ -303,18 +332,15 @@ def _report(
         },
         comparisons=published(task.name), command=command,
     )  # fmt: skip
-    # A pack is of use beside its LM only: a fine-tuned or random one is not kept.
-    if not config.random_lm and not any(path.startswith("lm/") for path in masks.split(flat, run.trainable)[0]):
-        verbalizer = setting.verbalizer
-        for n, (seed, scored) in enumerate(zip(run.seeds, results["members"], strict=True)):
-            pack_card = packs.make_card(
-                task, kind=verbalizer.kind, codes=verbalizer.codes, feeds=verbalizer.feeds, outputs=verbalizer.outputs,
-                config=lm.config, lm_hash=lm.hash, encoder=card.encoder, layer=card.layer, kmeans=card.kmeans,
-                merged=card.merged, combinations=taught.combinations, results={"test": scored["metrics"]},
-                provenance={"seed": seed, "reference": bool(config.reference)},
-            )  # fmt: skip
-            directory = os.path.join(taught.place.report, "packs", f"seed_{seed}")
-            packs.save_pack(directory, member(params["prompt"], n), pack_card)
+    verbalizer = setting.verbalizer
+    for n, seed in enumerate(kept_seeds(config)):
+        pack_card = packs.make_card(
+            task, kind=verbalizer.kind, codes=verbalizer.codes, feeds=verbalizer.feeds, outputs=verbalizer.outputs,
+            config=lm.config, lm_hash=lm.hash, encoder=card.encoder, layer=card.layer, kmeans=card.kmeans,
+            merged=card.merged, combinations=taught.combinations, results={"test": results["members"][n]["metrics"]},
+            provenance={"seed": seed, "reference": bool(config.reference)},
+        )  # fmt: skip
+        packs.save_pack(pack_place(taught.place, seed), member(params["prompt"], n), pack_card)
     _print_headline(task, results, taught.place.report)
     return results
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 # What a run may be continued with another value of: none changes a number. Data and LM are known by their hashes.
 _FREE = re.compile(r"data|lm|floor|pretraining\..*|model_parallel|.*\.checkpoint_every|.*\.eval_rows")
-_MADE = ("checkpoints", "results.json", "ngram_floor.json", "lm")
+_MADE = ("checkpoints", "results.json", "ngram_floor.json", "lm", "comparison.json")
 
 
 def refuse_another(workdir: str, config: ConfigDict, inputs: dict[str, Any]) -> None:
@@ -26,7 +26,7 @@ def refuse_another(workdir: str, config: ConfigDict, inputs: dict[str, Any]) -> 
     path = os.path.join(workdir, "config.json")
     if not os.path.exists(path) or not any(os.path.exists(os.path.join(workdir, name)) for name in _MADE):
         return
-    old, new = _settings(read_json(path)), _settings(json.loads(json.dumps({**config.to_dict(), "inputs": inputs})))
+    old, new = settings_of(read_json(path)), settings_of(json.loads(json.dumps({**config.to_dict(), "inputs": inputs})))
     differing = [k for k in sorted(old.keys() & new.keys()) if old[k] != new[k] and not _FREE.fullmatch(k)]
     if differing:
         told = ", ".join(f"{key}={old[key]!r} (now {new[key]!r})" for key in differing)
@@ -71,7 +71,7 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def _settings(tree: dict[str, Any]) -> dict[str, Any]:
+def settings_of(tree: dict[str, Any]) -> dict[str, Any]:
     """Every setting by its dotted name. Configs of other releases lack some; an LM without prosody is another LM."""
     flat = _dotted(tree)
     if "lm.dim" in flat:

@@ -40,10 +40,10 @@ class ProsodyConfig:
                 raise ValueError(f"prosody: {name} is {getattr(self, name)!r}, must be true or false")
         if type(self.max_duration) is not int or self.max_duration < 1:
             raise ValueError(f"prosody: max_duration is {self.max_duration!r}, must be a positive integer")
-        object.__setattr__(self, "f0_edges", tuple(self.f0_edges))  # JSON has lists
-        edges = self.f0_edges
-        if not all(isinstance(edge, float) and math.isfinite(edge) for edge in edges):
+        edges = tuple(self.f0_edges)
+        if not all(isinstance(edge, int | float) and math.isfinite(edge) for edge in edges):
             raise ValueError(f"prosody: f0_edges {edges} must be finite numbers")
+        object.__setattr__(self, "f0_edges", edges := tuple(map(float, edges)))  # JSON has lists, and 0 for 0.0
         if any(a > b for a, b in itertools.pairwise(edges)):
             raise ValueError(f"prosody: f0_edges {edges} must be in rising order")
         if edges and not self.discrete:

@@ -142,7 +142,7 @@ def rows_of(leaf: jax.Array, prompt_id: jax.Array) -> jax.Array:
 
 
 def dropout(bank: Params, config: PromptConfig, keys: jax.Array) -> Params:
-    """Key and value prompts with dropout; one mask a member.
+    """Key and value prompts with dropout; one mask a member, the same however long others' prompts are.
 
     Args:
       bank: prompt trees [N, ...].
@@ -154,8 +154,9 @@ def dropout(bank: Params, config: PromptConfig, keys: jax.Array) -> Params:
 
     def drop(leaf: jax.Array, salt: int) -> jax.Array:
         def one(key: jax.Array, x: jax.Array) -> jax.Array:
-            kept = jax.random.bernoulli(jax.random.fold_in(key, salt), 1 - config.dropout, x.shape)
-            return jnp.where(kept, x / (1 - config.dropout), 0)
+            columns = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, salt), jnp.arange(x.shape[1]))
+            draw = lambda column: jax.random.bernoulli(column, 1 - config.dropout, (x.shape[0], x.shape[2]))  # noqa: E731
+            return jnp.where(jax.vmap(draw, out_axes=1)(columns), x / (1 - config.dropout), 0)
 
         return jax.vmap(one)(keys, leaf)
 

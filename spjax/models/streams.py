@@ -20,7 +20,7 @@ _CONTINUOUS_PAD, _CONTINUOUS_BOS = -5.0, 0.0  # f0 that a continuous LM is told 
 
 
 def init(rng: jax.Array, config: UnitLMConfig) -> Params:
-    """Fresh "streams" and "heads"; nothing for a unit LM. Scales as the embedding of units has."""
+    """Fresh "streams" and "heads"; nothing for a unit LM. Tables start as that of units, which alone is then scaled."""
     if config.prosody is None:
         return {}
     d, sizes = config.dim, config.prosody.symbols

@@ -112,6 +112,7 @@ def encode(
     rate: int | None = None,
     merge: bool = True,
     f0: bool = False,
+    speaker_f0: float | None = None,
 ) -> Encoded:
     """One utterance as units.
 
@@ -120,7 +121,9 @@ def encode(
       encoder: with a k-means.
       rate: samples a second of an array; a file says itself.
       merge: runs of equal units as one.
-      f0: add the pitch of each segment, less the utterance's own mean.
+      f0: add the pitch of each segment, less the speaker's mean.
+      speaker_f0: that mean, log f0 (Hz) over the voiced frames of all that the speaker said (`spjax.speaker_f0`), as
+        records of named speakers have it; by default the utterance's own.
 
     Raises:
       ValueError: an encoder without k-means, or a rate that is missing or too many; AudioError (one of them) where the
@@ -144,7 +147,25 @@ def encode(
     units, durations = merge_runs(frames) if merge else (frames, np.ones_like(frames))
     if not f0:
         return Encoded(units, durations)
-    return Encoded(units, durations, prosody.normalise(*prosody.segment_f0(encoder.log_f0(wave), durations)))
+    segments = prosody.segment_f0(encoder.log_f0(wave), durations)
+    return Encoded(units, durations, prosody.normalise(*segments, speaker_f0))
+
+
+def speaker_f0(recordings: Sequence[str | os.PathLike[str] | Audio], encoder: Encoder) -> float:
+    """A speaker's mean log f0 (Hz), for `encode`: over the voiced frames of some recordings, the more the better.
+
+    Args:
+      recordings: files, or what `read_audio` or `prepare` returns.
+      encoder: whose frames are meant.
+
+    Raises:
+      ValueError: nothing in them is voiced; AudioError (one of them) where one cannot be used.
+    """
+    waves = (one.wave if isinstance(one, Audio) else read_audio(one).wave for one in recordings)
+    heard = np.concatenate([np.zeros(0), *(encoder.log_f0(wave) for wave in waves)])
+    if np.isnan(heard).all():
+        raise ValueError(f"none of {len(recordings)} recordings has a voiced frame: the speaker's f0 is not known")
+    return float(np.nanmean(heard))
 
 
 def _acoustic_features(config: acoustic.AcousticConfig, waves: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -194,7 +194,8 @@ def normalise(mean: np.ndarray, voiced: np.ndarray, speaker_mean: float | None =
       speaker_mean: log f0 over the voiced frames of all that the speaker said; the utterance's own if None.
 
     Returns:
-      float32 [U], 0 where no frame is voiced.
+      float32 [U], 0 where no frame is voiced; also where the mean is met exactly, as by an utterance's only voiced
+      segment where nobody is named.
     """
     centre = voiced_mean(mean, voiced) if speaker_mean is None else speaker_mean
     return np.where(voiced > 0, mean - centre, 0).astype(np.float32)

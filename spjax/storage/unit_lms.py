@@ -21,6 +21,7 @@ CONFIG_FILE = "config.json"
 TENSOR_FILE = "model.safetensors"
 
 _PROSODY = {field.name for field in dataclasses.fields(ProsodyConfig)}
+_PLAIN = ProsodyConfig()  # what the hash says nothing of
 
 
 def unit_lm_shapes(config: UnitLMConfig) -> dict[str, Shape]:
@@ -54,7 +55,8 @@ def unit_lm_hash(params: Params, prosody: ProsodyConfig | None = None) -> str:
 
     Args:
       params: the `lm` tree of docs/design.md; numpy or JAX arrays.
-      prosody: of a multi-stream LM, hashed as one more tensor: other bin edges or inputs make another LM.
+      prosody: of a multi-stream LM, hashed as one more tensor: other bin edges or inputs make another LM. Fields that
+        have their default are left out, so that one which a later release adds changes no hash.
 
     Raises:
       StorageError: a tensor that is not float32 (a rounded copy would have another identity).
@@ -64,7 +66,8 @@ def unit_lm_hash(params: Params, prosody: ProsodyConfig | None = None) -> str:
             raise StorageError(f"unit LM: {path} is {dtype}; its hash is that of the float32 weights. Give those.")
     if prosody is None:
         return files.tree_hash(params)
-    text = json.dumps(dataclasses.asdict(prosody), sort_keys=True, separators=(",", ":"))
+    said = {name: value for name, value in dataclasses.asdict(prosody).items() if value != getattr(_PLAIN, name)}
+    text = json.dumps(said, sort_keys=True, separators=(",", ":"))
     return files.tree_hash({**params, "prosody": np.frombuffer(text.encode(), np.uint8)})
 
 
@@ -103,8 +106,8 @@ def save_unit_lm(
 
 
 def _prosody(value: Any) -> ProsodyConfig:
-    if not isinstance(value, dict) or value.keys() != _PROSODY or not isinstance(value["f0_edges"], list):
-        raise ValueError(f"prosody is {value!r:.200}, must have {', '.join(sorted(_PROSODY))}, and f0_edges in a list")
+    if not isinstance(value, dict) or not value.keys() <= _PROSODY or not isinstance(value.get("f0_edges", []), list):
+        raise ValueError(f"prosody is {value!r:.200}, may have {', '.join(sorted(_PROSODY))}, f0_edges as a list")
     return ProsodyConfig(**value)
 
 

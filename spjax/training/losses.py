@@ -28,7 +28,7 @@ class LossConfig:
       kind: "slots": cross-entropy of each label among the labels of its slot, mean over an utterance's label steps and
         over utterances. "reference": negative log likelihood of separator, labels and end over all outputs, summed,
         divided by all target tokens, units included (FACTS.md, Loss and optimiser).
-      noise: share of the source units replaced by a random unit while training.
+      noise: share of the source units replaced by a random unit while training; their durations and f0 stay.
     """
 
     kind: str = "slots"
@@ -97,6 +97,7 @@ def member_losses(
     verbalizers: Sequence[Verbalizer],
     config: UnitLMConfig,
     compute: Compute,
+    lengths: Sequence[int] | None = None,
 ) -> jax.Array:
     """Each member's loss on its rows, float32 [N].
 
@@ -110,6 +111,7 @@ def member_losses(
       verbalizers: classes to outputs, one a member or one for all. Members' tasks may differ in slots.
       config: the LM's architecture.
       compute: operand type and remat.
+      lengths: [N], columns that each member's deep prompt really has, where they differ.
 
     Raises:
       ValueError: verbalizers that cannot share a batch.
@@ -129,7 +131,7 @@ def member_losses(
         targets = jnp.concatenate([edges + vocab.BOS, targets, edges + vocab.EOS], axis=1)
     else:
         queries, feeds = steps, feeds[:, :-1]
-    state = prompted_lm.run(lm, bank, batch, feeds, config=config, queries=queries, compute=compute)
+    state = prompted_lm.run(lm, bank, batch, feeds, config=config, queries=queries, compute=compute, lengths=lengths)
     scores = prompted_lm.outputs(lm, bank, state.hidden, batch.prompt_id, compute)
     if keys is not None and verbalizers[0].learnable:
         scores = _drop_outputs(scores, out_key, prompt.verbalizer_dropout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -85,8 +86,25 @@ def clip_members(max_norm: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def make(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """The optimizer of a run of `steps` updates."""
+def scale_members(scales: Sequence[float]) -> optax.GradientTransformation:
+    """Each member's updates times its own factor: another learning rate."""
+
+    def scale(path: str, leaf: jax.Array) -> jax.Array:
+        if not (path.startswith("prompt/") and isinstance(leaf, jax.Array)):  # the LM's, or what is frozen
+            return leaf
+        return leaf * jnp.asarray(scales, leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
+
+    return optax.stateless(lambda updates, _: {path: scale(path, leaf) for path, leaf in updates.items()})
+
+
+def make(config: OptimConfig, steps: int, lrs: Sequence[float] | None = None) -> optax.GradientTransformation:
+    """The optimizer of a run of `steps` updates.
+
+    Args:
+      config: Adam settings.
+      steps: of the whole run.
+      lrs: peak learning rate of each member, [N], where it is not the config's. Warm-up and decay are the same.
+    """
     if config.eps_before_correction:
         # optax adds eps to sqrt(v / (1 - b2^t)); fairseq to sqrt(v), then corrects both.
         eps = lambda count: config.eps / jnp.sqrt(1 - config.b2 ** (count + 1.0))  # noqa: E731
@@ -101,4 +119,5 @@ def make(config: OptimConfig, steps: int) -> optax.GradientTransformation:
         adam,
         optax.add_decayed_weights(config.weight_decay, mask=matrices) if config.weight_decay else optax.identity(),
         optax.scale_by_learning_rate(schedule(config, steps)),
+        scale_members([lr / config.lr for lr in lrs]) if lrs is not None else optax.identity(),
     )

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -38,8 +39,8 @@ class PretrainConfig:
       epochs: passes over the units.
       row_length: W, columns of a packed row; longer utterances are cut into pieces of it.
       rows: rows of a batch.
-      noise: share of the input units that are replaced by a random one (targets stay).
-      dedup: use equal unit sequences once.
+      noise: share of the input units that are replaced by a random one (targets, durations and f0 stay).
+      dedup: use equal sequences, of units and whatever other streams the LM has, once.
       seed: of weights, order and noise.
       checkpoint_every: updates between checkpoints.
       stream_weights: of a multi-stream LM, what the losses of duration and f0 count beside the unit's.
@@ -60,10 +61,12 @@ class PretrainConfig:
         for name in ("epochs", "row_length", "rows", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"pretrain: {name} is {getattr(self, name)}, must be at least 1")
-        if self.f0_bins < 2:
-            raise ValueError(f"pretrain: f0_bins is {self.f0_bins}, must be at least 2")
-        if len(self.stream_weights) != 2 or min(self.stream_weights) < 0:
-            raise ValueError(f"pretrain: stream_weights {self.stream_weights} must be two numbers, none negative")
+        if not 2 <= self.f0_bins <= 1024:
+            raise ValueError(f"pretrain: f0_bins is {self.f0_bins}, must lie in 2..1024")
+        if len(self.stream_weights) != 2 or not all(0 <= weight < math.inf for weight in self.stream_weights):
+            raise ValueError(
+                f"pretrain: stream_weights {self.stream_weights} must be two finite numbers, none negative"
+            )
         if not 0 <= self.noise < 1:
             raise ValueError(f"pretrain: noise is {self.noise}, must lie in [0, 1)")
 

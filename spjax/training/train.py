@@ -103,16 +103,17 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lesson:
-    """A task as the members that learn it see it.
+    """A task as the members that learn it see it. In a sweep, a task is several lessons.
 
     Attributes:
-      setting: what is trained. Lessons of one bank differ in verbalizer and tree alone.
+      setting: what is trained. Lessons of one bank differ in verbalizer, tree and prompt length alone.
       train_set: units and labels; `train_ids` are the utterances of it to use.
       train_ids: int [m].
       valid_set: what early stopping looks at; `valid_ids` likewise.
       valid_ids: int [m].
       metric: the task's score of a split, from log probabilities [n, M], the tree and classes [n, slots].
       lower_is_better: whether the best epoch is that of the lowest score.
+      lr: peak learning rate; None for the optimizer's.
     """
 
     setting: Setting
@@ -122,6 +123,7 @@ class Lesson:
     valid_ids: np.ndarray
     metric: Metric
     lower_is_better: bool = False
+    lr: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -153,7 +155,9 @@ def first_params(lm: Params, setting: Setting, seeds: tuple[int, ...], start: Pa
     return {"lm": lm, "prompt": prompts.stack(members)}
 
 
-def make_update(setting: Setting, tx: Any, verbalizers: Sequence[Verbalizer] = ()) -> Any:
+def make_update(
+    setting: Setting, tx: Any, verbalizers: Sequence[Verbalizer] = (), lengths: Sequence[int] | None = None
+) -> Any:
     """One training step, to be compiled: (state, frozen, batch) -> (state, metrics).
 
     The gradient is taken of the trained leaves alone. A member that has stopped keeps its parameters.
@@ -162,6 +166,7 @@ def make_update(setting: Setting, tx: Any, verbalizers: Sequence[Verbalizer] = (
       setting: what is trained.
       tx: the optimizer.
       verbalizers: one a member where members learn different tasks; by default all have the setting's.
+      lengths: of the members' prompts, where they differ.
     """
     spoken = verbalizers or [setting.verbalizer]
 
@@ -173,7 +178,7 @@ def make_update(setting: Setting, tx: Any, verbalizers: Sequence[Verbalizer] = (
             each = losses.member_losses(
                 params["lm"], params["prompt"], batch, keys,
                 loss=setting.loss, prompt=setting.prompt, verbalizers=spoken,
-                config=setting.config, compute=setting.compute,
+                config=setting.config, compute=setting.compute, lengths=lengths,
             )  # fmt: skip
             return jnp.sum(each), each
 
@@ -283,9 +288,11 @@ def train(
         raise ValueError(
             f"trainable={run.trainable!r} trains the LM, which {members} members would share: give one task and seed"
         )
-    train_set = join([lesson.train_set for lesson in lessons])
-    first = np.cumsum([0, *(len(lesson.train_set) for lesson in lessons)])
-    ids = [lesson.train_ids + start for lesson, start in zip(lessons, first, strict=False)]
+    sets = list({id(lesson.train_set): lesson.train_set for lesson in lessons}.values())  # lessons may share one
+    train_set = join(sets)
+    starts = np.cumsum([0, *map(len, sets)])
+    first = {id(one): start for one, start in zip(sets, starts, strict=False)}
+    ids = [lesson.train_ids + first[id(lesson.train_set)] for lesson in lessons]
     edges = planning.buckets(train_set.lengths[np.concatenate(ids)], run.buckets)
 
     def one_pass(lesson: int, number: int) -> list[planning.Step]:
@@ -306,7 +313,9 @@ def train(
             plans.append([step for number in passes for step in one_pass(lesson, number)][:steps])
         return planning.abreast(plans, seed=0, epoch=epoch)
 
-    tx = masks.masked(optim.make(optimizer, steps * run.epochs), trained, frozen)
+    lrs = [lesson.lr or optimizer.lr for lesson in lessons for _ in run.seeds]
+    one_lr = all(lr == optimizer.lr for lr in lrs)
+    tx = masks.masked(optim.make(optimizer, steps * run.epochs, None if one_lr else lrs), trained, frozen)
     state = {
         "trained": trained,
         "optimizer": tx.init({**trained, **frozen}),
@@ -325,7 +334,9 @@ def train(
     }
     frozen = sharding.place(frozen, sharding.shardings(mesh, frozen))
     spoken = [lesson.setting.verbalizer for lesson in lessons for _ in run.seeds] if len(lessons) > 1 else []
-    step_fn = jax.jit(make_update(setting, tx, spoken), donate_argnums=0, out_shardings=(where, None))
+    lengths = [lesson.setting.prompt.length for lesson in lessons for _ in run.seeds]
+    update = make_update(setting, tx, spoken, lengths if len(set(lengths)) > 1 else None)
+    step_fn = jax.jit(update, donate_argnums=0, out_shardings=(where, None))
 
     def batches(epoch: int, start: int) -> Iterator[tuple[Batch, int]]:
         host, hosts = jax.process_index(), jax.process_count()
@@ -375,9 +386,9 @@ def lesson_params(params: Params, lessons: Sequence[Lesson], run: TrainConfig, n
     """{"lm", "prompt"} of the members that learn lesson `number` of a joined bank."""
     if len(lessons) == 1:
         return params
-    own = len(run.seeds)
-    verbalizer = lessons[number].setting.verbalizer
-    return {**params, "prompt": prompts.part(params["prompt"], number * own, (number + 1) * own, verbalizer)}
+    own, setting = len(run.seeds), lessons[number].setting
+    members = number * own, (number + 1) * own
+    return {**params, "prompt": prompts.part(params["prompt"], *members, setting.verbalizer, setting.prompt.length)}
 
 
 def _keep_best(state: dict[str, Any], epoch: int, score: np.ndarray, patience: int, where: Any) -> dict[str, Any]:

@@ -406,3 +406,32 @@ def test_cut_keeps_the_first_units_of_each(units: list[list[int]], limit: int) -
     assert [short.units_of(i).tolist() for i in range(len(units))] == [one[:limit] for one in units]
     np.testing.assert_array_equal(short.durations, short.units + 1)
     assert short.ids == whole.ids
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"f0": [0.1, float("nan")]}, "has f0 nan, which is no number"),
+        ({"f0": [float("inf"), 0.1]}, "has f0 inf, which is no number"),
+        ({"durations": [3, 0]}, "has a duration of 0 frames"),
+        ({"durations": [-2, 1]}, "has a duration of -2 frames"),
+        ({"durations": [1, 2**33]}, "has a duration of 8589934592 frames"),
+        ({"durations": [1, 2.5]}, "no whole numbers of frames"),
+    ],
+)
+def test_prosody_that_is_none_is_refused(wrong: dict[str, list[float]], told: str, tmp_path: Path) -> None:
+    good = Utterance("good", [1, 2], (0, 3), durations=[1, 2], f0=[0.0, 0.1])
+    bad = good._replace(id="bad", **wrong)
+    with pytest.raises(RecordError, match=told):
+        write_unit_records(tmp_path / "made", TASK, {"train": [good, bad]})
+
+
+def test_prosody_that_is_none_is_refused_when_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a writer without checks would have left it."""
+    rows = _utterances(3, streams=True)
+    rows[1].f0[0] = np.nan
+    with monkeypatch.context() as unchecked:
+        unchecked.setattr(records, "_first_fault", lambda *_: None)
+        write_unit_records(tmp_path / "made", TASK, {"train": rows})
+    with pytest.raises(RecordError, match=r"record 1 \('spk/1.wav'\) has f0 nan"):
+        read_unit_records(tmp_path / "made", "train")

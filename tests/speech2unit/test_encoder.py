@@ -13,7 +13,7 @@ import pytest
 import spjax
 from spjax.speech2unit import acoustic, audio, encoder, prosody
 from spjax.speech2unit.audio import AudioError
-from spjax.speech2unit.encoder import Encoder, encode, load_encoder
+from spjax.speech2unit.encoder import Encoder, encode, load_encoder, speaker_f0
 from spjax.speech2unit.units import expand
 from spjax.storage import KMeans, StorageError, save_hubert, save_kmeans
 from tests.speech2unit.bad_files import encoded as audio_file
@@ -133,6 +133,21 @@ def test_f0_is_less_the_utterance_s_mean(loaded, merge):
         assert np.allclose(pitch[(seconds > 0.55) & (seconds < 0.95)], half, atol=0.02)
         assert (pitch[seconds > 1.06] == 0).all()
     assert 0 < np.abs(found.f0).max() < half + 0.02
+
+
+def test_f0_is_less_the_speaker_s_mean_where_that_is_given(loaded):
+    def voice(hz: float) -> audio.Audio:
+        phase = 2 * np.pi * hz * np.arange(16_000) / 16_000
+        return audio.prepare(0.1 * sum(np.sin(k * phase) / k for k in range(1, 10)), 16_000)
+
+    silence = audio.prepare(np.r_[0.1, np.zeros(15_999)], 16_000)
+    mean = speaker_f0([voice(120), voice(180), silence], loaded)
+    assert mean == pytest.approx(np.log([120, 180]).mean(), abs=0.01)
+    found = encode(voice(180), loaded, f0=True, speaker_f0=mean).f0
+    assert np.median(found[found != 0]) == pytest.approx(np.log(180 / 120) / 2, abs=0.02)
+    assert abs(np.median(encode(voice(180), loaded, f0=True).f0)) < 0.01
+    with pytest.raises(ValueError, match="none of 1 recordings has a voiced frame"):
+        speaker_f0([silence], loaded)
 
 
 @pytest.mark.parametrize("wrong", [[], [0.1, 0.2], ["a.wav", "b.wav"], (np.zeros(800), 16_000)])

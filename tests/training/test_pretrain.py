@@ -17,10 +17,11 @@ import spjax
 from spjax import vocab
 from spjax.data.unit_set import UnitSet
 from spjax.models import unit_lm
-from spjax.models.config import Compute
+from spjax.models.config import Compute, ProsodyConfig
 from spjax.storage import unit_lms
 from spjax.training import optim, pretrain
 from tests import toy
+from tests.models import tiny
 
 F32 = Compute()
 corpora = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=30), min_size=1, max_size=20)
@@ -119,6 +120,64 @@ def test_packed_rows_give_the_losses_of_utterances_alone(seed: int) -> None:
     expected = sum(_alone(params, np.asarray(_tokens(piece))) for piece in pieces)
     assert float(sums.unit) == pytest.approx(expected, rel=1e-5)
     assert sums.segments == sums.duration == sums.f0 == 0
+
+
+def _spoken(units: list[list[int]], seed: int) -> UnitSet:
+    said = tiny.spoken(units, seed)
+    durations, f0 = ([[segment[i] for segment in row] for row in said] for i in range(2))
+    return UnitSet.of(units, [[0]] * len(units), durations=durations, f0=f0)
+
+
+@settings(max_examples=5)
+@given(seed=st.integers(0, 1000), discrete=st.booleans())
+def test_packed_cut_and_filled_rows_of_a_multi_stream_lm_give_the_losses_of_pieces_alone(
+    seed: int, discrete: bool
+) -> None:
+    c = tiny.config(2, prosody=ProsodyConfig(discrete=discrete, f0_edges=(-0.1, 0.2) if discrete else ()))
+    params, rng = tiny.lm(c), np.random.default_rng(seed)
+    units = [rng.integers(0, c.num_units, n).tolist() for n in (1, 3, 5, 14, 2, 30)]  # two are cut
+    spoken = _spoken(units, seed)
+    pieces = pretrain.utterances([spoken], 12, dedup=False)
+    rows = pretrain.pack(pieces, 12, seed)
+    assert len(rows.inputs) < len(pieces) > len(units)
+    sums = jax.jit(pretrain.losses, static_argnums=(1, 3))
+    together = [sums(params, c, part, F32) for part in pretrain.batches(rows, 4)]
+    alone = [sums(params, c, next(pretrain.batches(pretrain.pack([piece], 12, 0), 1)), F32) for piece in pieces]
+    for name in pretrain.Sums._fields:
+        found, expected = (sum(float(getattr(one, name)) for one in many) for many in (together, alone))
+        assert found == pytest.approx(expected, rel=1e-5), name
+    # Every segment and every end is foretold once, every unit and every end predicted once.
+    assert sum(int(one.segments) for one in together) == len(spoken.units) + len(units)
+    assert sum(int(one.units) for one in together) == len(spoken.units) + len(units)
+
+
+def test_pieces_of_a_multi_stream_lm_go_on_where_the_last_one_ended() -> None:
+    (whole,) = pretrain.utterances([_spoken([[5, 6, 7, 8]], 0)], 16, dedup=False)
+    pieces = pretrain.utterances([_spoken([[5, 6, 7, 8]], 0)], 4, dedup=False)
+    assert whole.inputs.tolist() == [vocab.BOS, 9, 10, 11, 12, vocab.EOS]
+    assert whole.targets.tolist() == [9, 10, 11, 12, vocab.EOS, vocab.PAD]
+    np.testing.assert_array_equal(whole.told.duration[1:], whole.foretold.duration[:-1])
+    np.testing.assert_array_equal(whole.told.f0[1:], whole.foretold.f0[:-1])
+    assert whole.told.f0[0] == vocab.F0_PAD
+    for name in ("inputs", "targets", "told", "foretold"):
+        joined = jax.tree.map(lambda *x: np.concatenate(x), *(getattr(piece, name) for piece in pieces))
+        jax.tree.map(np.testing.assert_array_equal, joined, getattr(whole, name))
+    assert [piece.position.tolist() for piece in pieces] == [[0, 1, 2, 3], [0, 1]]
+
+
+def test_equal_units_said_otherwise_are_two_sequences() -> None:
+    same, other = _spoken([[1, 2], [1, 2]], 0), _spoken([[1, 2]], 9)
+    assert len(pretrain.utterances([same.without_streams(), other.without_streams()], 8, dedup=True)) == 1
+    assert len(pretrain.utterances([same, other, other], 8, dedup=True)) == 3
+
+
+def test_noise_leaves_prosody_and_changes_units() -> None:
+    c = tiny.config(2, prosody=ProsodyConfig(f0_edges=(0.0,)))
+    params, rows = tiny.lm(c), pretrain.pack(pretrain.utterances([_spoken([[1, 2, 3]] * 9, 1)], 8, False), 8, 0)
+    clean = pretrain.losses(params, c, rows, F32)
+    noisy = pretrain.losses(params, c, rows, F32, 0.9, jax.random.key(0))
+    assert float(clean.unit) != float(noisy.unit)
+    assert (int(clean.units), int(clean.segments)) == (int(noisy.units), int(noisy.segments))
 
 
 def test_noise_changes_units_only_and_never_the_targets() -> None:

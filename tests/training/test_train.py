@@ -78,6 +78,30 @@ def test_a_member_of_a_bank_is_what_it_is_alone(bank: tuple[Path, train.Trained]
     assert alone.best_epoch[0] == together.best_epoch[n]
 
 
+def test_a_sweep_is_a_bank(tmp_path: Path) -> None:
+    """Two prompt lengths and two learning rates in one bank: each member is what it is alone, dropout and noise too."""
+    run = dataclasses.replace(RUN, seeds=(0, 1), epochs=2)
+    dropout = {"separators": 2, "dropout": 0.2}
+    settings = [_setting(PromptConfig(length=length, **dropout)) for length in (2, 5)]
+    common = {"train_ids": np.arange(80), "valid_set": VALID, "valid_ids": np.arange(24), "metric": train.exact_match}
+    lessons = [train.Lesson(setting, TRAIN, lr=lr, **common) for setting in settings for lr in (1e-2, 5e-2)]
+    starts = [train.first_params(toy.tiny_lm(), lesson.setting, run.seeds) for lesson in lessons]
+    params = {"lm": toy.tiny_lm(), "prompt": prompts.join([start["prompt"] for start in starts])}
+    together = train.train(params, lessons, run, OPTIM, workdir=str(tmp_path / "bank"))
+    for number in (1, 2):
+        lesson = lessons[number]
+        optimizer = dataclasses.replace(OPTIM, lr=lesson.lr)
+        alone = train.train(starts[number], [dataclasses.replace(lesson, lr=None)], run, optimizer,
+                            workdir=str(tmp_path / str(number)))  # fmt: skip
+        found = train.lesson_params(together.params, lessons, run, number)["prompt"]
+        assert found["key"].shape == (2, toy.LM.layers, lesson.setting.prompt.length, toy.LM.dim)
+        for path, leaf in masks.flatten(alone.params["prompt"]).items():
+            np.testing.assert_allclose(leaf, masks.flatten(found)[path], atol=1e-5, err_msg=path)
+        members = slice(2 * number, 2 * number + 2)
+        assert alone.best_score == together.best_score[members]
+    assert not np.allclose(together.params["prompt"]["sep"][0], together.params["prompt"]["sep"][2])
+
+
 def test_members_differ(bank: tuple[Path, train.Trained]) -> None:
     for leaf in jax.tree.leaves(bank[1].params["prompt"]):
         assert not np.allclose(leaf[0], leaf[1])

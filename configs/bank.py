@@ -1,0 +1,25 @@
+"""One bank for everything: two tasks, each with every seed, learning rate and prompt length, trained together.
+
+    python -m spjax.main --config=configs/bank.py --units=UNIT_TEXT --workdir=runs/bank
+
+36 members against one frozen unit LM in one program. Which setting is taken is chosen on valid, task by task
+(WORKDIR/TASK/sweep.md); it alone is scored on test. A sweep of one task, or of other values:
+
+    python -m spjax.main --config=configs/bank.py --config.task=fsc --config.data=runs/units/fsc \\
+      --config.sweep.length="(8, 48)"
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import defaults
+
+
+def get_config(options: str = "") -> ConfigDict:
+    """The experiment."""
+    config = defaults.prompt_tuning("fsc,gsc")
+    config.data = "runs/units"
+    config.sweep.update({"lr": (5e-3, 1e-2, 2e-2), "length": (8, 24, 48)})
+    config.train.update({"seeds": (0, 1), "epochs": 3})
+    return defaults.with_backbone(config, options)

@@ -1,0 +1,114 @@
+"""A sweep is a bank: every learning rate and prompt length a lesson of its own, trained together, chosen on valid."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from spjax.evaluation import metrics
+from spjax.evaluation.markdown import percent, table
+from spjax.evaluation.report import write_file
+from spjax.training import train
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """What is tried, each with each, by every seed; what is empty is as the other settings say.
+
+    Attributes:
+      lr: peak learning rates, instead of `optim.lr`.
+      length: prompt lengths, instead of `prompt.length`.
+    """
+
+    lr: tuple[float, ...] = ()
+    length: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, least in (("lr", 0), ("length", -1)):
+            values = tuple(getattr(self, name))
+            object.__setattr__(self, name, values)
+            if len(set(values)) < len(values) or any(value <= least for value in values):
+                raise ValueError(f"sweep: {name} {values} must be different numbers, none of them {least} or below")
+
+
+def lessons_of(lesson: train.Lesson, sweep: SweepConfig) -> list[train.Lesson]:
+    """A task's lesson with every prompt length and learning rate of the sweep."""
+    own = lesson.setting.prompt
+    prompts = [dataclasses.replace(own, length=length) for length in sweep.length] or [own]
+    # Lessons that differ in the learning rate alone share a setting, and so the programs that answer.
+    settings = [dataclasses.replace(lesson.setting, prompt=prompt) for prompt in prompts]
+    return [
+        dataclasses.replace(lesson, setting=setting, lr=lr)
+        for setting, lr in itertools.product(settings, sweep.lr or (lesson.lr,))
+    ]
+
+
+def runs_of(swept: Sequence[Sequence[train.Lesson]]) -> list[range]:
+    """Numbers of each task's lessons among all."""
+    stops = list(itertools.accumulate(map(len, swept)))
+    return [range(stop - len(lessons), stop) for stop, lessons in zip(stops, swept, strict=True)]
+
+
+def _scores(result: train.Trained, run: train.TrainConfig, number: int) -> list[float]:
+    """Of each seed the task's metric on valid, at the epoch that was kept."""
+    members = range(number * len(run.seeds), (number + 1) * len(run.seeds))
+    return [float(result.history[result.best_epoch[n]]["metric"][n]) for n in members]
+
+
+def choose(lessons: Sequence[train.Lesson], result: train.Trained, run: train.TrainConfig, own: range) -> int:
+    """The lesson of a task whose seeds are best on valid, on average; of equal ones the first.
+
+    Args:
+      lessons: of the whole bank.
+      result: what came of it.
+      run: its seeds.
+      own: numbers of the task's lessons.
+    """
+    sign = -1 if lessons[own.start].lower_is_better else 1
+    return max(own, key=lambda number: (sign * np.mean(_scores(result, run, number)), -number))
+
+
+def write_table(
+    directory: epath.PathLike,
+    lessons: Sequence[train.Lesson],
+    result: train.Trained,
+    run: train.TrainConfig,
+    own: range,
+    chosen: int,
+) -> str:
+    """Write DIRECTORY/sweep.md and sweep.json: what each setting came to on valid, and which was taken.
+
+    Returns:
+      A line that says what was taken.
+    """
+    rows: list[list[str]] = []
+    found: list[dict[str, Any]] = []
+    for number in own:
+        lesson, scores = lessons[number], _scores(result, run, number)
+        mean, half = metrics.mean_interval(scores)
+        length, lr, taken = lesson.setting.prompt.length, lesson.lr, number == chosen
+        spread = "" if half is None else f" ± {percent(half)}"
+        shown = "as optim.lr" if lr is None else f"{lr:g}"
+        rows.append([str(length), shown, percent(mean) + spread, " ".join(map(percent, scores)), "yes" * taken])
+        found.append({"length": length, "lr": lr, "valid": scores, "mean": mean, "half_width_95": half, "taken": taken})
+    text = [
+        "# Sweep",
+        "",
+        f"The task's metric on valid, in %; mean and 95 % Student-t interval over {len(run.seeds)} seeds. Only the",
+        "setting that is taken, the best of them on average, was scored on test.",
+        "",
+        *table(["prompt length", "learning rate", "valid", "seeds", "taken"], rows),
+        "",
+    ]
+    path = epath.Path(directory)
+    write_file(path / "sweep.md", "\n".join(text).encode())
+    write_file(path / "sweep.json", (json.dumps(found, indent=1) + "\n").encode())
+    best = found[chosen - own.start]
+    told = "" if best["lr"] is None else f", learning rate {best['lr']:g}"
+    return f"of {len(own)} settings prompt length {best['length']}{told} is best on valid ({percent(best['mean'])} %)"
