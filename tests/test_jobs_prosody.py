@@ -266,17 +266,37 @@ def test_another_comparison_in_the_work_directory_is_refused_before_anything_run
     spoken: Path, compared: Path, tmp_path: Path
 ) -> None:
     before = (compared / "config.json").read_text()
-    with pytest.raises(ValueError, match=r"plain holds a run with train\.epochs=3 \(now 4\)"):
+    with pytest.raises(ValueError, match=r"holds a run with train\.epochs=3 \(now 4\)"):
         jobs.run(_comparison(spoken, train__epochs=4), str(compared), None, "")
     with pytest.raises(ValueError, match=r"ulm holds a run with pretrain\.epochs=6 \(now 3\)"):
         jobs.run(_comparison(spoken, pretraining__pretrain__epochs=3), str(compared), None, "")
     finer = _comparison(spoken, variants__told__pretraining__pretrain__f0_bins=5)
-    with pytest.raises(ValueError, match=r"told.ulm holds a run with pretrain\.f0_bins=4 \(now 5\)"):
+    with pytest.raises(ValueError, match=r"told\.pretraining\.pretrain\.f0_bins=4 \(now 5\)"):
         jobs.run(finer, str(compared), None, "")
     assert (compared / "config.json").read_text() == before
     other = toy_prosody.write_records(tmp_path / "records", train=40)
     with pytest.raises(ValueError, match=r"plain holds a run with inputs\.units="):
         jobs.run(_comparison(other), str(compared), None, "")
+
+
+def test_a_comparison_and_a_prompt_job_do_not_share_a_work_directory(spoken: Path, compared: Path) -> None:
+    before = (compared / "config.json").read_text(), (compared / "summary.md").read_text()
+    job = comparing.variant_of(_comparison(spoken), "plain", str(compared))
+    with pytest.raises(ValueError, match="holds a run with job='compare'"):
+        jobs.run(job, str(compared), None, "")
+    assert before == ((compared / "config.json").read_text(), (compared / "summary.md").read_text())
+
+
+def test_packs_that_a_stop_kept_from_being_written_are_written(spoken: Path, compared: Path, tmp_path: Path) -> None:
+    """The last thing that a variant writes: its results are there, a pack is not."""
+    own = tmp_path / "compared"
+    shutil.copytree(compared, own)
+    (lost, *_) = sorted((own / "told").rglob("packs/seed_*"))
+    shutil.rmtree(lost)
+    jobs.run(_comparison(spoken), str(own), None, "")
+    assert (lost / "card.json").exists()
+    original = compared / lost.relative_to(own)
+    assert (lost / "prompt.safetensors").read_bytes() == (original / "prompt.safetensors").read_bytes()
 
 
 def _changed(**variants: Any) -> Callable[[ConfigDict], None]:
@@ -291,10 +311,14 @@ def _changed(**variants: Any) -> Callable[[ConfigDict], None]:
     [
         (lambda config: config.update(baseline="other"), "baseline is 'other', the variants are plain, told"),
         (_changed(), "the variants are plain: give two"),
-        (_changed(**{"a/b": {}}), "variant 'a/b' cannot be a directory's name"),
+        (_changed(**{"a/b": {}}), "variant 'a/b' cannot be its directory's name"),
         (_changed(b={"optim": {"lrr": 0.1}}), r"variants\.b: .*lrr"),
         (_changed(b={"train": {"epochs": "many"}}), r"variants\.b: .*cannot be cast"),
         (_changed(b={"train": 3}), r"variants\.b: "),
+        (_changed(b={"pretraining": 3}), r"variants\.b: "),
+        (_changed(b={"train": {"seeds": (5,)}}), r"variants\.b: train\.seeds must be the same for all"),
+        (_changed(b={"lm": "x", "task": "y"}), r"variants\.b: lm, task must be the same for all"),
+        (_changed(speech={}), "variant 'speech' cannot be its directory's name"),
         (_changed(b={"train": {"epochs": 0}}), r"variants\.b: train: epochs is 0"),
         (_changed(b={"pretraining": {"lm": {"prosody": {"f0": True}}}}), r"variants\.b: .*\"f0\""),
         (_changed(b={"pretraining": {"lm": {"prosody": {"max_duration": 0}}}}), r"variants\.b: .*max_duration is 0"),
