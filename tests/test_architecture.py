@@ -16,7 +16,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ("spjax", "data_pipelines", "configs")
-HEAVY = {"tensorflow", "tensorflow_datasets", "torch", "matplotlib", "sklearn", "librosa", "apache_beam"}  # slow
+HEAVY = {
+    "tensorflow",
+    "tensorflow_datasets",
+    "torch",
+    "matplotlib",
+    "sklearn",
+    "librosa",
+    "apache_beam",
+    "huggingface_hub",
+}  # slow
 PACKAGE_OF_MODULE = {  # what pip calls it, where that is not the module's name
     "absl": "absl-py",
     "apache_beam": "apache-beam",

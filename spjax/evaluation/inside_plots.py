@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from spjax.evaluation.inside import Attribution, Similarity, symbol
-from spjax.evaluation.plots import _png
+from spjax.evaluation.plots import png
 from spjax.tasks import Task
 
 _MOST_CLASSES = 60  # rows of a heat map; of more, the first ones
@@ -39,7 +39,7 @@ def verbalizer(title: str, task: Task, weights: np.ndarray) -> bytes:
     axes.set_title(f"{title}: which units speak for which label{left}", fontsize=10, parse_math=False)
     axes.set_xlabel("unit")
     figure.colorbar(image, ax=axes, shrink=0.7, label="weight of its logit")
-    return _png(figure)
+    return png(figure)
 
 
 def similarity(names: Sequence[str], found: Similarity) -> bytes:
@@ -71,7 +71,7 @@ def similarity(names: Sequence[str], found: Similarity) -> bytes:
     grids[2].set_xticks(range(1, layers + 1))
     grids[2].legend(frameon=False, fontsize=8)
     grids[2].spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    return png(figure)
 
 
 def attribution(title: str, task: Task, found: Attribution) -> bytes:
@@ -102,7 +102,7 @@ def attribution(title: str, task: Task, found: Attribution) -> bytes:
         axes.set_yticklabels(answers, fontsize=8, parse_math=False)
     figure.colorbar(image, ax=list(rows), shrink=0.8, label="log odds")
     figure.suptitle(title, fontsize=10, parse_math=False)
-    return _png(figure)
+    return png(figure)
 
 
 def _short(name: str) -> str:

@@ -45,7 +45,7 @@ def learning_curves(task: Task, members: Sequence[Member]) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
     if len(members) <= _LEGEND_MEMBERS:
         loss_axes.legend(frameon=False, fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def overview(reports: Sequence[Mapping[str, Any]]) -> bytes:
@@ -64,7 +64,7 @@ def overview(reports: Sequence[Mapping[str, Any]]) -> bytes:
     axes.set(ylabel=f"{reports[0]['split']}, %", ylim=(0, 105))
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.12))
     axes.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    return png(figure)
 
 
 def confusion(title: str, labels: Sequence[str], matrix: np.ndarray) -> bytes:
@@ -91,7 +91,7 @@ def confusion(title: str, labels: Sequence[str], matrix: np.ndarray) -> bytes:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_title(f"{title}: commonest confusions ({correct})", fontsize=10, parse_math=False)
-        return _png(figure)
+        return png(figure)
 
     side = max(4.0, (0.46 if size <= _NUMBERED_CLASSES else 0.22) * size + 1.6)
     figure = Figure(figsize=(side + 0.8, side), dpi=130, layout="constrained")
@@ -115,10 +115,11 @@ def confusion(title: str, labels: Sequence[str], matrix: np.ndarray) -> bytes:
     bar = figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true label")
     percents = (0, 1, 10, 25, 50, 100)
     bar.set_ticks([math.sqrt(percent / 100) for percent in percents], labels=[f"{percent} %" for percent in percents])
-    return _png(figure)
+    return png(figure)
 
 
-def _png(figure: Any) -> bytes:
+def png(figure: Any) -> bytes:
+    """A matplotlib figure as the bytes of a PNG file, the same for the same figure."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a label in a script that the font lacks
