@@ -17,7 +17,7 @@ from spjax.serving import comparing
 from spjax.serving.comparing import Change, Split
 from spjax.serving.frozen import KINDS
 from spjax.serving.load import load_unit_lm
-from spjax.serving.predictor import SpeechPrompt, packs_in
+from spjax.serving.predictor import SpeechPrompt
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--lowpass", type=float, metavar="HZ", help="of the encoder, if the packs were trained so")
     parser.add_argument(
         "--packs", required=True, action="append", metavar="DIR",
-        help="a prompt pack, or a directory that holds some; may be given several times",
+        help="a prompt pack, a bank, or a directory of them (a job's, say); may be given several times",
     )  # fmt: skip
     parser.add_argument("--tasks", metavar="A,B", help="answer these tasks only")
     parser.add_argument("--json", action="store_true", help="a JSON object a line")
@@ -85,10 +85,9 @@ def _run(options: argparse.Namespace) -> bool:
         raise ValueError(
             "recordings want an encoder: give --encoder=mfcc, log_mel or a HuBERT's directory, and --kmeans"
         )
-    packs = [pack for place in options.packs for pack in packs_in(place)]
     lm = load_unit_lm(options.lm)
     predictor = SpeechPrompt.load(
-        lm, options.encoder, packs, kmeans=options.kmeans, layer=options.layer, lowpass=options.lowpass,
+        lm, options.encoder, options.packs, kmeans=options.kmeans, layer=options.layer, lowpass=options.lowpass,
         compute=options.compute, max_units=options.max_units, overlength="cut" if options.cut else "error",
         ahead=options.ahead, compilation_cache=options.compilation_cache,
     )  # fmt: skip
@@ -101,7 +100,7 @@ def _run(options: argparse.Namespace) -> bool:
     tasks = options.tasks.split(",") if options.tasks else None
     failed = _answer_files(options, predictor, reference, tasks) if options.files else False
     for place in options.data:
-        _score(options, predictor, reference, comparing.read_split(place, options.split, predictor), place)
+        _score(options, predictor, reference, comparing.read_split(place, options.split, predictor, tasks), place)
     if options.export:
         print(f"{predictor.export(options.export, progress=True)}: see its README.md", file=sys.stderr)
     return failed
@@ -138,17 +137,19 @@ def _told(answer: dict[str, Any]) -> str:
 
 
 def _score(options: argparse.Namespace, predictor: SpeechPrompt, reference: Any, split: Split, place: str) -> None:
+    count = len(split.units)
     if reference:
-        classes = {split.task: split.classes}
-        _tell(options, comparing.changes(predictor, reference, split.units, split.task, classes, progress=True), place)
+        classes = dict.fromkeys(split.tasks, split.classes)
+        changes = comparing.changes(predictor, reference, split.units, split.tasks, classes, progress=True)
+        _tell(options, changes, f"{place}, {options.split}")
         return
-    value = comparing.headline(predictor, split, progress=True)
-    metric, count = predictor.tasks[split.task].metric, len(split.units)
-    if options.json:
-        told = {"data": place, "split": options.split, "task": split.task, "utterances": count}
-        print(json.dumps({**told, "metric": metric, "value": value}))
-    else:
-        print(f"{place}, {options.split}: {split.task}, {metric} {100 * value:.2f} % of {count} utterances")
+    for name, value in comparing.headlines(predictor, split, progress=True).items():
+        metric = predictor.tasks[name].metric
+        if options.json:
+            told = {"data": place, "split": options.split, "task": name, "utterances": count}
+            print(json.dumps({**told, "metric": metric, "value": value}))
+        else:
+            print(f"{place}, {options.split}: {name}, {metric} {100 * value:.2f} % of {count} utterances")
 
 
 def _tell(options: argparse.Namespace, changes: dict[str, Change], where: str) -> None:

@@ -35,40 +35,52 @@ class Change(NamedTuple):
 
 
 class Split(NamedTuple):
-    """A split of unit records as a predictor takes it: the task's name, utterances, class ids int32 [n, slots]."""
+    """A split of unit records as a predictor takes it.
 
-    task: str
+    Attributes:
+      tasks: names of the predictor's packs that were trained for its task.
+      units: its utterances.
+      classes: int32 [n, slots], class ids over all slots.
+    """
+
+    tasks: list[str]
     units: list[Any]
     classes: np.ndarray
 
 
-def read_split(directory: str, split: str, predictor: SpeechPrompt) -> Split:
-    """The utterances of unit records, of a task that the predictor has.
+def read_split(directory: str, split: str, predictor: SpeechPrompt, among: Sequence[str] | None = None) -> Split:
+    """The utterances of unit records, of a task that the predictor has packs for; `among` names some of the packs.
 
     Raises:
       RecordError: the records are absent or damaged, or have no such split.
-      ValueError: the predictor has no such task, or records lack f0 that its LM wants; StorageError (one of them) where
-        its units are made otherwise.
+      ValueError: the predictor has no pack for their task, or they lack f0 that its LM wants; StorageError (one of
+        them) where its units are made otherwise.
     """
     found, card = read_unit_records(directory, split)
-    name = card.task.name
-    if name not in predictor.packs or predictor.tasks[name].slots != card.task.slots:
-        raise ValueError(f"{directory} holds task {name!r}; packs of those labels: {', '.join(predictor.packs)}")
+    theirs = (card.task.name, card.task.slots)
+    mine = {name: task for name, task in predictor.tasks.items() if among is None or name in among}
+    names = [name for name, task in mine.items() if (task.name, task.slots) == theirs]
+    if not names:
+        raise ValueError(
+            f"{directory} holds task {theirs[0]!r}; no pack that is asked has its labels: there are "
+            f"{', '.join(predictor.tasks)}"
+        )
     made = {"encoder": card.encoder, "layer": card.layer, "kmeans": card.kmeans, "merged": card.merged}
-    theirs = units_of(predictor.packs[name].card)
-    check_units(f"prompt pack {name!r}", theirs, str(directory), made, "Give records of its own units.")
+    for name in names:
+        known = units_of(predictor.packs[name].card)
+        check_units(f"prompt pack {name!r}", known, directory, made, "Give records of its own units.")
     if predictor.config.prosody is None:
-        return Split(name, [found.units_of(i) for i in range(len(found))], found.classes)
+        return Split(names, [found.units_of(i) for i in range(len(found))], found.classes)
     if found.streams is None:
         raise ValueError(f"{directory} holds no f0, which a multi-stream LM wants: extract the recordings with --f0")
     parts = (np.split(flat, found.offsets[1:-1]) for flat in (found.units, *found.streams))
-    return Split(name, [Encoded(*streams) for streams in zip(*parts, strict=True)], found.classes)
+    return Split(names, [Encoded(*streams) for streams in zip(*parts, strict=True)], found.classes)
 
 
-def headline(predictor: SpeechPrompt, split: Split, progress: bool = False) -> float:
-    """The task's own metric (Task.metric) of a split, 0 to 1."""
-    scored = predictor.scores(split.units, split.task, progress)[split.task]
-    return _headline(predictor, split.task, scored, split.classes)
+def headlines(predictor: SpeechPrompt, split: Split, progress: bool = False) -> dict[str, float]:
+    """The task's own metric (Task.metric) of a split, 0 to 1, by each of its packs."""
+    scored = predictor.scores(split.units, split.tasks, progress)
+    return {name: _headline(predictor, name, scored[name], split.classes) for name in split.tasks}
 
 
 def _headline(predictor: SpeechPrompt, name: str, scored: scoring.Scored, classes: np.ndarray) -> float:

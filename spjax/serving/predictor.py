@@ -23,6 +23,7 @@ from spjax.speech2unit.audio import SAMPLE_RATE, Audio, prepare, read_audio
 from spjax.speech2unit.encoder import Encoder, load_encoder
 from spjax.speech2unit.units import merge
 from spjax.storage import StorageError
+from spjax.storage.banks import load_packs
 from spjax.storage.packs import CARD_FILE, PromptPack, check_pack, load_pack
 from spjax.tasks import Task
 from spjax.types import Encoded, Params
@@ -82,7 +83,8 @@ class SpeechPrompt:
         Args:
           lm: a unit LM or multi-stream LM, or its directory.
           encoder: an encoder with a k-means; or "mfcc", "log_mel" or the directory of a HuBERT; None: units only.
-          packs: packs or their directories, by name or named by their task; a pack's directory, or one that holds them.
+          packs: packs or their directories by name; or a list of packs, directories of packs (a job's, say) and banks,
+            or one of them. There a pack is called as its task, one in a directory as `storage.banks.load_packs` says.
           kmeans: directory of the encoder's k-means, where `encoder` is a name or directory.
           layer: of a HuBERT, likewise.
           lowpass: of the encoder, likewise.
@@ -351,44 +353,33 @@ def _named(packs: Packs) -> dict[str, PromptPack]:
 
     Raises:
       StorageError: a pack that is absent or damaged.
-      ValueError: none, or two of one task.
+      ValueError: none, or two of one name.
     """
-    read = lambda pack: pack if isinstance(pack, PromptPack) else load_pack(pack)  # noqa: E731
-    named: dict[str, PromptPack] = {}
     if isinstance(packs, Mapping):
-        named = {str(name): read(pack) for name, pack in packs.items()}
+        named = {str(name): pack if isinstance(pack, PromptPack) else load_pack(pack) for name, pack in packs.items()}
     else:
-        places = packs_in(packs) if isinstance(packs, str | os.PathLike) else packs
+        named = {}
         origin: dict[str, str] = {}
-        for place in [places] if isinstance(places, PromptPack) else places:
-            pack = read(place)
-            name, where = pack.card["task"], "a pack in memory" if isinstance(place, PromptPack) else str(place)
-            if name in named:
-                raise ValueError(
-                    f"{origin[name]} and {where} are both packs of task {name!r}: leave one out, or give them names, "
-                    "packs={NAME: PACK, ...}"
-                )
-            named[name], origin[name] = pack, where
+        for place in [packs] if isinstance(packs, str | os.PathLike | PromptPack) else packs:
+            for name, pack in _held(place).items():
+                where = "a pack in memory" if isinstance(place, PromptPack) else str(place)
+                if name in named:
+                    raise ValueError(
+                        f"{origin[name]} and {where} both have a pack of the name {name!r}: leave one out, or "
+                        "name them, packs={NAME: PACK, ...}"
+                    )
+                named[name], origin[name] = pack, where
     if not named:
         raise ValueError("no packs: give one at least")
     return named
 
 
-def packs_in(directory: str | os.PathLike[str]) -> list[Path]:
-    """Directories of packs: the one that is given, or those that lie in it.
-
-    Raises:
-      ValueError: there are none.
-    """
-    place = Path(directory)
-    if (place / CARD_FILE).is_file():
-        return [place]
-    found = sorted(card.parent for card in place.glob(f"*/{CARD_FILE}"))
-    if not found:
-        deeper = sorted({card.parent.parent for card in place.glob(f"**/{CARD_FILE}")})
-        hint = f"; give one of {', '.join(map(str, deeper[:5]))}" if deeper else ""
-        raise ValueError(f"{place} is no prompt pack and holds none{hint}")
-    return found
+def _held(place: Any) -> dict[str, PromptPack]:
+    """The packs of a place: a pack is called as its task, those of a bank or directory as `load_packs` calls them."""
+    if isinstance(place, PromptPack) or (Path(place) / CARD_FILE).is_file():
+        pack = place if isinstance(place, PromptPack) else load_pack(place)
+        return {pack.card["task"]: pack}
+    return load_packs(place)
 
 
 def _same_units(packs: Mapping[str, PromptPack], encoder: Encoder | None, config: UnitLMConfig) -> bool:

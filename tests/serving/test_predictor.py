@@ -23,6 +23,7 @@ from spjax.serving import comparing, frozen, scoring
 from spjax.speech2unit.audio import Audio
 from spjax.speech2unit.encoder import Encoder, encode, load_encoder
 from spjax.storage import KMeans, save_kmeans, save_pack, save_unit_lm
+from spjax.storage.banks import save_bank
 from spjax.storage.packs import PromptPack, StorageError
 from tests.serving import world
 from tests.speech2unit.hubert_models import speechlike
@@ -163,18 +164,19 @@ def test_unknown_tasks_and_lists_that_do_not_fit_are_refused(plain: spjax.UnitLM
 
 
 def test_packs_are_named_by_their_tasks_or_by_who_gives_them(plain: spjax.UnitLM, tmp_path: Path):
-    made = [world.packs(plain)[name] for name in ("word", "order")]
-    for pack in made:
-        save_pack(tmp_path / "packs" / pack.card["task"], pack.params, pack.card)
+    drawn = [world.packs(plain)[name] for name in ("word", "order")]
+    made = [save_pack(tmp_path / "packs" / pack.card["task"], pack.params, pack.card) for pack in drawn]
     save_unit_lm(tmp_path / "lm", plain.config, jax.device_get(plain.params))
     for some in (made, tmp_path / "packs", [tmp_path / "packs" / "word", made[1]]):
         assert set(SpeechPrompt.load(tmp_path / "lm", None, some).tasks) == {"word", "order"}
     assert list(SpeechPrompt.load(plain, None, tmp_path / "packs" / "word").tasks) == ["word"]
     assert list(SpeechPrompt.load(plain, None, {"mine": made[0]}).tasks) == ["mine"]
-    with pytest.raises(ValueError, match="word and a pack in memory are both packs of task 'word': leave one out, or"):
+    with pytest.raises(ValueError, match="and a pack in memory both have a pack of the name 'word': leave one out, or"):
         SpeechPrompt.load(plain, None, [tmp_path / "packs" / "word", made[0]])
-    with pytest.raises(ValueError, match=r"is no prompt pack and holds none; give one of .*packs"):
-        SpeechPrompt.load(plain, None, tmp_path)
+    save_bank(tmp_path / "bank", {"one": made[0], "other": made[0]})
+    assert list(SpeechPrompt.load(plain, None, [tmp_path / "bank", made[1]]).tasks) == ["one", "other", "order"]
+    with pytest.raises(StorageError, match=r"lm is no prompt pack or bank, nor a directory of them"):
+        SpeechPrompt.load(plain, None, tmp_path / "lm")
     with pytest.raises(ValueError, match="no packs: give one"):
         SpeechPrompt.load(plain, None, {})
 
