@@ -90,6 +90,37 @@ def test_the_pack_answers_what_the_report_says(place: Place, plain: tuple[Path, 
     assert np.mean(right) == pytest.approx(results["headline"]["mean"])
 
 
+def test_a_sweep_takes_the_best_on_valid_and_reports_it_alone(
+    run: Run, plain: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of its settings is the plain run's, whose numbers it has; a learning rate of nothing learns nothing."""
+    workdir, results = run(sweep={"lr": (1e-6, 3e-2), "length": (2, 4)}, train__seeds=(0, 1))
+    table = json.loads((workdir / "sweep.json").read_text())
+    assert [(one["length"], one["lr"]) for one in table] == [(2, 1e-6), (2, 3e-2), (4, 1e-6), (4, 3e-2)]
+    (taken,) = [one for one in table if one["taken"]]
+    assert taken["mean"] == max(one["mean"] for one in table)
+    assert taken["lr"] == 3e-2
+    assert [member["best_valid"] for member in results["members"]] == pytest.approx(taken["valid"])
+    assert _pack(workdir).params["key"].shape[1] == taken["length"]
+    assert results["parameters"]["trained"] == sum(leaf.size for leaf in _pack(workdir).params.values())
+    assert table[3]["valid"][0] == pytest.approx(plain[1]["members"][0]["best_valid"])
+    assert f"of 4 settings prompt length {taken['length']}, learning rate 0.03 is best" in capsys.readouterr().out
+    assert "| yes |" in (workdir / "sweep.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("sweep", "told"),
+    [
+        ({"lr": (0.0, 1e-2)}, "sweep: lr .* none of them 0 or below"),
+        ({"length": (4, 4)}, "sweep: length .* different numbers"),
+        ({"length": (-1,)}, "none of them -1 or below"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_is_told(run: Run, sweep: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        run(sweep=sweep)
+
+
 @pytest.mark.parametrize("kind", ["frequency", "random"])
 def test_rule_verbalizers(run: Run, kind: str) -> None:
     workdir, results = run(verbalizer=kind)
