@@ -334,10 +334,11 @@ def _report(
     )  # fmt: skip
     verbalizer = setting.verbalizer
     for n, seed in enumerate(kept_seeds(config)):
+        scored = {"valid": {"headline": members[n].best_valid}, "test": results["members"][n]["metrics"]}
         pack_card = packs.make_card(
             task, kind=verbalizer.kind, codes=verbalizer.codes, feeds=verbalizer.feeds, outputs=verbalizer.outputs,
             config=lm.config, lm_hash=lm.hash, encoder=card.encoder, layer=card.layer, kmeans=card.kmeans,
-            merged=card.merged, combinations=taught.combinations, results={"valid": {"headline": members[n].best_valid}, "test": results["members"][n]["metrics"]},
+            merged=card.merged, combinations=taught.combinations, results=scored,
             provenance={"seed": seed, "reference": bool(config.reference)},
         )  # fmt: skip
         packs.save_pack(pack_place(taught.place, seed), member(params["prompt"], n), pack_card)
