@@ -16,7 +16,7 @@ from data_pipelines import synthesize
 from data_pipelines.extract import Wanted, extract_all
 from data_pipelines.fit_kmeans import fit_kmeans
 from spjax.serving.classify import classify_units, load_prompt, load_unit_lm
-from spjax.speech2unit.encoder import Encoder, encode, load_encoder, speaker_f0
+from spjax.speech2unit.encoder import encode, load_encoder
 from spjax.storage import save_kmeans
 from spjax.tasks import Task
 
@@ -47,6 +47,11 @@ def records(
         fitted = fit_kmeans(seen, speech, encoder, utterances=FITTED_ON, clusters=CLUSTERS, described=described)
         save_kmeans(centroids, fitted)
     notes = ("speech synthesised by espeak-ng",)
+    # A voice speaks at another pitch each time: f0 is to be less the utterance's mean, as of a stranger's recording.
+    splits = {
+        name: {split: [clip._replace(speaker="") for clip in some] for split, some in own.items()}
+        for name, own in splits.items()
+    }
     wanted = [
         Wanted(synthesize.TASKS[name], splits[name], speech / name, os.path.join(data, name), notes=notes)
         for name in tasks
@@ -75,11 +80,7 @@ def show(workdir: str, models: Mapping[str, tuple[str, str]], tasks: Sequence[st
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name in tasks:
         task, clips = synthesize.TASKS[name], synthesize.clips(speech / name)["test"][:each]
-        means = [_speaker_f0(speech / name, clip.speaker, encoder) if streams else None for clip in clips]
-        encoded = [
-            encode(speech / name / clip.path, encoder, f0=streams, speaker_f0=mean)
-            for clip, mean in zip(clips, means, strict=True)
-        ]
+        encoded = [encode(speech / name / clip.path, encoder, f0=streams) for clip in clips]
         columns = []
         for model, (_, job) in models.items():
             lm = lms[model]
@@ -93,12 +94,6 @@ def show(workdir: str, models: Mapping[str, tuple[str, str]], tasks: Sequence[st
     text = "\n".join([*lines, ""])
     Path(workdir, "examples.md").write_text(text, encoding="utf-8")
     return text
-
-
-def _speaker_f0(corpus: Path, speaker: str, encoder: Encoder) -> float:
-    """As the records have it: over all recordings of a voice in a task."""
-    own = [clip.path for clips in synthesize.clips(corpus).values() for clip in clips if clip.speaker == speaker]
-    return speaker_f0([corpus / path for path in own], encoder)
 
 
 def _best_pack(task: Path) -> str:
