@@ -32,6 +32,8 @@ BUCKETS = (32, 48, 64, 96, 128, 192, 256, 512, 1024)  # source columns; beyond, 
 ROWS = (1, 8, 64)  # of a batch
 MAX_SCORES = 1 << 21  # rows × columns² of a batch of several rows: what attention holds, for each head
 
+MOST_F0 = 10  # of log Hz less a mean: a voice spans less than 3
+
 
 class Shape(NamedTuple):
     """Rows and source columns of a batch: each shape is a program to compile."""
@@ -316,12 +318,17 @@ def unit_set(units: Sequence[Any], config: UnitLMConfig) -> UnitSet:
             raise ValueError(
                 f"utterance {i} has no f0, which a multi-stream LM wants: give encode(audio, encoder, f0=True)"
             )
-        shapes = {np.shape(utterance.durations), np.shape(utterance.f0)}
-        if shapes != {row.shape} or not np.isfinite(utterance.f0).all() or np.min(utterance.durations) < 0:
+        durations, f0 = np.asarray(utterance.durations), np.asarray(utterance.f0)
+        if not (durations.shape == f0.shape == row.shape and durations.dtype.kind in "iuf" and f0.dtype.kind in "iuf"):
             raise ValueError(
-                f"utterance {i} has {len(row)} units, durations {list(np.shape(utterance.durations))} and f0 "
-                f"{list(np.shape(utterance.f0))}: give a number for each unit, no duration below 0, f0 finite"
+                f"utterance {i} has {len(row)} units, durations {durations.dtype} {list(durations.shape)} and f0 "
+                f"{f0.dtype} {list(f0.shape)}: give a number for each unit"
             )
-    durations, f0 = ([getattr(utterance, name) for utterance in units] for name in ("durations", "f0"))
-    split = UnitSet.of(rows, unknown, durations=durations, f0=f0)
+        whole = (durations >= 0) & (durations < 2**31) & (durations == np.floor(durations))
+        if not (whole.all() and (np.abs(f0) < MOST_F0).all()):  # of what is no number neither is true
+            raise ValueError(
+                f"utterance {i} has durations {durations.min()}..{durations.max()} and f0 {f0.min()}..{f0.max()}: give "
+                f"whole frames, none below 0, and log f0 less a mean, between -{MOST_F0} and {MOST_F0}"
+            )
+    split = UnitSet.of(rows, unknown, durations=[one.durations for one in units], f0=[one.f0 for one in units])
     return split.with_interpolated_f0() if config.prosody.interpolate_f0 else split

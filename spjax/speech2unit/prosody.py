@@ -68,12 +68,14 @@ def _aperiodicity(frames: np.ndarray) -> np.ndarray:
     """
     shortest, longest = _PERIODS
     lags = np.arange(1, longest + 1)
+    frames = frames - frames.mean(axis=1, keepdims=True)  # changes no difference, only what rounding makes of it
     energy = np.cumsum(np.square(frames, dtype=np.float64), axis=1)
     both = energy[:, -1 - lags] + energy[:, -1:] - energy[:, lags - 1]  # of all but the last samples, and the first
     alike = np.fft.irfft(np.abs(np.fft.rfft(frames, 2 * _WINDOW)) ** 2)[:, lags]
     difference = np.maximum(both - 2 * alike, 0) / (_WINDOW - lags)
     mean = np.cumsum(difference, axis=1) / lags
-    return (difference / np.maximum(mean, np.finfo(np.float32).tiny))[:, shortest - 1 :].astype(np.float32)
+    sounds = mean > np.finfo(np.float32).eps ** 2  # no sample of 16 bits is as small
+    return np.divide(difference, mean, out=np.ones_like(mean), where=sounds)[:, shortest - 1 :].astype(np.float32)
 
 
 def _pitch_odds(frames: np.ndarray) -> np.ndarray:

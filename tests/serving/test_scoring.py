@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spjax.models.config import ProsodyConfig, UnitLMConfig
 from spjax.serving import scoring
+from spjax.types import Encoded
 from tests.serving import world
 
 
@@ -54,3 +58,26 @@ def test_packs_of_one_form_share_a_bank():
     assert all(a.programs is b.programs for a, b in zip(banks, again, strict=True)), "made once"
     for a, b in itertools.combinations(banks, 2):
         assert a.programs is not b.programs
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"durations": [1, float("nan")]}, "give whole frames"),
+        ({"durations": [1, 2.5]}, "give whole frames"),
+        ({"durations": [-1, 2]}, "none below 0"),
+        ({"durations": [1, 2**33]}, "give whole frames"),
+        ({"f0": [0.1, float("inf")]}, "log f0 less a mean"),
+        ({"f0": [0.1, float("nan")]}, "log f0 less a mean"),
+        ({"f0": [1e200, 0.1]}, "between -10 and 10"),
+        ({"f0": ["high", "low"]}, "give a number for each unit"),
+        ({"f0": [0.1]}, r"f0 float64 \[1\]: give a number for each unit"),
+        ({"f0": None}, "has no f0"),
+    ],
+)
+def test_prosody_that_is_none_is_told(wrong: dict[str, Any], told: str) -> None:
+    config = UnitLMConfig(24, 16, 1, 2, 16, ProsodyConfig(f0_edges=(0.0,), interpolate_f0=True))
+    good = {"units": np.asarray([1, 2]), "durations": np.asarray([3, 0]), "f0": np.asarray([0.1, 0.0])}
+    assert scoring.unit_set([Encoded(**good)], config).streams is not None
+    with pytest.raises(ValueError, match=told):
+        scoring.unit_set([Encoded(**{**good, **wrong})], config)

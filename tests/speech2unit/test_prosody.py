@@ -70,6 +70,14 @@ def test_glides_tell_where_frames_stand(hop, turn):
     assert np.abs(found - np.log(hz[centres])).max() < 15 * CENT
 
 
+@pytest.mark.parametrize("level", [0.0, 0.3, -1.0])
+def test_a_constant_has_no_pitch_and_changes_none(level):
+    assert np.isnan(log_f0(np.full(16_000, level, np.float32), 160)).all()
+    voice = 0.05 * sum(np.sin(2 * np.pi * 140 * k * np.arange(16_000) / 16_000) / k for k in range(1, 8))
+    found = log_f0((voice + level).astype(np.float32), 160)
+    assert np.abs(found[5:-5] - np.log(140)).max() < 0.01
+
+
 def test_noise_and_silence_are_unvoiced():
     for seed in range(5):
         assert np.isnan(log_f0(hiss(16_000, seed), 320)).mean() > 0.95
