@@ -48,6 +48,7 @@ def told(utterance: Any) -> list[list[float]]:
     return [np.asarray(one).tolist() for one in utterance] if isinstance(utterance, Encoded) else [list(utterance)]
 
 
+@pytest.mark.slow
 def test_the_artefact_answers_without_this_code(tmp_path: Path):
     """Plain float32, multi-stream with interpolated f0, and int8 kernels, each with banks of several tasks."""
     cases: list[tuple[SpeechPrompt, list[Any]]] = []
