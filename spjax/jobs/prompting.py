@@ -111,9 +111,9 @@ def pack_place(place: Place, seed: int) -> str:
     return os.path.join(place.report, "packs", f"seed_{seed}")
 
 
-def kept_seeds(config: ConfigDict) -> tuple[int, ...]:
+def kept_seeds(config: ConfigDict, lm: UnitLMConfig) -> tuple[int, ...]:
     """Seeds whose packs a job keeps: of use beside the LM only, so none of a random LM or of one that is trained."""
-    trains_lm = any(re.fullmatch(config.train.trainable, f"lm/{leaf}") for leaf in ("embed", "layers/key/kernel"))
+    trains_lm = any(re.fullmatch(config.train.trainable, f"lm/{path}") for path in unit_lms.unit_lm_shapes(lm))
     return () if config.random_lm or trains_lm else tuple(config.train.seeds)
 
 
@@ -333,7 +333,7 @@ def _report(
         comparisons=published(task.name), command=command,
     )  # fmt: skip
     verbalizer = setting.verbalizer
-    for n, seed in enumerate(kept_seeds(config)):
+    for n, seed in enumerate(kept_seeds(config, lm.config)):
         scored = {"valid": {"headline": members[n].best_valid}, "test": results["members"][n]["metrics"]}
         pack_card = packs.make_card(
             task, kind=verbalizer.kind, codes=verbalizer.codes, feeds=verbalizer.feeds, outputs=verbalizer.outputs,
