@@ -161,6 +161,11 @@ def test_the_whole_lm_can_be_trained(run: Run) -> None:
     assert _curve(results)[-1] < _curve(results)[0]
 
 
+def test_no_pack_is_kept_where_any_weight_of_the_lm_moved(run: Run) -> None:
+    workdir, _ = run(train__trainable="prompt/.*|lm/final_norm/scale", train__epochs=1)
+    assert not (workdir / "packs").exists()
+
+
 def test_a_run_starts_from_a_pack(run: Run, plain: tuple[Path, dict[str, Any]]) -> None:
     workdir, results = run(start_from=str(plain[0] / "packs" / "seed_0"))
     assert _curve(results)[0] < _curve(plain[1])[0] * 0.8

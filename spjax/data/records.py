@@ -371,8 +371,8 @@ def _check_utterances(utterances: Sequence[Utterance], split: str, card: Card) -
         np.concatenate([np.zeros(0, np.int64), *(np.asarray(stream) for stream in streams if stream is not None)])
         for streams in ([one.durations for one in utterances], [one.f0 for one in utterances])
     )
-    if not (durations == durations.astype(np.int64)).all():
-        raise RecordError(f"split {split!r} has durations that are no whole numbers of frames")
+    if durations.dtype.kind not in "iu":
+        raise RecordError(f"split {split!r} has durations of type {durations.dtype}: give whole numbers of frames")
     fault = _first_fault(flat, durations, f0, np.asarray(lengths), _labels(utterances, card.task), card)
     if fault:
         raise RecordError(f"split {split!r}, utterance {fault[0]} ({utterances[fault[0]].id!r}) {fault[1]}")

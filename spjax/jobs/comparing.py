@@ -137,7 +137,9 @@ def _finished(job: ConfigDict, workdir: str) -> bool:
     places = prompting.places(job, workdir).values()
     needed = [job.lm, *(os.path.join(place.data, records.CARD) for place in places)]
     needed += [os.path.join(place.report, "results.json") for place in places]
-    needed += [prompting.pack_place(place, seed) for place in places for seed in prompting.kept_seeds(job, _lm_config(job))]
+    needed += [
+        prompting.pack_place(place, seed) for place in places for seed in prompting.kept_seeds(job, _lm_config(job))
+    ]
     needed += [os.path.join(workdir, "summary.md")]
     if not all(map(os.path.exists, needed)):
         return False

@@ -416,7 +416,7 @@ def test_cut_keeps_the_first_units_of_each(units: list[list[int]], limit: int) -
         ({"durations": [3, 0]}, "has a duration of 0 frames"),
         ({"durations": [-2, 1]}, "has a duration of -2 frames"),
         ({"durations": [1, 2**33]}, "has a duration of 8589934592 frames"),
-        ({"durations": [1, 2.5]}, "no whole numbers of frames"),
+        ({"durations": [1, 2.5]}, "durations of type float64: give whole numbers"),
     ],
 )
 def test_prosody_that_is_none_is_refused(wrong: dict[str, list[float]], told: str, tmp_path: Path) -> None:
