@@ -19,6 +19,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from spjax.huge_pages import with_huge_pages
+
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file in configs/.", lock_config=True)
 WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -126,17 +128,8 @@ def _parse(argv: list[str]) -> list[str]:
         sys.exit(f"error: the config has no {': '.join(str(text).splitlines())}")
 
 
-def _with_huge_pages() -> None:
-    """Start again with glibc's huge pages on: XLA for CPUs takes its scratch memory anew in every step, and the page
-    faults of that cost a third of the time of a small model's step. The tunable is only read when a process starts.
-    """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, sys.orig_argv)
-
-
 if __name__ == "__main__":
-    _with_huge_pages()
+    with_huge_pages()
     flags.mark_flag_as_required("config")
     try:
         app.run(main, flags_parser=_parse)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from spjax.data.records import RecordError
+from spjax.huge_pages import with_huge_pages
 from spjax.serving import comparing
 from spjax.serving.comparing import Change, Split
 from spjax.serving.frozen import KINDS
@@ -175,4 +176,5 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 if __name__ == "__main__":
+    with_huge_pages()
     main()
