@@ -163,11 +163,34 @@ def dropout(bank: Params, config: PromptConfig, keys: jax.Array) -> Params:
     return {**bank, "key": drop(bank["key"], 0), "value": drop(bank["value"], 1)}
 
 
-def prefix(bank: Params, prompt_id: jax.Array, lm: Params, config: UnitLMConfig, compute: Compute) -> KV:
-    """Deep prompts as the LM's prefix: key = W_k p + b_k, exactly what the reference's prompt positions give.
+def projected(bank: Params, lm: Params, config: UnitLMConfig, compute: Compute) -> Params:
+    """The bank with its deep prompts as what the LM makes of them, once for all batches: key = W_k p + b_k.
 
     Args:
-      bank: prompt trees; shallow ones give an empty prefix.
+      bank: prompt trees [N, ...]; shallow ones give an empty prefix.
+      lm: the LM's weights.
+      config: its architecture.
+      compute: operand type.
+
+    Returns:
+      The bank with `prefix`, KV [L, N, H, P, Dh], in place of `key` and `value`: to be run, not to be trained or stored.
+    """
+
+    def project(name: str) -> jax.Array:
+        leaf = bank[name] if name in bank else jnp.zeros((len(bank["sep"]), config.layers, 0, config.dim))
+        weights = lm["layers"][name]
+        x = contract("nlpd,lde->lnpe", leaf, weights["kernel"], compute.operand) + weights["bias"][:, None, None]
+        return jnp.swapaxes(x.reshape(*x.shape[:-1], config.heads, config.head_dim), 2, 3)
+
+    rest = {name: leaf for name, leaf in bank.items() if name not in ("key", "value")}
+    return {**rest, "prefix": KV(project("key"), project("value"))}
+
+
+def prefix(bank: Params, prompt_id: jax.Array, lm: Params, config: UnitLMConfig, compute: Compute) -> KV:
+    """Deep prompts as the LM's prefix: exactly what the reference's prompt positions give.
+
+    Args:
+      bank: prompt trees, `projected` or not.
       prompt_id: int [B], row of the bank per utterance.
       lm: the LM's weights.
       config: its architecture.
@@ -176,12 +199,5 @@ def prefix(bank: Params, prompt_id: jax.Array, lm: Params, config: UnitLMConfig,
     Returns:
       KV of P columns, [L, B, H, P, Dh]; of a bank of one [L, 1, H, P, Dh].
     """
-
-    def project(name: str) -> jax.Array:
-        leaf = bank[name] if name in bank else jnp.zeros((len(bank["sep"]), config.layers, 0, config.dim))
-        weights = lm["layers"][name]
-        x = contract("nlpd,lde->lnpe", leaf, weights["kernel"], compute.operand) + weights["bias"][:, None, None]
-        x = jnp.swapaxes(x.reshape(*x.shape[:-1], config.heads, config.head_dim), 2, 3)
-        return x if x.shape[1] == 1 else x[:, prompt_id]
-
-    return KV(project("key"), project("value"))
+    known: KV = bank["prefix"] if "prefix" in bank else projected(bank, lm, config, compute)["prefix"]
+    return jax.tree.map(lambda x: x if x.shape[1] == 1 else x[:, prompt_id], known)

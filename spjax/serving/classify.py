@@ -36,6 +36,6 @@ def classify_units(lm: UnitLM, pack: PromptPack, units: Sequence[Sequence[int] |
     if not len(units):
         return []
     name = pack.card["task"]
-    banks = scoring.make_banks(lm.config, "float32", {name: pack})
+    banks = scoring.make_banks(lm.config, lm.params, "float32", {name: pack})
     split = scoring.unit_set(units, lm.config)
     return [answers[name] for answers in scoring.answer(lm.params, banks, split, [(name,)] * len(units))]

@@ -117,12 +117,13 @@ class SpeechPrompt:
         else:
             encoder = load_encoder(encoder, kmeans, layer=layer, lowpass=lowpass)
         merged = _same_units(named, encoder, lm.config)
+        weights = narrow(lm.params, compute)
         made = cls(
             config=lm.config,
-            params=narrow(lm.params, compute),
+            params=weights,
             encoder=encoder,
             packs=named,
-            banks=scoring.make_banks(lm.config, compute, named),
+            banks=scoring.make_banks(lm.config, weights, compute, named),
             compute=compute,
             merged=merged,
             max_units=max_units,

@@ -47,7 +47,7 @@ class Bank(NamedTuple):
 
     Attributes:
       packs: name to pack, in the order of the members.
-      params: prompt trees [N, ...].
+      params: prompt trees [N, ...], projected.
       trees: what each task may say.
       lengths: columns that each member's prompt really has; None where they are all as long.
       programs: that score it.
@@ -150,14 +150,18 @@ def _form(pack: PromptPack) -> tuple[Any, ...]:
     return (*shape.items(), "verbalizer" in pack.params, steps)
 
 
-def make_banks(config: UnitLMConfig, kind: str, packs: Mapping[str, PromptPack]) -> list[Bank]:
+_project = jax.jit(prompts.projected, static_argnums=(2, 3))
+
+
+def make_banks(config: UnitLMConfig, lm: Params, kind: str, packs: Mapping[str, PromptPack]) -> list[Bank]:
     """Banks that hold every pack once, packs of one form in one.
 
     Label steps belong to the form: a task of one label would pay for the steps of another's three.
 
     Args:
       config: the LM's.
-      kind: of its weights (frozen.KINDS).
+      lm: its weights, as `kind` has them.
+      kind: of frozen.KINDS.
       packs: name to pack, all of that LM.
 
     Raises:
@@ -177,8 +181,9 @@ def make_banks(config: UnitLMConfig, kind: str, packs: Mapping[str, PromptPack])
         if dict(shape)["deep"]:
             found = tuple(pack.params["key"].shape[1] for pack in own.values())
             lengths = found if len(set(found)) > 1 else None
-        params = prompts.join([prompts.stack([pack.params]) for pack in own.values()])
-        sizes = tuple((name, leaf.shape) for name, leaf in sorted(params.items()))
+        joined = prompts.join([prompts.stack([pack.params]) for pack in own.values()])
+        params = _project(joined, lm, config, KINDS[kind])
+        sizes = tuple((name, leaf.shape) for name, leaf in sorted(joined.items()))
         banks.append(Bank(own, params, trees, lengths, _programs(config, kind, spelled, lengths, sizes)))
     return banks
 
