@@ -25,6 +25,11 @@ HEAVY = {
     "librosa",
     "apache_beam",
     "huggingface_hub",
+    "fastapi",
+    "starlette",
+    "uvicorn",
+    "prometheus_client",
+    "gradio",
 }  # slow
 PACKAGE_OF_MODULE = {  # what pip calls it, where that is not the module's name
     "absl": "absl-py",
@@ -32,6 +37,7 @@ PACKAGE_OF_MODULE = {  # what pip calls it, where that is not the module's name
     "espeakng_loader": "espeakng-loader",
     "google": "protobuf",
     "orbax": "orbax-checkpoint",
+    "prometheus_client": "prometheus-client",
     "sklearn": "scikit-learn",
     "tensorflow_datasets": "tensorflow-datasets",
 }
@@ -170,8 +176,8 @@ def test_import_spjax_is_light():
 
 
 def test_requirements_list_what_is_imported():
-    # requirements-demo.txt: what is optional at run time.
-    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("requirements.txt", "requirements-demo.txt"))
+    names = ("requirements.txt", "requirements-demo.txt", "requirements-serve.txt")  # the latter: optional at run time
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in names)
     listed = {re.split(r"[\[<>=;! ]", line)[0].lower() for line in text.splitlines() if line and line[0] not in "#-"}
     used = {name.split(".")[0] for path in files(*CODE) for name, _, _ in imports(parse(path))}
     used -= set(sys.stdlib_module_names) | set(CODE) | {"__future__"}

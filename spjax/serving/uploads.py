@@ -1,0 +1,75 @@
+"""Audio from people that nobody knows: what its header promises is held against the limits before it is decoded."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from pathlib import Path
+
+import soundfile
+
+from spjax.serving.limits import Limits
+from spjax.speech2unit.audio import SAMPLE_RATE, Audio, AudioError, read_audio
+
+MOST_VALUES = 192_000 * 2  # a second of sound, channels counted: bounds what decoding holds (studio rates in stereo)
+
+
+def read_upload(data: bytes | str | os.PathLike[str], limits: Limits) -> Audio:
+    """An utterance out of an upload.
+
+    Formats are those that libsndfile decodes (WAV, FLAC, Ogg, Opus, MP3, AIFF, AU and more): it tells how long a
+    recording is before decoding it, and no other program is started on what a stranger sent. Memory is bounded by the
+    limits: a small file of silence that would unfold to hours is refused by its header, and no more is decoded than
+    that promised.
+
+    Args:
+      data: the bytes of an audio file, or the place of one.
+      limits: on its bytes and seconds.
+
+    Raises:
+      TooLargeError: of too many bytes or seconds.
+      AudioError: no audio, or such that `read_audio` refuses; of bytes it speaks of "the upload".
+    """
+    if isinstance(data, bytes):
+        limits.check_bytes(len(data))
+        _check_header(data, "the upload", limits)
+        with tempfile.TemporaryDirectory(prefix="spjax-") as folder:
+            file = Path(folder) / "upload"  # without an extension: what it is, its first bytes say
+            file.write_bytes(data)
+            return _read(file, "the upload")
+    place = Path(data)
+    if place.is_file():
+        limits.check_bytes(place.stat().st_size)
+        _check_header(place.read_bytes(), place.name, limits)
+    return _read(place, place.name)
+
+
+def check_audio(audio: Audio, limits: Limits) -> None:
+    """Raises TooLargeError if samples in memory last longer than is taken."""
+    limits.check_seconds(len(audio.wave) / SAMPLE_RATE)
+
+
+def _read(file: Path, name: str) -> Audio:
+    try:
+        return read_audio(file)
+    except AudioError as error:  # nobody outside is told of this machine's folders
+        raise AudioError(str(error).replace(repr(str(file)), name).replace(str(file), name)) from None
+
+
+def _check_header(data: bytes, name: str, limits: Limits) -> None:
+    if not data:
+        raise AudioError(f"{name} is empty (0 bytes): send an audio file")
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as sound:
+            frames, rate, channels = sound.frames, sound.samplerate, sound.channels
+    except (soundfile.SoundFileError, TypeError) as error:
+        raise AudioError(
+            f"{name} is no audio, damaged, or of a format that is not read here: send WAV, FLAC, Ogg, Opus or MP3"
+        ) from error
+    limits.check_seconds(frames / max(rate, 1))
+    if frames * channels > limits.max_seconds * MOST_VALUES:
+        raise AudioError(
+            f"{name} has {channels} channels of {rate} samples a second: send one channel, 16000 samples a second "
+            "are enough"
+        )
