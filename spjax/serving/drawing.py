@@ -1,0 +1,225 @@
+"""What the page shows, as HTML that reads in light and dark and wraps at any width: answers, units, what is inside.
+
+Everything that comes from outside (labels, names of tasks) is escaped. `STYLE` is the CSS that goes with it.
+"""
+
+from __future__ import annotations
+
+import html
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from spjax import vocab
+from spjax.evaluation.inside import Attribution, Similarity, symbol, top_tokens
+from spjax.speech2unit.audio import SAMPLE_RATE
+from spjax.tasks import Task
+
+TOP = 5  # labels of a slot that are shown
+_FRAME = 10  # pixels a frame: a unit's number, upright, just fits into one
+_PIECE = 24  # frames that are drawn in one piece, so that a long silence wraps too
+_MOST_PIECES = 2500  # 25 s or more: beyond, a browser is slow
+_WAVE, _STRIP, _AXIS = 64, 30, 14  # heights of the parts of the drawing, pixels
+_SPEAKS, _AGAINST = "217, 95, 2", "31, 120, 210"  # orange for, blue against: told apart by the colour-blind too
+
+STYLE = """
+.spj { color: var(--body-text-color); line-height: 1.4; overflow-wrap: anywhere; }
+.spj h3 { margin: 0 0 .4rem; font-size: 1rem; font-weight: 600; }
+.spj p { margin: 0 0 .7rem; }
+.spj .quiet { color: var(--body-text-color-subdued); font-size: .85rem; }
+.spj .cards { columns: 17rem; column-gap: .8rem; }
+.spj .card { break-inside: avoid; margin-bottom: .8rem; padding: .8rem 1rem;
+  border: 1px solid var(--border-color-primary); border-radius: 8px;
+  background: var(--block-background-fill); }
+.spj .slot + .slot { margin-top: .7rem; }
+.spj .bar { display: grid; grid-template-columns: minmax(4rem, 1fr) 1fr 3.8rem; gap: .6rem; align-items: center;
+  font-size: .9rem; padding: .1rem 0; }
+.spj .bar span:last-child { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.spj .bar i { display: block; height: .55rem; border-radius: .3rem; background: var(--border-color-primary);
+  overflow: hidden; }
+.spj .bar i b { display: block; height: 100%; border-radius: .3rem; background: var(--body-text-color-subdued); }
+.spj .bar.best { font-weight: 600; }
+.spj .bar.best i b { background: var(--color-accent); }
+.spj .flow { display: flex; flex-wrap: wrap; row-gap: .7rem; }
+.spj .flow svg { display: block; overflow: visible; flex: none; }
+.spj .flow .wave { fill: var(--body-text-color-subdued); }
+.spj .flow .edge { stroke: var(--background-fill-primary); stroke-width: 1; }
+.spj .flow .number { fill: #16181d; font-size: 10px; text-anchor: middle; dominant-baseline: central; }
+.spj .flow .time { fill: var(--body-text-color-subdued); font-size: 10px; }
+.spj .flow .tick { stroke: var(--body-text-color-subdued); stroke-width: 1; }
+.spj .scroll { overflow: auto; max-height: 30rem; margin-bottom: .7rem; }
+.spj table { border-collapse: collapse; font-size: .9rem; }
+.spj table, .spj thead, .spj tbody { border: 0; }
+.spj tr { border: 0; border-bottom: 1px solid var(--border-color-primary); }
+.spj th, .spj td { border: 0; padding: .25rem .7rem .25rem 0; text-align: left; vertical-align: top; }
+.spj th { font-weight: 600; }
+.spj .chip { display: inline-block; border-radius: 4px; padding: 0 .35rem; margin: 0 .15rem .2rem 0; color: #16181d;
+  font-variant-numeric: tabular-nums; }
+.spj .chip small { opacity: .75; font-size: .75em; margin-left: .3em; }
+.spj .said .chip { color: var(--body-text-color); min-width: 1.7em; text-align: center; margin: 0 1px 2px 0; }
+.spj .alike td { text-align: center; padding: .3rem .5rem; font-variant-numeric: tabular-nums; }
+.spj .alike thead th { writing-mode: vertical-rl; transform: rotate(180deg); padding: .3rem; vertical-align: middle; }
+"""
+
+
+def answers(told: Mapping[str, Mapping[str, Any]], top: int = TOP) -> str:
+    """HTML: a card a task, in it a bar for each of the likeliest labels of every slot.
+
+    Args:
+      told: `{task: {"labels": {slot: label}, "probabilities": {slot: {label: p}}}}`, as a predictor answers.
+      top: labels of a slot; the one that is answered is always among them.
+    """
+    cards = []
+    for task, answer in told.items():
+        slots = []
+        for slot, said in answer["labels"].items():
+            shares = answer["probabilities"][slot]
+            order = sorted(shares, key=lambda label: (label != said, -shares[label]))
+            bars = "".join(_bar(label, shares[label], label == said) for label in order[:top])
+            left = len(order) - top
+            more = f'<div class="quiet">and {left} more</div>' if left > 0 else ""
+            slots.append(f'<div class="slot"><div class="quiet">{_safe(slot)}</div>{bars}{more}</div>')
+        cards.append(f'<div class="card"><h3>{_safe(task)}</h3>{"".join(slots)}</div>')
+    return _framed(f'<div class="cards">{"".join(cards)}</div>')
+
+
+def _bar(label: str, share: float, best: bool) -> str:
+    return (
+        f'<div class="bar{" best" if best else ""}"><span>{_safe(label)}</span>'
+        f'<i><b style="width:{100 * share:.1f}%"></b></i><span>{100 * share:.1f} %</span></div>'
+    )
+
+
+def utterance(wave: np.ndarray, units: Sequence[int], durations: Sequence[int], hop: int) -> str:
+    """HTML: an utterance's waveform, and under it its units, each as wide as it lasts. It wraps as text does.
+
+    Args:
+      wave: float32 [n] at 16 kHz.
+      units: [U] units.
+      durations: [U] frames of each.
+      hop: samples between frames, as of an `Encoder`.
+
+    Of a long utterance the beginning is drawn.
+    """
+    loud = float(np.quantile(np.abs(wave), 0.998)) if len(wave) else 0.0  # a click must not make speech a line
+    wave = np.clip(wave / (loud or 1.0), -1, 1)
+    origin = 200 - hop // 2  # frame t is centred on sample 200 + hop t, and reaches half a hop to both sides
+    tiles, shown = [], 0
+    for unit, start, frames, said in itertools.islice(_pieces(units, durations), _MOST_PIECES):
+        own = wave[max(0, origin + start * hop) : origin + (start + frames) * hop]
+        tiles.append(_tile(unit, own, start, frames, said, hop / SAMPLE_RATE))
+        shown = start + frames
+    total = sum(durations)
+    told = f"{len(units)} units, {total} frames of {1000 * hop / SAMPLE_RATE:g} ms"
+    told += f"; the first {shown * hop / SAMPLE_RATE:.1f} s are drawn" if shown < total else ""
+    return _framed(f'<p class="quiet">{told}</p><div class="flow">{"".join(tiles)}</div>')
+
+
+def _pieces(units: Sequence[int], durations: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
+    """(unit, first frame, frames, frames of the whole segment, 0 where a piece goes on with one)."""
+    start = 0
+    for unit, duration in zip(units, durations, strict=True):
+        for first in range(0, duration, _PIECE):
+            yield unit, start + first, min(_PIECE, duration - first), 0 if first else duration
+        start += duration
+
+
+def _tile(unit: int, wave: np.ndarray, start: int, frames: int, said: int, seconds: float) -> str:
+    """SVG of a piece: its stretch of the waveform, its unit's colour, and where a segment starts the unit's number."""
+    width, middle = frames * _FRAME, _WAVE / 2
+    bins = np.array_split(wave, width // 2) if len(wave) >= width else [wave] if len(wave) else []
+    across = width / max(1, len(bins))
+    tops = [f"{i * across:.4g},{middle - 0.48 * _WAVE * float(part.max()) - 0.5:.1f}" for i, part in enumerate(bins)]
+    tops += [f"{width},{top.partition(',')[2]}" for top in tops[-1:]]
+    lows = [f"{i * across:.4g},{middle - 0.48 * _WAVE * float(part.min()) + 0.5:.1f}" for i, part in enumerate(bins)]
+    lows += [f"{width},{low.partition(',')[2]}" for low in lows[-1:]]
+    parts = [f'<polygon class="wave" points="{" ".join(tops + lows[::-1])}"/>'] if bins else []
+    parts.append(f'<rect y="{_WAVE}" width="{width}" height="{_STRIP}" fill="{_colour(unit)}"/>')
+    if said:
+        name, y = str(unit), _WAVE + _STRIP / 2
+        upright = "" if width >= 6 * len(name) + 4 else f' transform="rotate(-90 {width / 2:g} {y:g})"'
+        parts.append(f'<line class="edge" y1="{_WAVE}" y2="{_WAVE + _STRIP}"/>')
+        parts.append(f'<text class="number" x="{width / 2:g}" y="{y:g}"{upright}>{name}</text>')
+        parts.append(f"<title>unit {unit}: {start * seconds:.2f} to {(start + said) * seconds:.2f} s</title>")
+    each = round(0.5 / seconds) if seconds > 0.015 else round(0.25 / seconds)
+    for frame in range(-(-start // each) * each, start + frames, each):
+        x = (frame - start) * _FRAME
+        parts.append(f'<line class="tick" x1="{x}" x2="{x}" y1="{_WAVE + _STRIP}" y2="{_WAVE + _STRIP + 4}"/>')
+        parts.append(f'<text class="time" x="{x + 2}" y="{_WAVE + _STRIP + _AXIS - 1}">{frame * seconds:g} s</text>')
+    return f'<svg width="{width}" height="{_WAVE + _STRIP + _AXIS}">{"".join(parts)}</svg>'
+
+
+def verbalizer(task: Task, weights: np.ndarray) -> str:
+    """HTML: of every label the units that speak for it most, float [C, V] as `inside.verbalizer_weights` gives them."""
+    rows = []
+    for (slot, label), top in zip(task.classes, top_tokens(weights), strict=True):
+        chips = [_chip(symbol(token), _colour(token - vocab.UNIT_OFFSET), f"{weight:+.2f}") for token, weight in top]
+        rows.append(f"<tr><td>{_safe(slot)}</td><td>{_safe(label)}</td><td>{''.join(chips) or '–'}</td></tr>")
+    head = "<thead><tr><th>slot</th><th>label</th><th>units that speak for it most</th></tr></thead>"
+    return _framed(f'<div class="scroll"><table>{head}<tbody>{"".join(rows)}</tbody></table></div>')
+
+
+def similarity(names: Sequence[str], found: Similarity) -> str:
+    """HTML: how alike N prompts are, mean over layers, keys and values."""
+    mean = (found.key.mean(axis=0) + found.value.mean(axis=0)) / 2
+    head = "".join(f"<th>{_safe(name)}</th>" for name in names)
+    rows = [
+        f"<tr><th>{_safe(name)}</th>"
+        + "".join(f'<td style="background: rgba({_SPEAKS}, {0.75 * float(x):.2f})">{x:.2f}</td>' for x in row)
+        + "</tr>"
+        for name, row in zip(names, mean, strict=True)
+    ]
+    table = f"<table class='alike'><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    note = f"Linear CKA, mean over layers, keys and values. Random prompts have {found.chance.mean():.2f}."
+    return _framed(f'<div class="scroll">{table}</div><p class="quiet">{note}</p>')
+
+
+def attribution(task: Task, found: Attribution, left: int = 0) -> str:
+    """HTML: of every slot the utterance's units in their order, coloured by what each did for the answer.
+
+    Args:
+      task: whose answer it is.
+      found: what `inside.attribute` gave.
+      left: units of the utterance that were left out behind these.
+    """
+    most = float(np.abs(found.values).max(initial=0)) or 1.0
+    parts = []
+    for c, values, score, empty in zip(found.classes, found.values, found.score, found.empty, strict=True):
+        slot, label = task.classes[c]
+        said = f"log odds {score:+.2f}, without units {empty:+.2f}"
+        parts.append(f'<h3>{_safe(slot)}: {_safe(label)}</h3><p class="quiet">{said}</p>')
+        chips = [
+            _chip(
+                str(unit), f"rgba({_SPEAKS if x > 0 else _AGAINST}, {0.8 * abs(float(x)) / most:.2f})", "", f"{x:+.3f}"
+            )
+            for unit, x in zip(found.units, values, strict=True)
+        ]
+        parts.append(f'<p class="said">{"".join(chips)}</p>')
+    key = (
+        f'<span class="chip" style="background: rgba({_SPEAKS}, .8)">for</span>'
+        f'<span class="chip" style="background: rgba({_AGAINST}, .8)">against</span>'
+        f" the answer, {most:.2g} log odds at most. Their sum misses the units' effect by {found.gap:.2g}."
+    )
+    cut = f" The first {len(found.units)} units are explained, {left} behind them left out." if left else ""
+    return _framed(f'{"".join(parts)}<p class="quiet said">{key}{cut}</p>')
+
+
+def _chip(text: str, colour: str, small: str = "", title: str = "") -> str:
+    told = f' title="{title}"' if title else ""
+    more = f"<small>{small}</small>" if small else ""
+    return f'<span class="chip" style="background: {colour}"{told}>{_safe(text)}{more}</span>'
+
+
+def _colour(unit: int) -> str:
+    """A light colour of a unit, on which dark numbers read; the golden angle keeps neighbouring numbers apart."""
+    return "#c8ccd4" if unit < 0 else f"hsl({unit * 137.508 % 360:.0f} 62% {72 if unit % 2 else 80}%)"
+
+
+def _safe(text: Any) -> str:
+    return html.escape(str(text))
+
+
+def _framed(inner: str) -> str:
+    return f'<div class="spj">{inner}</div>'

@@ -1,0 +1,383 @@
+"""The page: speech recorded or uploaded, answered by the desk; several files to a table; a look inside the prompts.
+
+Everything that the browser loads comes from this server, and nothing is kept of what was uploaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import functools
+import io
+import json
+import urllib.parse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spjax.data.unit_set import UnitSet
+from spjax.evaluation import inside
+from spjax.evaluation.markdown import table
+from spjax.serving import drawing
+from spjax.serving.batcher import Batcher, Busy, timed_out
+from spjax.serving.frozen import KINDS
+from spjax.serving.limits import Limits
+from spjax.serving.predictor import SpeechPrompt
+from spjax.serving.scoring import unit_set
+from spjax.serving.uploads import read_upload
+from spjax.speech2unit.audio import SAMPLE_RATE
+from spjax.types import Encoded
+
+if TYPE_CHECKING:
+    import fastapi
+    import gradio
+
+COLUMNS = ("file", "task", "slot", "label", "probability", "error")  # of the table and the CSV
+MOST_FILES = 500  # of one table
+_AT_ONCE = 16  # files of a table that are on the desk: others want to be answered too
+_KEPT = 1800  # seconds that an upload stays on the disk
+_MOST_EXPLAINED = 256  # units: attributions take some 20 passes over them, forth and back
+_STEPS = 16  # points of integrated gradients
+_MOST_WAITING = 4  # who may wait for a look inside
+
+
+def mount_page(app: fastapi.FastAPI, desk: Batcher, limits: Limits, path: str = "/") -> fastapi.FastAPI:
+    """Puts the page on an app, with its looks and its limit on uploads.
+
+    Args:
+      app: where to; its own routes go first if they were added before.
+      desk: what answers.
+      limits: what the desk holds requests to.
+      path: of the page.
+
+    Returns:
+      The app.
+    """
+    import gradio as gr
+
+    font = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
+    mono = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+    theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=font, font_mono=mono)
+    theme.set(body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400")
+    return gr.mount_gradio_app(
+        app, make_page(desk, limits), path,
+        theme=theme, css=drawing.STYLE + _STYLE, max_file_size=limits.max_bytes, footer_links=["api"],
+        run_history=False, show_error=False, ssr_mode=False, enable_monitoring=False,
+    )  # fmt: skip
+
+
+_STYLE = """
+.gradio-container { width: 100% !important; max-width: 1400px !important; margin: 0 auto !important; }
+.gradio-container .html-container { padding: 0 !important; }
+.gradio-container .prose :is(table, th, td) { border-color: var(--border-color-primary) !important; }
+footer .divider { display: none; }
+#look { align-self: center; }
+@media (max-width: 500px) { .gradio-container { padding: .5rem !important; } }
+"""
+
+
+def make_page(desk: Batcher, limits: Limits) -> gradio.Blocks:
+    """The page, to be mounted by `mount_page`.
+
+    Its endpoints for `gradio_client` are `/predict` (a file, tasks) and `/batch` (files, tasks).
+
+    Args:
+      desk: what answers.
+      limits: what the desk holds requests to.
+    """
+    import gradio as gr
+
+    predictor = desk.predictor
+    tasks = list(predictor.tasks)
+    alone = _Alone()
+
+    async def answered(audio: str | None, names: Sequence[str] | None) -> Any:
+        if not audio:
+            raise gr.Error("There is no recording yet: record or upload one.", print_exception=False)
+        if not names:
+            raise gr.Error("No task is chosen: choose one at least.", print_exception=False)
+        try:
+            return await _ask(desk, audio, names)
+        except (Busy, ValueError, TimeoutError) as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    async def predict(audio: str | None, names: list[str]) -> dict[str, Any]:
+        return _as_json(*await answered(audio, names))
+
+    async def show(audio: str | None, names: list[str]) -> tuple[str, str, dict[str, Any]]:
+        encoded, said = await answered(audio, names)
+        strip = await asyncio.to_thread(_drawn, str(audio), encoded, desk)
+        return drawing.answers(said), strip, _as_json(encoded, said)
+
+    async def batch(
+        files: list[str] | None,
+        names: list[str],
+        progress: Any = gr.Progress(),  # noqa: B008  how gradio wants to be asked for one
+    ) -> tuple[list[list[Any]], str]:
+        if not files or not names:
+            lacking = "There are no files yet: choose some." if not files else "No task is chosen: choose one at least."
+            raise gr.Error(lacking, print_exception=False)
+        if len(files) > MOST_FILES:
+            told = f"{len(files)} files are too many, at most {MOST_FILES} make a table: split them."
+            raise gr.Error(told, print_exception=False)
+        rows = await _table(desk, files, names, progress)
+        content = await asyncio.to_thread(_csv, rows)
+        # In the cache, where gradio keeps uploads and deletes them in time.
+        return rows, gr.processing_utils.save_bytes_to_cache(content, "answers.csv", download.GRADIO_CACHE)
+
+    async def look(task: str, said: dict[str, Any] | None) -> tuple[str, str, str]:
+        try:
+            return await alone(_look, predictor, task, said)
+        except (Busy, ValueError) as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    with gr.Blocks(
+        title="Speech prompts", analytics_enabled=False, fill_width=True, delete_cache=(_KEPT // 3, _KEPT)
+    ) as page:
+        gr.Markdown(
+            "# Speech prompts\n"
+            "Tasks on speech, answered by one frozen language model of speech units: each of them is a small prompt."
+        )
+        with gr.Tab("One recording"):
+            with gr.Row():
+                with gr.Column(scale=2, min_width=320):
+                    audio = gr.Audio(sources=["upload", "microphone"], type="filepath", label="Speech", buttons=[])
+                    chosen = gr.CheckboxGroup(tasks, value=tasks, label="Tasks", show_select_all=len(tasks) > 3)
+                    ask = gr.Button("Answer", variant="primary")
+                with gr.Column(scale=3, min_width=320):
+                    labels = gr.HTML(_hint("Record or upload speech, then press Answer."), elem_id="answers")
+            drawn = gr.HTML(elem_id="units")
+            with gr.Accordion("As JSON", open=False):
+                told = gr.JSON(show_label=False, elem_id="json")
+            shown: list[Any] = [labels, drawn, told]
+            ask.click(
+                show,
+                [audio, chosen],
+                shown,
+                api_visibility="private",
+                concurrency_limit=None,
+                show_progress_on=[labels],
+            )
+            # Answers are of the recording beside them: a new one takes them away.
+            for comes in (audio.clear, audio.upload, audio.start_recording):
+                comes(None, outputs=shown, js="() => ['', '', null]")
+            plain = gr.Button(visible=False)  # what programs call: answers alone, nothing drawn
+            plain.click(
+                predict, [audio, chosen], gr.JSON(visible=False), api_name="predict", concurrency_limit=None,
+                api_description="Labels and probabilities of a recording, and its units.",
+            )  # fmt: skip
+        with gr.Tab("Several files"):
+            with gr.Row():
+                with gr.Column(scale=2, min_width=320):
+                    files = gr.File(file_count="multiple", label=f"Recordings, up to {MOST_FILES}", height=180)
+                with gr.Column(scale=3, min_width=320):
+                    several = gr.CheckboxGroup(tasks, value=tasks, label="Tasks", show_select_all=len(tasks) > 3)
+                    run = gr.Button("Answer all", variant="primary")
+            answers = gr.Dataframe(
+                headers=list(COLUMNS), type="array", interactive=False, label="Answers", elem_id="table", wrap=True,
+                datatype=["str", "str", "str", "str", "number", "str"], buttons=["fullscreen"],
+                column_widths=["18%", "14%", "12%", "22%", "12%", "22%"],
+            )  # fmt: skip
+            download = gr.File(label="As CSV", interactive=False, elem_id="csv", height=80)
+            run.click(
+                batch, [files, several], [answers, download], api_name="batch", concurrency_limit=None,
+                show_progress_on=[answers], api_description="A table of the answers for several files, and it as CSV.",
+            )  # fmt: skip
+        with gr.Tab("Looking inside"):
+            with gr.Row(equal_height=False):
+                task = gr.Dropdown(tasks, value=tasks[0], label="Task", scale=3, min_width=200)
+                open_up = gr.Button("Look", variant="primary", scale=1, min_width=120, elem_id="look")
+            opened = []
+            for title, about in (
+                ("What it listens for", "Of each label the units whose logits speak for it, against the slot's mean."),
+                ("What decided", "What each unit of the last recording did for the answer (integrated gradients)."),
+                ("How alike the prompts are", "Between all tasks whose prompts are in every layer of the model."),
+            ):
+                gr.Markdown(f"### {title}\n{about}")
+                opened.append(gr.HTML(elem_id="inside-" + title.split()[-1]))
+            open_up.click(
+                look,
+                [task, told],
+                opened,
+                api_visibility="private",
+                concurrency_limit=None,
+                show_progress_on=opened[:1],
+            )
+        with gr.Tab("About"):
+            gr.Markdown(_about(predictor, limits))
+    return page
+
+
+class _Alone:
+    """Work that is done one at a time, in a thread: it must not take the machine from those who want answers."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.waiting = 0
+
+    async def __call__(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        if self.waiting >= _MOST_WAITING:
+            raise Busy(f"{self.waiting} others are looking inside already: try again in a minute.")
+        self.waiting += 1
+        try:
+            async with self.lock:
+                return await asyncio.to_thread(work, *arguments)
+        finally:
+            self.waiting -= 1
+
+
+async def _ask(desk: Batcher, audio: str, tasks: Sequence[str]) -> Any:
+    """What the desk answers, waited for without holding a thread, so that as many may wait as it takes."""
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(desk.submit(audio, tasks)), desk.limits.timeout)
+    except TimeoutError:
+        raise TimeoutError(timed_out(desk.limits)) from None
+
+
+def _as_json(encoded: Encoded, answers: dict[str, Any]) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "answers": answers,
+        "units": encoded.units.tolist(),
+        "durations": encoded.durations.tolist(),
+    }
+    return told if encoded.f0 is None else {**told, "f0": encoded.f0.tolist()}
+
+
+def _drawn(audio: str, encoded: Encoded, desk: Batcher) -> str:
+    assert desk.predictor.encoder is not None
+    wave, hop = read_upload(audio, desk.limits).wave, desk.predictor.encoder.hop
+    return drawing.utterance(wave, encoded.units.tolist(), encoded.durations.tolist(), hop)
+
+
+async def _table(
+    desk: Batcher, files: Sequence[str], tasks: Sequence[str], progress: Callable[..., Any]
+) -> list[list[Any]]:
+    """Rows of COLUMNS, in the order of the files; of one that cannot be answered a row with its error."""
+    turn, done = asyncio.Semaphore(_AT_ONCE), 0
+    progress((0, len(files)), unit="files")
+
+    async def one(path: str) -> list[list[Any]]:
+        nonlocal done
+        name = Path(path).name
+        async with turn:
+            try:
+                _, answers = await _patiently(desk, path, tasks)
+            except (Busy, ValueError, TimeoutError) as error:
+                rows: list[list[Any]] = [[name, "", "", "", None, str(error)]]
+            else:
+                rows = [
+                    [name, task, slot, label, round(answer["probabilities"][slot][label], 6), ""]
+                    for task, answer in answers.items()
+                    for slot, label in answer["labels"].items()
+                ]
+        done += 1
+        progress((done, len(files)), unit="files")
+        return rows
+
+    return [row for rows in await asyncio.gather(*map(one, files)) for row in rows]
+
+
+async def _patiently(desk: Batcher, path: str, tasks: Sequence[str]) -> Any:
+    """Asks again while the desk is busy: a table is in no hurry."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + desk.limits.timeout
+    while True:
+        try:
+            return await _ask(desk, path, tasks)
+        except Busy:
+            if loop.time() > until:
+                raise
+            await asyncio.sleep(0.25)
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([COLUMNS, *rows])
+    return text.getvalue().encode()
+
+
+def _look(predictor: SpeechPrompt, task: str, said: dict[str, Any] | None) -> tuple[str, str, str]:
+    """HTML of what a verbalizer listens for, what decided the last answer, and how alike the prompts are."""
+    pack = predictor.packs[task]
+    weights = drawing.verbalizer(pack.task, inside.verbalizer_weights(pack))
+    return weights, _decided(predictor, task, said), _alike(predictor)
+
+
+def _decided(predictor: SpeechPrompt, task: str, said: dict[str, Any] | None) -> str:
+    if not said:
+        return _hint("Have a recording answered first.")
+    utterance = _utterance(predictor, said)
+    left = max(0, len(utterance.units) - _MOST_EXPLAINED)
+    pack, compute = predictor.packs[task], KINDS[predictor.compute]
+    kept = utterance.cut(_MOST_EXPLAINED)
+    found = inside.attribute(predictor.params, predictor.config, pack, kept, steps=_STEPS, compute=compute)
+    return drawing.attribution(pack.task, found, left)
+
+
+def _utterance(predictor: SpeechPrompt, said: dict[str, Any]) -> UnitSet:
+    """The utterance that a page shows, as the LM takes it."""
+    units, durations = (np.asarray(said[name], np.int32) for name in ("units", "durations"))
+    f0 = np.asarray(said["f0"], np.float32) if "f0" in said else None
+    return unit_set([Encoded(units, durations, f0)], predictor.config)
+
+
+@functools.lru_cache(maxsize=4)
+def _alike(predictor: SpeechPrompt) -> str:
+    deep = {
+        name: pack for name, pack in predictor.packs.items() if "key" in pack.params and pack.params["key"].shape[1]
+    }
+    if len(deep) < 2:
+        return _hint("It takes two tasks at least whose prompts are in the layers.")
+    layers = predictor.params["layers"]
+    kernels = {name: {"kernel": layers[name]["kernel"].astype("float32")} for name in ("key", "value")}
+    return drawing.similarity(list(deep), inside.prompt_similarity({"layers": kernels}, list(deep.values())))
+
+
+def _plain(name: str) -> str:
+    """A name in a Markdown table, where it means nothing but itself."""
+    return "".join(f"&#{ord(sign)};" if sign in "<>&|*_`[]\\$~" else sign for sign in name)
+
+
+def _hint(text: str) -> str:
+    return f'<div class="spj"><p class="quiet">{text}</p></div>'
+
+
+def _about(predictor: SpeechPrompt, limits: Limits) -> str:
+    """Markdown: the model, its tasks, the limits, and how programs ask."""
+    lm = next(iter(predictor.packs.values())).card["lm"]
+    encoder = predictor.encoder
+    rows = [
+        [_plain(name), ", ".join(f"{_plain(slot.name)} ({len(slot.labels)} labels)" for slot in task.slots)]
+        for name, task in predictor.tasks.items()
+    ]
+    tasks = "\n".join(table(("task", "slots"), rows))
+    quoted = urllib.parse.quote(next(iter(predictor.tasks)))
+    first = json.dumps(next(iter(predictor.tasks)), ensure_ascii=False)
+    heard = (
+        "" if encoder is None else f" Speech becomes units by {encoder.name}, {SAMPLE_RATE / encoder.hop:g} a second."
+    )
+    return f"""
+Unit language model `{lm["hash"]}`, {lm["layers"]} layers of {lm["dim"]}, frozen, in {predictor.compute}.{heard}
+Nothing that is uploaded is kept longer than {_KEPT // 60} minutes.
+
+{tasks}
+
+**Limits**: files up to {limits.max_bytes / 1e6:g} MB and {limits.max_seconds:g} s each, {MOST_FILES} in a table;
+{limits.queue} requests may wait, each {limits.timeout:g} s.
+
+**From a program**, `URL` being the address of this page without a slash at its end:
+
+```bash
+curl --data-binary @speech.wav "URL/predict?tasks={quoted}"
+```
+
+```python
+from gradio_client import Client, handle_file
+
+client = Client("URL")
+print(client.predict(handle_file("speech.wav"), [{first}], api_name="/predict")["answers"])
+table, csv_file = client.predict([handle_file("a.wav"), handle_file("b.wav")], [{first}], api_name="/batch")
+```
+"""

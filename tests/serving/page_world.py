@@ -1,0 +1,40 @@
+"""A predictor of a page's tests: tiny, but with everything, from speech to answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from spjax import SpeechPrompt
+from spjax.speech2unit.encoder import load_encoder
+from spjax.storage import KMeans, save_kmeans
+from spjax.tasks import Slot, Task
+from tests.serving import world
+from tests.speech2unit.hubert_models import speechlike
+
+
+NASTY = Task(
+    "places",
+    (
+        Slot("where", tuple(f"the room on floor {n}, behind the long corridor" for n in range(12))),
+        Slot("<i>what</i>", ("<img src=x onerror=alert(1)>", "a & b", "${value}")),
+    ),
+)
+
+
+def predictor(folder: Path) -> SpeechPrompt:
+    """MFCC with 50 units, an LM of one layer, random packs; one with labels that a careless page would run."""
+    features = np.concatenate(load_encoder("mfcc").features([speechlike(16_000, seed) for seed in range(3)]))
+    drawn = features[np.random.default_rng(0).choice(len(features), 50, replace=False)]
+    save_kmeans(folder / "km", KMeans(drawn, {"encoder": "mfcc", "layer": None}))
+    model = world.lm()
+    packs = {**world.packs(model), "rooms & <b>places</b>": world.pack(NASTY, model, seed=7)}
+    return SpeechPrompt.load(model, load_encoder("mfcc", folder / "km"), packs)
+
+
+def recording(path: Path, seconds: float = 1.0, seed: int = 0) -> Path:
+    """A WAV file of speech-like noise."""
+    soundfile.write(path, speechlike(int(16_000 * seconds), seed), 16_000)
+    return path
