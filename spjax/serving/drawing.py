@@ -50,16 +50,17 @@ STYLE = """
 .spj .flow .time { fill: var(--body-text-color-subdued); font-size: 10px; }
 .spj .flow .tick { stroke: var(--body-text-color-subdued); stroke-width: 1; }
 .spj .scroll { overflow: auto; max-height: 30rem; margin-bottom: .7rem; }
-.spj table { border-collapse: collapse; font-size: .9rem; }
+.spj table { border-collapse: collapse; font-size: .9rem; overflow-wrap: break-word; }
+.spj td { max-width: 24rem; }
 .spj table, .spj thead, .spj tbody { border: 0; }
 .spj tr { border: 0; border-bottom: 1px solid var(--border-color-primary); }
 .spj th, .spj td { border: 0; padding: .25rem .7rem .25rem 0; text-align: left; vertical-align: top; }
 .spj th { font-weight: 600; }
 .spj .chip { display: inline-block; border-radius: 4px; padding: 0 .35rem; margin: 0 .15rem .2rem 0; color: #16181d;
   font-variant-numeric: tabular-nums; }
-.spj .chip small { opacity: .75; font-size: .75em; margin-left: .3em; }
+.spj .chip small { color: inherit; opacity: .8; font-size: .75em; margin-left: .3em; }
 .spj .said .chip { color: var(--body-text-color); min-width: 1.7em; text-align: center; margin: 0 1px 2px 0; }
-.spj .alike td { text-align: center; padding: .3rem .5rem; font-variant-numeric: tabular-nums; }
+.spj .alike td { text-align: center; white-space: nowrap; padding: .3rem .5rem; font-variant-numeric: tabular-nums; }
 .spj .alike thead th { writing-mode: vertical-rl; transform: rotate(180deg); padding: .3rem; vertical-align: middle; }
 """
 

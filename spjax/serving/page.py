@@ -72,6 +72,8 @@ _STYLE = """
 .gradio-container { width: 100% !important; max-width: 1400px !important; margin: 0 auto !important; }
 .gradio-container .html-container { padding: 0 !important; }
 .gradio-container .prose :is(table, th, td) { border-color: var(--border-color-primary) !important; }
+.gradio-container .prose :not(pre) > code { white-space: pre-wrap; overflow-wrap: anywhere; }
+#csv:not(:has(a)) { display: none; }
 footer .divider { display: none; }
 #look { align-self: center; }
 @media (max-width: 500px) { .gradio-container { padding: .5rem !important; } }
@@ -140,7 +142,7 @@ def make_page(desk: Batcher, limits: Limits) -> gradio.Blocks:
             "# Speech prompts\n"
             "Tasks on speech, answered by one frozen language model of speech units: each of them is a small prompt."
         )
-        with gr.Tab("One recording"):
+        with gr.Tab("Recording"):
             with gr.Row():
                 with gr.Column(scale=2, min_width=320):
                     audio = gr.Audio(sources=["upload", "microphone"], type="filepath", label="Speech", buttons=[])
@@ -168,7 +170,7 @@ def make_page(desk: Batcher, limits: Limits) -> gradio.Blocks:
                 predict, [audio, chosen], gr.JSON(visible=False), api_name="predict", concurrency_limit=None,
                 api_description="Labels and probabilities of a recording, and its units.",
             )  # fmt: skip
-        with gr.Tab("Several files"):
+        with gr.Tab("Files"):
             with gr.Row():
                 with gr.Column(scale=2, min_width=320):
                     files = gr.File(file_count="multiple", label=f"Recordings, up to {MOST_FILES}", height=180)
@@ -178,14 +180,14 @@ def make_page(desk: Batcher, limits: Limits) -> gradio.Blocks:
             answers = gr.Dataframe(
                 headers=list(COLUMNS), type="array", interactive=False, label="Answers", elem_id="table", wrap=True,
                 datatype=["str", "str", "str", "str", "number", "str"], buttons=["fullscreen"],
-                column_widths=["18%", "14%", "12%", "22%", "12%", "22%"],
+                column_widths=["200px", "160px", "130px", "260px", "130px", "336px"],
             )  # fmt: skip
             download = gr.File(label="As CSV", interactive=False, elem_id="csv", height=80)
             run.click(
                 batch, [files, several], [answers, download], api_name="batch", concurrency_limit=None,
                 show_progress_on=[answers], api_description="A table of the answers for several files, and it as CSV.",
             )  # fmt: skip
-        with gr.Tab("Looking inside"):
+        with gr.Tab("Inside"):
             with gr.Row(equal_height=False):
                 task = gr.Dropdown(tasks, value=tasks[0], label="Task", scale=3, min_width=200)
                 open_up = gr.Button("Look", variant="primary", scale=1, min_width=120, elem_id="look")
