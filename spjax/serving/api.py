@@ -12,7 +12,7 @@ from spjax.serving.batcher import Answered, Batcher, Busy, timed_out
 from spjax.serving.limits import Limits, TooLargeError
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI, Request
+    from fastapi import FastAPI, Request, Response
 
 MOST_HELD = 512_000_000  # bytes of uploads in memory, of all clients together
 RETRY_SECONDS = 1  # after which a client that was sent away may ask again
@@ -97,7 +97,7 @@ def make_app(desk: Batcher) -> "FastAPI":
                 with memory.share() as take:
                     data = await _body(request, desk.limits, take)
                     answered = await _answered(desk, request.receive, data, tasks.split(",") if tasks else None)
-            outcome, response = "answered", JSONResponse(_plain(answered))
+            outcome, response = "answered", _reply(answered)
             latency.observe(time.perf_counter() - began)
         except Busy as error:
             outcome, response = "busy", refused(503, str(error))
@@ -207,10 +207,20 @@ async def _answered(
         gone.cancel()
 
 
-def _plain(answered: Answered) -> dict[str, Any]:
-    """As JSON has it."""
+def _reply(answered: Answered) -> "Response":
+    """As JSON has it, which knows no NaN.
+
+    Raises:
+      RuntimeError: a probability is none; that is no fault of the client's.
+    """
+    from fastapi.responses import JSONResponse
+
     encoded = answered.encoded
-    return {"units": encoded.units.tolist(), "durations": encoded.durations.tolist(), "answers": answered.answers}
+    body = {"units": encoded.units.tolist(), "durations": encoded.durations.tolist(), "answers": answered.answers}
+    try:
+        return JSONResponse(body)
+    except ValueError as error:
+        raise RuntimeError("an answer holds numbers that are not finite") from error
 
 
 class _DeskMetrics:
