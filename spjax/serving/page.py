@@ -28,7 +28,7 @@ from spjax.serving.predictor import SpeechPrompt
 from spjax.serving.scoring import unit_set
 from spjax.serving.uploads import read_upload
 from spjax.speech2unit.audio import SAMPLE_RATE
-from spjax.types import Encoded
+from spjax.types import Encoded, Params
 
 if TYPE_CHECKING:
     import fastapi
@@ -314,8 +314,21 @@ def _decided(predictor: SpeechPrompt, task: str, said: dict[str, Any] | None) ->
     left = max(0, len(utterance.units) - _MOST_EXPLAINED)
     pack, compute = predictor.packs[task], KINDS[predictor.compute]
     kept = utterance.cut(_MOST_EXPLAINED)
-    found = inside.attribute(predictor.params, predictor.config, pack, kept, steps=_STEPS, compute=compute)
+    lm = _differentiable(predictor)
+    found = inside.attribute(lm, predictor.config, pack, kept, steps=_STEPS, compute=compute)
     return drawing.attribution(pack.task, found, left)
+
+
+def _differentiable(predictor: SpeechPrompt) -> Params:
+    """The LM's weights, int8 kernels multiplied out for as long as it takes: gradients want plain ones."""
+    if predictor.compute != "int8":
+        return predictor.params
+    dtype = KINDS["int8"].dtype
+    layers = {
+        name: {leaf: value.astype(dtype) if leaf == "kernel" else value for leaf, value in weights.items()}
+        for name, weights in predictor.params["layers"].items()
+    }
+    return {**predictor.params, "layers": layers}
 
 
 def _utterance(predictor: SpeechPrompt, said: dict[str, Any]) -> UnitSet:

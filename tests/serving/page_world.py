@@ -14,7 +14,6 @@ from spjax.tasks import Slot, Task
 from tests.serving import world
 from tests.speech2unit.hubert_models import speechlike
 
-
 NASTY = Task(
     "places",
     (

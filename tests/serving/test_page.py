@@ -1,0 +1,205 @@
+"""The page without a browser: what it offers to programs, tables with bad files, looks inside that are bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spjax import SpeechPrompt
+from spjax.models.prompts import PromptConfig
+from spjax.serving import page
+from spjax.serving.batcher import Answered, Batcher, Busy
+from spjax.serving.limits import Limits
+from spjax.storage.packs import PromptPack
+from tests.serving import page_world, world
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+LIMITS = Limits(max_bytes=3_000_000, max_seconds=12, queue=32, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory: pytest.TempPathFactory, quick_compile: None) -> SpeechPrompt:
+    return page_world.predictor(tmp_path_factory.mktemp("predictor"))
+
+
+@pytest.fixture(scope="module")
+def desk(predictor: SpeechPrompt) -> Iterator[Batcher]:
+    with Batcher(predictor, LIMITS) as desk:
+        yield desk
+
+
+def silent(*_: Any, **__: Any) -> None:
+    """Progress that nobody looks at."""
+
+
+def test_programs_are_offered_two_stable_endpoints(desk: Batcher):
+    pytest.importorskip("gradio", reason="gradio is what the page is made of")
+    made = page.make_page(desk, LIMITS)
+    named = made.get_api_info()["named_endpoints"]
+    assert set(named) == {"/predict", "/batch"}
+    predict, batch = ([one["label"] for one in named[name]["parameters"]] for name in ("/predict", "/batch"))
+    assert predict == ["Speech", "Tasks"]
+    assert batch == ["Recordings, up to 500", "Tasks"]
+    assert named["/predict"]["parameters"][1]["parameter_default"] == list(desk.predictor.tasks)
+    assert not made.analytics_enabled
+    assert made.delete_cache
+    limits = {fn.concurrency_limit for fn in made.fns.values() if fn.fn is not None}
+    assert limits == {None}, "gradio's queue holds nobody back: the desk does"
+
+
+def test_about_tells_the_model_its_limits_and_how_to_ask(predictor: SpeechPrompt):
+    told = page._about(predictor, LIMITS)
+    assert predictor.packs["word"].card["lm"]["hash"] in told
+    assert "files up to 3 MB and 12 s each" in told
+    assert 'curl --data-binary @speech.wav "URL/predict?tasks=word"' in told
+    assert "<b>places" not in told, "names are names, not Markdown or HTML"
+    assert "100 a second" in told
+
+
+def test_a_table_has_rows_for_good_files_and_errors_for_bad_ones(desk: Batcher, tmp_path: Path):
+    good = [page_world.recording(tmp_path / f"good_{n}.wav", 0.5, n) for n in range(2)]
+    bad = tmp_path / "bad, very.wav"
+    bad.write_bytes(b"RIFF no more")
+    long = page_world.recording(tmp_path / "long.wav", 13)
+    files = [str(path) for path in (good[0], bad, long, good[1])]
+    rows = asyncio.run(page._table(desk, files, ["order", "mood"], silent))
+    assert [row[0] for row in rows] == ["good_0.wav"] * 3 + ["bad, very.wav", "long.wav"] + ["good_1.wav"] * 3
+    read = list(csv.DictReader(io.StringIO(page._csv(rows).decode(), newline="")))
+    assert [tuple(row.values())[:2] for row in read] == [tuple(map(str, row[:2])) for row in rows]
+    assert read[3]["error"].startswith("bad, very.wav is no audio")
+    assert str(tmp_path) not in read[3]["error"]
+    assert "12 s are the most" in read[4]["error"]
+    for path, some in ((good[0], read[:3]), (good[1], read[5:])):
+        (answer,) = desk.predictor.predict([path], ["order", "mood"])
+        labels = [(task, slot, label) for task, own in answer.items() for slot, label in own["labels"].items()]
+        assert [(row["task"], row["slot"], row["label"]) for row in some] == labels
+        for row in some:
+            expected = answer[row["task"]]["probabilities"][row["slot"]][row["label"]]
+            assert float(row["probability"]) == pytest.approx(expected, abs=1e-5)
+            assert row["error"] == ""
+
+
+class Fickle:
+    """A desk that is busy every other time, and never asked for more at once than it should."""
+
+    limits = Limits(timeout=5)
+
+    def __init__(self, answered: Answered) -> None:
+        self.answered, self.asked, self.now, self.most = answered, 0, 0, 0
+        self.lock = threading.Lock()
+
+    def submit(self, audio: str, tasks: Sequence[str]) -> Future[Answered]:
+        with self.lock:
+            self.asked += 1
+            if self.asked % 2:
+                raise Busy("busy")
+            self.now += 1
+            self.most = max(self.most, self.now)
+        future: Future[Answered] = Future()
+        threading.Timer(0.02, self._settle, [future]).start()
+        return future
+
+    def _settle(self, future: Future[Answered]) -> None:
+        with self.lock:
+            self.now -= 1
+        future.set_result(self.answered)
+
+
+def test_a_table_waits_while_the_desk_is_busy_and_leaves_room(desk: Batcher, tmp_path: Path):
+    file = str(page_world.recording(tmp_path / "a.wav", 0.3))
+    fickle = Fickle(desk.answer(file, ["mood"]))
+    rows = asyncio.run(page._table(fickle, [file] * 40, ["mood"], silent))  # type: ignore[arg-type]
+    assert len(rows) == 40
+    assert not any(row[-1] for row in rows)
+    assert fickle.most <= 16
+
+
+def test_an_answer_that_takes_too_long_is_given_up(tmp_path: Path):
+    class Dead:
+        limits = Limits(timeout=0.05)
+        future: Future[Answered] = Future()
+
+        def submit(self, audio: str, tasks: Sequence[str]) -> Future[Answered]:
+            return self.future
+
+    dead = Dead()
+    with pytest.raises(TimeoutError, match=r"0\.05 s"):
+        asyncio.run(page._ask(dead, "a.wav", ["mood"]))  # type: ignore[arg-type]
+    assert dead.future.cancelled(), "nobody waits for it any longer"
+
+
+def test_looks_inside_are_one_at_a_time_and_few_may_wait():
+    running, most = 0, 0
+
+    def work() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        threading.Event().wait(0.02)
+        running -= 1
+
+    async def several() -> list[Any]:
+        alone = page._Alone()
+        return await asyncio.gather(*(alone(work) for _ in range(7)), return_exceptions=True)
+
+    refused = [one for one in asyncio.run(several()) if one is not None]
+    assert most == 1
+    assert len(refused) == 3
+    assert all(isinstance(one, Busy) and "try again" in str(one) for one in refused)
+
+
+@pytest.fixture(scope="module")
+def said(desk: Batcher, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    file = page_world.recording(tmp_path_factory.mktemp("said") / "a.wav", 0.5)
+    return page._as_json(*desk.answer(file))
+
+
+@pytest.mark.parametrize("task", ["order", "shallow"])
+def test_every_form_of_prompt_can_be_looked_into(predictor: SpeechPrompt, said: dict[str, Any], task: str):
+    weights, decided, alike = page._look(predictor, task, said)
+    assert all(label in weights for _, label in predictor.tasks[task].classes)
+    for slot, label in said["answers"][task]["labels"].items():
+        assert f"{slot}: {label}" in decided
+    assert decided.count('title="') == len(said["units"]) * len(predictor.tasks[task].slots)
+    assert "shallow" not in alike, "only prompts in the layers are compared"
+    assert all(name in alike for name in ("word", "mood", "order", "rule"))
+
+
+def test_a_narrow_lm_can_be_looked_into(predictor: SpeechPrompt, said: dict[str, Any]):
+    two = {name: predictor.packs[name] for name in ("rule", "mood")}
+    narrow = SpeechPrompt.load(world.lm(), None, two, compute="int8")
+    _, decided, alike = page._look(narrow, "mood", said)
+    assert f"mood: {said['answers']['mood']['labels']['mood']}" in decided
+    assert "Linear CKA" in alike
+
+
+def test_of_long_utterances_the_beginning_is_explained(predictor: SpeechPrompt, said: dict[str, Any]):
+    long = {**said, "units": [*range(50)] * 6, "durations": [1] * 300}
+    told = page._decided(predictor, "mood", long)
+    assert told.count('title="') == 256
+    assert "The first 256 units are explained, 44 behind them left out" in told
+
+
+@pytest.mark.parametrize(
+    ("units", "message"),
+    [([1, 5000], "the LM knows 0..99"), ([], "at least one unit"), ([[1], [2]], "must be a list"), (["a"], "invalid")],
+)
+def test_units_that_are_none_are_refused(predictor: SpeechPrompt, said: dict[str, Any], units: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        page._decided(predictor, "mood", {**said, "units": units})
+
+
+def test_without_recording_or_a_second_prompt_the_page_says_so(predictor: SpeechPrompt):
+    assert "Have a recording answered first" in page._decided(predictor, "mood", None)
+    model = world.lm()
+    alone: dict[str, PromptPack] = {"mood": world.pack(world.TASKS["mood"], model, PromptConfig(length=2, deep=False))}
+    assert "two tasks at least" in page._alike(SpeechPrompt.load(model, None, alone))
