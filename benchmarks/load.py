@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of load")
     parser.add_argument("--warm", type=float, default=10.0, help="seconds of load before anything is counted")
     parser.add_argument("--recordings", type=int, default=48)
+    parser.add_argument("--longest", type=float, default=1.2, help="seconds of a recording; the shortest has a third")
     parser.add_argument("--sides", default="batched,alone", help="what is raced (%(default)s)")
     parser.add_argument("--out", help="write everything to this JSON file")
 
@@ -79,7 +80,7 @@ def make_place(folder: Path, args: argparse.Namespace) -> None:
     for name, pack in packs.items():
         save_pack(folder / "packs" / name, pack.params, pack.card)
     rng = np.random.default_rng(SEED)
-    waves = [_sound(rng, seconds) for seconds in rng.uniform(0.4, 2.0, args.recordings)]
+    waves = [_sound(rng, seconds) for seconds in rng.uniform(args.longest / 3, args.longest, args.recordings)]
     features = load_encoder("log_mel").features(waves)
     clusters = min(100, sum(map(len, features)) // 4)
     save_kmeans(folder / "km", kmeans.fit(features, clusters, card={"encoder": "log_mel", "layer": None}))
@@ -101,7 +102,7 @@ def _sound(rng: np.random.Generator, seconds: float) -> np.ndarray:
 
 @contextlib.contextmanager
 def server(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server of the place: its process and its address. It is ended by SIGTERM, and must end well.
+    """A server of the place: its process and its address. Unless it has ended, SIGTERM ends it, and it must end well.
 
     Raises:
       RuntimeError: it does not start, or does not end as it should.
@@ -118,9 +119,10 @@ def server(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], s
             if not address:
                 raise RuntimeError(f"the server did not start: {line}")
             yield process, address.group()
-            process.send_signal(signal.SIGTERM)
-            if process.wait(90):
-                raise RuntimeError(f"the server ended with status {process.returncode}")
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                if process.wait(90):
+                    raise RuntimeError(f"the server ended with status {process.returncode}")
         finally:
             process.kill()
 
@@ -233,13 +235,13 @@ class Watch(threading.Thread):
                 self.samples.append(int(re.search(r"VmRSS:\s+(\d+)", status).group(1)) / 1024)  # type: ignore[union-attr]
 
 
-def race(folder: Path, side: str, args: argparse.Namespace) -> common.Result:
-    """A side under load: clients' counts, the server's metrics and memory."""
+def race(folder: Path, side: str, args: argparse.Namespace, flags: Sequence[str] = ("--no-page",)) -> common.Result:
+    """A side under load: clients' counts, the server's metrics and memory. `flags`: more of the server's."""
     import httpx
 
     sizes = [f"--{name}={getattr(args, name)}" for name in ("clients", "seconds", "warm")]
     sizes.append(f"--asked={','.join(map(str, args.asked))}")
-    with server(folder, "--no-page", *SIDES[side]) as (process, address):
+    with server(folder, *flags, *SIDES[side]) as (process, address):
         watch = Watch(process.pid)
         watch.start()
         before = _cpu(process.pid)

@@ -89,8 +89,6 @@ def _serve(options: argparse.Namespace) -> None:
         app: Any = make_app(desk)
         if not options.no_page:
             app = _with_page(app, desk)
-        host, port = place.getsockname()[:2]
-        print(f"serving {', '.join(desk.predictor.packs)} on http://{host}:{port}", flush=True)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, backlog=BACKLOG, timeout_graceful_shutdown=round(limits.timeout)
         )
@@ -110,6 +108,12 @@ def _server(config: Any, desk: Batcher) -> Any:
     import uvicorn
 
     class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            for place in sockets or ():
+                host, port = place.getsockname()[:2]
+                print(f"serving {', '.join(desk.predictor.packs)} on http://{host}:{port}", flush=True)
+
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             print("stopping: what was taken on is answered first", flush=True)
             desk.refuse()

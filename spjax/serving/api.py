@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 MOST_HELD = 512_000_000  # bytes of uploads in memory, of all clients together
 RETRY_SECONDS = 1  # after which a client that was sent away may ask again
 LATENCIES = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  # seconds, of the histogram
+OUTCOMES = ("answered", "bad", "too_large", "busy", "timeout", "gone", "failed")  # of a request
 SIZES = tuple(2**power for power in range(11))  # of batches, likewise
 
 _log = logging.getLogger(__name__)
@@ -53,6 +54,8 @@ def make_app(desk: Batcher) -> "FastAPI":
     registry.register(_DeskMetrics(desk))  # type: ignore[arg-type]  # a collector is what has `collect`
     ProcessCollector(registry=registry)
     outcomes = Counter("spjax_requests", "Requests to /predict.", ["outcome"], registry=registry)
+    for outcome in OUTCOMES:  # told from the start, none of each
+        outcomes.labels(outcome)
     latency = Histogram("spjax_request_seconds", "From a request to its answer.", registry=registry, buckets=LATENCIES)
     memory = _Memory()
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from pathlib import Path
 
 import soundfile
 
 from spjax.serving.limits import Limits
-from spjax.speech2unit.audio import SAMPLE_RATE, Audio, AudioError, read_audio
+from spjax.speech2unit import audio
+from spjax.speech2unit.audio import SAMPLE_RATE, Audio, AudioError
 
 MOST_VALUES = 192_000 * 2  # a second of sound, channels counted: bounds what decoding holds (studio rates in stereo)
 
@@ -31,30 +31,22 @@ def read_upload(data: bytes | str | os.PathLike[str], limits: Limits) -> Audio:
       TooLargeError: of too many bytes or seconds.
       AudioError: no audio, or such that `read_audio` refuses; of bytes it speaks of "the upload".
     """
-    if isinstance(data, bytes):
-        limits.check_bytes(len(data))
-        _check_header(data, "the upload", limits)
-        with tempfile.TemporaryDirectory(prefix="spjax-") as folder:
-            file = Path(folder) / "upload"  # without an extension: what it is, its first bytes say
-            file.write_bytes(data)
-            return _read(file, "the upload")
-    place = Path(data)
-    if place.is_file():
+    name = "the upload"
+    if not isinstance(data, bytes):
+        place = Path(data)
+        name = place.name  # nobody outside is told of this machine's folders
+        if not place.is_file():
+            raise AudioError(f"{name} is no file that is there: send it again")
         limits.check_bytes(place.stat().st_size)
-        _check_header(place.read_bytes(), place.name, limits)
-    return _read(place, place.name)
+        data = place.read_bytes()
+    limits.check_bytes(len(data))
+    _check_header(data, name, limits)
+    return audio._utterance(*audio._decode(io.BytesIO(data), name, 0.0, None), name)
 
 
-def check_audio(audio: Audio, limits: Limits) -> None:
+def check_audio(said: Audio, limits: Limits) -> None:
     """Raises TooLargeError if samples in memory last longer than is taken."""
-    limits.check_seconds(len(audio.wave) / SAMPLE_RATE)
-
-
-def _read(file: Path, name: str) -> Audio:
-    try:
-        return read_audio(file)
-    except AudioError as error:  # nobody outside is told of this machine's folders
-        raise AudioError(str(error).replace(repr(str(file)), name).replace(str(file), name)) from None
+    limits.check_seconds(len(said.wave) / SAMPLE_RATE)
 
 
 def _check_header(data: bytes, name: str, limits: Limits) -> None:

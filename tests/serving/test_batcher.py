@@ -144,7 +144,7 @@ def test_what_is_bad_is_told_and_disturbs_nobody(desk: Batcher, predictor: Speec
 
 
 def test_a_missing_file_is_told_by_its_name(desk: Batcher, tmp_path: Path):
-    with pytest.raises(AudioError, match=r"^gone\.wav does not exist"):
+    with pytest.raises(AudioError, match=r"^gone\.wav is no file that is there"):
         desk.answer(tmp_path / "gone.wav")
 
 
@@ -321,7 +321,7 @@ def test_a_desk_wants_an_encoder_and_rows(predictor: SpeechPrompt):
 def test_an_hour_of_silence_is_refused_without_being_decoded(monkeypatch: pytest.MonkeyPatch):
     data = bad_files.encoded(np.zeros((16_000 * 3600, 1)), kind="FLAC")
     assert len(data) < 10_000_000 < 16_000 * 3600
-    monkeypatch.setattr("spjax.serving.uploads.read_audio", lambda _: pytest.fail("it was decoded"))
+    monkeypatch.setattr("spjax.speech2unit.audio._decode", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(TooLargeError):
         read_upload(data, Limits())
     assert soundfile.info(io.BytesIO(data)).duration == 3600

@@ -1,0 +1,151 @@
+"""`python -m spjax.serve` as a process: what it says, how it ends, and a small load with rubbish in it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import re
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks import load
+from spjax import serve
+
+httpx = pytest.importorskip("httpx", reason="httpx is a test dependency")
+pytest.importorskip("uvicorn", reason="uvicorn is in requirements-serve.txt")
+TOY = [
+    "--dim=64", "--layers=1", "--prompt=3", "--separators=2", "--tasks=2", "--recordings=6", "--longest=0.6",
+    "--asked=1,2", "--clients=20", "--warm=0.5", "--seconds=3",
+]  # fmt: skip
+
+
+def options(*flags: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    load.add_flags(parser)
+    return parser.parse_args([*TOY, *flags])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly() -> Iterator[None]:
+    """Servers compile in haste: tiny programs run in no time anyhow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+        patch.setenv("JAX_PLATFORMS", "cpu")
+        yield
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("load")
+    load.make_place(folder, options())
+    return folder
+
+
+FEW = ("--no-page", "--max-units=64", "--max-seconds=3")  # few programs to compile
+
+
+def test_a_load_with_rubbish_in_it(place: Path):
+    """Every good request gets the predictor's own answer, every bad one a refusal, and nothing is left behind."""
+    result = load.race(place, "batched", options(), flags=FEW)
+    assert result["faults"] == []
+    assert result["good"] > 20
+    assert result["rubbish"] > 5
+    assert result["rows_a_batch"] > 2  # they are computed together
+    assert result["outcomes"]['spjax_requests_total{outcome="failed"}'] == 0
+    text = "\n".join(load.tables({"batched": result, "alone": {**result, "good": 1}}, options()))
+    assert f"{result['good']:.2f} times the good answers" in text
+
+
+def test_a_wrong_answer_is_seen():
+    expected = {"word": {"labels": {"word": "a"}, "probabilities": {"word": {"a": 0.6, "b": 0.4}}}}
+    found = {"units": [1], "durations": [2], "answers": expected}
+    assert load.wrong(found, expected, ["word"]) == ""
+    other = {"word": {"labels": {"word": "a"}, "probabilities": {"word": {"a": 0.5999, "b": 0.4001}}}}
+    assert "differ (1.0e-04)" in load.wrong({**found, "answers": other}, expected, ["word"])
+    assert "no answer to" in load.wrong({"error": "busy"}, expected, ["word"])
+
+
+def test_the_end_waits_for_what_is_in_work_and_for_nobody_else(place: Path):
+    """After Ctrl-C (the load test ends its server by SIGTERM) nothing new is taken, and what was taken on is answered.
+
+    A connection that sent half a request, and will never send the rest, does not hold it up.
+    """
+    wave = (place / "waves" / "0.wav").read_bytes()
+    with load.server(place, *FEW) as (process, address), contextlib.ExitStack() as stack:
+        host, port = address.removeprefix("http://").split(":")
+        half = stack.enter_context(socket.create_connection((host, int(port))))
+        half.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
+        assert httpx.get(f"{address}/health").json()["ready"]
+
+        async def talk() -> list[int]:
+            async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+                asks = [asyncio.create_task(client.post("/predict", content=wave)) for _ in range(40)]
+                while not (await client.get("/health")).json()["working"]:
+                    await asyncio.sleep(0.001)
+                process.send_signal(signal.SIGINT)
+                return [reply.status_code for reply in await asyncio.gather(*asks)]
+
+        codes = asyncio.run(talk())
+        assert set(codes) <= {200, 503}  # 503: it came when the server was on its way out
+        assert codes.count(200) > 0
+        assert process.wait(30) == 130
+        assert "stopping" in process.stdout.read()  # type: ignore[union-attr]
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{address}/health")
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--queue=0"], "queue is 0: give a whole number"),
+        (["--kmeans=nowhere"], "nowhere"),
+        (["--encoder=mfc"], "encoder 'mfc' is neither"),
+        (["--most-rows=0"], "most_rows is 0"),
+    ],
+)
+def test_what_cannot_be_served_is_told_in_a_line(place: Path, flags: list[str], told: str):
+    common = [f"--lm={place / 'lm'}", "--encoder=log_mel", f"--kmeans={place / 'km'}", f"--packs={place / 'packs'}"]
+    with pytest.raises(SystemExit) as left:
+        serve.main([*common, "--compilation-cache=", "--port=0", "--no-page", *flags])
+    assert str(left.value.code).startswith("error: ")
+    assert told in str(left.value.code)
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_compiled(place: Path):
+    common = [f"--lm={place / 'lm'}", "--encoder=log_mel", f"--kmeans={place / 'km'}", f"--packs={place / 'packs'}"]
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as left:
+        serve.main([*common, "--compilation-cache=", "--no-page", f"--port={taken.getsockname()[1]}"])
+    assert "in use" in str(left.value.code)
+
+
+def test_without_the_optional_packages_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(SystemExit) as left:
+        serve.main(["--lm=x", "--encoder=log_mel", "--kmeans=x", "--packs=x"])
+    assert "uvicorn" in str(left.value.code)
+    assert "pip install -r requirements-serve.txt" in str(left.value.code)
+
+
+def test_help_has_an_example(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as left:
+        serve.main(["--help"])
+    assert left.value.code == 0
+    told = capsys.readouterr().out
+    assert "example: python -m spjax.serve --lm=" in told
+    assert re.search(r"--max-mb MAX_MB\s+most megabytes of an upload \(10\)", told)
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """`serve.main` installs a handler of its own."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    assert threading.current_thread() is threading.main_thread()
+    signal.signal(signal.SIGTERM, before)
