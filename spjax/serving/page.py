@@ -6,12 +6,14 @@ Everything that the browser loads comes from this server, and nothing is kept of
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import csv
 import functools
 import io
 import json
+import time
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,11 +63,42 @@ def mount_page(app: fastapi.FastAPI, desk: Batcher, limits: Limits, path: str = 
     mono = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
     theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=font, font_mono=mono)
     theme.set(body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400")
+    page = make_page(desk, limits)
+    # What gradio's own `launch` sets and mounting forgets: without, it takes files for inputs that nobody uploaded, so
+    # that anyone might read whatever lies on this machine.
+    page.has_launched = page.is_running = True
+    _sweep_uploads(app, Path(gr.utils.get_upload_folder()))
     return gr.mount_gradio_app(
-        app, make_page(desk, limits), path,
+        app, page, path,
         theme=theme, css=drawing.STYLE + _STYLE, max_file_size=limits.max_bytes, footer_links=["api"],
         run_history=False, show_error=False, ssr_mode=False, enable_monitoring=False,
     )  # fmt: skip
+
+
+def _sweep_uploads(app: fastapi.FastAPI, folder: Path) -> None:
+    """While the app runs, deletes what uploads that broke off left in gradio's folder: gradio itself forgets them."""
+    inner = app.router.lifespan_context
+
+    async def sweep() -> None:
+        while True:
+            await asyncio.to_thread(_delete_stale, folder)
+            await asyncio.sleep(_KEPT // 3)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[Any]:
+        sweeping = asyncio.create_task(sweep())
+        async with inner(app) as state:
+            yield state
+        sweeping.cancel()
+
+    app.router.lifespan_context = lifespan
+
+
+def _delete_stale(folder: Path) -> None:
+    for file in folder.glob("tmp*"):  # as the parser of uploads calls them until they are whole
+        with contextlib.suppress(OSError):
+            if file.is_file() and time.time() - file.stat().st_mtime > _KEPT:
+                file.unlink()
 
 
 _STYLE = """
@@ -92,39 +125,39 @@ def make_page(desk: Batcher, limits: Limits) -> gradio.Blocks:
     import gradio as gr
 
     predictor = desk.predictor
-    tasks = list(predictor.tasks)
+    every = list(predictor.tasks)
     alone = _Alone()
 
-    async def answered(audio: str | None, names: Sequence[str] | None) -> Any:
+    async def answered(audio: str | None, tasks: Sequence[str] | None) -> Any:
         if not audio:
             raise gr.Error("There is no recording yet: record or upload one.", print_exception=False)
-        if not names:
+        if not tasks:
             raise gr.Error("No task is chosen: choose one at least.", print_exception=False)
         try:
-            return await _ask(desk, audio, names)
+            return await _ask(desk, audio, tasks)
         except (Busy, ValueError, TimeoutError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    async def predict(audio: str | None, names: list[str]) -> dict[str, Any]:
-        return _as_json(*await answered(audio, names))
+    async def predict(audio: str | None, tasks: list[str]) -> dict[str, Any]:
+        return _as_json(*await answered(audio, tasks))
 
-    async def show(audio: str | None, names: list[str]) -> tuple[str, str, dict[str, Any]]:
-        encoded, said = await answered(audio, names)
+    async def show(audio: str | None, tasks: list[str]) -> tuple[str, str, dict[str, Any]]:
+        encoded, said = await answered(audio, tasks)
         strip = await asyncio.to_thread(_drawn, str(audio), encoded, desk)
         return drawing.answers(said), strip, _as_json(encoded, said)
 
     async def batch(
         files: list[str] | None,
-        names: list[str],
+        tasks: list[str],
         progress: Any = gr.Progress(),  # noqa: B008  how gradio wants to be asked for one
     ) -> tuple[list[list[Any]], str]:
-        if not files or not names:
+        if not files or not tasks:
             lacking = "There are no files yet: choose some." if not files else "No task is chosen: choose one at least."
             raise gr.Error(lacking, print_exception=False)
         if len(files) > MOST_FILES:
             told = f"{len(files)} files are too many, at most {MOST_FILES} make a table: split them."
             raise gr.Error(told, print_exception=False)
-        rows = await _table(desk, files, names, progress)
+        rows = await _table(desk, files, tasks, progress)
         content = await asyncio.to_thread(_csv, rows)
         # In the cache, where gradio keeps uploads and deletes them in time.
         return rows, gr.processing_utils.save_bytes_to_cache(content, "answers.csv", download.GRADIO_CACHE)
@@ -145,8 +178,10 @@ def make_page(desk: Batcher, limits: Limits) -> gradio.Blocks:
         with gr.Tab("Recording"):
             with gr.Row():
                 with gr.Column(scale=2, min_width=320):
-                    audio = gr.Audio(sources=["upload", "microphone"], type="filepath", label="Speech", buttons=[])
-                    chosen = gr.CheckboxGroup(tasks, value=tasks, label="Tasks", show_select_all=len(tasks) > 3)
+                    audio = _without_links(
+                        gr.Audio(sources=["upload", "microphone"], type="filepath", label="Speech", buttons=[])
+                    )
+                    chosen = gr.CheckboxGroup(every, value=every, label="Tasks", show_select_all=len(every) > 3)
                     ask = gr.Button("Answer", variant="primary")
                 with gr.Column(scale=3, min_width=320):
                     labels = gr.HTML(_hint("Record or upload speech, then press Answer."), elem_id="answers")
@@ -173,9 +208,11 @@ def make_page(desk: Batcher, limits: Limits) -> gradio.Blocks:
         with gr.Tab("Files"):
             with gr.Row():
                 with gr.Column(scale=2, min_width=320):
-                    files = gr.File(file_count="multiple", label=f"Recordings, up to {MOST_FILES}", height=180)
+                    files = _without_links(
+                        gr.File(file_count="multiple", label=f"Recordings, up to {MOST_FILES}", height=180)
+                    )
                 with gr.Column(scale=3, min_width=320):
-                    several = gr.CheckboxGroup(tasks, value=tasks, label="Tasks", show_select_all=len(tasks) > 3)
+                    several = gr.CheckboxGroup(every, value=every, label="Tasks", show_select_all=len(every) > 3)
                     run = gr.Button("Answer all", variant="primary")
             answers = gr.Dataframe(
                 headers=list(COLUMNS), type="array", interactive=False, label="Answers", elem_id="table", wrap=True,
@@ -189,7 +226,7 @@ def make_page(desk: Batcher, limits: Limits) -> gradio.Blocks:
             )  # fmt: skip
         with gr.Tab("Inside"):
             with gr.Row(equal_height=False):
-                task = gr.Dropdown(tasks, value=tasks[0], label="Task", scale=3, min_width=200)
+                task = gr.Dropdown(every, value=every[0], label="Task", scale=3, min_width=200)
                 open_up = gr.Button("Look", variant="primary", scale=1, min_width=120, elem_id="look")
             opened = []
             for title, about in (
@@ -210,6 +247,21 @@ def make_page(desk: Batcher, limits: Limits) -> gradio.Blocks:
         with gr.Tab("About"):
             gr.Markdown(_about(predictor, limits))
     return page
+
+
+def _without_links(component: Any) -> Any:
+    """The component, which refuses links: gradio would fetch what they lead to, of whatever size."""
+    import gradio as gr
+
+    move = component.async_move_resource_to_block_cache
+
+    async def refuse_links(place: Any) -> Any:
+        if urllib.parse.urlsplit(str(place)).scheme in ("http", "https"):
+            raise gr.Error("Links are not followed: send the file itself.", print_exception=False)
+        return await move(place)
+
+    component.async_move_resource_to_block_cache = refuse_links
+    return component
 
 
 class _Alone:

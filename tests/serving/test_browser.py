@@ -1,0 +1,370 @@
+"""The page as people and programs meet it: a real server, headless chromium, and `gradio_client`."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spjax import SpeechPrompt
+from spjax.serving import page
+from spjax.serving.api import make_app
+from spjax.serving.batcher import Batcher
+from spjax.serving.limits import Limits
+from tests.serving import page_world
+
+httpx = pytest.importorskip("httpx", reason="httpx is a test dependency")
+gradio_client = pytest.importorskip("gradio_client", reason="gradio is in requirements-serve.txt")
+uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is in requirements-serve.txt")
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+LIMITS = Limits(max_bytes=300_000, max_seconds=6, queue=64, timeout=60)
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory: pytest.TempPathFactory, quick_compile: None) -> SpeechPrompt:
+    return page_world.predictor(tmp_path_factory.mktemp("predictor"))
+
+
+@pytest.fixture(scope="module")
+def desk(predictor: SpeechPrompt) -> Iterator[Batcher]:
+    with Batcher(predictor, LIMITS) as desk:
+        yield desk
+
+
+@pytest.fixture(scope="module")
+def uploads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where gradio keeps files."""
+    return tmp_path_factory.mktemp("uploads")
+
+
+@pytest.fixture(scope="module")
+def app(desk: Batcher, uploads: Path) -> Iterator[Any]:
+    """The API and the page."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+        patch.setenv("GRADIO_TEMP_DIR", str(uploads))
+        yield page.mount_page(make_app(desk), desk, LIMITS)
+
+
+@pytest.fixture(scope="module")
+def url(app: Any) -> Iterator[str]:
+    """Address of a server of them."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive(), "the server did not start"
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{place.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(20)
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return page_world.recording(tmp_path_factory.mktemp("speech") / "speech.wav", 1.2)
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    path = tmp_path / "broken.wav"
+    path.write_bytes(b"RIFF and no more than that")
+    return path
+
+
+# ---- people
+
+
+@pytest.fixture(scope="module")
+def browser(speech: Path) -> Iterator[Any]:
+    """Chromium, whose microphone hears `speech`."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is a test dependency")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no chromium on this machine: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        flags = [*FLAGS, f"--use-file-for-fake-audio-capture={speech}"]
+        browser = driver.chromium.launch(executable_path=chromium, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(browser: Any, url: str) -> Iterator[Any]:
+    """The page, freshly opened; whatever it asks for must come from its own server."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    context.set_default_timeout(30_000)
+    view = context.new_page()
+    asked: list[str] = []
+    failures: list[str] = []
+    view.on("request", lambda request: asked.append(request.url))
+    view.on("pageerror", lambda error: failures.append(str(error)))
+    view.goto(url)
+    view.get_by_role("button", name="Answer", exact=True).wait_for()
+    yield view
+    assert not failures
+    assert not [one for one in asked if not re.match(rf"(blob:)?{re.escape(url)}/|data:", one)]
+    context.close()
+
+
+def upload(tab: Any, path: Path) -> None:
+    """Gives the first tab a file, and waits until the server has it."""
+    with tab.expect_response(lambda response: "/upload" in response.url and response.request.method == "POST"):
+        tab.locator("input[type=file]:not([multiple])").first.set_input_files(path)
+    tab.get_by_label("Clear").first.wait_for()
+
+
+def answer(tab: Any) -> None:
+    tab.get_by_role("button", name="Answer", exact=True).click()
+    tab.locator("#answers .card").first.wait_for()
+
+
+def bars(tab: Any) -> dict[str, str]:
+    """What the page says: the best label and its probability, by task and slot."""
+    found = {}
+    for card in tab.locator("#answers .card").all():
+        for slot in card.locator(".slot").all():
+            name = f"{card.locator('h3').inner_text()}/{slot.locator('.quiet').first.inner_text()}"
+            found[name] = " ".join(slot.locator(".bar.best span").all_inner_texts())
+    return found
+
+
+def expected(predictor: SpeechPrompt, path: Path, tasks: list[str] | None = None) -> dict[str, str]:
+    (told,) = predictor.predict([path], tasks)
+    return {
+        f"{task}/{slot}": f"{label} {100 * one['probabilities'][slot][label]:.1f} %"
+        for task, one in told.items()
+        for slot, label in one["labels"].items()
+    }
+
+
+def test_an_upload_is_answered_and_its_units_are_drawn(tab: Any, predictor: SpeechPrompt, speech: Path):
+    upload(tab, speech)
+    answer(tab)
+    assert bars(tab) == expected(predictor, speech)
+    (encoded,) = predictor.encode([speech])
+    assert [int(text) for text in tab.locator("#units text.number").all_text_contents()] == encoded.units.tolist()
+    widths = tab.locator("#units svg").evaluate_all("all => all.map(one => one.getBoundingClientRect().width)")
+    assert sum(widths) == pytest.approx(10 * encoded.durations.sum(), rel=0.01)
+    assert tab.locator("img[onerror]").count() == 0, "labels are text"
+
+    # Fewer tasks, on the same recording.
+    tab.get_by_label("mood", exact=True).first.uncheck()
+    answer(tab)
+    tab.wait_for_function("document.querySelectorAll('#answers .card').length == 5")
+    assert bars(tab) == expected(predictor, speech, [name for name in predictor.tasks if name != "mood"])
+
+    # A look inside, at this recording.
+    tab.get_by_role("tab", name="Inside").last.click()
+    tab.get_by_role("button", name="Look").click()
+    tab.locator("#inside-decided .said").first.wait_for()
+    assert tab.locator("#inside-for tr").count() == 5
+    assert tab.locator("#inside-decided [title]").count() == len(encoded.units)
+    assert tab.locator("#inside-are td").count() == 25
+
+
+def test_a_bad_upload_is_told_and_the_page_goes_on(tab: Any, predictor: SpeechPrompt, speech: Path, broken: Path):
+    tab.get_by_role("button", name="Answer", exact=True).click()
+    tab.get_by_text("There is no recording yet").wait_for()
+    upload(tab, broken)
+    tab.get_by_role("button", name="Answer", exact=True).click()
+    tab.get_by_text("broken.wav is no audio, damaged, or of a format that is not read here").wait_for()
+    assert "Traceback" not in tab.content()
+    tab.get_by_label("Clear").first.click()
+    upload(tab, speech)
+    answer(tab)
+    assert bars(tab) == expected(predictor, speech)
+
+
+def test_too_large_a_file_is_refused_where_it_is_chosen(tab: Any, tmp_path: Path):
+    large = page_world.recording(tmp_path / "large.wav", 11)
+    tab.locator("input[type=file]:not([multiple])").first.set_input_files(large)
+    tab.get_by_text(re.compile("exceed the maximum allowed size")).first.wait_for()
+
+
+def test_speech_is_recorded(tab: Any, speech: Path):
+    tab.get_by_label("Record audio").click()
+    tab.locator("button.record-button").click()
+    tab.wait_for_timeout(1500)
+    with tab.expect_response(lambda response: "/upload" in response.url):
+        tab.locator("button.stop-button:visible").click()
+    answer(tab)
+    units = tab.locator("#units text.number").all_text_contents()
+    assert len(set(units)) > 10, "the microphone was heard"
+    assert 80 < int(re.findall(r"(\d+) frames", tab.locator("#units").inner_text())[0]) < 400
+    # A new recording takes the answers of the old one away.
+    tab.get_by_label("Clear").first.click()
+    tab.locator("#answers .card").first.wait_for(state="detached")
+
+
+def test_several_files_become_a_table_and_csv(tab: Any, predictor: SpeechPrompt, speech: Path, broken: Path):
+    tab.get_by_role("tab", name="Files").last.click()
+    with tab.expect_response(lambda response: "/upload" in response.url and response.request.method == "POST"):
+        tab.locator("input[type=file][multiple]").set_input_files([broken, speech])
+    tab.get_by_label("Clear").last.wait_for()
+    tab.get_by_role("button", name="Answer all").click()
+    link = tab.locator("#csv a").first
+    with tab.expect_download() as download:
+        link.click()
+    with open(download.value.path(), newline="", encoding="utf-8") as file:
+        bad, *rows = csv.DictReader(file)
+    assert bad["file"] == "broken.wav"
+    assert "no audio" in bad["error"]
+    assert {f"{row['task']}/{row['slot']}": row["label"] for row in rows} == {
+        name: told.rsplit(" ", 2)[0] for name, told in expected(predictor, speech).items()
+    }
+    for row in ("broken.wav", "speech.wav"):
+        tab.wait_for_function("name => document.querySelector('#table').innerText.includes(name)", arg=row)
+
+
+def test_it_fits_a_telephone(browser: Any, url: str, speech: Path):
+    context = browser.new_context(viewport={"width": 400, "height": 800}, color_scheme="dark")
+    view = context.new_page()
+    view.goto(url)
+    view.get_by_role("button", name="Answer", exact=True).wait_for()
+    upload(view, speech)
+    answer(view)
+    assert view.evaluate("document.documentElement.scrollWidth") <= 400
+    assert view.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
+    right = view.locator("#units svg").evaluate_all("all => Math.max(...all.map(x => x.getBoundingClientRect().right))")
+    assert right <= 400
+    context.close()
+
+
+# ---- programs
+
+
+@pytest.fixture(scope="module")
+def client(url: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    downloads = tmp_path_factory.mktemp("downloads")
+    return gradio_client.Client(url, verbose=False, analytics_enabled=False, download_files=downloads)
+
+
+def test_a_program_is_answered(client: Any, predictor: SpeechPrompt, speech: Path):
+    told = client.predict(gradio_client.handle_file(str(speech)), ["order", "mood"], api_name="/predict")
+    (answers,) = predictor.predict([speech], ["order", "mood"])
+    assert list(told["answers"]) == ["order", "mood"]
+    assert told["answers"]["order"]["labels"] == answers["order"]["labels"]
+    for slot, shares in answers["order"]["probabilities"].items():
+        assert told["answers"]["order"]["probabilities"][slot] == pytest.approx(shares, abs=1e-5)
+    assert told["units"] == predictor.encode([speech])[0].units.tolist()
+    every = client.predict(gradio_client.handle_file(str(speech)), api_name="/predict")
+    assert list(every["answers"]) == list(predictor.tasks)
+
+
+def test_a_program_is_told_what_is_wrong(client: Any, speech: Path, broken: Path, tmp_path: Path):
+    long = page_world.recording(tmp_path / "long.wav", 7)
+    for path, tasks, message in (
+        (broken, ["mood"], "broken.wav is no audio"),
+        (long, ["mood"], "6 s are the most"),
+        (speech, [], "No task is chosen"),
+        (speech, ["moood"], "moood"),
+    ):
+        with pytest.raises(gradio_client.exceptions.AppError, match=message):
+            client.predict(gradio_client.handle_file(str(path)), tasks, api_name="/predict")
+
+
+def test_a_program_gets_a_table(client: Any, speech: Path, broken: Path):
+    files = [gradio_client.handle_file(str(path)) for path in (speech, broken)]
+    table, file = client.predict(files, ["order"], api_name="/batch")
+    assert table["headers"] == ["file", "task", "slot", "label", "probability", "error"]
+    assert [row[:3] for row in table["data"]] == [
+        ["speech.wav", "order", "do"], ["speech.wav", "order", "what"], ["broken.wav", "", ""],
+    ]  # fmt: skip
+    with open(file, newline="", encoding="utf-8") as opened:
+        read = list(csv.reader(opened))
+    assert [row[3] for row in read[1:]] == [row[3] for row in table["data"]]
+
+
+def test_whatever_was_uploaded_will_be_deleted(client: Any, app: Any, uploads: Path, speech: Path):
+    files = [gradio_client.handle_file(str(speech))]
+    client.predict(*files, ["mood"], api_name="/predict")
+    client.predict(files, ["mood"], api_name="/batch")
+    (mounted,) = [one.app for one in app.routes if hasattr(getattr(one, "app", None), "get_blocks")]
+    blocks = mounted.get_blocks()
+    assert blocks.delete_cache == (600, 1800)
+    known = {Path(path).resolve() for some in blocks.temp_file_sets for path in some}
+    kept = {path.resolve() for path in uploads.rglob("*") if path.is_file()}
+    assert {path.name for path in kept} >= {"speech.wav", "answers.csv"}
+    assert {path for path in kept if not path.name.startswith("tmp")} <= known  # those are swept, see below
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("SERVER", "null"),
+        ("file://SERVER", "no file that is there|null"),
+        ("http://example.org/speech.wav", "Links are not followed"),
+        ("HTTPS://example.org/speech.wav", "Links are not followed|null"),
+    ],
+)
+def test_files_of_the_server_and_links_are_no_uploads(
+    url: str, uploads: Path, tmp_path: Path, place: str, message: str
+):
+    """Whoever speaks to the server directly may name any file in place of an upload."""
+    own = page_world.recording(tmp_path / "own.wav", 0.3)
+    given = {"path": place.replace("SERVER", str(own)), "meta": {"_type": "gradio.FileData"}}
+    asked = httpx.post(f"{url}/gradio_api/call/predict", json={"data": [given, ["mood"]]}).json()["event_id"]
+    told = httpx.get(f"{url}/gradio_api/call/predict/{asked}", timeout=30).text
+    assert told.startswith("event: error")
+    assert re.search(message, told)
+    assert not list(uploads.rglob("own.wav"))
+
+
+def test_uploads_that_broke_off_are_swept(tmp_path: Path):
+    for name, age in (("tmpold", 1900), ("tmpnew", 100), ("other", 1900)):
+        (tmp_path / name).write_bytes(b"part of a file")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    (tmp_path / "tmpfolder").mkdir()
+    page._delete_stale(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"tmpnew", "other", "tmpfolder"}
+
+
+def test_programs_that_ask_at_once_are_batched(client: Any, desk: Batcher, speech: Path):
+    before = desk.stats()
+    gate = threading.Event()
+    predict = desk.predictor.predict_units
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        gate.wait(30)
+        return predict(*arguments, **options)
+
+    object.__setattr__(desk.predictor, "predict_units", slow)
+    try:
+        with ThreadPoolExecutor(12) as pool:
+            file = gradio_client.handle_file(str(speech))
+            told = [pool.submit(client.predict, file, ["mood"], api_name="/predict") for _ in range(12)]
+            until = time.monotonic() + 30
+            while (stats := desk.stats()).waiting + stats.working < 12 and time.monotonic() < until:
+                time.sleep(0.05)
+            gate.set()
+            answers = [one.result(60)["answers"] for one in told]
+    finally:
+        gate.set()
+        object.__delattr__(desk.predictor, "predict_units")
+    stats = desk.stats()
+    sizes = {size: n - before.utterances.get(size, 0) for size, n in stats.utterances.items()}
+    assert stats.answered - before.answered == 12
+    assert sum(sizes.values()) <= 4, "those that waited are one batch"
+    (alone,) = desk.predictor.predict([speech], ["mood"])
+    for one in answers:
+        shares = one["mood"]["probabilities"]["mood"]
+        assert shares == pytest.approx(alone["mood"]["probabilities"]["mood"], abs=1e-5)
