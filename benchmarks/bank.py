@@ -8,6 +8,7 @@ utterances a member sees in an update:
 - `bank`: one update of a bank of N, N * b utterances.
 - `singles`: N updates of a bank of one, b utterances each, one after the other: a step of N runs.
 - `one`: one update of one prompt on all N * b utterances: what a bank would cost if its members cost nothing.
+- `half`: one update of the bank of which every other member has stopped, N / 2 * b utterances.
 
 Members of the bank and single runs start alike and see the same utterances; that their losses agree, member by member
 and step by step, is checked. Each side has its process; they take turns, and ratios are of one round: of seconds, and
@@ -27,7 +28,7 @@ import numpy as np
 from benchmarks import common, decoding
 from spjax.types import Batch
 
-SIDES = ("bank", "singles", "one")
+SIDES = ("bank", "singles", "one", "half")
 LOSSES_AGREE = {"float32": 1e-3, "bfloat16": 5e-2}  # relative, over the few steps that a race takes
 
 
@@ -90,6 +91,16 @@ def bank_batch(job: common.Job, members: int) -> Batch:
     return common.our_batch(job)._replace(prompt_id=np.repeat(np.arange(members, dtype=np.int32), rows))
 
 
+def half_batch(job: common.Job, members: int) -> tuple[Batch, np.ndarray]:
+    """Of such a batch what every other member has, and the numbers of these members."""
+    import jax
+
+    who = np.arange(0, members, 2, dtype=np.int32)
+    batch = bank_batch(job, members)
+    rows = np.flatnonzero(np.isin(batch.prompt_id, who))
+    return jax.tree.map(lambda leaf: leaf[rows], batch)._replace(prompt_id=batch.prompt_id[rows] // 2), who
+
+
 def start(setting: Any, lm: common.Params, seeds: Sequence[int]) -> tuple[dict[str, Any], Any, Callable[..., Any]]:
     """A training's (state, frozen leaves, update), one member a seed, as `spjax.training.train.train` makes them."""
     import jax
@@ -100,13 +111,13 @@ def start(setting: Any, lm: common.Params, seeds: Sequence[int]) -> tuple[dict[s
 
     flat = masks.flatten(train.first_params(lm, setting, tuple(seeds)))
     trained, frozen = masks.split(flat, "prompt/.*")
-    tx = masks.masked(optim.make(optim.OptimConfig(**defaults.prompt_tuning("fsc").optim), 1000), trained, frozen)
+    config = optim.OptimConfig(**defaults.prompt_tuning("fsc").optim)
+    tx = masks.masked(optim.make_bank(config, [1000] * len(seeds), [config.lr] * len(seeds)), trained, frozen)
     state = {
         "trained": trained,
         "optimizer": tx.init(flat),
-        "step": jnp.zeros((), jnp.int32),
+        "step": jnp.zeros(len(seeds), jnp.int32),
         "seeds": jnp.asarray(seeds, jnp.uint32),
-        "active": jnp.ones(len(seeds), bool),
     }
     return state, frozen, jax.jit(train.make_update(setting, tx), donate_argnums=0)
 
@@ -114,8 +125,8 @@ def start(setting: Any, lm: common.Params, seeds: Sequence[int]) -> tuple[dict[s
 def runner(side: str, args: argparse.Namespace, rows: int) -> Callable[[], common.Result]:
     """A side's update of `rows` utterances a member as a timed run.
 
-    Its result has the losses of all members [N] (of `one`: [1]), `cpu`, the seconds of all its threads, and `compile`,
-    those that compiling took, once.
+    Its result has the losses of all members [N] (of `one`: [1]; of members that stopped: 0), `cpu`, the seconds of all
+    its threads, and `compile`, those that compiling took, once.
     """
     import jax
 
@@ -124,25 +135,26 @@ def runner(side: str, args: argparse.Namespace, rows: int) -> Callable[[], commo
     seeds = range(1 if side == "one" else args.bank)
     runs = [[seed] for seed in seeds] if side == "singles" else [list(seeds)]
     whole = bank_batch(job, 1)  # of single prompts: every row of it is member 0's
+    items: list[tuple[Batch, np.ndarray | None]] = [(bank_batch(job, len(seeds)), None)]
     if side == "singles":
-        batches = [jax.tree.map(lambda leaf: leaf[n * rows : (n + 1) * rows], whole) for n in seeds]  # noqa: B023
-    else:
-        batches = [bank_batch(job, len(seeds))]
+        items = [(jax.tree.map(lambda leaf: leaf[n * rows : (n + 1) * rows], whole), None) for n in seeds]  # noqa: B023
+    elif side == "half":
+        items = [half_batch(job, len(seeds))]
 
     starts = [start(setting, lm, run) for run in runs]
     states, (_, frozen, update) = [state for state, _, _ in starts], starts[0]
     began = time.process_time()
-    step = update.lower(states[0], frozen, batches[0]).compile()
+    step = update.lower(states[0], frozen, *items[0]).compile()
     compiling = time.process_time() - began
 
     def run() -> common.Result:
         found, began = [], time.process_time()
-        for n, batch in enumerate(batches):
-            states[n], metrics = step(states[n], frozen, batch)
+        for n, item in enumerate(items):
+            states[n], metrics = step(states[n], frozen, *item)
             found.append(metrics["loss"])
         losses = np.concatenate(jax.block_until_ready(found)).tolist()
         spent = {"cpu": time.process_time() - began, "compile": compiling}
-        return {"losses": losses, "utterances": len(job.units), **spent}
+        return {"losses": losses, "utterances": sum(len(batch.last) for batch, _ in items), **spent}
 
     return run
 
@@ -165,7 +177,7 @@ def check_losses(results: dict[str, list[common.Result]], rows: int, dtype: str)
 def tables(results: dict[str, list[common.Result]], args: argparse.Namespace) -> list[str]:
     """The report's parts: times of each side, and ratios of one round."""
     times = [["utterances a member", "side", "s", "CPU s", "utterances/s", "CPU s to compile"]]
-    ratios = [["utterances a member", "of", "singles : bank", "bank : one", "members' losses apart"]]
+    ratios = [["utterances a member", "of", "singles : bank", "bank : one", "half : bank", "members' losses apart"]]
     for rows in args.batches:
         runs = {side: results[f"{side}-{rows}"] for side in SIDES}
         for side, each in runs.items():
@@ -174,8 +186,9 @@ def tables(results: dict[str, list[common.Result]], args: argparse.Namespace) ->
             times.append([rows, side, f"{seconds:.3f}", f"{cpu:.3f}", f"{rate:.0f}", f"{compiling:.1f}"])
         apart = check_losses(results, rows, args.dtype)
         for what, key in (("seconds", "seconds"), ("CPU seconds", "cpu")):
-            bank, singles, one = ([result[key] for result in runs[side]] for side in SIDES)
-            ratios.append([rows, what, common.ratio(singles, bank), common.ratio(bank, one), f"{apart:.1e}"])
+            bank, singles, one, half = ([result[key] for result in runs[side]] for side in SIDES)
+            compared = [common.ratio(*pair) for pair in ((singles, bank), (bank, one), (half, bank))]
+            ratios.append([rows, what, *compared, f"{apart:.1e}"])
     note = "`singles` compiles once here; as many runs, each a process of its own, would compile each."
     return [common.table(times), note, common.table(ratios)]
 
@@ -196,7 +209,7 @@ def main() -> None:
     names = ("dim", "layers", "units", "prompt", "separators", "dtype", "bank")
     sizes = [f"--{name}={getattr(args, name)}" for name in names]
     results: dict[str, list[common.Result]] = {}
-    for rows in args.batches:  # one size after the other: only three processes are alive at a time
+    for rows in args.batches:  # one size after the other: only four processes are alive at a time
         sides = [f"{side}-{rows}" for side in SIDES]
         commands = {side: [sys.executable, "-m", "benchmarks.bank", f"--side={side}", *sizes] for side in sides}
         results |= common.race(commands, args.rounds)

@@ -2,8 +2,11 @@
 
     python -m spjax.main --config=configs/bank.py --units=UNIT_TEXT --workdir=runs/bank
 
-36 members against one frozen unit LM in one program. Which setting is taken is chosen on valid, task by task
-(WORKDIR/TASK/sweep.md); it alone is scored on test. A sweep of one task, or of other values:
+36 members against one frozen unit LM in one program, each of which learns what it would learn alone. gsc has twice
+the utterances of fsc: with train.sampling=1 each task makes its own passes and fsc rests for the remaining steps; with
+0, fsc goes round again. What rests, or has stopped by its patience, is not computed. Which setting is taken is chosen
+on valid, task by task (WORKDIR/TASK/sweep.md); it alone is scored on test (WORKDIR/summary.md). A sweep of one task, or
+of other values:
 
     python -m spjax.main --config=configs/bank.py --config.task=fsc --config.data=runs/units/fsc \\
       --config.sweep.length="(8, 48)"
@@ -21,5 +24,5 @@ def get_config(options: str = "") -> ConfigDict:
     config = defaults.prompt_tuning("fsc,gsc")
     config.data = "runs/units"
     config.sweep.update({"lr": (5e-3, 1e-2, 2e-2), "length": (8, 24, 48)})
-    config.train.update({"seeds": (0, 1), "epochs": 3})
+    config.train.update({"seeds": (0, 1), "epochs": 3, "patience": 1, "sampling": 1.0})
     return defaults.with_backbone(config, options)

@@ -7,6 +7,7 @@ which numpy guarantees never to change, so a plan outlives an upgrade.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -19,15 +20,18 @@ _log = logging.getLogger(__name__)
 
 
 class Step(NamedTuple):
-    """One batch of every member of the bank. N members, M rows each.
+    """One batch of every member that takes part. N members, M rows each.
 
     Attributes:
       bucket: T, the source columns of the batch; no utterance of it has more units.
       ids: int32 [N, M], utterances by their number in the split, -1 in rows that only fill the shape.
+      members: int32 [N], the number of each in its bank, the bank's size for one that only fills the shape; None where
+        the whole bank takes part, in its order.
     """
 
     bucket: int
     ids: np.ndarray
+    members: np.ndarray | None = None
 
 
 def buckets(lengths: np.ndarray, count: int = 6, multiple: int = 8) -> tuple[int, ...]:
@@ -153,31 +157,72 @@ def plan(
     return steps
 
 
-def abreast(plans: Sequence[Sequence[Step]], *, seed: int, epoch: int) -> list[Step]:
-    """One plan for members of several tasks: in each step every task's members have a batch of their own.
-
-    Steps of like length are put side by side, so that little is padded; their order is then drawn anew. Plans that have
-    the same lengths anyhow (a task several times, in a sweep) keep their order.
+def updates(batches: Sequence[int], sampling: float) -> list[int]:
+    """Updates that tasks of different size get in an epoch: m^(1 - sampling) n^sampling, rounded.
 
     Args:
-      plans: a plan a task, all of as many steps.
-      seed: of the order.
+      batches: n of each task, the batches of its own epoch; m is the most of them.
+      sampling: 1 gives each task its own epoch, 0 as many updates as the largest.
+    """
+    return [round(max(batches) ** (1 - sampling) * own**sampling) for own in batches]
+
+
+def arrange(steps: Sequence[Step], *, seed: int, epoch: int) -> list[Step]:
+    """The steps of an epoch in an order that puts long batches of all tasks at the same places.
+
+    For every place a random rank among the lengths is drawn, the same for every task, however many steps it has: what
+    then stands beside each other is of about the same share of its task's lengths. The order depends on no other task.
+    Steps of one bucket keep their order.
+
+    Args:
+      steps: of one task.
+      seed: of the places.
       epoch: number of the epoch.
+    """
+    places = _permutation(len(steps), seed, epoch, 3)  # by rank: the draws of fewer steps are the first of more
+    found: dict[int, Step] = {}
+    for _, group in itertools.groupby(sorted(steps, key=lambda step: step.bucket), key=lambda step: step.bucket):
+        alike = list(group)
+        found |= zip(sorted(places[len(found) :][: len(alike)].tolist()), alike, strict=True)
+    return [found[place] for place in range(len(steps))]
+
+
+def width(taking_part: int, bank: int) -> int:
+    """Members that a step is made for where so many of a bank take part: its size, 7/8, 6/8, 5/8, 1/2, 7/16 .. of it.
+
+    At most a quarter more (but for rounding) than take part, so that a bank whose members rest or stop one after
+    another needs few programs.
+    """
+    sizes = (-(-bank * part // 2 ** (k + 3)) for k in range(bank.bit_length() + 1) for part in (8, 7, 6, 5))
+    return min(size for size in sizes if size >= taking_part)
+
+
+def abreast(plans: Sequence[Sequence[Step]], *, bank: int, buckets: Sequence[int]) -> list[Step]:
+    """One plan for members of several tasks: its step t has the batches of step t of every plan that is so long.
+
+    Args:
+      plans: a plan a task, whose steps say their members.
+      bank: members of all.
+      buckets: ascending; a step is as long as the first that holds all its batches.
 
     Returns:
-      Steps of the longest bucket among those side by side; ids [sum of N, most rows], -1 in filling rows.
+      As many steps as the longest plan has. Those of which all members take part are [bank, most rows]; others have
+      the `width` of a step of fewer members.
     """
-    if len(plans) == 1:
-        return list(plans[0])
-    lengths = {tuple(step.bucket for step in plan) for plan in plans}
-    if len(lengths) > 1:  # the sort is stable: batches of a length keep their random order
-        plans = [sorted(plan, key=lambda step: step.bucket) for plan in plans]
     steps = []
-    for side_by_side in zip(*plans, strict=True):
-        rows = max(step.ids.shape[1] for step in side_by_side)
-        ids = [np.pad(s.ids, ((0, 0), (0, rows - s.ids.shape[1])), constant_values=-1) for s in side_by_side]
-        steps.append(Step(max(step.bucket for step in side_by_side), np.concatenate(ids)))
-    return [steps[i] for i in _permutation(len(steps), seed, epoch, 3)] if len(lengths) > 1 else steps
+    for side_by_side in itertools.zip_longest(*plans):
+        parts = [step for step in side_by_side if step is not None]
+        numbers = np.concatenate([step.members for step in parts])
+        shape = width(len(numbers), bank), max(step.ids.shape[1] for step in parts)
+        ids, members, row = np.full(shape, -1, np.int32), np.full(shape[0], bank, np.int32), 0
+        members[: len(numbers)] = numbers
+        for step in parts:
+            ids[row : row + len(step.ids), : step.ids.shape[1]] = step.ids
+            row += len(step.ids)
+        longest = max(step.bucket for step in parts)
+        bucket = next(edge for edge in buckets if edge >= longest)
+        steps.append(Step(bucket, ids, None if len(numbers) == bank else members))
+    return steps
 
 
 def host_slice(step: Step, host: int, hosts: int) -> tuple[np.ndarray, np.ndarray]:

@@ -34,6 +34,8 @@ def write_report(
     split: str = "test",
     floor: Mapping[str, Any] | None = None,
     parameters: Mapping[str, int] | None = None,
+    setting: Mapping[str, Any] | None = None,
+    tried: int = 1,
     config: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
     comparisons: Sequence[tuple[str, float]] = (),
@@ -52,6 +54,8 @@ def write_report(
       split: which split the predictions are of.
       floor: what `spjax.evaluation.ngram.ngram_floor` returned.
       parameters: counts by name, e.g. {"trained": 126816, "frozen": 151263232}; of a single member.
+      setting: what the members were trained with, by name, e.g. {"prompt length": 48, "learning rate": 0.01}.
+      tried: settings among which this one was chosen on valid.
       config: the job's configuration.
       provenance: notes about data and LM (card fields, hashes).
       comparisons: (name, value of the task's metric) of other systems, shown beside ours.
@@ -83,7 +87,10 @@ def write_report(
             "lower_is_better": task.metric in LOWER_IS_BETTER,
             "split": split,
             "slots": {slot.name: slot.labels for slot in task.slots},
+            "setting": setting or {},
+            "tried": tried,
             "headline": _over_seeds([s["headline"] for s in scores]),
+            "valid": _over_seeds([member.best_valid for member in members]),
             "metrics": {name: _over_seeds([s[name] for s in scores]) for name in scores[0] if name != "headline"},
             "members": [
                 {
@@ -134,6 +141,8 @@ def write_report(
 def write_overview(workdir: epath.PathLike, reports: Sequence[Mapping[str, Any]]) -> str:
     """Write the page of a bank of several tasks, whose own reports stand in WORKDIR/TASK: `summary.md`, `overview.png`.
 
+    It has a row a task: the setting chosen on valid, trained numbers, valid and test over seeds, and the n-gram floor.
+
     Args:
       workdir: local or gs://.
       reports: content of every task's results.json.
@@ -145,16 +154,18 @@ def write_overview(workdir: epath.PathLike, reports: Sequence[Mapping[str, Any]]
     rows = []
     for results in reports:
         head, floor = results["headline"], results["floor"]
-        half = head["half_width_95"]
         sign = -1 if results["lower_is_better"] else 1
-        ours = percent(head["mean"]) + ("" if half is None else f" ± {percent(half)}")
+        trained = results["parameters"].get("trained")
         beyond = None if not floor else sign * (head["mean"] - floor[results["split"]])
         rows.append(
             [
                 f"[{cell(results['task'])}]({results['task']}/summary.md)",
                 METRICS[results["metric"]] + (" (lower is better)" if sign < 0 else ""),
+                _setting(results, f"{results['task']}/") or "–",
+                "–" if trained is None else f"{trained:,}",
+                _spread(results["valid"]),
+                _spread(head),
                 str(results["members"][0]["utterances"]),
-                ours,
                 percent(floor[results["split"]]) if floor else "–",
                 "–" if beyond is None else f"{100 * beyond:+.2f} ({'above' if beyond >= 0 else 'below'} the floor)",
             ]
@@ -164,9 +175,22 @@ def write_overview(workdir: epath.PathLike, reports: Sequence[Mapping[str, Any]]
     lines = [
         f"# {len(reports)} tasks, one frozen LM, one bank of prompts",
         "",
-        f"{split} split; {over}; stopping and every choice on valid only.",
+        f"In %, {over}; stopping and every choice on valid only, which therefore flatters: {split} was scored once.",
         "",
-        *table(["task", "metric", "utterances", "ours, %", "n-gram floor, %", "ours less floor"], rows),
+        *table(
+            [
+                "task",
+                "metric",
+                "setting",
+                "trained numbers",
+                "valid",
+                f"**{split}**",
+                f"{split} utterances",
+                f"n-gram floor, {split}",
+                f"{split} less floor",
+            ],
+            rows,
+        ),
         "",
         "![ours and the n-gram floor](overview.png)",
         "",
@@ -225,6 +249,8 @@ def summary(results: Mapping[str, Any]) -> str:
         f"{direction} is better; stopping and every choice on valid only.",
         "",
     ]
+    if told := _setting(results, ""):
+        lines += [f"{told[0].upper()}{told[1:]}.", ""]
 
     rows = [[f"**ours** ({len(members)} seed{'s' if len(members) > 1 else ''})", f"**{percent(head['mean'])}**"]]
     floor = results["floor"]
@@ -291,6 +317,18 @@ def _score(task: Task, member: Member) -> dict[str, float]:
     if len(answers.ids) != len(answers.true):
         raise ValueError(f"member of seed {member.seed}: {len(answers.ids)} ids for {len(answers.true)} predictions")
     return scores
+
+
+def _spread(scores: Mapping[str, Any]) -> str:
+    """What `_over_seeds` found, in per cent."""
+    half = scores["half_width_95"]
+    return percent(scores["mean"]) + ("" if half is None else f" ± {percent(half)}")
+
+
+def _setting(results: Mapping[str, Any], place: str) -> str:
+    """What the members were trained with, and among how many it was chosen; `place`: of the task's report."""
+    told = ", ".join(f"{cell(name)} {value:g}" for name, value in results["setting"].items())
+    return told + (f" (of {results['tried']} tried: [sweep]({place}sweep.md))" if results["tried"] > 1 else "")
 
 
 def _over_seeds(values: Sequence[float]) -> dict[str, Any]:

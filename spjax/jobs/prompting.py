@@ -265,7 +265,9 @@ def run_prompt_tuning(
         members = slice(chosen * len(run.seeds), (chosen + 1) * len(run.seeds))
         params = train.lesson_params(result.params, lessons, run, chosen)
         best = taught._replace(lesson=lessons[chosen])
-        found[name] = _report(config, settings, lm, best, params, result, members, counts[chosen], command)
+        found[name] = _report(
+            config, settings, lm, best, params, result, members, counts[chosen], len(own), command
+        )  # fmt: skip
     if jax.process_index() == 0 and len(names) > 1:
         path = report.write_overview(workdir, list(found.values()))
         say(f"report: {path}")
@@ -291,9 +293,13 @@ def _report(
     result: train.Trained,
     rows: slice,
     counts: dict[str, int],
+    tried: int,
     command: str,
 ) -> dict[str, Any]:
-    """Score a task's members on test; write its report and packs. `rows`: its members in the whole bank."""
+    """Score a task's members on test; write its report and packs.
+
+    `rows`: its members in the whole bank; `tried`: settings among which theirs was chosen.
+    """
     lesson, run, card = taught.lesson, settings.run, taught.card
     setting, task, test_set, test_ids = lesson.setting, card.task, taught.test_set, taught.test_ids
     mesh = sharding.make_mesh(config.model_parallel)
@@ -315,6 +321,7 @@ def _report(
                 curve=[
                     outcome.CurvePoint(line["epoch"] + 1, line["train_loss"][row], line["metric"][row])
                     for line in result.history
+                    if line["metric"][row] is not None  # it had stopped
                 ],
                 predictions=outcome.Predictions(
                     ids=[test_set.ids[i] for i in test_ids],
@@ -326,6 +333,8 @@ def _report(
         )
     results = report.write_report(
         taught.place.report, task=task, members=members, floor=floor, parameters=counts, config=config.to_dict(),
+        setting={"prompt length": setting.prompt.length, "learning rate": lesson.lr or settings.optimizer.lr},
+        tried=tried,
         provenance={
             "backbone": backbone(lm.config), "lm": config.lm, "lm_hash": lm.hash, "data": taught.place.data,
             "notes": list(card.notes),

@@ -1,8 +1,8 @@
 """The loop that every training shares: epochs over a plan, checkpoints, resuming, signals, logs, progress.
 
 Order of resuming: state and meta from the latest checkpoint; logs cut back to its step; the plan of its epoch from its
-position on. The plan and all random keys are functions of (seed, epoch, step), so a run that was killed ends at the
-numbers of one that was not.
+position on. The plan is a function of seed, epoch and what only evaluations change in the state, all random keys are of
+(seed, update), so a run that was killed ends at the numbers of one that was not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -48,17 +48,20 @@ class Job:
 
     Attributes:
       state: first state, placed on devices.
-      update: (state, batch) -> (state, {"loss": scalar, ...}); compiled by the caller.
-      batches: (epoch, first step) -> iterator of (host batch, utterances in it).
-      steps: updates of an epoch.
+      steps: the most steps that an epoch has.
+      plan: (state, epoch) -> the steps of the epoch. Updates change nothing that it looks at.
+      batches: steps -> iterator of (batch, utterances in it).
+      update: (state, batch) -> (state, metrics); compiled by the caller. Metrics are "loss", "updates" (how many it
+        made) and others, each one number, or one for every learner; 0 for learners that made no update.
       evaluate: (state, epoch) -> (state, metrics, score); at the end of an epoch, higher scores are better.
       finished: state -> bool; stop before the last epoch.
     """
 
     state: State
-    update: Callable[[State, Any], tuple[State, dict[str, jax.Array]]]
-    batches: Callable[[int, int], Iterable[tuple[Any, int]]]
     steps: int
+    plan: Callable[[State, int], Sequence[Any]]
+    batches: Callable[[Sequence[Any]], Iterable[tuple[Any, int]]]
+    update: Callable[[State, Any], tuple[State, dict[str, jax.Array]]]
     evaluate: Callable[[State, int], tuple[State, dict[str, Any], float]]
     finished: Callable[[State], bool]
 
@@ -77,7 +80,8 @@ def fit(
       explode: a loss beyond this counts as divergence.
 
     Returns:
-      The last state, and of every epoch its mean training loss, its score and its metrics.
+      The last state, and of every epoch its mean training loss (None for a learner that rested), its score and its
+      metrics.
 
     Raises:
       DivergedError: with the step, the value and the way out; the last good checkpoint is kept.
@@ -87,11 +91,13 @@ def fit(
     """
     # Leaving the block by any way waits for a checkpoint that is being written.
     with checkpoints.opened(workdir) as manager, Stop() as stop:
-        state, epoch, start, history, loss_sum = job.state, 0, 0, [], np.zeros(())
+        state, epoch, start, history, sums = job.state, 0, 0, [], _NOTHING
         found = checkpoints.restore(manager, state)
         if found is not None:
             state, meta = found
-            epoch, start, history, loss_sum = meta["epoch"], meta["step"], meta["history"], np.asarray(meta["loss_sum"])
+            epoch, start, history = meta["epoch"], meta["step"], meta["history"]
+            # Pretraining of earlier releases kept no count: every step was an update.
+            sums = {"loss": np.asarray(meta["loss_sum"]), "updates": np.asarray(meta.get("updates", start))}
             if epoch == epochs:
                 _log.info("all %d epochs are done", epochs)
             else:
@@ -99,7 +105,8 @@ def fit(
 
         def save(epoch: int, step: int, score: float | None = None) -> None:
             # A copy: it is written in the background, while the next epoch adds its line.
-            meta = {"epoch": epoch, "step": step, "history": list(history), "loss_sum": loss_sum.tolist()}
+            meta = {"epoch": epoch, "step": step, "history": list(history)}
+            meta |= {"loss_sum": sums["loss"].tolist(), "updates": sums["updates"].tolist()}
             # An epoch has one position more than steps: behind its last step, before its evaluation.
             checkpoints.save(manager, epoch * (job.steps + 1) + step, state, meta, score)
 
@@ -114,32 +121,37 @@ def fit(
             while epoch < epochs and not job.finished(state):
                 pending: list[dict[str, jax.Array]] = []
                 seen, since = 0, time.monotonic()
+                steps = job.plan(state, epoch)
                 bar = tqdm(
-                    total=job.steps, initial=start, desc=f"epoch {epoch + 1}/{epochs}", unit="step",
+                    total=len(steps), initial=start, desc=f"epoch {epoch + 1}/{epochs}", unit="step",
                     disable=jax.process_index() > 0, mininterval=1.0, dynamic_ncols=True,
                 )  # fmt: skip
                 if not started:
                     bar.set_postfix_str("compiling the first steps")
                     started = True
                 with bar:  # closed by whatever ends the epoch: what is printed then stands below it
-                    for done, (batch, utterances) in enumerate(job.batches(epoch, start), start + 1):
+                    for done, (batch, utterances) in enumerate(job.batches(steps[start:]), start + 1):
                         state, metrics = job.update(state, batch)
                         pending.append(metrics)
                         seen += utterances
                         bar.update()
                         asked = stop.asked()
                         due = done % checkpoint_every == 0
-                        if done % log_every == 0 or done == job.steps or due or asked:
+                        if done % log_every == 0 or done == len(steps) or due or asked:
                             fetched = sharding.fetch(pending)
                             pending = []
                             for step, each in enumerate(fetched, done - len(fetched) + 1):
                                 _check(each, explode, f"epoch {epoch + 1}, step {step}", manager)
                                 # One by one: the sum is the same wherever a run was cut.
-                                loss_sum = loss_sum + np.asarray(each["loss"], np.float64)
-                            values, rate = _mean(fetched), seen / (time.monotonic() - since)
-                            bar.set_postfix(loss=f"{np.mean(values['train/loss']):.4f}", utt_s=f"{rate:.0f}")
-                            log.write(epoch * job.steps + done, values, utt_s=rate)
-                        if asked or (due and done < job.steps):
+                                sums = {
+                                    name: total + np.asarray(each[name], np.float64) for name, total in sums.items()
+                                }
+                            window = {name: np.sum([each[name] for each in fetched], axis=0) for name in fetched[0]}
+                            loss = np.sum(window["loss"]) / np.sum(window["updates"])
+                            rate = seen / (time.monotonic() - since)
+                            bar.set_postfix(loss=f"{loss:.4f}", utt_s=f"{rate:.0f}")
+                            log.write(epoch * job.steps + done, _means(window), utt_s=rate)
+                        if asked or (due and done < len(steps)):
                             save(epoch, done)
                         if asked:
                             raise leave(epoch, done)
@@ -147,23 +159,28 @@ def fit(
                     with stop.at_once():
                         new, metrics, score = job.evaluate(state, epoch)
                 except _Asked:
-                    save(epoch, job.steps)
-                    raise leave(epoch, job.steps) from None
-                state, train_loss = new, (loss_sum / job.steps).tolist()
+                    save(epoch, len(steps))
+                    raise leave(epoch, len(steps)) from None
+                state, train_loss = new, _means(sums)["train/loss"]
                 history.append({"epoch": epoch, "train_loss": train_loss, "score": score, **metrics})
-                epoch, start, loss_sum = epoch + 1, 0, np.zeros(())
+                epoch, start, sums = epoch + 1, 0, _NOTHING
                 log.write(epoch * job.steps, {"valid/" + k: v for k, v in metrics.items()})
                 save(epoch, 0, score)
                 best = max(line["score"] for line in history)
                 _log.info("epoch %d: score %.4f, best %.4f", epoch, score, best)
                 if stop.asked():
-                    raise leave(epoch - 1, job.steps)
+                    raise leave(epoch - 1, len(steps))
     return state, history
 
 
-def _mean(metrics: list[dict[str, np.ndarray]]) -> dict[str, Any]:
-    mean = {key: np.mean([m[key] for m in metrics], axis=0) for key in metrics[0]}
-    return {"train/" + key: value.tolist() for key, value in mean.items()}
+_NOTHING = {"loss": np.zeros(()), "updates": np.zeros(())}
+
+
+def _means(sums: dict[str, Any]) -> dict[str, Any]:
+    """Sums over steps as means over the updates: a number, or one for every learner, None where it made no update."""
+    made = sums["updates"]
+    means = {name: np.divide(total, np.maximum(made, 1)) for name, total in sums.items() if name != "updates"}
+    return {f"train/{name}": np.asarray(np.where(made > 0, mean, None)).tolist() for name, mean in means.items()}
 
 
 def _check(values: dict[str, np.ndarray], explode: float, where: str, manager: ocp.CheckpointManager) -> None:
@@ -171,7 +188,7 @@ def _check(values: dict[str, np.ndarray], explode: float, where: str, manager: o
         return
     kept = manager.latest_step()
     good = "No checkpoint was written yet" if kept is None else f"{manager.directory}/{kept} is kept, the last good one"
-    told = ", ".join(f"{name} is {value.tolist()}" for name, value in values.items())
+    told = ", ".join(f"{name} is {value.tolist()}" for name, value in values.items() if name != "updates")
     raise DivergedError(
         f"training diverged at {where}: {told}. {good}. Lower the learning rate or raise the warm-up, and use another "
         "--workdir"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,8 +57,13 @@ class Spelled(NamedTuple):
     allowed: jax.Array
 
 
-def spell(verbalizers: Sequence[Verbalizer], batch: Batch) -> Spelled:
+def spell(verbalizers: Sequence[Verbalizer], batch: Batch, members: jax.Array | None = None) -> Spelled:
     """A batch's classes spelled by its members' verbalizers: one each, or a single one that all share.
+
+    Args:
+      verbalizers: of all members.
+      batch: B rows, whose `prompt_id` are rows of the bank at hand.
+      members: int32 [N], the number among `verbalizers` of each row of the bank; None: as they stand.
 
     Raises:
       ValueError: verbalizers that spell labels with different numbers of units cannot share a batch.
@@ -79,7 +84,9 @@ def spell(verbalizers: Sequence[Verbalizer], batch: Batch) -> Spelled:
     for mask, one in zip(allowed, verbalizers, strict=True):
         mask[: one.steps] = np.pad(one.allowed, ((0, 0), (0, width - one.outputs)))
     # One table for all needs no gather by row.
-    row = batch.prompt_id if len(verbalizers) > 1 else np.zeros(1, np.int32)
+    row = jnp.zeros(1, jnp.int32)
+    if len(verbalizers) > 1:
+        row = batch.prompt_id if members is None else members[batch.prompt_id]
     rows = len(batch.classes)
     own = jnp.asarray([one.steps for one in verbalizers], jnp.int32)[row]
     targets, fed = (jnp.asarray(table)[row[:, None], batch.classes].reshape(rows, -1) for table in (codes, feeds))
@@ -98,6 +105,7 @@ def member_losses(
     config: UnitLMConfig,
     compute: Compute,
     lengths: Sequence[int] | None = None,
+    members: jax.Array | None = None,
 ) -> jax.Array:
     """Each member's loss on its rows, float32 [N].
 
@@ -112,6 +120,7 @@ def member_losses(
       config: the LM's architecture.
       compute: operand type and remat.
       lengths: [N], columns that each member's deep prompt really has, where they differ.
+      members: int32 [N], the number of each among `verbalizers` and `lengths`, where those are a larger bank's.
 
     Raises:
       ValueError: verbalizers that cannot share a batch.
@@ -120,7 +129,7 @@ def member_losses(
         drop_key, noise_key, out_key = (jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in range(3))
         bank = prompts.dropout(bank, prompt, drop_key)
         batch = replace_units(batch, noise_key, loss.noise, config)
-    said = spell(verbalizers, batch)
+    said = spell(verbalizers, batch, members)
     targets, feeds, steps = said.targets, said.feeds, said.targets.shape[1]
     whole = loss.kind == "reference"
     if whole:
@@ -131,7 +140,8 @@ def member_losses(
         targets = jnp.concatenate([edges + vocab.BOS, targets, edges + vocab.EOS], axis=1)
     else:
         queries, feeds = steps, feeds[:, :-1]
-    state = prompted_lm.run(lm, bank, batch, feeds, config=config, queries=queries, compute=compute, lengths=lengths)
+    columns: Any = lengths if lengths is None or members is None else jnp.asarray(lengths)[members]
+    state = prompted_lm.run(lm, bank, batch, feeds, config=config, queries=queries, compute=compute, lengths=columns)
     scores = prompted_lm.outputs(lm, bank, state.hidden, batch.prompt_id, compute)
     if keys is not None and verbalizers[0].learnable:
         scores = _drop_outputs(scores, out_key, prompt.verbalizer_dropout)
@@ -148,22 +158,44 @@ def member_losses(
 
 
 def replace_units(batch: Batch, keys: jax.Array, rate: float, config: UnitLMConfig) -> Batch:
-    """The batch with a share of its source units replaced by random ones, drawn from each member's own key."""
+    """The batch with a share of its source units replaced by random ones, drawn from each member's own key.
+
+    Column by column: a member's draws are the same however long the batches of others are.
+    """
     if not rate:
         return batch
     source = batch.source.reshape(len(keys), -1, batch.source.shape[1])
 
     def one(key: jax.Array, rows: jax.Array) -> jax.Array:
-        hit = jax.random.bernoulli(jax.random.fold_in(key, 0), rate, rows.shape) & (rows >= vocab.UNIT_OFFSET)
-        unit = jax.random.randint(jax.random.fold_in(key, 1), rows.shape, vocab.UNIT_OFFSET, config.vocab_size)
-        return jnp.where(hit, unit, rows)
+        size = rows.shape[::-1]
+        hit = _by_column(lambda own, n: jax.random.bernoulli(own, rate, n), jax.random.fold_in(key, 0), size)
+        unit = _by_column(
+            lambda own, n: jax.random.randint(own, n, vocab.UNIT_OFFSET, config.vocab_size),
+            jax.random.fold_in(key, 1), size,
+        )  # fmt: skip
+        return jnp.where(hit.T & (rows >= vocab.UNIT_OFFSET), unit.T, rows)
 
     return batch._replace(source=jax.vmap(one)(keys, source).reshape(batch.source.shape))
 
 
 def _drop_outputs(scores: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
+    """Scores [B, K, O] with a share of them 0, by each member's own key, whatever K and O others need."""
     if not rate:
         return scores
     members = scores.reshape(len(keys), -1, *scores.shape[1:])
-    kept = jax.vmap(lambda key, x: jax.random.bernoulli(key, 1 - rate, x.shape))(keys, members)
-    return jnp.where(kept, members / (1 - rate), 0).reshape(scores.shape)
+
+    def one(key: jax.Array, own: jax.Array) -> jax.Array:
+        kept = _by_column(lambda key, n: jax.random.bernoulli(key, 1 - rate, n), key, own.shape[:0:-1] + own.shape[:1])
+        return jnp.where(kept.T, own / (1 - rate), 0)
+
+    return jax.vmap(one)(keys, members).reshape(scores.shape)
+
+
+def _by_column(
+    draw: Callable[[jax.Array, tuple[int, ...]], jax.Array], key: jax.Array, size: tuple[int, ...]
+) -> jax.Array:
+    """Numbers of this size, those at [i, j, .., :] drawn by a key of their own: as many more change none of them."""
+    if len(size) == 1:
+        return draw(key, size)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size[0]))
+    return jax.vmap(lambda own: _by_column(draw, own, size[1:]))(keys)

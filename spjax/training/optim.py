@@ -1,12 +1,14 @@
-"""Optimizers: Adam with warm-up and decay, gradient clipping per member, and the reference's Adam."""
+"""Optimizers: Adam with warm-up and decay, all of it member by member in a bank, and the reference's Adam."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from spjax.training.masks import Flat
@@ -18,7 +20,7 @@ class OptimConfig:
 
     Attributes:
       lr: peak learning rate.
-      warmup: share of all steps in which it rises from 0.
+      warmup: share of all steps (in a bank: of a member's own) in which it rises from 0.
       decay: "cosine" to 0, or "constant".
       b1: first moment's memory.
       b2: second moment's memory.
@@ -86,38 +88,75 @@ def clip_members(max_norm: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def scale_members(scales: Sequence[float]) -> optax.GradientTransformation:
-    """Each member's updates times its own factor: another learning rate."""
+class Pace(NamedTuple):
+    """Where the members of a bank stand, [N] each: updates so far, peak learning rate, number of their schedule."""
 
-    def scale(path: str, leaf: jax.Array) -> jax.Array:
-        if not (path.startswith("prompt/") and isinstance(leaf, jax.Array)):  # the LM's, or what is frozen
-            return leaf
-        return leaf * jnp.asarray(scales, leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
-
-    return optax.stateless(lambda updates, _: {path: scale(path, leaf) for path, leaf in updates.items()})
+    step: jax.Array
+    lr: jax.Array
+    schedule: jax.Array
 
 
-def make(config: OptimConfig, steps: int, lrs: Sequence[float] | None = None) -> optax.GradientTransformation:
-    """The optimizer of a run of `steps` updates.
+def scale_members(config: OptimConfig, steps: Sequence[int], lrs: Sequence[float]) -> optax.GradientTransformation:
+    """Each member's updates times its own learning rate, by its own count of updates.
+
+    Args:
+      config: warm-up and decay.
+      steps: updates of each member's whole run, [N].
+      lrs: peak learning rate of each member, [N].
+    """
+    lengths, number = np.unique(steps, return_inverse=True)
+    shapes = [schedule(dataclasses.replace(config, lr=1.0), int(length)) for length in lengths]
+
+    def init(params: Flat) -> Pace:
+        del params
+        return Pace(jnp.zeros(len(lrs), jnp.int32), jnp.asarray(lrs, jnp.float32), jnp.asarray(number, jnp.int32))
+
+    def update(updates: Flat, state: Pace, params: Flat | None = None) -> tuple[Flat, Pace]:
+        del params
+        shares = jnp.stack([jax.vmap(shape)(state.step) for shape in shapes])
+        rates = -state.lr * jnp.take_along_axis(shares, state.schedule[None], axis=0)[0]
+        scaled = jax.tree.map(lambda leaf: leaf * rates.reshape(-1, *[1] * (leaf.ndim - 1)), updates)
+        return scaled, state._replace(step=state.step + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def make(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """The optimizer of a run of `steps` updates: one count for everything that is trained."""
+    return _chain(config, _adam(config), optax.scale_by_learning_rate(schedule(config, steps)))
+
+
+def make_bank(config: OptimConfig, steps: Sequence[int], lrs: Sequence[float]) -> optax.GradientTransformation:
+    """The optimizer of a bank: every member is stepped as if it were alone, whenever it takes part.
+
+    Every leaf of its state has the bank axis in front. Rows of it, with those of parameters and gradients, are the
+    optimizer of these members.
 
     Args:
       config: Adam settings.
-      steps: of the whole run.
-      lrs: peak learning rate of each member, [N], where it is not the config's. Warm-up and decay are the same.
+      steps: updates of each member's whole run, [N].
+      lrs: peak learning rate of each member, [N].
     """
-    if config.eps_before_correction:
-        # optax adds eps to sqrt(v / (1 - b2^t)); fairseq to sqrt(v), then corrects both.
-        eps = lambda count: config.eps / jnp.sqrt(1 - config.b2 ** (count + 1.0))  # noqa: E731
-        adam = optax.inject_hyperparams(optax.scale_by_adam, static_args=("b1", "b2"))(
-            b1=config.b1, b2=config.b2, eps=eps
-        )
-    else:
-        adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    adam = _adam(config)
+    each = optax.GradientTransformation(jax.vmap(adam.init), jax.vmap(adam.update))
+    return _chain(config, each, scale_members(config, steps, lrs))
+
+
+def _adam(config: OptimConfig) -> optax.GradientTransformation:
+    if not config.eps_before_correction:
+        return optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    # optax adds eps to sqrt(v / (1 - b2^t)); fairseq to sqrt(v), then corrects both.
+    eps = lambda count: config.eps / jnp.sqrt(1 - config.b2 ** (count + 1.0))  # noqa: E731
+    return optax.inject_hyperparams(optax.scale_by_adam, static_args=("b1", "b2"))(b1=config.b1, b2=config.b2, eps=eps)
+
+
+def _chain(
+    config: OptimConfig, adam: optax.GradientTransformation, rate: optax.GradientTransformation
+) -> optax.GradientTransformation:
     matrices = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)  # noqa: E731
     return optax.chain(
         clip_members(config.clip) if config.clip else optax.identity(),
         adam,
         optax.add_decayed_weights(config.weight_decay, mask=matrices) if config.weight_decay else optax.identity(),
-        optax.scale_by_learning_rate(schedule(config, steps)),
-        scale_members([lr / config.lr for lr in lrs]) if lrs is not None else optax.identity(),
+        rate,
     )

@@ -12,7 +12,7 @@ import functools
 import itertools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -290,17 +290,18 @@ def pretrain(
 
         value, grads = jax.value_and_grad(loss)(state["params"])
         params, opt = masks.apply_gradients(tx, state["optimizer"], state["params"], frozen, grads)
-        return {"params": params, "optimizer": opt, "step": state["step"] + 1}, {
-            "loss": value,
-            "gradient_norm": optim.member_norms(grads)[0],
-        }
+        metrics = {"loss": value, "gradient_norm": optim.member_norms(grads)[0], "updates": 1.0}
+        return {"params": params, "optimizer": opt, "step": state["step"] + 1}, metrics
 
     measure = jax.jit(lambda flat, rows: losses(masks.unflatten(flat)["lm"], config, rows, compute))
 
-    def epoch_batches(epoch: int, start: int) -> Iterator[tuple[Rows, int]]:
+    def plan(state: dict[str, Any], epoch: int) -> list[Rows]:
+        del state
         order = np.random.default_rng((run.seed, epoch)).permutation(len(rows.inputs))
-        shuffled = jax.tree.map(lambda column: column[order], rows)
-        for part in itertools.islice(batches(shuffled, run.rows), start, None):
+        return list(batches(jax.tree.map(lambda column: column[order], rows), run.rows))
+
+    def read(parts: Sequence[Rows]) -> Iterator[tuple[Rows, int]]:
+        for part in parts:
             yield _local(mesh, part), int(np.sum((part.position == 0) & (part.segment > 0)))
 
     def evaluate(state: dict[str, Any], epoch: int) -> tuple[dict[str, Any], dict[str, Any], float]:
@@ -322,7 +323,7 @@ def pretrain(
         metrics["nll"] = nll / units
         return state, metrics, -metrics["nll"]
 
-    job = loop.Job(state, update, epoch_batches, steps, evaluate, lambda _: False)
+    job = loop.Job(state, steps, plan, read, update, evaluate, lambda _: False)
     state, history = loop.fit(job, workdir, epochs=run.epochs, checkpoint_every=run.checkpoint_every)
     return masks.unflatten(sharding.fetch(state["params"]))["lm"], history
 

@@ -1,9 +1,14 @@
-"""Prompt tuning: a bank of prompts trained against one frozen LM, each member with its own seed and early stop."""
+"""Prompt tuning: a bank of prompts trained against one frozen LM, each member as if it were trained alone.
+
+A member has its own seed, order of utterances, clipping, optimizer state, schedule and early stop. A step computes the
+members that have an update to make, and nothing for those that rest until the next epoch or have stopped.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import logging
 import math
 import re
@@ -38,6 +43,9 @@ class TrainConfig:
       seeds: one member of the bank each (of every task): its start, its order of utterances, its dropout.
       epochs: most evaluations.
       passes: passes over train between two evaluations; more than one where train is small (few-shot).
+      sampling: updates between two evaluations of tasks of different size, in one bank. A task whose own passes have n
+        batches, beside the largest with m, gets m^(1 - sampling) n^sampling: with 1 its own passes, as trained alone;
+        with 0 as many as the largest (its passes go round again).
       patience: evaluations without a better score after which a member stops; 0 never stops early.
       select: score by which the best epoch is kept: "metric" (the task's own, on valid), "loss" (the training loss on
         valid), or "last" (keep the last epoch; valid is only reported).
@@ -53,6 +61,7 @@ class TrainConfig:
     seeds: tuple[int, ...] = (0,)
     epochs: int = 10
     passes: int = 1
+    sampling: float = 1.0
     patience: int = 0
     select: str = "metric"
     round_loss: int = -1
@@ -69,6 +78,8 @@ class TrainConfig:
         proper = all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in self.seeds)
         if not proper or not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"train: seeds {self.seeds!r} must be integers in 0..2^32-1, at least one, each different")
+        if not 0 <= self.sampling <= 1:
+            raise ValueError(f"train: sampling is {self.sampling}, must lie in [0, 1]")
         if self.patience < 0:
             raise ValueError(f"train: patience is {self.patience}, must not be negative (0 never stops early)")
         try:
@@ -128,7 +139,10 @@ class Lesson:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
-    """The outcome of a run. `params`: {"lm", "prompt"}, the kept epoch of every member; `history`: a line an epoch."""
+    """The outcome of a run. `params`: {"lm", "prompt"}, the kept epoch of every member; `history`: a line an epoch.
+
+    Of a member that had stopped before an epoch, its line holds None.
+    """
 
     params: Params
     history: list[dict[str, Any]]
@@ -158,9 +172,12 @@ def first_params(lm: Params, setting: Setting, seeds: tuple[int, ...], start: Pa
 def make_update(
     setting: Setting, tx: Any, verbalizers: Sequence[Verbalizer] = (), lengths: Sequence[int] | None = None
 ) -> Any:
-    """One training step, to be compiled: (state, frozen, batch) -> (state, metrics).
+    """One training step, to be compiled: (state, frozen, batch, members) -> (state, metrics).
 
-    The gradient is taken of the trained leaves alone. A member that has stopped keeps its parameters.
+    The gradient is taken of the trained leaves alone. State: "trained" and "optimizer", "step" (int32 [N], updates of
+    each member so far; or one number for all), "seeds" (uint32 [N]). `members`, int32 [W], are those that take part;
+    a batch's rows are theirs, the number N fills the shape. Only their rows of the state, which must all have the bank
+    axis, are computed and changed; None: the whole bank takes part. Metrics are [N], 0 for who does not take part.
 
     Args:
       setting: what is trained.
@@ -170,29 +187,34 @@ def make_update(
     """
     spoken = verbalizers or [setting.verbalizer]
 
-    def update(state: dict[str, Any], frozen: masks.Flat, batch: Batch) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), state["step"] + 1))(state["seeds"])
+    def update(
+        state: dict[str, Any], frozen: masks.Flat, batch: Batch, members: jax.Array | None = None
+    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        size = len(state["seeds"])
+        whole = {name: state[name] for name in ("trained", "optimizer", "step", "seeds")}
+        rows = None if members is None else jnp.minimum(members, size - 1)
+        own = whole if rows is None else jax.tree.map(lambda leaf: leaf[rows], whole)
+        count = jnp.broadcast_to(own["step"], own["seeds"].shape)
+        keys = jax.vmap(lambda seed, step: jax.random.fold_in(jax.random.key(seed), step + 1))(own["seeds"], count)
 
         def loss(trained: masks.Flat) -> tuple[jax.Array, jax.Array]:
             params = masks.unflatten({**trained, **frozen})
             each = losses.member_losses(
                 params["lm"], params["prompt"], batch, keys,
                 loss=setting.loss, prompt=setting.prompt, verbalizers=spoken,
-                config=setting.config, compute=setting.compute, lengths=lengths,
+                config=setting.config, compute=setting.compute, lengths=lengths, members=rows,
             )  # fmt: skip
             return jnp.sum(each), each
 
-        (_, each), grads = jax.value_and_grad(loss, has_aux=True)(state["trained"])
-        new, optimizer = masks.apply_gradients(tx, state["optimizer"], state["trained"], frozen, grads)
-        active = state["active"]
-
-        def keep(path: str, new: jax.Array, old: jax.Array) -> jax.Array:
-            runs = active.reshape(-1, *[1] * (new.ndim - 1)) if path.startswith("prompt/") else active[0]
-            return jnp.where(runs, new, old)
-
-        trained = {path: keep(path, new[path], old) for path, old in state["trained"].items()}
-        metrics = {"loss": each, "gradient_norm": optim.member_norms(grads)}
-        return {**state, "trained": trained, "optimizer": optimizer, "step": state["step"] + 1}, metrics
+        (_, each), grads = jax.value_and_grad(loss, has_aux=True)(own["trained"])
+        trained, optimizer = masks.apply_gradients(tx, own["optimizer"], own["trained"], frozen, grads)
+        new = {**own, "trained": trained, "optimizer": optimizer, "step": own["step"] + 1}
+        metrics = {"loss": each, "gradient_norm": optim.member_norms(grads), "updates": jnp.ones(len(each))}
+        if members is not None:
+            back = lambda bank, rows: bank.at[members].set(rows, mode="drop")  # noqa: E731 - N is nobody's row
+            new = jax.tree.map(back, whole, new)
+            metrics = {name: back(jnp.zeros(size), value) for name, value in metrics.items()}
+        return {**state, **new}, metrics
 
     return update
 
@@ -226,22 +248,23 @@ def _compiled(setting: Setting) -> tuple[Any, Any]:
 class Evaluator:
     """Valid or test scores of a bank of one task: every utterance answered by every member."""
 
-    def __init__(self, setting: Setting, units: UnitSet, plan: list[planning.Step], members: int, mesh: Any) -> None:
+    def __init__(self, setting: Setting, units: UnitSet, plan: list[planning.Step], mesh: Any) -> None:
         """`plan`: an unshuffled plan over the split for one member."""
-        self._setting, self._units, self._plan, self._members, self._mesh = setting, units, plan, members, mesh
+        self._setting, self._units, self._plan, self._mesh = setting, units, plan, mesh
         self._answer, self._measure = _compiled(setting)
 
-    def _batches(self, what: str) -> Iterator[Batch]:
+    def _batches(self, what: str, members: int) -> Iterator[Batch]:
         host, hosts = jax.process_index(), jax.process_count()
-        steps = [step._replace(ids=np.repeat(step.ids, self._members, axis=0)) for step in self._plan]
-        ready = loader.prefetch(loader.batches(self._units, steps, 0, host, hosts))
+        steps = [step._replace(ids=np.repeat(step.ids, members, axis=0)) for step in self._plan]
+        ready = loader.prefetch(loader.batches(self._units, steps, host, hosts))
         for batch in tqdm(ready, desc=what, total=len(steps), leave=False, disable=host > 0, delay=2, unit="batch"):
             yield sharding.shard_rows(self._mesh, batch)
 
     def log_probs(self, flat: masks.Flat) -> np.ndarray:
         """Log probability of every combination of the tree, float32 [N, n, M], utterances in their own order."""
-        found = np.full((self._members, len(self._units), len(self._setting.tree.combinations)), np.nan, np.float32)
-        for batch in self._batches("decoding"):
+        members = len(flat["prompt/sep"])
+        found = np.full((members, len(self._units), len(self._setting.tree.combinations)), np.nan, np.float32)
+        for batch in self._batches("decoding", members):
             scores, index, member = sharding.fetch((self._answer(flat, batch), batch.index, batch.prompt_id))
             real = index >= 0
             found[member[real], index[real]] = scores[real]
@@ -249,7 +272,8 @@ class Evaluator:
 
     def loss(self, flat: masks.Flat) -> np.ndarray:
         """The training loss on the split, [N]."""
-        parts = [sharding.fetch(self._measure(flat, batch)) for batch in self._batches("loss")]
+        members = len(flat["prompt/sep"])
+        parts = [sharding.fetch(self._measure(flat, batch)) for batch in self._batches("loss", members)]
         total, count = np.stack(parts).sum(axis=0, dtype=np.float64)
         return total / np.maximum(count, 1)
 
@@ -270,7 +294,8 @@ def train(
 ) -> Trained:
     """Train a bank of prompts, one member a lesson and seed; continue the run found in `workdir`.
 
-    An epoch is one pass over the largest train split; a smaller one goes round again until it is over.
+    An epoch is `run.passes` passes over a lesson's train split, or what `run.sampling` makes of it. A member that has
+    made its updates rests for the remaining steps of the epoch.
 
     Args:
       params: {"lm", "prompt"} at the start (`first_params`; of several lessons joined), lesson after lesson.
@@ -280,11 +305,12 @@ def train(
       workdir: checkpoints and logs.
       model_parallel: devices that share a layer.
     """
-    setting, own = lessons[0].setting, len(run.seeds)
-    members = own * len(lessons)
+    setting, seeds = lessons[0].setting, np.asarray(run.seeds, np.uint32)
+    own, members = len(seeds), len(seeds) * len(lessons)
     mesh = sharding.make_mesh(model_parallel)
     trained, frozen = masks.split(masks.flatten(params), run.trainable)
-    if members > 1 and any(path.startswith("lm/") for path in trained):
+    trains_lm = any(path.startswith("lm/") for path in trained)
+    if members > 1 and trains_lm:
         raise ValueError(
             f"trainable={run.trainable!r} trains the LM, which {members} members would share: give one task and seed"
         )
@@ -293,37 +319,54 @@ def train(
     starts = np.cumsum([0, *map(len, sets)])
     first = {id(one): start for one, start in zip(sets, starts, strict=False)}
     ids = [lesson.train_ids + first[id(lesson.train_set)] for lesson in lessons]
-    edges = planning.buckets(train_set.lengths[np.concatenate(ids)], run.buckets)
+    # A lesson's batches are those that it has alone; in a step they share the length of one of a few programs.
+    edges = [planning.buckets(train_set.lengths[some], run.buckets) for some in ids]
+    shared = planning.buckets(train_set.lengths[np.concatenate(ids)], run.buckets)
 
-    def one_pass(lesson: int, number: int) -> list[planning.Step]:
+    def one_pass(lesson: int, number: int, who: np.ndarray) -> list[planning.Step]:
         return planning.plan(
-            train_set.lengths, seed=0, epoch=number, buckets=edges, members=run.seeds, ids=ids[lesson],
-            max_tokens=run.max_tokens, max_rows=run.max_rows, row_multiple=math.gcd(8, run.max_rows),
+            train_set.lengths, seed=0, epoch=number, buckets=edges[lesson], members=seeds[who].tolist(),
+            ids=ids[lesson], max_tokens=run.max_tokens, max_rows=run.max_rows, row_multiple=math.gcd(8, run.max_rows),
         )  # fmt: skip
 
-    sizes = [len(one_pass(lesson, 0)) for lesson in range(len(lessons))]
-    steps = max(sizes) * run.passes
+    sizes = [len(one_pass(lesson, 0, np.zeros(1, int))) for lesson in range(len(lessons))]
+    updates = planning.updates([size * run.passes for size in sizes], run.sampling)
+    programs: set[int] = set()
 
-    @functools.lru_cache(maxsize=2)
-    def plan(epoch: int) -> list[planning.Step]:
+    def plan(state: dict[str, Any], epoch: int) -> list[planning.Step]:
+        active = sharding.fetch(state["active"]).reshape(-1, own)
         plans = []
-        for lesson, size in enumerate(sizes):
-            rounds = -(-steps // size)
-            passes = range(epoch * rounds, (epoch + 1) * rounds)
-            plans.append([step for number in passes for step in one_pass(lesson, number)][:steps])
-        return planning.abreast(plans, seed=0, epoch=epoch)
+        for lesson, who in enumerate(map(np.flatnonzero, active)):
+            if len(who):
+                start = epoch * updates[lesson]
+                passes = (one_pass(lesson, number, who) for number in itertools.count(start // sizes[lesson]))
+                steps = itertools.islice(itertools.chain.from_iterable(passes), start % sizes[lesson], None)
+                arranged = planning.arrange(list(itertools.islice(steps, updates[lesson])), seed=0, epoch=epoch)
+                numbers = (lesson * own + who).astype(np.int32)
+                plans.append([step._replace(members=numbers) for step in arranged])
+        found = planning.abreast(plans, bank=members, buckets=shared)
+        for new in sorted({len(step.ids) for step in found} - programs, reverse=True):
+            _log.info(
+                "epoch %d has steps of %d members, of %d: programs for them are compiled", epoch + 1, new, members
+            )
+            programs.add(new)
+        return found
 
-    lrs = [lesson.lr or optimizer.lr for lesson in lessons for _ in run.seeds]
-    one_lr = all(lr == optimizer.lr for lr in lrs)
-    tx = masks.masked(optim.make(optimizer, steps * run.epochs, None if one_lr else lrs), trained, frozen)
+    lrs = [lesson.lr or optimizer.lr for lesson in lessons]
+    totals = [run.epochs * number for number in updates]
+    if trains_lm:
+        tx = optim.make(dataclasses.replace(optimizer, lr=lrs[0]), totals[0])
+    else:
+        tx = optim.make_bank(optimizer, np.repeat(totals, own).tolist(), np.repeat(lrs, own).tolist())
+    tx = masks.masked(tx, trained, frozen)
     state = {
         "trained": trained,
         "optimizer": tx.init({**trained, **frozen}),
-        "step": jnp.zeros((), jnp.int32),
-        "seeds": jnp.asarray(run.seeds * len(lessons), jnp.uint32),
+        "step": jnp.zeros(members, jnp.int32),
+        "seeds": jnp.tile(seeds, len(lessons)),
         "active": jnp.ones(members, bool),
         "best": jax.tree.map(jnp.copy, trained),
-        "best_score": jnp.full(members, -jnp.inf),
+        "best_score": jnp.full(members, -jnp.inf, jnp.float32),  # not weakly typed: that would compile twice
         "best_epoch": jnp.full(members, -1, jnp.int32),
     }
     where = sharding.state_shardings(mesh, state)
@@ -333,20 +376,22 @@ def train(
         path: leaf.astype(setting.compute.operand) if path.endswith("kernel") else leaf for path, leaf in frozen.items()
     }
     frozen = sharding.place(frozen, sharding.shardings(mesh, frozen))
-    spoken = [lesson.setting.verbalizer for lesson in lessons for _ in run.seeds] if len(lessons) > 1 else []
-    lengths = [lesson.setting.prompt.length for lesson in lessons for _ in run.seeds]
+    spoken = [lesson.setting.verbalizer for lesson in lessons for _ in seeds] if len(lessons) > 1 else []
+    lengths = [lesson.setting.prompt.length for lesson in lessons for _ in seeds]
     update = make_update(setting, tx, spoken, lengths if len(set(lengths)) > 1 else None)
     step_fn = jax.jit(update, donate_argnums=0, out_shardings=(where, None))
 
-    def batches(epoch: int, start: int) -> Iterator[tuple[Batch, int]]:
+    def batches(steps: Sequence[planning.Step]) -> Iterator[tuple[tuple[Batch, jax.Array | None], int]]:
         host, hosts = jax.process_index(), jax.process_count()
-        for batch in loader.prefetch(loader.batches(train_set, plan(epoch), start, host, hosts)):
-            yield sharding.shard_rows(mesh, batch), int(batch.weight.sum()) * hosts
+        ready = loader.prefetch(loader.batches(train_set, steps, host, hosts))
+        for step, batch in zip(steps, ready, strict=True):
+            who = None if step.members is None else sharding.place(step.members, where["step"])
+            yield (sharding.shard_rows(mesh, batch), who), int(batch.weight.sum()) * hosts
 
     evaluators = [evaluator_for(lesson, run, lesson.valid_set, lesson.valid_ids, mesh) for lesson in lessons]
 
     def scores(flat: masks.Flat, lesson: Lesson, evaluator: Evaluator, epoch: int) -> dict[str, np.ndarray]:
-        """[own] each: "metric", "loss" where it is asked for, and "score", of which more is better."""
+        """Of each of the members: "metric", "loss" where it is asked for, and "score", of which more is better."""
         log_probs, classes = evaluator.log_probs(flat), lesson.valid_set.classes[lesson.valid_ids]
         found = np.asarray([lesson.metric(one[lesson.valid_ids], lesson.setting.tree, classes) for one in log_probs])
         if run.select == "loss":
@@ -354,25 +399,31 @@ def train(
             score = -(np.round(loss, run.round_loss) if run.round_loss >= 0 else loss)
             return {"metric": found, "loss": loss, "score": score}
         if run.select == "last":
-            return {"metric": found, "score": np.full(own, float(epoch))}
+            return {"metric": found, "score": np.full(len(found), float(epoch))}
         return {"metric": found, "score": -found if lesson.lower_is_better else found}
 
     def evaluate(state: dict[str, Any], epoch: int) -> tuple[dict[str, Any], dict[str, Any], float]:
+        active, best_score = sharding.fetch((state["active"], state["best_score"]))
         whole = masks.unflatten({**state["trained"], **frozen})
-        parts = [
-            scores(masks.flatten(lesson_params(whole, lessons, run, number)), lesson, evaluator, epoch)
-            for number, (lesson, evaluator) in enumerate(zip(lessons, evaluators, strict=True))
-        ]
-        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        score = found.pop("score")
+        found: dict[str, np.ndarray] = {}
+        for number, (lesson, evaluator) in enumerate(zip(lessons, evaluators, strict=True)):
+            who = np.flatnonzero(active[number * own : (number + 1) * own])
+            if len(who):
+                flat = masks.flatten(lesson_params(whole, lessons, run, number))
+                if len(who) < own:
+                    flat = {path: leaf[who] if path.startswith("prompt/") else leaf for path, leaf in flat.items()}
+                for name, values in scores(flat, lesson, evaluator, epoch).items():
+                    found.setdefault(name, np.full(members, None))[number * own + who] = values
+        score = np.where(active, found.pop("score"), best_score).astype(float)
         metrics = {name: value.tolist() for name, value in found.items()}
         return _keep_best(state, epoch, score, run.patience, where), metrics, float(np.mean(score))
 
     job = loop.Job(
         state=state,
-        update=lambda state, batch: step_fn(state, frozen, batch),
+        steps=max(updates),
+        plan=plan,
         batches=batches,
-        steps=steps,
+        update=lambda state, item: step_fn(state, frozen, *item),
         evaluate=evaluate,
         finished=lambda state: not bool(sharding.fetch(state["active"]).any()),
     )
@@ -428,4 +479,4 @@ def evaluator_for(lesson: Lesson, run: TrainConfig, units: UnitSet, ids: np.ndar
         lengths, seed=0, epoch=0, buckets=edges, ids=ids, shuffle=False, max_rows=run.eval_rows, row_multiple=multiple,
         max_tokens=max(run.max_tokens, multiple * edges[-1]),
     )  # fmt: skip
-    return Evaluator(lesson.setting, units, plan, len(run.seeds), mesh)
+    return Evaluator(lesson.setting, units, plan, mesh)

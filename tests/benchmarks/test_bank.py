@@ -34,18 +34,28 @@ def test_members_learn_in_a_bank_as_alone() -> None:
         run = bank.runner(side, args, 3)
         spent = {"seconds": 1.0 + (side == "singles"), "cpu": 3.0}
         results[f"{side}-3"] = [{**run(), **spent} for _ in range(2)]
-    results["one-3"] = [{"seconds": 0.5, "cpu": 3.0, "compile": 1.0, "utterances": 6}] * 2
+    results["one-3"] = results["half-3"] = [{"seconds": 0.5, "cpu": 3.0, "compile": 1.0, "utterances": 6}] * 2
     assert all(result["utterances"] == 6 for each in results.values() for result in each)
     assert bank.check_losses(results, 3, "float32") < 1e-4
     losses = np.array([result["losses"] for result in results["bank-3"]])
     assert losses.shape == (2, 2)
     assert np.ptp(losses[0]) > 1e-3  # members have their own seeds and utterances
     *_, ratios = bank.tables(results, args)
-    assert "| 3 | seconds | 2.00 (2.00–2.00) | 2.00 (2.00–2.00) |" in ratios
-    assert "| 3 | CPU seconds | 1.00 (1.00–1.00) | 1.00 (1.00–1.00) |" in ratios
+    assert "| 3 | seconds | 2.00 (2.00–2.00) | 2.00 (2.00–2.00) | 0.50 (0.50–0.50) |" in ratios
+    assert "| 3 | CPU seconds | 1.00 (1.00–1.00) | 1.00 (1.00–1.00) | 1.00 (1.00–1.00) |" in ratios
     results["singles-3"][1]["losses"][1] *= 1.1
     with pytest.raises(AssertionError, match="3 utterances a member: losses in the bank and alone differ"):
         bank.check_losses(results, 3, "float32")
+
+
+def test_half_a_bank_is_the_members_that_are_left() -> None:
+    args = argparse.Namespace(**TOY, bank=4)
+    bank_run, half_run = (bank.runner(side, args, 3) for side in ("bank", "half"))
+    for _ in range(2):
+        whole, half = bank_run(), half_run()
+        assert half["utterances"] == 6
+        assert [loss == 0 for loss in half["losses"]] == [False, True, False, True]
+        np.testing.assert_allclose(half["losses"][::2], whole["losses"][::2], rtol=1e-4)
 
 
 def test_both_works_are_measured() -> None:

@@ -13,7 +13,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spjax.data.plan import Step, buckets, few_shot, host_slice, plan, rows_per_step, within_limit
+from spjax.data.plan import (
+    Step,
+    abreast,
+    arrange,
+    buckets,
+    few_shot,
+    host_slice,
+    plan,
+    rows_per_step,
+    updates,
+    width,
+    within_limit,
+)
 
 lengths_of = st.lists(st.integers(1, 120), min_size=1, max_size=150).map(np.array)
 options = st.fixed_dictionaries(
@@ -174,6 +186,91 @@ def test_a_plan_that_cannot_be_says_why(change: dict, says: str) -> None:
 def test_hosts_that_cannot_share_evenly_are_told() -> None:
     with pytest.raises(ValueError, match="make row_multiple a multiple of 3"):
         host_slice(Step(8, np.zeros((1, 8), np.int32)), 0, 3)
+
+
+# ---- tasks side by side
+
+sizes_of = st.lists(st.sampled_from([8, 16, 24, 40]), min_size=1, max_size=60)
+
+
+def _steps(sizes: list[int], members: tuple[int, ...] = (0,), rows: int = 2) -> list[Step]:
+    """Steps of these buckets, whose ids are their number."""
+    who = np.asarray(members, np.int32)
+    return [Step(size, np.full((len(who), rows), i, np.int32), who) for i, size in enumerate(sizes)]
+
+
+@given(sizes=sizes_of, epoch=st.integers(0, 9))
+def test_arranging_loses_nothing_and_keeps_the_order_of_a_length(sizes: list[int], epoch: int) -> None:
+    found = arrange(_steps(sizes), seed=0, epoch=epoch)
+    assert sorted(int(step.ids[0, 0]) for step in found) == list(range(len(sizes)))
+    for size in set(sizes):
+        alike = [int(step.ids[0, 0]) for step in found if step.bucket == size]
+        assert alike == sorted(alike) == [i for i, one in enumerate(sizes) if one == size]
+
+
+@given(sizes=sizes_of, epoch=st.integers(0, 9))
+def test_plans_as_long_as_each_other_have_their_lengths_side_by_side(sizes: list[int], epoch: int) -> None:
+    """However the lengths of the second are distributed, the longest stand where those of the first stand."""
+    other = [size * 3 for size in reversed(sizes)]
+    ours, theirs = (arrange(_steps(some), seed=0, epoch=epoch) for some in (sizes, other))
+    assert [step.bucket * 3 for step in ours] == [step.bucket for step in theirs]
+
+
+def test_plans_of_other_length_have_about_their_lengths_side_by_side() -> None:
+    random = np.random.default_rng(0)
+    plans = [arrange(_steps(random.integers(1, 100, n).tolist()), seed=0, epoch=1) for n in (400, 150)]
+    pairs = np.asarray([(a.bucket, b.bucket) for a, b in zip(*plans, strict=False)])
+    assert np.corrcoef(pairs.T)[0, 1] > 0.9
+    assert list(pairs[:, 0]) != sorted(pairs[:, 0])
+
+
+@given(
+    batches=st.lists(st.integers(1, 1000), min_size=1, max_size=5),
+    shares=st.lists(st.floats(0, 1), min_size=2, max_size=2),
+)
+def test_sampling_lies_between_own_passes_and_the_largest_ones(batches: list[int], shares: list[float]) -> None:
+    assert updates(batches, 1.0) == batches
+    assert updates(batches, 0.0) == [max(batches)] * len(batches)
+    less, more = (updates(batches, share) for share in sorted(shares))
+    for own, low, high in zip(batches, more, less, strict=True):
+        assert own <= low <= high <= max(batches)
+    assert updates([100, 25], 0.5) == [100, 50]
+
+
+@given(bank=st.integers(1, 300))
+def test_a_bank_has_few_widths_that_waste_little(bank: int) -> None:
+    widths = [width(count, bank) for count in range(1, bank + 1)]
+    assert widths[-1] == bank
+    assert all(count <= found <= 1.25 * count + 1 for count, found in enumerate(widths, 1))
+    assert widths == sorted(widths)
+    assert len(set(widths)) <= 4 * np.log2(bank) + 1
+    assert width(1, bank) == 1
+
+
+@given(
+    tasks=st.lists(st.tuples(sizes_of, st.integers(1, 3), st.integers(0, 3), st.integers(1, 4)), min_size=1, max_size=4)
+)
+def test_side_by_side_everyone_has_its_own_batches_in_its_own_order(tasks: list) -> None:
+    """Tasks of `sizes`, with members that take part, members that stopped, and rows a batch."""
+    plans, start = [], 0
+    for sizes, active, stopped, rows in tasks:
+        plans.append(_steps(sizes, tuple(range(start, start + active)), rows))
+        start += active + stopped
+    found = abreast(plans, bank=start, buckets=(16, 40))
+    assert len(found) == max(len(plan) for plan in plans)
+    for number, step in enumerate(found):
+        here = [plan[number] for plan in plans if number < len(plan)]
+        who = np.arange(start) if step.members is None else step.members
+        assert (step.members is None) == (sum(len(one.ids) for one in here) == start)
+        assert len(who) == len(step.ids) == width(sum(len(one.ids) for one in here), start)
+        assert step.bucket == (16 if max(one.bucket for one in here) <= 16 else 40)
+        for one in here:
+            for member, ids in zip(one.members, one.ids, strict=True):
+                (row,) = step.ids[who == member]
+                assert row.tolist() == [*ids.tolist(), *[-1] * (len(row) - len(ids))]
+        assert (step.ids[who == start] == -1).all()
+    counts = [len(step.ids) for step in found]
+    assert counts == sorted(counts, reverse=True)  # programs change as often as tasks end
 
 
 # ---- buckets

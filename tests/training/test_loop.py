@@ -7,7 +7,7 @@ import json
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ BATCHES = np.random.default_rng(0).normal(size=(4, STEPS, 3)).astype(np.float32)
 @jax.jit
 def _update(state: dict[str, jax.Array], batch: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     x = state["x"] * jnp.float32(0.9) + batch
-    return {"x": x, "step": state["step"] + 1}, {"loss": jnp.sum(x**2), "gradient_norm": jnp.abs(x)}
+    metrics = {"loss": jnp.sum(x**2), "gradient_norm": jnp.abs(x), "updates": 1}
+    return {"x": x, "step": state["step"] + 1}, metrics
 
 
 def _start(size: int = 3) -> dict[str, jax.Array]:
@@ -35,8 +36,11 @@ def _start(size: int = 3) -> dict[str, jax.Array]:
 def _job(before: Callable[[int, int], None] = lambda epoch, step: None, scores: tuple[float, ...] = ()) -> loop.Job:
     """A job that calls `before` ahead of every step, and with step = STEPS ahead of every evaluation."""
 
-    def batches(epoch: int, start: int) -> Iterator[tuple[np.ndarray, int]]:
-        for step in range(start, STEPS):
+    def plan(state: dict[str, jax.Array], epoch: int) -> list[tuple[int, int]]:
+        return [(epoch, step) for step in range(STEPS)]
+
+    def batches(steps: Sequence[tuple[int, int]]) -> Iterator[tuple[np.ndarray, int]]:
+        for epoch, step in steps:
             before(epoch, step)
             yield BATCHES[epoch, step], 8
 
@@ -45,7 +49,7 @@ def _job(before: Callable[[int, int], None] = lambda epoch, step: None, scores: 
         score = scores[epoch] if scores else -float(state["x"][0])
         return state, {"metric": [score, score / 2]}, score
 
-    return loop.Job(_start(), _update, batches, STEPS, evaluate, lambda state: False)
+    return loop.Job(_start(), STEPS, plan, batches, _update, evaluate, lambda state: False)
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
@@ -218,7 +222,9 @@ def test_divergence_is_told_and_the_last_good_checkpoint_kept(
 
 
 def test_divergence_before_any_checkpoint_promises_none(tmp_path: Path) -> None:
-    job = dataclasses.replace(_job(), update=lambda state, batch: (state, {"loss": jnp.asarray(jnp.nan)}))
+    job = dataclasses.replace(
+        _job(), update=lambda state, batch: (state, {"loss": jnp.asarray(jnp.nan), "updates": jnp.ones(())})
+    )
     with pytest.raises(loop.DivergedError, match="No checkpoint was written yet"):
         loop.fit(job, str(tmp_path), epochs=1)
 
@@ -240,7 +246,7 @@ def test_a_full_disk_is_told_and_the_last_complete_checkpoint_kept(tmp_path: Pat
 
     def update(state: dict[str, jax.Array], batch: np.ndarray) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         x = state["x"] * 0.5 + noise * batch[0]
-        return {"x": x, "step": state["step"] + 1}, {"loss": x[0] ** 2}
+        return {"x": x, "step": state["step"] + 1}, {"loss": x[0] ** 2, "updates": 1}
 
     def fit(before: Callable[[int, int], None]) -> tuple[dict[str, jax.Array], list[dict[str, Any]]]:
         return loop.fit(dataclasses.replace(_job(before), state=_start(size), update=update), str(tmp_path), epochs=3)

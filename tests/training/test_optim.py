@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -124,6 +128,44 @@ def test_weight_decay_leaves_vectors_alone() -> None:
     updates, _ = tx.update({path: jnp.zeros(leaf.shape) for path, leaf in flat.items()}, tx.init(flat), flat)
     np.testing.assert_allclose(updates["lm/layers/key/kernel"], -0.1, rtol=1e-5)
     np.testing.assert_allclose(updates["lm/final_norm/scale"], 0)
+
+
+@pytest.mark.parametrize("eps_before", [False, True])
+@settings(max_examples=15)
+@given(taking_part=st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=6))
+def test_a_member_of_a_bank_is_stepped_as_if_it_were_alone(eps_before: bool, taking_part: list[list[bool]]) -> None:
+    """Whoever else takes part: clipping, moments, their count, warm-up, decay and learning rate are its own."""
+    config = optim.OptimConfig(lr=1.0, warmup=0.3, clip=0.5, eps_before_correction=eps_before, weight_decay=0.1)
+    steps, lrs = [6, 9, 20], [1e-2, 5e-2, 2e-2]
+    bank = optim.make_bank(config, steps, lrs)
+    params = {path: leaf for path, leaf in _on_device(_random(0)).items() if path.startswith("prompt/")}
+    state = bank.init(params)
+    alone = [optim.make(dataclasses.replace(config, lr=lr), total) for total, lr in zip(steps, lrs, strict=True)]
+    own = [{path: leaf[n : n + 1] for path, leaf in params.items()} for n in range(3)]
+    states = [one.init(some) for one, some in zip(alone, own, strict=True)]
+    for number, flags in enumerate(taking_part):
+        who = np.flatnonzero(flags)
+        grads = {path: leaf[who] for path, leaf in _on_device(_random(number + 1)).items() if path in params}
+        some = jax.tree.map(lambda leaf: leaf[who], (params, state))  # noqa: B023
+        updates, new = bank.update(grads, some[1], some[0])
+        changed = optax.apply_updates(some[0], updates), new
+        params, state = jax.tree.map(lambda all_, rows: all_.at[who].set(rows), (params, state), changed)  # noqa: B023
+        for row, n in enumerate(who):
+            mine = {path: leaf[row : row + 1] for path, leaf in grads.items()}
+            updates, states[n] = alone[n].update(mine, states[n], own[n])
+            own[n] = optax.apply_updates(own[n], updates)
+    for n in range(3):
+        for path, leaf in own[n].items():
+            np.testing.assert_allclose(params[path][n], leaf[0], rtol=1e-5, atol=1e-7, err_msg=path)
+
+
+def test_every_leaf_of_a_banks_optimizer_has_its_members_in_front() -> None:
+    for eps_before in (False, True):
+        config = optim.OptimConfig(eps_before_correction=eps_before)
+        state = optim.make_bank(config, [5, 5, 5], [1e-2] * 3).init(
+            {path: leaf for path, leaf in _on_device(_random(0)).items() if path.startswith("prompt/")}
+        )
+        assert {leaf.shape[0] for leaf in jax.tree.leaves(state)} == {3}
 
 
 @pytest.mark.parametrize("wrong", [{"decay": "linear"}, {"lr": 0.0}, {"warmup": 1.0}, {"warmup": -0.1}])

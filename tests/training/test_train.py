@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -157,62 +156,174 @@ def test_a_run_goes_on_from_its_checkpoint(
 # ---- several tasks
 
 
+WORD = verbalizers.learnable(Task("word", (Slot("word", ("a", "b", "c", "d", "e")),)), 104)
+WORD_SETTING = dataclasses.replace(SETTING, verbalizer=WORD, tree=decode.label_tree(WORD, None))
+
+
+def _words(count: int, longest: int) -> train.Lesson:
+    """Another task: other slots, fewer classes, other lengths."""
+    random = np.random.default_rng(count)
+    units = [[i % 5, *random.integers(50, 99, random.integers(0, longest)).tolist()] for i in range(count)]
+    words = UnitSet.of(units, np.arange(count)[:, None] % 5)
+    return train.Lesson(WORD_SETTING, words, np.arange(count), words, np.arange(count), train.exact_match)
+
+
+def _both(lessons: list[train.Lesson], run: train.TrainConfig, workdir: Path) -> train.Trained:
+    banks = [train.first_params(toy.tiny_lm(), one.setting, run.seeds)["prompt"] for one in lessons]
+    params = {"lm": toy.tiny_lm(), "prompt": prompts.join(jax.device_get(banks))}
+    return train.train(params, lessons, run, OPTIM, workdir=str(workdir))
+
+
+TOY = train.Lesson(SETTING, TRAIN, np.arange(80), VALID, np.arange(24), train.exact_match)
+
+
 def test_tasks_of_different_slots_and_classes_learn_side_by_side(tmp_path: Path) -> None:
-    """A task sees its own batches and ends at its own prompts; a small one goes round again."""
-    other = Task("word", (Slot("word", ("a", "b", "c", "d", "e")),))
-    units = list(itertools.islice(itertools.cycle([[1, 2], [3, 4], [5, 6], [7, 8], [9, 9]]), 20))
-    words = UnitSet.of(units, np.arange(20)[:, None] % 5)
-    verbalizer = verbalizers.learnable(other, 104)
-    tree = decode.label_tree(verbalizer, None)
-    settings = [SETTING, dataclasses.replace(SETTING, verbalizer=verbalizer, tree=tree)]
-    lessons = [
-        train.Lesson(SETTING, TRAIN, np.arange(80), VALID, np.arange(24), train.exact_match),
-        train.Lesson(settings[1], words, np.arange(20), words, np.arange(20), train.exact_match),
-    ]
-    run = dataclasses.replace(RUN, seeds=(3, 4), epochs=6, select="last")
-    banks = [jax.device_get(train.first_params(toy.tiny_lm(), one, run.seeds)["prompt"]) for one in settings]
-    params = {"lm": toy.tiny_lm(), "prompt": prompts.join(banks)}
-    both = train.train(params, lessons, run, OPTIM, workdir=str(tmp_path / "both"))
+    """A small one that goes round again learns too; nothing reaches the rows that fill up the smaller verbalizer."""
+    lessons = [TOY, _words(20, 1)]
+    run = dataclasses.replace(RUN, seeds=(3, 4), epochs=6, select="last", sampling=0.0)
+    both = _both(lessons, run, tmp_path)
     assert np.asarray([line["metric"] for line in both.history]).shape == (6, 4)
     assert min(both.history[-1]["metric"][2:]) == 1.0  # the word task is easy
-    for number, lesson in enumerate(lessons):
-        mine = train.lesson_params(both.params, lessons, run, number)["prompt"]
-        assert mine["verbalizer"].shape[1] == lesson.setting.verbalizer.outputs
-    # Nothing reaches the rows that only fill up the smaller verbalizer.
     wide = both.params["prompt"]["verbalizer"]
-    assert (wide[:2, SETTING.verbalizer.outputs :] == 0).all()
-    assert (wide[2:, verbalizer.outputs :] == 0).all()
-    # After one epoch of one batch a task stands where it stands alone.
-    few, other_few = (dataclasses.replace(lesson, train_ids=np.arange(8)) for lesson in lessons)
-    one = dataclasses.replace(run, epochs=1)
-    params = {"lm": toy.tiny_lm(), "prompt": prompts.join(banks)}
-    beside = train.train(params, [few, other_few], one, OPTIM, workdir=str(tmp_path / "beside"))
-    alone = train.train({"lm": toy.tiny_lm(), "prompt": banks[0]}, [few], one, OPTIM, workdir=str(tmp_path / "alone"))
-    found = train.lesson_params(beside.params, lessons, one, 0)["prompt"]
-    for name, leaf in alone.params["prompt"].items():
-        np.testing.assert_allclose(found[name], leaf, atol=1e-5, err_msg=name)
+    for members, lesson in zip((wide[:2], wide[2:]), lessons, strict=True):
+        assert (members[:, lesson.setting.verbalizer.outputs :] == 0).all()
+
+
+def test_tasks_of_different_size_learn_what_they_learn_alone(tmp_path: Path) -> None:
+    """Other lengths, buckets, slots, classes and number of batches beside it change nothing for a member (1e-5).
+
+    Dropout of prompts and outputs, noise, warm-up and decay are on: all go by a member's own updates.
+    """
+    lessons = [TOY, _words(21, 24)]
+    run = dataclasses.replace(RUN, seeds=(3, 4), epochs=2, buckets=2)
+    both = _both(lessons, run, tmp_path / "both")
+    for number, lesson in enumerate(lessons):
+        alone = _both([lesson], run, tmp_path / str(number))
+        found = train.lesson_params(both.params, lessons, run, number)["prompt"]
+        for path, leaf in masks.flatten(alone.params["prompt"]).items():
+            np.testing.assert_allclose(masks.flatten(found)[path], leaf, atol=1e-5, err_msg=path)
+        mine = slice(2 * number, 2 * number + 2)
+        assert alone.best_score == both.best_score[mine]
+        for one, line in zip(alone.history, both.history, strict=True):
+            np.testing.assert_allclose(line["train_loss"][mine], one["train_loss"], rtol=1e-5)
+    assert len(_logged(tmp_path / "both", "train/loss")) > len(_logged(tmp_path / "1", "train/loss"))
+
+
+@pytest.mark.parametrize("sampling", [0.0, 0.5, 1.0])
+def test_sampling_says_how_many_updates_a_task_gets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampling: float
+) -> None:
+    lessons = [TOY, _words(20, 3)]  # 10 and 3 batches
+    made, make = [], train.make_update
+
+    def spied(*args: Any) -> Any:
+        def update(state: Any, frozen: Any, batch: Any, members: Any = None) -> Any:
+            state, metrics = inner(state, frozen, batch, members)
+            jax.debug.callback(lambda updates: made.append(updates.tolist()), metrics["updates"], ordered=True)
+            return state, metrics
+
+        inner = make(*args)
+        return update
+
+    monkeypatch.setattr(train, "make_update", spied)
+    _both(lessons, dataclasses.replace(RUN, seeds=(0,), epochs=2, sampling=sampling), tmp_path)
+    own = {0.0: 10, 0.5: 5, 1.0: 3}[sampling]
+    assert made == ([[1, 1]] * own + [[1, 0]] * (10 - own)) * 2
+
+
+# ---- members that rest, and members that stopped
+
+
+def _patient(number: int, told: list[float]) -> train.Lesson:
+    """A lesson whose valid scores are told, so that its members stop when they are said to."""
+    scores = iter(told)
+    return dataclasses.replace(_words(18 + number, 9), metric=lambda *_: next(scores))
+
+
+def test_stopped_members_are_not_computed_and_others_learn_as_if_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = [[0.5, 0.4], [0.1, 0.2, 0.3, 0.4, 0.5], [0.3, 0.3], [0.6, 0.7, 0.6]]
+    run = dataclasses.replace(RUN, seeds=(7,), epochs=5, patience=1, max_rows=8)
+    lessons = [_patient(number, scores) for number, scores in enumerate(told)]
+    widths, batches = [], loader.batches
+    monkeypatch.setattr(loader, "batches", lambda *a: (widths.append([len(s.ids) for s in a[1]]), batches(*a))[1])
+    found = _both(lessons, run, tmp_path / "bank")
+    assert found.best_epoch == [0, 4, 0, 1]
+    trained = [sorted(set(each)) for each in widths if len(each) == 3]  # an epoch's steps; evaluations have one each
+    assert trained == [[4], [4], [2], [1], [1]]
+    assert len(widths) - len(trained) == sum(map(len, told))  # nor are they evaluated
+    nothing = [[n for n, loss in enumerate(line["train_loss"]) if loss is None] for line in found.history]
+    assert nothing == [[], [], [0, 2], [0, 2, 3], [0, 2, 3]]
+    assert nothing == [[n for n, score in enumerate(line["metric"]) if score is None] for line in found.history]
+    monkeypatch.undo()
+    for number in (1, 3):
+        alone = _both([_patient(number, told[number])], run, tmp_path / str(number))
+        assert alone.best_epoch[0] == found.best_epoch[number]
+        for path, leaf in masks.flatten(alone.params["prompt"]).items():
+            np.testing.assert_allclose(masks.flatten(found.params["prompt"])[path][number], leaf[0], atol=1e-5)
+
+
+def test_a_run_whose_members_stop_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in an epoch in which some rest and some have stopped; bit for bit the numbers of one that was not."""
+    lessons = [TOY, _words(20, 12)]
+    run = dataclasses.replace(RUN, seeds=(0, 1, 2), epochs=7, patience=1, checkpoint_every=2)
+    expected = _both(lessons, run, tmp_path / "whole")
+    stopped = [sum(score is None for score in line["metric"]) for line in expected.history]
+    assert 0 < stopped[-1] < 6, "the scores of this toy let some members stop and others go on"
+    left = [sum(number < 6 for number in stopped) * 10 - 7]
+
+    class Killed(Exception):  # noqa: N818 - no error
+        pass
+
+    def dies(*args: Any) -> Any:
+        for batch in batches(*args):
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+            yield batch
+
+    batches = loader.batches
+    monkeypatch.setattr(loader, "batches", dies)
+    with pytest.raises(Killed):
+        _both(lessons, run, tmp_path / "cut")
+    again = _both(lessons, run, tmp_path / "cut")
+    jax.tree.map(np.testing.assert_array_equal, again.params, expected.params)
+    assert again.history == expected.history
 
 
 # ---- what moves
 
 
-def test_a_stopped_member_never_moves_again() -> None:
+@pytest.mark.parametrize("members", [None, (0, 2), (1,), (2, 3), (3,)])
+def test_who_takes_no_part_never_moves(members: tuple[int, ...] | None) -> None:
+    """3 is nobody: it fills the shape. Who takes part ends where it does in the whole bank."""
     params = train.first_params(toy.tiny_lm(), SETTING, RUN.seeds)
     trained, frozen = masks.split(masks.flatten(params), "prompt/.*")
-    tx = masks.masked(optim.make(dataclasses.replace(OPTIM, warmup=0.0), 9), trained, frozen)
+    bank = optim.make_bank(dataclasses.replace(OPTIM, warmup=0.0), [9, 8, 7], [1e-2, 2e-2, 3e-2])
+    tx = masks.masked(bank, trained, frozen)
     update = jax.jit(train.make_update(SETTING, tx))
-    batch = loader.make_batch(TRAIN, np.stack([np.arange(8) + n for n in range(3)]), 16)
-    for active in ((True, False, True), (False, False, False), (True, True, True)):
-        state = {
-            "trained": trained, "optimizer": tx.init({**trained, **frozen}), "step": jnp.zeros((), jnp.int32),
-            "seeds": jnp.arange(3, dtype=jnp.uint32), "active": jnp.asarray(active),
-        }  # fmt: skip
-        for _ in range(3):
-            state, metrics = update(state, frozen, batch)
-        assert metrics["loss"].shape == metrics["gradient_norm"].shape == (3,)
-        for path, leaf in state["trained"].items():
-            for n in range(3):
-                assert np.array_equal(leaf[n], trained[path][n]) != active[n], (path, n)
+    ids = np.stack([np.arange(8) + n for n in range(3)])
+    start = {
+        "trained": trained, "optimizer": tx.init({**trained, **frozen}),
+        "step": jnp.asarray([4, 0, 2]), "seeds": jnp.arange(3, dtype=jnp.uint32),
+    }  # fmt: skip
+    whole, everyone = update(start, frozen, loader.make_batch(TRAIN, ids, 16))
+    if members is None:
+        rows, who = ids, None
+    else:
+        rows, who = np.full((len(members), 8), -1), np.asarray(members)
+        rows[who < 3] = ids[who[who < 3]]
+    state, metrics = update(start, frozen, loader.make_batch(TRAIN, rows, 16), who)
+    take_part = np.isin(np.arange(3), np.arange(3) if members is None else members)
+    assert metrics["updates"].tolist() == take_part.tolist()
+    np.testing.assert_allclose(metrics["loss"], np.where(take_part, everyone["loss"], 0), rtol=1e-5)
+    for (path, leaf), old, new in zip(
+        jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(start), jax.tree.leaves(whole), strict=True
+    ):
+        if len(leaf):
+            np.testing.assert_array_equal(leaf[~take_part], old[~take_part], err_msg=str(path))
+            np.testing.assert_allclose(leaf[take_part], new[take_part], atol=1e-6, err_msg=str(path))
 
 
 @pytest.mark.parametrize("trainable", [".*", "prompt/(sep|verbalizer)|lm/layers/.*/bias"])
