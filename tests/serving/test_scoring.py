@@ -39,12 +39,14 @@ def test_a_bucket_holds_its_utterance_and_no_smaller_one_does(units: int):
     assert scoring.bucket(max(1, units - 1)) <= edge
 
 
-def test_shapes_are_few_and_bounded_in_memory():
+@pytest.mark.parametrize(("device", "rows"), [("cpu", (1, 4, 16)), ("tpu", (1, 8, 64))])
+def test_shapes_are_few_and_bounded_in_memory(device: str, rows: tuple[int, ...], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("jax.default_backend", lambda: device)
     shapes = scoring.shapes(1024)
-    assert len(shapes) == len(set(shapes)) == 22
-    for rows, columns in shapes:
-        assert rows == 1 or rows * columns**2 <= scoring.MAX_SCORES
-    assert scoring.shapes(40) == [(rows, columns) for columns in (32, 48) for rows in (1, 8, 64)]
+    assert len(shapes) == len(set(shapes)) <= 3 * len(scoring.BUCKETS)
+    for count, columns in shapes:
+        assert count == 1 or count * columns**2 <= scoring.MAX_SCORES
+    assert scoring.shapes(40) == [(count, columns) for columns in (32, 48) for count in rows]
     assert scoring.shapes(3000)[-2:] == [(1, 2048), (1, 4096)]
 
 
