@@ -48,7 +48,7 @@ class Import(NamedTuple):
 
     name: str  # dotted, of the module that is imported
     line: int
-    at_start: bool  # runs when the file is imported, not only when one of its functions is called
+    at_start: bool  # runs when the file is imported: not in a function, nor for type checkers only
 
 
 def files(*folders: str) -> list[Path]:
@@ -69,9 +69,10 @@ def imports(tree: ast.Module) -> Iterator[Import]:
     """Every import of a file, inside functions too; `from a import b` names a.b where that is a module of ours."""
     inside = {
         id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
+        for outer in ast.walk(tree)
+        if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef)
+        or (isinstance(outer, ast.If) and ast.unparse(outer.test) == "TYPE_CHECKING")  # never runs
+        for node in ast.walk(outer)
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
