@@ -1,6 +1,7 @@
 """spjax: adapt a frozen speech unit language model to classification tasks by prompt tuning.
 
-Public API: `SpeechPrompt`, the predictor (spjax/serving/predictor.py); `load_encoder`, `encode`, `speaker_f0`
+Public API: `SpeechPrompt`, the predictor (spjax/serving/predictor.py), and `PromptPack`, what it answers with
+(spjax/storage/packs.py; banks and the hub: spjax/storage); `load_encoder`, `encode`, `speaker_f0`
 (spjax/speech2unit/encoder.py); `load_unit_lm`, `load_prompt`, `classify_units` (spjax/serving/classify.py).
 """
 
@@ -13,9 +14,11 @@ if TYPE_CHECKING:
     from spjax.serving.classify import UnitLM, classify_units, load_prompt, load_unit_lm
     from spjax.serving.predictor import SpeechPrompt
     from spjax.speech2unit.encoder import Encoder, encode, load_encoder, speaker_f0
+    from spjax.storage.packs import PromptPack
 
 _HOMES = {
     "Encoder": "speech2unit.encoder",
+    "PromptPack": "storage.packs",
     "SpeechPrompt": "serving.predictor",
     "UnitLM": "serving.classify",
     "classify_units": "serving.classify",
@@ -28,6 +31,7 @@ _HOMES = {
 
 __all__ = [
     "Encoder",
+    "PromptPack",
     "SpeechPrompt",
     "UnitLM",
     "classify_units",

@@ -1,7 +1,8 @@
-"""What is kept on disk: unit LMs, HuBERTs, k-means and prompt packs: directories of JSON and safetensors files."""
+"""What is kept on disk, as directories of JSON and safetensors: unit LMs, HuBERTs, k-means, prompt packs and banks."""
 
 from __future__ import annotations
 
+from spjax.storage.banks import load_bank, load_packs, save_bank, split_bank
 from spjax.storage.files import StorageError
 from spjax.storage.huberts import load_hubert, save_hubert
 from spjax.storage.kmeans_store import KMeans, load_kmeans, save_kmeans
@@ -14,14 +15,18 @@ __all__ = [
     "PromptPack",
     "StorageError",
     "check_pack",
+    "load_bank",
     "load_hubert",
     "load_kmeans",
     "load_pack",
+    "load_packs",
     "make_card",
     "read_unit_lm",
+    "save_bank",
     "save_hubert",
     "save_kmeans",
     "save_pack",
     "save_unit_lm",
+    "split_bank",
     "unit_lm_hash",
 ]
