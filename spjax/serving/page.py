@@ -1,6 +1,6 @@
 """The page: speech recorded or uploaded, answered by the desk; several files to a table; a look inside the prompts.
 
-Everything that the browser loads comes from this server, and nothing is kept of what was uploaded.
+Everything that the browser loads comes from this server, and uploads are deleted after a while.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 COLUMNS = ("file", "task", "slot", "label", "probability", "error")  # of the table and the CSV
 MOST_FILES = 500  # of one table
 _AT_ONCE = 16  # files of a table that are on the desk: others want to be answered too
-_KEPT = 1800  # seconds that an upload stays on the disk
+_KEPT, _SWEPT = 1800, 600  # seconds that an upload stays on the disk; between looks for older ones
 _MOST_EXPLAINED = 256  # units: attributions take some 20 passes over them, forth and back
 _STEPS = 16  # points of integrated gradients
 _MOST_WAITING = 4  # who may wait for a look inside
@@ -82,14 +82,16 @@ def _sweep_uploads(app: fastapi.FastAPI, folder: Path) -> None:
     async def sweep() -> None:
         while True:
             await asyncio.to_thread(_delete_stale, folder)
-            await asyncio.sleep(_KEPT // 3)
+            await asyncio.sleep(_SWEPT)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[Any]:
         sweeping = asyncio.create_task(sweep())
-        async with inner(app) as state:
-            yield state
-        sweeping.cancel()
+        try:
+            async with inner(app) as state:
+                yield state
+        finally:
+            sweeping.cancel()
 
     app.router.lifespan_context = lifespan
 
@@ -169,7 +171,7 @@ def make_page(desk: Batcher, limits: Limits) -> gradio.Blocks:
             raise gr.Error(str(error), print_exception=False) from error
 
     with gr.Blocks(
-        title="Speech prompts", analytics_enabled=False, fill_width=True, delete_cache=(_KEPT // 3, _KEPT)
+        title="Speech prompts", analytics_enabled=False, fill_width=True, delete_cache=(_SWEPT, _KEPT)
     ) as page:
         gr.Markdown(
             "# Speech prompts\n"
@@ -427,7 +429,7 @@ def _about(predictor: SpeechPrompt, limits: Limits) -> str:
     )
     return f"""
 Unit language model `{lm["hash"]}`, {lm["layers"]} layers of {lm["dim"]}, frozen, in {predictor.compute}.{heard}
-Nothing that is uploaded is kept longer than {_KEPT // 60} minutes.
+Nothing that is uploaded is kept longer than {(_KEPT + _SWEPT) // 60} minutes.
 
 {tasks}
 

@@ -37,8 +37,9 @@ def desk(predictor: SpeechPrompt) -> Iterator[Batcher]:
         yield desk
 
 
-def silent(*_: Any, **__: Any) -> None:
+def unseen(*_: Any, **__: Any) -> bool:
     """Progress that nobody looks at."""
+    return True
 
 
 def test_programs_are_offered_two_stable_endpoints(desk: Batcher):
@@ -71,7 +72,7 @@ def test_a_table_has_rows_for_good_files_and_errors_for_bad_ones(desk: Batcher, 
     bad.write_bytes(b"RIFF no more")
     long = page_world.recording(tmp_path / "long.wav", 13)
     files = [str(path) for path in (good[0], bad, long, good[1])]
-    rows = asyncio.run(page._table(desk, files, ["order", "mood"], silent))
+    rows = asyncio.run(page._table(desk, files, ["order", "mood"], unseen))
     assert [row[0] for row in rows] == ["good_0.wav"] * 3 + ["bad, very.wav", "long.wav"] + ["good_1.wav"] * 3
     read = list(csv.DictReader(io.StringIO(page._csv(rows).decode(), newline="")))
     assert [tuple(row.values())[:2] for row in read] == [tuple(map(str, row[:2])) for row in rows]
@@ -117,7 +118,7 @@ class Fickle:
 def test_a_table_waits_while_the_desk_is_busy_and_leaves_room(desk: Batcher, tmp_path: Path):
     file = str(page_world.recording(tmp_path / "a.wav", 0.3))
     fickle = Fickle(desk.answer(file, ["mood"]))
-    rows = asyncio.run(page._table(fickle, [file] * 40, ["mood"], silent))  # type: ignore[arg-type]
+    rows = asyncio.run(page._table(fickle, [file] * 40, ["mood"], unseen))  # type: ignore[arg-type]
     assert len(rows) == 40
     assert not any(row[-1] for row in rows)
     assert fickle.most <= 16
