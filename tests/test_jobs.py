@@ -13,7 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import spjax
-from configs import fsc, gsc, pretrain_ulm
+from configs import bank, fsc, gsc, pretrain_ulm
 from spjax import jobs
 from spjax.data.records import read_unit_records
 from spjax.storage import packs
@@ -101,11 +101,37 @@ def test_a_sweep_takes_the_best_on_valid_and_reports_it_alone(
     assert taken["mean"] == max(one["mean"] for one in table)
     assert taken["lr"] == 3e-2
     assert [member["best_valid"] for member in results["members"]] == pytest.approx(taken["valid"])
+    assert results["setting"] == {"prompt length": taken["length"], "learning rate": 0.03}
+    assert (results["tried"], results["valid"]["mean"]) == (4, pytest.approx(taken["mean"]))
     assert _pack(workdir).params["key"].shape[1] == taken["length"]
     assert results["parameters"]["trained"] == sum(leaf.size for leaf in _pack(workdir).params.values())
     assert table[3]["valid"][0] == pytest.approx(plain[1]["members"][0]["best_valid"])
     assert f"of 4 settings prompt length {taken['length']}, learning rate 0.03 is best" in capsys.readouterr().out
     assert "| yes |" in (workdir / "sweep.md").read_text()
+
+
+def test_a_bank_of_two_tasks_with_members_that_stop(place: Place, tmp_path: Path) -> None:
+    """A row a task; the curve of a member ends where it stopped; the packs are of the epoch that was kept."""
+    config = bank.get_config()
+    config.update_from_flattened_dict(SMALL | {"train.epochs": 6, "train.patience": 1, "floor": False})
+    config.data, config.lm = str(place.folder / "runs" / "units"), str(place.folder / "lm")
+    config.sweep.update({"lr": (1e-6, 3e-2), "length": (4,)})
+    jobs.run(config, str(tmp_path / "bank"), None, "")
+    lines = [json.loads(line) for line in (tmp_path / "bank" / "log.jsonl").read_text().splitlines()]
+    valid = [line["valid/metric"] for line in lines if "valid/metric" in line]
+    assert None in valid[-1], "no member stopped: patience of 1, and a learning rate of nothing"
+    page = (tmp_path / "bank" / "summary.md").read_text()
+    for task in ("fsc", "gsc"):
+        results = json.loads((tmp_path / "bank" / task / "results.json").read_text())
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| [{task}]")]
+        assert f"prompt length 4, learning rate 0.03 (of 2 tried: [sweep]({task}/sweep.md))" in row
+        assert f"| {100 * results['valid']['mean']:.2f} | {100 * results['headline']['mean']:.2f} |" in row
+        assert f"| {results['parameters']['trained']:,} |" in row
+        (member,) = results["members"]
+        epochs = [point["epoch"] for point in member["curve"]]
+        assert epochs == list(range(1, len(epochs) + 1))
+        assert member["best_epoch"] in (epochs[-1], epochs[-1] - 1)
+        assert member["best_valid"] == member["curve"][int(member["best_epoch"]) - 1]["valid"]
 
 
 @pytest.mark.parametrize(
@@ -271,6 +297,7 @@ def test_utterances_over_the_limit_are_counted_and_cut_only_if_told(
         ({"overlength": "shorten", "max_length": 8}, "overlength='shorten' is unknown"),
         ({"start_from": "nowhere"}, "nowhere/card.json does not exist"),
         ({"train__epochs": 0}, "train: epochs is 0, must be at least 1"),
+        ({"train__sampling": 1.5}, r"train: sampling is 1\.5, must lie in \[0, 1\]"),
         ({"train__seeds": (2**40,)}, "train: seeds .* must be integers in"),
         ({"train__patience": -1}, "patience is -1"),
         ({"train__trainable": "["}, r"trainable '\[' is no regular expression"),

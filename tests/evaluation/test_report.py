@@ -126,6 +126,39 @@ def test_summary_says_what_there_is_to_know(tmp_path):
     assert results["config"] == {"lr": 0.5, "path": "x", "nested": {"sizes": [1, 2]}, "nan": None}
 
 
+def test_a_bank_has_a_row_a_task(tmp_path):
+    floor = {"chosen": "joint", "variants": {}, "test": 0.25}
+    setting = {"prompt length": 24, "learning rate": 0.01}
+    bank = [
+        report.write_report(
+            tmp_path / task.name, task=task, members=[member_of(task, seed) for seed in (0, 1)], floor=one,
+            parameters=counts, setting=setting, tried=tried,
+        )
+        for task, one, counts, tried in ((FSC, floor, {"trained": 111456}, 9), (SPOOF, None, None, 1))
+    ]  # fmt: skip
+    assert report.write_overview(tmp_path, bank) == str(tmp_path / "summary.md")
+    _, _, fsc, spoof = (line for line in (tmp_path / "summary.md").read_text().splitlines() if line.startswith("|"))
+    head = bank[0]["headline"]
+    assert [part.strip() for part in fsc.split("|")[1:-1]] == [
+        "[fsc](fsc/summary.md)",
+        "exact match",
+        "prompt length 24, learning rate 0.01 (of 9 tried: [sweep](fsc/sweep.md))",
+        "111,456",
+        "93.75 ± 0.00",
+        f"{100 * head['mean']:.2f} ± {100 * head['half_width_95']:.2f}",
+        "40",
+        "25.00",
+        f"{100 * head['mean'] - 25:+.2f} (above the floor)",
+    ]
+    assert "(lower is better) | prompt length 24, learning rate 0.01 | – | 93.75" in spoof
+    assert spoof.endswith("| 40 | – | – |")
+    assert (
+        "\nPrompt length 24, learning rate 0.01 (of 9 tried: [sweep](sweep.md)).\n"
+        in (tmp_path / "fsc" / "summary.md").read_text()
+    )
+    assert "\nPrompt length 24, learning rate 0.01.\n" in (tmp_path / "spoof" / "summary.md").read_text()
+
+
 def test_confusions_are_counted_over_all_seeds(tmp_path):
     task = Task("t", (Slot("s", ("a", "b", "c")),))
     true, certain = np.array([[0], [0], [1], [2]]), np.eye(3)
