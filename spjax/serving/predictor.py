@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -164,9 +165,19 @@ class SpeechPrompt:
                 for number, bank in enumerate(self.banks)
                 for batch in scoring.work([bank], lengths, self._asked(tasks, len(lengths)))
             }
-        for number, shape in tqdm(sorted(wanted), desc="compile", unit="program", delay=2, disable=not progress):
-            bank = self.banks[number]
-            bank.programs.get(shape, self.params, bank.params)
+        def compiled(one: tuple[int, Shape]) -> None:
+            bank = self.banks[one[0]]
+            bank.programs.get(one[1], self.params, bank.params)
+
+        # The largest first: they take longest. Leaving early waits for those at hand only.
+        order = sorted(wanted, key=lambda one: one[1].rows * one[1].columns, reverse=True)
+        pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="compile")
+        try:
+            ready = pool.map(compiled, order)
+            for _ in tqdm(ready, total=len(order), desc="compile", unit="program", delay=2, disable=not progress):
+                pass
+        finally:
+            pool.shutdown(cancel_futures=True)
         return len(wanted)
 
     def encode(

@@ -10,6 +10,7 @@ import functools
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import jax
@@ -67,16 +68,22 @@ class Programs:
         settings = {"config": config, "compute": KINDS[kind], "trees": trees, "lengths": lengths}
         self._score = jax.jit(functools.partial(decode.score, **settings))
         self._spoken = config.prosody is not None
-        self._compiled: dict[Shape, Any] = {}
+        self._compiled: dict[Shape, Future[Any]] = {}
         self._lock = threading.Lock()
 
     def get(self, shape: Shape, lm: Params, bank: Params) -> Any:
         """The program of a shape: (lm, bank, batch) to float32 [rows, M] on the device, as `decode.score` has it."""
         with self._lock:
-            if shape not in self._compiled:
-                batch = _described(shape, self._spoken)
-                self._compiled[shape] = self._score.lower(lm, bank, batch).compile()
-            return self._compiled[shape]
+            first = shape not in self._compiled
+            made = self._compiled.setdefault(shape, Future())
+        if first:  # outside the lock: those of several shapes are compiled at once
+            try:
+                made.set_result(self._score.lower(lm, bank, _described(shape, self._spoken)).compile())
+            except BaseException as error:
+                made.set_exception(error)
+                with self._lock:
+                    del self._compiled[shape]
+        return made.result()
 
 
 def _described(shape: Shape, spoken: bool) -> Batch:
