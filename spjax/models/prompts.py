@@ -173,7 +173,7 @@ def projected(bank: Params, lm: Params, config: UnitLMConfig, compute: Compute) 
       compute: operand type.
 
     Returns:
-      The bank with `prefix`, KV [L, N, H, P, Dh], in place of `key` and `value`: to be run, not to be trained or stored.
+      The bank with `prefix`, KV [L, N, H, P, Dh], in place of `key` and `value`: to be run, not trained or stored.
     """
 
     def project(name: str) -> jax.Array:
