@@ -239,7 +239,9 @@ def test_a_batch_that_fails_is_answered_one_by_one(predictor: SpeechPrompt, capl
 def test_an_answer_that_takes_too_long_is_given_up(predictor: SpeechPrompt):
     held = Held(predictor)
     with Batcher(held, Limits(timeout=0.05)) as desk:  # type: ignore[arg-type]
-        desk.submit(audio(0), ["word"])
+        first = desk.submit(audio(0), ["word"])
+        while not desk.stats().working:
+            wait([first], 0.01)
         with pytest.raises(TimeoutError, match=r"no answer within 0\.05 s"):
             desk.answer(audio(1), ["mood"])
         held.go.set()
