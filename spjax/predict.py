@@ -16,7 +16,7 @@ from spjax.data.records import RecordError
 from spjax.huge_pages import with_huge_pages
 from spjax.serving import comparing
 from spjax.serving.comparing import Change, Split
-from spjax.serving.frozen import KINDS
+from spjax.serving.flags import add_predictor_flags, load_predictor
 from spjax.serving.load import load_unit_lm
 from spjax.serving.predictor import SpeechPrompt
 
@@ -29,33 +29,16 @@ def _parser() -> argparse.ArgumentParser:
         "--kmeans=kmeans/km100 --packs=packs turn_on_the_lights.wav --json",
     )
     parser.add_argument("files", metavar="FILE", nargs="*", help="recordings")
-    parser.add_argument("--lm", required=True, help="directory of the unit LM that the packs were trained with")
-    parser.add_argument("--encoder", help="mfcc, log_mel, or the directory of a HuBERT")
-    parser.add_argument("--kmeans", help="directory of the encoder's k-means")
-    parser.add_argument("--layer", type=int, default=6, help="of a HuBERT (%(default)s)")
-    parser.add_argument("--lowpass", type=float, metavar="HZ", help="of the encoder, if the packs were trained so")
-    parser.add_argument(
-        "--packs", required=True, action="append", metavar="DIR",
-        help="a prompt pack, a bank, or a directory of them (a job's, say); may be given several times",
-    )  # fmt: skip
+    add_predictor_flags(parser, speech=False)
     parser.add_argument("--tasks", metavar="A,B", help="answer these tasks only")
     parser.add_argument("--json", action="store_true", help="a JSON object a line")
-    parser.add_argument(
-        "--compute", choices=tuple(KINDS), default="float32", help="the LM's kernels (%(default)s); units do not change"
-    )
     parser.add_argument("--compare", action="store_true", help="tell how answers differ from those in float32")
     parser.add_argument(
         "--data", action="append", default=[], metavar="RECORDS", help="unit records of a task, to score it on"
     )
     parser.add_argument("--split", default="test", help="of the records (%(default)s)")
-    parser.add_argument("--max-units", type=int, default=1024, help="most units of an utterance (%(default)s)")
-    parser.add_argument("--cut", action="store_true", help="answer for the beginning of longer ones")
     parser.add_argument("--ahead", action="store_true", help="compile every program that there is, to keep them")
     parser.add_argument("--export", metavar="DIR", help="write an artefact that serves the tasks without this code")
-    parser.add_argument(
-        "--compilation-cache", default="~/.cache/spjax/xla", metavar="DIR",
-        help="where compiled programs are kept; '' for nowhere (%(default)s)",
-    )  # fmt: skip
     return parser
 
 
@@ -87,11 +70,9 @@ def _run(options: argparse.Namespace) -> bool:
             "recordings want an encoder: give --encoder=mfcc, log_mel or a HuBERT's directory, and --kmeans"
         )
     lm = load_unit_lm(options.lm)
-    predictor = SpeechPrompt.load(
-        lm, options.encoder, options.packs, kmeans=options.kmeans, layer=options.layer, lowpass=options.lowpass,
-        compute=options.compute, max_units=options.max_units, overlength="cut" if options.cut else "error",
-        ahead=options.ahead, compilation_cache=options.compilation_cache,
-    )  # fmt: skip
+    predictor = load_predictor(options, lm)
+    if options.ahead:
+        predictor.compile_ahead(progress=True)
     reference = None
     if options.compare:
         reference = SpeechPrompt.load(

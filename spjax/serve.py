@@ -77,7 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _serve(options: argparse.Namespace) -> None:
     import uvicorn
-    from threadpoolctl import threadpool_limits
 
     from spjax.serving.api import make_app
 
@@ -93,9 +92,7 @@ def _serve(options: argparse.Namespace) -> None:
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, backlog=BACKLOG, timeout_graceful_shutdown=round(limits.timeout)
         )
-        # Features are products too small to share: beside XLA's threads, several of BLAS's took five times as long.
-        with threadpool_limits(1, user_api="blas"):
-            _server(config, desk).run(sockets=[place])
+        _server(config, desk).run(sockets=[place])
 
 
 def _with_page(app: Any, desk: Batcher) -> Any:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 
 from spjax.serving.frozen import KINDS
+from spjax.serving.load import UnitLM
 from spjax.serving.predictor import SpeechPrompt
 
 
-def add_predictor_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of what `load_predictor` loads; encoder and k-means must be given."""
+def add_predictor_flags(parser: argparse.ArgumentParser, speech: bool = True) -> None:
+    """Flags of what `load_predictor` loads. `speech`: nothing but recordings is answered, so an encoder is required."""
     parser.add_argument("--lm", required=True, help="directory of the unit LM that the packs were trained with")
-    parser.add_argument("--encoder", required=True, help="mfcc, log_mel, or the directory of a HuBERT")
-    parser.add_argument("--kmeans", required=True, help="directory of the encoder's k-means")
+    parser.add_argument("--encoder", required=speech, help="mfcc, log_mel, or the directory of a HuBERT")
+    parser.add_argument("--kmeans", required=speech, help="directory of the encoder's k-means")
     parser.add_argument("--layer", type=int, default=6, help="of a HuBERT (%(default)s)")
     parser.add_argument("--lowpass", type=float, metavar="HZ", help="of the encoder, if the packs were trained so")
     parser.add_argument(
@@ -30,14 +31,14 @@ def add_predictor_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def load_predictor(options: argparse.Namespace) -> SpeechPrompt:
-    """The predictor that the flags describe.
+def load_predictor(options: argparse.Namespace, lm: UnitLM | None = None) -> SpeechPrompt:
+    """The predictor that the flags describe. `lm`: the unit LM, where it is in memory already.
 
     Raises:
       StorageError, ValueError: as `SpeechPrompt.load`.
     """
     return SpeechPrompt.load(
-        options.lm, options.encoder, options.packs, kmeans=options.kmeans, layer=options.layer,
+        lm or options.lm, options.encoder, options.packs, kmeans=options.kmeans, layer=options.layer,
         lowpass=options.lowpass, compute=options.compute, max_units=options.max_units,
         overlength="cut" if options.cut else "error", compilation_cache=options.compilation_cache,
     )  # fmt: skip

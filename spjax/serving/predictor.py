@@ -165,6 +165,7 @@ class SpeechPrompt:
                 for number, bank in enumerate(self.banks)
                 for batch in scoring.work([bank], lengths, self._asked(tasks, len(lengths)))
             }
+
         def compiled(one: tuple[int, Shape]) -> None:
             bank = self.banks[one[0]]
             bank.programs.get(one[1], self.params, bank.params)

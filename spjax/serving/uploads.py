@@ -9,8 +9,7 @@ from pathlib import Path
 import soundfile
 
 from spjax.serving.limits import Limits
-from spjax.speech2unit import audio
-from spjax.speech2unit.audio import SAMPLE_RATE, Audio, AudioError
+from spjax.speech2unit.audio import SAMPLE_RATE, Audio, AudioError, read_stream
 
 MOST_VALUES = 192_000 * 2  # a second of sound, channels counted: bounds what decoding holds (studio rates in stereo)
 
@@ -41,7 +40,7 @@ def read_upload(data: bytes | str | os.PathLike[str], limits: Limits) -> Audio:
         data = place.read_bytes()
     limits.check_bytes(len(data))
     _check_header(data, name, limits)
-    return audio._utterance(*audio._decode(io.BytesIO(data), name, 0.0, None), name)
+    return read_stream(io.BytesIO(data), name)
 
 
 def check_audio(said: Audio, limits: Limits) -> None:

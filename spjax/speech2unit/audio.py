@@ -77,14 +77,24 @@ def read_audio(path: str | os.PathLike[str], start: float = 0.0, duration: float
         if not place.is_file():
             raise AudioError(_what_it_is(place, where))
         with place.open("rb") as file:
-            samples, rate = _decode(file, where, start, duration)
+            return read_stream(file, where, start, duration)
     except OSError as error:
         raise AudioError(f"{where} cannot be read ({error.strerror or error}). Check its permissions.") from error
     except ValueError as error:
         if isinstance(error, AudioError):
             raise
         raise AudioError(f"{where!r} is no path ({error}). Give the name of an audio file.") from error
-    return _utterance(samples, rate, where)
+
+
+def read_stream(file: BinaryIO, where: str, start: float = 0.0, duration: float | None = None) -> Audio:
+    """Reads an audio file that is open, or in memory; arguments and errors otherwise as `read_audio` has them.
+
+    Args:
+      file: can be searched.
+      where: what messages call it.
+      start, duration: of the crop.
+    """
+    return _utterance(*_decode(file, where, start, duration), where)
 
 
 def prepare(array: Any, rate: int) -> Audio:

@@ -169,7 +169,16 @@ def speaker_f0(recordings: Sequence[str | os.PathLike[str] | Audio], encoder: En
 
 
 def _acoustic_features(config: acoustic.AcousticConfig, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
-    return [acoustic.features(wave, config) for wave in waves]
+    # Products too small to share: beside XLA's threads several of BLAS's took five times as long.
+    with _threads().limit(limits=1, user_api="blas"):
+        return [acoustic.features(wave, config) for wave in waves]
+
+
+@functools.cache
+def _threads() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def _narrow_features(
