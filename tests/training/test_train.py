@@ -209,7 +209,9 @@ def test_tasks_of_different_size_learn_what_they_learn_alone(tmp_path: Path) -> 
     assert len(_logged(tmp_path / "both", "train/loss")) > len(_logged(tmp_path / "1", "train/loss"))
 
 
-@pytest.mark.parametrize("sampling", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(
+    "sampling", [pytest.param(0.0, marks=pytest.mark.slow), 0.5, pytest.param(1.0, marks=pytest.mark.slow)]
+)
 def test_sampling_says_how_many_updates_a_task_gets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampling: float
 ) -> None:
@@ -257,11 +259,9 @@ def test_stopped_members_are_not_computed_and_others_learn_as_if_alone(
     assert nothing == [[], [], [0, 2], [0, 2, 3], [0, 2, 3]]
     assert nothing == [[n for n, score in enumerate(line["metric"]) if score is None] for line in found.history]
     monkeypatch.undo()
-    for number in (1, 3):
-        alone = _both([_patient(number, told[number])], run, tmp_path / str(number))
-        assert alone.best_epoch[0] == found.best_epoch[number]
-        for path, leaf in masks.flatten(alone.params["prompt"]).items():
-            np.testing.assert_allclose(masks.flatten(found.params["prompt"])[path][number], leaf[0], atol=1e-5)
+    alone = _both([_patient(1, told[1])], run, tmp_path / "alone")  # the one that goes on when all others have stopped
+    for path, leaf in masks.flatten(alone.params["prompt"]).items():
+        np.testing.assert_allclose(masks.flatten(found.params["prompt"])[path][1], leaf[0], atol=1e-5, err_msg=path)
 
 
 def test_a_run_whose_members_stop_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
