@@ -172,21 +172,27 @@ def load_packs(path: str | Path) -> dict[str, PromptPack]:
 
     Args:
       path: a pack, which is called as its directory; a bank, whose members have their names; or a directory of packs
-        and banks at any depth (a job's, say), which are called by the way to them: "fsc-seed_0" for
-        `fsc/packs/seed_0`. They may be of several LMs and forms.
+        and banks at any depth (a job's, say), which are called as their tasks, or, where two are of one task, by the
+        way to them: "fsc-seed_0" for `fsc/packs/seed_0`. They may be of several LMs and forms.
 
     Raises:
       StorageError: no pack there, or one that `load_pack` or `load_bank` refuses.
     """
     path = Path(path)
     if (path / packs.CARD_FILE).is_file():
-        return {re.sub(r"[^\w.+-]|^\W", "_", path.resolve().name) or "pack": packs.load_pack(path)}
+        return {_clean(path.resolve().name): packs.load_pack(path)}
     if (path / CARD_FILE).is_file():
         return load_bank(path)
     found = _below(path) if path.is_dir() else {}
     if not found:
         raise StorageError(f"{path} is no prompt pack or bank, nor a directory of them. Point to one.")
-    return found
+    by_task = {_clean(pack.card["task"]): pack for pack in found.values()}
+    return by_task if len(by_task) == len(found) else found
+
+
+def _clean(name: str) -> str:
+    """A name as directories and command lines can have it."""
+    return re.sub(r"[^\w.+-]|^\W", "_", name) or "pack"
 
 
 def unique_names(named: Sequence[tuple[str, PromptPack]]) -> dict[str, PromptPack]:
@@ -196,8 +202,7 @@ def unique_names(named: Sequence[tuple[str, PromptPack]]) -> dict[str, PromptPac
       StorageError: two are still called alike.
     """
     times = Counter(name for name, _ in named)
-    task = lambda pack: re.sub(r"[^\w.+-]", "_", pack.card["task"])  # noqa: E731
-    full = [(name if times[name] == 1 else f"{task(pack)}-{name}", pack) for name, pack in named]
+    full = [(name if times[name] == 1 else f"{_clean(pack.card['task'])}-{name}", pack) for name, pack in named]
     twice = [name for name, count in Counter(name for name, _ in full).items() if count > 1]
     if twice:
         raise StorageError(f"several packs would be called {', '.join(twice)}. Name them: NAME=DIR.")

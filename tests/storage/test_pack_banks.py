@@ -181,7 +181,9 @@ def test_packs_are_found_wherever_they_lie(tmp_path: Path):
     (tmp_path / "runs" / "kmeans" / "card.json").write_text('{"format": "spjax-kmeans"}')
     (tmp_path / "runs" / ".a.tmp").mkdir()
     (tmp_path / "runs" / ".a.tmp" / "card.json").write_text('{"format": "spjax-prompt-pack"}')
-    assert list(load_packs(tmp_path / "runs")) == ["a-a-0", "b-b-1", "bank-c"]
+    assert list(load_packs(tmp_path / "runs")) == ["a", "b", "c"], "a pack a task: as the tasks"
+    pack(tmp_path / "runs" / "more" / "packs", "a", seed=3)
+    assert list(load_packs(tmp_path / "runs")) == ["a-a-0", "b-b-1", "bank-c", "more-a-3"], "by the way to them"
     assert list(load_packs(tmp_path / "runs" / "bank")) == ["c"]
     ((name, found),) = load_packs(tmp_path / "runs" / "a" / "packs" / "a-0").items()
     assert (name, same(found, a)) == ("a-0", True)
