@@ -285,6 +285,24 @@ class Batcher:
         return [Answered(one, next(found)) if isinstance(one, Encoded) else too_long for one in encoded]
 
 
+def as_json(answered: Answered) -> dict[str, Any]:
+    """An utterance's answers as JSON has them: answers, units, durations, and f0 where the LM is told of it.
+
+    Args:
+      answered: a desk's.
+
+    Returns:
+      `{"answers", "units", "durations"}`, the last two lists of n; and "f0", a list of n, of a multi-stream LM.
+    """
+    encoded = answered.encoded
+    told = {
+        "answers": answered.answers,
+        "units": encoded.units.tolist(),
+        "durations": encoded.durations.tolist(),
+    }
+    return told if encoded.f0 is None else {**told, "f0": encoded.f0.tolist()}
+
+
 def timed_out(limits: Limits) -> str:
     """What is said to those who waited for as long as they may."""
     return f"there was no answer within {limits.timeout:g} s: ask again when the server has less to do"
