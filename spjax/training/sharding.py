@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,16 +26,21 @@ RULES: tuple[tuple[str, P], ...] = (
 )
 
 
-def make_mesh(model: int = 1) -> Mesh:
-    """All devices as (data, model).
+def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Devices as (data, model).
+
+    Args:
+      model: how many share a layer.
+      devices: by default all that there are; others to compile for a machine that is elsewhere.
 
     Raises:
       ValueError: the devices do not divide by `model`.
     """
-    devices = jax.device_count()
-    if model < 1 or devices % model:
-        raise ValueError(f"mesh: {devices} devices do not divide into groups of model={model}")
-    return jax.make_mesh((devices // model, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    count = jax.device_count() if devices is None else len(devices)
+    if model < 1 or count % model:
+        raise ValueError(f"mesh: {count} devices do not divide into groups of model={model}")
+    shape = (count // model, model)
+    return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def spec_of(path: str) -> P:
