@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from spjax.storage import StorageError, banks, hub, load_pack
+from spjax.storage import StorageError, banks, hub
 from spjax.storage.packs import PromptPack
 from spjax.tasks import METRICS
 
@@ -89,14 +89,7 @@ def _show(options: argparse.Namespace) -> None:
 def _merge(options: argparse.Namespace) -> None:
     if options.out.exists() and not options.force:
         raise StorageError(f"{options.out} exists. Choose another directory, or replace it with --force.")
-    found: list[tuple[str, PromptPack]] = []
-    for told in options.packs:
-        name, equals, path = told.partition("=")
-        if not equals or Path(told).exists():
-            found += banks.load_packs(told).items()
-        else:
-            found.append((name, load_pack(path)))
-    members = banks.unique_names(found)
+    members = banks.load_packs(*options.packs)
     banks.save_bank(options.out, members)
     print(f"{options.out}: bank of {len(members)} prompts: {', '.join(members)}")
 

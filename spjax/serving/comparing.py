@@ -85,7 +85,7 @@ def headlines(predictor: SpeechPrompt, split: Split, progress: bool = False) -> 
 
 def _headline(predictor: SpeechPrompt, name: str, scored: scoring.Scored, classes: np.ndarray) -> float:
     pack = predictor.packs[name]
-    said, by_slot = scoring.read_off(pack, scored.log_probs)
+    said, by_slot = scoring.read_off(pack.task, scored)
     return float(metrics.score(pack.task, classes[scored.utterances], said, by_slot)["headline"])
 
 
@@ -113,9 +113,7 @@ def changes(
     before, after = (one.scores(units, tasks, progress) for one in (reference, predictor))
     for name in after:
         pack = predictor.packs[name]
-        (said, shares), (known, known_shares) = (
-            scoring.read_off(pack, side[name].log_probs) for side in (after, before)
-        )
+        (said, shares), (known, known_shares) = (scoring.read_off(pack.task, side[name]) for side in (after, before))
         largest = max(float(np.abs(a - b).max()) for a, b in zip(shares, known_shares, strict=True))
         change = Change(len(said), float((said == known).all(axis=1).mean()), largest)
         if classes and name in classes:

@@ -17,7 +17,7 @@ def add_predictor_flags(parser: argparse.ArgumentParser, speech: bool = True) ->
     parser.add_argument("--layer", type=int, default=6, help="of a HuBERT (%(default)s)")
     parser.add_argument("--lowpass", type=float, metavar="HZ", help="of the encoder, if the packs were trained so")
     parser.add_argument(
-        "--packs", required=True, action="append", metavar="DIR",
+        "--packs", required=True, action="append", metavar="[NAME=]DIR",
         help="a prompt pack, a bank, or a directory of them (a job's, say); may be given several times",
     )  # fmt: skip
     parser.add_argument(

@@ -25,7 +25,7 @@ from spjax.speech2unit.encoder import Encoder, load_encoder
 from spjax.speech2unit.units import merge
 from spjax.storage import StorageError
 from spjax.storage.banks import load_packs
-from spjax.storage.packs import CARD_FILE, PromptPack, check_pack, load_pack
+from spjax.storage.packs import PromptPack, check_pack, load_pack
 from spjax.tasks import Task
 from spjax.types import Encoded, Params
 
@@ -84,8 +84,8 @@ class SpeechPrompt:
         Args:
           lm: a unit LM or multi-stream LM, or its directory.
           encoder: an encoder with a k-means; or "mfcc", "log_mel" or the directory of a HuBERT; None: units only.
-          packs: packs or their directories by name; or a list of packs, directories of packs (a job's, say) and banks,
-            or one of them. There a pack is called as its task, one in a directory as `storage.banks.load_packs` says.
+          packs: packs or their directories by name; or a list of packs and of places that `storage.load_packs` takes
+            (packs, banks, directories of them, a job's, say), or one of them. A pack is called as its task.
           kmeans: directory of the encoder's k-means, where `encoder` is a name or directory.
           layer: of a HuBERT, likewise.
           lowpass: of the encoder, likewise.
@@ -365,34 +365,23 @@ def _named(packs: Packs) -> dict[str, PromptPack]:
     """Packs by name, each read.
 
     Raises:
-      StorageError: a pack that is absent or damaged.
-      ValueError: none, or two of one name.
+      StorageError: a pack that is absent or damaged, or two of one name.
+      ValueError: none, or two in memory of one name, or one in memory called as one that is read.
     """
     if isinstance(packs, Mapping):
         named = {str(name): pack if isinstance(pack, PromptPack) else load_pack(pack) for name, pack in packs.items()}
     else:
-        named = {}
-        origin: dict[str, str] = {}
-        for place in [packs] if isinstance(packs, str | os.PathLike | PromptPack) else packs:
-            for name, pack in _held(place).items():
-                where = "a pack in memory" if isinstance(place, PromptPack) else str(place)
+        given = [packs] if isinstance(packs, str | os.PathLike | PromptPack) else list(packs)
+        named = load_packs(*(os.fspath(place) for place in given if not isinstance(place, PromptPack)))
+        for pack in given:
+            if isinstance(pack, PromptPack):
+                name = pack.card["task"]
                 if name in named:
-                    raise ValueError(
-                        f"{origin[name]} and {where} both have a pack of the name {name!r}: leave one out, or "
-                        "name them, packs={NAME: PACK, ...}"
-                    )
-                named[name], origin[name] = pack, where
+                    raise ValueError(f"two packs are called {name!r}: leave one out, or give packs={{NAME: PACK, ...}}")
+                named[name] = pack
     if not named:
         raise ValueError("no packs: give one at least")
     return named
-
-
-def _held(place: Any) -> dict[str, PromptPack]:
-    """The packs of a place: a pack is called as its task, those of a bank or directory as `load_packs` calls them."""
-    if isinstance(place, PromptPack) or (Path(place) / CARD_FILE).is_file():
-        pack = place if isinstance(place, PromptPack) else load_pack(place)
-        return {pack.card["task"]: pack}
-    return load_packs(place)
 
 
 def _same_units(packs: Mapping[str, PromptPack], encoder: Encoder | None, config: UnitLMConfig) -> bool:

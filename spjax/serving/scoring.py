@@ -202,10 +202,12 @@ class Scored(NamedTuple):
     Attributes:
       utterances: int [n], which ones were asked of it.
       log_probs: float32 [n, M], of every combination of the task's tree.
+      tree: the combinations.
     """
 
     utterances: np.ndarray
     log_probs: np.ndarray
+    tree: LabelTree
 
 
 class _Work(NamedTuple):
@@ -262,17 +264,18 @@ def score(
                 if len(mine):
                     found.setdefault(name, []).append((utterances[mine], done[mine, : len(tree.combinations)]))
             bar.update(len(utterances))
-    return {name: Scored(*map(np.concatenate, zip(*parts, strict=True))) for name, parts in found.items()}
+    trees = {name: tree for bank in banks for name, tree in zip(bank.packs, bank.trees, strict=True)}
+    joined = {name: [np.concatenate(parts) for parts in zip(*each, strict=True)] for name, each in found.items()}
+    return {name: Scored(utterances, log_probs, trees[name]) for name, (utterances, log_probs) in joined.items()}
 
 
-def read_off(pack: PromptPack, log_probs: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    """What a task's scores [n, M] say: class ids int32 [n, slots], and probabilities float32 [n, C_k] of each slot.
+def read_off(task: Task, scored: Scored) -> tuple[np.ndarray, list[np.ndarray]]:
+    """What a task's scores say: class ids int32 [n, slots], and probabilities float32 [n, C_k] of each slot.
 
     The classes are the likeliest combination's, which may differ from each slot's own likeliest label.
     """
-    tree = _tree(_spelled(pack.card))
-    by_slot = decode.slot_probabilities(log_probs, tree, pack.task.slot_offsets)
-    return tree.combinations[log_probs.argmax(axis=1)], by_slot
+    by_slot = decode.slot_probabilities(scored.log_probs, scored.tree, task.slot_offsets)
+    return scored.tree.combinations[scored.log_probs.argmax(axis=1)], by_slot
 
 
 def answer(
@@ -285,11 +288,11 @@ def answer(
     """
     packs = {name: pack for bank in banks for name, pack in bank.packs.items()}
     found: list[dict[str, Any]] = [dict.fromkeys(names) for names in asked]
-    for name, (utterances, log_probs) in score(lm, banks, split, asked, progress).items():
+    for name, scored in score(lm, banks, split, asked, progress).items():
         task = packs[name].task
-        classes, by_slot = read_off(packs[name], log_probs)
+        classes, by_slot = read_off(task, scored)
         said = classes - np.asarray(task.slot_offsets[:-1])
-        for row, i in enumerate(utterances.tolist()):
+        for row, i in enumerate(scored.utterances.tolist()):
             labels = {slot.name: slot.labels[said[row, k]] for k, slot in enumerate(task.slots)}
             shares = [
                 dict(zip(slot.labels, by_slot[k][row].tolist(), strict=True)) for k, slot in enumerate(task.slots)

@@ -6,12 +6,13 @@ Every member's tensors are kept as its own pack has them, without the filling th
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from spjax.storage import files, packs
 from spjax.storage.files import Shape, StorageError
@@ -150,60 +151,66 @@ def _is(path: Path, kind: str) -> bool:
         return False
 
 
-def _below(path: Path) -> dict[str, PromptPack]:
-    """Every pack in the directories below, named by the way to it."""
-    found: dict[str, PromptPack] = {}
-    for file in sorted(path.rglob("*.json")):
-        parts = file.relative_to(path).parts[:-1]
+class _Found(NamedTuple):
+    """A pack on disk: what it would be called, and what else, where others are called so too."""
+
+    name: str
+    longer: str
+    pack: PromptPack
+
+
+def load_packs(*places: str | Path) -> dict[str, PromptPack]:
+    """Every prompt pack that some places hold, by name.
+
+    Args:
+      places: a pack, which is called as its task; a bank, whose members have their names; a directory of packs and
+        banks at any depth (a job's, say); each as a path, or as "NAME=PATH" for a pack that is to be called so. Where
+        two would be called alike, the way to them is added: "fsc-seed_0" for `fsc/packs/seed_0`. They may be of
+        several LMs and forms.
+
+    Raises:
+      StorageError: a place without packs, a pack that `load_pack` or `load_bank` refuses, or two that would be called
+        alike even so.
+    """
+    found = list(itertools.chain.from_iterable(map(_at, places)))
+    times = Counter(one.name for one in found)
+    named = [(one.name if times[one.name] == 1 else one.longer, one.pack) for one in found]
+    twice = [name for name, count in Counter(name for name, _ in named).items() if count > 1]
+    if twice:
+        raise StorageError(f"several packs would be called {', '.join(twice)}. Leave some out, or name them: NAME=DIR.")
+    return dict(named)
+
+
+def _at(place: str | Path) -> list[_Found]:
+    """The packs of one place."""
+    name, equals, path = str(place).partition("=")
+    if equals and not Path(place).exists():
+        return [_Found(name, name, packs.load_pack(path))]
+    place = Path(place)
+    if (place / packs.CARD_FILE).is_file():
+        return [_told(packs.load_pack(place), [place.resolve().name])]
+    if (place / CARD_FILE).is_file():
+        return [_Found(name, f"{_clean(place.resolve().name)}-{name}", pack) for name, pack in load_bank(place).items()]
+    found = []
+    for file in sorted(place.rglob("*.json")) if place.is_dir() else ():
+        parts = file.relative_to(place).parts[:-1]
         if any(part.startswith(".") for part in parts):  # what a save was cut off in
             continue
-        if (file.name == packs.CARD_FILE and _is(file, packs.FORMAT)) or (file.name == CARD_FILE and _is(file, FORMAT)):
-            prefix = [part for part in parts[:-1] if part != "packs"]
-            for name, pack in load_packs(file.parent).items():
-                full = "-".join([*prefix, *([parts[-1]] if file.name == CARD_FILE else []), name])
-                if full in found:
-                    raise StorageError(f"{path} has two packs that would be called {full}. Rename a directory.")
-                found[full] = pack
+        if file.name == packs.CARD_FILE and _is(file, packs.FORMAT):
+            found.append(_told(packs.load_pack(file.parent), [part for part in parts if part != "packs"]))
+        elif file.name == CARD_FILE and _is(file, FORMAT):
+            way = "-".join(part for part in parts if part != "packs")
+            found += [_Found(name, f"{_clean(way)}-{name}", pack) for name, pack in load_bank(file.parent).items()]
+    if not found:
+        raise StorageError(f"{place} is no prompt pack or bank, nor a directory of them. Point to one.")
     return found
 
 
-def load_packs(path: str | Path) -> dict[str, PromptPack]:
-    """Every prompt pack that a path holds, by name.
-
-    Args:
-      path: a pack, which is called as its directory; a bank, whose members have their names; or a directory of packs
-        and banks at any depth (a job's, say), which are called as their tasks, or, where two are of one task, by the
-        way to them: "fsc-seed_0" for `fsc/packs/seed_0`. They may be of several LMs and forms.
-
-    Raises:
-      StorageError: no pack there, or one that `load_pack` or `load_bank` refuses.
-    """
-    path = Path(path)
-    if (path / packs.CARD_FILE).is_file():
-        return {_clean(path.resolve().name): packs.load_pack(path)}
-    if (path / CARD_FILE).is_file():
-        return load_bank(path)
-    found = _below(path) if path.is_dir() else {}
-    if not found:
-        raise StorageError(f"{path} is no prompt pack or bank, nor a directory of them. Point to one.")
-    by_task = {_clean(pack.card["task"]): pack for pack in found.values()}
-    return by_task if len(by_task) == len(found) else found
+def _told(pack: PromptPack, way: list[str]) -> _Found:
+    task = pack.card["task"]
+    return _Found(_clean(task), _clean("-".join(way if task in way else [task, *way])), pack)
 
 
 def _clean(name: str) -> str:
     """A name as directories and command lines can have it."""
     return re.sub(r"[^\w.+-]|^\W", "_", name) or "pack"
-
-
-def unique_names(named: Sequence[tuple[str, PromptPack]]) -> dict[str, PromptPack]:
-    """Packs by name; where several are called alike, the task stands in front ("fsc-seed_0").
-
-    Raises:
-      StorageError: two are still called alike.
-    """
-    times = Counter(name for name, _ in named)
-    full = [(name if times[name] == 1 else f"{_clean(pack.card['task'])}-{name}", pack) for name, pack in named]
-    twice = [name for name, count in Counter(name for name, _ in full).items() if count > 1]
-    if twice:
-        raise StorageError(f"several packs would be called {', '.join(twice)}. Name them: NAME=DIR.")
-    return dict(full)

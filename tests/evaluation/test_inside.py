@@ -281,7 +281,7 @@ def test_the_command_refuses_what_does_not_fit(tmp_path: Path):
     save_unit_lm(tmp_path / "lm", LM, jax.device_get(tiny.lm(LM)))
     other = pack()
     save_pack(tmp_path / "pack", other.params, {**other.card, "lm": {**other.card["lm"], "hash": "0" * 64}})
-    with pytest.raises(SystemExit, match="pack, pack: prompt pack 'two' was trained with the unit LM of hash 000"):
+    with pytest.raises(SystemExit, match="pack, two: prompt pack 'two' was trained with the unit LM of hash 000"):
         main([f"--lm={tmp_path / 'lm'}", f"--packs={tmp_path / 'pack'}", f"--out={tmp_path / 'out'}"])
     save_pack(tmp_path / "pack", other.params, other.card)
     for units, message in (("3 x", "are not numbers"), ("3 99", r"units 3\.\.99"), ("", "one utterance with units")):

@@ -171,7 +171,7 @@ def test_packs_are_named_by_their_tasks_or_by_who_gives_them(plain: spjax.UnitLM
         assert set(SpeechPrompt.load(tmp_path / "lm", None, some).tasks) == {"word", "order"}
     assert list(SpeechPrompt.load(plain, None, tmp_path / "packs" / "word").tasks) == ["word"]
     assert list(SpeechPrompt.load(plain, None, {"mine": made[0]}).tasks) == ["mine"]
-    with pytest.raises(ValueError, match="and a pack in memory both have a pack of the name 'word': leave one out, or"):
+    with pytest.raises(ValueError, match="two packs are called 'word': leave one out, or give packs="):
         SpeechPrompt.load(plain, None, [tmp_path / "packs" / "word", made[0]])
     save_bank(tmp_path / "bank", {"one": made[0], "other": made[0]})
     assert list(SpeechPrompt.load(plain, None, [tmp_path / "bank", made[1]]).tasks) == ["one", "other", "order"]
@@ -358,6 +358,6 @@ def test_scores_say_which_utterances_they_are_of(plain: spjax.UnitLM):
     assert scores["order"].utterances.tolist() == [1]
     assert scores["order"].log_probs.shape == (1, 4)
     pack: PromptPack = predictor.packs["order"]
-    classes, by_slot = scoring.read_off(pack, scores["order"].log_probs)
+    classes, by_slot = scoring.read_off(pack.task, scores["order"])
     assert tuple(classes[0]) in {(0, 3), (1, 3), (1, 4), (2, 4)}
     assert [part.shape for part in by_slot] == [(1, 3), (1, 2)]

@@ -183,10 +183,12 @@ def test_packs_are_found_wherever_they_lie(tmp_path: Path):
     (tmp_path / "runs" / ".a.tmp" / "card.json").write_text('{"format": "spjax-prompt-pack"}')
     assert list(load_packs(tmp_path / "runs")) == ["a", "b", "c"], "a pack a task: as the tasks"
     pack(tmp_path / "runs" / "more" / "packs", "a", seed=3)
-    assert list(load_packs(tmp_path / "runs")) == ["a-a-0", "b-b-1", "bank-c", "more-a-3"], "by the way to them"
+    assert list(load_packs(tmp_path / "runs")) == ["a-a-0", "b", "c", "a-more-a-3"], "and by the way"
     assert list(load_packs(tmp_path / "runs" / "bank")) == ["c"]
     ((name, found),) = load_packs(tmp_path / "runs" / "a" / "packs" / "a-0").items()
-    assert (name, same(found, a)) == ("a-0", True)
+    assert (name, same(found, a)) == ("a", True)
+    some = load_packs(tmp_path / "runs" / "bank", f"mine={tmp_path / 'runs' / 'a' / 'packs' / 'a-0'}")
+    assert list(some) == ["c", "mine"]
     with pytest.raises(StorageError, match="has the format 'spjax-kmeans'"):
         load_packs(tmp_path / "runs" / "kmeans")
     with pytest.raises(StorageError, match="is no prompt pack or bank, nor a directory of them"):
@@ -200,18 +202,21 @@ def test_the_command_merges_shows_and_splits(tmp_path: Path, capsys):
     paths = [str(tmp_path / task / "seed_0") for task in ("a", "b")]
     bank = str(tmp_path / "bank")
     main(["merge", *paths, f"third={paths[0]}", f"--out={bank}"])
-    assert capsys.readouterr().out == f"{bank}: bank of 3 prompts: a-seed_0, b-seed_0, third\n"
+    assert capsys.readouterr().out == f"{bank}: bank of 3 prompts: a, b, third\n"
     main(["show", bank])
     shown = capsys.readouterr().out
-    assert "b-seed_0: b, " in shown
+    assert "b: b, " in shown
     assert "word (3); learnable verbalizer" in shown
     assert "results  accuracy: none recorded" in shown
     main(["split", bank, f"--out={tmp_path / 'out'}"])
     assert contents(tmp_path / "out" / "third") == contents(tmp_path / "a" / "seed_0")
     for words, message in (
         (["merge", *paths, f"--out={bank}"], "exists. Choose another directory, or replace it with --force"),
-        (["split", bank, f"--out={tmp_path / 'out'}"], "already holds a-seed_0"),
-        (["merge", paths[0], paths[0], f"--out={tmp_path / 'x'}"], "would be called a-seed_0. Name them: NAME=DIR"),
+        (["split", bank, f"--out={tmp_path / 'out'}"], "already holds a"),
+        (
+            ["merge", paths[0], paths[0], f"--out={tmp_path / 'x'}"],
+            "would be called a-seed_0. Leave some out",
+        ),
         (["merge", f"a={tmp_path / 'absent'}", f"--out={tmp_path / 'x'}"], "does not exist"),
         (["show", str(tmp_path / "absent")], "is no prompt pack or bank"),
     ):
