@@ -5,38 +5,49 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
-from spjax.serving.batcher import Answered, Batcher, Busy, timed_out
-from spjax.serving.limits import Limits, TooLargeError
+from spjax.serving.batcher import Answered, Batcher, Busy, as_json, timed_out
+from spjax.serving.limits import MEGABYTE, TooLargeError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
 
 MOST_HELD = 512_000_000  # bytes of uploads in memory, of all clients together
+SMALL = MEGABYTE  # bytes of an upload: such find room when larger ones have taken all of theirs
+SHARE_OF_LARGE = 0.9  # of MOST_HELD
+STALLED_SECONDS = 10.0  # without a byte, after which an upload is given up; at most a quarter of the whole timeout
+LEAST_RATE = 100_000  # bytes a second that an upload must come with, beyond those seconds
+LONGEST_READ = 0.75  # of the whole timeout
+PULSE = 0.5  # seconds between looks whether an upload that is waited for is wanted still
+DRAIN_SECONDS = 1.0  # for which a refused upload is read on
 RETRY_SECONDS = 1  # after which a client that was sent away may ask again
 LATENCIES = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  # seconds, of the histogram
-OUTCOMES = ("answered", "bad", "too_large", "busy", "timeout", "gone", "failed")  # of a request
+OUTCOMES = ("answered", "bad", "too_large", "busy", "timeout", "slow", "gone", "failed")  # of a request
 SIZES = tuple(2**power for power in range(11))  # of batches, likewise
 
 _log = logging.getLogger(__name__)
 
 
+class _Slow(Exception):  # noqa: N818  # of a connection, no fault
+    """An upload that does not come, or comes too slowly; the message says so to who sends it."""
+
+
 def make_app(desk: Batcher) -> "FastAPI":
     """An application that answers by a desk.
 
-    - `POST /predict?tasks=a,b`, an audio file as the body (or as `file` of a form): `{"units", "durations",
-      "answers"}`, of all tasks if none are named.
+    - `POST /predict?tasks=a,b`, an audio file as the body, or as `file` of a form, which may have `tasks` too:
+      `as_json`'s answers, of all tasks if none are named. `tasks` may be there several times.
     - `GET /tasks`: labels by task and slot. `GET /health`; `GET /metrics`, for Prometheus.
 
-    An error is `{"error": sentence}`: 400 for what cannot be answered, 413 for what is too large or too long, 503 (ask
-    again) where too many wait, 504 where it took too long.
+    An error is `{"error": sentence}`: 400 for what cannot be answered, 408 for an upload that does not come, 413 for
+    what is too large or too long, 503 (ask again) where too many wait or the server stops, 504 where it took too long.
 
     Args:
       desk: warm, and open for as long as the application runs.
     """
-    from fastapi import FastAPI, Request
+    from fastapi import FastAPI, Query, Request
     from fastapi.responses import JSONResponse, Response
     from prometheus_client import (
         CONTENT_TYPE_LATEST,
@@ -49,7 +60,9 @@ def make_app(desk: Batcher) -> "FastAPI":
     from starlette.exceptions import HTTPException
     from starlette.requests import ClientDisconnect
 
-    app = FastAPI(title="spjax", description="Prompted tasks in front of one frozen speech unit LM.")
+    # The pages that FastAPI would show of itself load scripts from elsewhere.
+    about = "Prompted tasks in front of one frozen speech unit LM."
+    app = FastAPI(title="spjax", description=about, docs_url=None, redoc_url=None)
     registry = CollectorRegistry()
     registry.register(_DeskMetrics(desk))  # type: ignore[arg-type]  # a collector is what has `collect`
     ProcessCollector(registry=registry)
@@ -58,10 +71,10 @@ def make_app(desk: Batcher) -> "FastAPI":
         outcomes.labels(outcome)
     latency = Histogram("spjax_request_seconds", "From a request to its answer.", registry=registry, buckets=LATENCIES)
     memory = _Memory()
+    more = {408: {"Connection": "close"}, 503: {"Retry-After": str(RETRY_SECONDS)}, 405: {"Allow": "POST"}}
 
     def refused(status: int, sentence: str) -> Response:
-        headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else None
-        return JSONResponse({"error": sentence}, status, headers)
+        return JSONResponse({"error": sentence}, status, more.get(status))
 
     @app.exception_handler(HTTPException)
     async def told(_: Request, error: HTTPException) -> Response:
@@ -91,15 +104,17 @@ def make_app(desk: Batcher) -> "FastAPI":
     body = {"audio/*": {"schema": {"type": "string", "format": "binary"}}}
 
     @app.post("/predict", openapi_extra={"requestBody": {"content": body, "required": True}})
-    async def predict(request: Request, tasks: str = "") -> Response:
-        """Labels and probabilities of the recording in the body; `tasks`: names with commas between, all if empty."""
+    async def predict(request: Request, tasks: Annotated[Sequence[str], Query()] = ()) -> Response:
+        """Labels and probabilities of the recording in the body; `tasks`: names, also with commas between; else all."""
         began = time.perf_counter()
         outcome, response = "failed", refused(500, "the server failed to answer this; its log says why")
         try:
             async with asyncio.timeout(desk.limits.timeout):
                 with memory.share() as take:
-                    data = await _body(request, desk.limits, take)
-                    answered = await _answered(desk, request.receive, data, tasks.split(",") if tasks else None)
+                    data, named = await _body(request, desk, take)
+                    _check_names("query parameter", request.query_params, ("tasks",))
+                    asked = _asked([*tasks, *named], desk.predictor.packs)
+                    answered = await _answered(desk, request.receive, data, asked)
             outcome, response = "answered", _reply(answered)
             latency.observe(time.perf_counter() - began)
         except Busy as error:
@@ -108,6 +123,8 @@ def make_app(desk: Batcher) -> "FastAPI":
             outcome, response = "too_large", refused(413, str(error))
         except ValueError as error:
             outcome, response = "bad", refused(400, str(error))
+        except _Slow as error:
+            outcome, response = "slow", refused(408, str(error))
         except HTTPException as error:  # a form that is none
             outcome, response = "bad", refused(400, str(error.detail))
         except TimeoutError:
@@ -119,6 +136,11 @@ def make_app(desk: Batcher) -> "FastAPI":
         finally:
             outcomes.labels(outcome).inc()
         return response
+
+    # A page at "/" would take these for its own, and not find them.
+    @app.api_route("/predict", methods=["GET", "HEAD", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+    async def post_it() -> Response:
+        return refused(405, "send a recording: curl --data-binary @FILE '.../predict?tasks=NAME', a POST")
 
     return app
 
@@ -136,7 +158,8 @@ class _Memory:
 
         def take(count: int) -> int:
             nonlocal mine
-            if self.held + count > MOST_HELD:
+            room = MOST_HELD if mine + count <= SMALL else SHARE_OF_LARGE * MOST_HELD
+            if self.held + count > room:
                 raise Busy("too many uploads are on their way: ask again in a while")
             self.held += count
             mine += count
@@ -148,39 +171,101 @@ class _Memory:
             self.held -= mine
 
 
-async def _body(request: "Request", limits: Limits, take: Callable[[int], int]) -> bytes:
-    """The file that a request brings: its body, or the file in its form.
+async def _body(request: "Request", desk: Batcher, take: Callable[[int], int]) -> tuple[bytes, list[str]]:
+    """The file that a request brings, its body or the file in its form; and the tasks that the form names.
 
     Raises:
       TooLargeError: by what the request says of itself, or as soon as more has come.
-      Busy: all requests together hold too much.
-      ValueError: a form without a file.
+      Busy: all requests together hold too much, or the desk takes none any more.
+      _Slow: it does not come.
+      ValueError: a form without a file, or with what is not known.
     """
     from starlette.datastructures import UploadFile
     from starlette.requests import Request
 
+    limits, more = desk.limits, True
+
     async def counted() -> Any:
-        message = await request.receive()
-        limits.check_bytes(take(len(message.get("body", b""))))
+        nonlocal more
+        message = await _next(request.receive, desk, until)
+        more = message.get("more_body", False)
+        count = len(message.get("body", b""))
+        until.came(count)
+        limits.check_bytes(take(count))
         return message
 
+    until = _Patience(limits.timeout)
     try:
         promised = request.headers.get("content-length", "")
         limits.check_bytes(int(promised) if promised.isdecimal() else 0)
         own = Request(request.scope, counted)
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-            return await own.body()
-        async with own.form(max_files=1, max_fields=8) as form:
-            file = form.get("file")
+            return await own.body(), []
+        async with own.form(max_files=1) as form:
+            _check_names("form field", form, ("file", "tasks"))
+            file, named = form.get("file"), form.getlist("tasks")
             if not isinstance(file, UploadFile):
                 raise ValueError("the form has no file of the name 'file': send one, or send it as the body itself")
-            return await file.read()
+            if not all(isinstance(name, str) for name in named):
+                raise ValueError("the form's 'tasks' is a file: send names of tasks")
+            return await file.read(), [str(name) for name in named]
     except (TooLargeError, Busy):
         # A connection that closes while its client still sends loses the answer: read on for a while, keeping nothing.
         left = limits.max_bytes
-        while left > 0 and (message := await request.receive()).get("more_body"):
-            left -= len(message.get("body", b""))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while more and left > 0:
+                    message = await request.receive()
+                    more = message.get("more_body", False)
+                    left -= len(message.get("body", b""))
         raise
+
+
+class _Patience:
+    """Until when an upload is waited for: each byte that comes puts it off, up to a share of the whole timeout."""
+
+    def __init__(self, timeout: float) -> None:
+        self.stalled, self.longest = min(STALLED_SECONDS, timeout / 4), LONGEST_READ * timeout
+        self.began, self.bytes = time.monotonic(), 0
+        self.until = self.began + self.stalled
+
+    def came(self, count: int) -> None:
+        """So many bytes came just now."""
+        self.bytes += count
+        by_rate = self.began + min(self.stalled + self.bytes / LEAST_RATE, self.longest)
+        self.until = min(by_rate, time.monotonic() + self.stalled)
+
+
+async def _next(receive: Callable[[], Awaitable[Any]], desk: Batcher, patience: _Patience) -> Any:
+    """The next message of an upload, while it is wanted.
+
+    Raises:
+      Busy: the desk takes none any more.
+      _Slow: it did not come in time.
+    """
+    while True:
+        desk.check_open()
+        try:
+            async with asyncio.timeout(min(PULSE, patience.until - time.monotonic())):
+                return await receive()
+        except TimeoutError:
+            if time.monotonic() >= patience.until:
+                told = f"the upload does not come, or comes too slowly: {patience.bytes} bytes so far"
+                raise _Slow(f"{told}. Send it again, or a shorter or compressed one (FLAC, Ogg)") from None
+
+
+def _check_names(what: str, names: Iterable[str], known: Sequence[str]) -> None:
+    """Raises ValueError if there is one that is not known: it would do nothing, in silence."""
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        told = " and ".join(map(repr, known))
+        raise ValueError(f"no {what} {', '.join(map(repr, unknown))} is known: leave it out, or send {told}")
+
+
+def _asked(given: Iterable[str], known: Collection[str]) -> list[str] | None:
+    """Tasks by what a request says: names, which may hold commas, or several with commas between; None for all."""
+    names = [name for one in given if one for name in ([one] if one in known else one.split(","))]
+    return names or None
 
 
 async def _answered(
@@ -218,10 +303,8 @@ def _reply(answered: Answered) -> "Response":
     """
     from fastapi.responses import JSONResponse
 
-    encoded = answered.encoded
-    body = {"units": encoded.units.tolist(), "durations": encoded.durations.tolist(), "answers": answered.answers}
     try:
-        return JSONResponse(body)
+        return JSONResponse(as_json(answered))
     except ValueError as error:
         raise RuntimeError("an answer holds numbers that are not finite") from error
 

@@ -41,14 +41,14 @@ class Answered(NamedTuple):
 
 
 class Busy(Exception):  # noqa: N818  # a state of the server, no fault of the request
-    """As many utterances wait as may, or the desk is closing; the message says which."""
+    """As many utterances wait as may, or the desk takes none any more; the message says which."""
 
 
 class Stats(NamedTuple):
     """How a desk stands.
 
     Attributes:
-      open: whether it takes requests.
+      open: whether it takes requests: it is not closing, and what computes lives.
       waiting: utterances taken on that no batch has taken up yet.
       working: utterances in the batch that is being computed.
       answered: utterances answered so far.
@@ -121,12 +121,20 @@ class Batcher:
         self._worker.join()
         self._decoders.shutdown()
 
+    def check_open(self) -> None:
+        """Raises Busy if no requests are taken any more: the desk is closing, or the thread that computes has died."""
+        if not self._open:
+            raise Busy("the server is stopping: ask another one, or later")
+        if not self._worker.is_alive():
+            raise Busy("the server is broken, and must be started again: ask another one, or later")
+
     def stats(self) -> Stats:
         """How the desk stands at this moment."""
         with self._changed:
             return Stats(
-                open=self._open, waiting=self._pending - self._working, working=self._working,
-                answered=self._answered, failed=self._failed, rows=dict(self._rows), utterances=dict(self._utterances),
+                open=self._open and self._worker.is_alive(), waiting=self._pending - self._working,
+                working=self._working, answered=self._answered, failed=self._failed,
+                rows=dict(self._rows), utterances=dict(self._utterances),
             )  # fmt: skip
 
     def submit(
@@ -143,7 +151,7 @@ class Batcher:
           it when nobody waits any longer.
 
         Raises:
-          Busy: too many wait, or the desk is closing.
+          Busy: too many wait, or the desk takes none any more.
           ValueError: no such task, or none; TooLargeError, one of them.
         """
         asked = tuple(dict.fromkeys(self.predictor.packs if tasks is None else tasks))
@@ -155,8 +163,7 @@ class Batcher:
             check_audio(audio, self.limits)
         request = _Request(asked, audio)
         with self._changed:
-            if not self._open:
-                raise Busy("the server is stopping: ask another one, or later")
+            self.check_open()
             if self._pending >= self.limits.queue:
                 raise Busy(f"{self._pending} utterances wait, the most that may: ask again in a while")
             self._pending += 1
@@ -172,7 +179,7 @@ class Batcher:
         """An utterance's answers, waited for; arguments as `submit`'s.
 
         Raises:
-          Busy: too many wait, or the desk is closing.
+          Busy: too many wait, or the desk takes none any more.
           ValueError: what is asked cannot be answered (AudioError and TooLargeError are such); the message says why.
           TimeoutError: it took longer than `limits.timeout`.
         """

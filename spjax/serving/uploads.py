@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from pathlib import Path
 
 import soundfile
@@ -11,6 +12,7 @@ import soundfile
 from spjax.serving.limits import Limits
 from spjax.speech2unit.audio import SAMPLE_RATE, Audio, AudioError, read_stream
 
+_ADVICE = re.compile(r"\. (Take it from its source again|Leave it out)\b.*$", re.DOTALL)  # to who makes a data set
 MOST_VALUES = 192_000 * 2  # a second of sound, channels counted: bounds what decoding holds (studio rates in stereo)
 
 
@@ -40,7 +42,10 @@ def read_upload(data: bytes | str | os.PathLike[str], limits: Limits) -> Audio:
         data = place.read_bytes()
     limits.check_bytes(len(data))
     _check_header(data, name, limits)
-    return read_stream(io.BytesIO(data), name)
+    try:
+        return read_stream(io.BytesIO(data), name)
+    except AudioError as error:
+        raise AudioError(_ADVICE.sub(": record it again, or send another file", str(error))) from error
 
 
 def check_audio(said: Audio, limits: Limits) -> None:
