@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
+import math
 import os
 import signal
 import socket
@@ -20,7 +22,8 @@ from spjax.serving.flags import add_predictor_flags, load_predictor
 from spjax.serving.limits import MEGABYTE, Limits
 
 BACKLOG = 1024  # connections that the system holds until they are taken
-PARTING_SECONDS = 1.0  # for what was answered last to be sent, before open pages are hung up on
+PARTING_SECONDS = 2.0  # for the last answers and refusals to be sent, before open pages are hung up on
+PORTS = 65_535  # the highest
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
       SystemExit: with a message, if it cannot be served; with status 0 after SIGTERM, 130 after Ctrl-C.
     """
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, _leave)
     try:
         _serve(options)
     except (ValueError, OSError) as error:
@@ -75,24 +78,60 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
+def _leave(*_: object) -> None:
+    """Ends the process before anything is served."""
+    print("stopping: what is being compiled is finished first", flush=True)
+    sys.exit(0)
+
+
 def _serve(options: argparse.Namespace) -> None:
     import uvicorn
 
     from spjax.serving.api import make_app
 
+    if not 0 < options.max_mb < math.inf:
+        raise ValueError(f"--max-mb is {options.max_mb:g}: give a number of megabytes above 0")
     limits = Limits(round(options.max_mb * MEGABYTE), options.max_seconds, options.queue, options.timeout)
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    with socket.socket(family) as place, Batcher(load_predictor(options), limits, options.most_rows) as desk:
-        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        place.bind((options.host, options.port))  # whether it is free is told before all is compiled; nobody is let in
-        desk.warm_up(progress=True)
+    with _place(options) as place, Batcher(load_predictor(options), limits, options.most_rows) as desk:
+        desk.warm_up(progress=True)  # whether the place is free was told before; nobody is let in until now
         app: Any = make_app(desk)
         if not options.no_page:
             app = _with_page(app, desk)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, backlog=BACKLOG, timeout_graceful_shutdown=round(limits.timeout)
         )
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the server tells of its end itself
         _server(config, desk).run(sockets=[place])
+
+
+def _place(options: argparse.Namespace) -> socket.socket:
+    """A socket at the address that is wanted, which nobody can connect to yet.
+
+    Raises:
+      ValueError: it cannot be had; the message says why, and what else there is.
+    """
+    host, port = options.host, options.port
+    if not 0 <= port <= PORTS:
+        raise ValueError(f"--port is {port}: give 1 to {PORTS}, or 0 for any that is free")
+    place = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        place.bind((host, port))
+    except (OSError, UnicodeError) as error:  # a name that no address can have is a UnicodeError
+        way_out = "give 127.0.0.1 (this machine alone), 0.0.0.0 (whoever reaches it) or one of its own addresses"
+        told = f"--host={host} is no address of this machine: {way_out}"
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            told = f"port {port} of {host} is in use: end what uses it, or give another --port (0: any that is free)"
+        elif isinstance(error, PermissionError):
+            told = f"port {port} is kept for the administrator: give a --port from 1024 on"
+        place.close()
+        raise ValueError(told) from error
+    return place
+
+
+def _url(place: socket.socket) -> str:
+    host, port = place.getsockname()[:2]
+    return f"http://[{host}]:{port}" if place.family == socket.AF_INET6 else f"http://{host}:{port}"
 
 
 def _with_page(app: Any, desk: Batcher) -> Any:
@@ -100,7 +139,7 @@ def _with_page(app: Any, desk: Batcher) -> Any:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nobody else is told who is served; read at the import
     from spjax.serving.page import mount_page
 
-    return mount_page(app, desk, desk.limits)
+    return mount_page(app, desk)
 
 
 def _server(config: Any, desk: Batcher) -> Any:
@@ -111,8 +150,7 @@ def _server(config: Any, desk: Batcher) -> Any:
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             for place in sockets or ():
-                host, port = place.getsockname()[:2]
-                print(f"serving {', '.join(desk.predictor.packs)} on http://{host}:{port}", flush=True)
+                print(f"serving {', '.join(desk.predictor.packs)} on {_url(place)}", flush=True)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             print("stopping: what was taken on is answered first", flush=True)

@@ -21,6 +21,8 @@ TOP = 5  # labels of a slot that are shown
 _FRAME = 10  # pixels a frame: a unit's number, upright, just fits into one
 _PIECE = 24  # frames that are drawn in one piece, so that a long silence wraps too
 _MOST_PIECES = 2500  # 25 s or more: beyond, a browser is slow
+_MOST_ROWS = 2000  # of a table, likewise
+_NAME = 60  # characters of a file's name that are shown
 _WAVE, _STRIP, _AXIS = 64, 30, 14  # heights of the parts of the drawing, pixels
 _SPEAKS, _AGAINST = "217, 95, 2", "31, 120, 210"  # orange for, blue against: told apart by the colour-blind too
 
@@ -60,6 +62,19 @@ STYLE = """
   font-variant-numeric: tabular-nums; }
 .spj .chip small { color: inherit; opacity: .8; font-size: .75em; margin-left: .3em; }
 .spj .said .chip { color: var(--body-text-color); min-width: 1.7em; text-align: center; margin: 0 1px 2px 0; }
+.spj .files { width: 100%; }
+.spj .files td.label { font-weight: 600; }
+.spj .files td:last-child:not([colspan]) { white-space: nowrap; text-align: right; font-variant-numeric: tabular-nums; }
+.spj .files thead th { position: sticky; top: 0; background: var(--background-fill-primary); white-space: nowrap; }
+@media (max-width: 600px) {
+  .spj .files, .spj .files tbody { display: block; }
+  .spj .files thead { display: none; }
+  .spj .files tr { display: grid; grid-template-columns: 1fr 1fr 3.8rem; }
+  .spj .files th, .spj .files td[colspan] { grid-column: 1 / -1; }
+  .spj .files th:empty { display: none; }
+  .spj .alike { font-size: .75rem; }
+  .spj .alike tbody th { max-width: 6rem; }
+}
 .spj .alike td { text-align: center; white-space: nowrap; padding: .3rem .5rem; font-variant-numeric: tabular-nums; }
 .spj .alike thead th { writing-mode: vertical-rl; transform: rotate(180deg); padding: .3rem; vertical-align: middle; }
 """
@@ -91,6 +106,34 @@ def _bar(label: str, share: float, best: bool) -> str:
         f'<div class="bar{" best" if best else ""}"><span>{_safe(label)}</span>'
         f'<i><b style="width:{100 * share:.1f}%"></b></i><span>{100 * share:.1f} %</span></div>'
     )
+
+
+def rows(told: Sequence[Sequence[Any]], most: int = _MOST_ROWS) -> str:
+    """HTML: a table of several files' answers, which stacks where it is narrow.
+
+    Args:
+      told: of each slot's answer (file, task, slot, label, probability, error), a file's one after another.
+      most: rows that are shown.
+    """
+    lines, last = [], None
+    for file, task, slot, label, share, error in told[:most]:
+        name = f'<th title="{_safe(file)}">{_safe(_shortened(file))}</th>' if file != last else "<th></th>"
+        answer = (
+            f'<td>{_safe(task)} · <span class="quiet">{_safe(slot)}</span></td><td class="label">{_safe(label)}</td>'
+        )
+        answer += f"<td>{100 * share:.1f} %</td>" if share is not None else "<td></td>"
+        lines.append(f"<tr>{name}{answer if not error else f'<td colspan=3>{_safe(error)}</td>'}</tr>")
+        last = file
+    head = "<thead><tr><th>file</th><th>task and slot</th><th>label</th><th>probability</th></tr></thead>"
+    more = f'<p class="quiet">{most} of {len(told)} rows are shown, the CSV has all.</p>' if len(told) > most else ""
+    return _framed(
+        f'<div class="scroll"><table class="files">{head}<tbody>{"".join(lines)}</tbody></table></div>{more}'
+    )
+
+
+def _shortened(name: str) -> str:
+    """A name with its middle left out where it is too long for a table."""
+    return name if len(name) <= _NAME else f"{name[: _NAME - 16]}…{name[-15:]}"
 
 
 def utterance(wave: np.ndarray, units: Sequence[int], durations: Sequence[int], hop: int) -> str:
@@ -189,11 +232,11 @@ def attribution(task: Task, found: Attribution, left: int = 0) -> str:
     parts = []
     for c, values, score, empty in zip(found.classes, found.values, found.score, found.empty, strict=True):
         slot, label = task.classes[c]
-        said = f"log odds {score:+.2f}, without units {empty:+.2f}"
+        said = f"log odds {score:+z.2f}, without units {empty:+z.2f}"
         parts.append(f'<h3>{_safe(slot)}: {_safe(label)}</h3><p class="quiet">{said}</p>')
         chips = [
             _chip(
-                str(unit), f"rgba({_SPEAKS if x > 0 else _AGAINST}, {0.8 * abs(float(x)) / most:.2f})", "", f"{x:+.3f}"
+                str(unit), f"rgba({_SPEAKS if x > 0 else _AGAINST}, {0.8 * abs(float(x)) / most:.2f})", "", f"{x:+z.3f}"
             )
             for unit, x in zip(found.units, values, strict=True)
         ]

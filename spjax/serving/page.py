@@ -11,7 +11,8 @@ import csv
 import functools
 import io
 import json
-import time
+import os
+import unicodedata
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -23,11 +24,13 @@ from spjax.data.unit_set import UnitSet
 from spjax.evaluation import inside
 from spjax.evaluation.markdown import table
 from spjax.serving import drawing
-from spjax.serving.batcher import Batcher, Busy, timed_out
+from spjax.serving.batcher import Answered, Batcher, Busy, as_json, timed_out
 from spjax.serving.frozen import KINDS
 from spjax.serving.limits import Limits
 from spjax.serving.predictor import SpeechPrompt
 from spjax.serving.scoring import unit_set
+from spjax.serving.upload_folder import KEPT_SECONDS, delete_old, delete_orphans, upload_folder
+from spjax.serving.upload_gate import UploadGate
 from spjax.serving.uploads import read_upload
 from spjax.speech2unit.audio import SAMPLE_RATE
 from spjax.types import Encoded, Params
@@ -36,52 +39,58 @@ if TYPE_CHECKING:
     import fastapi
     import gradio
 
-COLUMNS = ("file", "task", "slot", "label", "probability", "error")  # of the table and the CSV
+COLUMNS = ("file", "task", "slot", "label", "probability", "error")  # of the CSV
 MOST_FILES = 500  # of one table
 _AT_ONCE = 16  # files of a table that are on the desk: others want to be answered too
-_KEPT, _SWEPT = 1800, 600  # seconds that an upload stays on the disk; between looks for older ones
+_SWEPT = 600  # seconds between looks for uploads that are old
 _MOST_EXPLAINED = 256  # units: attributions take some 20 passes over them, forth and back
 _STEPS = 16  # points of integrated gradients
 _MOST_WAITING = 4  # who may wait for a look inside
+_TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # turn the direction of what follows
 
 
-def mount_page(app: fastapi.FastAPI, desk: Batcher, limits: Limits, path: str = "/") -> fastapi.FastAPI:
-    """Puts the page on an app, with its looks and its limit on uploads.
+def mount_page(app: fastapi.FastAPI, desk: Batcher, path: str = "/") -> fastapi.FastAPI:
+    """Puts the page on an app, with its looks and its limits on uploads.
+
+    Uploads lie in `upload_folder()`: $GRADIO_TEMP_DIR is set to it, for this process.
 
     Args:
       app: where to; its own routes go first if they were added before.
-      desk: what answers.
-      limits: what the desk holds requests to.
+      desk: what answers, and its limits.
       path: of the page.
 
     Returns:
       The app.
     """
+    folder = upload_folder()
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)  # gradio looks there at every request
     import gradio as gr
 
     font = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
     mono = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
     theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=font, font_mono=mono)
     theme.set(body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400")
-    page = make_page(desk, limits)
+    page = make_page(desk)
     # What gradio's own `launch` sets and mounting forgets: without, it takes files for inputs that nobody uploaded, so
     # that anyone might read whatever lies on this machine.
     page.has_launched = page.is_running = True
-    _sweep_uploads(app, Path(gr.utils.get_upload_folder()))
+    _sweep_uploads(app, folder)
+    app.add_middleware(UploadGate, folder=folder)
     return gr.mount_gradio_app(
         app, page, path,
-        theme=theme, css=drawing.STYLE + _STYLE, max_file_size=limits.max_bytes, footer_links=["api"],
+        theme=theme, css=drawing.STYLE + _STYLE, max_file_size=desk.limits.max_bytes, footer_links=["api"],
         run_history=False, show_error=False, ssr_mode=False, enable_monitoring=False,
     )  # fmt: skip
 
 
 def _sweep_uploads(app: fastapi.FastAPI, folder: Path) -> None:
-    """While the app runs, deletes what uploads that broke off left in gradio's folder: gradio itself forgets them."""
+    """While the app runs, deletes old uploads, and folders of servers that died. Gradio forgets what broke off."""
     inner = app.router.lifespan_context
 
     async def sweep() -> None:
         while True:
-            await asyncio.to_thread(_delete_stale, folder)
+            await asyncio.to_thread(delete_old, folder)
+            await asyncio.to_thread(delete_orphans, folder.parent)
             await asyncio.sleep(_SWEPT)
 
     @contextlib.asynccontextmanager
@@ -96,13 +105,6 @@ def _sweep_uploads(app: fastapi.FastAPI, folder: Path) -> None:
     app.router.lifespan_context = lifespan
 
 
-def _delete_stale(folder: Path) -> None:
-    for file in folder.glob("tmp*"):  # as the parser of uploads calls them until they are whole
-        with contextlib.suppress(OSError):
-            if file.is_file() and time.time() - file.stat().st_mtime > _KEPT:
-                file.unlink()
-
-
 _STYLE = """
 .gradio-container { width: 100% !important; max-width: 1400px !important; margin: 0 auto !important; }
 .gradio-container .html-container { padding: 0 !important; }
@@ -115,14 +117,13 @@ footer .divider { display: none; }
 """
 
 
-def make_page(desk: Batcher, limits: Limits) -> gradio.Blocks:
+def make_page(desk: Batcher) -> gradio.Blocks:
     """The page, to be mounted by `mount_page`.
 
     Its endpoints for `gradio_client` are `/predict` (a file, tasks) and `/batch` (files, tasks).
 
     Args:
-      desk: what answers.
-      limits: what the desk holds requests to.
+      desk: what answers, and its limits.
     """
     import gradio as gr
 
@@ -130,7 +131,7 @@ def make_page(desk: Batcher, limits: Limits) -> gradio.Blocks:
     every = list(predictor.tasks)
     alone = _Alone()
 
-    async def answered(audio: str | None, tasks: Sequence[str] | None) -> Any:
+    async def answered(audio: str | None, tasks: Sequence[str] | None) -> Answered:
         if not audio:
             raise gr.Error("There is no recording yet: record or upload one.", print_exception=False)
         if not tasks:
@@ -141,12 +142,12 @@ def make_page(desk: Batcher, limits: Limits) -> gradio.Blocks:
             raise gr.Error(str(error), print_exception=False) from error
 
     async def predict(audio: str | None, tasks: list[str]) -> dict[str, Any]:
-        return _as_json(*await answered(audio, tasks))
+        return as_json(await answered(audio, tasks))
 
     async def show(audio: str | None, tasks: list[str]) -> tuple[str, str, dict[str, Any]]:
-        encoded, said = await answered(audio, tasks)
-        strip = await asyncio.to_thread(_drawn, str(audio), encoded, desk)
-        return drawing.answers(said), strip, _as_json(encoded, said)
+        one = await answered(audio, tasks)
+        strip = await asyncio.to_thread(_drawn, str(audio), one.encoded, desk)
+        return drawing.answers(one.answers), strip, as_json(one)
 
     async def batch(
         files: list[str] | None,
@@ -164,15 +165,21 @@ def make_page(desk: Batcher, limits: Limits) -> gradio.Blocks:
         # In the cache, where gradio keeps uploads and deletes them in time.
         return rows, gr.processing_utils.save_bytes_to_cache(content, "answers.csv", download.GRADIO_CACHE)
 
+    async def show_batch(
+        files: list[str] | None,
+        tasks: list[str],
+        progress: Any = gr.Progress(),  # noqa: B008
+    ) -> tuple[str, str]:
+        rows, content = await batch(files, tasks, progress)
+        return drawing.rows(rows), content
+
     async def look(task: str, said: dict[str, Any] | None) -> tuple[str, str, str]:
         try:
             return await alone(_look, predictor, task, said)
         except (Busy, ValueError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    with gr.Blocks(
-        title="Speech prompts", analytics_enabled=False, fill_width=True, delete_cache=(_SWEPT, _KEPT)
-    ) as page:
+    with gr.Blocks(title="Speech prompts", analytics_enabled=False, fill_width=True) as page:
         gr.Markdown(
             "# Speech prompts\n"
             "Tasks on speech, answered by one frozen language model of speech units: each of them is a small prompt."
@@ -191,7 +198,7 @@ def make_page(desk: Batcher, limits: Limits) -> gradio.Blocks:
             with gr.Accordion("As JSON", open=False):
                 told = gr.JSON(show_label=False, elem_id="json")
             shown: list[Any] = [labels, drawn, told]
-            ask.click(
+            asking = ask.click(
                 show,
                 [audio, chosen],
                 shown,
@@ -199,9 +206,6 @@ def make_page(desk: Batcher, limits: Limits) -> gradio.Blocks:
                 concurrency_limit=None,
                 show_progress_on=[labels],
             )
-            # Answers are of the recording beside them: a new one takes them away.
-            for comes in (audio.clear, audio.upload, audio.start_recording):
-                comes(None, outputs=shown, js="() => ['', '', null]")
             plain = gr.Button(visible=False)  # what programs call: answers alone, nothing drawn
             plain.click(
                 predict, [audio, chosen], gr.JSON(visible=False), api_name="predict", concurrency_limit=None,
@@ -216,20 +220,33 @@ def make_page(desk: Batcher, limits: Limits) -> gradio.Blocks:
                 with gr.Column(scale=3, min_width=320):
                     several = gr.CheckboxGroup(every, value=every, label="Tasks", show_select_all=len(every) > 3)
                     run = gr.Button("Answer all", variant="primary")
-            answers = gr.Dataframe(
-                headers=list(COLUMNS), type="array", interactive=False, label="Answers", elem_id="table", wrap=True,
-                datatype=["str", "str", "str", "str", "number", "str"], buttons=["fullscreen"],
-                column_widths=["200px", "160px", "130px", "260px", "130px", "336px"],
-            )  # fmt: skip
+            listed = gr.HTML(_hint("Choose recordings, then press Answer all."), elem_id="table")
             download = gr.File(label="As CSV", interactive=False, elem_id="csv", height=80)
-            run.click(
-                batch, [files, several], [answers, download], api_name="batch", concurrency_limit=None,
-                show_progress_on=[answers], api_description="A table of the answers for several files, and it as CSV.",
+            running = run.click(
+                show_batch,
+                [files, several],
+                [listed, download],
+                api_visibility="private",
+                concurrency_limit=None,
+                show_progress_on=[listed],
+            )
+            # Answers are of the files above them: other ones take them away, and those that are on their way.
+            gr.on(
+                [files.upload, files.clear, files.delete, files.change], None, outputs=[listed, download],
+                js="() => ['', null]", cancels=[running],
+            )  # fmt: skip
+            plain_run = gr.Button(visible=False)
+            plain_run.click(
+                batch, [files, several],
+                [gr.Dataframe(headers=list(COLUMNS), type="array", visible=False), gr.File(visible=False)],
+                api_name="batch", concurrency_limit=None,
+                api_description="A table of the answers for several files, and it as CSV.",
             )  # fmt: skip
         with gr.Tab("Inside"):
             with gr.Row(equal_height=False):
                 task = gr.Dropdown(every, value=every[0], label="Task", scale=3, min_width=200)
                 open_up = gr.Button("Look", variant="primary", scale=1, min_width=120, elem_id="look")
+            gr.Markdown("The first look at a prompt, or at a longer recording, takes half a minute: it is compiled.")
             opened = []
             for title, about in (
                 ("What it listens for", "Of each label the units whose logits speak for it, against the slot's mean."),
@@ -238,7 +255,7 @@ def make_page(desk: Batcher, limits: Limits) -> gradio.Blocks:
             ):
                 gr.Markdown(f"### {title}\n{about}")
                 opened.append(gr.HTML(elem_id="inside-" + title.split()[-1]))
-            open_up.click(
+            looking = open_up.click(
                 look,
                 [task, told],
                 opened,
@@ -246,9 +263,34 @@ def make_page(desk: Batcher, limits: Limits) -> gradio.Blocks:
                 concurrency_limit=None,
                 show_progress_on=opened[:1],
             )
+        # Answers are of the recording beside them: another one, or a part cut out of it, takes them away, and those
+        # that are on their way.
+        gr.on(
+            [audio.change, audio.input, audio.clear, audio.upload, audio.start_recording], None,
+            outputs=[*shown, opened[1]], js="() => ['', '', null, '']", cancels=[asking, looking],
+        )  # fmt: skip
         with gr.Tab("About"):
-            gr.Markdown(_about(predictor, limits))
+            gr.Markdown(_about(predictor, desk.limits))
+    _refuse_quietly(page)
     return page
+
+
+def _refuse_quietly(page: Any) -> None:
+    """What is no input of the page is refused with a sentence, not with gradio's whole traceback in the log."""
+    import gradio as gr
+
+    take = page.preprocess_data
+
+    async def told(*arguments: Any, **options: Any) -> Any:
+        try:
+            return await take(*arguments, **options)
+        except gr.Error as error:  # it has a sentence
+            raise gr.Error(error.message, print_exception=False) from error
+        except Exception as error:
+            sentence = "This is no input of the page: upload files first, and name what the upload answered."
+            raise gr.Error(sentence, print_exception=False) from error
+
+    page.preprocess_data = told
 
 
 def _without_links(component: Any) -> Any:
@@ -284,21 +326,12 @@ class _Alone:
             self.waiting -= 1
 
 
-async def _ask(desk: Batcher, audio: str, tasks: Sequence[str]) -> Any:
+async def _ask(desk: Batcher, audio: str, tasks: Sequence[str]) -> Answered:
     """What the desk answers, waited for without holding a thread, so that as many may wait as it takes."""
     try:
         return await asyncio.wait_for(asyncio.wrap_future(desk.submit(audio, tasks)), desk.limits.timeout)
     except TimeoutError:
         raise TimeoutError(timed_out(desk.limits)) from None
-
-
-def _as_json(encoded: Encoded, answers: dict[str, Any]) -> dict[str, Any]:
-    told: dict[str, Any] = {
-        "answers": answers,
-        "units": encoded.units.tolist(),
-        "durations": encoded.durations.tolist(),
-    }
-    return told if encoded.f0 is None else {**told, "f0": encoded.f0.tolist()}
 
 
 def _drawn(audio: str, encoded: Encoded, desk: Batcher) -> str:
@@ -335,7 +368,7 @@ async def _table(
     return [row for rows in await asyncio.gather(*map(one, files)) for row in rows]
 
 
-async def _patiently(desk: Batcher, path: str, tasks: Sequence[str]) -> Any:
+async def _patiently(desk: Batcher, path: str, tasks: Sequence[str]) -> Answered:
     """Asks again while the desk is busy: a table is in no hurry."""
     loop = asyncio.get_running_loop()
     until = loop.time() + desk.limits.timeout
@@ -349,9 +382,15 @@ async def _patiently(desk: Batcher, path: str, tasks: Sequence[str]) -> Any:
 
 
 def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
+    """CSV as spreadsheets want it: with a mark that says UTF-8, and nothing that they take for a formula."""
     text = io.StringIO(newline="")
-    csv.writer(text).writerows([COLUMNS, *rows])
-    return text.getvalue().encode()
+    csv.writer(text).writerows([COLUMNS, *([_harmless(cell) for cell in row] for row in rows)])
+    return text.getvalue().encode("utf-8-sig")
+
+
+def _harmless(cell: Any) -> Any:
+    """The cell; an apostrophe in front of text that a spreadsheet would run, as names of files may be made to be."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else cell
 
 
 def _look(predictor: SpeechPrompt, task: str, said: dict[str, Any] | None) -> tuple[str, str, str]:
@@ -387,8 +426,14 @@ def _differentiable(predictor: SpeechPrompt) -> Params:
 
 def _utterance(predictor: SpeechPrompt, said: dict[str, Any]) -> UnitSet:
     """The utterance that a page shows, as the LM takes it."""
-    units, durations = (np.asarray(said[name], np.int32) for name in ("units", "durations"))
-    f0 = np.asarray(said["f0"], np.float32) if "f0" in said else None
+    rows = {name: said[name] for name in ("units", "durations", "f0") if isinstance(said, dict) and name in said}
+    whole = all(isinstance(row, list) and all(type(x) in (int, float) for x in row) for row in rows.values())
+    if not whole or not {"units", "durations"} <= set(rows) or len({len(row) for row in rows.values()}) != 1:
+        raise ValueError("this is no answer of this page: give an object with units and durations, lists of one length")
+    if any(type(x) is not int or not 0 <= x < 2**31 for name in ("units", "durations") for x in rows[name]):
+        raise ValueError("units and durations must be whole numbers, 0 or more")
+    f0 = np.asarray(rows["f0"], np.float32) if "f0" in rows else None
+    units, durations = (np.asarray(rows[name], np.int32) for name in ("units", "durations"))
     return unit_set([Encoded(units, durations, f0)], predictor.config)
 
 
@@ -406,7 +451,8 @@ def _alike(predictor: SpeechPrompt) -> str:
 
 def _plain(name: str) -> str:
     """A name in a Markdown table, where it means nothing but itself."""
-    return "".join(f"&#{ord(sign)};" if sign in "<>&|*_`[]\\$~" else sign for sign in name)
+    shown = "".join(sign for sign in " ".join(name.split()) if unicodedata.bidirectional(sign) not in _TURNING)
+    return "".join(f"&#{ord(sign)};" if sign in "<>&|*_`[]\\$~" else sign for sign in shown)
 
 
 def _hint(text: str) -> str:
@@ -429,7 +475,8 @@ def _about(predictor: SpeechPrompt, limits: Limits) -> str:
     )
     return f"""
 Unit language model `{lm["hash"]}`, {lm["layers"]} layers of {lm["dim"]}, frozen, in {predictor.compute}.{heard}
-Nothing that is uploaded is kept longer than {(_KEPT + _SWEPT) // 60} minutes.
+Nothing that is uploaded is kept longer than {(KEPT_SECONDS + _SWEPT) // 60} minutes; should the server break down,
+until one is started again.
 
 {tasks}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 import shutil
 import socket
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 
 from spjax import SpeechPrompt
-from spjax.serving import page
+from spjax.serving import page, upload_folder
 from spjax.serving.api import make_app
 from spjax.serving.batcher import Batcher
 from spjax.serving.limits import Limits
@@ -48,18 +47,12 @@ def desk(predictor: SpeechPrompt) -> Iterator[Batcher]:
 
 
 @pytest.fixture(scope="module")
-def uploads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where gradio keeps files."""
-    return tmp_path_factory.mktemp("uploads")
-
-
-@pytest.fixture(scope="module")
-def app(desk: Batcher, uploads: Path) -> Iterator[Any]:
+def app(desk: Batcher) -> Iterator[Any]:
     """The API and the page."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-        patch.setenv("GRADIO_TEMP_DIR", str(uploads))
-        yield page.mount_page(make_app(desk), desk, LIMITS)
+        patch.delenv("GRADIO_TEMP_DIR", raising=False)  # the page sets its own
+        yield page.mount_page(make_app(desk), desk)
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +203,12 @@ def test_speech_is_recorded(tab: Any, speech: Path):
     units = tab.locator("#units text.number").all_text_contents()
     assert len(set(units)) > 10, "the microphone was heard"
     assert 80 < int(re.findall(r"(\d+) frames", tab.locator("#units").inner_text())[0]) < 400
-    # A new recording takes the answers of the old one away.
+    # A part that is cut out takes the answers of the whole away, and so does a new recording.
+    tab.get_by_label("Trim audio to selection").click()
+    tab.get_by_role("button", name="Trim").click()
+    tab.locator("#answers .card").first.wait_for(state="detached")
+    assert not tab.locator("#units svg").count()
+    answer(tab)
     tab.get_by_label("Clear").first.click()
     tab.locator("#answers .card").first.wait_for(state="detached")
 
@@ -224,7 +222,7 @@ def test_several_files_become_a_table_and_csv(tab: Any, predictor: SpeechPrompt,
     link = tab.locator("#csv a").first
     with tab.expect_download() as download:
         link.click()
-    with open(download.value.path(), newline="", encoding="utf-8") as file:
+    with open(download.value.path(), newline="", encoding="utf-8-sig") as file:
         bad, *rows = csv.DictReader(file)
     assert bad["file"] == "broken.wav"
     assert "no audio" in bad["error"]
@@ -233,6 +231,45 @@ def test_several_files_become_a_table_and_csv(tab: Any, predictor: SpeechPrompt,
     }
     for row in ("broken.wav", "speech.wav"):
         tab.wait_for_function("name => document.querySelector('#table').innerText.includes(name)", arg=row)
+
+
+def test_other_files_take_the_table_away(tab: Any, speech: Path, broken: Path):
+    tab.get_by_role("tab", name="Files").last.click()
+    tab.locator("input[type=file][multiple]").set_input_files([broken, speech])
+    tab.get_by_label("Clear").last.wait_for()
+    tab.get_by_role("button", name="Answer all").click()
+    tab.locator("#table tbody tr").first.wait_for()
+    tab.locator("#csv a").first.wait_for()
+    tab.get_by_label("Remove this file").first.click()
+    tab.locator("#table tbody tr").first.wait_for(state="detached")
+    tab.locator("#csv a").first.wait_for(state="detached")
+
+
+def test_an_answer_on_its_way_is_not_drawn_beside_another_recording(tab: Any, desk: Batcher, speech: Path):
+    gate, entered = threading.Event(), threading.Event()
+    predict = desk.predictor.predict_units
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        entered.set()
+        gate.wait(30)
+        return predict(*arguments, **options)
+
+    object.__setattr__(desk.predictor, "predict_units", slow)
+    try:
+        upload(tab, speech)
+        tab.get_by_role("button", name="Answer", exact=True).click()
+        assert entered.wait(30)
+        tab.get_by_label("Clear").first.click()
+        tab.wait_for_timeout(500)
+        gate.set()
+        tab.wait_for_timeout(2000)
+        assert not tab.locator("#answers .card").count()
+        assert not tab.locator("#units svg").count()
+    finally:
+        gate.set()
+        object.__delattr__(desk.predictor, "predict_units")
+    upload(tab, speech)
+    answer(tab)  # and goes on
 
 
 def test_it_fits_a_telephone(browser: Any, url: str, speech: Path):
@@ -289,35 +326,56 @@ def test_a_program_gets_a_table(client: Any, speech: Path, broken: Path):
     assert [row[:3] for row in table["data"]] == [
         ["speech.wav", "order", "do"], ["speech.wav", "order", "what"], ["broken.wav", "", ""],
     ]  # fmt: skip
-    with open(file, newline="", encoding="utf-8") as opened:
+    with open(file, newline="", encoding="utf-8-sig") as opened:
         read = list(csv.reader(opened))
     assert [row[3] for row in read[1:]] == [row[3] for row in table["data"]]
 
 
-def test_whatever_was_uploaded_will_be_deleted(client: Any, app: Any, uploads: Path, speech: Path):
+def test_uploads_lie_in_the_folder_that_is_swept(client: Any, speech: Path):
     files = [gradio_client.handle_file(str(speech))]
     client.predict(*files, ["mood"], api_name="/predict")
     client.predict(files, ["mood"], api_name="/batch")
-    (mounted,) = [one.app for one in app.routes if hasattr(getattr(one, "app", None), "get_blocks")]
-    blocks = mounted.get_blocks()
-    assert blocks.delete_cache == (600, 1800)
-    known = {Path(path).resolve() for some in blocks.temp_file_sets for path in some}
-    kept = {path.resolve() for path in uploads.rglob("*") if path.is_file()}
-    assert {path.name for path in kept} >= {"speech.wav", "answers.csv"}
-    assert {path for path in kept if not path.name.startswith("tmp")} <= known  # those are swept, see below
+    kept = {path.name for path in upload_folder.upload_folder().rglob("*") if path.is_file()}
+    assert kept >= {"speech.wav", "answers.csv"}
+
+
+def test_too_large_a_request_and_a_broken_one_are_told_without_a_traceback(url: str, capfd: pytest.CaptureFixture[str]):
+    place = f"{url}/gradio_api/upload"
+    many = [("files", (f"{n}.wav", bytes(250_000))) for n in range(1100)]
+    told = httpx.post(place, files=many, timeout=60)
+    assert told.status_code == 413
+    assert "larger than 256 MB" in told.text
+    for headers, content in (
+        ({"content-type": "multipart/form-data; boundary=x"}, b"no form"),
+        (
+            {"content-type": "multipart/form-data; boundary=x"},
+            b'--x\r\nContent-Disposition: form-data; name="files"\r\n\r\na\r\n--x--\r\n',
+        ),
+        ({"content-type": "text/plain"}, b"no form"),
+        ({}, b""),
+    ):
+        assert httpx.post(place, content=content, headers=headers).status_code in (400, 500)
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as left:  # in the middle
+        left.sendall(b"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n")
+        left.sendall(b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n")
+    time.sleep(0.3)
+    assert httpx.post(f"{url}/gradio_api/queue/join", content=bytes(5_000_000)).status_code == 413
+    assert httpx.get(f"{url}/health").status_code == 200
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("SERVER", "null"),
-        ("file://SERVER", "no file that is there|null"),
+        ("SERVER", "upload files first"),
+        ("file://SERVER", "no file that is there|upload files first"),
         ("http://example.org/speech.wav", "Links are not followed"),
-        ("HTTPS://example.org/speech.wav", "Links are not followed|null"),
+        ("HTTPS://example.org/speech.wav", "Links are not followed|upload files first"),
     ],
 )
 def test_files_of_the_server_and_links_are_no_uploads(
-    url: str, uploads: Path, tmp_path: Path, place: str, message: str
+    url: str, tmp_path: Path, place: str, message: str, capfd: pytest.CaptureFixture[str]
 ):
     """Whoever speaks to the server directly may name any file in place of an upload."""
     own = page_world.recording(tmp_path / "own.wav", 0.3)
@@ -326,16 +384,8 @@ def test_files_of_the_server_and_links_are_no_uploads(
     told = httpx.get(f"{url}/gradio_api/call/predict/{asked}", timeout=30).text
     assert told.startswith("event: error")
     assert re.search(message, told)
-    assert not list(uploads.rglob("own.wav"))
-
-
-def test_uploads_that_broke_off_are_swept(tmp_path: Path):
-    for name, age in (("tmpold", 1900), ("tmpnew", 100), ("other", 1900)):
-        (tmp_path / name).write_bytes(b"part of a file")
-        os.utime(tmp_path / name, (time.time() - age,) * 2)
-    (tmp_path / "tmpfolder").mkdir()
-    page._delete_stale(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"tmpnew", "other", "tmpfolder"}
+    assert not list(upload_folder.upload_folder().rglob("own.wav"))
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 def test_programs_that_ask_at_once_are_batched(client: Any, desk: Batcher, speech: Path):

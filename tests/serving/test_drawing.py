@@ -142,6 +142,31 @@ def test_similarity_is_a_table_of_all_pairs():
     assert "Random prompts have 0.10" in "".join(page.text)
 
 
+def test_files_are_rows_that_name_each_file_once():
+    long = "a" * 200 + ".wav"
+    told = [
+        ["<b>.wav", "task", "slot", "on", 0.5, ""],
+        ["<b>.wav", "task", "other", "off", 0.25, ""],
+        [long, "", "", "", None, "no <i>audio"],
+    ]
+    page = Page(drawing.rows(told))
+    assert page.text.count("<b>.wav") == 1
+    assert {"50.0 %", "25.0 %", "no <i>audio"} <= set(page.text)
+    assert page.of("th")[-1]["title"] == long
+    assert max(map(len, page.text)) < 100, "a long name leaves room for the rest"
+    assert len(page.of("tr")) == 4
+    cut = Page(drawing.rows(told * 10, most=4))
+    assert len(cut.of("tr")) == 5
+    assert "4 of 30 rows are shown, the CSV has all." in cut.text
+
+
+def test_nothing_is_less_than_nothing():
+    task = Task("t", (Slot("what", ("on", "off")),))
+    values = np.array([[-1e-9]], np.float32)
+    found = Attribution(np.array([7]), np.array([0]), values, np.array([-1e-9]), np.array([-0.0]))
+    assert "-0.0" not in drawing.attribution(task, found)
+
+
 @pytest.mark.parametrize("left", [0, 7])
 def test_attributions_colour_each_unit_by_what_it_did(left: int):
     task = Task("t", (Slot("what", ("on", "off")),))

@@ -16,7 +16,7 @@ import pytest
 from spjax import SpeechPrompt
 from spjax.models.prompts import PromptConfig
 from spjax.serving import page
-from spjax.serving.batcher import Answered, Batcher, Busy
+from spjax.serving.batcher import Answered, Batcher, Busy, as_json
 from spjax.serving.limits import Limits
 from spjax.storage.packs import PromptPack
 from tests.serving import page_world, world
@@ -44,7 +44,7 @@ def unseen(*_: Any, **__: Any) -> bool:
 
 def test_programs_are_offered_two_stable_endpoints(desk: Batcher):
     pytest.importorskip("gradio", reason="gradio is what the page is made of")
-    made = page.make_page(desk, LIMITS)
+    made = page.make_page(desk)
     named = made.get_api_info()["named_endpoints"]
     assert set(named) == {"/predict", "/batch"}
     predict, batch = ([one["label"] for one in named[name]["parameters"]] for name in ("/predict", "/batch"))
@@ -52,7 +52,6 @@ def test_programs_are_offered_two_stable_endpoints(desk: Batcher):
     assert batch == ["Recordings, up to 500", "Tasks"]
     assert named["/predict"]["parameters"][1]["parameter_default"] == list(desk.predictor.tasks)
     assert not made.analytics_enabled
-    assert made.delete_cache
     limits = {fn.concurrency_limit for fn in made.fns.values() if fn.fn is not None}
     assert limits == {None}, "gradio's queue holds nobody back: the desk does"
 
@@ -74,7 +73,7 @@ def test_a_table_has_rows_for_good_files_and_errors_for_bad_ones(desk: Batcher, 
     files = [str(path) for path in (good[0], bad, long, good[1])]
     rows = asyncio.run(page._table(desk, files, ["order", "mood"], unseen))
     assert [row[0] for row in rows] == ["good_0.wav"] * 3 + ["bad, very.wav", "long.wav"] + ["good_1.wav"] * 3
-    read = list(csv.DictReader(io.StringIO(page._csv(rows).decode(), newline="")))
+    read = list(csv.DictReader(io.StringIO(page._csv(rows).decode("utf-8-sig"), newline="")))
     assert [tuple(row.values())[:2] for row in read] == [tuple(map(str, row[:2])) for row in rows]
     assert read[3]["error"].startswith("bad, very.wav is no audio")
     assert str(tmp_path) not in read[3]["error"]
@@ -161,7 +160,7 @@ def test_looks_inside_are_one_at_a_time_and_few_may_wait():
 @pytest.fixture(scope="module")
 def said(desk: Batcher, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     file = page_world.recording(tmp_path_factory.mktemp("said") / "a.wav", 0.5)
-    return page._as_json(*desk.answer(file))
+    return as_json(desk.answer(file))
 
 
 @pytest.mark.parametrize("task", ["order", "shallow"])
@@ -192,11 +191,42 @@ def test_of_long_utterances_the_beginning_is_explained(predictor: SpeechPrompt, 
 
 @pytest.mark.parametrize(
     ("units", "message"),
-    [([1, 5000], "the LM knows 0..99"), ([], "at least one unit"), ([[1], [2]], "must be a list"), (["a"], "invalid")],
+    [
+        ([1, 5000], "the LM knows 0..99"),
+        ([], "lists of one length"),
+        ([[1], [2]], "lists of one length"),
+        (["a"], "lists of one length"),
+        ("units", "lists of one length"),
+        ([1.5, 2], "whole numbers"),
+        ([True, 2], "lists of one length"),
+        ([2**40, 2], "whole numbers"),
+    ],
 )
 def test_units_that_are_none_are_refused(predictor: SpeechPrompt, said: dict[str, Any], units: Any, message: str):
     with pytest.raises(ValueError, match=message):
-        page._decided(predictor, "mood", {**said, "units": units})
+        page._decided(predictor, "mood", {**said, "units": units, "durations": [1, 1]})
+
+
+@pytest.mark.parametrize("said", [{"units": [1]}, {"answers": {}}, ["units"], "units durations", 7])
+def test_what_is_no_answer_at_all_is_refused(predictor: SpeechPrompt, said: Any):
+    with pytest.raises(ValueError, match="no answer of this page"):
+        page._decided(predictor, "mood", said)
+
+
+def test_a_spreadsheet_takes_nothing_for_a_formula():
+    names = ("=1+1.wav", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "ünits =1.wav", "plain")
+    content = page._csv([[name, name, name, name, 0.25, name] for name in names])
+    assert content.startswith(b"\xef\xbb\xbf"), "Excel takes it for UTF-8"
+    _, *read = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+    for name, row in zip(names, read, strict=True):
+        told = f"'{name}" if name[0] in "=+-@\t\r" else name
+        assert row == [told] * 4 + ["0.25", told]
+
+
+def test_names_cannot_break_a_table_of_markdown():
+    assert page._plain("a\n| b |\r\n\u2028c") == "a &#124; b &#124; c"
+    assert page._plain("\u202eevil\u2066") == "evil"
+    assert page._plain("نوبت‌ها") == "نوبت‌ها", "a joiner is part of the word"
 
 
 def test_without_recording_or_a_second_prompt_the_page_says_so(predictor: SpeechPrompt):

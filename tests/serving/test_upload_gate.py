@@ -1,0 +1,96 @@
+"""The gate in front of uploads, by ASGI messages: how much, how slowly, and what becomes of those that are refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spjax.serving.upload_gate import UploadGate
+
+pytest.importorskip("starlette", reason="starlette is in requirements-serve.txt")
+
+
+async def reads_all(scope: Any, receive: Any, send: Any) -> None:
+    """An app that answers when it has the whole body."""
+    while (await receive()).get("more_body"):
+        await asyncio.sleep(0)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"taken"})
+
+
+async def ask(
+    gate: UploadGate,
+    parts: Sequence[bytes],
+    path: str = "/gradio_api/upload",
+    length: int | None = None,
+    pause: float = 0,
+) -> tuple[int, str]:
+    """Status and text of a request whose body comes in parts."""
+    left, sent = list(parts), []
+
+    async def receive() -> Any:
+        await asyncio.sleep(pause)
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [] if length is None else [(b"content-length", b"%d" % length)]
+    await gate({"type": "http", "method": "POST", "path": path, "headers": headers}, receive, send)
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    return sent[0]["status"], sent[1]["body"].decode()
+
+
+@pytest.mark.parametrize(
+    ("parts", "length", "status"),
+    [([b"12345"] * 2, 10, 200), ([b"12345"] * 2, None, 200), ([b"12345"] * 3, 15, 413), ([b"12345"] * 3, None, 413)],
+)
+def test_a_request_has_a_most_whatever_it_promises(tmp_path: Path, parts: list[bytes], length: int, status: int):
+    gate = UploadGate(reads_all, tmp_path, upload_bytes=10)
+    got, told = asyncio.run(ask(gate, parts, length=length))
+    assert got == status
+    assert ("the most that is taken at once" in told) == (status == 413)
+
+
+def test_a_call_without_files_has_a_smaller_most_and_other_places_none(tmp_path: Path):
+    gate = UploadGate(reads_all, tmp_path)
+    large = [bytes(1_000_000)] * 5
+    assert asyncio.run(ask(gate, large, "/gradio_api/queue/join"))[0] == 413
+    assert asyncio.run(ask(gate, large))[0] == 200
+    assert asyncio.run(ask(gate, large, "/predict"))[0] == 200, "the API has limits of its own"
+
+
+def test_who_is_too_slow_is_hung_up_on(tmp_path: Path):
+    gate = UploadGate(reads_all, tmp_path, grace=0.1)
+    status, told = asyncio.run(ask(gate, [b"a"] * 1000, pause=0.02))
+    assert (status, "too slowly" in told) == (408, True)
+    assert asyncio.run(ask(gate, [bytes(16_000)] * 15, pause=0.02))[0] == 200, "as long, but at a fair rate"
+
+
+def test_all_uploads_together_have_a_most(tmp_path: Path):
+    (tmp_path / "kept.wav").write_bytes(bytes(50_000))
+    gate = UploadGate(reads_all, tmp_path, folder_bytes=100_000)
+
+    async def several() -> list[tuple[int, str]]:
+        return await asyncio.gather(*(ask(gate, [bytes(20_000)], length=20_000, pause=0.05) for _ in range(4)))
+
+    told = asyncio.run(several())
+    assert sorted(status for status, _ in told) == [200, 200, 507, 507], "those on their way count"
+    assert all("try again in a while" in text for status, text in told if status == 507)
+
+
+def test_an_app_that_breaks_is_told_in_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    async def breaks(scope: Any, receive: Any, send: Any) -> None:
+        raise TypeError("File is not an instance")
+
+    status, told = asyncio.run(ask(UploadGate(breaks, tmp_path), [b"a"]))
+    assert status == 400
+    assert "cannot be read" in told
+    assert "TypeError" in caplog.text
+    assert "Traceback" not in caplog.text
+    with pytest.raises(TypeError):
+        asyncio.run(ask(UploadGate(breaks, tmp_path), [b"a"], "/gradio_api/queue/join"))
