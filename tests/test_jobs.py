@@ -137,9 +137,11 @@ def test_a_bank_of_two_tasks_with_members_that_stop(place: Place, tmp_path: Path
 @pytest.mark.parametrize(
     ("sweep", "told"),
     [
-        ({"lr": (0.0, 1e-2)}, "sweep: lr .* none of them 0 or below"),
+        ({"lr": (0.0, 1e-2)}, "sweep: lr .* different numbers, above 0"),
+        ({"lr": (float("nan"),)}, "sweep: lr .* different numbers, above 0"),
+        ({"length": (2.5,)}, "sweep: length .* whole and above 0"),
         ({"length": (4, 4)}, "sweep: length .* different numbers"),
-        ({"length": (-1,)}, "none of them -1 or below"),
+        ({"length": (0,)}, "sweep: length .* whole and above 0"),
     ],
 )
 def test_a_sweep_that_makes_no_sense_is_told(run: Run, sweep: dict[str, Any], told: str) -> None:

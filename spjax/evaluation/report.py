@@ -175,7 +175,7 @@ def write_overview(workdir: epath.PathLike, reports: Sequence[Mapping[str, Any]]
     lines = [
         f"# {len(reports)} tasks, one frozen LM, one bank of prompts",
         "",
-        f"In %, {over}; stopping and every choice on valid only, which therefore flatters: {split} was scored once.",
+        f"In %, {over}. Stopping and every choice looked at valid, whose scores flatter; {split} was scored once.",
         "",
         *table(
             [

@@ -62,6 +62,8 @@ def prompt_settings(config: ConfigDict) -> Settings:
         raise ValueError(
             f"sweep.length {sweep.length} cannot be had: start_from={config.start_from} has its own length"
         )
+    if not config.prompt.length:
+        raise ValueError("prompt.length is 0, which leaves nothing to tune in front of the units: give 1 or more")
     if config.combinations not in ("seen", "all"):
         raise ValueError(f"combinations is {config.combinations!r}, must be seen or all")
     if config.few_shot < 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,11 +31,12 @@ class SweepConfig:
     length: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, least in (("lr", 0), ("length", -1)):
+        for name, kinds, told in (("lr", (int, float), "above 0"), ("length", (int,), "whole and above 0")):
             values = tuple(getattr(self, name))
             object.__setattr__(self, name, values)
-            if len(set(values)) < len(values) or any(value <= least for value in values):
-                raise ValueError(f"sweep: {name} {values} must be different numbers, none of them {least} or below")
+            proper = all(type(value) in kinds and 0 < value < math.inf for value in values)
+            if not proper or len(set(values)) < len(values):
+                raise ValueError(f"sweep: {name} {values} must be different numbers, {told}")
 
 
 def lessons_of(lesson: train.Lesson, sweep: SweepConfig) -> list[train.Lesson]:
