@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import re
 import signal
 import socket
@@ -97,6 +98,10 @@ def test_the_end_waits_for_what_is_in_work_and_for_nobody_else(place: Path):
         assert codes.count(200) > 0
         assert process.wait(30) == 130
         assert "stopping" in process.stdout.read()  # type: ignore[union-attr]
+        half.settimeout(10)
+        told = half.makefile("rb").read().decode()  # to its end
+        assert told.startswith("HTTP/1.1 503 ")
+        assert "the server is stopping: ask another one" in told
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{address}/health")
 
@@ -108,6 +113,12 @@ def test_the_end_waits_for_what_is_in_work_and_for_nobody_else(place: Path):
         (["--kmeans=nowhere"], "nowhere"),
         (["--encoder=mfc"], "encoder 'mfc' is neither"),
         (["--most-rows=0"], "most_rows is 0"),
+        (["--port=99999"], "--port is 99999: give 1 to 65535, or 0"),
+        (["--port=-1"], "--port is -1: give"),
+        (["--max-mb=inf"], "--max-mb is inf: give a number of megabytes"),
+        (["--max-mb=nan"], "--max-mb is nan: give"),
+        (["--host=192.0.2.1"], "--host=192.0.2.1 is no address of this machine: give 127.0.0.1"),
+        (["--host=" + "x" * 70], "is no address of this machine"),
     ],
 )
 def test_what_cannot_be_served_is_told_in_a_line(place: Path, flags: list[str], told: str):
@@ -120,9 +131,35 @@ def test_what_cannot_be_served_is_told_in_a_line(place: Path, flags: list[str], 
 
 def test_a_port_that_is_taken_is_told_before_anything_is_compiled(place: Path):
     common = [f"--lm={place / 'lm'}", "--encoder=log_mel", f"--kmeans={place / 'km'}", f"--packs={place / 'packs'}"]
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as left:
-        serve.main([*common, "--compilation-cache=", "--no-page", f"--port={taken.getsockname()[1]}"])
-    assert "in use" in str(left.value.code)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit) as left:
+            serve.main([*common, "--compilation-cache=", "--no-page", f"--port={port}"])
+    told = f"error: port {port} of 127.0.0.1 is in use: end what uses it, or give another --port (0: any that is free)"
+    assert left.value.code == told
+
+
+def test_addresses_as_a_browser_takes_them():
+    options = argparse.Namespace(host="127.0.0.1", port=0)
+    with serve._place(options) as place:
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+", serve._url(place))
+    try:
+        place = serve._place(argparse.Namespace(host="::1", port=0))
+    except ValueError:
+        pytest.skip("this machine has no IPv6")
+    with place:
+        assert re.fullmatch(r"http://\[::1\]:\d+", serve._url(place))
+
+
+def test_sigterm_before_anything_is_served_is_told(capsys: pytest.CaptureFixture[str], monkeypatch):
+    def compiling(options: argparse.Namespace) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(serve, "_serve", compiling)
+    with pytest.raises(SystemExit) as left:
+        serve.main(["--lm=x", "--encoder=log_mel", "--kmeans=x", "--packs=x"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out.startswith("stopping: ")
 
 
 def test_without_the_optional_packages_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):

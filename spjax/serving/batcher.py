@@ -23,7 +23,7 @@ from spjax.types import Encoded
 
 MOST_ROWS = 256  # of a batch, an utterance and a task each: bounds how long those that come meanwhile wait
 DECODERS = 2  # threads: one slow upload holds up nobody
-WARM_STEPS = 8  # lengths an octave that encoding is warmed up with, as many as HuBERT pads to
+WARM_STEPS = 12  # lengths an octave that encoding is warmed up with: HuBERT pads to 8, the closest 1/15 apart
 
 _log = logging.getLogger(__name__)
 
@@ -191,7 +191,10 @@ class Batcher:
             raise TimeoutError(timed_out(self.limits)) from None
 
     def warm_up(self, progress: bool = False) -> None:
-        """Compile every program that answers may take, and run what encodes recordings of every length.
+        """Compile every program that answers may take, and run what encodes a recording of every length.
+
+        Recordings that a HuBERT encodes together, by powers of two, are programs more: those are compiled when they
+        first come, and kept where there is a compilation cache.
 
         Args:
           progress: bars, after two seconds.

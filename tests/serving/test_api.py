@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
 import json
+import socket
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from spjax import SpeechPrompt
 from spjax.serving import api
@@ -91,17 +98,50 @@ def test_all_tasks_when_none_are_named(desk: Batcher, predictor: SpeechPrompt):
         (400, "is silent", "", bad_files.encoded(np.zeros((8000, 1)))),
         (400, "no task 'wrod': there are word, mood", "?tasks=wrod", upload()),
         (400, "no task ''", "?tasks=word,", upload()),
+        (400, "no query parameter 'task' is known: leave it out, or send 'tasks'", "?task=word", upload()),
+        (400, "no query parameter 'tasks[]', 'x' is known", "?tasks[]=word&tasks=mood&x=1", upload()),
         (413, "larger than 0.2 MB, the most that is taken", "", bytes(200_001)),
         (413, "lasts 4 s, 3 s are the most that is taken", "", upload(samples=64_000)),
         (413, "lasts 3600 s", "", bad_files.encoded(np.zeros((8_000 * 3600, 1)), rate=8_000, kind="FLAC")[:200_000]),
     ],
-    ids=["empty", "text", "cut off", "silent", "task", "comma", "bytes", "seconds", "hour"],
+    ids=["empty", "text", "cut off", "silent", "task", "comma", "parameter", "parameters", "bytes", "seconds", "hour"],
 )
 def test_what_cannot_be_answered_is_told_in_a_sentence(desk: Batcher, status, told, query, content):
     reply = asked(desk, lambda client: client.post(f"/predict{query}", content=content))
     assert reply.status_code == status
     assert list(reply.json()) == ["error"]
     assert told in reply.json()["error"]
+
+
+def test_tasks_are_named_in_every_way_that_clients_have(desk: Batcher):
+    data = upload(3)
+
+    async def talk(client: Any) -> list[Any]:
+        url = "/predict?tasks=mood&tasks=word,order&tasks="
+        form = {"files": {"file": ("a.wav", data)}, "data": {"tasks": ["word", "order,mood"]}}
+        return [
+            await client.post(url, content=data),
+            await client.post("/predict", **form),
+            await client.post("/predict?tasks=rule", **form),
+            await client.post("/predict", **{**form, "data": {"task": "word"}}),
+            await client.post("/predict", files={**form["files"], "tasks": ("names", b"word")}),
+        ]
+
+    *good, unknown, crossed = asked(desk, talk)
+    named = [["mood", "word", "order"], ["word", "order", "mood"], ["rule", "word", "order", "mood"]]
+    assert [list(reply.json()["answers"]) for reply in good] == named
+    assert (unknown.status_code, crossed.status_code) == (400, 400)
+    assert "no form field 'task' is known: leave it out, or send 'file' and 'tasks'" in unknown.json()["error"]
+    assert crossed.json()["error"]
+
+
+@given(known=st.lists(st.text("ab, ", min_size=1), min_size=1, unique=True), data=st.data())
+def test_any_task_can_be_asked_for_by_its_name(known: list[str], data: st.DataObject):
+    """Commas within it do no harm; of other names they lie between."""
+    chosen = data.draw(st.lists(st.sampled_from(known), min_size=1))
+    assert api._asked(chosen, known) == chosen
+    plain = [name for name in chosen if "," not in name]
+    assert api._asked([",".join(plain)], {}) == (plain or None)
 
 
 @pytest.mark.parametrize("form", [{"other": ("a.wav", upload())}, {"file": ("", "text")}], ids=["name", "no file"])
@@ -116,6 +156,112 @@ def test_a_broken_form(desk: Batcher):
     reply = asked(desk, lambda client: client.post("/predict", content=b"--x\r\n", headers=head))
     assert reply.status_code == 400
     assert "error" in reply.json()
+
+
+@contextlib.contextmanager
+def served(app: Any) -> Iterator[Callable[[], socket.socket]]:
+    """A real server of an application; gives what connects to it."""
+    uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is in requirements-serve.txt")
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        address = place.getsockname()
+        running = threading.Thread(target=server.run, kwargs={"sockets": [place]})
+        running.start()
+        try:
+            yield lambda: socket.create_connection(address, timeout=10)
+        finally:
+            server.should_exit = True
+            running.join(30)
+
+
+def posted(size: int | None, query: str = "?tasks=word") -> bytes:
+    """Head of a request: of a body of that size, or of one in chunks."""
+    body = "Transfer-Encoding: chunked" if size is None else f"Content-Length: {size}"
+    return f"POST /predict{query} HTTP/1.1\r\nHost: x\r\n{body}\r\n\r\n".encode()
+
+
+def reply_of(connection: socket.socket) -> tuple[int, str]:
+    """Status, and the sentence or nothing."""
+    reply = http.client.HTTPResponse(connection)
+    reply.begin()
+    return reply.status, json.loads(reply.read()).get("error", "")
+
+
+def test_a_refused_upload_that_has_come_whole_is_told_at_once(desk: Batcher):
+    """Its last message was read before it was refused: nothing more comes."""
+    with served(make_app(desk)) as connect, connect() as connection:
+        began = time.monotonic()
+        connection.sendall(posted(None) + b"40000\r\n" + bytes(0x40000) + b"\r\n0\r\n\r\n")
+        status, told = reply_of(connection)
+        assert (status, "larger than 0.2 MB" in told) == (413, True)
+        assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("more", [False, True], ids=["whole", "stalled"])
+def test_where_nothing_more_comes_refusals_do_not_wait(desk: Batcher, monkeypatch: pytest.MonkeyPatch, more: bool):
+    monkeypatch.setattr(api, "MOST_HELD", 1000)
+    monkeypatch.setattr(api, "DRAIN_SECONDS", 0.1)
+    messages = iter([{"type": "http.request", "body": upload(), "more_body": more}])
+    said: list[Any] = []
+
+    async def receive() -> Any:
+        return next(messages, None) or await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": []}
+    asyncio.run(asyncio.wait_for(make_app(desk)(scope, receive, send), 5))
+    assert said[0]["status"] == 503
+
+
+def test_stalled_uploads_are_given_up_and_small_ones_find_room(predictor: SpeechPrompt, monkeypatch):
+    small = upload()  # 8 kB
+    monkeypatch.setattr(api, "MOST_HELD", 100_000)
+    monkeypatch.setattr(api, "SMALL", 9_000)
+    with (
+        Batcher(predictor, Limits(max_bytes=100_000, timeout=8.0)) as desk,
+        served(make_app(desk)) as connect,
+        connect() as stalled, connect() as large, connect() as other,
+    ):  # fmt: skip
+        began = time.monotonic()
+        stalled.sendall(posted(90_000) + bytes(89_000))
+        time.sleep(0.3)
+        large.sendall(posted(9_500) + bytes(9_500))
+        status, told = reply_of(large)
+        assert (status, "too many uploads are on their way" in told) == (503, True)
+        other.sendall(posted(len(small)) + small)
+        assert reply_of(other) == (200, "")
+        status, told = reply_of(stalled)
+        assert status == 408
+        assert "does not come, or comes too slowly: 89000 bytes so far. Send it again" in told
+        assert 1.5 < time.monotonic() - began < 6
+        assert stalled.recv(1) == b""  # hung up on
+        large.sendall(posted(9_500) + bytes(9_500))
+        assert reply_of(large)[0] == 400  # no audio, but there is room again
+
+
+def test_who_drips_is_given_up(desk: Batcher, monkeypatch: pytest.MonkeyPatch):
+    """Bytes put off the end by what they are worth, and by no more than a share of the whole timeout."""
+    patience = api._Patience(40.0)
+    assert patience.until - patience.began == pytest.approx(10, abs=0.1)
+    for _ in range(10):
+        patience.came(10)
+    assert patience.until - patience.began == pytest.approx(10, abs=0.1)
+    monkeypatch.setattr(time, "monotonic", lambda: patience.began + 9)
+    patience.came(500_000)
+    assert patience.until - patience.began == pytest.approx(15, abs=0.1)
+    monkeypatch.setattr(time, "monotonic", lambda: patience.began + 29)
+    patience.came(100_000_000)
+    assert patience.until - patience.began == 30
+
+
+def test_uploads_on_their_way_are_told_that_it_stops(predictor: SpeechPrompt):
+    with Batcher(predictor, LIMITS) as desk, served(make_app(desk)) as connect, connect() as connection:
+        connection.sendall(posted(1000) + b"half")
+        time.sleep(0.2)
+        desk.refuse()
+        assert reply_of(connection) == (503, "the server is stopping: ask another one, or later")
 
 
 def test_a_body_without_an_end_is_not_read_to_it(desk: Batcher):
@@ -284,10 +430,33 @@ def test_health_tasks_and_metrics(predictor: SpeechPrompt):
         assert (told["spjax_batch_rows_sum"], told["spjax_batch_utterances_sum"]) == ("6.0", "3.0")
         assert told['spjax_batch_rows_bucket{le="+Inf"}'] == told["spjax_batch_rows_count"]
         assert (nowhere.status_code, nowhere.json()) == (404, {"error": "Not Found"})
-        assert wrong.status_code == 405
+        assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+        assert "send a recording: curl --data-binary @FILE" in wrong.json()["error"]
         desk.refuse()
         stopping = asked(desk, lambda client: client.get("/health"), app)
         assert (stopping.status_code, stopping.json()["ready"]) == (503, False)
+
+
+def test_health_looks_at_what_computes(predictor: SpeechPrompt, monkeypatch: pytest.MonkeyPatch):
+    with Batcher(predictor, LIMITS) as desk:
+        monkeypatch.setattr(desk._worker, "is_alive", lambda: False)
+        reply = asked(desk, lambda client: client.get("/health"))
+    assert (reply.status_code, reply.json()["ready"]) == (503, False)
+
+
+def test_a_get_is_told_how_to_post_beside_a_page_too(desk: Batcher):
+    from starlette.responses import PlainTextResponse
+
+    app = make_app(desk)
+    app.mount("/", PlainTextResponse("the page", 404))
+
+    async def talk(client: Any) -> list[Any]:
+        return [await client.get("/predict"), await client.put("/predict"), await client.get("/docs")]
+
+    got, put, docs = asked(desk, talk, app)
+    assert (got.status_code, put.status_code) == (405, 405)
+    assert "a POST" in got.json()["error"]
+    assert docs.text == "the page"  # FastAPI's own would load scripts from elsewhere
 
 
 def test_the_api_describes_itself(desk: Batcher):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-import itertools
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.monitoring
 import numpy as np
 import pytest
 import soundfile
@@ -17,14 +20,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spjax import SpeechPrompt
-from spjax.serving.batcher import Answered, Batcher, Busy
+from spjax.serving.batcher import Answered, Batcher, Busy, as_json
 from spjax.serving.limits import Limits, TooLargeError
 from spjax.serving.uploads import read_upload
 from spjax.speech2unit.audio import Audio, AudioError, prepare
+from spjax.speech2unit.encoder import load_encoder
+from spjax.storage import KMeans, save_hubert, save_kmeans
+from spjax.types import Encoded
 from tests.serving import world
 from tests.serving.page_world import predictor as make_predictor
 from tests.speech2unit import bad_files
-from tests.speech2unit.hubert_models import speechlike
+from tests.speech2unit.hubert_models import TINY, speechlike, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 LIMITS = Limits(timeout=30.0)
@@ -285,14 +291,76 @@ def test_many_threads_at_once(desk: Batcher, predictor: SpeechPrompt):
     assert desk.stats().waiting == desk.stats().working == 0
 
 
-def test_warming_up_leaves_nothing_to_compile(predictor: SpeechPrompt, monkeypatch: pytest.MonkeyPatch):
-    seen: list[int] = []
-    monkeypatch.setattr(SpeechPrompt, "compile_ahead", lambda self, progress: 0)
-    monkeypatch.setattr(SpeechPrompt, "encode", lambda self, audios: seen.extend(len(one.wave) for one in audios))
-    with Batcher(predictor, Limits(max_seconds=2.0)) as desk:
-        desk.warm_up()
-    assert (seen[0], seen[-1]) == (400, 32_000)
-    assert all(1 < b / a < 1.1 for a, b in itertools.pairwise(seen))
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Names of what is compiled, or read from the compilation cache, meanwhile."""
+    made: list[str] = []
+
+    def heard(event: str, _: float, **told: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            made.append(str(told.get("fun_name")))
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    try:
+        yield made
+    finally:
+        jax.monitoring.unregister_event_duration_listener(heard)
+
+
+def test_warming_up_leaves_nothing_to_compile(tmp_path: Path):
+    """Of a HuBERT, whose programs are many; after it, no recording of any length compiles one."""
+    folder = hubert_folder(tmp_path)
+    model = world.lm()
+    packs = {"word": world.pack(world.TASKS["word"], model)}
+    predictor = SpeechPrompt.load(model, load_encoder(folder / "h", folder / "km", layer=1), packs, max_units=40)
+    longest = 12_000  # 37 frames
+    with Batcher(predictor, Limits(max_seconds=longest / 16_000)) as desk:
+        with compilations() as made:
+            desk.warm_up()
+        assert len(made) > 10
+        with compilations() as late:
+            for samples in [400, *range(5000, longest, 320), longest]:  # a frame more each
+                desk.answer(audio(samples, samples))
+    assert late == []
+
+
+def hubert_folder(folder: Path) -> Path:
+    """A tiny HuBERT `h` and a k-means `km` of its first layer."""
+    save_hubert(folder / "h", TINY, weights(), "tiny")
+    frames = load_encoder(folder / "h", layer=1).features([speechlike(16_000)])[0]
+    save_kmeans(folder / "km", KMeans(frames[:30], {"encoder": "tiny", "layer": 1}))
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_desk_whose_thread_died_takes_nothing(predictor: SpeechPrompt):
+    class Deadly(Held):
+        def encode(self, audios: list[Audio]) -> Any:
+            raise SystemExit  # no Exception: nothing catches it
+
+    with Batcher(Deadly(predictor), LIMITS) as desk:  # type: ignore[arg-type]
+        assert desk.stats().open
+        desk.submit(audio(0))
+        desk._worker.join(30)
+        assert not desk.stats().open
+        with pytest.raises(Busy, match="is broken, and must be started again"):
+            desk.submit(audio(1))
+
+
+def test_answers_as_json(predictor: SpeechPrompt):
+    units, durations = np.array([3, 1], np.int32), np.array([2, 5], np.int32)
+    plain = as_json(Answered(Encoded(units, durations), {"word": {}}))
+    assert plain == {"answers": {"word": {}}, "units": [3, 1], "durations": [2, 5]}
+    spoken = as_json(Answered(Encoded(units, durations, np.array([0.5, 0], np.float32)), {"word": {}}))
+    assert spoken == plain | {"f0": [0.5, 0.0]}
+
+
+@pytest.mark.parametrize("kind", bad_files.contents())
+def test_what_is_wrong_is_told_to_who_has_one_recording(kind: str):
+    """Not to who makes a data set, and might leave one out."""
+    with pytest.raises((AudioError, TooLargeError)) as caught:
+        read_upload(bad_files.contents()[kind][1], LIMITS)
+    assert not re.search("leave it out|source", str(caught.value), re.IGNORECASE)
 
 
 @pytest.mark.parametrize(
