@@ -69,7 +69,7 @@ STYLE = """
 @media (max-width: 600px) {
   .spj .files, .spj .files tbody { display: block; }
   .spj .files thead { display: none; }
-  .spj .files tr { display: grid; grid-template-columns: 1fr 1fr 3.8rem; }
+  .spj .files tr { display: grid; grid-template-columns: 1fr 1fr 3.8rem; padding: .2rem 0; }
   .spj .files th, .spj .files td[colspan] { grid-column: 1 / -1; }
   .spj .files th:empty { display: none; }
   .spj .alike { font-size: .75rem; }

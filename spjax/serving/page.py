@@ -26,11 +26,11 @@ from spjax.evaluation.markdown import table
 from spjax.serving import drawing
 from spjax.serving.batcher import Answered, Batcher, Busy, as_json, timed_out
 from spjax.serving.frozen import KINDS
-from spjax.serving.limits import Limits
+from spjax.serving.limits import MEGABYTE, Limits
 from spjax.serving.predictor import SpeechPrompt
 from spjax.serving.scoring import unit_set
 from spjax.serving.upload_folder import KEPT_SECONDS, delete_old, delete_orphans, upload_folder
-from spjax.serving.upload_gate import UploadGate
+from spjax.serving.upload_gate import UPLOAD_BYTES, UploadGate
 from spjax.serving.uploads import read_upload
 from spjax.speech2unit.audio import SAMPLE_RATE
 from spjax.types import Encoded, Params
@@ -480,7 +480,8 @@ until one is started again.
 
 {tasks}
 
-**Limits**: files up to {limits.max_bytes / 1e6:g} MB and {limits.max_seconds:g} s each, {MOST_FILES} in a table;
+**Limits**: files up to {limits.max_bytes / 1e6:g} MB and {limits.max_seconds:g} s each, {MOST_FILES} and
+{UPLOAD_BYTES / MEGABYTE:g} MB in a table;
 {limits.queue} requests may wait, each {limits.timeout:g} s.
 
 **From a program**, `URL` being the address of this page without a slash at its end:

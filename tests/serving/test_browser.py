@@ -193,6 +193,13 @@ def test_too_large_a_file_is_refused_where_it_is_chosen(tab: Any, tmp_path: Path
     tab.get_by_text(re.compile("exceed the maximum allowed size")).first.wait_for()
 
 
+def test_what_the_server_says_of_an_upload_is_shown(tab: Any, speech: Path):
+    told = "the server holds as many uploads as it can: try again in a while"
+    tab.route("**/gradio_api/upload*", lambda route: route.fulfill(status=507, body=told))
+    tab.locator("input[type=file]:not([multiple])").first.set_input_files(speech)
+    tab.get_by_text(told).first.wait_for()
+
+
 def test_speech_is_recorded(tab: Any, speech: Path):
     tab.get_by_label("Record audio").click()
     tab.locator("button.record-button").click()
@@ -272,7 +279,7 @@ def test_an_answer_on_its_way_is_not_drawn_beside_another_recording(tab: Any, de
     answer(tab)  # and goes on
 
 
-def test_it_fits_a_telephone(browser: Any, url: str, speech: Path):
+def test_it_fits_a_telephone(browser: Any, url: str, speech: Path, tmp_path: Path):
     context = browser.new_context(viewport={"width": 400, "height": 800}, color_scheme="dark")
     view = context.new_page()
     view.goto(url)
@@ -283,6 +290,24 @@ def test_it_fits_a_telephone(browser: Any, url: str, speech: Path):
     assert view.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
     right = view.locator("#units svg").evaluate_all("all => Math.max(...all.map(x => x.getBoundingClientRect().right))")
     assert right <= 400
+
+    view.get_by_role("tab", name="Files").last.click()
+    long = page_world.recording(tmp_path / f"{'a long name ' * 15}.wav", 0.4)
+    view.locator("input[type=file][multiple]").set_input_files([long, speech])
+    view.get_by_label("Clear").last.wait_for()
+    view.wait_for_timeout(300)
+    view.get_by_role("button", name="Answer all").click()
+    view.locator("#table tbody tr").first.wait_for()
+    cells = "all => all.map(x => x.getBoundingClientRect()).filter(x => x.width)"
+    places = view.locator("#table :is(td, th)").evaluate_all(cells)
+    assert len(places) > 30
+    assert all(0 <= place["left"] < place["right"] <= 400 for place in places), "labels and probabilities are in sight"
+    assert max(place["height"] for place in places) < 150, "a long name leaves room for the rest"
+
+    view.get_by_role("tab", name="Inside").last.click()
+    view.get_by_role("button", name="Look").click()
+    view.locator("#inside-are td").first.wait_for()
+    assert view.locator("#inside-are .scroll").evaluate("x => x.scrollWidth <= x.clientWidth")
     context.close()
 
 

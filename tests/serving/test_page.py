@@ -62,6 +62,7 @@ def test_about_tells_the_model_its_limits_and_how_to_ask(predictor: SpeechPrompt
     assert "files up to 3 MB and 12 s each" in told
     assert 'curl --data-binary @speech.wav "URL/predict?tasks=word"' in told
     assert "<b>places" not in told, "names are names, not Markdown or HTML"
+    assert "256 MB in a table" in " ".join(told.split())
     assert "100 a second" in told
 
 
