@@ -269,7 +269,10 @@ def test_an_answer_on_its_way_is_not_drawn_beside_another_recording(tab: Any, de
         tab.get_by_label("Clear").first.click()
         tab.wait_for_timeout(500)
         gate.set()
-        tab.wait_for_timeout(2000)
+        until = time.monotonic() + 60
+        while (stats := desk.stats()).waiting + stats.working and time.monotonic() < until:
+            time.sleep(0.05)
+        tab.wait_for_timeout(1500)
         assert not tab.locator("#answers .card").count()
         assert not tab.locator("#units svg").count()
     finally:
