@@ -192,7 +192,7 @@ def attribute(
         raise ValueError(f"units {units.min()}..{units.max()} must be in 0..{config.num_units - 1}")
     compute = Compute(compute.dtype if compute else "float32", remat=True)
     bank = prompts.stack([pack.params])
-    bucket = -(-len(units) // 16) * 16  # few lengths, few programs
+    bucket = max(32, 1 << (len(units) - 1).bit_length())  # few lengths, few programs
     if classes is None:
         one = loader.make_batch(utterance, np.zeros((1, 1)), bucket)
         card = {name: pack.card[name] for name in ("task", "slots", "metric", "verbalizer", "combinations")}  # type: ignore[literal-required]
