@@ -193,12 +193,15 @@ def make_update(
         size = len(state["seeds"])
         whole = {name: state[name] for name in ("trained", "optimizer", "step", "seeds")}
         rows = None if members is None else jnp.minimum(members, size - 1)
-        own = whole if rows is None else jax.tree.map(lambda leaf: leaf[rows], whole)
+        own, held = whole, frozen
+        if rows is not None:
+            own = jax.tree.map(lambda leaf: leaf[rows], whole)
+            held = {path: leaf[rows] if path.startswith("prompt/") else leaf for path, leaf in frozen.items()}
         count = jnp.broadcast_to(own["step"], own["seeds"].shape)
         keys = jax.vmap(lambda seed, step: jax.random.fold_in(jax.random.key(seed), step + 1))(own["seeds"], count)
 
         def loss(trained: masks.Flat) -> tuple[jax.Array, jax.Array]:
-            params = masks.unflatten({**trained, **frozen})
+            params = masks.unflatten({**trained, **held})
             each = losses.member_losses(
                 params["lm"], params["prompt"], batch, keys,
                 loss=setting.loss, prompt=setting.prompt, verbalizers=spoken,
@@ -207,7 +210,7 @@ def make_update(
             return jnp.sum(each), each
 
         (_, each), grads = jax.value_and_grad(loss, has_aux=True)(own["trained"])
-        trained, optimizer = masks.apply_gradients(tx, own["optimizer"], own["trained"], frozen, grads)
+        trained, optimizer = masks.apply_gradients(tx, own["optimizer"], own["trained"], held, grads)
         new = {**own, "trained": trained, "optimizer": optimizer, "step": own["step"] + 1}
         metrics = {"loss": each, "gradient_norm": optim.member_norms(grads), "updates": jnp.ones(len(each))}
         if members is not None:
