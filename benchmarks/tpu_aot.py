@@ -25,7 +25,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -361,8 +361,14 @@ def described(compiled: Any, size: Size, chip: Chip, model: int) -> dict[str, An
     return found
 
 
-def measure(config: Any, size: Size, names: Sequence[str], lm: UnitLMConfig | None = None) -> list[dict[str, Any]]:
+def measure(config: Any, size: Size, names: Sequence[str], lm: UnitLMConfig | None = None) -> Iterator[dict[str, Any]]:
     """A row a program: its size, its costs, seconds to compile; or what the compiler says of one that does not fit.
+
+    Args:
+      config: of a prompt tuning job.
+      size: the slice and what is on it.
+      names: of programs.
+      lm: another LM than `size.lm`.
 
     Raises:
       ValueError: an unknown program or chip, and what `programs` refuses.
@@ -378,7 +384,6 @@ def measure(config: Any, size: Size, names: Sequence[str], lm: UnitLMConfig | No
     made = programs(config, size, lm)
     if unknown := set(names) - made.keys():
         raise ValueError(f"programs {', '.join(sorted(unknown))} are unknown: there are {', '.join(made)}")
-    rows = []
     for name in tqdm(names, desc=f"{size.topology} {size.lm} bank {size.bank}", unit="program", file=sys.stderr):
         model = size.model if name in ("train", "evaluate") else 1
         row: dict[str, Any] = {
@@ -394,7 +399,7 @@ def measure(config: Any, size: Size, names: Sequence[str], lm: UnitLMConfig | No
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            rows.append({**row, "fits": False, "refused": " ".join(str(error).split())[:300]})
+            yield {**row, "fits": False, "refused": " ".join(str(error).split())[:300]}
             continue
         row["seconds to compile"] = round(time.perf_counter() - began, 1)
         row |= described(compiled, size, CHIPS[kind], model)
@@ -404,8 +409,7 @@ def measure(config: Any, size: Size, names: Sequence[str], lm: UnitLMConfig | No
             _, state, frozen = abstract_training(config, setting, mesh, size.bank)
             _, across = sent(hlo.costs(hlo.parse(compiled.as_text())), model)
             row["sent of prompts"] = check_frozen(across, state["trained"], frozen)
-        rows.append(row)
-    return rows
+        yield row
 
 
 def _devices(topology: str) -> Any:
@@ -509,14 +513,16 @@ def main(argv: Sequence[str]) -> None:
     size = Size(
         FLAGS.topology, FLAGS.lm, FLAGS.bank, FLAGS.rows, FLAGS.columns, config.model_parallel, config.compute.remat
     )
+    rows = []
     try:
-        rows = measure(config, size, FLAGS.programs)
+        for row in measure(config, size, FLAGS.programs):
+            rows.append(row)
+            if FLAGS.out:
+                with Path(FLAGS.out).open("a") as file:
+                    file.write(json.dumps(row) + "\n")
     except ValueError as error:
         sys.exit(f"error: {error}")
     print(table(rows))
-    if FLAGS.out:
-        with Path(FLAGS.out).open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 if __name__ == "__main__":

@@ -271,7 +271,7 @@ def test_a_table_of_programs_that_fit_and_of_those_that_do_not() -> None:
 def test_what_cannot_be_compiled_is_refused() -> None:
     size = tpu_aot.Size("v9:2x2", "151M", 1, 64, 64, 1, False)
     with pytest.raises(ValueError, match="topology 'v9:2x2' is of no chip in v5e, v5p"):
-        tpu_aot.measure(fsc.get_config(), size, ["train"])
+        next(tpu_aot.measure(fsc.get_config(), size, ["train"]))
     config = fsc.get_config()
     config.verbalizer = "frequency"
     with pytest.raises(ValueError, match="programs are made without records"):
