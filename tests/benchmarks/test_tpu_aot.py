@@ -236,8 +236,10 @@ def test_only_gradients_of_prompts_may_cross_data_shards() -> None:
     for dims in (kernel, (32, 1, 16), (4, 16, 32)):
         with pytest.raises(AssertionError, match="shaped like frozen kernels"):
             tpu_aot.check_frozen([*across, _sent(dims, data)], trained, frozen)
-    with pytest.raises(AssertionError, match="the gradients of the prompts take 96,000"):
+    with pytest.raises(AssertionError, match="the prompts' gradients take 96,000"):
         tpu_aot.check_frozen([*across, _sent((6, 4001), data, 2)], trained, frozen)
+    gathered = _sent(prompt, data)._replace(kind="all-gather")  # no sum, but told
+    assert tpu_aot.check_frozen([*across, gathered], trained, frozen) == pytest.approx(2, abs=1e-3)
 
 
 def test_what_a_collective_takes() -> None:
