@@ -197,32 +197,69 @@ def width(taking_part: int, bank: int) -> int:
     return min(size for size in sizes if size >= taking_part)
 
 
-def abreast(plans: Sequence[Sequence[Step]], *, bank: int, buckets: Sequence[int]) -> list[Step]:
-    """One plan for members of several tasks: its step t has the batches of step t of every plan that is so long.
+CLOSE = 1.2  # columns that batches may take side by side, of those that they take apart
+
+
+def abreast(plans: Sequence[Sequence[Step]], *, bank: int) -> list[Step]:
+    """One plan for members of several tasks: each has its own batches in its own order.
+
+    The next batches of several tasks share a step where this takes few columns more than apart: at most `CLOSE` times
+    as many. Others wait; a member makes its updates by its own count, whenever. Of the steps that can be made, the one
+    with the most members is next, and of such the one with the task that has the most left. Tasks whose batches are all
+    of like shapes, as those of a sweep, stand beside each other throughout. No step has a shape that is no batch's, so
+    rows times bucket of a member stay within the limit of its own batches.
 
     Args:
-      plans: a plan a task, whose steps say their members.
+      plans: a plan a task, whose steps say their members, the same in all of a plan.
       bank: members of all.
-      buckets: ascending; a step is as long as the first that holds all its batches.
 
     Returns:
-      As many steps as the longest plan has. Those of which all members take part are [bank, most rows]; others have
-      the `width` of a step of fewer members.
+      Steps of [bank, rows] where all members take part, in their order; others have the `width` of fewer.
     """
-    steps = []
-    for side_by_side in itertools.zip_longest(*plans):
-        parts = [step for step in side_by_side if step is not None]
-        numbers = np.concatenate([step.members for step in parts])
-        shape = width(len(numbers), bank), max(step.ids.shape[1] for step in parts)
-        ids, members, row = np.full(shape, -1, np.int32), np.full(shape[0], bank, np.int32), 0
-        members[: len(numbers)] = numbers
-        for step in parts:
-            ids[row : row + len(step.ids), : step.ids.shape[1]] = step.ids
-            row += len(step.ids)
-        longest = max(step.bucket for step in parts)
-        bucket = next(edge for edge in buckets if edge >= longest)
-        steps.append(Step(bucket, ids, None if len(numbers) == bank else members))
-    return steps
+    alike: dict[tuple[tuple[int, int], ...], list[Sequence[Step]]] = {}
+    for steps in plans:
+        if steps:
+            alike.setdefault(tuple((step.bucket, step.ids.shape[1]) for step in steps), []).append(steps)
+    lanes = list(alike)
+    counts = [sum(len(steps[0].ids) for steps in some) for some in alike.values()]
+    shapes = sorted({shape for lane in lanes for shape in lane})
+    done, found = [0] * len(lanes), []
+    while heads := {n: lane[done[n]] for n, lane in enumerate(lanes) if done[n] < len(lane)}:
+
+        def merit(choice: tuple[tuple[int, int], list[int]]) -> tuple[int, float, int]:
+            (bucket, rows), some = choice
+            left = max((1 - done[n] / len(lanes[n]) for n in some), default=0.0)
+            return sum(counts[n] for n in some), left, -bucket * rows
+
+        shape, some = max(((shape, _close(shape, heads, counts)) for shape in shapes), key=merit)
+        parts = [steps[done[n]] for n in some for steps in alike[lanes[n]]]
+        found.append(_side_by_side(parts, shape, bank))
+        for n in some:
+            done[n] += 1
+    return found
+
+
+def _close(shape: tuple[int, int], heads: dict[int, tuple[int, int]], counts: Sequence[int]) -> list[int]:
+    """Of batches [bucket, rows] by number, as many as fit a shape and fill it well: the largest first."""
+    size = lambda one: one[0] * one[1]  # noqa: E731
+    inside = [n for n, head in heads.items() if head[0] <= shape[0] and head[1] <= shape[1]]
+    inside.sort(key=lambda n: -size(heads[n]))
+    members = np.cumsum([counts[n] for n in inside])
+    apart = np.cumsum([counts[n] * size(heads[n]) for n in inside])
+    return inside[: int((members * size(shape) <= CLOSE * apart).sum())]
+
+
+def _side_by_side(parts: Sequence[Step], shape: tuple[int, int], bank: int) -> Step:
+    """One step of this [bucket, rows] of the members of all parts, in the order of the bank."""
+    numbers = np.concatenate([step.members for step in parts])
+    bucket, rows = shape
+    taking_part = width(len(numbers), bank)
+    ids, members = np.full((taking_part, rows), -1, np.int32), np.full(taking_part, bank, np.int32)
+    members[: len(numbers)] = np.sort(numbers)
+    ids[: len(numbers)] = np.concatenate(
+        [np.pad(step.ids, ((0, 0), (0, rows - step.ids.shape[1])), constant_values=-1) for step in parts]
+    )[np.argsort(numbers)]
+    return Step(bucket, ids, None if len(numbers) == bank else members)
 
 
 def host_slice(step: Step, host: int, hosts: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class DivergedError(RuntimeError):
-    """The loss is no longer a number, or has exploded."""
+    """The loss is no longer a number, or has exploded; of a bank, that of every member."""
 
 
 class Interrupted(SystemExit):
@@ -55,6 +55,9 @@ class Job:
         made) and others, each one number, or one for every learner; 0 for learners that made no update.
       evaluate: (state, epoch) -> (state, metrics, score); at the end of an epoch, higher scores are better.
       finished: state -> bool; stop before the last epoch.
+      without: (state, who of the learners diverged so far) -> the state in which they take no further part; called at
+        the end of an epoch, before it is evaluated. `update` must leave theirs as it was. None: one ends the run.
+      names: what messages call the learners.
     """
 
     state: State
@@ -64,10 +67,21 @@ class Job:
     update: Callable[[State, Any], tuple[State, dict[str, jax.Array]]]
     evaluate: Callable[[State, int], tuple[State, dict[str, Any], float]]
     finished: Callable[[State], bool]
+    without: Callable[[State, np.ndarray], State] | None = None
+    names: Sequence[str] = ()
+
+
+def diverged(metrics: Mapping[str, Any]) -> Any:
+    """Whether each learner's metrics are no numbers any more, or its loss has exploded: bool, [N] where they are."""
+    loss, *others = metrics["loss"], *(value for name, value in metrics.items() if name not in ("loss", "updates"))
+    found = ~(abs(loss) <= EXPLODED)
+    for value in others:
+        found = found | ~(abs(value) < np.inf)
+    return found
 
 
 def fit(
-    job: Job, workdir: str, *, epochs: int, log_every: int = 50, checkpoint_every: int = 500, explode: float = 1e4
+    job: Job, workdir: str, *, epochs: int, log_every: int = 50, checkpoint_every: int = 500
 ) -> tuple[State, list[dict[str, Any]]]:
     """Train until the last epoch or until the job is finished.
 
@@ -77,27 +91,28 @@ def fit(
       epochs: most epochs.
       log_every: updates between log lines.
       checkpoint_every: updates between checkpoints; one is written after every epoch too.
-      explode: a loss beyond this counts as divergence.
 
     Returns:
       The last state, and of every epoch its mean training loss (None for a learner that rested), its score and its
       metrics.
 
     Raises:
-      DivergedError: with the step, the value and the way out; the last good checkpoint is kept.
+      DivergedError: with the step, the value and the way out; the last good checkpoint is kept. Of learners that can
+        do `without` each other, once all have diverged.
       Interrupted: after SIGTERM or SIGINT, once the state is saved.
       ValueError: the checkpoints found are another run's.
       OSError: a checkpoint or a log cannot be written; the last complete checkpoint is kept.
     """
     # Leaving the block by any way waits for a checkpoint that is being written.
     with checkpoints.opened(workdir) as manager, Stop() as stop:
-        state, epoch, start, history, sums = job.state, 0, 0, [], _NOTHING
+        state, epoch, start, history, sums, lost = job.state, 0, 0, [], _NOTHING, np.zeros((), bool)
         found = checkpoints.restore(manager, state)
         if found is not None:
             state, meta = found
             epoch, start, history = meta["epoch"], meta["step"], meta["history"]
             # Pretraining of earlier releases kept no count: every step was an update.
             sums = {"loss": np.asarray(meta["loss_sum"]), "updates": np.asarray(meta.get("updates", start))}
+            lost = np.asarray(meta.get("diverged", False))
             if epoch == epochs:
                 _log.info("all %d epochs are done", epochs)
             else:
@@ -106,7 +121,7 @@ def fit(
         def save(epoch: int, step: int, score: float | None = None) -> None:
             # A copy: it is written in the background, while the next epoch adds its line.
             meta = {"epoch": epoch, "step": step, "history": list(history)}
-            meta |= {"loss_sum": sums["loss"].tolist(), "updates": sums["updates"].tolist()}
+            meta |= {"loss_sum": sums["loss"].tolist(), "updates": sums["updates"].tolist(), "diverged": lost.tolist()}
             # An epoch has one position more than steps: behind its last step, before its evaluation.
             checkpoints.save(manager, epoch * (job.steps + 1) + step, state, meta, score)
 
@@ -141,13 +156,13 @@ def fit(
                             fetched = sharding.fetch(pending)
                             pending = []
                             for step, each in enumerate(fetched, done - len(fetched) + 1):
-                                _check(each, explode, f"epoch {epoch + 1}, step {step}", manager)
+                                lost = _check(each, lost, f"epoch {epoch + 1}, step {step}", job, manager)
                                 # One by one: the sum is the same wherever a run was cut.
                                 sums = {
                                     name: total + np.asarray(each[name], np.float64) for name, total in sums.items()
                                 }
                             window = {name: np.sum([each[name] for each in fetched], axis=0) for name in fetched[0]}
-                            loss = np.sum(window["loss"]) / np.sum(window["updates"])
+                            loss = np.sum(window["loss"]) / max(np.sum(window["updates"]), 1)
                             rate = seen / (time.monotonic() - since)
                             bar.set_postfix(loss=f"{loss:.4f}", utt_s=f"{rate:.0f}")
                             log.write(epoch * job.steps + done, _means(window), utt_s=rate)
@@ -157,7 +172,8 @@ def fit(
                             raise leave(epoch, done)
                 try:
                     with stop.at_once():
-                        new, metrics, score = job.evaluate(state, epoch)
+                        rest = state if job.without is None or not lost.any() else job.without(state, lost)
+                        new, metrics, score = job.evaluate(rest, epoch)
                 except _Asked:
                     save(epoch, len(steps))
                     raise leave(epoch, len(steps)) from None
@@ -173,6 +189,7 @@ def fit(
     return state, history
 
 
+EXPLODED = 1e4  # a loss beyond this counts as divergence
 _NOTHING = {"loss": np.zeros(()), "updates": np.zeros(())}
 
 
@@ -183,16 +200,32 @@ def _means(sums: dict[str, Any]) -> dict[str, Any]:
     return {f"train/{name}": np.asarray(np.where(made > 0, mean, None)).tolist() for name, mean in means.items()}
 
 
-def _check(values: dict[str, np.ndarray], explode: float, where: str, manager: ocp.CheckpointManager) -> None:
-    if np.max(np.abs(values["loss"])) <= explode and all(np.all(np.isfinite(value)) for value in values.values()):
-        return
-    kept = manager.latest_step()
-    good = "No checkpoint was written yet" if kept is None else f"{manager.directory}/{kept} is kept, the last good one"
-    told = ", ".join(f"{name} is {value.tolist()}" for name, value in values.items() if name != "updates")
-    raise DivergedError(
-        f"training diverged at {where}: {told}. {good}. Lower the learning rate or raise the warm-up, and use another "
-        "--workdir"
+def _check(
+    values: dict[str, np.ndarray], lost: np.ndarray, where: str, job: Job, manager: ocp.CheckpointManager
+) -> np.ndarray:
+    """`lost` and who diverged in this step; of them, the values become 0."""
+    bad = np.asarray(diverged(values))
+    if not bad.any():
+        return lost
+    told = lambda n: ", ".join(  # noqa: E731
+        f"{name} is {np.asarray(value)[n].tolist()}" for name, value in values.items() if name != "updates"
     )
+    after = lost | bad
+    if job.without is None or after.all():
+        kept = manager.latest_step()
+        good = (
+            f"{manager.directory}/{kept} is kept, the last good one"
+            if kept is not None
+            else "No checkpoint was written yet"
+        )
+        raise DivergedError(
+            f"training diverged at {where}: {told(...)}. {good}. Lower the learning rate or raise the warm-up, and use "
+            "another --workdir"
+        )
+    for n in np.flatnonzero(after & ~lost).tolist():
+        _log.warning("%s diverged at %s (%s): its best epoch is kept, the others go on", job.names[n], where, told(n))
+    values |= {name: np.where(bad, 0, value) for name, value in values.items()}
+    return after
 
 
 class _Asked(Exception):  # noqa: N818 - no error

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import logging
 import math
 import re
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from spjax.data import loader
+from spjax.data import bank_plan, loader
 from spjax.data import plan as planning
 from spjax.data.unit_set import UnitSet, join
 from spjax.evaluation import decode
@@ -53,7 +52,8 @@ class TrainConfig:
       trainable: regex over parameter paths; `.*` fine-tunes the whole LM.
       max_rows: most utterances of a member in a batch; a batch holds a multiple of its greatest common divisor with 8.
       max_tokens: most source columns of a member in a batch.
-      buckets: how many lengths are compiled.
+      buckets: most lengths of a task's batches; a step that tasks share has one of theirs. Each length, with its rows
+        and the number of members that take part, is a program to compile.
       checkpoint_every: updates between checkpoints.
       eval_rows: utterances of an evaluation batch.
     """
@@ -80,6 +80,11 @@ class TrainConfig:
             raise ValueError(f"train: seeds {self.seeds!r} must be integers in 0..2^32-1, at least one, each different")
         if not 0 <= self.sampling <= 1:
             raise ValueError(f"train: sampling is {self.sampling}, must lie in [0, 1]")
+        if self.select == "last" and self.patience:
+            raise ValueError(
+                f"train: patience is {self.patience}, but with select='last' no epoch is better than the next: choose "
+                "select='metric' or 'loss', or patience=0"
+            )
         if self.patience < 0:
             raise ValueError(f"train: patience is {self.patience}, must not be negative (0 never stops early)")
         try:
@@ -111,6 +116,33 @@ class Setting:
     verbalizer: Verbalizer
     tree: decode.LabelTree
 
+    @functools.cached_property
+    def programs(self) -> tuple[Any, Any]:
+        """Of (flat parameters, batch): scores of every combination; and summed loss with its count, [2, N].
+
+        Compiled once for all splits and lessons of the setting, as long as there is one.
+        """
+        common: dict[str, Any] = {"config": self.config, "compute": self.compute}
+
+        @jax.jit
+        def answer(flat: masks.Flat, batch: Batch) -> jax.Array:
+            params = masks.unflatten(flat)
+            return decode.score(params["lm"], params["prompt"], batch, [self.tree], **common)
+
+        @jax.jit
+        def measure(flat: masks.Flat, batch: Batch) -> jax.Array:
+            params = masks.unflatten(flat)
+            each = losses.member_losses(
+                params["lm"], params["prompt"], batch, None,
+                loss=self.loss, prompt=self.prompt, verbalizers=[self.verbalizer], **common,
+            )  # fmt: skip
+            whole = self.loss.kind == "reference"
+            size = (batch.source_length + self.verbalizer.steps + 2 if whole else 1) * batch.weight
+            count = size.reshape(len(each), -1).sum(axis=1)
+            return jnp.stack([each * count, count])
+
+        return answer, measure
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lesson:
@@ -141,7 +173,9 @@ class Lesson:
 class Trained:
     """The outcome of a run. `params`: {"lm", "prompt"}, the kept epoch of every member; `history`: a line an epoch.
 
-    Of a member that had stopped before an epoch, its line holds None.
+    Of a member that had stopped before an epoch, or diverged before its end, its line holds None as metric. A member
+    that has no epoch to keep, since it diverged in the first or its metric was no number, has best_epoch -1, best_score
+    -inf and the prompt that it started from.
     """
 
     params: Params
@@ -177,7 +211,8 @@ def make_update(
     The gradient is taken of the trained leaves alone. State: "trained" and "optimizer", "step" (int32 [N], updates of
     each member so far; or one number for all), "seeds" (uint32 [N]). `members`, int32 [W], are those that take part;
     a batch's rows are theirs, the number N fills the shape. Only their rows of the state, which must all have the bank
-    axis, are computed and changed; None: the whole bank takes part. Metrics are [N], 0 for who does not take part.
+    axis, are computed and changed; None: the whole bank takes part. Metrics are [N], 0 for who does not take part. Of
+    several members, one that has diverged stays as it is; its metrics say so.
 
     Args:
       setting: what is trained.
@@ -213,6 +248,11 @@ def make_update(
         trained, optimizer = masks.apply_gradients(tx, own["optimizer"], own["trained"], held, grads)
         new = {**own, "trained": trained, "optimizer": optimizer, "step": own["step"] + 1}
         metrics = {"loss": each, "gradient_norm": optim.member_norms(grads), "updates": jnp.ones(len(each))}
+        if size > 1:  # one that is alone ends its run
+            bad = loop.diverged(metrics)
+            keep = lambda old, new: jnp.where(bad.reshape(-1, *[1] * (new.ndim - 1)), old, new) if new.ndim else new  # noqa: E731
+            new = jax.tree.map(keep, own, new)
+            metrics["updates"] = jnp.where(bad, 0.0, 1.0)
         if members is not None:
             back = lambda bank, rows: bank.at[members].set(rows, mode="drop")  # noqa: E731 - N is nobody's row
             new = jax.tree.map(back, whole, new)
@@ -222,39 +262,13 @@ def make_update(
     return update
 
 
-@functools.lru_cache(maxsize=32)
-def _compiled(setting: Setting) -> tuple[Any, Any]:
-    """Of (flat parameters, batch): scores of every combination; and summed loss with its count, [2, N]."""
-    common: dict[str, Any] = {"config": setting.config, "compute": setting.compute}
-    spoken = setting.verbalizer
-
-    @jax.jit
-    def answer(flat: masks.Flat, batch: Batch) -> jax.Array:
-        params = masks.unflatten(flat)
-        return decode.score(params["lm"], params["prompt"], batch, [setting.tree], **common)
-
-    @jax.jit
-    def measure(flat: masks.Flat, batch: Batch) -> jax.Array:
-        params = masks.unflatten(flat)
-        each = losses.member_losses(
-            params["lm"], params["prompt"], batch, None,
-            loss=setting.loss, prompt=setting.prompt, verbalizers=[spoken], **common,
-        )  # fmt: skip
-        whole = setting.loss.kind == "reference"
-        size = (batch.source_length + spoken.steps + 2 if whole else 1) * batch.weight
-        count = size.reshape(len(each), -1).sum(axis=1)
-        return jnp.stack([each * count, count])
-
-    return answer, measure
-
-
 class Evaluator:
     """Valid or test scores of a bank of one task: every utterance answered by every member."""
 
     def __init__(self, setting: Setting, units: UnitSet, plan: list[planning.Step], mesh: Any) -> None:
         """`plan`: an unshuffled plan over the split for one member."""
         self._setting, self._units, self._plan, self._mesh = setting, units, plan, mesh
-        self._answer, self._measure = _compiled(setting)
+        self._answer, self._measure = setting.programs
 
     def _batches(self, what: str, members: int) -> Iterator[Batch]:
         host, hosts = jax.process_index(), jax.process_count()
@@ -263,22 +277,40 @@ class Evaluator:
         for batch in tqdm(ready, desc=what, total=len(steps), leave=False, disable=host > 0, delay=2, unit="batch"):
             yield sharding.shard_rows(self._mesh, batch)
 
-    def log_probs(self, flat: masks.Flat) -> np.ndarray:
-        """Log probability of every combination of the tree, float32 [N, n, M], utterances in their own order."""
-        members = len(flat["prompt/sep"])
+    def log_probs(self, flat: masks.Flat, who: np.ndarray | None = None) -> np.ndarray:
+        """Log probability of every combination of the tree, float32 [N, n, M], utterances in their own order.
+
+        Args:
+          flat: parameters of a bank.
+          who: int [N], members of the bank that answer; None: all.
+        """
+        flat, members, count = _some(flat, who)
         found = np.full((members, len(self._units), len(self._setting.tree.combinations)), np.nan, np.float32)
         for batch in self._batches("decoding", members):
             scores, index, member = sharding.fetch((self._answer(flat, batch), batch.index, batch.prompt_id))
             real = index >= 0
             found[member[real], index[real]] = scores[real]
-        return found
+        return found[:count]
 
-    def loss(self, flat: masks.Flat) -> np.ndarray:
-        """The training loss on the split, [N]."""
-        members = len(flat["prompt/sep"])
+    def loss(self, flat: masks.Flat, who: np.ndarray | None = None) -> np.ndarray:
+        """The training loss on the split, [N]; arguments as of `log_probs`."""
+        flat, members, number = _some(flat, who)
         parts = [sharding.fetch(self._measure(flat, batch)) for batch in self._batches("loss", members)]
         total, count = np.stack(parts).sum(axis=0, dtype=np.float64)
-        return total / np.maximum(count, 1)
+        return (total / np.maximum(count, 1))[:number]
+
+
+def _some(flat: masks.Flat, who: np.ndarray | None) -> tuple[masks.Flat, int, int]:
+    """Parameters of some members of a bank, how many they are, and how many of these were asked for.
+
+    Those that are more repeat others: their number is one of a few, so that few programs are compiled.
+    """
+    bank = len(flat["prompt/sep"])
+    if who is None or len(who) == bank:
+        return flat, bank, bank
+    rows = np.resize(who, planning.width(len(who), bank))
+    some = {path: leaf[rows] if path.startswith("prompt/") else leaf for path, leaf in flat.items()}
+    return some, len(rows), len(who)
 
 
 def exact_match(log_probs: np.ndarray, tree: decode.LabelTree, classes: np.ndarray) -> float:
@@ -322,41 +354,22 @@ def train(
     starts = np.cumsum([0, *map(len, sets)])
     first = {id(one): start for one, start in zip(sets, starts, strict=False)}
     ids = [lesson.train_ids + first[id(lesson.train_set)] for lesson in lessons]
-    # A lesson's batches are those that it has alone; in a step they share the length of one of a few programs.
-    edges = [planning.buckets(train_set.lengths[some], run.buckets) for some in ids]
-    shared = planning.buckets(train_set.lengths[np.concatenate(ids)], run.buckets)
-
-    def one_pass(lesson: int, number: int, who: np.ndarray) -> list[planning.Step]:
-        return planning.plan(
-            train_set.lengths, seed=0, epoch=number, buckets=edges[lesson], members=seeds[who].tolist(),
-            ids=ids[lesson], max_tokens=run.max_tokens, max_rows=run.max_rows, row_multiple=math.gcd(8, run.max_rows),
-        )  # fmt: skip
-
-    sizes = [len(one_pass(lesson, 0, np.zeros(1, int))) for lesson in range(len(lessons))]
-    updates = planning.updates([size * run.passes for size in sizes], run.sampling)
-    programs: set[int] = set()
+    course = bank_plan.BankPlan(
+        train_set.lengths, ids, run.seeds, run.buckets, run.max_rows, run.max_tokens, run.passes, run.sampling
+    )
+    programs: set[tuple[int, ...]] = set()
 
     def plan(state: dict[str, Any], epoch: int) -> list[planning.Step]:
-        active = sharding.fetch(state["active"]).reshape(-1, own)
-        plans = []
-        for lesson, who in enumerate(map(np.flatnonzero, active)):
-            if len(who):
-                start = epoch * updates[lesson]
-                passes = (one_pass(lesson, number, who) for number in itertools.count(start // sizes[lesson]))
-                steps = itertools.islice(itertools.chain.from_iterable(passes), start % sizes[lesson], None)
-                arranged = planning.arrange(list(itertools.islice(steps, updates[lesson])), seed=0, epoch=epoch)
-                numbers = (lesson * own + who).astype(np.int32)
-                plans.append([step._replace(members=numbers) for step in arranged])
-        found = planning.abreast(plans, bank=members, buckets=shared)
-        for new in sorted({len(step.ids) for step in found} - programs, reverse=True):
-            _log.info(
-                "epoch %d has steps of %d members, of %d: programs for them are compiled", epoch + 1, new, members
-            )
-            programs.add(new)
-        return found
+        steps = course.epoch(epoch, sharding.fetch(state["active"]))
+        new = {(step.bucket, *step.ids.shape) for step in steps} - programs
+        programs.update(new)
+        if new:
+            told = ", ".join(f"{n} × {rows} × {bucket}" for bucket, n, rows in sorted(new))
+            _log.info("epoch %d: programs are compiled, of members × utterances × columns %s", epoch + 1, told)
+        return steps
 
     lrs = [lesson.lr or optimizer.lr for lesson in lessons]
-    totals = [run.epochs * number for number in updates]
+    totals = [run.epochs * number for number in course.updates]
     if trains_lm:
         tx = optim.make(dataclasses.replace(optimizer, lr=lrs[0]), totals[0])
     else:
@@ -393,12 +406,14 @@ def train(
 
     evaluators = [evaluator_for(lesson, run, lesson.valid_set, lesson.valid_ids, mesh) for lesson in lessons]
 
-    def scores(flat: masks.Flat, lesson: Lesson, evaluator: Evaluator, epoch: int) -> dict[str, np.ndarray]:
-        """Of each of the members: "metric", "loss" where it is asked for, and "score", of which more is better."""
-        log_probs, classes = evaluator.log_probs(flat), lesson.valid_set.classes[lesson.valid_ids]
+    def scores(
+        flat: masks.Flat, who: np.ndarray, lesson: Lesson, evaluator: Evaluator, epoch: int
+    ) -> dict[str, np.ndarray]:
+        """Of members `who`: "metric", "loss" where it is asked for, and "score", of which more is better."""
+        log_probs, classes = evaluator.log_probs(flat, who), lesson.valid_set.classes[lesson.valid_ids]
         found = np.asarray([lesson.metric(one[lesson.valid_ids], lesson.setting.tree, classes) for one in log_probs])
         if run.select == "loss":
-            loss = evaluator.loss(flat)
+            loss = evaluator.loss(flat, who)
             score = -(np.round(loss, run.round_loss) if run.round_loss >= 0 else loss)
             return {"metric": found, "loss": loss, "score": score}
         if run.select == "last":
@@ -408,27 +423,38 @@ def train(
     def evaluate(state: dict[str, Any], epoch: int) -> tuple[dict[str, Any], dict[str, Any], float]:
         active, best_score = sharding.fetch((state["active"], state["best_score"]))
         whole = masks.unflatten({**state["trained"], **frozen})
-        found: dict[str, np.ndarray] = {}
+        found = {name: np.full(members, None) for name in ("metric", "score")}
         for number, (lesson, evaluator) in enumerate(zip(lessons, evaluators, strict=True)):
             who = np.flatnonzero(active[number * own : (number + 1) * own])
             if len(who):
                 flat = masks.flatten(lesson_params(whole, lessons, run, number))
-                if len(who) < own:
-                    flat = {path: leaf[who] if path.startswith("prompt/") else leaf for path, leaf in flat.items()}
-                for name, values in scores(flat, lesson, evaluator, epoch).items():
+                for name, values in scores(flat, who, lesson, evaluator, epoch).items():
                     found.setdefault(name, np.full(members, None))[number * own + who] = values
         score = np.where(active, found.pop("score"), best_score).astype(float)
-        metrics = {name: value.tolist() for name, value in found.items()}
-        return _keep_best(state, epoch, score, run.patience, where), metrics, float(np.mean(score))
+        score = np.where(np.isnan(score), -np.inf, score)
+        metrics = {name: [None if one != one else one for one in value.tolist()] for name, value in found.items()}
+        known = score[np.isfinite(score)]
+        mean = float(known.mean()) if len(known) else -math.inf
+        return _keep_best(state, epoch, score, run.patience, where), metrics, mean
+
+    def without(state: dict[str, Any], lost: np.ndarray) -> dict[str, Any]:
+        return {**state, "active": sharding.place(sharding.fetch(state["active"]) & ~lost, where["active"])}
+
+    def name(n: int) -> str:
+        lesson = lessons[n // own]
+        length, lr = lesson.setting.prompt.length, lesson.lr or optimizer.lr
+        return f"member {n} (seed {seeds[n % own]}, prompt length {length}, learning rate {lr:g})"
 
     job = loop.Job(
         state=state,
-        steps=max(updates),
+        steps=course.most,
         plan=plan,
         batches=batches,
         update=lambda state, item: step_fn(state, frozen, *item),
         evaluate=evaluate,
         finished=lambda state: not bool(sharding.fetch(state["active"]).any()),
+        without=without,
+        names=[name(n) for n in range(members)],
     )
     state, history = loop.fit(job, workdir, epochs=run.epochs, checkpoint_every=run.checkpoint_every)
     kept = masks.unflatten({**masks.flatten(params), **sharding.fetch(state["best"])})
@@ -452,7 +478,9 @@ def _keep_best(state: dict[str, Any], epoch: int, score: np.ndarray, patience: i
     best_epoch = np.where(better, epoch, small["best_epoch"]).astype(np.int32)
     active = small["active"] & ((epoch - best_epoch < patience) if patience else True)
     for n in np.flatnonzero(small["active"] & ~active):
-        _log.info("member %d stops: best epoch %d", n, best_epoch[n] + 1)
+        _log.info(
+            "member %d stops: %s", n, f"best epoch {best_epoch[n] + 1}" if best_epoch[n] >= 0 else "no epoch is kept"
+        )
 
     def pick(path: str) -> jax.Array:
         new, old = state["trained"][path], state["best"][path]

@@ -247,30 +247,68 @@ def test_a_bank_has_few_widths_that_waste_little(bank: int) -> None:
     assert width(1, bank) == 1
 
 
-@given(
-    tasks=st.lists(st.tuples(sizes_of, st.integers(1, 3), st.integers(0, 3), st.integers(1, 4)), min_size=1, max_size=4)
+tasks_of = st.lists(
+    st.tuples(sizes_of, st.integers(1, 3), st.integers(0, 3), st.integers(1, 4)), min_size=1, max_size=4
 )
-def test_side_by_side_everyone_has_its_own_batches_in_its_own_order(tasks: list) -> None:
-    """Tasks of `sizes`, with members that take part, members that stopped, and rows a batch."""
+
+
+def _plans(tasks: list) -> tuple[list[list[Step]], int]:
+    """Plans of tasks of `sizes`, with members that take part, members that stopped, and rows a batch; and the bank."""
     plans, start = [], 0
     for sizes, active, stopped, rows in tasks:
         plans.append(_steps(sizes, tuple(range(start, start + active)), rows))
         start += active + stopped
-    found = abreast(plans, bank=start, buckets=(16, 40))
-    assert len(found) == max(len(plan) for plan in plans)
-    for number, step in enumerate(found):
-        here = [plan[number] for plan in plans if number < len(plan)]
-        who = np.arange(start) if step.members is None else step.members
-        assert (step.members is None) == (sum(len(one.ids) for one in here) == start)
-        assert len(who) == len(step.ids) == width(sum(len(one.ids) for one in here), start)
-        assert step.bucket == (16 if max(one.bucket for one in here) <= 16 else 40)
-        for one in here:
-            for member, ids in zip(one.members, one.ids, strict=True):
-                (row,) = step.ids[who == member]
-                assert row.tolist() == [*ids.tolist(), *[-1] * (len(row) - len(ids))]
-        assert (step.ids[who == start] == -1).all()
-    counts = [len(step.ids) for step in found]
-    assert counts == sorted(counts, reverse=True)  # programs change as often as tasks end
+    return plans, start
+
+
+@given(tasks=tasks_of)
+def test_side_by_side_everyone_has_its_own_batches_in_its_own_order(tasks: list) -> None:
+    plans, bank = _plans(tasks)
+    found = abreast(plans, bank=bank)
+    for own in plans:
+        for member in own[0].members:
+            whose = [(np.arange(bank) if step.members is None else step.members) == member for step in found]
+            rows = [step.ids[mine][0] for step, mine in zip(found, whose, strict=True) if mine.any()]
+            assert [row[row >= 0].tolist() for row in rows] == [step.ids[0].tolist() for step in own]
+    for step in found:
+        who = np.arange(bank) if step.members is None else step.members
+        here = who[who < bank]
+        assert here.tolist() == sorted(set(here.tolist()))
+        assert (step.members is None) == (len(here) == bank)
+        assert len(who) == len(step.ids) == width(len(here), bank)
+        assert (step.ids[who == bank] == -1).all()
+
+
+@given(tasks=tasks_of)
+def test_side_by_side_takes_few_columns_more_than_apart(tasks: list) -> None:
+    plans, bank = _plans(tasks)
+    found = abreast(plans, bank=bank)
+    everyone = list(itertools.chain(*plans))
+    own = {(step.bucket, step.ids.shape[1]) for step in everyone}
+    assert {(step.bucket, step.ids.shape[1]) for step in found} <= own  # so a member's tokens stay within the limit
+    columns = lambda step, members: step.bucket * step.ids.shape[1] * members  # noqa: E731
+    apart = sum(columns(step, len(step.ids)) for step in everyone)
+    took = [bank if step.members is None else int((step.members < bank).sum()) for step in found]
+    assert sum(map(columns, found, took)) <= 1.2 * apart
+    assert max(map(len, plans)) <= len(found) <= len(everyone)
+
+
+@given(sizes=sizes_of, counts=st.lists(st.integers(1, 3), min_size=1, max_size=5))
+def test_tasks_of_like_batches_stand_abreast_throughout(sizes: list[int], counts: list[int]) -> None:
+    plans, bank = _plans([(sizes, count, 0, 2) for count in counts])
+    found = abreast(plans, bank=bank)
+    assert [(step.bucket, step.members) for step in found] == [(size, None) for size in sizes]
+
+
+def test_tasks_of_other_lengths_take_turns() -> None:
+    """Speech commands of 24 and 32 columns beside utterances of 56 to 224, whose longest batches have fewer rows."""
+    random = np.random.default_rng(0)
+    short = _steps(random.choice([24, 32], 400).tolist(), (0, 1, 2), rows=32)
+    long = _steps(random.choice([56, 72, 104], 180).tolist(), (3, 4, 5), rows=32)
+    long += _steps([224] * 20, (3, 4, 5), rows=16)
+    found = abreast([short, long], bank=6)
+    assert len(found) == 600
+    assert len({(step.bucket, *step.ids.shape) for step in found}) == 6
 
 
 # ---- buckets

@@ -21,7 +21,7 @@ from spjax.models import prompts, verbalizers
 from spjax.models.config import Compute
 from spjax.models.prompts import PromptConfig
 from spjax.tasks import Slot, Task
-from spjax.training import losses, masks, optim, sharding, train
+from spjax.training import loop, losses, masks, optim, sharding, train
 from tests import toy
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -70,10 +70,9 @@ def test_a_member_of_a_bank_is_what_it_is_alone(bank: tuple[Path, train.Trained]
     folder, together = bank
     alone = _train(tmp_path, dataclasses.replace(RUN, seeds=(n,)))
     found, expected = np.asarray(_logged(tmp_path, "train/loss"))[:, 0], np.asarray(_logged(folder, "train/loss"))[:, n]
-    np.testing.assert_allclose(found[:12], expected[:12], rtol=1e-5)  # 40 updates
-    np.testing.assert_allclose(found, expected, rtol=1e-3)  # then rounding has had 120 updates to grow
+    np.testing.assert_allclose(found, expected, rtol=1e-5)  # over 120 updates
     for path, leaf in masks.flatten(alone.params["prompt"]).items():
-        np.testing.assert_allclose(leaf[0], masks.flatten(together.params["prompt"])[path][n], atol=1e-3, err_msg=path)
+        np.testing.assert_allclose(leaf[0], masks.flatten(together.params["prompt"])[path][n], atol=1e-5, err_msg=path)
     assert alone.best_epoch[0] == together.best_epoch[n]
 
 
@@ -169,12 +168,12 @@ def _words(count: int, longest: int) -> train.Lesson:
 
 
 def _both(lessons: list[train.Lesson], run: train.TrainConfig, workdir: Path) -> train.Trained:
-    banks = [
+    banks = []
+    for one in lessons:
         # Members of one seed start apart where their lessons differ: a mistaken row shows, a frozen one too.
-        jax.tree.map(lambda leaf, own=len(one.train_ids): leaf * (1 + own / 100), first["prompt"])
-        for one in lessons
-        for first in [train.first_params(toy.tiny_lm(), one.setting, run.seeds)]
-    ]
+        scale = 1 + len(one.train_ids) / 1000
+        bank = train.first_params(toy.tiny_lm(), one.setting, run.seeds)["prompt"]
+        banks.append({name: leaf * scale for name, leaf in bank.items()})
     params = {"lm": toy.tiny_lm(), "prompt": prompts.join(jax.device_get(banks))}
     return train.train(params, lessons, run, OPTIM, workdir=str(workdir))
 
@@ -235,7 +234,7 @@ def test_sampling_says_how_many_updates_a_task_gets(
     monkeypatch.setattr(train, "make_update", spied)
     _both(lessons, dataclasses.replace(RUN, seeds=(0,), epochs=2, sampling=sampling), tmp_path)
     own = {0.0: 10, 0.5: 5, 1.0: 3}[sampling]
-    assert made == ([[1, 1]] * own + [[1, 0]] * (10 - own)) * 2
+    assert np.sum(made, axis=0).tolist() == [20, 2 * own]
 
 
 # ---- members that rest, and members that stopped
@@ -244,7 +243,7 @@ def test_sampling_says_how_many_updates_a_task_gets(
 def _patient(number: int, told: list[float]) -> train.Lesson:
     """A lesson whose valid scores are told, so that its members stop when they are said to."""
     scores = iter(told)
-    return dataclasses.replace(_words(18 + number, 9), metric=lambda *_: next(scores))
+    return dataclasses.replace(_words(18 + number, 8), metric=lambda *_: next(scores))
 
 
 @pytest.mark.parametrize("trainable", ["prompt/.*", "prompt/(sep|verbalizer)"])
@@ -296,6 +295,71 @@ def test_a_run_whose_members_stop_goes_on_from_its_checkpoint(tmp_path: Path, mo
     again = _both(lessons, run, tmp_path / "cut")
     jax.tree.map(np.testing.assert_array_equal, again.params, expected.params)
     assert again.history == expected.history
+
+
+# ---- members that diverge
+
+
+def _swept(*rates: float) -> list[train.Lesson]:
+    lesson = _words(20, 9)
+    return [dataclasses.replace(lesson, lr=lr) for lr in rates]
+
+
+DIVERGING = dataclasses.replace(RUN, seeds=(0, 1), epochs=3, max_rows=8, checkpoint_every=2)
+
+
+def test_a_member_that_diverges_stops_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A learning rate beyond all reason in a sweep; and a run that was killed after that ends at the same numbers."""
+    lessons = _swept(3e-2, 1e30)
+    found = _both(lessons, DIVERGING, tmp_path / "bank")
+    assert len(found.history) == 3
+    for n in (2, 3):
+        assert (
+            f"member {n} (seed {n - 2}, prompt length 3, learning rate 1e+30) diverged at epoch 1, step" in caplog.text
+        )
+    assert found.best_epoch[2:] == [-1, -1]
+    assert found.best_score[2:] == [-np.inf, -np.inf]
+    assert [line["metric"][2:] for line in found.history] == [[None, None]] * 3
+    for leaf in jax.tree.leaves(found.params["prompt"]):
+        assert np.isfinite(leaf).all()
+    alone = _both(_swept(3e-2), DIVERGING, tmp_path / "alone")
+    assert alone.best_epoch == found.best_epoch[:2]
+    for path, leaf in masks.flatten(alone.params["prompt"]).items():
+        np.testing.assert_allclose(masks.flatten(found.params["prompt"])[path][:2], leaf, atol=1e-5, err_msg=path)
+
+    class Killed(Exception):  # noqa: N818 - no error
+        pass
+
+    def dies(*args: Any) -> Any:
+        for number, batch in enumerate(batches(*args)):
+            if number == 2:
+                raise Killed  # once the first checkpoint is written
+            yield batch
+
+    batches = loader.batches
+    monkeypatch.setattr(loader, "batches", dies)
+    with pytest.raises(Killed):
+        _both(lessons, DIVERGING, tmp_path / "cut")
+    monkeypatch.undo()
+    again = _both(lessons, DIVERGING, tmp_path / "cut")
+    jax.tree.map(np.testing.assert_array_equal, again.params, found.params)
+    assert again.history == found.history
+
+
+def test_a_bank_of_which_nobody_is_left_has_diverged(tmp_path: Path) -> None:
+    with pytest.raises(loop.DivergedError, match=r"training diverged at epoch 1, step .*learning rate"):
+        _both(_swept(1e30), DIVERGING, tmp_path)
+
+
+def test_a_metric_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    told = iter([np.nan, 0.2, np.nan, np.nan, np.nan, np.nan])
+    run = dataclasses.replace(RUN, seeds=(0, 1), epochs=3)
+    kept = _train(tmp_path, run, metric=lambda *_: next(told))
+    assert kept.best_epoch == [-1, 0]
+    assert kept.best_score == [-np.inf, pytest.approx(0.2)]
+    assert [line["metric"] for line in kept.history] == [[None, 0.2], [None, None], [None, None]]
 
 
 # ---- what moves
@@ -419,6 +483,7 @@ def test_scores_do_not_depend_on_batches_or_on_the_bank() -> None:
     np.testing.assert_allclose(np.exp(wide).sum(axis=2), 1, rtol=1e-5)
     narrow = _evaluator(dataclasses.replace(RUN, seeds=(5, 6), eval_rows=8, buckets=2)).log_probs(flat)
     np.testing.assert_allclose(narrow, wide, atol=1e-5)
+    np.testing.assert_allclose(_evaluator(RUN).log_probs(flat, np.asarray([1])), wide[1:], atol=1e-5)
     one = {path: leaf[1:] if path.startswith("prompt/") else leaf for path, leaf in flat.items()}
     np.testing.assert_allclose(_evaluator(dataclasses.replace(RUN, seeds=(6,))).log_probs(one)[0], wide[1], atol=1e-5)
 
@@ -463,7 +528,13 @@ def test_a_batch_may_hold_any_number_of_rows(tmp_path: Path, rows: int) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "told"),
-    [({"select": "best"}, "select"), ({"seeds": ()}, "seeds"), ({"seeds": (1, 1)}, "seeds"), ({"passes": 0}, "passes")],
+    [
+        ({"select": "best"}, "select"),
+        ({"seeds": ()}, "seeds"),
+        ({"seeds": (1, 1)}, "seeds"),
+        ({"passes": 0}, "passes"),
+        ({"select": "last", "patience": 2}, "patience is 2, but with select='last'"),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong: dict, told: str) -> None:
     with pytest.raises(ValueError, match=f"train: {told}"):

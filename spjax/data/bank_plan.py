@@ -1,0 +1,90 @@
+"""The plan of a bank: which members have which batches in each step of an epoch. Pure numpy, the same on every host."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from spjax.data import plan as planning
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BankPlan:
+    """Tasks side by side, each learnt by a member a seed; members are numbered task after task.
+
+    A member has the batches that it has alone, in their order: they depend on its seed and its task alone.
+
+    Attributes:
+      lengths: int [n], units of the utterances of all tasks.
+      ids: of each task int [m], its utterances; what several tasks share they may both name.
+      seeds: of the members of each task.
+      buckets: most bucket lengths of a task.
+      max_rows: most utterances of a member in a batch.
+      max_tokens: most source columns of a member in a batch.
+      passes: over its utterances that a task's own epoch has.
+      sampling: how many updates a task gets beside a larger one, as `plan.updates` has it.
+    """
+
+    lengths: np.ndarray
+    ids: Sequence[np.ndarray]
+    seeds: Sequence[int]
+    buckets: int
+    max_rows: int
+    max_tokens: int
+    passes: int = 1
+    sampling: float = 1.0
+
+    @functools.cached_property
+    def edges(self) -> list[tuple[int, ...]]:
+        """Bucket lengths of each task."""
+        return [planning.buckets(self.lengths[own], self.buckets) for own in self.ids]
+
+    @functools.cached_property
+    def sizes(self) -> list[int]:
+        """Batches of a pass of each task."""
+        return [len(self._pass(task, 0, self.seeds[:1])) for task in range(len(self.ids))]
+
+    @functools.cached_property
+    def updates(self) -> list[int]:
+        """Updates of each task in an epoch."""
+        return planning.updates([size * self.passes for size in self.sizes], self.sampling)
+
+    @functools.cached_property
+    def most(self) -> int:
+        """The most steps that an epoch can have: tasks of the same utterances share all of theirs."""
+        apart = {own.tobytes(): updates for own, updates in zip(self.ids, self.updates, strict=True)}
+        return sum(apart.values())
+
+    def epoch(self, number: int, active: np.ndarray) -> list[planning.Step]:
+        """The steps of an epoch.
+
+        Args:
+          number: of the epoch.
+          active: bool [tasks × seeds], members that take part.
+        """
+        plans = []
+        for task, who in enumerate(map(np.flatnonzero, active.reshape(len(self.ids), -1))):
+            if len(who):
+                steps = itertools.islice(self._steps(task, number, who), self.updates[task])
+                members = (task * len(self.seeds) + who).astype(np.int32)
+                arranged = planning.arrange(list(steps), seed=0, epoch=number)
+                plans.append([step._replace(members=members) for step in arranged])
+        return planning.abreast(plans, bank=active.size)
+
+    def _steps(self, task: int, epoch: int, who: np.ndarray) -> Iterator[planning.Step]:
+        """A task's steps from the first of an epoch on: its passes go on where the epoch before left off."""
+        seeds = [self.seeds[n] for n in who]
+        first, inside = divmod(epoch * self.updates[task], self.sizes[task])
+        passes = (self._pass(task, number, seeds) for number in itertools.count(first))
+        return itertools.islice(itertools.chain.from_iterable(passes), inside, None)
+
+    def _pass(self, task: int, number: int, seeds: Sequence[int]) -> list[planning.Step]:
+        return planning.plan(
+            self.lengths, seed=0, epoch=number, buckets=self.edges[task], members=seeds, ids=self.ids[task],
+            max_tokens=self.max_tokens, max_rows=self.max_rows, row_multiple=math.gcd(8, self.max_rows),
+        )  # fmt: skip
