@@ -1,0 +1,71 @@
+"""The plan of a bank: every member has the batches that it has alone, whoever is beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spjax.data.bank_plan import BankPlan
+from spjax.data.plan import Step
+
+lengths_of = st.lists(st.integers(1, 60), min_size=1, max_size=80)
+
+
+def _bank(tasks: list[list[int]], seeds: tuple[int, ...] = (3, 4), **more: float) -> BankPlan:
+    stops = np.cumsum([0, *map(len, tasks)])
+    ids = [np.arange(start, stop) for start, stop in itertools.pairwise(stops)]
+    settings = {"buckets": 2, "max_rows": 8, "max_tokens": 512, **more}
+    return BankPlan(np.concatenate(tasks), ids, seeds, **settings)
+
+
+def _batches(steps: list[Step], member: int) -> list[list[int]]:
+    """The batches of a member, in order."""
+    found = []
+    for step in steps:
+        who = range(len(step.ids)) if step.members is None else step.members.tolist()
+        found += [row[row >= 0].tolist() for n, row in zip(who, step.ids, strict=True) if n == member]
+    return found
+
+
+@settings(max_examples=40)
+@given(tasks=st.lists(lengths_of, min_size=1, max_size=3), epoch=st.integers(0, 3), data=st.data())
+def test_a_member_has_the_batches_that_it_has_alone(tasks: list[list[int]], epoch: int, data: st.DataObject) -> None:
+    bank = _bank(tasks)
+    active = np.asarray(data.draw(st.lists(st.booleans(), min_size=2 * len(tasks), max_size=2 * len(tasks))))
+    steps = bank.epoch(epoch, active)
+    assert len(steps) <= bank.most
+    for member, takes_part in enumerate(active):
+        task, seed = divmod(member, 2)
+        alone = dataclasses.replace(bank, ids=bank.ids[task : task + 1], seeds=bank.seeds[seed : seed + 1])
+        own = _batches(alone.epoch(epoch, np.ones(1, bool)), 0) if takes_part else []
+        assert _batches(steps, member) == own
+        if takes_part:
+            assert sorted(itertools.chain(*own)) == bank.ids[task].tolist()  # every utterance once
+    assert all(step.bucket * step.ids.shape[1] <= bank.max_tokens for step in steps)
+
+
+@given(sizes=st.lists(st.integers(1, 90), min_size=2, max_size=3), sampling=st.sampled_from([0.0, 0.5, 1.0]))
+def test_passes_go_on_where_the_epoch_before_left_off(sizes: list[int], sampling: float) -> None:
+    """A small task that goes round again has had all its utterances as often as one another, but for the pass it is in."""
+    bank = _bank([[8] * size for size in sizes], seeds=(5,), sampling=sampling)
+    everyone = np.ones(len(sizes), bool)
+    for member, own in enumerate(bank.ids):
+        seen = [batch for epoch in range(3) for batch in _batches(bank.epoch(epoch, everyone), member)]
+        assert len(seen) == 3 * bank.updates[member]
+        counts = np.bincount(list(itertools.chain(*seen)), minlength=own[-1] + 1)[own]
+        assert counts.max() - counts.min() <= 1
+        assert sampling < 1 or (counts == 3).all()
+
+
+def test_lessons_of_a_sweep_share_all_steps_and_tasks_of_other_lengths_none() -> None:
+    sweep = _bank([[5, 20, 20, 60] * 10])
+    sweep = dataclasses.replace(sweep, ids=sweep.ids * 3)
+    steps = sweep.epoch(0, np.ones(6, bool))
+    assert len(steps) == sweep.most == sweep.updates[0]
+    assert all(step.members is None for step in steps)
+    apart = _bank([[8] * 40, [56] * 40])
+    assert len(apart.epoch(0, np.ones(4, bool))) == apart.most == sum(apart.updates)
