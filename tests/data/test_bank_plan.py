@@ -50,7 +50,7 @@ def test_a_member_has_the_batches_that_it_has_alone(tasks: list[list[int]], epoc
 
 @given(sizes=st.lists(st.integers(1, 90), min_size=2, max_size=3), sampling=st.sampled_from([0.0, 0.5, 1.0]))
 def test_passes_go_on_where_the_epoch_before_left_off(sizes: list[int], sampling: float) -> None:
-    """A small task that goes round again has had all its utterances as often as one another, but for the pass it is in."""
+    """Of the utterances of a task that goes round again, none is ahead of another by more than the pass at hand."""
     bank = _bank([[8] * size for size in sizes], seeds=(5,), sampling=sampling)
     everyone = np.ones(len(sizes), bool)
     for member, own in enumerate(bank.ids):
