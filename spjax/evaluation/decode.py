@@ -196,7 +196,7 @@ def greedy(
     first = prompted_lm.run(lm, bank, batch, nothing, config=config, queries=1, compute=compute)
     columns = first.visible.shape[1]
     room = [(0, 0), (0, 0), (0, 0), (0, max_steps), (0, 0)]
-    cache = KV(jnp.pad(first.cache.key, room), jnp.pad(first.cache.value, room))
+    cache = jax.tree.map(lambda x: jnp.pad(x, room), prompted_lm.joined(first.cache))
     visible = jnp.pad(first.visible, ((0, 0), (0, max_steps)))
     table = jnp.asarray(unit_lm.sinusoids(config.first_position + columns + max_steps + 1, config.dim))
     nothing_said = streams.embed(lm, config, streams.NO_SPEECH)

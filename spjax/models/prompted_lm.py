@@ -25,13 +25,13 @@ class Prefilled(NamedTuple):
 
     Attributes:
       hidden: float32 [B, Q, D], final hidden states of the last Q tail columns.
-      cache: KV of all C columns so far, prefix included.
+      cache: KV of all C columns so far, prefix included, in blocks: nothing is copied to put more behind them.
       visible: bool [B, C], columns that a later column may see.
       position: int32 [B], row of the position table that the next column takes.
     """
 
     hidden: jax.Array
-    cache: KV
+    cache: tuple[KV, ...]
     visible: jax.Array
     position: jax.Array
 
@@ -103,7 +103,7 @@ def run(
     hidden, new = unit_lm.extend(
         lm, config, (source, live), prefix, mask, queries=queries, steer=steer, compute=compute
     )
-    return Prefilled(hidden, _behind(prefix, new), visible, positions[:, -1] + 1)
+    return Prefilled(hidden, (prefix, new), visible, positions[:, -1] + 1)
 
 
 def _streams(batch: Batch, tail: int) -> tuple[Streams | None, Streams | None]:
@@ -131,12 +131,11 @@ def _masks(real: jax.Array, shallow: int, tail: int, prompt: jax.Array) -> tuple
     return mask, jnp.concatenate([prompt, columns], axis=1)
 
 
-def _behind(old: KV, new: KV) -> KV:
-    def join(a: jax.Array, b: jax.Array) -> jax.Array:
-        a = jnp.broadcast_to(a, (a.shape[0], b.shape[1], *a.shape[2:]))
-        return jnp.concatenate([a, b], axis=3)
-
-    return KV(join(old.key, new.key), join(old.value, new.value))
+def joined(blocks: Sequence[KV]) -> KV:
+    """Blocks of a cache as one, for every row: [L, B, H, C, Dh]."""
+    rows = max(block.key.shape[1] for block in blocks)
+    whole = (jax.tree.map(lambda x: jnp.broadcast_to(x, (x.shape[0], rows, *x.shape[2:])), block) for block in blocks)
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=3), *whole)
 
 
 def step(
@@ -177,7 +176,7 @@ def step(
     mask = jnp.concatenate([old, jnp.broadcast_to(sees, (rows, *sees.shape[-2:]))], axis=2)
     hidden, new = unit_lm.extend(lm, config, (x,), state.cache, mask, compute=compute)
     visible = jnp.concatenate([state.visible, jnp.ones((rows, steps), bool)], axis=1)
-    return Prefilled(hidden, _behind(state.cache, new), visible, positions[:, -1] + 1)
+    return Prefilled(hidden, (*state.cache, new), visible, positions[:, -1] + 1)
 
 
 def outputs(lm: Params, bank: Params, hidden: jax.Array, prompt_id: jax.Array, compute: Compute = FLOAT32) -> jax.Array:

@@ -22,6 +22,7 @@ from spjax.types import KV, Params, Streams
 
 EPS = 1e-5
 FLOAT32 = Compute()
+Prefix = KV | tuple[KV, ...]  # earlier columns: a block of them, or several behind each other
 
 
 def sinusoids(rows: int, dim: int) -> np.ndarray:
@@ -73,12 +74,14 @@ class Block(nn.Module):
         # Heads first, as the products of attention want them: a cache is laid out once, not in every step.
         return jnp.swapaxes(x.reshape(*x.shape[:2], self.config.heads, self.config.head_dim), 1, 2)
 
-    def __call__(self, parts: tuple[jax.Array, ...], prefix: KV, mask: jax.Array, queries: int) -> tuple[jax.Array, KV]:
+    def __call__(
+        self, parts: tuple[jax.Array, ...], prefix: Prefix, mask: jax.Array, queries: int
+    ) -> tuple[jax.Array, KV]:
         """Run the layer.
 
         Args:
           parts: float32 [B, T_i, D] each, T columns in all.
-          prefix: keys and values of C earlier columns, [B or 1, H, C, Dh].
+          prefix: keys and values of C earlier columns, [B or 1, H, C_i, Dh] a block.
           mask: bool [B or 1, Q, C + T], which columns a query sees.
           queries: Q, how many of the last columns to compute.
 
@@ -96,21 +99,30 @@ class Block(nn.Module):
         h = nn.relu(self._project(self.ffn_in, layer_norm(x, self.ffn_norm)))
         return x + self._project(self.ffn_out, h), new
 
-    def _attend(self, q: jax.Array, new: KV, prefix: KV, mask: jax.Array) -> jax.Array:
-        # Prefix and new columns apart: a cache is not copied for every step, nor a shared prompt for every row.
+    def _attend(self, q: jax.Array, new: KV, prefix: Prefix, mask: jax.Array) -> jax.Array:
+        # Blocks of columns apart: a cache is not copied for every step, nor a shared prompt for every row.
         # float32 operands: a few per cent of the work, and XLA for CPUs has no batched bfloat16 product.
         product = functools.partial(contract, dtype=jnp.dtype(jnp.float32))
-        old = jax.tree.map(lambda x: x[0] if len(x) == 1 else x, prefix)
-        keys = "hkd" if old.key.ndim == 3 else "bhkd"
-        columns = prefix.key.shape[2]
-        scores = product("bhqd,bhkd->bhqk", q, new.key)
-        if columns:
-            scores = jnp.concatenate([product(f"bhqd,{keys}->bhqk", q, old.key), scores], axis=3)
-        share = jax.nn.softmax(jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min))
-        mixed = product("bhqk,bhkd->bhqd", share[..., columns:], new.value)
-        if columns:
-            mixed = mixed + product(f"bhqk,{keys}->bhqd", share[..., :columns], old.value)
-        return jnp.swapaxes(mixed, 1, 2).reshape(len(mixed), -1, self.config.dim)
+        blocks = [
+            jax.tree.map(lambda x: x[0] if len(x) == 1 else x, block)
+            for block in (*blocks_of(prefix), new)
+            if block.key.shape[2]
+        ]
+        axes = ["hkd" if block.key.ndim == 3 else "bhkd" for block in blocks]
+        scores = [product(f"bhqd,{own}->bhqk", q, block.key) for own, block in zip(axes, blocks, strict=True)]
+        seen = jnp.where(mask[:, None], jnp.concatenate(scores, axis=3), jnp.finfo(jnp.float32).min)
+        ends = np.cumsum([block.key.shape[-2] for block in blocks])[:-1]
+        shares = jnp.split(jax.nn.softmax(seen), ends, axis=3)
+        mixed = [
+            product(f"bhqk,{own}->bhqd", share, block.value)
+            for own, share, block in zip(axes, shares, blocks, strict=True)
+        ]
+        return jnp.swapaxes(sum(mixed[1:], mixed[0]), 1, 2).reshape(len(q), -1, self.config.dim)
+
+
+def blocks_of(prefix: Prefix) -> tuple[KV, ...]:
+    """The blocks of a prefix, one or several."""
+    return (prefix,) if isinstance(prefix, KV) else prefix
 
 
 def layer_norm(x: jax.Array, weights: Params) -> jax.Array:
@@ -178,7 +190,7 @@ def extend(
     params: Params,
     config: UnitLMConfig,
     parts: tuple[jax.Array, ...],
-    prefix: KV,
+    prefix: Prefix,
     mask: jax.Array,
     *,
     queries: int | None = None,
@@ -194,7 +206,7 @@ def extend(
       params: the LM's weights.
       config: its architecture.
       parts: float32 [B, T_i, D] each, embedded columns with positions added; T columns in all.
-      prefix: [L, B or 1, H, C, Dh] each.
+      prefix: [L, B or 1, H, C_i, Dh] each, C columns in all.
       mask: bool [B or 1, T, C + T], which columns each new column sees (itself included).
       queries: Q, how many of the last columns are asked for; all of them by default.
       steer: float32 [L, B or 1, R, D], added to the last R columns where each layer reads them; None adds nothing.
