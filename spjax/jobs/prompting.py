@@ -31,7 +31,7 @@ from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.prompts import PromptConfig, member, shape_of
 from spjax.storage import packs, unit_lms
 from spjax.tasks import LOWER_IS_BETTER, Task
-from spjax.training import losses, masks, optim, reference, sharding, train
+from spjax.training import loop, losses, masks, optim, reference, sharding, train
 
 
 class Settings(NamedTuple):
@@ -259,20 +259,30 @@ def run_prompt_tuning(
     )
     if config.floor and jax.process_index() == 0:
         _make_floors(tasks)
-    found = {}
+    found, diverged = {}, []
     for name, taught, own in zip(names, tasks, sweeping.runs_of(swept), strict=True):
         chosen = sweeping.choose(lessons, result, run, own)
         if len(own) > 1 and jax.process_index() == 0:
             say(f"{name}: {sweeping.write_table(taught.place.report, lessons, result, run, own, chosen)}")
         members = slice(chosen * len(run.seeds), (chosen + 1) * len(run.seeds))
+        lost = [seed for seed, best in zip(run.seeds, result.best_epoch[members], strict=True) if best < 0]
+        if lost:
+            diverged.append(f"{name} (seeds {', '.join(map(str, lost))})")
+            continue
         params = train.lesson_params(result.params, lessons, run, chosen)
         best = taught._replace(lesson=lessons[chosen])
         found[name] = _report(
             config, settings, lm, best, params, result, members, counts[chosen], len(own), command
         )  # fmt: skip
-    if jax.process_index() == 0 and len(names) > 1:
+    if jax.process_index() == 0 and len(names) > 1 and found:
         path = report.write_overview(workdir, list(found.values()))
         say(f"report: {path}")
+    if diverged:
+        raise loop.DivergedError(
+            f"training diverged before there was an epoch to keep, with every setting: {'; '.join(diverged)}. There is "
+            "no report of them; that of other tasks is written. Lower the learning rate, raise the warm-up or leave "
+            "these seeds out, and use another --workdir"
+        )
     return found
 
 

@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from spjax.evaluation import metrics
@@ -57,14 +56,22 @@ def runs_of(swept: Sequence[Sequence[train.Lesson]]) -> list[range]:
     return [range(stop - len(lessons), stop) for stop, lessons in zip(stops, swept, strict=True)]
 
 
-def _scores(result: train.Trained, run: train.TrainConfig, number: int) -> list[float]:
-    """Of each seed the task's metric on valid, at the epoch that was kept."""
+def _scores(result: train.Trained, run: train.TrainConfig, number: int) -> list[float | None]:
+    """Of each seed the task's metric on valid, at the epoch that was kept; None where none is, since it diverged."""
     members = range(number * len(run.seeds), (number + 1) * len(run.seeds))
-    return [float(result.history[result.best_epoch[n]]["metric"][n]) for n in members]
+    return [float(result.history[best]["metric"][n]) if (best := result.best_epoch[n]) >= 0 else None for n in members]
+
+
+def _mean(scores: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Mean and half the 95 % interval; None where a seed diverged."""
+    known = [score for score in scores if score is not None]
+    return metrics.mean_interval(known) if len(known) == len(scores) else (None, None)
 
 
 def choose(lessons: Sequence[train.Lesson], result: train.Trained, run: train.TrainConfig, own: range) -> int:
     """The lesson of a task whose seeds are best on valid, on average; of equal ones the first.
+
+    One of which a seed diverged before its first evaluation is chosen only where there is no other.
 
     Args:
       lessons: of the whole bank.
@@ -73,7 +80,8 @@ def choose(lessons: Sequence[train.Lesson], result: train.Trained, run: train.Tr
       own: numbers of the task's lessons.
     """
     sign = -1 if lessons[own.start].lower_is_better else 1
-    return max(own, key=lambda number: (sign * np.mean(_scores(result, run, number)), -number))
+    means = {number: _mean(_scores(result, run, number))[0] for number in own}
+    return max(own, key=lambda number: (-math.inf if (mean := means[number]) is None else sign * mean, -number))
 
 
 def write_table(
@@ -93,11 +101,12 @@ def write_table(
     found: list[dict[str, Any]] = []
     for number in own:
         lesson, scores = lessons[number], _scores(result, run, number)
-        mean, half = metrics.mean_interval(scores)
-        length, lr, taken = lesson.setting.prompt.length, lesson.lr, number == chosen
+        mean, half = _mean(scores)
+        length, lr, taken = lesson.setting.prompt.length, lesson.lr, number == chosen and mean is not None
         spread = "" if half is None else f" ± {percent(half)}"
         shown = "as optim.lr" if lr is None else f"{lr:g}"
-        rows.append([str(length), shown, percent(mean) + spread, " ".join(map(percent, scores)), "yes" * taken])
+        valid = "diverged" if mean is None else percent(mean) + spread
+        rows.append([str(length), shown, valid, " ".join(map(percent, scores)), "yes" * taken])
         found.append({"length": length, "lr": lr, "valid": scores, "mean": mean, "half_width_95": half, "taken": taken})
     text = [
         "# Sweep",
@@ -112,5 +121,7 @@ def write_table(
     write_file(path / "sweep.md", "\n".join(text).encode())
     write_file(path / "sweep.json", (json.dumps(found, indent=1) + "\n").encode())
     best = found[chosen - own.start]
+    if best["mean"] is None:
+        return f"of {len(own)} settings there is none of which no seed diverged"
     told = "" if best["lr"] is None else f", learning rate {best['lr']:g}"
     return f"of {len(own)} settings prompt length {best['length']}{told} is best on valid ({percent(best['mean'])} %)"

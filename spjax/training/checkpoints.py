@@ -1,8 +1,10 @@
-"""Checkpoints of a run: trained leaves, optimizer, position and history; latest and best are kept."""
+"""Checkpoints of a run: trained leaves, optimizer, position and history; the latest is kept."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,20 +16,14 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 @contextlib.contextmanager
 def opened(workdir: str) -> Iterator[ocp.CheckpointManager]:
-    """The run's checkpoints: written in the background, the latest and the best by `score` (higher is better) kept.
+    """The run's checkpoints: written in the background, the latest one kept.
 
     Leaving the block waits for the one that is being written.
 
     Raises:
       OSError: that one could not be written.
     """
-    keep = managers.AnyPreservationPolicy(
-        [
-            managers.LatestN(n=1),
-            managers.BestN(get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False),
-        ]
-    )
-    options = ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True)
+    options = ocp.CheckpointManagerOptions(preservation_policy=managers.LatestN(n=1), cleanup_tmp_directories=True)
     manager = ocp.CheckpointManager(epath.Path(workdir).resolve() / "checkpoints", options=options)
     try:
         yield manager
@@ -36,7 +32,7 @@ def opened(workdir: str) -> Iterator[ocp.CheckpointManager]:
             manager.close()
 
 
-def save(manager: ocp.CheckpointManager, position: int, state: Any, meta: dict[str, Any], score: float | None) -> None:
+def save(manager: ocp.CheckpointManager, position: int, state: Any, meta: dict[str, Any]) -> None:
     """Write the state (arrays) and meta (JSON) of a position in training, in the background.
 
     Raises:
@@ -46,7 +42,7 @@ def save(manager: ocp.CheckpointManager, position: int, state: Any, meta: dict[s
         return
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
     with _told(manager):
-        manager.save(position, args=args, metrics=None if score is None else {"score": score}, force=True)
+        manager.save(position, args=args, force=True)
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
@@ -63,11 +59,18 @@ def wait(manager: ocp.CheckpointManager) -> None:
 def _told(manager: ocp.CheckpointManager) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # a full disk is an OSError, a ValueError or a RuntimeError, as it happens
+    except Exception as error:
+        # A full disk is an OSError, or one that Orbax and TensorStore pass on as a ValueError or RuntimeError.
+        disk = any(sign in repr(error) + repr(error.__cause__) for sign in _DISK) or isinstance(error, OSError)
+        way = "make room" if disk else "mend that"
         raise OSError(
             f"{manager.directory}: a checkpoint could not be written ({_brief(error)}). The last complete one is kept: "
-            "make room, and the same command continues from it"
+            f"{way}, and the same command continues from it"
         ) from error
+
+
+# What the file system says, in the words of errno.
+_DISK = [os.strerror(number) for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS)]
 
 
 def _brief(error: Exception) -> str:

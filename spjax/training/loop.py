@@ -118,12 +118,12 @@ def fit(
             else:
                 _log.info("continuing from epoch %d, step %d", epoch + 1, start)
 
-        def save(epoch: int, step: int, score: float | None = None) -> None:
+        def save(epoch: int, step: int) -> None:
             # A copy: it is written in the background, while the next epoch adds its line.
             meta = {"epoch": epoch, "step": step, "history": list(history)}
             meta |= {"loss_sum": sums["loss"].tolist(), "updates": sums["updates"].tolist(), "diverged": lost.tolist()}
             # An epoch has one position more than steps: behind its last step, before its evaluation.
-            checkpoints.save(manager, epoch * (job.steps + 1) + step, state, meta, score)
+            checkpoints.save(manager, epoch * (job.steps + 1) + step, state, meta)
 
         def leave(epoch: int, step: int) -> Interrupted:
             checkpoints.wait(manager)
@@ -181,7 +181,7 @@ def fit(
                 history.append({"epoch": epoch, "train_loss": train_loss, "score": score, **metrics})
                 epoch, start, sums = epoch + 1, 0, _NOTHING
                 log.write(epoch * job.steps, {"valid/" + k: v for k, v in metrics.items()})
-                save(epoch, 0, score)
+                save(epoch, 0)
                 best = max(line["score"] for line in history)
                 _log.info("epoch %d: score %.4f, best %.4f", epoch, score, best)
                 if stop.asked():

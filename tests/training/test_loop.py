@@ -154,9 +154,18 @@ def test_a_second_ctrl_c_interrupts_at_once(tmp_path: Path) -> None:
     assert reached == ["first"]
 
 
-def test_latest_and_best_are_kept(tmp_path: Path) -> None:
+def test_the_latest_is_kept(tmp_path: Path) -> None:
     loop.fit(_job(scores=(0.1, 0.9, 0.3, 0.2)), str(tmp_path), epochs=4, checkpoint_every=2)
-    assert _positions(tmp_path) == [2 * (STEPS + 1), 4 * (STEPS + 1)]
+    assert _positions(tmp_path) == [4 * (STEPS + 1)]
+
+
+def test_only_a_disk_without_room_asks_for_room(tmp_path: Path) -> None:
+    job = dataclasses.replace(_job(), state={**_start(), "empty": jnp.zeros((0, 3))}, update=lambda state, batch: (
+        {**_update(state, batch)[0], "empty": state["empty"]}, _update(state, batch)[1]
+    ))  # fmt: skip
+    with pytest.raises(OSError, match="could not be written") as caught:
+        loop.fit(job, str(tmp_path), epochs=1)
+    assert "make room" not in str(caught.value)
 
 
 def test_a_finished_job_stops_and_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
@@ -253,7 +262,7 @@ def test_a_full_disk_is_told_and_the_last_complete_checkpoint_kept(tmp_path: Pat
 
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))  # noqa: E731
     try:
-        with pytest.raises(OSError, match=r"checkpoint could not be written .* last complete one is kept"):
+        with pytest.raises(OSError, match=r"checkpoint could not be written .* last complete one is kept: make room"):
             fit(_at((2, 1), limit))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
