@@ -23,6 +23,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -414,6 +415,19 @@ def measure(config: Any, size: Size, names: Sequence[str], lm: UnitLMConfig | No
         yield row
 
 
+def wrong_compiler() -> str | None:
+    """What is wrong with the libtpu that is installed, and the way out; None where it is the one that jax names."""
+    way_out = "pip install -r requirements-tpu-aot.txt"
+    if importlib.util.find_spec("libtpu") is None:
+        return f"libtpu, which compiles for TPUs, is not installed: {way_out}"
+    wanted = re.search(r"libtpu==([\d.]+)", " ".join(metadata.requires("jax") or []))
+    found = metadata.version("libtpu")
+    if wanted and not f"{found}.".startswith(wanted[1].rstrip(".") + "."):
+        jax = f"jax {metadata.version('jax')}"
+        return f"libtpu {found} may compile what {jax} cannot read, which wants {wanted[1]}*: {way_out}"
+    return None
+
+
 def _devices(topology: str) -> Any:
     """The chips of a slice that is elsewhere."""
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no cloud's machine to be asked what it knows of itself
@@ -506,8 +520,8 @@ def main(argv: Sequence[str]) -> None:
         return
     if FLAGS.config is None:
         sys.exit("error: give --config=configs/fsc.py, or --show=FILE")
-    if importlib.util.find_spec("libtpu") is None:
-        sys.exit("error: libtpu, which compiles for TPUs, is not installed: pip install -r requirements-tpu-aot.txt")
+    if wrong := wrong_compiler():
+        sys.exit(f"error: {wrong}")
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # no TPU is asked for

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import subprocess
 import sys
@@ -280,6 +279,18 @@ def test_what_cannot_be_compiled_is_refused() -> None:
         tpu_aot.make_setting(config, UnitLMConfig())
 
 
+@pytest.mark.parametrize(
+    ("found", "wrong"),
+    [(None, "is not installed"), ("0.0.52", "which wants 0.0.4"), ("0.0.4.1", None), ("0.0.42", "wants")],
+)
+def test_the_compiler_must_be_that_of_jax(monkeypatch, found: str | None, wrong: str | None) -> None:
+    monkeypatch.setattr(tpu_aot.importlib.util, "find_spec", lambda name: found)
+    monkeypatch.setattr(tpu_aot.metadata, "requires", lambda name: ["numpy", 'libtpu==0.0.4.*; extra == "tpu"'])
+    monkeypatch.setattr(tpu_aot.metadata, "version", lambda name: {"libtpu": found}.get(name, "0.10.2"))
+    said = tpu_aot.wrong_compiler()
+    assert (wrong in said and "pip install -r requirements-tpu-aot.txt" in said) if wrong else said is None
+
+
 def test_the_command_says_what_it_wants() -> None:
     def run(*flags: str) -> str:
         command = [sys.executable, "-m", "benchmarks.tpu_aot", *flags]
@@ -292,7 +303,7 @@ def test_the_command_says_what_it_wants() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu (requirements-tpu-aot.txt) is not there")
+@pytest.mark.skipif(tpu_aot.wrong_compiler() is not None, reason=str(tpu_aot.wrong_compiler()))
 def test_a_tiny_lm_compiles_for_four_chips() -> None:
     config = fsc.get_config()
     config.prompt.update({"length": 4, "separators": 1, "steer": False})
