@@ -28,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 OPTIM = optim.OptimConfig(lr=3e-2)
 RUN = train.TrainConfig(seeds=(0, 1, 2), epochs=12, max_rows=8, buckets=1, checkpoint_every=4)
+PARTS = "prompt/(sep|verbalizer)"  # prompts that stay where they start
 TRAIN, VALID = toy.unit_set("toy", 80, 0), toy.unit_set("toy", 24, 1)
 
 
@@ -246,7 +247,7 @@ def _patient(number: int, told: list[float]) -> train.Lesson:
     return dataclasses.replace(_words(18 + number, 8), metric=lambda *_: next(scores))
 
 
-@pytest.mark.parametrize("trainable", ["prompt/.*", "prompt/(sep|verbalizer)"])
+@pytest.mark.parametrize("trainable", ["prompt/.*", pytest.param(PARTS, marks=pytest.mark.slow)])
 def test_stopped_members_are_not_computed_and_others_learn_as_if_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainable: str
 ) -> None:
@@ -363,9 +364,6 @@ def test_a_metric_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
 
 
 # ---- what moves
-
-
-PARTS = "prompt/(sep|verbalizer)"  # prompts that stay where they start
 
 
 @pytest.mark.parametrize(
