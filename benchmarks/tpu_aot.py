@@ -440,7 +440,7 @@ def _devices(topology: str) -> Any:
 HEADS = (
     "program", "slice", "LM", "bank", "batch a shard", "model", "remat", "arguments GiB", "temporaries GiB",
     "of memory", "TFLOP", "passes a FLOP", "GB moved", "sent within a layer", "sent across data",
-    "products ms", "memory ms", "links ms", "roofline ms", "compiler ms",
+    "products ms", "memory ms", "links ms", "roofline ms", "compiler ms", "libtpu",
 )  # fmt: skip
 
 
@@ -462,7 +462,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         "yes" if row["remat"] and row["program"] == "train" else "",
     ]  # fmt: skip
     if "refused" in row:
-        return [*head, "", "", "**does not fit**", *[""] * 10]
+        return [*head, "", "", "**does not fit**", *[""] * 10, row["libtpu"]]
     chip = CHIPS[row["topology"].partition(":")[0]]
     used = sum(row[name] for name in ("arguments", "outputs", "temporaries", "code")) / chip.memory
     return [
@@ -476,6 +476,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         _collectives(row, across=False),
         _collectives(row, across=True),
         *(f"{1e3 * row[name]:.1f}" for name in ("products s", "memory s", "links s", "roofline s", "compiler s")),
+        row["libtpu"],
     ]
 
 

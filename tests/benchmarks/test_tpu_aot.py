@@ -255,7 +255,16 @@ def test_sizes_of_the_lms() -> None:
 
 
 def test_a_table_of_programs_that_fit_and_of_those_that_do_not() -> None:
-    size = {"topology": "v5e:2x2", "lm": "7B", "bank": 1, "rows": 64, "columns": 64, "model": 1, "remat": True}
+    size = {
+        "libtpu": "0.0.4",
+        "topology": "v5e:2x2",
+        "lm": "7B",
+        "bank": 1,
+        "rows": 64,
+        "columns": 64,
+        "model": 1,
+        "remat": True,
+    }
     costs = dict.fromkeys(
         ("flops", "passes", "bytes", "products s", "memory s", "links s", "roofline s", "compiler s"), 2e12
     )
