@@ -168,7 +168,7 @@ def test_readme_opens_with_the_two_commands():
     assert "python3 -m venv .venv" in first.text
     assert "-r requirements-demo.txt" in first.text
     assert "spjax.main --config=configs/demo.py" in first.text
-    assert second.text.rstrip().endswith("-m pytest")
+    assert second.text.rstrip().endswith("-m pytest -n 2")
 
 
 def test_readme_imports_units(tmp_path: Path):
