@@ -258,7 +258,7 @@ def _chip(text: str, colour: str, small: str = "", title: str = "") -> str:
 
 def _colour(unit: int) -> str:
     """A light colour of a unit, on which dark numbers read; the golden angle keeps neighbouring numbers apart."""
-    return "#c8ccd4" if unit < 0 else f"hsl({unit * 137.508 % 360:.0f} 62% {72 if unit % 2 else 80}%)"
+    return "#c8ccd4" if unit < 0 else f"hsl({unit * 137.508 % 360:.2f} 62% {72 if unit % 2 else 80}%)"
 
 
 def _safe(text: Any) -> str:
