@@ -28,6 +28,7 @@ from etils import epath
 
 from data_pipelines.beam_worker import one_thread
 from data_pipelines.clips import Clip
+from data_pipelines.heartbeats import beating
 from spjax.speech2unit import prosody
 from spjax.speech2unit import units as segments
 from spjax.speech2unit.audio import SAMPLE_RATE, AudioError, read_audio
@@ -203,14 +204,13 @@ def make_part(element: tuple[str, int]) -> None:
         job = load_job(job_file)
     if path.exists() or (job.stop and epath.Path(job.stop).exists()):
         return
-    with _loading:
-        if (
-            not load_encoder.cache_info().currsize
-        ):  # a worker, maybe started in a runner's own way, and not the launcher
-            one_thread(os.environ)  # JAX reads this when it is first used
-        encoder = load_encoder(job.encoder, job.kmeans, job.layer, job.plain_chunks, job.lowpass)
-    with threadpool_limits(1):  # of numpy, which Beam imported
-        part = encode_part(job, encoder, number)
+    with beating(path.parent, path.stem):
+        with _loading:
+            if not load_encoder.cache_info().currsize:  # a worker, maybe started in a runner's own way, no launcher
+                one_thread(os.environ)  # JAX reads this when it is first used
+            encoder = load_encoder(job.encoder, job.kmeans, job.layer, job.plain_chunks, job.lowpass)
+        with threadpool_limits(1):  # of numpy, which Beam imported
+            part = encode_part(job, encoder, number)
     content = io.BytesIO()
     np.savez(content, **part._asdict())
     _write(path, content.getvalue())

@@ -24,10 +24,11 @@ from etils.epath import backend, gpath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines import assemble, fit_kmeans, parts, run_pipeline
 from data_pipelines import extract as extraction
-from data_pipelines import fit_kmeans, parts
 from data_pipelines.clips import Clip, Splits
-from data_pipelines.extract import ExtractError, Wanted, build_pipeline, extract, extract_all
+from data_pipelines.extract import Wanted, extract, extract_all
+from data_pipelines.pipeline import ExtractError, build_pipeline
 from data_pipelines.splits import BuildError
 from spjax.data.records import load_card, read_unit_records
 from spjax.data.tfrecords import RecordError
@@ -172,7 +173,7 @@ def test_voiced_frames_of_a_speaker_have_mean_zero(data):
         files=np.zeros((len(counts), 2), np.int64),
     )
     clips = [Clip(str(i), f"{i}.wav", ("low", "some"), speaker) for i, speaker in enumerate(speakers)]
-    made = extraction._utterances(Wanted(TASK, {"train": clips}, "", ""), [part], f0=True)["train"]
+    made = assemble.utterances(TASK, {"train": clips}, [part], f0=True)["train"]
     assert [len(one.units) for one in made] == counts
     ends = np.cumsum(counts)
     sums: dict[str, float] = {}
@@ -383,7 +384,9 @@ class Pipeline:
     """One that ends after some time, or never."""
 
     def __init__(self, seconds: float | None) -> None:
-        self.seconds = seconds
+        from apache_beam.options.pipeline_options import PipelineOptions
+
+        self.seconds, self.options = seconds, PipelineOptions([])
 
     def run(self) -> Pipeline:
         threading.Event().wait(self.seconds)
@@ -396,8 +399,8 @@ class Pipeline:
 @pytest.fixture
 def killed(tmp_path, monkeypatch) -> Iterator[subprocess.Popen[bytes]]:
     """Two workers, one of them no more; the other."""
-    monkeypatch.setattr(extraction, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(extraction, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(run_pipeline, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(run_pipeline, "GRACE_SECONDS", 0.3)
     dead, alive = (subprocess.Popen(["sleep", str(seconds)]) for seconds in (0, 60))
     dead.wait()
     for process in (dead, alive):
@@ -410,17 +413,21 @@ def killed(tmp_path, monkeypatch) -> Iterator[subprocess.Popen[bytes]]:
 def test_a_killed_worker_ends_the_run(tmp_path, killed):
     """Beam would wait for it for ever."""
     with pytest.raises(ExtractError, match="killed, maybe for want of memory"):
-        extraction._run(Pipeline(None), "DirectRunner", tmp_path, lambda: False)
+        run_pipeline.run_pipeline(Pipeline(None), "DirectRunner", tmp_path, lambda: False, time.monotonic, 60)
     assert killed.wait(10) == -signal.SIGKILL
 
 
 def test_a_worker_that_is_killed_when_all_is_made_is_not_missed(tmp_path, killed):
-    assert extraction._run(Pipeline(None), "DirectRunner", tmp_path, lambda: True) == "DONE"
+    assert (
+        run_pipeline.run_pipeline(Pipeline(None), "DirectRunner", tmp_path, lambda: True, time.monotonic, 60) == "DONE"
+    )
     assert killed.wait(10) == -signal.SIGKILL
 
 
 def test_a_worker_may_end_before_the_pipeline_says_so(tmp_path, killed):
-    assert extraction._run(Pipeline(0.1), "DirectRunner", tmp_path, lambda: False) == "ENDED"
+    assert (
+        run_pipeline.run_pipeline(Pipeline(0.1), "DirectRunner", tmp_path, lambda: False, time.monotonic, 60) == "ENDED"
+    )
     assert killed.poll() is None
 
 
@@ -540,7 +547,7 @@ def test_a_folder_called_like_an_encoder_changes_nothing(tmp_path, raw, splits, 
     ("number", "said"), [(0.5, "0.5"), (2.0, "2"), (3, "3"), (1234.56789, "1234.56789"), (1234567.0, "1234567")]
 )
 def test_provenance_tells_all_digits(number, said):
-    assert extraction._seconds(number) == said
+    assert assemble._seconds(number) == said
 
 
 def test_what_cannot_be_is_refused_before_any_work(tmp_path, raw, splits, kmeans, monkeypatch):

@@ -1,0 +1,87 @@
+"""The Beam pipeline that makes parts: built, not run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipelines import parts
+
+LOCAL = "DirectRunner"
+FOREVER = 10**9  # seconds
+
+
+class ExtractError(ValueError):
+    """Extraction cannot go on; the message names the file or flag and the way out."""
+
+
+def build_pipeline(
+    todo: Sequence[tuple[str, int]],
+    runner: str = LOCAL,
+    workers: int = 1,
+    options: Sequence[str] = (),
+    *,
+    pids: str = "",
+) -> Any:
+    """The pipeline that makes parts of jobs; its result is files. Nothing is run.
+
+    Args:
+      todo: job file and number of each part.
+      runner: of Beam. DirectRunner is here: worker processes of one thread each, by Beam's FnApiRunner; what Beam calls
+        by that name would first try to fetch a program from the network.
+      workers: processes of the DirectRunner.
+      options: of Beam, as flags.
+      pids: a directory in which each process of the DirectRunner leaves a file with its number for a name.
+
+    Returns:
+      An `apache_beam.Pipeline`.
+
+    Raises:
+      ExtractError: no such runner or option.
+    """
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    # Beam's own limit, 300 s, is one on the whole job where a stream tells its state: it would end it halfway.
+    flags = [f"--job_server_timeout={FOREVER}", *options]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            if runner == LOCAL:
+                settings = PipelineOptions([f"--direct_num_workers={workers}", *flags])
+                pipeline = beam.Pipeline(runner=_local_runner(pids), options=settings)
+            else:
+                pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={runner}", *flags]))
+    except (ValueError, ImportError) as error:
+        raise ExtractError(f"--runner={runner} {' '.join(options)}: {error}") from error
+    except SystemExit as error:  # argparse's, whose last line is the reason
+        why = said.getvalue().strip().splitlines()[-1].rpartition("error: ")[2]
+        raise ExtractError(f"--runner={runner} {' '.join(options)}: {why}") from error
+    elements = pipeline | "parts" >> beam.Create(list(todo)) | "to all workers" >> beam.Reshuffle()
+    _ = elements | "encode" >> beam.Map(parts.make_part)
+    return pipeline
+
+
+def unknown_options(options: Sequence[str]) -> list[str]:
+    """Names among flags of Beam that Beam does not know: those of a job server, or misspelt."""
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    settings = PipelineOptions(list(options))
+    return sorted(settings.get_all_options(retain_unknown_options=True).keys() - settings.get_all_options().keys())
+
+
+def _local_runner(pids: str) -> Any:
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+    from apache_beam.transforms.environments import SubprocessSDKEnvironment
+
+    root = shlex.quote(str(Path(__file__).resolve().parents[1]))
+    known = f": > {shlex.quote(pids)}/$$; " if pids else ""
+    path = f"PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}"
+    command = f"{known}{path} exec {shlex.quote(sys.executable)} -m data_pipelines.beam_worker {os.getpid()}"
+    return FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))

@@ -1,0 +1,171 @@
+"""Workers for a runner that starts none itself: `python -m data_pipelines.worker_pool --port=50000`.
+
+A runner that is told `--environment_type=EXTERNAL --environment_config=HOST:50000` asks the pool there for as many
+workers as it wants: Beam's local job service does, and Flink and Spark with a pool on every machine of theirs. Each is
+a process of one thread, the same as those that `data_pipelines.extract` starts by itself. Workers end with their job,
+and all of them with the pool (Ctrl-C or SIGTERM). One that is killed is told of here; the launcher of its job hands in
+again what is missing.
+
+Whoever reaches the port has code run here: keep it to this machine, or to a network of your own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, NamedTuple
+
+LOOK_SECONDS = 0.5  # between two looks at who has ended
+END_SECONDS = 5.0  # that workers have to end by themselves
+
+
+class Order(NamedTuple):
+    """What a runner asks of a pool.
+
+    Attributes:
+      worker: name that the runner has for it.
+      job: address, HOST:PORT, where a new worker finds its work; "" to end the worker.
+      log: address where it sends its log.
+      done: set once it is started, or ended, or holds what prevented that.
+    """
+
+    worker: str
+    job: str
+    log: str
+    done: Future[None]
+
+
+def listen(port: int, orders: queue.Queue[Order]) -> tuple[str, Any]:
+    """Takes what runners ask for, by Beam's protocol, on all of this machine's addresses.
+
+    Args:
+      port: to listen on; 0 for any that is free.
+      orders: where to put it.
+
+    Returns:
+      The address, and the server, which listens as long as it is held.
+
+    Raises:
+      RuntimeError: the port is taken.
+    """
+    from apache_beam.portability.api import beam_fn_api_pb2 as messages
+    from apache_beam.runners.worker.worker_pool_main import BeamFnExternalWorkerPoolServicer
+
+    class Servicer(BeamFnExternalWorkerPoolServicer):
+        def StartWorker(self, request: Any, _: Any) -> Any:  # noqa: N802  # Beam's name
+            order = Order(request.worker_id, request.control_endpoint.url, request.logging_endpoint.url, Future())
+            orders.put(order)
+            return messages.StartWorkerResponse(error=str(order.done.exception() or ""))
+
+        def StopWorker(self, request: Any, _: Any) -> Any:  # noqa: N802
+            order = Order(request.worker_id, "", "", Future())
+            orders.put(order)
+            return messages.StopWorkerResponse(error=str(order.done.exception() or ""))
+
+    return Servicer.start(port=port)
+
+
+def serve(orders: queue.Queue[Order]) -> None:
+    """Starts and ends workers as ordered, until an exception (SystemExit, KeyboardInterrupt) ends it with all of them.
+
+    It is one thread that starts them all, since Linux ends them with that thread (`beam_worker.die_with`).
+    """
+    workers: dict[subprocess.Popen[bytes], Order] = {}
+    broken: set[str] = set()  # jobs that have lost a worker
+    try:
+        while True:
+            try:
+                order = orders.get(timeout=LOOK_SECONDS)
+            except queue.Empty:
+                order = None
+            for process in [process for process in workers if process.poll() is not None]:
+                gone = workers.pop(process)
+                if process.returncode:
+                    broken.add(gone.job)
+                    print(f"{gone.worker}, process {process.pid}, {_how(process.returncode)}", file=sys.stderr)
+            if order is None:
+                continue
+            try:
+                if order.job:
+                    # Beam's local job service waits for ever for a worker that was killed, and the others idle in
+                    # their memory with it. By the next job, that one has been given up.
+                    _end([process for process, its in workers.items() if its.job in broken - {order.job}])
+                    process = _start(order)
+                    workers[process] = order
+                    print(f"{order.worker}, process {process.pid}, works for {order.job}", file=sys.stderr)
+                else:
+                    _end([process for process, its in workers.items() if its.worker == order.worker])
+            except OSError as error:
+                order.done.set_exception(error)
+            else:
+                order.done.set_result(None)
+    finally:
+        _end(list(workers))
+
+
+def _start(order: Order) -> subprocess.Popen[bytes]:
+    root = str(Path(__file__).resolve().parents[1])
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+        "CONTROL_API_SERVICE_DESCRIPTOR": f"url: {json.dumps(order.job)}",
+        "LOGGING_API_SERVICE_DESCRIPTOR": f"url: {json.dumps(order.log)}",
+        "WORKER_ID": order.worker,
+    }
+    command = [sys.executable, "-m", "data_pipelines.beam_worker", str(os.getpid())]
+    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """SIGTERM, and SIGKILL to whom that does not end. That they were told to end is no loss: not said of them."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _how(status: int) -> str:
+    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"failed with status {status}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line (`--help`)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipelines.worker_pool",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--port", type=int, default=50000, help="to listen on, 0 for any that is free (%(default)s)")
+    args = parser.parse_args(argv)
+    logging.getLogger().addHandler(logging.NullHandler())  # Beam's warnings would open a log to the terminal
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    orders: queue.Queue[Order] = queue.Queue()
+    try:
+        address, server = listen(args.port, orders)
+    except RuntimeError:
+        sys.exit(f"error: port {args.port} is taken: is a pool running already? Or choose another --port")
+    print(f"worker pool: {address}", flush=True)
+    try:
+        serve(orders)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        server.stop(0)
+
+
+if __name__ == "__main__":
+    main()
