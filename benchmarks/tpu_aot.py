@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -90,7 +91,8 @@ class Size:
       bank: N.
       rows: utterances of a batch on each data shard.
       columns: T.
-      model: chips that share a layer.
+      model: chips that compute a layer together.
+      shards: chips among which the LM is divided, gathered layer by layer; 0: all.
       remat: activations are computed again backward.
     """
 
@@ -100,6 +102,7 @@ class Size:
     rows: int
     columns: int
     model: int
+    shards: int
     remat: bool
 
 
@@ -180,7 +183,7 @@ def abstract_training(config: Any, setting: Any, mesh: Any, bank: int) -> tuple[
 
 
 def abstract_batch(mesh: Any, rows: int, columns: int, slots: int) -> Any:
-    """Shapes of a batch of `rows` utterances, split over the mesh's data axis."""
+    """Shapes of a batch of `rows` utterances, as the mesh splits them."""
     import jax
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
@@ -192,7 +195,7 @@ def abstract_batch(mesh: Any, rows: int, columns: int, slots: int) -> Any:
     batch = Batch(
         one(int32, columns), one(int32), one(int32), one(int32, slots), one(int32), one(float32), one(int32)
     )  # fmt: skip
-    return _abstract(batch, NamedSharding(mesh, PartitionSpec("data")))
+    return _abstract(batch, NamedSharding(mesh, PartitionSpec(("data", "shard"))))
 
 
 def programs(config: Any, size: Size, lm: UnitLMConfig | None = None) -> dict[str, Compile]:
@@ -219,9 +222,9 @@ def programs(config: Any, size: Size, lm: UnitLMConfig | None = None) -> dict[st
     from spjax.training import masks, sharding, train
 
     devices = _devices(size.topology)
-    mesh = sharding.make_mesh(size.model, devices)
+    mesh = sharding.make_mesh(size.model, size.shards, devices)
     alone = jax.sharding.SingleDeviceSharding(devices[0])
-    rows = size.rows * mesh.shape["data"]
+    rows = size.rows * sharding.batch_shards(mesh)
     if rows % size.bank:
         raise ValueError(f"a bank of {size.bank} cannot share {rows} utterances ({size.rows} a data shard) evenly")
     setting = make_setting(config, lm or LMS[size.lm])
@@ -230,7 +233,7 @@ def programs(config: Any, size: Size, lm: UnitLMConfig | None = None) -> dict[st
 
     def training() -> Any:
         tx, state, frozen = abstract_training(config, setting, mesh, size.bank)
-        update, where = train.make_update(setting, tx), sharding.state_shardings(mesh, state)
+        update, where = train.make_update(setting, tx, mesh=mesh), sharding.state_shardings(mesh, state)
         return (
             jax.jit(update, donate_argnums=0, out_shardings=(where, None)).lower(state, frozen, batch, None).compile()
         )
@@ -239,7 +242,7 @@ def programs(config: Any, size: Size, lm: UnitLMConfig | None = None) -> dict[st
         _, state, frozen = abstract_training(config, setting, mesh, size.bank)
 
         def answer(flat: masks.Flat, batch: Any) -> jax.Array:
-            params = masks.unflatten(flat)
+            params = masks.unflatten(sharding.layerwise(mesh, flat))
             return decode.score(params["lm"], params["prompt"], batch, [setting.tree], **common_settings)
 
         return jax.jit(answer).lower({**state["trained"], **frozen}, batch).compile()
@@ -295,7 +298,9 @@ def sent(costs: hlo.Costs, model: int) -> tuple[list[hlo.Collective], list[hlo.C
 
 
 def check_frozen(across: Sequence[hlo.Collective], trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> float:
-    """That no gradient but the prompts' is summed across data shards: all bytes sent, of those that the prompts take.
+    """That no gradient but the prompts' is summed across data shards: all bytes summed, of those that the prompts take.
+
+    Kernels that lie in pieces may be gathered, a layer at a time; others are not sent at all.
 
     Args:
       across: collectives of a training step that cross data shards.
@@ -306,14 +311,23 @@ def check_frozen(across: Sequence[hlo.Collective], trained: Mapping[str, Any], f
       AssertionError: more is summed, or something sent of the shape of a frozen kernel, of all layers or of one.
     """
     plain = lambda dims: tuple(sorted(n for n in dims if n > 1))  # noqa: E731 - whatever the order of axes
-    kernels = {
-        plain(dims)
-        for path, leaf in frozen.items()
-        if path.endswith("kernel")
-        for whole in (leaf.shape, leaf.sharding.shard_shape(leaf.shape))
-        for dims in (whole, whole[1:])
+    kernels = {path: leaf for path, leaf in frozen.items() if path.endswith("kernel")}
+    split = {
+        path
+        for path, leaf in kernels.items()
+        if "shard" in leaf.sharding.spec and leaf.sharding.mesh.shape["shard"] > 1
     }
-    found = [dims for one in across for dims in one.arrays if plain(dims) in kernels]
+    layers, stacks = (
+        {plain(dims[drop:]): path in split for path, leaf in kernels.items() for dims in (leaf.shape, *_parts(leaf))}
+        for drop in (1, 0)
+    )
+    may = lambda kind, dims: kind == "all-gather" and layers[dims]  # noqa: E731
+    found = [
+        (one.kind, dims)
+        for one in across
+        for dims in map(plain, one.arrays)
+        if dims in stacks or (dims in layers and not may(one.kind, dims))
+    ]
     assert not found, f"a training step sends arrays {found} across data shards, shaped like frozen kernels"
     least = sum(leaf.size * leaf.dtype.itemsize for leaf in trained.values())
     sums = [one for one in across if one.kind in ("all-reduce", "reduce-scatter")]
@@ -322,7 +336,18 @@ def check_frozen(across: Sequence[hlo.Collective], trained: Mapping[str, Any], f
         f"a training step sums {summed:,.0f} bytes across data shards, the prompts' gradients take {least:,}; most of "
         f"it: {'; '.join(f'{one.times} {one.kind} of {one.arrays} for {one.origin}' for one in most)}"
     )
-    return sum(one.bytes * one.times for one in across) / least
+    return summed / least
+
+
+def _parts(leaf: Any) -> list[tuple[int, ...]]:
+    """Shapes in which a leaf's numbers may be sent: as they lie, whole but for what `model` or `shard` divides."""
+    spec, mesh = leaf.sharding.spec, leaf.sharding.mesh
+
+    def divided(by: str) -> tuple[int, ...]:
+        axes = itertools.zip_longest(leaf.shape, spec[: len(leaf.shape)])
+        return tuple(size // mesh.shape[by] if own == by else size for size, own in axes)
+
+    return [leaf.sharding.shard_shape(leaf.shape), divided("model"), divided("shard")]
 
 
 def link_seconds(one: hlo.Collective, chip: Chip) -> float:
@@ -408,10 +433,10 @@ def measure(config: Any, size: Size, names: Sequence[str], lm: UnitLMConfig | No
         row |= described(compiled, size, CHIPS[kind], model)
         if name == "train":
             setting = make_setting(config, lm or LMS[size.lm])
-            mesh = sharding.make_mesh(model, _devices(size.topology))
+            mesh = sharding.make_mesh(size.model, size.shards, _devices(size.topology))
             _, state, frozen = abstract_training(config, setting, mesh, size.bank)
             _, across = sent(hlo.costs(hlo.parse(compiled.as_text())), model)
-            row["sent of prompts"] = check_frozen(across, state["trained"], frozen)
+            row["summed of prompts"] = check_frozen(across, state["trained"], frozen)
         yield row
 
 
@@ -438,7 +463,7 @@ def _devices(topology: str) -> Any:
 
 
 HEADS = (
-    "program", "slice", "LM", "bank", "batch a shard", "model", "remat", "arguments GiB", "temporaries GiB",
+    "program", "slice", "LM", "bank", "batch a shard", "model", "shards", "remat", "arguments GiB", "temporaries GiB",
     "of memory", "TFLOP", "passes a FLOP", "GB moved", "sent within a layer", "sent across data",
     "products ms", "memory ms", "links ms", "roofline ms", "compiler ms", "libtpu",
 )  # fmt: skip
@@ -455,11 +480,13 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         shape = f"{PREDICTOR_ROWS} × {row['columns']}"
     if row["program"] == "hubert":
         shape = f"{SECONDS:g} s a wave"
-    model = str(row["model"]) if row["program"] in ("train", "evaluate") else "one chip"
+    meshed = row["program"] in ("train", "evaluate")
+    model = str(row["model"]) if meshed else "one chip"
+    shards = {0: "all", 1: ""}.get(row["shards"], str(row["shards"])) if meshed else ""
     named = row["program"] != "hubert"
     head = [
-        row["program"], row["topology"], row["lm"] if named else "", str(row["bank"]) if named else "", shape, model,
-        "yes" if row["remat"] and row["program"] == "train" else "",
+        row["program"], row["topology"], row["lm"] if named else "", str(row["bank"]) if named else "",
+        shape, model, shards, "yes" if row["remat"] and row["program"] == "train" else "",
     ]  # fmt: skip
     if "refused" in row:
         return [*head, "", "", "**does not fit**", *[""] * 10, row["libtpu"]]
@@ -528,7 +555,14 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # no TPU is asked for
     config = FLAGS.config
     size = Size(
-        FLAGS.topology, FLAGS.lm, FLAGS.bank, FLAGS.rows, FLAGS.columns, config.model_parallel, config.compute.remat
+        FLAGS.topology,
+        FLAGS.lm,
+        FLAGS.bank,
+        FLAGS.rows,
+        FLAGS.columns,
+        config.model_parallel,
+        config.weight_shards,
+        config.compute.remat,
     )
     rows = []
     try:

@@ -375,12 +375,22 @@ def _assert_close(workdir: Path, expected: Path) -> None:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("devices", "model"),
-    [(2, 1), pytest.param(8, 1, marks=pytest.mark.slow), pytest.param(8, 2, marks=pytest.mark.slow)],
+    ("devices", "model", "shards"),
+    [
+        (2, 1, 0),
+        *(pytest.param(*mesh, marks=pytest.mark.slow) for mesh in [(8, 1, 1), (8, 2, 1), (8, 1, 0), (8, 2, 2)]),
+    ],
 )
-def test_several_devices_give_the_same_losses(place: Place, finished_run: Path, devices: int, model: int) -> None:
-    name = f"devices_{devices}_{model}"
-    flags = (f"--workdir=runs/{name}", *toy.SMALL, f"--config.model_parallel={model}")
+def test_several_devices_give_the_same_losses(
+    place: Place, finished_run: Path, devices: int, model: int, shards: int
+) -> None:
+    name = f"devices_{devices}_{model}_{shards}"
+    flags = (
+        f"--workdir=runs/{name}",
+        *toy.SMALL,
+        f"--config.model_parallel={model}",
+        f"--config.weight_shards={shards}",
+    )
     code, printed = place.run("fsc", *flags, devices=devices)
     assert code == 0, printed[-3000:]
     _assert_close(place.folder / "runs" / name, finished_run)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 from ml_collections import ConfigDict
 
 from spjax.jobs import comparing, pretraining, prompting
 from spjax.jobs.inputs import ImportUnits
+from spjax.jobs.workdirs import settings_of
+from spjax.storage import places
 from spjax.training import sharding
 
 __all__ = ["ImportUnits", "check", "run"]
@@ -16,19 +16,26 @@ _CHECKS = {"prompt": prompting.check, "pretrain": pretraining.check, "compare": 
 
 
 def check(config: ConfigDict) -> None:
-    """Raise ValueError for what is wrong with a config, before anything is made."""
+    """Find what is wrong with a config, before anything is made.
+
+    Raises:
+      ValueError: a setting makes no sense.
+      OSError: a bucket that it names cannot be used.
+    """
     if config.job not in _CHECKS:
         raise ValueError(f"config.job is {config.job!r}, must be prompt, pretrain or compare")
+    places.check_buckets(settings_of(config.to_dict()).values())
     _CHECKS[config.job](config)
-    sharding.make_mesh(config.model_parallel)
+    sharding.make_mesh(config.model_parallel, config.weight_shards)
 
 
+@places.plainly()
 def run(config: ConfigDict, workdir: str, import_units: ImportUnits | None, command: str) -> None:
     """Do what `config.job` says, in `workdir`.
 
     Args:
       config: a file of configs/ made it.
-      workdir: a run found there is continued.
+      workdir: here or on gs://; a run found there is continued.
       import_units: how unit records that are absent are made; None: they are not.
       command: what reproduces the run, for the report.
 
@@ -37,9 +44,10 @@ def run(config: ConfigDict, workdir: str, import_units: ImportUnits | None, comm
       DivergedError, Interrupted: as `training.loop.fit`.
     """
     check(config)
+    places.check_buckets([workdir])
     if config.job == "prompt":
         pretraining.make_absent_lm(config, import_units)
-    os.makedirs(workdir, exist_ok=True)
+    places.at(workdir).mkdir(parents=True, exist_ok=True)
     if config.job == "pretrain":
         pretraining.run_pretraining(config, workdir, import_units)
     elif config.job == "prompt":

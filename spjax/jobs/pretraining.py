@@ -11,12 +11,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from spjax import vocab
+from spjax.data.records import CARD
 from spjax.data.unit_set import UnitSet
 from spjax.jobs.inputs import ImportUnits, backbone, made_by, read_split
-from spjax.jobs.workdirs import claim, refuse_another, say
+from spjax.jobs.workdirs import claim, refuse_another, say, whole
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.speech2unit import prosody
-from spjax.storage import unit_lms
+from spjax.storage import places, unit_lms
 from spjax.training import optim, pretrain, sharding
 
 _log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def run_pretraining(config: ConfigDict, workdir: str, import_units: ImportUnits 
     """
     out = os.path.join(workdir, "lm")
     refuse_another(workdir, config, {})
-    if os.path.exists(out):
+    if whole(out, unit_lms.CONFIG_FILE):
         _log.info("%s is there already", out)
         return out
     run = pretrain.PretrainConfig(**config.pretrain)
@@ -84,6 +85,7 @@ def run_pretraining(config: ConfigDict, workdir: str, import_units: ImportUnits 
         valid=valids,
         workdir=workdir,
         model_parallel=config.model_parallel,
+        weight_shards=config.weight_shards,
     )
     provenance = {"source": "spjax pretraining", "config": config.to_dict(), "data": sources, "units": made}
     provenance["valid"] = history[-1]
@@ -106,12 +108,12 @@ def make_absent_lm(config: ConfigDict, import_units: ImportUnits | None) -> None
       FileNotFoundError: it would be written elsewhere, or there is nothing to train it on.
       ValueError: as `run_pretraining`; or the LM that is there is told other streams than the config says.
     """
-    if os.path.exists(config.lm):
+    if whole(config.lm, unit_lms.CONFIG_FILE):
         _check_streams(config)
         return
-    workdir, leaf = os.path.split(os.path.normpath(config.lm))
+    workdir, leaf = os.path.split(config.lm.rstrip("/"))
     units = [os.path.join(config.pretraining.data, task) for task in config.pretraining.tasks]
-    if leaf != "lm" or (import_units is None and not all(map(os.path.exists, units))):
+    if leaf != "lm" or (import_units is None and not all(whole(place, CARD) for place in units)):
         raise FileNotFoundError(
             f"no unit LM at {config.lm}: give --config.lm=DIR of one, convert one with python -m spjax.convert "
             f"unit_lm, or have one pretrained, for which it takes the records {', '.join(units)} (or --units=UNIT_TEXT "
@@ -119,7 +121,7 @@ def make_absent_lm(config: ConfigDict, import_units: ImportUnits | None) -> None
         )
     say(f"no unit LM at {config.lm}: pretraining one first (config.pretraining)")
     check(config.pretraining)
-    os.makedirs(workdir, exist_ok=True)
+    places.at(workdir).mkdir(parents=True, exist_ok=True)
     run_pretraining(config.pretraining, workdir, import_units)
 
 

@@ -25,7 +25,7 @@ from spjax.evaluation import decode, metrics, outcome, report
 from spjax.evaluation.published import published
 from spjax.jobs import sweeping
 from spjax.jobs.inputs import ImportUnits, backbone, made_by, read_split
-from spjax.jobs.workdirs import claim, read_json, say, write_json
+from spjax.jobs.workdirs import claim, read_json, say, there, write_json
 from spjax.models import prompts, unit_lm, verbalizers
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.prompts import PromptConfig, member, shape_of
@@ -255,8 +255,9 @@ def run_prompt_tuning(
     claim(workdir, config, inputs_of(lm.hash, [taught.card for taught in tasks]))
     lessons = list(itertools.chain(*swept))
     result = train.train(
-        params, lessons, run, settings.optimizer, workdir=workdir, model_parallel=config.model_parallel
-    )
+        params, lessons, run, settings.optimizer, workdir=workdir,
+        model_parallel=config.model_parallel, weight_shards=config.weight_shards,
+    )  # fmt: skip
     if config.floor and jax.process_index() == 0:
         _make_floors(tasks)
     found, diverged = {}, []
@@ -314,9 +315,8 @@ def _report(
     """
     lesson, run, card = taught.lesson, settings.run, taught.card
     setting, task, test_set, test_ids = lesson.setting, card.task, taught.test_set, taught.test_ids
-    mesh = sharding.make_mesh(config.model_parallel)
-    flat = masks.flatten(params)
-    flat = sharding.place(flat, sharding.shardings(mesh, flat))
+    mesh = sharding.make_mesh(config.model_parallel, config.weight_shards)
+    flat = sharding.place_frozen(mesh, masks.flatten(params), setting.compute.operand)
     evaluator = train.evaluator_for(lesson, run, test_set, test_ids, mesh)
     log_probs = evaluator.log_probs(flat)[:, test_ids]
     if jax.process_index() > 0:
@@ -383,7 +383,7 @@ def _make_floors(tasks: Sequence[Taught]) -> None:
 
     jobs: list[tuple[Taught, tuple[Any, ...]]] = []
     for taught in tasks:
-        if not os.path.exists(_floor_path(taught)):
+        if not there(_floor_path(taught)):
             lesson = taught.lesson
             splits = (lesson.train_set, lesson.train_ids), (lesson.valid_set, lesson.valid_ids)
             units = [some.take(ids) for some, ids in (*splits, (taught.test_set, taught.test_ids))]

@@ -10,8 +10,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from spjax.storage import files, places
+
 # What a run may be continued with another value of: none changes a number. Data and LM are known by their hashes.
-_FREE = re.compile(r"data|lm|floor|pretraining\..*|model_parallel|.*\.checkpoint_every|.*\.eval_rows")
+_FREE = re.compile(r"data|lm|floor|pretraining\..*|model_parallel|weight_shards|.*\.checkpoint_every|.*\.eval_rows")
 _MADE = ("checkpoints", "results.json", "ngram_floor.json", "lm", "comparison.json")
 
 
@@ -24,7 +26,7 @@ def refuse_another(workdir: str, config: ConfigDict, inputs: dict[str, Any]) -> 
       inputs: what identifies its data and LM, as far as known.
     """
     path = os.path.join(workdir, "config.json")
-    if not os.path.exists(path) or not any(os.path.exists(os.path.join(workdir, name)) for name in _MADE):
+    if not there(path) or not any(there(os.path.join(workdir, name)) for name in _MADE):
         return
     old, new = settings_of(read_json(path)), settings_of(json.loads(json.dumps({**config.to_dict(), "inputs": inputs})))
     differing = [k for k in sorted(old.keys() & new.keys()) if old[k] != new[k] and not _FREE.fullmatch(k)]
@@ -46,10 +48,7 @@ def claim(workdir: str, config: ConfigDict, inputs: dict[str, Any]) -> None:
 
 def write_json(path: str, content: dict[str, Any]) -> None:
     """Write a JSON file whole or not at all; its directory is made."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path + ".tmp", "w") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
-    os.replace(path + ".tmp", path)
+    files.write_file(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read_json(path: str) -> Any:
@@ -59,10 +58,19 @@ def read_json(path: str) -> Any:
       ValueError: it is damaged.
     """
     try:
-        with open(path) as file:
-            return json.load(file)
+        return json.loads(places.at(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): remove it") from error
+
+
+def there(place: str) -> bool:
+    """Whether a file or directory exists, here or in a bucket."""
+    return places.at(place).exists()
+
+
+def whole(directory: str, known_by: str) -> bool:
+    """Whether a directory is there whole: in a bucket, once it holds `known_by`, the file that is written last."""
+    return there(os.path.join(directory, known_by) if places.is_remote(directory) else directory)
 
 
 def say(text: str) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from spjax import vocab
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.contract import contract
+from spjax.models.split_kernel import gathered, recomputed
 from spjax.models.verbalizers import Verbalizer
 from spjax.types import KV, Params
 
@@ -179,7 +180,14 @@ def projected(bank: Params, lm: Params, config: UnitLMConfig, compute: Compute) 
     def project(name: str) -> jax.Array:
         leaf = bank[name] if name in bank else jnp.zeros((len(bank["sep"]), config.layers, 0, config.dim))
         weights = lm["layers"][name]
-        x = contract("nlpd,lde->lnpe", leaf, weights["kernel"], compute.operand) + weights["bias"][:, None, None]
+
+        def layer(p: jax.Array, weights: Params) -> jax.Array:
+            whole = gathered(weights)
+            return contract("npd,de->npe", p, whole["kernel"], compute.operand) + whole["bias"]
+
+        layer = recomputed(layer, weights)
+        # Layer by layer: of a kernel in pieces no more than a layer is ever put together.
+        x = jax.lax.scan(lambda _, each: (None, layer(*each)), None, (jnp.swapaxes(leaf, 0, 1), weights))[1]
         return jnp.swapaxes(x.reshape(*x.shape[:-1], config.heads, config.head_dim), 2, 3)
 
     rest = {name: leaf for name, leaf in bank.items() if name not in ("key", "value")}

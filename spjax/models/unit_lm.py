@@ -18,6 +18,7 @@ from spjax import vocab
 from spjax.models import streams as streams_of
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.contract import contract
+from spjax.models.split_kernel import gathered, recomputed
 from spjax.types import KV, Params, Streams
 
 EPS = 1e-5
@@ -216,31 +217,29 @@ def extend(
       float32 [B, Q, D] after the final norm, and the keys and values of the new columns, [L, B, H, T, Dh].
     """
     total = sum(part.shape[1] for part in parts)
-    queries = total if queries is None else queries
+    asked = mask if queries is None else mask[:, total - queries :]
     block = Block(config, compute)
 
-    def run(layer: Any, parts: tuple[jax.Array, ...], queries: int) -> tuple[jax.Array, KV]:
+    def run(layer: Any, parts: tuple[jax.Array, ...], seen: jax.Array) -> tuple[jax.Array, KV]:
         weights, layer_prefix, nudge = layer
         if nudge is not None:
             parts = (*parts[:-1], _add_to_last(parts[-1], nudge))
-        done: Any = block.apply({"params": weights}, parts, layer_prefix, mask[:, total - queries :], queries)
+        done: Any = block.apply({"params": gathered(weights)}, parts, layer_prefix, seen, seen.shape[1])
         return done
 
-    if compute.remat:
-        run = jax.checkpoint(run, static_argnums=2)
-
+    run = recomputed(run, params["layers"], everything=compute.remat)
     layers = (params["layers"], prefix, steer)
     at = lambda i: jax.tree.map(lambda a: a[i], layers)  # noqa: E731
-    if len(parts) == 1 and queries == total:  # all layers alike: one block to compile, not three
-        x, new = jax.lax.scan(lambda x, layer: run(layer, (x,), total), parts[0], layers)
+    if len(parts) == 1 and asked.shape[1] == total:  # all layers alike: one block to compile, not three
+        x, new = jax.lax.scan(lambda x, layer: run(layer, (x,), mask), parts[0], layers)
     elif config.layers == 1:
-        x, kv = run(at(0), parts, queries)
+        x, kv = run(at(0), parts, asked)
         new = jax.tree.map(lambda a: a[None], kv)
     else:
-        x, first = run(at(0), parts, total)
+        x, first = run(at(0), parts, mask)
         middle = jax.tree.map(lambda a: a[1:-1], layers)
-        x, rest = jax.lax.scan(lambda x, layer: run(layer, (x,), total), x, middle)
-        x, last = run(at(-1), (x,), queries)
+        x, rest = jax.lax.scan(lambda x, layer: run(layer, (x,), mask), x, middle)
+        x, last = run(at(-1), (x,), asked)
         new = jax.tree.map(lambda a, b, c: jnp.concatenate([a[None], b, c[None]]), first, rest, last)
     return layer_norm(x, params["final_norm"]), new
 

@@ -236,6 +236,7 @@ def pretrain(
     valid: dict[str, UnitSet],
     workdir: str,
     model_parallel: int = 1,
+    weight_shards: int = 1,
 ) -> tuple[Params, list[dict[str, Any]]]:
     """Train a unit LM, or a multi-stream LM, from scratch.
 
@@ -248,7 +249,7 @@ def pretrain(
         and none else.
       valid: unit sets on which perplexity and the streams' losses are reported, by name.
       workdir: checkpoints and logs; a run found there is continued.
-      model_parallel: devices that share a layer.
+      model_parallel, weight_shards: as `sharding.make_mesh`.
 
     Returns:
       The weights of the last epoch (the learning rate ends at 0, so they are the ones to keep), float32 on the host,
@@ -258,8 +259,8 @@ def pretrain(
       ValueError: rows do not divide among the devices, or sets that have not the streams that the LM has.
       DivergedError, Interrupted: as `loop.fit`.
     """
-    mesh = sharding.make_mesh(model_parallel)
-    shards = mesh.shape["data"]
+    mesh = sharding.make_mesh(model_parallel, weight_shards)
+    shards = sharding.batch_shards(mesh)
     if run.rows % shards:
         raise ValueError(f"pretrain: rows={run.rows} must be a multiple of the {shards} devices that share a batch")
     if any((units.streams is None) != (config.prosody is None) for units in (*train, *valid.values())):
@@ -273,7 +274,13 @@ def pretrain(
     steps = -(-len(rows.inputs) // run.rows)
     tx = optim.make(optimizer, steps * run.epochs)
     key = jax.random.key(run.seed)
-    weights = masks.flatten({"lm": jax.jit(unit_lm.init, static_argnums=1)(key, config)})
+    unflatten = lambda flat: masks.unflatten(sharding.layerwise(mesh, flat))  # noqa: E731
+
+    def start(key: jax.Array) -> masks.Flat:
+        return masks.flatten({"lm": unit_lm.init(key, config)})
+
+    # Made where it is to lie: the whole LM need not fit a device.
+    weights = jax.jit(start, out_shardings=sharding.shardings(mesh, jax.eval_shape(start, key)))(key)
     frozen: masks.Flat = {}
     tx = masks.masked(tx, weights, frozen)
     state = {"params": weights, "optimizer": tx.init(weights), "step": jnp.zeros((), jnp.int32)}
@@ -284,7 +291,7 @@ def pretrain(
     def update(state: dict[str, Any], part: Rows) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         def loss(flat: masks.Flat) -> jax.Array:
             noise_key = jax.random.fold_in(key, state["step"])
-            sums = losses(masks.unflatten(flat)["lm"], config, part, compute, run.noise, noise_key)
+            sums = losses(unflatten(flat)["lm"], config, part, compute, run.noise, noise_key)
             total = sums.unit + run.stream_weights[0] * sums.duration + run.stream_weights[1] * sums.f0
             return total / jnp.maximum(sums.units, 1)
 
@@ -293,7 +300,7 @@ def pretrain(
         metrics = {"loss": value, "gradient_norm": optim.member_norms(grads)[0], "updates": 1.0}
         return {"params": params, "optimizer": opt, "step": state["step"] + 1}, metrics
 
-    measure = jax.jit(lambda flat, rows: losses(masks.unflatten(flat)["lm"], config, rows, compute))
+    measure = jax.jit(lambda flat, rows: losses(unflatten(flat)["lm"], config, rows, compute))
 
     def plan(state: dict[str, Any], epoch: int) -> list[Rows]:
         del state

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,36 +11,51 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from spjax.training.masks import Flat
+from spjax.models.split_kernel import SplitKernel
 
-# The first rule whose regex matches a path's end wins; every parameter must match one. Attention is split by heads and
+# A mesh has three axes. A batch is split over `data` and `shard`; kernels of the LM lie in pieces over `shard`, and are
+# put together layer by layer; a layer is computed in parts over `model`. Prompts lie whole everywhere.
+# The first rule whose regex matches a path wins; every parameter must match one. Attention is split by heads and
 # the feed-forward by its width, so that a layer needs one sum over `model` after `out` and one after `ffn_out`.
 RULES: tuple[tuple[str, P], ...] = (
     (r"prompt/.*", P()),
     (r"lm/(embed|streams/.*|heads/.*)", P()),
-    (r"lm/layers/(query|key|value|ffn_in)/kernel", P(None, None, "model")),
+    (r"lm/layers/(query|key|value|ffn_in)/kernel", P(None, "shard", "model")),
     (r"lm/layers/(query|key|value|ffn_in)/bias", P(None, "model")),
-    (r"lm/layers/(out|ffn_out)/kernel", P(None, "model", None)),
+    (r"lm/layers/(out|ffn_out)/kernel", P(None, "model", "shard")),
     (r"lm/layers/(out|ffn_out)/bias", P()),
     (r"lm/.*norm/(scale|bias)", P()),
 )
 
 
-def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Devices as (data, model).
+def make_mesh(model: int = 1, shards: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Devices as (data, shard, model).
 
     Args:
-      model: how many share a layer.
+      model: how many compute a layer together, each a part of it.
+      shards: among how many that compute different utterances the LM's kernels are divided; 0: among all.
       devices: by default all that there are; others to compile for a machine that is elsewhere.
 
     Raises:
-      ValueError: the devices do not divide by `model`.
+      ValueError: the devices do not divide so.
     """
     count = jax.device_count() if devices is None else len(devices)
     if model < 1 or count % model:
-        raise ValueError(f"mesh: {count} devices do not divide into groups of model={model}")
-    shape = (count // model, model)
-    return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+        raise ValueError(f"mesh: {count} devices do not divide into groups of model_parallel={model}")
+    groups = count // model
+    shards = groups if shards == 0 else shards
+    if shards < 0 or groups % shards:
+        raise ValueError(
+            f"mesh: {count} devices by model_parallel={model} make {groups}, which do not divide by "
+            f"weight_shards={shards}"
+        )
+    axes = ("data", "shard", "model")
+    return jax.make_mesh((groups // shards, shards, model), axes, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Among how many a batch is split."""
+    return int(mesh.shape["data"] * mesh.shape["shard"])
 
 
 def spec_of(path: str) -> P:
@@ -55,9 +70,46 @@ def spec_of(path: str) -> P:
     raise ValueError(f"sharding: no rule for parameter {path!r}; add one to spjax/training/sharding.py")
 
 
-def shardings(mesh: Mesh, flat: Flat) -> dict[str, NamedSharding]:
-    """NamedSharding of every parameter, by its path."""
-    return {path: NamedSharding(mesh, spec_of(path)) for path in flat}
+def shardings(mesh: Mesh, flat: Mapping[str, Any]) -> dict[str, NamedSharding]:
+    """NamedSharding of every parameter, by its path.
+
+    Raises:
+      ValueError: no rule for a path, or a parameter that does not divide so.
+    """
+    found = {path: NamedSharding(mesh, spec_of(path)) for path in flat}
+    for path, leaf in flat.items():
+        for size, axis in zip(np.shape(leaf), found[path].spec, strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                name = {"shard": "weight_shards", "model": "model_parallel"}[axis]
+                raise ValueError(f"{path} {np.shape(leaf)} does not divide by {name}={mesh.shape[axis]}")
+    return found
+
+
+def layerwise(mesh: Mesh, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters by path as the LM takes them: with kernels that the mesh divides as `SplitKernel`."""
+    if mesh.shape["shard"] == 1:
+        return dict(flat)
+
+    def wrapped(path: str, leaf: Any) -> Any:
+        spec = spec_of(path)
+        if "shard" not in spec:
+            return leaf
+        layer = P(*(None if axis == "shard" else axis for axis in spec[1:]))
+        return SplitKernel(leaf, NamedSharding(mesh, layer))
+
+    return {path: wrapped(path, leaf) for path, leaf in flat.items()}
+
+
+def place_frozen(mesh: Mesh, flat: Mapping[str, Any], operand: Any) -> dict[str, Any]:
+    """Leaves that do not change, on the devices.
+
+    Args:
+      mesh: the devices.
+      flat: leaves by path, on the host.
+      operand: type that kernels are rounded to, once instead of in every step.
+    """
+    rounded = {path: leaf.astype(operand) if path.endswith("kernel") else leaf for path, leaf in flat.items()}
+    return place(rounded, shardings(mesh, rounded))
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:
@@ -86,8 +138,8 @@ def place(tree: Any, where: Any) -> Any:
 
 
 def shard_rows(mesh: Mesh, batch: Any) -> Any:
-    """A host's rows of a batch as its share of the global batch, split over `data`."""
-    sharding = NamedSharding(mesh, P("data"))
+    """A host's rows of a batch as its share of the global batch."""
+    sharding = NamedSharding(mesh, P(("data", "shard")))
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
 
 

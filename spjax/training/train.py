@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from spjax.data import bank_plan, loader
@@ -204,7 +205,11 @@ def first_params(lm: Params, setting: Setting, seeds: tuple[int, ...], start: Pa
 
 
 def make_update(
-    setting: Setting, tx: Any, verbalizers: Sequence[Verbalizer] = (), lengths: Sequence[int] | None = None
+    setting: Setting,
+    tx: Any,
+    verbalizers: Sequence[Verbalizer] = (),
+    lengths: Sequence[int] | None = None,
+    mesh: Mesh | None = None,
 ) -> Any:
     """One training step, to be compiled: (state, frozen, batch, members) -> (state, metrics).
 
@@ -219,8 +224,10 @@ def make_update(
       tx: the optimizer.
       verbalizers: one a member where members learn different tasks; by default all have the setting's.
       lengths: of the members' prompts, where they differ.
+      mesh: on which the LM's kernels may lie in pieces; None: they are whole.
     """
     spoken = verbalizers or [setting.verbalizer]
+    laid = functools.partial(sharding.layerwise, mesh) if mesh else dict
 
     def update(
         state: dict[str, Any], frozen: masks.Flat, batch: Batch, members: jax.Array | None = None
@@ -236,7 +243,7 @@ def make_update(
         keys = jax.vmap(lambda seed, step: jax.random.fold_in(jax.random.key(seed), step + 1))(own["seeds"], count)
 
         def loss(trained: masks.Flat) -> tuple[jax.Array, jax.Array]:
-            params = masks.unflatten({**trained, **held})
+            params = masks.unflatten(laid({**trained, **held}))
             each = losses.member_losses(
                 params["lm"], params["prompt"], batch, keys,
                 loss=setting.loss, prompt=setting.prompt, verbalizers=spoken,
@@ -284,7 +291,7 @@ class Evaluator:
           flat: parameters of a bank.
           who: int [N], members of the bank that answer; None: all.
         """
-        flat, members, count = _some(flat, who)
+        flat, members, count = _some(sharding.layerwise(self._mesh, flat), who)
         found = np.full((members, len(self._units), len(self._setting.tree.combinations)), np.nan, np.float32)
         for batch in self._batches("decoding", members):
             scores, index, member = sharding.fetch((self._answer(flat, batch), batch.index, batch.prompt_id))
@@ -294,7 +301,7 @@ class Evaluator:
 
     def loss(self, flat: masks.Flat, who: np.ndarray | None = None) -> np.ndarray:
         """The training loss on the split, [N]; arguments as of `log_probs`."""
-        flat, members, number = _some(flat, who)
+        flat, members, number = _some(sharding.layerwise(self._mesh, flat), who)
         parts = [sharding.fetch(self._measure(flat, batch)) for batch in self._batches("loss", members)]
         total, count = np.stack(parts).sum(axis=0, dtype=np.float64)
         return (total / np.maximum(count, 1))[:number]
@@ -326,6 +333,7 @@ def train(
     *,
     workdir: str,
     model_parallel: int = 1,
+    weight_shards: int = 1,
 ) -> Trained:
     """Train a bank of prompts, one member a lesson and seed; continue the run found in `workdir`.
 
@@ -338,11 +346,11 @@ def train(
       run: for how long and how.
       optimizer: Adam settings.
       workdir: checkpoints and logs.
-      model_parallel: devices that share a layer.
+      model_parallel, weight_shards: as `sharding.make_mesh`.
     """
     setting, seeds = lessons[0].setting, np.asarray(run.seeds, np.uint32)
     own, members = len(seeds), len(seeds) * len(lessons)
-    mesh = sharding.make_mesh(model_parallel)
+    mesh = sharding.make_mesh(model_parallel, weight_shards)
     trained, frozen = masks.split(masks.flatten(params), run.trainable)
     trains_lm = any(path.startswith("lm/") for path in trained)
     if members > 1 and trains_lm:
@@ -387,14 +395,10 @@ def train(
     }
     where = sharding.state_shardings(mesh, state)
     state = sharding.place(state, where)
-    # Rounded once, not in every step: nothing changes a frozen kernel.
-    frozen = {
-        path: leaf.astype(setting.compute.operand) if path.endswith("kernel") else leaf for path, leaf in frozen.items()
-    }
-    frozen = sharding.place(frozen, sharding.shardings(mesh, frozen))
+    frozen = sharding.place_frozen(mesh, frozen, setting.compute.operand)
     spoken = [lesson.setting.verbalizer for lesson in lessons for _ in seeds] if len(lessons) > 1 else []
     lengths = [lesson.setting.prompt.length for lesson in lessons for _ in seeds]
-    update = make_update(setting, tx, spoken, lengths if len(set(lengths)) > 1 else None)
+    update = make_update(setting, tx, spoken, lengths if len(set(lengths)) > 1 else None, mesh)
     step_fn = jax.jit(update, donate_argnums=0, out_shardings=(where, None))
 
     def batches(steps: Sequence[planning.Step]) -> Iterator[tuple[tuple[Batch, jax.Array | None], int]]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding
 
 from benchmarks import hlo, tpu_aot
 from configs import fsc
@@ -220,25 +220,31 @@ def _sent(dims: tuple[int, ...], groups: list[list[int]], times: int = 1) -> hlo
 
 def test_only_gradients_of_prompts_may_cross_data_shards() -> None:
     layer, data = [[0, 1], [2, 3]], [[0, 2], [1, 3]]
-    kernel, prompt, everyone = (16, 32), (6, 4000), [[0, 1, 2, 3]]
+    prompt, everyone = (6, 4000), [[0, 1, 2, 3]]
     sent = [_sent((64, 16), layer, 9), _sent(prompt, data), _sent((1,), everyone)]
     within, across = tpu_aot.sent(hlo.Costs([], sent), 2)
     assert [len(within), len(across)] == [1, 2]
-    mesh = sharding.make_mesh()
     trained = {"prompt/key": jax.ShapeDtypeStruct((6, 4000), jnp.float32)}
-    frozen = {
-        "lm/layers/ffn_in/kernel": jax.ShapeDtypeStruct(
-            (4, *kernel), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec())
-        )
-    }
-    assert tpu_aot.check_frozen(across, trained, frozen) == pytest.approx(1, abs=1e-3)
-    for dims in (kernel, (32, 1, 16), (4, 16, 32)):
-        with pytest.raises(AssertionError, match="shaped like frozen kernels"):
-            tpu_aot.check_frozen([*across, _sent(dims, data)], trained, frozen)
+
+    def check(more: list[hlo.Collective], shards: int = 1) -> float:
+        mesh = AbstractMesh((4 // shards, shards, 2), ("data", "shard", "model"))
+        where = NamedSharding(mesh, sharding.spec_of("lm/layers/ffn_in/kernel"))
+        kernel = jax.ShapeDtypeStruct((4, 16, 32), jnp.bfloat16, sharding=where)
+        return tpu_aot.check_frozen([*across, *more], trained, {"lm/layers/ffn_in/kernel": kernel})
+
+    gathered = lambda dims: _sent(dims, data)._replace(kind="all-gather")  # noqa: E731
+    assert check([]) == pytest.approx(1, abs=1e-3)
+    assert check([gathered(prompt)]) == pytest.approx(1, abs=1e-3)  # no sum
+    for dims in ((16, 32), (32, 1, 16), (4, 16, 32), (16, 16), (4, 16, 16)):  # whole, a layer, a chip's part of either
+        for one in (_sent(dims, data), gathered(dims)):
+            with pytest.raises(AssertionError, match="shaped like frozen kernels"):
+                check([one])
     with pytest.raises(AssertionError, match="the prompts' gradients take 96,000"):
-        tpu_aot.check_frozen([*across, _sent((6, 4001), data, 2)], trained, frozen)
-    gathered = _sent(prompt, data)._replace(kind="all-gather")  # no sum, but told
-    assert tpu_aot.check_frozen([*across, gathered], trained, frozen) == pytest.approx(2, abs=1e-3)
+        check([_sent((6, 4001), data, 2)])
+    check([gathered((16, 16))], shards=2)  # a layer of an LM in pieces
+    for one in (gathered((4, 16, 16)), _sent((16, 16), data), _sent((8, 16), data)):
+        with pytest.raises(AssertionError, match="shaped like frozen kernels"):
+            check([one], shards=2)
 
 
 def test_what_a_collective_takes() -> None:
@@ -263,6 +269,7 @@ def test_a_table_of_programs_that_fit_and_of_those_that_do_not() -> None:
         "rows": 64,
         "columns": 64,
         "model": 1,
+        "shards": 0,
         "remat": True,
     }
     costs = dict.fromkeys(
@@ -279,7 +286,7 @@ def test_a_table_of_programs_that_fit_and_of_those_that_do_not() -> None:
 
 
 def test_what_cannot_be_compiled_is_refused() -> None:
-    size = tpu_aot.Size("v9:2x2", "151M", 1, 64, 64, 1, False)
+    size = tpu_aot.Size("v9:2x2", "151M", 1, 64, 64, 1, 1, False)
     with pytest.raises(ValueError, match="topology 'v9:2x2' is of no chip in v5e, v5p"):
         next(tpu_aot.measure(fsc.get_config(), size, ["train"]))
     config = fsc.get_config()
@@ -318,14 +325,16 @@ def test_a_tiny_lm_compiles_for_four_chips() -> None:
     config.prompt.update({"length": 4, "separators": 1, "steer": False})
     config.loss.noise = 0.0
     lm = UnitLMConfig(dim=128, layers=3, heads=2, ffn_dim=256)
-    for bank, model in ((1, 1), (4, 2)):
-        size = tpu_aot.Size("v5e:2x2", "151M", bank, 8, 16, model, False)
+    for bank, model, shards in ((1, 1, 1), (4, 2, 1), (1, 1, 0), (4, 2, 2)):
+        size = tpu_aot.Size("v5e:2x2", "151M", bank, 8, 16, model, shards, False)
         train, evaluate = tpu_aot.measure(config, size, ["train", "evaluate"], lm)
         assert train["fits"]
-        assert 0.5 < train["sent of prompts"] < 1.1 + 2**16 / 1e4
+        assert 0.5 < train["summed of prompts"] < 1.1 + 2**16 / 1e4
         rows, columns = 8, 16 + 1 + 1 + 2
         dense = 2 * rows * columns * (4 * 128**2 + 2 * 128 * 256)  # of a layer, forward
         assert dense < train["flops"] * model < 8 * dense
         assert all(one["across"] for one in train["collectives"]) == (model == 1)
+        gathered = [one for one in train["collectives"] if one["across"] and one["kind"] == "all-gather"]
+        assert bool(gathered) == (shards != 1), gathered
         assert evaluate["temporaries"] > 0
-        assert not {"sent of prompts"} & evaluate.keys()
+        assert not {"summed of prompts"} & evaluate.keys()

@@ -29,8 +29,8 @@ def test_every_parameter_has_a_rule_and_fits_it() -> None:
 
 
 def test_a_layer_is_split_by_heads_and_feed_forward() -> None:
-    assert sharding.spec_of("lm/layers/query/kernel") == P(None, None, "model")
-    assert sharding.spec_of("lm/layers/ffn_out/kernel") == P(None, "model", None)
+    assert sharding.spec_of("lm/layers/query/kernel") == P(None, "shard", "model")
+    assert sharding.spec_of("lm/layers/ffn_out/kernel") == P(None, "model", "shard")
     assert sharding.spec_of("lm/layers/out/bias") == P()
     assert sharding.spec_of("prompt/key") == P()
 
@@ -48,7 +48,7 @@ def test_optimizer_state_lies_as_its_parameters_do() -> None:
     state = {"trained": trained, "optimizer": tx.init(trained), "step": jnp.zeros((), jnp.int32)}
     where = sharding.state_shardings(mesh, state)
     found = [(jax.tree_util.keystr(path), leaf.spec) for path, leaf in jax.tree_util.tree_leaves_with_path(where)]
-    for parameter, spec in (("lm/layers/query/kernel", P(None, None, "model")), ("prompt/sep", P())):
+    for parameter, spec in (("lm/layers/query/kernel", P(None, "shard", "model")), ("prompt/sep", P())):
         specs = [lies for path, lies in found if f"'{parameter}'" in path]
         assert specs == [spec] * 3  # itself and its two moments
     assert where["step"].spec == P()
@@ -56,8 +56,13 @@ def test_optimizer_state_lies_as_its_parameters_do() -> None:
 
 def test_devices_must_divide_into_groups() -> None:
     devices = jax.device_count()
-    with pytest.raises(ValueError, match=f"{devices} devices do not divide into groups of model={devices + 1}"):
+    with pytest.raises(
+        ValueError, match=f"{devices} devices do not divide into groups of model_parallel={devices + 1}"
+    ):
         sharding.make_mesh(devices + 1)
+    with pytest.raises(ValueError, match=f"make {devices}, which do not divide by weight_shards={devices + 1}"):
+        sharding.make_mesh(1, devices + 1)
+    assert dict(sharding.make_mesh(1, 0).shape) == {"data": 1, "shard": devices, "model": 1}
 
 
 def test_what_is_placed_is_fetched_again() -> None:
