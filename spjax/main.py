@@ -31,7 +31,9 @@ UNITS = flags.DEFINE_string(
     "units", None, "Folder of unit text, TASK/{train,valid,test}.txt, from which absent unit records are imported."
 )
 COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of process 0, where several processes train together."
+    "coordinator",
+    None,
+    "HOST:PORT of process 0, where several processes train together; auto: as Cloud TPU, Slurm or MPI say.",
 )
 PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes train together.", lower_bound=1)
 PROCESS_ID = flags.DEFINE_integer("process_id", 0, "This process's number among them.", lower_bound=0)
@@ -53,11 +55,18 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"error: --processes={PROCESSES.value} need --coordinator=HOST:PORT, where process 0 listens")
     if PROCESS_ID.value >= PROCESSES.value:
         sys.exit(f"error: --process_id={PROCESS_ID.value} must lie below --processes={PROCESSES.value}")
-    if COORDINATOR.value:
-        # The others wait at their end for process 0, which alone makes the n-gram floor and the report.
-        jax.distributed.initialize(
-            COORDINATOR.value, PROCESSES.value, PROCESS_ID.value, shutdown_timeout_seconds=24 * 3600
-        )
+    if not COORDINATOR.value:
+        _run()
+        return
+    from spjax.training import processes
+
+    auto = COORDINATOR.value == "auto"
+    with processes.joined(*(None, None, None) if auto else (COORDINATOR.value, PROCESSES.value, PROCESS_ID.value)):
+        _run()
+
+
+def _run() -> None:
+    import jax
 
     from data_pipelines.import_units import import_units
     from spjax import jobs

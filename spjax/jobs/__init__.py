@@ -9,6 +9,7 @@ from spjax.jobs.inputs import ImportUnits
 from spjax.jobs.workdirs import settings_of
 from spjax.storage import places
 from spjax.training import sharding
+from spjax.training.agreement import agree
 
 __all__ = ["ImportUnits", "check", "run"]
 
@@ -43,6 +44,7 @@ def run(config: ConfigDict, workdir: str, import_units: ImportUnits | None, comm
       ValueError, OSError: something is wrong with the config, the data or the work directory.
       DivergedError, Interrupted: as `training.loop.fit`.
     """
+    agree(config.to_dict())
     check(config)
     places.check_buckets([workdir])
     if config.job == "prompt":

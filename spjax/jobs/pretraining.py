@@ -19,6 +19,7 @@ from spjax.models.config import Compute, UnitLMConfig
 from spjax.speech2unit import prosody
 from spjax.storage import places, unit_lms
 from spjax.training import optim, pretrain, sharding
+from spjax.training.agreement import agree
 
 _log = logging.getLogger(__name__)
 
@@ -108,7 +109,9 @@ def make_absent_lm(config: ConfigDict, import_units: ImportUnits | None) -> None
       FileNotFoundError: it would be written elsewhere, or there is nothing to train it on.
       ValueError: as `run_pretraining`; or the LM that is there is told other streams than the config says.
     """
-    if whole(config.lm, unit_lms.CONFIG_FILE):
+    there = whole(config.lm, unit_lms.CONFIG_FILE)
+    agree({f"{config.lm} is there": there})
+    if there:
         _check_streams(config)
         return
     workdir, leaf = os.path.split(config.lm.rstrip("/"))

@@ -11,6 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from spjax.storage import files, places
+from spjax.training.agreement import agree
 
 # What a run may be continued with another value of: none changes a number. Data and LM are known by their hashes.
 _FREE = re.compile(r"data|lm|floor|pretraining\..*|model_parallel|weight_shards|.*\.checkpoint_every|.*\.eval_rows")
@@ -39,8 +40,9 @@ def claim(workdir: str, config: ConfigDict, inputs: dict[str, Any]) -> None:
     """Write WORKDIR/config.json: the config, and what identifies the data and the LM.
 
     Raises:
-      ValueError: as `refuse_another`.
+      ValueError: as `refuse_another`; or the inputs of several processes differ.
     """
+    agree(inputs)
     refuse_another(workdir, config, inputs)
     if jax.process_index() == 0:
         write_json(os.path.join(workdir, "config.json"), {**config.to_dict(), "inputs": inputs})

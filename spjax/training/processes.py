@@ -1,0 +1,93 @@
+"""Several processes that train together: they arrive, and where one fails all end, each with a sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+
+import jax
+
+ARRIVE = 300.0  # seconds that a process waits for the others at the start
+MISSED = 60  # seconds without a sign of life after which JAX takes a process for dead
+_LAST = 3.0  # process 0, whose end is everyone's, leaves so many seconds after its own error
+# What a collective, a barrier or the coordination service says where another process is gone.
+_GONE = ("Gloo", "Connection closed by peer", "oordination service", "heartbeat", "Barrier", "Connection reset")
+
+
+@contextlib.contextmanager
+def joined(
+    coordinator: str | None, processes: int | None, process_id: int | None, *, arrive: float = ARRIVE
+) -> Iterator[None]:
+    """The block is run as one of several processes; an error in it ends this process, and by that all.
+
+    Nobody waits for the others after an error: who then stands in a collective is told by the closed connection, who
+    does not is ended by JAX (an abort, with its stack) after `MISSED` seconds, or at once where process 0 is gone.
+    After success, process 0 is waited for, which alone writes reports.
+
+    Args:
+      coordinator: HOST:PORT, where process 0 listens; None, and so the next two: as Cloud TPU, Slurm or MPI say.
+      processes: how many there are.
+      process_id: the number of this one.
+      arrive: seconds to wait for the others.
+
+    Raises:
+      SystemExit: of the block, with a number: all leave together (a signal's). Everything else ends the process.
+    """
+
+    def give_up() -> None:
+        who = "this process" if process_id is None else f"process {process_id} of {processes}"
+        where = "the coordinator of the cluster" if coordinator is None else f"--coordinator={coordinator}"
+        _end(
+            f"error: {who} waited {arrive:g} s in vain for all processes to arrive at {where}: start every one, each "
+            "with another --process_id from 0 on, at an address that process 0 can listen on and the others can reach"
+        )
+
+    # JAX's own timeout aborts the process and says no more than "Deadline Exceeded".
+    timer = threading.Timer(arrive, give_up)
+    timer.daemon = True
+    timer.start()
+    jax.distributed.initialize(
+        coordinator, processes, process_id, initialization_timeout=int(arrive) + 60,
+        heartbeat_timeout_seconds=MISSED, shutdown_timeout_seconds=24 * 3600,
+    )  # fmt: skip
+    timer.cancel()
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, SystemExit) and not isinstance(error.code, str):
+            raise
+        if gone := _lost(error):
+            told = (
+                f"error: process {jax.process_index()} of {jax.process_count()} goes no further, since another one "
+                f"ended ({gone}): see what that one printed. The same command, started again for all, continues from "
+                "the last checkpoint"
+            )
+        else:
+            told = str(error.code) if isinstance(error, SystemExit) else traceback.format_exc()
+            time.sleep(_LAST if jax.process_index() == 0 else 0.0)
+        _end(told)
+
+
+def _lost(error: BaseException) -> str:
+    """What was first said of another process that is gone, in a line: by what led to the error; "" if nothing."""
+    found, seen = "", [error]
+    while cause := seen[-1].__cause__ or seen[-1].__context__:
+        seen.append(cause)
+    for each in seen:
+        said = str(each).strip().split("\n")[0]
+        if not isinstance(each, SystemExit) and any(sign in said for sign in _GONE):
+            found = said[:200]
+    return found
+
+
+def _end(told: str) -> None:
+    """End the process without JAX's shutdown, which would wait for the others."""
+    print("\n" + told.rstrip(), file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
