@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import sys
 from collections import Counter
@@ -39,6 +40,7 @@ from tqdm import tqdm
 
 from spjax.data.records import Card, Utterance, write_unit_records
 from spjax.data.tfrecords import RecordError
+from spjax.storage import places
 from spjax.tasks import METRICS, TASKS, Slot, Task
 
 SPLITS = ("train", "valid", "test")
@@ -85,7 +87,7 @@ def import_units(
         raise RecordError(f"vocabulary is {vocabulary}, must be at least 1: the number of units")
     read, sources, notes = {}, {}, []
     for split in splits:
-        utterances, repeats, files = _read_split(Path(src), split, task, vocabulary, labels)
+        utterances, repeats, files = _read_split(places.at(src), split, task, vocabulary, labels)
         total = len(utterances)
         drop = dedup and split != "test"
         if drop:
@@ -122,7 +124,7 @@ def read_slots(path: str | Path, name: str, metric: str | None = None) -> Task:
       RecordError: the file is missing or of another form.
     """
     try:
-        slots = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_pairs)
+        slots = json.loads(places.at(path).read_text(encoding="utf-8"), object_pairs_hook=_pairs)
         if not isinstance(slots, list) or not slots or not all(isinstance(pair, tuple) for pair in slots):
             raise ValueError("it names no slots")
         for slot, labels in slots:
@@ -145,10 +147,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--task", required=True, help=f"one of {', '.join(TASKS)}; any other name together with --slots"
     )
-    parser.add_argument("--src", required=True, type=Path, help="directory of <split>.txt and <split>.named")
+    parser.add_argument("--src", required=True, help="directory of <split>.txt and <split>.named")
     parser.add_argument("--out", required=True, help="directory of the unit records to make (local or gs://)")
     parser.add_argument("--splits", default=",".join(SPLITS), help="splits to import, with commas (%(default)s)")
-    parser.add_argument("--slots", type=Path, help='JSON of a new task\'s slots: {"slot": ["label", ...], ...}')
+    parser.add_argument("--slots", help='JSON of a new task\'s slots: {"slot": ["label", ...], ...}')
     parser.add_argument(
         "--metric", choices=tuple(METRICS), help="metric of a new task (accuracy; exact_match of several slots)"
     )
@@ -247,8 +249,8 @@ def _read_split(
 
 def _lines(path: Path) -> list[str]:
     try:
-        with path.open(encoding="utf-8") as file:
-            lines = [line.rstrip("\n") for line in file]
+        text = path.read_bytes().decode("utf-8")
+        lines = [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
     except UnicodeDecodeError as error:
         raise RecordError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
     if not lines:

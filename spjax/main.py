@@ -71,6 +71,7 @@ def _run() -> None:
     from data_pipelines.import_units import import_units
     from spjax import jobs
     from spjax.jobs import comparing
+    from spjax.storage import places
     from spjax.training.loop import DivergedError, Interrupted
 
     # What orbax logs it raises too: told once, in a line, where it is caught.
@@ -95,7 +96,9 @@ def _run() -> None:
 
     importer = from_text if UNITS.value else None
     command = "python -m spjax.main " + shlex.join(sys.argv[1:])
-    if UNITS.value and not os.path.isdir(UNITS.value):
+    if "synthesis" in config and places.is_remote(workdir):
+        sys.exit(f"error: --workdir={workdir} is in a bucket: speech is made and encoded here, give a local one")
+    if UNITS.value and not places.at(UNITS.value).is_dir():
         sys.exit(f"error: --units={UNITS.value} is no folder: give the one that holds TASK/train.txt and so on")
     try:
         jobs.check(config)

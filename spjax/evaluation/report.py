@@ -1,7 +1,7 @@
 """The final report of a job: results.json, predictions, summary.md and plots in the work directory.
 
-Training hands over one `Member` a seed; nothing here touches a device. Every file is written to a temporary
-sibling and renamed, so a report that was cut off never leaves half a file. Shape letters: docs/design.md.
+Training hands over one `Member` a seed; nothing here touches a device. Every file is written whole or not at all, so a
+report that was cut off never leaves half a file. Shape letters: docs/design.md.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import io
 import json
 import math
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from spjax.evaluation import metrics, plots
 from spjax.evaluation.markdown import cell, percent, table
 from spjax.evaluation.outcome import Member, Predictions
+from spjax.storage.files import write_file
 from spjax.tasks import LOWER_IS_BETTER, METRICS, Task
 
 
@@ -392,19 +392,3 @@ def _plain(value: Any) -> Any:
 
 def _file_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-
-
-def write_file(path: epath.Path, content: bytes) -> None:
-    """Atomically: whoever reads `path` sees the old file or the new one. Local or gs://."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            if "://" not in os.fspath(path):
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -14,9 +14,9 @@ from spjax.data import records
 from spjax.evaluation import compare
 from spjax.jobs import pretraining, prompting
 from spjax.jobs.inputs import ImportUnits, backbone
-from spjax.jobs.workdirs import refuse_another, say, settings_of, write_json
+from spjax.jobs.workdirs import refuse_another, say, settings_of, there, write_json
 from spjax.models.config import ProsodyConfig, UnitLMConfig
-from spjax.storage import unit_lms
+from spjax.storage import places, unit_lms
 
 # What variants must have in common to be compared, or what a comparison settles itself.
 _COMMON = ("job", "task", "data", "lm", "synthesis", "floor", "few_shot_seed", "train.seeds", "pretraining.data")
@@ -102,7 +102,7 @@ def run_comparison(
     jobs = {name: variant_of(config, name, workdir) for name in in_order(config)}
     for name, job in jobs.items():
         own = os.path.join(workdir, name)
-        if os.path.abspath(own) in map(os.path.abspath, (config.data, config.pretraining.data)):
+        if places.absolute(own) in map(places.absolute, (config.data, config.pretraining.data)):
             raise ValueError(
                 f"variant {name!r} would be written to {own}, where the records are: call either otherwise"
             )
@@ -121,8 +121,8 @@ def run_comparison(
         prompting.run_prompt_tuning(job, own, import_units, command)
     if jax.process_index() > 0:
         return {}
-    places = {name: prompting.places(job, os.path.join(workdir, name)) for name, job in jobs.items()}
-    reports = {name: {task: place.report for task, place in tasks.items()} for name, tasks in places.items()}
+    found_at = {name: prompting.places(job, os.path.join(workdir, name)) for name, job in jobs.items()}
+    reports = {name: {task: place.report for task, place in tasks.items()} for name, tasks in found_at.items()}
     found = compare.write_comparison(workdir, reports, config.baseline)
     say(f"comparison: {os.path.join(workdir, 'summary.md')}")
     return found
@@ -134,17 +134,17 @@ def _finished(job: ConfigDict, workdir: str) -> bool:
     Raises:
       ValueError: they are of others.
     """
-    places = prompting.places(job, workdir).values()
-    needed = [job.lm, *(os.path.join(place.data, records.CARD) for place in places)]
-    needed += [os.path.join(place.report, "results.json") for place in places]
+    tasks = prompting.places(job, workdir).values()
+    needed = [job.lm, *(os.path.join(place.data, records.CARD) for place in tasks)]
+    needed += [os.path.join(place.report, "results.json") for place in tasks]
     needed += [
-        prompting.pack_place(place, seed) for place in places for seed in prompting.kept_seeds(job, _lm_config(job))
+        prompting.pack_place(place, seed) for place in tasks for seed in prompting.kept_seeds(job, _lm_config(job))
     ]
     needed += [os.path.join(workdir, "summary.md")]
-    if not all(map(os.path.exists, needed)):
+    if not all(map(there, needed)):
         return False
     _, _, info = unit_lms.read_unit_lm(job.lm)
-    cards = [records.load_card(place.data) for place in places]
+    cards = [records.load_card(place.data) for place in tasks]
     if not job.random_lm:
         refuse_another(workdir, job, prompting.inputs_of(info["hash"], cards))
     return True

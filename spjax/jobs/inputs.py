@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
-from spjax.data.records import Card, read_unit_records
+from spjax.data.records import CARD, Card, read_unit_records
 from spjax.data.unit_set import UnitSet
+from spjax.jobs.workdirs import whole
 from spjax.models.config import UnitLMConfig
 from spjax.training import sharding
 
@@ -33,7 +33,7 @@ def read_split(
     """
 
     def import_absent() -> None:
-        if os.path.exists(directory):
+        if whole(directory, CARD):
             return
         if import_units is None:
             raise FileNotFoundError(

@@ -13,7 +13,7 @@ from etils import epath
 
 from spjax.evaluation import metrics
 from spjax.evaluation.markdown import percent, table
-from spjax.evaluation.report import write_file
+from spjax.storage.files import write_file
 from spjax.training import train
 
 

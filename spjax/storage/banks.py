@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spjax.storage import files, packs
+from spjax.storage import files, packs, places
 from spjax.storage.files import Shape, StorageError
 from spjax.storage.packs import PromptPack
 
@@ -109,7 +110,7 @@ def load_bank(directory: str | Path) -> dict[str, PromptPack]:
     Raises:
       StorageError: files absent, truncated, altered, of a newer format, or members that do not go together.
     """
-    directory = Path(directory)
+    directory = places.at(directory)
     cards = _read_card(directory / CARD_FILE)
 
     def shapes(found: dict[str, tuple[str, Shape]]) -> dict[str, Shape]:
@@ -135,7 +136,7 @@ def split_bank(directory: str | Path, out: str | Path) -> list[Path]:
     Raises:
       StorageError: as `load_bank`, or a directory of a member's name is there already.
     """
-    members, out = load_bank(directory), Path(out)
+    members, out = load_bank(directory), places.at(out)
     taken = [name for name in members if (out / name).exists()]
     if taken:
         raise StorageError(f"{out} already holds {', '.join(taken[:5])}. Choose another directory.")
@@ -159,6 +160,7 @@ class _Found(NamedTuple):
     pack: PromptPack
 
 
+@places.plainly()
 def load_packs(*places: str | Path) -> dict[str, PromptPack]:
     """Every prompt pack that some places hold, by name.
 
@@ -184,15 +186,15 @@ def load_packs(*places: str | Path) -> dict[str, PromptPack]:
 def _at(place: str | Path) -> list[_Found]:
     """The packs of one place."""
     name, equals, path = str(place).partition("=")
-    if equals and not Path(place).exists():
+    if equals and not places.at(place).exists():
         return [_Found(name, name, packs.load_pack(path))]
-    place = Path(place)
+    place = places.at(place)
     if (place / packs.CARD_FILE).is_file():
-        return [_told(packs.load_pack(place), [place.resolve().name])]
+        return [_told(packs.load_pack(place), [_name(place)])]
     if (place / CARD_FILE).is_file():
-        return [_Found(name, f"{_clean(place.resolve().name)}-{name}", pack) for name, pack in load_bank(place).items()]
+        return [_Found(name, f"{_clean(_name(place))}-{name}", pack) for name, pack in load_bank(place).items()]
     found = []
-    for file in sorted(place.rglob("*.json")) if place.is_dir() else ():
+    for file in sorted(_json_files(place)) if place.is_dir() else ():
         parts = file.relative_to(place).parts[:-1]
         if any(part.startswith(".") for part in parts):  # what a save was cut off in
             continue
@@ -204,6 +206,22 @@ def _at(place: str | Path) -> list[_Found]:
     if not found:
         raise StorageError(f"{place} is no prompt pack or bank, nor a directory of them. Point to one.")
     return found
+
+
+def _name(place: Path) -> str:
+    return os.path.basename(places.absolute(place))
+
+
+def _json_files(place: Path) -> Iterator[Path]:
+    """At any depth."""
+    if not places.is_remote(place):
+        yield from place.rglob("*.json")
+        return
+    for path in place.iterdir():
+        if path.suffix == ".json":
+            yield path
+        elif path.is_dir():
+            yield from _json_files(path)
 
 
 def _told(pack: PromptPack, way: list[str]) -> _Found:

@@ -1,4 +1,4 @@
-"""Directories that are written whole or not at all, and trees of float32 arrays in safetensors files."""
+"""Files and directories that are written whole or not at all, and trees of float32 arrays in safetensors files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
+from etils import epath
 
+from spjax.storage import places
 from spjax.types import Params
 
 Shape = tuple[int, ...]
@@ -106,6 +109,7 @@ def json_writer(value: Mapping[str, Any]) -> Writer:
     return lambda path: path.write_text(text, encoding="utf-8")
 
 
+@places.plainly()
 def read_json(path: Path, kind: str, version: int) -> dict[str, Any]:
     """Reads a JSON object that carries `"format": kind` and `"version"` up to `version`.
 
@@ -149,6 +153,7 @@ def check_keys(
         raise StorageError(f"{where} {' and '.join(parts)}. {way_out}")
 
 
+@places.plainly()
 def read_tensors(path: Path, expected: Callable[[dict[str, tuple[str, Shape]]], Mapping[str, Shape]]) -> Params:
     """Reads a safetensors file whose tensors are exactly the expected ones.
 
@@ -167,7 +172,7 @@ def read_tensors(path: Path, expected: Callable[[dict[str, tuple[str, Shape]]], 
         raise StorageError(f"{path} does not exist. {way_out}")
     names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
     try:
-        with safetensors.safe_open(path, framework="np") as file:
+        with places.local(path) as here, safetensors.safe_open(here, framework="np") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             found = {
                 name: (names.get(part.get_dtype(), part.get_dtype()), tuple(part.get_shape()))
@@ -199,6 +204,28 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
+def write_file(path: epath.PathLike, content: bytes) -> None:
+    """Write a file whole or not at all: whoever reads it sees the old one or the new one.
+
+    Args:
+      path: here or in a bucket; its directory is made.
+      content: of the file.
+    """
+    final = places.at(path)
+    if places.is_remote(path):
+        final.write_bytes(content)
+        return
+    final.parent.mkdir(parents=True, exist_ok=True)
+    fresh = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        fresh.write_bytes(content)
+        _fsync(fresh)
+        fresh.replace(final)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
 def write_directory(directory: str | Path, writers: Mapping[str, Writer]) -> Path:
     """Writes a directory of files so that its name never shows a half-written one.
 
@@ -207,7 +234,8 @@ def write_directory(directory: str | Path, writers: Mapping[str, Writer]) -> Pat
 
     Args:
       directory: final name; parents are made.
-      writers: file name → function that writes that file at the path it is given.
+      writers: file name → function that writes that file at the path it is given. The first is the one by which readers
+        know the directory.
 
     Returns:
       The directory, absolute.
@@ -215,13 +243,16 @@ def write_directory(directory: str | Path, writers: Mapping[str, Writer]) -> Pat
     Raises:
       StorageError: the directory is there and holds other files, which replacing it would delete.
     """
-    final = Path(directory).resolve()
+    final = places.at(directory) if places.is_remote(directory) else Path(directory).resolve()
     if final.exists():
         foreign = sorted(p.name for p in final.iterdir() if p.name not in writers) if final.is_dir() else [final.name]
         if foreign:
             raise StorageError(
                 f"{final} holds {', '.join(foreign[:5])}, which saving there would delete. Choose another directory."
             )
+    if places.is_remote(directory):
+        _write_remote(final, writers)
+        return final
     final.parent.mkdir(parents=True, exist_ok=True)
     fresh, aside = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp"), final.with_name(_aside_name(final))
     try:
@@ -244,3 +275,14 @@ def write_directory(directory: str | Path, writers: Mapping[str, Writer]) -> Pat
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return final
+
+
+def _write_remote(final: Path, writers: Mapping[str, Writer]) -> None:
+    """Nothing is renamed in one step there: the first file is missing for as long as the others are not all new."""
+    known_by, *_ = writers
+    with tempfile.TemporaryDirectory(prefix="spjax-") as folder:
+        for name, write in writers.items():
+            write(Path(folder) / name)
+        (final / known_by).unlink(missing_ok=True)
+        for name in reversed(list(writers)):
+            places.copy(Path(folder) / name, final / name)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spjax.models.hubert_config import HubertConfig
-from spjax.storage import files
+from spjax.storage import files, places
 from spjax.storage.files import Shape, StorageError
 from spjax.types import Params
 
@@ -95,7 +95,7 @@ def load_hubert(directory: str | Path) -> tuple[HubertConfig, Params, dict[str, 
     Raises:
       StorageError: files absent, truncated, altered, of a newer format, or tensors that do not fit the config.
     """
-    directory = Path(directory)
+    directory = places.at(directory)
     path = directory / CONFIG_FILE
     described = files.read_json(path, FORMAT, VERSION)
     files.check_keys(described, (*_FIELDS, "name", "hash"), ("parameters", "provenance"), path, _WAY_OUT)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from spjax.storage import files
+from spjax.storage import files, places
 from spjax.storage.files import StorageError
 
 FORMAT = "spjax-kmeans"
@@ -106,7 +106,7 @@ def load_kmeans(directory: str | Path) -> KMeans:
     Raises:
       StorageError: files absent, truncated, altered, of a newer format, or centroids that do not fit the card.
     """
-    directory = Path(directory)
+    directory = places.at(directory)
     path, way_out = directory / CARD_FILE, "Take it from its source again."
     described = files.read_json(path, FORMAT, VERSION)
     files.check_keys(described, _REQUIRED, _DESCRIBED, path, way_out)

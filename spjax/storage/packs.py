@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypedDict
 import numpy as np
 
 from spjax.models.config import SIZES, UnitLMConfig
-from spjax.storage import files, pack_readme
+from spjax.storage import files, pack_readme, places
 from spjax.storage.files import Shape, StorageError
 from spjax.tasks import Slot, Task
 from spjax.types import Params
@@ -382,7 +382,7 @@ def load_pack(directory: str | Path) -> PromptPack:
     Raises:
       StorageError: files absent, truncated, altered, of a newer format, or not fitting each other.
     """
-    directory = Path(directory)
+    directory = places.at(directory)
     card: PackCard = files.read_json(directory / CARD_FILE, FORMAT, VERSION)  # type: ignore[assignment]
     check_card(card, directory / CARD_FILE)
     params = files.read_tensors(directory / TENSOR_FILE, lambda found: tensor_shapes(card, found))

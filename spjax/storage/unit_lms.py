@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from spjax.models.config import SIZES, ProsodyConfig, UnitLMConfig
-from spjax.storage import files
+from spjax.storage import files, places
 from spjax.storage.files import Shape, StorageError
 from spjax.types import Params
 
@@ -123,7 +123,7 @@ def read_unit_lm(directory: str | Path) -> tuple[UnitLMConfig, Params, dict[str,
     Raises:
       StorageError: files absent, truncated, altered, of a newer format, or tensors that do not fit the config.
     """
-    directory = Path(directory)
+    directory = places.at(directory)
     path = directory / CONFIG_FILE
     described = files.read_json(path, FORMAT, VERSION)
     way_out = "Take it from its source again."

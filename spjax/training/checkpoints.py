@@ -13,6 +13,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 
+from spjax.storage import places
+
 
 @contextlib.contextmanager
 def opened(workdir: str) -> Iterator[ocp.CheckpointManager]:
@@ -24,7 +26,7 @@ def opened(workdir: str) -> Iterator[ocp.CheckpointManager]:
       OSError: that one could not be written.
     """
     options = ocp.CheckpointManagerOptions(preservation_policy=managers.LatestN(n=1), cleanup_tmp_directories=True)
-    manager = ocp.CheckpointManager(epath.Path(workdir).resolve() / "checkpoints", options=options)
+    manager = ocp.CheckpointManager(epath.Path(places.absolute(workdir)) / "checkpoints", options=options)
     try:
         yield manager
     finally:

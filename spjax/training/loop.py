@@ -14,8 +14,10 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,6 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from tqdm import tqdm
 
+from spjax.storage import files, places
 from spjax.training import checkpoints, sharding
 
 State = Any  # a tree of arrays
@@ -276,33 +279,42 @@ class Stop:
 
 
 class Log:
-    """`log.jsonl` and TensorBoard events, written by the first host; lines behind the resumed step are cut."""
+    """`log.jsonl` and TensorBoard events, written by the first host; lines behind the resumed step are cut.
+
+    An object of a bucket cannot be added to. So for a workdir there both grow in a folder of this machine, are copied
+    now and then, which takes a twentieth of the time at most, and at the end.
+    """
 
     def __init__(self, workdir: str, step: int) -> None:
         self._file: Any = None
         self._writer: Any = None
         if jax.process_index() > 0:
             return
-        os.makedirs(workdir, exist_ok=True)
-        path = os.path.join(workdir, "log.jsonl")
-        kept = [line for line in _lines(path) if line["step"] <= step]
-        with open(path + ".tmp", "w") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
-        os.replace(path + ".tmp", path)
-        self._file = open(path, "a")  # noqa: SIM115 - closed in __exit__
+        self._workdir = places.at(workdir)
+        self._folder = tempfile.TemporaryDirectory(prefix="spjax-log-") if places.is_remote(workdir) else None
+        self._here = Path(self._folder.name) if self._folder else self._workdir
+        self._next = time.monotonic() + KEPT_EVERY
+        kept = [line for line in _lines(self._workdir / "log.jsonl") if line["step"] <= step]
+        path = self._here / "log.jsonl"
+        files.write_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._file = path.open("a")
         from tensorboardX import SummaryWriter  # tensorboard's own writer imports TensorFlow
 
         # Events behind the resumed step are of a killed run, which went further than its last checkpoint.
         purge = {"purge_step": step + 1} if step else {}
-        self._writer = SummaryWriter(os.path.join(workdir, "tensorboard"), **purge)
+        self._writer = SummaryWriter(os.fspath(self._here / "tensorboard"), **purge)
 
     def __enter__(self) -> Log:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._writer.close()
+        if self._file is None:
+            return
+        self._file.close()
+        self._writer.close()
+        self.keep()
+        if self._folder:
+            self._folder.cleanup()
 
     def write(self, step: int, values: dict[str, Any], **extra: float) -> None:
         """Log numbers, or a list of numbers per member, at a step."""
@@ -316,13 +328,34 @@ class Log:
                 tag = f"{name}/{n}" if isinstance(value, list) else name
                 if isinstance(number, int | float):
                     self._writer.add_scalar(tag, number, step)
+        if time.monotonic() >= self._next:
+            self.keep()
+
+    def keep(self) -> None:
+        """Copy what was logged so far to a workdir in a bucket.
+
+        Raises:
+          OSError: the bucket cannot be written to.
+        """
+        if self._file is None or not self._folder:
+            return
+        start = time.monotonic()
+        if not self._file.closed:
+            self._writer.flush()
+        with places.plainly():
+            for path in self._here.rglob("*"):
+                if path.is_file():
+                    places.copy(path, self._workdir / path.relative_to(self._here).as_posix())
+        now = time.monotonic()
+        self._next = now + max(KEPT_EVERY, 20 * (now - start))
 
 
-def _lines(path: str) -> Iterator[dict[str, Any]]:
-    if os.path.exists(path):
-        with open(path) as file:
-            for text in file:
-                try:
-                    yield json.loads(text)
-                except json.JSONDecodeError:
-                    return  # the half line of a killed run
+KEPT_EVERY = 60.0  # seconds after which a log in a bucket is copied there again, at the soonest
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            yield json.loads(text)
+        except json.JSONDecodeError:
+            return  # the half line of a killed run
