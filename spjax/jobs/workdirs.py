@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from spjax.storage import files, places
+from spjax.training import sharding
 from spjax.training.agreement import agree
 
 # What a run may be continued with another value of: none changes a number. Data and LM are known by their hashes.
@@ -40,12 +42,23 @@ def claim(workdir: str, config: ConfigDict, inputs: dict[str, Any]) -> None:
     """Write WORKDIR/config.json: the config, and what identifies the data and the LM.
 
     Raises:
-      ValueError: as `refuse_another`; or the inputs of several processes differ.
+      ValueError: as `refuse_another`; or several processes have different inputs, or do not share WORKDIR.
     """
     agree(inputs)
     refuse_another(workdir, config, inputs)
-    if jax.process_index() == 0:
-        write_json(os.path.join(workdir, "config.json"), {**config.to_dict(), "inputs": inputs})
+    path = os.path.join(workdir, "config.json")
+    sharding.first_does(path, lambda: write_json(path, {**config.to_dict(), "inputs": inputs}))
+    for _ in range(SEEN_WITHIN):
+        if there(path):
+            return
+        time.sleep(1)
+    raise ValueError(
+        f"{path}, which process 0 wrote, is not to be seen by process {jax.process_index()}: give a --workdir on "
+        "storage that all processes share, such as gs://"
+    )
+
+
+SEEN_WITHIN = 30  # seconds after which what one machine wrote to shared storage is surely seen by the others
 
 
 def write_json(path: str, content: dict[str, Any]) -> None:

@@ -1,0 +1,321 @@
+"""Several processes of `python -m spjax.main` on this machine, as hosts would be: the numbers of one, whatever happens.
+
+By default a bank of which one process is killed and one goes on, and one mistake. The rest takes half an hour:
+
+    python -m pytest tests/multihost -m slow
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests import toy
+from tests.conftest import ROOT, Place, finish
+
+pytestmark = pytest.mark.distributed
+
+SHORT = (*toy.SMALL, "--config.train.epochs=3", "--config.train.checkpoint_every=4")
+BANK = (*SHORT, "--config.task=fsc,gsc", "--config.data=runs/units")
+PRETRAIN = tuple(
+    "--config." + override
+    for override in """
+    lm.dim=32 lm.layers=2 lm.heads=2 lm.ffn_dim=64 compute.dtype=float32 pretrain.epochs=2 pretrain.rows=8
+    pretrain.row_length=32 pretrain.checkpoint_every=3""".split()  # noqa: SIM905 - as on a command line
+)
+BOUND = 120  # seconds within which all end where one was killed
+
+
+def _start(
+    place: Place, config: str, *flags: str, processes: int, devices: int = 1, own: Sequence[Sequence[str]] = ()
+) -> list[subprocess.Popen[str]]:
+    """`processes` of a job on a free port; `own`: flags of each alone."""
+    if processes == 1:
+        return [place.start(config, *flags, devices=devices)]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        where = (f"--coordinator=localhost:{free.getsockname()[1]}", f"--processes={processes}")
+    own = own or [()] * processes
+    return [
+        place.start(config, *flags, *where, f"--process_id={i}", *own[i], devices=devices) for i in range(processes)
+    ]
+
+
+def _run(place: Place, config: str, *flags: str, processes: int, devices: int = 1) -> list[str]:
+    """What each printed, of a job that must come to its end."""
+    ends = [finish(process) for process in _start(place, config, *flags, processes=processes, devices=devices)]
+    assert [code for code, _ in ends] == [0] * processes, "\n\n".join(printed[-1500:] for _, printed in ends)
+    return [printed for _, printed in ends]
+
+
+def _when(processes: Sequence[subprocess.Popen[str]], ready: Callable[[], bool], timeout: float = 240) -> None:
+    """Return once `ready`; the processes must still be running."""
+    end = time.monotonic() + timeout
+    while not ready():
+        assert all(process.poll() is None for process in processes), [finish(p)[1][-1500:] for p in processes]
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def _checkpoint(workdir: Path) -> Callable[[], bool]:
+    """Whether a complete checkpoint is there."""
+    return lambda: any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+
+
+def _log(workdir: Path) -> dict[tuple[int, str], Any]:
+    """Numbers of log.jsonl by step and name; a stop adds lines at steps of its own, which shorten the next one's."""
+    lines = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    before = [0, *(line["step"] for line in lines)]
+    spans = [(start, line) for start, line in zip(before, lines, strict=False)]
+    return {
+        (start if name.startswith("train/") else 0, line["step"], name): value
+        for start, line in spans
+        for name, value in line.items()
+        if name not in ("step", "time", "utt_s")
+    }  # fmt: skip
+
+
+def _assert_close(workdir: Path, expected: Path) -> None:
+    """Losses and prompts to 1e-5, metrics equal, over the steps that both logged apart."""
+    found, wanted = _log(workdir), _log(expected)
+    common = found.keys() & wanted.keys()
+    assert {key for key in wanted if not key[2].startswith("train/")} <= common
+    assert len(common) >= len(wanted) * 2 / 3
+    for key in common:
+        exact = key[2].endswith("metric")
+        as_numbers = [np.asarray(each[key], np.float64) for each in (found, wanted)]
+        rtol = 0 if exact else 1e-4 if key[2].endswith("gradient_norm") else 1e-5
+        np.testing.assert_allclose(*as_numbers, rtol=rtol, err_msg=str(key))
+    for path in sorted(expected.rglob("*.safetensors")):
+        here, there = load_file(workdir / path.relative_to(expected)), load_file(path)
+        assert here.keys() == there.keys()
+        for name, leaf in there.items():
+            np.testing.assert_allclose(here[name], leaf, rtol=1e-5, atol=1e-5, err_msg=f"{path.parent.name} {name}")
+    for path in sorted(expected.rglob("results.json")):
+        here, there = (json.loads(file.read_text()) for file in (workdir / path.relative_to(expected), path))
+        for key in ("headline", "valid", "floor", "setting", "parameters", "confusions"):
+            assert here[key] == there[key], key
+    for path in sorted(expected.rglob("predictions/*.gz")):
+        assert _answers(workdir / path.relative_to(expected)) == _answers(path)
+
+
+def _answers(path: Path) -> list[tuple[str, dict[str, str]]]:
+    with gzip.open(path, "rt") as lines:
+        return [(row["id"], row["predicted"]) for row in map(json.loads, lines)]
+
+
+@pytest.fixture(scope="module")
+def alone(place: Place) -> Callable[..., Path]:
+    """Work directory of a job that one process did, undisturbed; made once."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def of(config: str, *flags: str) -> Path:
+        job = (config, *flags)
+        if job not in made:
+            name = f"runs/alone_{len(made)}"
+            _run(place, *job, f"--workdir={name}", processes=1)
+            made[job] = place.folder / name
+        return made[job]
+
+    return of
+
+
+def _killed(processes: Sequence[subprocess.Popen[str]], who: int) -> None:
+    """Kill one; the others must end soon, with a sentence: ours, or JAX's where it aborts before we can speak."""
+    processes[who].kill()
+    since = time.monotonic()
+    ends = [finish(process, timeout=BOUND) for process in processes]
+    assert time.monotonic() - since < BOUND
+    assert ends[who][0] == -signal.SIGKILL
+    for number, (code, printed) in enumerate(ends):
+        if number != who:
+            told = f"error: process {number} of {len(processes)} goes no further, since another one ended"
+            assert code in (1, -signal.SIGABRT), printed[-1500:]
+            assert told in printed or "likely indicates that another task died" in printed, printed[-1500:]
+
+
+def test_a_bank_whose_process_was_killed_goes_on_alone(place: Place, alone: Callable[..., Path]) -> None:
+    """Two processes, one of them killed; one goes on. Curves, prompts, scores, floors: as of one undisturbed."""
+    _killed_and_continued(place, alone, BANK, who=1, first=2, then=1)
+
+
+def _killed_and_continued(
+    place: Place, alone: Callable[..., Path], job: Sequence[str], *, who: int, first: int, then: int
+) -> None:
+    name = f"runs/killed_{len(job)}_{who}_{first}_{then}"
+    processes = _start(place, "fsc", *job, f"--workdir={name}", processes=first)
+    _when(processes, _checkpoint(place.folder / name))
+    _killed(processes, who)
+    printed = _run(place, "fsc", *job, f"--workdir={name}", processes=then)
+    assert re.search("continuing from epoch|epochs are done", printed[0])
+    assert ["fsc: test exact_match" in each for each in printed] == [number == 0 for number in range(then)]
+    _assert_close(place.folder / name, alone("fsc", *job))
+
+
+def test_processes_that_were_told_different_things_are_refused(place: Place) -> None:
+    own = [("--config.optim.lr=0.02",), ("--config.optim.lr=0.01",)]
+    processes = _start(place, "fsc", *SHORT, "--workdir=runs/refused", processes=2, own=own)
+    (one, odd) = (finish(process, timeout=BOUND) for process in processes)
+    assert [one[0], odd[0]] == [1, 1]
+    assert "error: process 1 has optim.lr=0.01 (process 0: 0.02): give all processes the same" in odd[1]
+    assert "error: process 1 was told something else than process 0, and says what" in one[1]
+    assert not (place.folder / "runs/refused").exists()
+
+
+# ---- minutes
+
+
+@pytest.fixture(scope="module")
+def another(tmp_path_factory: pytest.TempPathFactory, place: Place) -> Place:
+    """A place whose records of fsc are others, under the same paths."""
+    from data_pipelines.import_units import import_units
+
+    folder = tmp_path_factory.mktemp("another")
+    toy.write_text(folder / "units", train=88)
+    import_units("fsc", folder / "units" / "fsc", folder / "runs" / "units" / "fsc")
+    shutil.copytree(place.folder / "lm", folder / "lm")
+    return Place(folder, place.cache)
+
+
+def _apart(places: Sequence[Place], *flags: str, devices: Sequence[int] = (1, 1)) -> list[tuple[int, str]]:
+    """Ends of processes that each run in a place of their own."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        where = (f"--coordinator=localhost:{free.getsockname()[1]}", f"--processes={len(places)}")
+    started = [
+        each.start("fsc", *SHORT, *flags, *where, f"--process_id={i}", devices=count)
+        for i, (each, count) in enumerate(zip(places, devices, strict=True))
+    ]
+    return [finish(process, timeout=BOUND) for process in started]
+
+
+@pytest.mark.slow
+def test_processes_with_different_data_are_refused(place: Place, another: Place) -> None:
+    ends = _apart((place, another), "--workdir=runs/other_data")
+    assert [code for code, _ in ends] == [1, 1]
+    assert re.search(r'error: process 1 has units=\[".*\(process 0: \[".*give all processes', ends[1][1])
+
+
+@pytest.mark.slow
+def test_processes_without_the_same_lm_are_refused(place: Place, another: Place) -> None:
+    shutil.copytree(place.folder / "lm", place.folder / "lm_of_one")
+    ends = _apart((place, another), "--workdir=runs/other_lm", "--config.lm=lm_of_one")
+    assert [code for code, _ in ends] == [1, 1]
+    assert "error: process 1 has lm_of_one is there=false (process 0: true)" in ends[1][1]
+
+
+@pytest.mark.slow
+def test_processes_with_different_numbers_of_devices_are_refused(place: Place) -> None:
+    ends = _apart((place, place), "--workdir=runs/uneven", devices=(1, 2))
+    assert [code for code, _ in ends] == [1, 1]
+    for _, printed in ends:
+        assert "every process needs as many devices as the others: process 0 has 1, process 1 has 2" in printed
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_share_a_work_directory_are_refused(place: Place, another: Place) -> None:
+    shutil.copytree(place.folder / "runs/units/fsc", another.folder / "same")
+    shutil.copytree(place.folder / "runs/units/fsc", place.folder / "same")
+    ends = _apart((place, another), "--workdir=runs/not_shared", "--config.data=same")
+    assert [code for code, _ in ends] == [1, 1]
+    assert "runs/not_shared/config.json, which process 0 wrote, is not to be seen" in ends[1][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "devices"), [(2, 1), (4, 1), (2, 2), (2, 4)])
+@pytest.mark.parametrize(
+    "job", [("fsc", *SHORT), ("fsc", *BANK), ("pretrain_ulm", *PRETRAIN)], ids=["one", "bank", "lm"]
+)
+def test_several_processes_come_to_the_same_numbers(
+    place: Place, alone: Callable[..., Path], job: tuple[str, ...], processes: int, devices: int
+) -> None:
+    workdir = f"runs/same_{len(job)}_{processes}_{devices}"
+    _run(place, *job, f"--workdir={workdir}", processes=processes, devices=devices)
+    _assert_close(place.folder / workdir, alone(*job))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", [[0], [3], [0, 1, 2, 3]], ids=str)
+@pytest.mark.parametrize("then", [1, 2])
+def test_what_four_processes_left_is_taken_up_by_fewer(
+    place: Place, alone: Callable[..., Path], who: list[int], then: int
+) -> None:
+    """SIGTERM to one or all: all leave at the same step."""
+    name = f"runs/stopped_{len(who)}{who[0]}_{then}"
+    processes = _start(place, "fsc", *SHORT, f"--workdir={name}", processes=4)
+    _when(processes, _checkpoint(place.folder / name))
+    for number in who:
+        processes[number].send_signal(signal.SIGTERM)
+    ends = [finish(process, timeout=BOUND) for process in processes]
+    assert [code for code, _ in ends] == [143] * 4, [printed[-1500:] for _, printed in ends]
+    assert len({re.search(r"stopped at (.*): saved", printed)[1] for _, printed in ends}) == 1
+    _run(place, "fsc", *SHORT, f"--workdir={name}", processes=then)
+    _assert_close(place.folder / name, alone("fsc", *SHORT))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", [("fsc", *BANK), ("pretrain_ulm", *PRETRAIN)], ids=["bank", "lm"])
+@pytest.mark.parametrize(("first", "then"), [(1, 4), (2, 1), (1, 2)])
+def test_a_job_goes_on_with_more_or_fewer(
+    place: Place, alone: Callable[..., Path], job: tuple[str, ...], first: int, then: int
+) -> None:
+    name = f"runs/moved_{len(job)}_{first}_{then}"
+    processes = _start(place, *job, f"--workdir={name}", processes=first)
+    _when(processes, _checkpoint(place.folder / name))
+    processes[-1].send_signal(signal.SIGTERM)
+    ends = [finish(process, timeout=BOUND) for process in processes]
+    assert [code for code, _ in ends] == [143] * first, [printed[-1500:] for _, printed in ends]
+    _run(place, *job, f"--workdir={name}", processes=then)
+    _assert_close(place.folder / name, alone(*job))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("job", "who", "first", "then"), [(SHORT, 0, 2, 2), (SHORT, 1, 2, 2), (BANK, 2, 4, 2)])
+def test_the_same_command_goes_on_after_one_was_killed(
+    place: Place, alone: Callable[..., Path], job: tuple[str, ...], who: int, first: int, then: int
+) -> None:
+    _killed_and_continued(place, alone, job, who=who, first=first, then=then)
+
+
+@pytest.mark.slow
+def test_all_end_where_one_stands_still(place: Place) -> None:
+    """A process that is stopped keeps its connections: only its missing signs of life tell."""
+    processes = _start(place, "fsc", *SHORT, "--config.train.epochs=500", "--workdir=runs/still", processes=2)
+    _when(processes, _checkpoint(place.folder / "runs/still"))
+    processes[1].send_signal(signal.SIGSTOP)
+    code, printed = finish(processes[0], timeout=BOUND)
+    processes[1].kill()
+    finish(processes[1])
+    assert code in (1, -signal.SIGABRT)
+    assert "heartbeat" in printed or "goes no further" in printed
+
+
+def test_who_waits_in_vain_says_so() -> None:
+    code = (
+        "from spjax.training.processes import joined\n"
+        "with joined('localhost:{port}', 3, 1, arrive=2.0): print('arrived')"
+    )
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", code.format(port=port)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert (
+        f"error: process 1 of 3 waited 2 s in vain for all processes to arrive at --coordinator=localhost:{port}"
+        in (done.stderr)
+    )
