@@ -28,6 +28,10 @@ class BankPlan:
       max_tokens: most source columns of a member in a batch.
       passes: over its utterances that a task's own epoch has.
       sampling: how many updates a task gets beside a larger one, as `plan.updates` has it.
+      shards: devices among which the rows of every step must divide. They change who fills a step up, and nothing else.
+
+    Raises:
+      ValueError: at once, rows of some bucket do not divide so; as `plan.check_rows`, `plan.rows_per_step`.
     """
 
     lengths: np.ndarray
@@ -38,6 +42,14 @@ class BankPlan:
     max_tokens: int
     passes: int = 1
     sampling: float = 1.0
+    shards: int = 1
+
+    def __post_init__(self) -> None:
+        for bucket in sorted({edge for edges in self.edges for edge in edges}):
+            planning.check_rows(self._rows(bucket), len(self.ids) * len(self.seeds), self.shards)
+
+    def _rows(self, bucket: int) -> int:
+        return planning.rows_per_step(bucket, self.max_tokens, self.max_rows, math.gcd(8, self.max_rows))
 
     @functools.cached_property
     def edges(self) -> list[tuple[int, ...]]:
@@ -74,7 +86,7 @@ class BankPlan:
                 members = (task * len(self.seeds) + who).astype(np.int32)
                 arranged = planning.arrange(list(steps), seed=0, epoch=number)
                 plans.append([step._replace(members=members) for step in arranged])
-        return planning.abreast(plans, bank=active.size)
+        return planning.abreast(plans, bank=active.size, shards=self.shards)
 
     def _steps(self, task: int, epoch: int, who: np.ndarray) -> Iterator[planning.Step]:
         """A task's steps from the first of an epoch on: its passes go on where the epoch before left off."""

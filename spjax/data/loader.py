@@ -78,8 +78,8 @@ def _streams(flat: Streams, start: np.ndarray, length: np.ndarray, bucket: int) 
     return Streams(duration.astype(np.int32), f0.astype(np.float32))
 
 
-def batches(unit_set: UnitSet, steps: Sequence[Step], host: int = 0, hosts: int = 1) -> Iterator[Batch]:
-    """The batches of a plan: of each, the rows that this host reads."""
+def batches(unit_set: UnitSet, steps: Sequence[Step], host: int | Sequence[int] = 0, hosts: int = 1) -> Iterator[Batch]:
+    """The batches of a plan: of each, the rows that this host reads, as `plan.host_slice` has it."""
     for step in steps:
         ids, prompt_id = host_slice(step, host, hosts)
         yield make_batch(unit_set, ids, step.bucket, prompt_id)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -187,20 +188,40 @@ def arrange(steps: Sequence[Step], *, seed: int, epoch: int) -> list[Step]:
     return [found[place] for place in range(len(steps))]
 
 
-def width(taking_part: int, bank: int) -> int:
+def width(taking_part: int, bank: int, multiple: int = 1) -> int:
     """Members that a step is made for where so many of a bank take part: its size, 7/8, 6/8, 5/8, 1/2, 7/16 .. of it.
 
     At most a quarter more (but for rounding) than take part, so that a bank whose members rest or stop one after
-    another needs few programs.
+    another needs few programs. Rounded up to a `multiple`.
     """
     sizes = (-(-bank * part // 2 ** (k + 3)) for k in range(bank.bit_length() + 1) for part in (8, 7, 6, 5))
-    return min(size for size in sizes if size >= taking_part)
+    return -(-min(size for size in sizes if size >= taking_part) // multiple) * multiple
+
+
+def check_rows(rows: int, bank: int, shards: int) -> None:
+    """A batch of all members of a bank must divide among the devices that share it; of fewer members, it is filled up.
+
+    Args:
+      rows: of a member in a batch.
+      bank: its members.
+      shards: devices, or groups of devices that compute together, among which rows are divided.
+
+    Raises:
+      ValueError: it does not; says which numbers of rows do.
+    """
+    if rows * bank % shards:
+        fitting = shards // math.gcd(bank, shards)
+        raise ValueError(
+            f"batches of {rows} utterances of each of {bank} members do not divide among {shards} devices: set "
+            f"train.max_rows to a multiple of {fitting}, such as {-(-rows // fitting) * fitting}, and train.max_tokens "
+            "to that times the longest bucket, or more"
+        )
 
 
 CLOSE = 1.2  # columns that batches may take side by side, of those that they take apart
 
 
-def abreast(plans: Sequence[Sequence[Step]], *, bank: int) -> list[Step]:
+def abreast(plans: Sequence[Sequence[Step]], *, bank: int, shards: int = 1) -> list[Step]:
     """One plan for members of several tasks: each has its own batches in its own order.
 
     The next batches of several tasks share a step where this takes few columns more than apart: at most `CLOSE` times
@@ -212,9 +233,13 @@ def abreast(plans: Sequence[Sequence[Step]], *, bank: int) -> list[Step]:
     Args:
       plans: a plan a task, whose steps say their members, the same in all of a plan.
       bank: members of all.
+      shards: devices among which the rows of a step must divide.
 
     Returns:
       Steps of [bank, rows] where all members take part, in their order; others have the `width` of fewer.
+
+    Raises:
+      ValueError: as `check_rows`.
     """
     alike: dict[tuple[tuple[int, int], ...], list[Sequence[Step]]] = {}
     for steps in plans:
@@ -233,7 +258,7 @@ def abreast(plans: Sequence[Sequence[Step]], *, bank: int) -> list[Step]:
 
         shape, some = max(((shape, _close(shape, heads, counts)) for shape in shapes), key=merit)
         parts = [steps[done[n]] for n in some for steps in alike[lanes[n]]]
-        found.append(_side_by_side(parts, shape, bank))
+        found.append(_side_by_side(parts, shape, bank, shards))
         for n in some:
             done[n] += 1
     return found
@@ -249,11 +274,12 @@ def _close(shape: tuple[int, int], heads: dict[int, tuple[int, int]], counts: Se
     return inside[: int((members * size(shape) <= CLOSE * apart).sum())]
 
 
-def _side_by_side(parts: Sequence[Step], shape: tuple[int, int], bank: int) -> Step:
+def _side_by_side(parts: Sequence[Step], shape: tuple[int, int], bank: int, shards: int) -> Step:
     """One step of this [bucket, rows] of the members of all parts, in the order of the bank."""
     numbers = np.concatenate([step.members for step in parts])
     bucket, rows = shape
-    taking_part = width(len(numbers), bank)
+    check_rows(rows, bank, shards)
+    taking_part = width(len(numbers), bank, shards // math.gcd(rows, shards))
     ids, members = np.full((taking_part, rows), -1, np.int32), np.full(taking_part, bank, np.int32)
     members[: len(numbers)] = np.sort(numbers)
     ids[: len(numbers)] = np.concatenate(
@@ -262,24 +288,27 @@ def _side_by_side(parts: Sequence[Step], shape: tuple[int, int], bank: int) -> S
     return Step(bucket, ids, None if len(numbers) == bank else members)
 
 
-def host_slice(step: Step, host: int, hosts: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that a host reads: an equal run of the batch's rows, counted member after member.
+def host_slice(step: Step, host: int | Sequence[int], hosts: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that a host reads: of equal runs of a batch's rows, counted member after member, that of its number.
 
-    This is the part of a batch sharded over its rows that lies on the host's devices, when hosts' devices follow one
-    another in the mesh.
+    Args:
+      step: the same on every host.
+      host: the number of its run; or of several, ascending, where a host's devices do not follow one another in the
+        mesh. Hosts whose devices compute the same rows read the same run.
+      hosts: how many runs there are.
 
     Returns:
-      ids int32 [N × M / hosts] and the member of each row, int32 alike.
+      ids int32 [rows of the host] and the member of each row, int32 alike.
 
     Raises:
       ValueError: the rows cannot be divided evenly.
     """
-    total = step.ids.size
-    if not 0 <= host < hosts or total % hosts:
+    own, total = np.atleast_1d(np.asarray(host, np.int64)), step.ids.size
+    if not own.size or own.min() < 0 or own.max() >= hosts or total % hosts:
         raise ValueError(
             f"host {host} of {hosts} cannot have an equal part of {total} rows: make row_multiple a multiple of {hosts}"
         )
-    rows = np.arange(host * (total // hosts), (host + 1) * (total // hosts))
+    rows = np.arange(total).reshape(hosts, -1)[own].reshape(-1)
     return step.ids.reshape(-1)[rows], (rows // step.ids.shape[1]).astype(np.int32)
 
 
