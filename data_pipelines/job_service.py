@@ -11,10 +11,15 @@ import argparse
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
+
+from data_pipelines.worker_pool import check_port
+
+LOST = "a worker was lost, killed maybe for want of memory"
+
+log = logging.getLogger(__name__)
 
 
 def fail_with_lost_workers() -> None:
@@ -26,14 +31,16 @@ def fail_with_lost_workers() -> None:
     from apache_beam.runners.portability.fn_api_runner import worker_handlers as beam
 
     class Connection(beam.ControlConnection):
-        lost = ""
+        lost = False
 
         def _read(self) -> None:
             try:
                 super()._read()
-            except Exception as error:  # gRPC's of a connection that broke; a worker that ends in order raises none
-                self.lost = f"a worker was lost, maybe for want of memory ({getattr(error, 'details', str)()})"
-                for future in list(self._futures_by_id.values()):
+            except Exception as error:  # gRPC's own, of a connection that broke
+                log.debug("a connection broke: %r", error)
+            finally:
+                self.lost = True
+                for future in list(self._futures_by_id.values()):  # none where the worker ends in order
                     self._fail(future)
 
         def push(self, req: Any) -> Any:
@@ -43,7 +50,7 @@ def fail_with_lost_workers() -> None:
             return future
 
         def _fail(self, future: Any) -> None:
-            future.set(messages.InstructionResponse(instruction_id=future.instruction_id, error=self.lost))
+            future.set(messages.InstructionResponse(instruction_id=future.instruction_id, error=LOST))
 
     beam.ControlConnection = Connection  # type: ignore[misc]
 
@@ -56,9 +63,6 @@ def start_job_service(port: int) -> tuple[int, Any]:
 
     Returns:
       The port, and the service, which `.stop()` ends.
-
-    Raises:
-      RuntimeError: the port is taken.
     """
     from apache_beam.options.pipeline_options import DirectOptions
     from apache_beam.portability.api import beam_job_api_pb2 as jobs
@@ -93,10 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     over = threading.Event()
     for ends in (signal.SIGTERM, signal.SIGINT):
         signal.signal(ends, lambda *_: over.set())
-    try:
-        port, service = start_job_service(args.port)
-    except RuntimeError:
-        sys.exit(f"error: port {args.port} is taken: is a job service running already? Or choose another --port")
+    check_port(args.port)
+    port, service = start_job_service(args.port)
     print(f"job service: localhost:{port}", flush=True)
     over.wait()
     service.stop()

@@ -140,7 +140,16 @@ def _progress(jobs: Sequence[tuple[Job, epath.Path]]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_beam() -> Iterator[None]:
-    """Beam reports every step of its own, and at its first warning opens a log to the terminal."""
+    """Beam reports every step of its own, and at its first warning opens a log to the terminal.
+
+    The thread in which it reads what a job service says ends in an exception when that goes away, as does the job.
+    """
+
+    def tell(args: threading.ExceptHookArgs) -> None:
+        if not args.thread or args.thread.name != "wait_until_finish_read":
+            before(args)
+
+    before, threading.excepthook = threading.excepthook, tell
     root, beam, nowhere = logging.getLogger(), logging.getLogger("apache_beam"), logging.NullHandler()
     level = beam.level
     root.addHandler(nowhere)
@@ -148,5 +157,6 @@ def _quiet_beam() -> Iterator[None]:
     try:
         yield
     finally:
+        threading.excepthook = before
         root.removeHandler(nowhere)
         beam.setLevel(level)

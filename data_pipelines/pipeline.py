@@ -57,7 +57,9 @@ def build_pipeline(
                 settings = PipelineOptions([f"--direct_num_workers={workers}", *flags])
                 pipeline = beam.Pipeline(runner=_local_runner(pids), options=settings)
             else:
-                pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={runner}", *flags]))
+                settings = PipelineOptions([f"--runner={runner}", *flags])
+                pipeline = beam.Pipeline(options=settings)
+            settings.get_all_options()  # or a value that cannot be shows when it is first asked for
     except (ValueError, ImportError) as error:
         raise ExtractError(f"--runner={runner} {' '.join(options)}: {error}") from error
     except SystemExit as error:  # argparse's, whose last line is the reason

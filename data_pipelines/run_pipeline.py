@@ -70,11 +70,13 @@ def run_pipeline(
             dead = [pid for pid in workers if not _signal(pid, 0)]
             if dead:
                 thread.join(GRACE_SECONDS)  # the pipeline may be ending, on a machine that has much else to do
-                if thread.is_alive() and not done():
-                    raise ExtractError(
-                        f"a worker was killed, maybe for want of memory: try again with fewer --workers. {KEPT}"
-                    )
-                break
+                if not thread.is_alive():
+                    break
+                if done():
+                    return "DONE"
+                raise ExtractError(
+                    f"a worker was killed, maybe for want of memory: try again with fewer --workers. {KEPT}"
+                )
             now = time.monotonic()
             if now - looked < patience / LOOKS:
                 continue
@@ -83,21 +85,20 @@ def run_pipeline(
             if seen != before:
                 changed = now
             elif now - changed > patience:
-                if not done():
-                    raise ExtractError(
-                        f"no worker of {runner} has given a sign of life for {now - changed:.0f} s: they were killed, "
-                        f"or none has started (how long to wait is --patience). {KEPT}"
-                    )
-                break
+                if done():
+                    return "DONE"
+                raise ExtractError(
+                    f"no worker of {runner} has given a sign of life for {now - changed:.0f} s: they were killed, or "
+                    f"none has started (how long to wait is --patience). {KEPT}"
+                )
     finally:
         if thread.is_alive():
             _cancel(jobs)
         for path in pids.iterdir() if thread.is_alive() else ():
             _signal(int(path.name), signal.SIGKILL)
-    state = ended[0] if ended else "DONE"
-    if isinstance(state, Exception):
-        raise ExtractError(f"{runner} failed: {_why(state)}. {KEPT}") from state
-    return str(state)
+    if isinstance(ended[0], Exception):
+        raise ExtractError(f"{runner} failed: {_why(ended[0])}. {KEPT}") from ended[0]
+    return str(ended[0])
 
 
 def _check_job_service(pipeline: Any) -> None:
@@ -112,7 +113,7 @@ def _check_job_service(pipeline: Any) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CANCEL_SECONDS).close()
     except (OSError, ValueError) as error:
         raise ExtractError(
-            f"--job_endpoint={endpoint} cannot be reached ({error}): start the job service there first, or correct it"
+            f"--job_endpoint={endpoint} cannot be reached ({error}): start the job service there, or correct it. {KEPT}"
         ) from error
 
 

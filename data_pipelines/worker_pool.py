@@ -12,11 +12,13 @@ Whoever reaches the port has code run here: keep it to this machine, or to a net
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -54,8 +56,6 @@ def listen(port: int, orders: queue.Queue[Order]) -> tuple[str, Any]:
     Returns:
       The address, and the server, which listens as long as it is held.
 
-    Raises:
-      RuntimeError: the port is taken.
     """
     from apache_beam.portability.api import beam_fn_api_pb2 as messages
     from apache_beam.runners.worker.worker_pool_main import BeamFnExternalWorkerPoolServicer
@@ -74,6 +74,13 @@ def listen(port: int, orders: queue.Queue[Order]) -> tuple[str, Any]:
     return Servicer.start(port=port)
 
 
+def check_port(port: int) -> None:
+    """Ends this process if somebody listens there: gRPC would share the port with them, and each get some requests."""
+    with contextlib.suppress(OSError):
+        socket.create_connection(("localhost", port), timeout=5).close()
+        sys.exit(f"error: port {port} is taken: is it running already? Or choose another --port")
+
+
 def serve(orders: queue.Queue[Order]) -> None:
     """Starts and ends workers as ordered, until an exception (SystemExit, KeyboardInterrupt) ends it with all of them.
 
@@ -81,6 +88,19 @@ def serve(orders: queue.Queue[Order]) -> None:
     """
     workers: dict[subprocess.Popen[bytes], Order] = {}
     broken: set[str] = set()  # jobs that have lost a worker
+
+    def end(chosen: Sequence[subprocess.Popen[bytes]]) -> None:
+        """SIGTERM, and SIGKILL to whom that does not end; nothing is said of them, since it is no loss."""
+        for process in chosen:
+            process.terminate()
+        for process in chosen:
+            try:
+                process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            del workers[process]
+
     try:
         while True:
             try:
@@ -98,18 +118,18 @@ def serve(orders: queue.Queue[Order]) -> None:
                 if order.job:
                     # Beam's local job service waits for ever for a worker that was killed, and the others idle in
                     # their memory with it. By the next job, that one has been given up.
-                    _end([process for process, its in workers.items() if its.job in broken - {order.job}])
+                    end([process for process, its in workers.items() if its.job in broken - {order.job}])
                     process = _start(order)
                     workers[process] = order
                     print(f"{order.worker}, process {process.pid}, works for {order.job}", file=sys.stderr)
                 else:
-                    _end([process for process, its in workers.items() if its.worker == order.worker])
+                    end([process for process, its in workers.items() if its.worker == order.worker])
             except OSError as error:
                 order.done.set_exception(error)
             else:
                 order.done.set_result(None)
     finally:
-        _end(list(workers))
+        end(list(workers))
 
 
 def _start(order: Order) -> subprocess.Popen[bytes]:
@@ -123,18 +143,6 @@ def _start(order: Order) -> subprocess.Popen[bytes]:
     }
     command = [sys.executable, "-m", "data_pipelines.beam_worker", str(os.getpid())]
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
-
-
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """SIGTERM, and SIGKILL to whom that does not end. That they were told to end is no loss: not said of them."""
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        try:
-            process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _how(status: int) -> str:
@@ -154,10 +162,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.getLogger().addHandler(logging.NullHandler())  # Beam's warnings would open a log to the terminal
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     orders: queue.Queue[Order] = queue.Queue()
-    try:
-        address, server = listen(args.port, orders)
-    except RuntimeError:
-        sys.exit(f"error: port {args.port} is taken: is a pool running already? Or choose another --port")
+    check_port(args.port)
+    address, server = listen(args.port, orders)
     print(f"worker pool: {address}", flush=True)
     try:
         serve(orders)

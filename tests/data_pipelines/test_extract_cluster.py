@@ -1,0 +1,404 @@
+"""Extraction by processes of their own, over the protocol of clusters: workers, job services and pools get killed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+from etils import epath
+
+from data_pipelines import fit_kmeans, heartbeats, job_service, run_pipeline, worker_pool
+from data_pipelines.extract import extract
+from data_pipelines.pipeline import ExtractError, build_pipeline, unknown_options
+from data_pipelines.worker_pool import Order
+from spjax.speech2unit.encoder import load_encoder
+from spjax.storage import save_kmeans
+from tests.data_pipelines.corpus import TASK, make_corpus
+
+ROOT = Path(__file__).resolve().parents[2]
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+
+
+class Place:
+    """A corpus of five parts, its k-means, its records as a runner in this process makes them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.raw, self.kmeans, self.manifest = folder / "raw", folder / "kmeans", folder / "toy.csv"
+        splits = make_corpus(self.raw, {"train": 280, "test": 10})
+        fitted = fit_kmeans.fit_kmeans(
+            splits["train"][:40], self.raw, load_encoder("mfcc"), clusters=12, described="toy"
+        )
+        save_kmeans(self.kmeans, fitted)
+        rows = [
+            f"{clip.path},{split},{clip.speaker},{clip.start},{clip.duration or ''},{','.join(clip.labels)}"
+            for split, clips in splits.items()
+            for clip in clips
+        ]
+        self.manifest.write_text("\n".join(["path,split,speaker,start,duration,pitch,noise", *rows]) + "\n")
+        command = [*self.command(folder / "here"), "--runner=FnApiRunner"]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+        self.records = content(folder / "here")
+
+    def command(self, out: Path, *flags: str) -> list[str]:
+        ours = [f"--manifest={self.manifest}", f"--raw={self.raw}", "--encoder=mfcc", f"--kmeans={self.kmeans}"]
+        return [sys.executable, "-m", "data_pipelines.extract", *ours, f"--out={out}", *flags]
+
+    def start(self, out: Path, job: str, pool: str, *flags: str) -> subprocess.Popen[str]:
+        """Two workers of a pool, over a job service."""
+        beam = [f"--job_endpoint={job}", "--environment_type=EXTERNAL", f"--environment_config={pool}"]
+        command = [*self.command(out, *flags), "--runner=PortableRunner", "--", *beam, "--direct_num_workers=2"]
+        return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Place:
+    return Place(tmp_path_factory.mktemp("place"))
+
+
+@contextlib.contextmanager
+def service(module: str, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process of ours that says its address first."""
+    command = [sys.executable, "-m", module, *flags]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        said = process.stdout.readline()
+        assert ": localhost:" in said, said
+        yield process, said.split(": ")[1].strip()
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[str]:
+    with service("data_pipelines.worker_pool", "--port=0") as (_, address):
+        yield address
+
+
+@pytest.fixture
+def job() -> Iterator[tuple[subprocess.Popen[str], str]]:
+    with service("data_pipelines.job_service", "--port=0") as running:
+        yield running
+
+
+def until(seen: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 120) -> Any:
+    """What is seen, once it is, while the process runs."""
+    start = time.monotonic()
+    while not (found := seen()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() - start < seconds
+        time.sleep(0.02)
+    return found
+
+
+def working(folder: Path, count: int) -> set[int]:
+    """Process numbers of the workers that say they live, once there are so many."""
+    found = set()
+    for path in folder.glob(f".*.parts-*/{heartbeats.PREFIX}*"):
+        with contextlib.suppress(OSError, IndexError):
+            found.add(int(path.read_text().split()[1]))
+    return found if len(found) >= count else set()
+
+
+def made(folder: Path) -> dict[str, int]:
+    """Parts, and when each was written."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob(".*.parts-*/part-*")}
+
+
+def hold(folder: Path, process: subprocess.Popen[str], workers: int) -> int:
+    """Stops one of so many workers in its first part, once the others have made one: the job cannot end before it."""
+    pids = until(lambda: working(folder, workers), process)
+    os.kill(min(pids), signal.SIGSTOP)
+    if workers > 1:
+        until(lambda: made(folder), process)
+    return min(pids)
+
+
+def gone(pid: int, seconds: float = 30) -> bool:
+    """Whether a process ends in that time."""
+    start = time.monotonic()
+    while Path(f"/proc/{pid}").exists() and time.monotonic() - start < seconds:
+        time.sleep(0.05)
+    return not Path(f"/proc/{pid}").exists()
+
+
+# ---- whole processes
+
+
+@ON_LINUX
+@pytest.mark.distributed
+def test_a_killed_worker_is_made_up_for(tmp_path, place, pool, job):
+    launcher = place.start(tmp_path / "u", job[1], pool)
+    victim = hold(tmp_path, launcher, workers=2)
+    others = working(tmp_path, 1) - {victim}
+    before = made(tmp_path)
+    os.kill(victim, signal.SIGKILL)
+    after = until(lambda: len(found := made(tmp_path)) > len(before) and found, launcher)
+    assert {name: after[name] for name in before} == before  # none is made twice
+    said, told = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, told
+    assert "a worker was lost" in told
+    assert "Handing in again" in told
+    assert "Traceback" not in told
+    assert "test: 10 utterances" in said
+    assert content(tmp_path / "u") == place.records
+    assert [path.name for path in tmp_path.iterdir()] == ["u"]
+    assert all(gone(pid) for pid in others)
+
+
+@ON_LINUX
+@pytest.mark.distributed
+def test_a_killed_job_service_ends_it_and_the_same_command_goes_on(tmp_path, place, pool, job):
+    launcher = place.start(tmp_path / "u", job[1], pool)
+    held = hold(tmp_path, launcher, workers=2)
+    job[0].kill()
+    _, told = launcher.communicate(timeout=120)
+    os.kill(held, signal.SIGCONT)
+    assert launcher.returncode == 1
+    assert "PortableRunner failed: " in told  # it is not there to be asked again
+    assert told.strip().splitlines()[-1].startswith(f"error: --job_endpoint={job[1]} cannot be reached")
+    assert told.rstrip().endswith("the same command goes on from there.")
+    assert "Traceback" not in told
+    assert gone(held)
+    assert not (tmp_path / "u").exists()
+    before = made(tmp_path)
+    assert before
+    with service("data_pipelines.job_service", "--port=0") as (_, again):
+        launcher = place.start(tmp_path / "u", again, pool)
+        after: dict[str, int] = {}
+        while launcher.poll() is None:
+            after |= made(tmp_path)
+            time.sleep(0.02)
+    assert launcher.returncode == 0, launcher.communicate()
+    assert {name: after[name] for name in before} == before
+    assert content(tmp_path / "u") == place.records
+
+
+@pytest.mark.slow
+@ON_LINUX
+@pytest.mark.distributed
+def test_silence_where_beams_own_job_service_waits_for_ever(tmp_path, place, pool):
+    """It has one worker: with it, all signs of life end."""
+    port_file = tmp_path / "port"
+    beams = [sys.executable, "-m", "apache_beam.runners.portability.local_job_service_main", f"--port_file={port_file}"]
+    server = subprocess.Popen(beams, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        address = f"localhost:{until(lambda: port_file.exists() and port_file.read_text(), server)}"
+        out = tmp_path / "out"
+        launcher = place.start(out / "u", address, pool, "--patience=20")
+        until(lambda: len(made(out)) > 1, launcher)
+        os.kill(working(out, 1).pop(), signal.SIGKILL)
+        _, told = launcher.communicate(timeout=200)
+        assert launcher.returncode == 0, told
+        assert "no worker of PortableRunner has given a sign of life for 2" in told
+        assert "Handing in again" in told
+        assert content(out / "u") == place.records
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.mark.slow
+@ON_LINUX
+@pytest.mark.distributed
+def test_a_killed_pool_ends_it(tmp_path, place, job):
+    with service("data_pipelines.worker_pool", "--port=0") as (pool, address):
+        launcher = place.start(tmp_path / "u", job[1], address)
+        pids = until(lambda: working(tmp_path, 2), launcher)
+        pool.kill()
+        _, told = launcher.communicate(timeout=120)
+    assert launcher.returncode == 1
+    assert told.strip().splitlines()[-1].startswith("error: PortableRunner failed: ")
+    assert all(gone(pid) for pid in pids)
+
+
+# ---- the pool
+
+
+class Orders(queue.Queue[Order]):
+    """Of a pool that ends once it is over."""
+
+    over = False
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Order:
+        if self.over:
+            raise KeyboardInterrupt
+        return super().get(block, timeout)
+
+    def give(self, worker: str, job: str) -> None:
+        order = Order(worker, job, "log:1", Future())
+        self.put(order)
+        order.done.result(30)
+
+
+@pytest.fixture
+def orders(monkeypatch) -> Iterator[tuple[Orders, list[subprocess.Popen[bytes]]]]:
+    """What a pool, whose workers sleep, is asked for; the workers in the order of their start."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(order: Order) -> subprocess.Popen[bytes]:
+        if order.job == "none":
+            raise OSError("no more processes")
+        started.append(subprocess.Popen(["sleep", "60"]))
+        return started[-1]
+
+    def serve() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            worker_pool.serve(given)
+
+    monkeypatch.setattr(worker_pool, "_start", start)
+    monkeypatch.setattr(worker_pool, "LOOK_SECONDS", 0.02)
+    given = Orders()
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield given, started
+    given.over = True
+    thread.join(10)
+    assert None not in [process.poll() for process in started]
+
+
+def states(started: list[subprocess.Popen[bytes]]) -> list[int | None]:
+    return [process.poll() for process in started]
+
+
+def test_a_pool_ends_what_is_left_of_a_job_that_lost_a_worker(orders, capfd):
+    given, started = orders
+    for worker, job in (("a", "first:1"), ("b", "first:1"), ("c", "second:1")):
+        given.give(worker, job)
+    started[0].kill()
+    while "was killed by SIGKILL" not in capfd.readouterr().err:
+        time.sleep(0.02)
+    assert states(started[1:]) == [None, None]  # the other may be making something yet
+    given.give("d", "second:1")
+    assert states(started[1:]) == [-signal.SIGTERM, None, None]
+    given.give("c", "")
+    assert states(started[2:]) == [-signal.SIGTERM, None]
+
+
+def test_a_pool_says_what_it_cannot_start(orders):
+    given, _ = orders
+    with pytest.raises(OSError, match="no more processes"):
+        given.give("a", "none")
+    given.give("b", "some:1")
+
+
+@pytest.mark.parametrize("ours", [worker_pool, job_service])
+def test_a_port_that_is_taken_is_named(ours, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit, match=f"error: port {port} is taken"):
+            ours.main([f"--port={port}"])
+
+
+# ---- signs of life
+
+
+def test_a_heart_beats_while_there_is_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(heartbeats, "BEAT_SECONDS", 0.05)
+    folder = epath.Path(tmp_path)
+    assert heartbeats.beats(folder) == frozenset()
+    with heartbeats.beating(folder, "part-7"):
+        seen = set()
+        start = time.monotonic()
+        while len(seen) < 4:  # nothing yet, and three beats
+            seen.add(heartbeats.beats(folder))
+            assert time.monotonic() - start < 30
+            time.sleep(0.01)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_work_goes_on_where_its_heart_cannot_be_written(tmp_path):
+    with heartbeats.beating(epath.Path(tmp_path) / "none", "part-7"):
+        assert heartbeats.beats(epath.Path(tmp_path)) == frozenset()
+
+
+class Silent:
+    """A pipeline on a cluster of which nothing is heard."""
+
+    def __init__(self) -> None:
+        from apache_beam.options.pipeline_options import PipelineOptions
+
+        self.options, self.over = PipelineOptions([]), threading.Event()
+
+    def run(self) -> Silent:
+        return self
+
+    def wait_until_finish(self) -> str:
+        self.over.wait(60)
+        return "CANCELLED"
+
+    def cancel(self) -> None:
+        self.over.set()
+
+
+def test_what_is_silent_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_pipeline, "POLL_SECONDS", 0.02)
+    silent = Silent()
+    with pytest.raises(ExtractError, match=r"no worker of Flink .* --patience.*goes on from there"):
+        run_pipeline.run_pipeline(silent, "Flink", tmp_path, lambda: False, lambda: 0, patience=0.3)
+    assert silent.over.is_set()
+    assert run_pipeline.run_pipeline(Silent(), "Flink", tmp_path, lambda: True, lambda: 0, patience=0.3) == "DONE"
+
+
+def test_signs_of_life_are_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_pipeline, "POLL_SECONDS", 0.02)
+    living, start = Silent(), time.monotonic()
+    threading.Timer(1.5, living.over.set).start()
+    state = run_pipeline.run_pipeline(living, "Flink", tmp_path, lambda: False, time.monotonic, patience=0.5)
+    assert (state, time.monotonic() - start > 1.4) == ("CANCELLED", True)
+
+
+def test_patience_must_outlast_a_few_beats(tmp_path, place):
+    with pytest.raises(ExtractError, match=r"--patience=10: .* every 5 s: give more"):
+        extract(TASK, {}, place.raw, tmp_path / "u", encoder="mfcc", kmeans=place.kmeans, patience=10)
+
+
+# ---- options
+
+
+def test_a_job_service_that_is_not_there_is_said_at_once(tmp_path):
+    pipeline = build_pipeline([("job.json", 0)], "PortableRunner", options=["--job_endpoint=localhost:9"])
+    with pytest.raises(
+        ExtractError, match=r"--job_endpoint=localhost:9 cannot be reached .* start the job service there"
+    ):
+        run_pipeline.run_pipeline(pipeline, "PortableRunner", tmp_path, lambda: False, time.monotonic, 60)
+
+
+def test_beams_time_limit_on_whole_jobs_is_lifted():
+    def limit(*options: str) -> int:
+        pipeline = build_pipeline([("job.json", 0)], "PortableRunner", options=["--job_endpoint=h:1", *options])
+        return pipeline.options.get_all_options()["job_server_timeout"]
+
+    assert limit() > 1e8
+    assert limit("--job_server_timeout=7") == 7
+
+
+def test_a_flag_that_beam_does_not_know_is_noticed():
+    assert unknown_options(["--flink_master=h:1", "--parallelism=3", "--paralelism=3"]) == ["paralelism"]
+    assert unknown_options([]) == []
+
+
+def test_a_value_that_beam_does_not_take_is_named():
+    with pytest.raises(ExtractError, match=r"--runner=FlinkRunner --parallelism=many: .*invalid int value: 'many'"):
+        build_pipeline([("job.json", 0)], "FlinkRunner", options=["--parallelism=many"])
