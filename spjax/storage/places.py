@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 def is_remote(place: epath.PathLike) -> bool:
     """Whether a place is in a bucket."""
-    return "://" in os.fspath(place)
+    return bool(re.match(r"[a-z][a-z0-9]*://", os.fspath(place)))
 
 
 def at(place: epath.PathLike) -> Path:

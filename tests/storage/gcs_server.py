@@ -83,6 +83,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile = self.connection.makefile("wb")
         self.close_connection = False
 
+    def handle_expect_100(self) -> bool:
+        told = super().handle_expect_100()
+        self.wfile.flush()  # or libcurl waits a second for it
+        return told
+
     def _answer(self, status: int, body: Any = b"", headers: dict[str, str] | None = None) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
