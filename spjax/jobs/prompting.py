@@ -85,7 +85,11 @@ def check(config: ConfigDict) -> None:
     names = config.task.split(",")
     if len(set(names)) < len(names) or not all(name and name == name.strip() for name in names):
         raise ValueError(f"task is {config.task!r}, must be a name, or different ones with commas and no spaces")
-    prompt_settings(config)
+    settings = prompt_settings(config)
+    tried = max(1, len(settings.sweep.lr)) * max(1, len(settings.sweep.length))
+    mesh = sharding.make_mesh(config.model_parallel, config.weight_shards)
+    members = len(names) * tried * len(settings.run.seeds)
+    planning.check_rows(settings.run.max_rows, members, sharding.batch_shards(mesh))
 
 
 class Place(NamedTuple):

@@ -17,7 +17,7 @@ from spjax.data.unit_set import UnitSet
 
 HOSTS = 256
 # Units that a host reads in an epoch, of what they read on average: what lies in a bucket's last batch is not even.
-BALANCE = 1.25
+BALANCE = 1.15
 
 
 def _units(lengths: np.ndarray) -> UnitSet:

@@ -227,6 +227,16 @@ def test_processes_with_different_numbers_of_devices_are_refused(place: Place) -
 
 
 @pytest.mark.slow
+def test_rows_that_do_not_divide_are_refused_before_anything_is_made(place: Place) -> None:
+    ends = _apart((place, place), "--workdir=runs/odd_rows", "--config.train.max_rows=9", devices=(2, 2))
+    assert [code for code, _ in ends] == [1, 1]
+    for _, printed in ends:
+        assert "error: batches of 9 utterances of each of 2 members do not divide among 4 devices: set" in printed
+        assert "train.max_rows to a multiple of 2, such as 10" in printed
+    assert not (place.folder / "runs/odd_rows").exists()
+
+
+@pytest.mark.slow
 def test_processes_that_do_not_share_a_work_directory_are_refused(place: Place, another: Place) -> None:
     shutil.copytree(place.folder / "runs/units/fsc", another.folder / "same")
     shutil.copytree(place.folder / "runs/units/fsc", place.folder / "same")
