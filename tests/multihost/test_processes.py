@@ -103,7 +103,8 @@ def _assert_close(workdir: Path, expected: Path) -> None:
     for path in sorted(expected.rglob("*.safetensors")):
         here, there = load_file(workdir / path.relative_to(expected)), load_file(path)
         assert here.keys() == there.keys()
-        for name, leaf in there.items():
+        # No output depends on a bias of all keys: its gradient is rounding, which Adam makes steps of.
+        for name, leaf in ((name, leaf) for name, leaf in there.items() if name != "layers/key/bias"):
             np.testing.assert_allclose(here[name], leaf, rtol=1e-5, atol=1e-5, err_msg=f"{path.parent.name} {name}")
     for path in sorted(expected.rglob("results.json")):
         here, there = (json.loads(file.read_text()) for file in (workdir / path.relative_to(expected), path))
