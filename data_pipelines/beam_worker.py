@@ -1,8 +1,8 @@
-"""The process of a local Beam worker: `python -m data_pipelines.beam_worker`, started by `data_pipelines.extract`.
+"""The process of a Beam worker: `data_pipelines.extract` and `data_pipelines.worker_pool` start it, nobody else does.
 
 It is Beam's own worker on one thread. As many of them as there are cores share the machine without fighting, and what
 a worker computes does not depend on how many there are: a convolution on two threads sums in another order than on one.
-It dies with its launcher, however that ends. Its log goes to the launcher, not to the terminal.
+It dies with whoever started it, however that ends. Its log goes to the runner, not to the terminal.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ def die_with(launcher: int) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Serves bundles until the launcher, whose process number is the argument, goes away."""
+    if len(argv) != 2 or not argv[1].isdecimal():
+        sys.exit("this is started by others: for workers of a cluster see python -m data_pipelines.worker_pool --help")
     die_with(int(argv[1]))
     one_thread(os.environ)
     logging.getLogger().addHandler(logging.NullHandler())  # or the first warning would open one to the terminal

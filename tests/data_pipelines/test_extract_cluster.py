@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 from etils import epath
 
-from data_pipelines import fit_kmeans, heartbeats, job_service, run_pipeline, worker_pool
+from data_pipelines import beam_worker, fit_kmeans, heartbeats, job_service, parts, run_pipeline, worker_pool
+from data_pipelines import extract as extraction
 from data_pipelines.extract import extract
 from data_pipelines.pipeline import ExtractError, build_pipeline, unknown_options
 from data_pipelines.worker_pool import Order
@@ -48,18 +49,22 @@ class Place:
             for clip in clips
         ]
         self.manifest.write_text("\n".join(["path,split,speaker,start,duration,pitch,noise", *rows]) + "\n")
-        command = [*self.command(folder / "here"), "--runner=FnApiRunner"]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+        self.make_here(folder / "here")
         self.records = content(folder / "here")
 
-    def command(self, out: Path, *flags: str) -> list[str]:
+    def flags(self, out: Path) -> list[str]:
+        """Of the command, but for its runner."""
         ours = [f"--manifest={self.manifest}", f"--raw={self.raw}", "--encoder=mfcc", f"--kmeans={self.kmeans}"]
-        return [sys.executable, "-m", "data_pipelines.extract", *ours, f"--out={out}", *flags]
+        return [*ours, f"--out={out}"]
+
+    def make_here(self, out: Path) -> None:
+        extraction.main([*self.flags(out), "--runner=FnApiRunner"])
 
     def start(self, out: Path, job: str, pool: str, *flags: str) -> subprocess.Popen[str]:
         """Two workers of a pool, over a job service."""
         beam = [f"--job_endpoint={job}", "--environment_type=EXTERNAL", f"--environment_config={pool}"]
-        command = [*self.command(out, *flags), "--runner=PortableRunner", "--", *beam, "--direct_num_workers=2"]
+        ours = [*self.flags(out), *flags, "--runner=PortableRunner", "--", *beam, "--direct_num_workers=2"]
+        command = [sys.executable, "-m", "data_pipelines.extract", *ours]
         return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -165,7 +170,8 @@ def test_a_killed_worker_is_made_up_for(tmp_path, place, pool, job):
 
 @ON_LINUX
 @pytest.mark.distributed
-def test_a_killed_job_service_ends_it_and_the_same_command_goes_on(tmp_path, place, pool, job):
+def test_a_killed_job_service_ends_it_and_the_same_command_goes_on(tmp_path, place, pool, job, monkeypatch):
+    encode_part = parts.encode_part
     launcher = place.start(tmp_path / "u", job[1], pool)
     held = hold(tmp_path, launcher, workers=2)
     job[0].kill()
@@ -180,14 +186,11 @@ def test_a_killed_job_service_ends_it_and_the_same_command_goes_on(tmp_path, pla
     assert not (tmp_path / "u").exists()
     before = made(tmp_path)
     assert before
-    with service("data_pipelines.job_service", "--port=0") as (_, again):
-        launcher = place.start(tmp_path / "u", again, pool)
-        after: dict[str, int] = {}
-        while launcher.poll() is None:
-            after |= made(tmp_path)
-            time.sleep(0.02)
-    assert launcher.returncode == 0, launcher.communicate()
-    assert {name: after[name] for name in before} == before
+    written = []
+    monkeypatch.setattr(parts, "encode_part", lambda *args: written.append(args[2]) or encode_part(*args))
+    place.make_here(tmp_path / "u")
+    assert {f"part-{number:06d}.npz" for number in written}.isdisjoint(before)
+    assert len(written) + len(before) == 5
     assert content(tmp_path / "u") == place.records
 
 
@@ -309,6 +312,12 @@ def test_a_port_that_is_taken_is_named(ours, monkeypatch):
         port = taken.getsockname()[1]
         with pytest.raises(SystemExit, match=f"error: port {port} is taken"):
             ours.main([f"--port={port}"])
+
+
+def test_a_worker_that_nobody_started_says_who_starts_it():
+    for arguments in ([], ["--help"], ["1", "2"]):
+        with pytest.raises(SystemExit, match=r"data_pipelines\.worker_pool --help"):
+            beam_worker.main(["beam_worker", *arguments])
 
 
 # ---- signs of life
