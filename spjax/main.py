@@ -53,6 +53,8 @@ def main(argv: Sequence[str]) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if PROCESSES.value > 1 and not COORDINATOR.value:
         sys.exit(f"error: --processes={PROCESSES.value} need --coordinator=HOST:PORT, where process 0 listens")
+    if PROCESSES.value == 1 and COORDINATOR.value not in (None, "", "auto"):
+        sys.exit(f"error: --coordinator={COORDINATOR.value} needs --processes, how many there are, and --process_id")
     if PROCESS_ID.value >= PROCESSES.value:
         sys.exit(f"error: --process_id={PROCESS_ID.value} must lie below --processes={PROCESSES.value}")
     if not COORDINATOR.value:

@@ -17,6 +17,7 @@ from spjax.jobs.inputs import ImportUnits, backbone
 from spjax.jobs.workdirs import refuse_another, say, settings_of, there, write_json
 from spjax.models.config import ProsodyConfig, UnitLMConfig
 from spjax.storage import places, unit_lms
+from spjax.training.agreement import agree
 
 # What variants must have in common to be compared, or what a comparison settles itself.
 _COMMON = ("job", "task", "data", "lm", "synthesis", "floor", "few_shot_seed", "train.seeds", "pretraining.data")
@@ -113,7 +114,9 @@ def run_comparison(
     for number, (name, job) in enumerate(jobs.items(), 1):
         own = os.path.join(workdir, name)
         told = f"variant {number} of {len(jobs)}, {name}: {backbone(_lm_config(job))}"
-        if _finished(job, own):
+        finished = _finished(job, own)
+        agree({f"{own} is finished": finished})
+        if finished:
             say(f"{told}: finished")
             continue
         say(told)

@@ -48,7 +48,9 @@ def run_pretraining(config: ConfigDict, workdir: str, import_units: ImportUnits 
     """
     out = os.path.join(workdir, "lm")
     refuse_another(workdir, config, {})
-    if whole(out, unit_lms.CONFIG_FILE):
+    finished = whole(out, unit_lms.CONFIG_FILE)
+    agree({f"{out} is there": finished})
+    if finished:
         _log.info("%s is there already", out)
         return out
     run = pretrain.PretrainConfig(**config.pretrain)

@@ -36,7 +36,7 @@ def joined(
       arrive: seconds to wait for the others.
 
     Raises:
-      SystemExit: of the block, with a number: all leave together (a signal's). Everything else ends the process.
+      SystemExit: of the block, with a number: all leave together, as after SIGTERM. Everything else ends the process.
     """
 
     def give_up() -> None:
@@ -56,10 +56,13 @@ def joined(
         heartbeat_timeout_seconds=MISSED, shutdown_timeout_seconds=24 * 3600,
     )  # fmt: skip
     timer.cancel()
+    if processes not in (None, jax.process_count()):
+        _end(f"error: --processes={processes}, but process 0 was started with {jax.process_count()}: give all the same")
     try:
         yield
     except BaseException as error:
-        if isinstance(error, SystemExit) and not isinstance(error.code, str):
+        at_once = isinstance(error.__context__, KeyboardInterrupt)  # a second Ctrl-C, for which nobody else waits
+        if isinstance(error, SystemExit) and not isinstance(error.code, str) and not at_once:
             raise
         if gone := _lost(error):
             told = (
@@ -68,7 +71,7 @@ def joined(
                 "the last checkpoint"
             )
         else:
-            told = str(error.code) if isinstance(error, SystemExit) else traceback.format_exc()
+            told = traceback.format_exc() if not isinstance(error, SystemExit) else "" if at_once else str(error.code)
             time.sleep(_LAST if jax.process_index() == 0 else 0.0)
         _end(told)
 

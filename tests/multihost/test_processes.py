@@ -330,3 +330,26 @@ def test_who_waits_in_vain_says_so() -> None:
         f"error: process 1 of 3 waited 2 s in vain for all processes to arrive at --coordinator=localhost:{port}"
         in (done.stderr)
     )
+
+
+@pytest.mark.slow
+def test_a_cluster_says_who_is_who(place: Place, alone: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """--coordinator=auto, here with what Slurm tells its processes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        monkeypatch.setenv("JAX_COORDINATOR_PORT", str(free.getsockname()[1]))
+    for name, value in {"JOB_ID": "1", "STEP_NODELIST": "localhost", "NTASKS": "2", "LOCALID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    started = []
+    for number in range(2):
+        monkeypatch.setenv("SLURM_PROCID", str(number))
+        started.append(place.start("fsc", *SHORT, "--workdir=runs/auto", "--coordinator=auto"))
+    ends = [finish(process) for process in started]
+    assert [code for code, _ in ends] == [0, 0], [printed[-1500:] for _, printed in ends]
+    _assert_close(place.folder / "runs/auto", alone("fsc", *SHORT))
+
+
+def test_a_coordinator_alone_is_not_enough(place: Place) -> None:
+    code, printed = place.run("fsc", "--coordinator=localhost:1")
+    assert code == 1
+    assert "error: --coordinator=localhost:1 needs --processes, how many there are, and --process_id" in printed
