@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -290,3 +291,46 @@ def test_resume_counts_no_stop_as_a_failure(cloud: Cloud) -> None:
     done = cloud.run("resume", *WHERE, *ASKED, "--retries=0", *RUN)
     assert done.returncode == 0, done.stderr
     assert [_what(call) for call in cloud.calls()].count("rm") == 5
+
+
+# ---- the runbook
+
+
+def _documented() -> list[list[str]]:
+    text = (ROOT / "docs" / "cloud_tpu.md").read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    found = [shlex.split(line) for line in blocks.splitlines() if line.startswith("scripts/tpu/")]
+    return found + [shlex.split(line) for line in re.findall(r"`(scripts/tpu/\w+ --[^`.]+)`", text)]
+
+
+@pytest.mark.parametrize("words", _documented(), ids=lambda words: Path(words[0]).name)
+def test_what_the_runbook_says_can_be_run(cloud: Cloud, words: list[str]) -> None:
+    meant = {"NAME": "pod", "ZONE": "us-west4-a"}
+    script, *flags = (word.replace("gs://BUCKET", "gs://bucket") for word in words)
+    flags = [f"{flag}={meant.get(value, value)}" if equals else flag for flag, equals, value in map(_cut, flags)]
+    done = cloud.run(Path(script).name, "--dry-run", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "gcloud" in done.stdout
+
+
+def _cut(flag: str) -> tuple[str, str, str]:
+    return flag.partition("=")
+
+
+def test_the_runbook_shows_every_script() -> None:
+    assert {Path(words[0]).name for words in _documented()} == set(NAMES)
+
+
+def test_runs_of_the_runbook_have_flags_that_there_are() -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "spjax.main", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    from configs import fsc
+
+    config = fsc.get_config()
+    runs = [words[words.index("--") + 1 :] for words in _documented() if "--" in words]
+    for flag in {word.split("=")[0].removeprefix("--") for words in runs for word in words}:
+        if flag.startswith("config."):
+            assert flag.removeprefix("config.") in config
+        else:
+            assert f"--{flag}:" in told.stdout
