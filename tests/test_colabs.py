@@ -26,7 +26,7 @@ from packaging.requirements import Requirement
 
 from tests import toy
 from tests.data_pipelines import corpus
-from tests.storage import hub_server
+from tests.storage import gcs_server, hub_server
 
 ROOT = Path(__file__).resolve().parents[1]
 COLABS = ROOT / "colabs"
@@ -451,19 +451,23 @@ def test_fsc_says_what_is_missing(execute: Execute, tmp_path: Path, golden: Path
 
 @pytest.mark.distributed
 def test_cloud_tpu(execute: Execute, tmp_path: Path):
-    """Eight devices of this CPU are the chips, a folder is the bucket; stopped once on the way."""
+    """Eight devices of this CPU are the chips, the bucket is one of our own; stopped once on the way."""
     from spjax.storage.unit_lms import save_unit_lm
 
-    place = tmp_path / "bucket"
-    toy.write_text(place / "unit_text", train=48)
-    save_unit_lm(place / "lm", toy.LM, toy.tiny_lm(seed=7))
-    done = execute(
-        read("cloud_tpu"),
-        devices=8,
-        SPJAX_PLACE=str(place),
-        SPJAX_MORE=f"{TRAIN} --config.train.epochs=4 --config.prompt.length=4 --config.prompt.separators=2",
-        SPJAX_MINUTES="0.25",
-    )
+    toy.write_text(tmp_path / "unit_text", train=48)
+    save_unit_lm(tmp_path / "lm", toy.LM, toy.tiny_lm(seed=7))
+    with gcs_server.running(tmp_path) as bucket:
+        for name in ("unit_text", "lm"):
+            bucket.put_tree(tmp_path / name, name)
+        done = execute(
+            read("cloud_tpu"),
+            devices=8,
+            SPJAX_BUCKET=bucket.name,
+            SPJAX_MORE=f"{TRAIN} --config.train.epochs=4 --config.prompt.length=4 --config.prompt.separators=2",
+            SPJAX_MINUTES="0.25",
+            **bucket.environment,
+        )
+    assert "unit_text" in outputs(done, "bucket")
     assert "8 x cpu on cpu" in outputs(done, "devices")
     stopped = re.search(r"stopped at (epoch \d+, step \d+): saved", outputs(done, "train"))
     if stopped:
@@ -471,4 +475,4 @@ def test_cloud_tpu(execute: Execute, tmp_path: Path):
         assert "continuing from epoch" in outputs(done, "resume")
     assert "fsc: exact match" in outputs(done, "report")
     assert re.search(r"\d+ updates; at best [\d,]+ utterances a second", outputs(done, "speed"))
-    assert json.loads((place / "runs/fsc/results.json").read_text())["floor"]
+    assert json.loads(bucket.objects["runs/fsc/results.json"])["floor"]
