@@ -188,6 +188,7 @@ def abstract_batch(mesh: Any, rows: int, columns: int, slots: int) -> Any:
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
 
+    from spjax.training.sharding import BATCH
     from spjax.types import Batch
 
     one = lambda kind, *dims: jax.ShapeDtypeStruct((rows, *dims), kind)  # noqa: E731
@@ -195,7 +196,7 @@ def abstract_batch(mesh: Any, rows: int, columns: int, slots: int) -> Any:
     batch = Batch(
         one(int32, columns), one(int32), one(int32), one(int32, slots), one(int32), one(float32), one(int32)
     )  # fmt: skip
-    return _abstract(batch, NamedSharding(mesh, PartitionSpec(("data", "shard"))))
+    return _abstract(batch, NamedSharding(mesh, PartitionSpec(BATCH)))
 
 
 def programs(config: Any, size: Size, lm: UnitLMConfig | None = None) -> dict[str, Compile]:
@@ -243,7 +244,8 @@ def programs(config: Any, size: Size, lm: UnitLMConfig | None = None) -> dict[st
 
         def answer(flat: masks.Flat, batch: Any) -> jax.Array:
             params = masks.unflatten(sharding.layerwise(mesh, flat))
-            return decode.score(params["lm"], params["prompt"], batch, [setting.tree], **common_settings)
+            own = sharding.member_major(mesh, batch, size.bank)
+            return decode.score(params["lm"], params["prompt"], own, [setting.tree], **common_settings)
 
         return jax.jit(answer).lower({**state["trained"], **frozen}, batch).compile()
 

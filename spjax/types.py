@@ -44,7 +44,7 @@ class Batch(NamedTuple):
       source_length: int32 [B], tokens of `source` that are real (at least 1 for a real row).
       last: int32 [B], the last unit's token, which opens the tail.
       classes: int32 [B, slots], class id per slot (over all slots, see Task).
-      prompt_id: int32 [B], row of the bank that answers.
+      prompt_id: int32 [B], row of the bank that answers; None where rows are member-major, as many of each member.
       weight: float32 [B], 1 for a real utterance, 0 for a row that only fills the shape.
       index: int32 [B], number of the utterance in its split, -1 in filling rows.
       streams: [B, T + 2] for a multi-stream LM: what goes with the source columns, with `last` and with the first
@@ -55,7 +55,7 @@ class Batch(NamedTuple):
     source_length: Rows
     last: Rows
     classes: Rows
-    prompt_id: Rows
+    prompt_id: Rows | None
     weight: Rows
     index: Rows  # type: ignore[assignment]  # tuple.index is of no use here
     streams: Streams | None = None

@@ -134,7 +134,7 @@ def score(
     state = prompted_lm.run(lm, bank, batch, nothing, config=config, queries=1, compute=compute, lengths=lengths)
     base, rows = state.position, jnp.arange(len(batch.last))[:, None]
     # One tree for all rows needs no gather by row.
-    own = batch.prompt_id if len(trees) > 1 else np.zeros(1, np.int32)
+    own = prompts.rows_of(jnp.arange(len(trees)), batch.prompt_id, len(batch.last))
     path, codes, steps = (jnp.asarray(table)[own] for table in (grove.path, grove.codes, grove.steps))
 
     def said(hidden: jax.Array, depth: int) -> jax.Array:
@@ -200,7 +200,7 @@ def greedy(
     visible = jnp.pad(first.visible, ((0, 0), (0, max_steps)))
     table = jnp.asarray(unit_lm.sinusoids(config.first_position + columns + max_steps + 1, config.dim))
     nothing_said = streams.embed(lm, config, streams.NO_SPEECH)
-    separator = prompts.rows_of(bank["sep"][:, -1:], batch.prompt_id) * config.dim**0.5
+    separator = prompts.rows_of(bank["sep"][:, -1:], batch.prompt_id, rows) * config.dim**0.5
     token_of = np.arange(max(verbalizer.outputs, config.vocab_size), dtype=np.int32)
     token_of[verbalizer.codes] = verbalizer.feeds
 

@@ -10,15 +10,30 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def _einsum(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    # float32 means float32 on every device: TPUs and GPUs would otherwise round the operands.
-    precision = lax.Precision.HIGHEST if dtype == jnp.float32 else None
-    return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), precision=precision, preferred_element_type=jnp.float32)
+def _einsum(spec: str, a: Any, b: Any, dtype: jnp.dtype) -> jax.Array:
+    def product(dtype: jnp.dtype, a: Any, b: Any) -> jax.Array:
+        # float32 means float32 on every device: TPUs and GPUs would otherwise round the operands.
+        precision = lax.Precision.HIGHEST if dtype == jnp.float32 else None
+        a, b = a.astype(dtype), b.astype(dtype)
+        return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=jnp.float32)
+
+    if dtype == jnp.float32 or not _batched(spec):
+        return product(dtype, a, b)
+    # XLA for CPUs has no batched product of narrow operands.
+    wide = functools.partial(product, jnp.dtype(jnp.float32))
+    return lax.platform_dependent(a, b, cpu=wide, default=functools.partial(product, dtype))
+
+
+def _batched(spec: str) -> bool:
+    """Whether an index is of both operands and of the result."""
+    operands, out = spec.split("->")
+    left, right = operands.split(",")
+    return bool({*left} & {*right} & {*out})
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def contract(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """`einsum(spec, a, b)` with operands rounded to `dtype` and sums in float32.
+    """`einsum(spec, a, b)` with operands rounded to `dtype` and sums in float32; on a CPU batched ones are not rounded.
 
     JAX's own transpose would multiply the float32 cotangent with the narrow operand, at float32 speed; here the
     cotangent is rounded too. An operand that nothing trains (the frozen LM) gets no gradient, and the other
@@ -37,8 +52,9 @@ def contract(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Arr
 
 
 def _forward(spec: str, a: Any, b: Any, dtype: jnp.dtype) -> tuple[jax.Array, tuple[Any, ...]]:
-    kept_a = a.value.astype(dtype) if b.perturbed else None
-    kept_b = b.value.astype(dtype) if a.perturbed else None
+    keep = (lambda x: x) if _batched(spec) else (lambda x: x.astype(dtype))
+    kept_a = keep(a.value) if b.perturbed else None
+    kept_b = keep(b.value) if a.perturbed else None
     types = jnp.zeros((), a.value.dtype), jnp.zeros((), b.value.dtype)
     return _einsum(spec, a.value, b.value, dtype), (kept_a, kept_b, *types)
 

@@ -72,7 +72,7 @@ def run(
     source = source + table[config.first_position :][:length]
     start = config.first_position + batch.source_length
     positions = start[:, None] + jnp.arange(tail)
-    sep = prompts.rows_of(bank["sep"], batch.prompt_id) * config.dim**0.5
+    sep = prompts.rows_of(bank["sep"], batch.prompt_id, rows) * config.dim**0.5
     live = jnp.concatenate(
         [
             unit_lm.embed_tokens(lm, batch.last[:, None]),
@@ -85,12 +85,12 @@ def run(
     shallow = bank["input"].shape[1] if "input" in bank else 0
     if shallow:
         # Raw: neither scaled nor given a position, as in the reference.
-        raw = prompts.rows_of(bank["input"], batch.prompt_id)
+        raw = prompts.rows_of(bank["input"], batch.prompt_id, rows)
         live = jnp.concatenate([jnp.broadcast_to(raw, (rows, shallow, config.dim)), live], axis=1)
 
     steer = None
     if "sep_deep" in bank:
-        steer = jnp.moveaxis(prompts.rows_of(bank["sep_deep"], batch.prompt_id), 0, 1)
+        steer = jnp.moveaxis(prompts.rows_of(bank["sep_deep"], batch.prompt_id, rows), 0, 1)
         steer = jnp.pad(steer, ((0, 0), (0, 0), (0, feeds.shape[1]), (0, 0)))
 
     prefix = prompts.prefix(bank, batch.prompt_id, lm, config, compute)
@@ -98,7 +98,8 @@ def run(
     columns = prefix.key.shape[3]
     prompt = jnp.ones((rows, columns), bool)
     if lengths is not None:
-        prompt = jnp.arange(columns) < jnp.asarray(lengths)[batch.prompt_id][:, None]
+        prompt = jnp.arange(columns) < prompts.rows_of(jnp.asarray(lengths), batch.prompt_id, rows)[:, None]
+        prompt = jnp.broadcast_to(prompt, (rows, columns))
     mask, visible = _masks(real, shallow, tail, prompt)
     hidden, new = unit_lm.extend(
         lm, config, (source, live), prefix, mask, queries=queries, steer=steer, compute=compute
@@ -134,7 +135,7 @@ def _masks(real: jax.Array, shallow: int, tail: int, prompt: jax.Array) -> tuple
 def joined(blocks: Sequence[KV]) -> KV:
     """Blocks of a cache as one, for every row: [L, B, H, C, Dh]."""
     rows = max(block.key.shape[1] for block in blocks)
-    whole = (jax.tree.map(lambda x: jnp.broadcast_to(x, (x.shape[0], rows, *x.shape[2:])), block) for block in blocks)
+    whole = (jax.tree.map(lambda x: jnp.repeat(x, rows // x.shape[1], axis=1), block) for block in blocks)
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=3), *whole)
 
 
@@ -179,12 +180,14 @@ def step(
     return Prefilled(hidden, (*state.cache, new), visible, positions[:, -1] + 1)
 
 
-def outputs(lm: Params, bank: Params, hidden: jax.Array, prompt_id: jax.Array, compute: Compute = FLOAT32) -> jax.Array:
+def outputs(
+    lm: Params, bank: Params, hidden: jax.Array, prompt_id: jax.Array | None, compute: Compute = FLOAT32
+) -> jax.Array:
     """Verbalizer outputs of hidden states [B, Q, D]: float32 [B, Q, C + 4] if learnable, else the logits [B, Q, V]."""
     logits = unit_lm.unembed(lm, hidden, compute)
     if "verbalizer" not in bank:
         return logits
-    matrix = prompts.rows_of(bank["verbalizer"], prompt_id)
+    matrix = prompts.rows_of(bank["verbalizer"], prompt_id, len(hidden))
     if matrix.shape[0] == 1:
         return contract("bqv,cv->bqc", logits, matrix[0], jnp.dtype(jnp.float32))
     return contract("bqv,bcv->bqc", logits, matrix, jnp.dtype(jnp.float32))

@@ -137,9 +137,18 @@ def member(bank: Params, n: int) -> Params:
     return jax.tree.map(lambda leaf: np.asarray(leaf[n]), bank)
 
 
-def rows_of(leaf: jax.Array, prompt_id: jax.Array) -> jax.Array:
-    """Each utterance's row of a bank leaf [N, ...] as [B, ...]; of a bank of one as [1, ...], to be broadcast."""
-    return leaf if leaf.shape[0] == 1 else leaf[prompt_id]
+def rows_of(leaf: jax.Array, prompt_id: jax.Array | None, rows: int) -> jax.Array:
+    """Each utterance's row of a bank leaf [N, ...] as [B, ...]; of a bank of one as [1, ...], to be broadcast.
+
+    Args:
+      leaf: of a bank.
+      prompt_id: int [B], as a batch has it.
+      rows: B.
+    """
+    if leaf.shape[0] == 1:
+        return leaf
+    # Copies side by side need no look-up, and on the way back no scattered sum.
+    return jnp.repeat(leaf, rows // len(leaf), axis=0) if prompt_id is None else leaf[prompt_id]
 
 
 def dropout(bank: Params, config: PromptConfig, keys: jax.Array) -> Params:
@@ -194,18 +203,18 @@ def projected(bank: Params, lm: Params, config: UnitLMConfig, compute: Compute) 
     return {**rest, "prefix": KV(project("key"), project("value"))}
 
 
-def prefix(bank: Params, prompt_id: jax.Array, lm: Params, config: UnitLMConfig, compute: Compute) -> KV:
+def prefix(bank: Params, prompt_id: jax.Array | None, lm: Params, config: UnitLMConfig, compute: Compute) -> KV:
     """Deep prompts as the LM's prefix: exactly what the reference's prompt positions give.
 
     Args:
       bank: prompt trees, `projected` or not.
-      prompt_id: int [B], row of the bank per utterance.
+      prompt_id: int [B], row of the bank per utterance; None: member-major.
       lm: the LM's weights.
       config: its architecture.
       compute: operand type.
 
     Returns:
-      KV of P columns, [L, B, H, P, Dh]; of a bank of one [L, 1, H, P, Dh].
+      KV of P columns, [L, B, H, P, Dh]; member-major, or of a bank of one, [L, N, H, P, Dh], which rows share.
     """
     known: KV = bank["prefix"] if "prefix" in bank else projected(bank, lm, config, compute)["prefix"]
-    return jax.tree.map(lambda x: x if x.shape[1] == 1 else x[:, prompt_id], known)
+    return jax.tree.map(lambda x: x if x.shape[1] == 1 or prompt_id is None else x[:, prompt_id], known)

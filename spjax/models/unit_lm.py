@@ -82,7 +82,7 @@ class Block(nn.Module):
 
         Args:
           parts: float32 [B, T_i, D] each, T columns in all.
-          prefix: keys and values of C earlier columns, [B or 1, H, C_i, Dh] a block.
+          prefix: keys and values of C earlier columns, [n, H, C_i, Dh] a block: B / n rows after each other share them.
           mask: bool [B or 1, Q, C + T], which columns a query sees.
           queries: Q, how many of the last columns to compute.
 
@@ -96,27 +96,24 @@ class Block(nn.Module):
         x, q = _last(parts, queries), [self._project(self.query, part) for part in _trim(normed, queries)]
         new = KV(key, value)
         q = self._heads(jnp.concatenate(q, axis=1)) * self.config.head_dim**-0.5
-        x = x + self._project(self.out, self._attend(q, new, prefix, mask))
+        x = x + self._project(self.out, jax.checkpoint(self._attend)(q, new, prefix, mask))
         h = nn.relu(self._project(self.ffn_in, layer_norm(x, self.ffn_norm)))
         return x + self._project(self.ffn_out, h), new
 
     def _attend(self, q: jax.Array, new: KV, prefix: Prefix, mask: jax.Array) -> jax.Array:
-        # Blocks of columns apart: a cache is not copied for every step, nor a shared prompt for every row.
-        # float32 operands: a few per cent of the work, and XLA for CPUs has no batched bfloat16 product.
-        product = functools.partial(contract, dtype=jnp.dtype(jnp.float32))
-        blocks = [
-            jax.tree.map(lambda x: x[0] if len(x) == 1 else x, block)
-            for block in (*blocks_of(prefix), new)
-            if block.key.shape[2]
-        ]
-        axes = ["hkd" if block.key.ndim == 3 else "bhkd" for block in blocks]
-        scores = [product(f"bhqd,{own}->bhqk", q, block.key) for own, block in zip(axes, blocks, strict=True)]
+        # Blocks of columns apart, rows of a member together: a cache is not copied for every step, nor a prompt for
+        # every row that shares it.
+        product = functools.partial(contract, dtype=self.compute.operand)
+        blocks = [block for block in (*blocks_of(prefix), new) if block.key.shape[2]]
+        shared = lambda x, block: x.reshape(len(block.key), -1, *x.shape[1:])  # noqa: E731
+        apart = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
+        scores = [apart(product("nbhqd,nhkd->nbhqk", shared(q, block), block.key)) for block in blocks]
         seen = jnp.where(mask[:, None], jnp.concatenate(scores, axis=3), jnp.finfo(jnp.float32).min)
         ends = np.cumsum([block.key.shape[-2] for block in blocks])[:-1]
         shares = jnp.split(jax.nn.softmax(seen), ends, axis=3)
         mixed = [
-            product(f"bhqk,{own}->bhqd", share, block.value)
-            for own, share, block in zip(axes, shares, blocks, strict=True)
+            apart(product("nbhqk,nhkd->nbhqd", shared(share, block), block.value))
+            for share, block in zip(shares, blocks, strict=True)
         ]
         return jnp.swapaxes(sum(mixed[1:], mixed[0]), 1, 2).reshape(len(q), -1, self.config.dim)
 
@@ -207,7 +204,7 @@ def extend(
       params: the LM's weights.
       config: its architecture.
       parts: float32 [B, T_i, D] each, embedded columns with positions added; T columns in all.
-      prefix: [L, B or 1, H, C_i, Dh] each, C columns in all.
+      prefix: [L, n, H, C_i, Dh] each, C columns in all; B / n rows after each other share what n is fewer than B.
       mask: bool [B or 1, T, C + T], which columns each new column sees (itself included).
       queries: Q, how many of the last columns are asked for; all of them by default.
       steer: float32 [L, B or 1, R, D], added to the last R columns where each layer reads them; None adds nothing.

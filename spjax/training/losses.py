@@ -62,7 +62,7 @@ def spell(verbalizers: Sequence[Verbalizer], batch: Batch, members: jax.Array | 
 
     Args:
       verbalizers: of all members.
-      batch: B rows, whose `prompt_id` are rows of the bank at hand.
+      batch: B rows, of members of the bank at hand.
       members: int32 [N], the number among `verbalizers` of each row of the bank; None: as they stand.
 
     Raises:
@@ -84,10 +84,10 @@ def spell(verbalizers: Sequence[Verbalizer], batch: Batch, members: jax.Array | 
     for mask, one in zip(allowed, verbalizers, strict=True):
         mask[: one.steps] = np.pad(one.allowed, ((0, 0), (0, width - one.outputs)))
     # One table for all needs no gather by row.
-    row = jnp.zeros(1, jnp.int32)
+    row, rows = jnp.zeros(1, jnp.int32), len(batch.classes)
     if len(verbalizers) > 1:
-        row = batch.prompt_id if members is None else members[batch.prompt_id]
-    rows = len(batch.classes)
+        numbers = jnp.arange(len(verbalizers)) if members is None else members
+        row = jnp.broadcast_to(prompts.rows_of(numbers, batch.prompt_id, rows), (rows,))
     own = jnp.asarray([one.steps for one in verbalizers], jnp.int32)[row]
     targets, fed = (jnp.asarray(table)[row[:, None], batch.classes].reshape(rows, -1) for table in (codes, feeds))
     return Spelled(targets[:, :steps], fed[:, :steps], jnp.broadcast_to(own, (rows,)), jnp.asarray(allowed)[row])

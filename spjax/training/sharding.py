@@ -12,13 +12,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from spjax.models.split_kernel import SplitKernel
+from spjax.types import Batch
 
 # A mesh has three axes. A batch is split over `data` and `shard`; kernels of the LM lie in pieces over `shard`, and are
-# put together layer by layer; a layer is computed in parts over `model`. Prompts lie whole everywhere.
+# put together layer by layer; a layer is computed in parts over `model`. Members of a bank lie where their rows do, if
+# they divide so, and whole everywhere else.
+BATCH = ("data", "shard")
 # The first rule whose regex matches a path wins; every parameter must match one. Attention is split by heads and
 # the feed-forward by its width, so that a layer needs one sum over `model` after `out` and one after `ffn_out`.
 RULES: tuple[tuple[str, P], ...] = (
-    (r"prompt/.*", P()),
+    (r"prompt/.*", P(BATCH)),
     (r"lm/(embed|streams/.*|heads/.*)", P()),
     (r"lm/layers/(query|key|value|ffn_in)/kernel", P(None, "shard", "model")),
     (r"lm/layers/(query|key|value|ffn_in)/bias", P(None, "model")),
@@ -76,13 +79,31 @@ def shardings(mesh: Mesh, flat: Mapping[str, Any]) -> dict[str, NamedSharding]:
     Raises:
       ValueError: no rule for a path, or a parameter that does not divide so.
     """
-    found = {path: NamedSharding(mesh, spec_of(path)) for path in flat}
+    found = {path: NamedSharding(mesh, _spec(mesh, path, leaf)) for path, leaf in flat.items()}
     for path, leaf in flat.items():
+        if path.startswith("prompt/"):
+            continue
         for size, axis in zip(np.shape(leaf), found[path].spec, strict=False):
             if axis is not None and size % mesh.shape[axis]:
                 name = {"shard": "weight_shards", "model": "model_parallel"}[axis]
                 raise ValueError(f"{path} {np.shape(leaf)} does not divide by {name}={mesh.shape[axis]}")
     return found
+
+
+def _spec(mesh: Mesh, path: str, leaf: Any) -> P:
+    """As `spec_of`; a bank that does not divide lies whole everywhere."""
+    spec = spec_of(path)
+    return spec if spec != P(BATCH) or np.shape(leaf)[0] % batch_shards(mesh) == 0 else P()
+
+
+def member_major(mesh: Mesh | None, batch: Batch, members: int) -> Batch:
+    """A batch whose rows are N members' after each other, as many of each, said to be so where devices divide alike.
+
+    They do where a device has rows of whole members, or of one. What is computed for a member then stays there, while
+    rows that name their member look it up; elsewhere devices would have to send rows to do without names.
+    """
+    shards = 1 if mesh is None else batch_shards(mesh)
+    return batch._replace(prompt_id=None) if members % shards == 0 or shards % members == 0 else batch
 
 
 def layerwise(mesh: Mesh, flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,7 +140,7 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
         for part in path:
             key = getattr(part, "key", None)
             if isinstance(key, str) and "/" in key and np.ndim(leaf):
-                return NamedSharding(mesh, spec_of(key))
+                return NamedSharding(mesh, _spec(mesh, key, leaf))
         return NamedSharding(mesh, P())
 
     return jax.tree_util.tree_map_with_path(of, state)
@@ -139,7 +160,7 @@ def place(tree: Any, where: Any) -> Any:
 
 def shard_rows(mesh: Mesh, batch: Any) -> Any:
     """A host's rows of a batch as its share of the global batch."""
-    sharding = NamedSharding(mesh, P(("data", "shard")))
+    sharding = NamedSharding(mesh, P(BATCH))
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
 
 

@@ -121,6 +121,8 @@ class Setting:
     def programs(self) -> tuple[Any, Any]:
         """Of (flat parameters, batch): scores of every combination; and summed loss with its count, [2, N].
 
+        Rows of a batch are member-major.
+
         Compiled once for all splits and lessons of the setting, as long as there is one.
         """
         common: dict[str, Any] = {"config": self.config, "compute": self.compute}
@@ -224,7 +226,7 @@ def make_update(
       tx: the optimizer.
       verbalizers: one a member where members learn different tasks; by default all have the setting's.
       lengths: of the members' prompts, where they differ.
-      mesh: on which the LM's kernels may lie in pieces; None: they are whole.
+      mesh: of the devices; None: one.
     """
     spoken = verbalizers or [setting.verbalizer]
     laid = functools.partial(sharding.layerwise, mesh) if mesh else dict
@@ -239,6 +241,7 @@ def make_update(
         if rows is not None:
             own = jax.tree.map(lambda leaf: leaf[rows], whole)
             held = {path: leaf[rows] if path.startswith("prompt/") else leaf for path, leaf in frozen.items()}
+        batch = sharding.member_major(mesh, batch, len(own["seeds"]))
         count = jnp.broadcast_to(own["step"], own["seeds"].shape)
         keys = jax.vmap(lambda seed, step: jax.random.fold_in(jax.random.key(seed), step + 1))(own["seeds"], count)
 
@@ -277,12 +280,14 @@ class Evaluator:
         self._setting, self._units, self._plan, self._mesh = setting, units, plan, mesh
         self._answer, self._measure = setting.programs
 
-    def _batches(self, what: str, members: int) -> Iterator[Batch]:
+    def _batches(self, what: str, members: int) -> Iterator[tuple[Batch, Batch]]:
+        """Batches with the member of every row, and as programs take them."""
         host, hosts = jax.process_index(), jax.process_count()
         steps = [step._replace(ids=np.repeat(step.ids, members, axis=0)) for step in self._plan]
         ready = loader.prefetch(loader.batches(self._units, steps, host, hosts))
         for batch in tqdm(ready, desc=what, total=len(steps), leave=False, disable=host > 0, delay=2, unit="batch"):
-            yield sharding.shard_rows(self._mesh, batch)
+            rows = sharding.shard_rows(self._mesh, batch)
+            yield rows, sharding.member_major(self._mesh, rows, members)
 
     def log_probs(self, flat: masks.Flat, who: np.ndarray | None = None) -> np.ndarray:
         """Log probability of every combination of the tree, float32 [N, n, M], utterances in their own order.
@@ -293,8 +298,8 @@ class Evaluator:
         """
         flat, members, count = _some(sharding.layerwise(self._mesh, flat), who)
         found = np.full((members, len(self._units), len(self._setting.tree.combinations)), np.nan, np.float32)
-        for batch in self._batches("decoding", members):
-            scores, index, member = sharding.fetch((self._answer(flat, batch), batch.index, batch.prompt_id))
+        for rows, batch in self._batches("decoding", members):
+            scores, index, member = sharding.fetch((self._answer(flat, batch), rows.index, rows.prompt_id))
             real = index >= 0
             found[member[real], index[real]] = scores[real]
         return found[:count]
@@ -302,7 +307,7 @@ class Evaluator:
     def loss(self, flat: masks.Flat, who: np.ndarray | None = None) -> np.ndarray:
         """The training loss on the split, [N]; arguments as of `log_probs`."""
         flat, members, number = _some(sharding.layerwise(self._mesh, flat), who)
-        parts = [sharding.fetch(self._measure(flat, batch)) for batch in self._batches("loss", members)]
+        parts = [sharding.fetch(self._measure(flat, batch)) for _, batch in self._batches("loss", members)]
         total, count = np.stack(parts).sum(axis=0, dtype=np.float64)
         return (total / np.maximum(count, 1))[:number]
 

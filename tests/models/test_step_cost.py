@@ -138,11 +138,12 @@ def test_the_optimizer_knows_what_is_trained_alone(trainable: str):
 
 
 def test_remat_is_asked_for_or_not():
-    marked = [
-        any("remat" in e.primitive.name or "checkpoint" in e.primitive.name for e, _ in equations(program.jaxpr.jaxpr))
+    # Attention is always computed again; with remat the whole of a layer, which holds it.
+    counts = [
+        sum("remat" in e.primitive.name or "checkpoint" in e.primitive.name for e, _ in equations(program.jaxpr.jaxpr))
         for program in (traced("prompt/.*", remat=True), traced("prompt/.*"))
     ]
-    assert marked == [True, False]
+    assert counts[0] > counts[1] > 0
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])

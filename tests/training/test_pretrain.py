@@ -228,7 +228,9 @@ def test_the_saved_lm_loads_and_has_learnt(pretrained: tuple[Path, list[dict]]) 
 
 
 def test_rows_must_divide_among_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrain.sharding, "make_mesh", lambda *_: SimpleNamespace(shape={"data": 2, "shard": 1, "model": 1}))
+    monkeypatch.setattr(
+        pretrain.sharding, "make_mesh", lambda *_: SimpleNamespace(shape={"data": 2, "shard": 1, "model": 1})
+    )
     run = pretrain.PretrainConfig(rows=3)
     with pytest.raises(ValueError, match="rows=3 must be a multiple of the 2 devices"):
         pretrain.pretrain(toy.LM, run, optim.OptimConfig(), F32, train=[_set([[1]])], valid={}, workdir=str(tmp_path))

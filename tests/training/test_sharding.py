@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from spjax.models import prompts, verbalizers
 from spjax.models.prompts import PromptConfig
 from spjax.training import masks, optim, sharding
+from spjax.types import Batch
 from tests import toy
 
 
@@ -32,7 +35,7 @@ def test_a_layer_is_split_by_heads_and_feed_forward() -> None:
     assert sharding.spec_of("lm/layers/query/kernel") == P(None, "shard", "model")
     assert sharding.spec_of("lm/layers/ffn_out/kernel") == P(None, "model", "shard")
     assert sharding.spec_of("lm/layers/out/bias") == P()
-    assert sharding.spec_of("prompt/key") == P()
+    assert sharding.spec_of("prompt/key") == P(sharding.BATCH)
 
 
 @pytest.mark.parametrize("path", ["lm/layers/gate/kernel", "head/kernel", "lm", "lm/embed/more"])
@@ -48,10 +51,20 @@ def test_optimizer_state_lies_as_its_parameters_do() -> None:
     state = {"trained": trained, "optimizer": tx.init(trained), "step": jnp.zeros((), jnp.int32)}
     where = sharding.state_shardings(mesh, state)
     found = [(jax.tree_util.keystr(path), leaf.spec) for path, leaf in jax.tree_util.tree_leaves_with_path(where)]
-    for parameter, spec in (("lm/layers/query/kernel", P(None, "shard", "model")), ("prompt/sep", P())):
+    for parameter, spec in (("lm/layers/query/kernel", P(None, "shard", "model")), ("prompt/sep", P(sharding.BATCH))):
         specs = [lies for path, lies in found if f"'{parameter}'" in path]
         assert specs == [spec] * 3  # itself and its two moments
     assert where["step"].spec == P()
+
+
+def test_a_bank_lies_with_its_rows_where_it_divides() -> None:
+    four = SimpleNamespace(shape={"data": 2, "shard": 2, "model": 3})
+    batch = Batch(*(np.zeros(24, np.int32) for _ in range(7)))
+    for members, major in ((1, True), (2, True), (3, False), (4, True), (6, False), (8, True)):
+        assert (sharding.member_major(four, batch, members).prompt_id is None) == major
+        spec = sharding._spec(four, "prompt/key", np.zeros((members, 5)))
+        assert spec == (P(sharding.BATCH) if members % 4 == 0 else P())
+    assert sharding.member_major(None, batch, 3).prompt_id is None
 
 
 def test_devices_must_divide_into_groups() -> None:
