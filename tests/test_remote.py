@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from spjax.storage import KMeans, save_kmeans
 from tests import toy
 from tests.conftest import ROOT, Place, finish
 from tests.storage import gcs_server
@@ -146,7 +148,7 @@ def test_packs_and_records_of_a_bucket_are_answered(remote: Remote, finished_run
 
 TRIES = """
 import sys
-from spjax.storage import banks, places, unit_lms
+from spjax.storage import banks, load_kmeans, places, unit_lms
 
 def tell(what, attempt, *arguments):
     try:
@@ -158,6 +160,7 @@ tell("check", places.check_buckets, ["gs://spjax-tests/a", "gs://spjax-tests/b",
 tell("bucket", places.check_buckets, ["gs://nobodys-bucket/run"])
 tell("scheme", places.check_buckets, ["s3://bucket/run"])
 tell("lm", lambda: unit_lms.read_unit_lm("gs://spjax-tests/lm")[2]["hash"])
+tell("kmeans", lambda: load_kmeans("gs://spjax-tests/kmeans").id)
 tell("no lm", unit_lms.read_unit_lm, "gs://spjax-tests/nowhere")
 tell("packs", lambda: list(banks.load_packs("mine=gs://spjax-tests/runs/fsc/packs/seed_0")))
 tell("no packs", banks.load_packs, "gs://spjax-tests/units")
@@ -172,9 +175,13 @@ def _told(remote: Remote, **environment: str) -> dict[str, str]:
     return dict(line.split(" | ", 1) for line in done.stdout.splitlines())
 
 
-def test_what_a_bucket_lacks_is_told(remote: Remote, finished_run: Path) -> None:
+def test_what_a_bucket_holds_and_lacks_is_told(remote: Remote, finished_run: Path, tmp_path: Path) -> None:
+    kmeans = KMeans(np.eye(4, dtype=np.float32), {"encoder": "mfcc"})
+    save_kmeans(tmp_path / "kmeans", kmeans)
+    remote.bucket.put_tree(tmp_path / "kmeans", "kmeans")
     remote.bucket.put_tree(finished_run, RUN)
     told = _told(remote)
+    assert told["kmeans"] == kmeans.id
     assert told["check"] == "None"
     assert "there is no bucket gs://nobodys-bucket: check its name, or make it with gcloud storage" in told["bucket"]
     assert "s3://bucket is no bucket of Cloud Storage" in told["scheme"]
@@ -193,7 +200,7 @@ def test_who_is_refused_is_told_what_to_do(remote: Remote) -> None:
         assert "gcloud auth application-default login" in told[what]
 
 
-@pytest.mark.distributed
+@pytest.mark.slow
 def test_a_run_without_its_bucket_ends_before_anything_is_made(remote: Remote) -> None:
     code, printed = finish(remote.train("--config.lm=gs://nobodys-bucket/lm"))
     assert code == 1
@@ -202,7 +209,7 @@ def test_a_run_without_its_bucket_ends_before_anything_is_made(remote: Remote) -
     assert not list(remote.folder.iterdir())
 
 
-@pytest.mark.distributed
+@pytest.mark.slow
 def test_records_and_an_lm_of_a_bucket_are_made_where_they_are_absent(remote: Remote) -> None:
     """From unit text on gs:// to a score; the half of an import that was cut off is no records."""
     bucket = remote.bucket
@@ -219,4 +226,13 @@ def test_records_and_an_lm_of_a_bucket_are_made_where_they_are_absent(remote: Re
     assert {"ulm/lm/config.json", "ulm/lm/model.safetensors", "units/fsc/unit_card.json", f"{RUN}/results.json"} <= set(
         bucket.objects
     )
+    assert not list(remote.folder.iterdir())
+
+
+@pytest.mark.slow
+def test_speech_is_not_made_in_a_bucket(remote: Remote) -> None:
+    config = f"--config={ROOT / 'configs' / 'demo.py'}"
+    code, printed = finish(remote.start("spjax.main", config, "--workdir=gs://spjax-tests/demo"))
+    assert code == 1
+    assert "--workdir=gs://spjax-tests/demo is in a bucket: speech is made and encoded here" in printed
     assert not list(remote.folder.iterdir())

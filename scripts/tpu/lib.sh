@@ -99,10 +99,10 @@ on() {
 # What a worker runs before anything is changed there: TPUs and their code belong to one run at a time.
 IDLE="if pgrep -f '[s]pjax\\.main' >/dev/null; then echo 'a run is going on: watch it, or stop it' >&2; exit 1; fi"
 
-# state: of the queued resource; nothing where there is none.
+# state: of the queued resource; nothing where there is none. A gcloud that does not answer is an error, and not nothing.
 state() {
   place
-  shown gcloud compute tpus queued-resources describe "$NAME" "${WHERE[@]}" "--format=value(state.state)"
+  shown gcloud compute tpus queued-resources list "${WHERE[@]}" "--filter=name~\"/$NAME\$\"" "--format=value(state.state)"
 }
 
 # workdir: the value of --workdir in REST.

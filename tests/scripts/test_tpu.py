@@ -94,7 +94,7 @@ def test_help_tells_every_flag_that_is_needed(cloud: Cloud, script: str) -> None
 
 @pytest.mark.parametrize("script", [name for name in NAMES if name != "resume"])
 def test_what_is_printed_is_what_is_run(cloud: Cloud, script: str) -> None:
-    cloud.answer("describe", "0 ACTIVE")
+    cloud.answer("resources list", "0 ACTIVE")
     printed = cloud.run(script, *WHERE, *ASKED, "--dry-run", *RUN)
     assert printed.returncode == 0, printed.stderr
     assert cloud.calls() == []
@@ -161,7 +161,7 @@ def test_a_gcloud_that_fails_ends_the_script(cloud: Cloud, script: str) -> None:
 
 
 def test_capacity_that_is_refused_is_told(cloud: Cloud) -> None:
-    cloud.answer("describe", "0 WAITING_FOR_RESOURCES", "0 PROVISIONING", "0 FAILED")
+    cloud.answer("resources list", "0 WAITING_FOR_RESOURCES", "0 PROVISIONING", "0 FAILED")
     done = cloud.run("create", *WHERE, *ASKED)
     assert done.returncode == 2
     assert "pod was not given" in done.stderr
@@ -251,7 +251,7 @@ def test_resume_prints_a_round(cloud: Cloud) -> None:
     assert done.returncode == 0, done.stderr
     calls = [line.split()[:5] for line in done.stdout.splitlines() if line.startswith("gcloud")]
     assert [call[2] if call[1] == "storage" else call[4] for call in calls] == [
-        "cat", "describe", "delete", "create", "describe", "cp", "ssh", "ssh", "rm", "ssh"
+        "cat", "list", "delete", "create", "list", "cp", "ssh", "ssh", "rm", "ssh"
     ]  # fmt: skip
     assert cloud.calls() == []
 
@@ -267,7 +267,9 @@ def test_resume_ends_where_the_run_has_ended_well(cloud: Cloud) -> None:
 def test_resume_begins_with_nothing_and_goes_on_after_a_preemption(cloud: Cloud) -> None:
     # No TPU yet; asked for; taken away while it runs; asked for again; finished.
     cloud.answer("storage cat gs://bucket/runs", "1 ", "1 ", "1 ", "1 ", "0 0")
-    cloud.answer("describe", "1 ", "0 ACTIVE", "0 ACTIVE", "0 SUSPENDED", "0 PROVISIONING", "0 ACTIVE", "0 ACTIVE")
+    cloud.answer(
+        "resources list", "0 ", "0 ACTIVE", "0 ACTIVE", "0 SUSPENDED", "0 PROVISIONING", "0 ACTIVE", "0 ACTIVE"
+    )
     cloud.answer("echo 'a run is going on", "0 ")  # asked before it is begun
     cloud.answer("pgrep -f '[s]pjax", "1 ")  # asked alone, by resume: whether it runs
     done = cloud.run("resume", *WHERE, *ASKED, *RUN)
@@ -276,9 +278,18 @@ def test_resume_begins_with_nothing_and_goes_on_after_a_preemption(cloud: Cloud)
     assert did == ["delete", "create", "cp", "rm", "delete", "create", "cp", "rm"]
 
 
+def test_resume_takes_silence_for_no_preemption(cloud: Cloud) -> None:
+    cloud.answer("storage cat gs://bucket/runs", "1 ", "1 ", "0 0")
+    cloud.answer("resources list", "1 ", "0 ACTIVE")
+    done = cloud.run("resume", *WHERE, *ASKED, *RUN)
+    assert done.returncode == 0, done.stderr
+    assert "gcloud does not answer" in done.stderr
+    assert "delete" not in [_what(call) for call in cloud.calls()]
+
+
 def test_resume_gives_up_on_a_run_that_fails_again_and_again(cloud: Cloud) -> None:
     cloud.answer("storage cat gs://bucket/runs", "0 1")
-    cloud.answer("describe", "0 ACTIVE")
+    cloud.answer("resources list", "0 ACTIVE")
     done = cloud.run("resume", *WHERE, *ASKED, "--retries=2", *RUN)
     assert done.returncode == 2
     assert "the run ended with status 1 for the last time" in done.stderr
@@ -287,7 +298,7 @@ def test_resume_gives_up_on_a_run_that_fails_again_and_again(cloud: Cloud) -> No
 
 def test_resume_counts_no_stop_as_a_failure(cloud: Cloud) -> None:
     cloud.answer("storage cat gs://bucket/runs", *["0 143"] * 5, "0 0")
-    cloud.answer("describe", "0 ACTIVE")
+    cloud.answer("resources list", "0 ACTIVE")
     done = cloud.run("resume", *WHERE, *ASKED, "--retries=0", *RUN)
     assert done.returncode == 0, done.stderr
     assert [_what(call) for call in cloud.calls()].count("rm") == 5
