@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -226,6 +227,37 @@ def test_records_and_an_lm_of_a_bucket_are_made_where_they_are_absent(remote: Re
     assert {"ulm/lm/config.json", "ulm/lm/model.safetensors", "units/fsc/unit_card.json", f"{RUN}/results.json"} <= set(
         bucket.objects
     )
+    assert not list(remote.folder.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_share_a_bucket(remote: Remote, finished_run: Path) -> None:
+    """Stopped and continued; the second sees in the bucket what the first one made."""
+    bucket = remote.bucket
+
+    def two() -> list[subprocess.Popen[str]]:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            where = f"--coordinator=localhost:{free.getsockname()[1]}"
+        own = ("--units=gs://spjax-tests/unit_text", "--config.data=gs://spjax-tests/made/fsc", where, "--processes=2")
+        return [remote.train(*own, f"--process_id={number}") for number in range(2)]
+
+    processes = two()
+    _when(processes[0], lambda: any(re.match(rf"{RUN}/checkpoints/\d+/", name) for name in list(bucket.objects)))
+    processes[1].send_signal(signal.SIGTERM)
+    ends = [finish(process) for process in processes]
+    assert [code for code, _ in ends] == [143, 143], [printed[-2000:] for _, printed in ends]
+    ends = [finish(process) for process in two()]
+    assert [code for code, _ in ends] == [0, 0], [printed[-2000:] for _, printed in ends]
+    assert "continuing from epoch" in ends[0][1] + ends[1][1]
+    ours, theirs = (
+        json.loads(bucket.objects[f"{RUN}/results.json"]),
+        json.loads((finished_run / "results.json").read_text()),
+    )
+    for one, other in zip(ours["members"], theirs["members"], strict=True):
+        curves = [[point["train_loss"] for point in member["curve"]] for member in (one, other)]
+        assert curves[0] == pytest.approx(curves[1], abs=1e-4)
     assert not list(remote.folder.iterdir())
 
 

@@ -80,9 +80,7 @@ def check_buckets(places: Iterable[object]) -> None:
     remote = [os.fspath(place) for place in places if isinstance(place, str | os.PathLike) and is_remote(place)]
     for root in dict.fromkeys("/".join(place.split("/", 3)[:3]) for place in remote):
         if not root.startswith("gs://") or root == "gs://":
-            raise FileNotFoundError(
-                f"{root} is no bucket of Cloud Storage: give gs://BUCKET/PATH, or a path of this machine."
-            )
+            raise ValueError(f"{root} is no bucket of Cloud Storage: give gs://BUCKET/PATH, or a path of this machine")
         if not epath.Path(root).exists():
             raise FileNotFoundError(
                 f"there is no bucket {root}: check its name, or make it with gcloud storage buckets create {root} "
