@@ -20,7 +20,7 @@ import pytest
 
 import spjax
 from tests import toy
-from tests.conftest import Place, finish
+from tests.conftest import PACE, Place, finish
 
 LOSS_LINES = 4  # lines of log.jsonl that an epoch of toy.SMALL writes: two in its midst, one at its end, one of valid
 
@@ -47,7 +47,7 @@ def _log(workdir: Path) -> list[dict[str, Any]]:
 
 
 def _numbers(workdir: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key not in ("time", "utt_s")} for line in _log(workdir)]
+    return [{key: value for key, value in line.items() if key not in PACE} for line in _log(workdir)]
 
 
 def _assert_same(workdir: Path, expected: Path, stopped: bool = False) -> None:

@@ -27,6 +27,8 @@ from tqdm import tqdm
 
 from spjax.storage import files, places
 from spjax.training import checkpoints, sharding
+from spjax.training.pace import Pace
+from spjax.training.profile import Trace
 
 State = Any  # a tree of arrays
 
@@ -61,6 +63,7 @@ class Job:
       without: (state, who of the learners diverged so far) -> the state in which they take no further part; called at
         the end of an epoch, before it is evaluated. `update` must leave theirs as it was. None: one ends the run.
       names: what messages call the learners.
+      least: (state, batch) -> seconds that the update would take at the devices' peak (`speed.least_seconds`).
     """
 
     state: State
@@ -72,6 +75,7 @@ class Job:
     finished: Callable[[State], bool]
     without: Callable[[State, np.ndarray], State] | None = None
     names: Sequence[str] = ()
+    least: Callable[[State, Any], float] = lambda state, batch: 0.0
 
 
 def diverged(metrics: Mapping[str, Any]) -> Any:
@@ -84,7 +88,7 @@ def diverged(metrics: Mapping[str, Any]) -> Any:
 
 
 def fit(
-    job: Job, workdir: str, *, epochs: int, log_every: int = 50, checkpoint_every: int = 500
+    job: Job, workdir: str, *, epochs: int, log_every: int = 50, checkpoint_every: int = 500, profile: int = 0
 ) -> tuple[State, list[dict[str, Any]]]:
     """Train until the last epoch or until the job is finished.
 
@@ -94,6 +98,7 @@ def fit(
       epochs: most epochs.
       log_every: updates between log lines.
       checkpoint_every: updates between checkpoints; one is written after every epoch too.
+      profile: updates of which a profiler trace is written to WORKDIR/profile.
 
     Returns:
       The last state, and of every epoch its mean training loss (None for a learner that rested), its score and its
@@ -134,12 +139,12 @@ def fit(
                 f"stopped at epoch {epoch + 1}, step {step}: saved; the same command continues", stop.number
             )
 
-        with Log(workdir, epoch * job.steps + start) as log:
+        with Log(workdir, epoch * job.steps + start) as log, Trace(workdir, profile) as trace:
             started = False
             while epoch < epochs and not job.finished(state):
                 pending: list[dict[str, jax.Array]] = []
-                seen, since = 0, time.monotonic()
                 steps = job.plan(state, epoch)
+                pace = Pace()
                 bar = tqdm(
                     total=len(steps), initial=start, desc=f"epoch {epoch + 1}/{epochs}", unit="step",
                     disable=jax.process_index() > 0, mininterval=1.0, dynamic_ncols=True,
@@ -148,10 +153,12 @@ def fit(
                     bar.set_postfix_str("compiling the first steps")
                     started = True
                 with bar:  # closed by whatever ends the epoch: what is printed then stands below it
-                    for done, (batch, utterances) in enumerate(job.batches(steps[start:]), start + 1):
-                        state, metrics = job.update(state, batch)
+                    for done, (batch, utterances) in enumerate(pace.each(job.batches(steps[start:])), start + 1):
+                        pace.done(utterances, job.least(state, batch))
+                        with trace.step():
+                            state, metrics = job.update(state, batch)
+                        trace.done(metrics)
                         pending.append(metrics)
-                        seen += utterances
                         bar.update()
                         asked = stop.asked()
                         due = done % checkpoint_every == 0
@@ -166,9 +173,9 @@ def fit(
                                 }
                             window = {name: np.sum([each[name] for each in fetched], axis=0) for name in fetched[0]}
                             loss = np.sum(window["loss"]) / max(np.sum(window["updates"]), 1)
-                            rate = seen / (time.monotonic() - since)
-                            bar.set_postfix(loss=f"{loss:.4f}", utt_s=f"{rate:.0f}")
-                            log.write(epoch * job.steps + done, _means(window), utt_s=rate)
+                            told = pace.read()
+                            bar.set_postfix(loss=f"{loss:.4f}", utt_s=f"{told['utt_s']:.0f}")
+                            log.write(epoch * job.steps + done, _means(window), **told)
                         if asked or (due and done < len(steps)):
                             save(epoch, done)
                         if asked:

@@ -25,7 +25,7 @@ from spjax import vocab
 from spjax.data.unit_set import UnitSet
 from spjax.models import streams, unit_lm
 from spjax.models.config import Compute, UnitLMConfig
-from spjax.training import loop, masks, optim, sharding
+from spjax.training import loop, masks, optim, sharding, speed
 from spjax.types import Params, Streams
 
 _log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class PretrainConfig:
       checkpoint_every: updates between checkpoints.
       stream_weights: of a multi-stream LM, what the losses of duration and f0 count beside the unit's.
       f0_bins: of a discrete multi-stream LM whose config names no edges: bins of f0, as many segments of train in each.
+      profile: updates of which a profiler trace is written, once the first are done (docs/profiling.md); 0: none.
     """
 
     epochs: int = 10
@@ -56,11 +57,14 @@ class PretrainConfig:
     checkpoint_every: int = 250
     stream_weights: tuple[float, float] = (0.5, 0.5)
     f0_bins: int = 32
+    profile: int = 0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "row_length", "rows", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"pretrain: {name} is {getattr(self, name)}, must be at least 1")
+        if self.profile < 0:
+            raise ValueError(f"pretrain: profile is {self.profile}, must not be negative (0 writes none)")
         if not 2 <= self.f0_bins <= 1024:
             raise ValueError(f"pretrain: f0_bins is {self.f0_bins}, must lie in 2..1024")
         if len(self.stream_weights) != 2 or not all(0 <= weight < math.inf for weight in self.stream_weights):
@@ -330,8 +334,11 @@ def pretrain(
         metrics["nll"] = nll / units
         return state, metrics, -metrics["nll"]
 
-    job = loop.Job(state, steps, plan, read, update, evaluate, lambda _: False)
-    state, history = loop.fit(job, workdir, epochs=run.epochs, checkpoint_every=run.checkpoint_every)
+    least = speed.least_seconds(update, compute.operand)
+    job = loop.Job(state, steps, plan, read, update, evaluate, lambda _: False, least=least)
+    state, history = loop.fit(
+        job, workdir, epochs=run.epochs, checkpoint_every=run.checkpoint_every, profile=run.profile
+    )
     return masks.unflatten(sharding.fetch(state["params"]))["lm"], history
 
 

@@ -27,7 +27,7 @@ from spjax.evaluation import decode
 from spjax.models import prompts
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.verbalizers import Verbalizer
-from spjax.training import loop, losses, masks, optim, sharding
+from spjax.training import loop, losses, masks, optim, sharding, speed
 from spjax.types import Batch, Params
 
 _log = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ class TrainConfig:
         and the number of members that take part, is a program to compile.
       checkpoint_every: updates between checkpoints.
       eval_rows: utterances of an evaluation batch.
+      profile: updates of which a profiler trace is written, once the first are done (docs/profiling.md); 0: none.
     """
 
     seeds: tuple[int, ...] = (0,)
@@ -72,6 +73,7 @@ class TrainConfig:
     buckets: int = 4
     checkpoint_every: int = 250
     eval_rows: int = 64
+    profile: int = 0
 
     def __post_init__(self) -> None:
         if self.select not in ("metric", "loss", "last"):
@@ -86,6 +88,8 @@ class TrainConfig:
                 f"train: patience is {self.patience}, but with select='last' no epoch is better than the next: choose "
                 "select='metric' or 'loss', or patience=0"
             )
+        if self.profile < 0:
+            raise ValueError(f"train: profile is {self.profile}, must not be negative (0 writes none)")
         if self.patience < 0:
             raise ValueError(f"train: patience is {self.patience}, must not be negative (0 never stops early)")
         try:
@@ -405,6 +409,7 @@ def train(
     lengths = [lesson.setting.prompt.length for lesson in lessons for _ in seeds]
     update = make_update(setting, tx, spoken, lengths if len(set(lengths)) > 1 else None, mesh)
     step_fn = jax.jit(update, donate_argnums=0, out_shardings=(where, None))
+    least = speed.least_seconds(step_fn, setting.compute.operand)
 
     def batches(steps: Sequence[planning.Step]) -> Iterator[tuple[tuple[Batch, jax.Array | None], int]]:
         host, hosts = jax.process_index(), jax.process_count()
@@ -464,8 +469,11 @@ def train(
         finished=lambda state: not bool(sharding.fetch(state["active"]).any()),
         without=without,
         names=[name(n) for n in range(members)],
+        least=lambda state, item: least(state, frozen, *item),
     )
-    state, history = loop.fit(job, workdir, epochs=run.epochs, checkpoint_every=run.checkpoint_every)
+    state, history = loop.fit(
+        job, workdir, epochs=run.epochs, checkpoint_every=run.checkpoint_every, profile=run.profile
+    )
     kept = masks.unflatten({**masks.flatten(params), **sharding.fetch(state["best"])})
     best_epoch, best_score = sharding.fetch((state["best_epoch"], state["best_score"]))
     return Trained(kept, history, best_epoch.tolist(), best_score.tolist())

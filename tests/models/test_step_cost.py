@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from spjax.models import unit_lm, verbalizers
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.prompts import PromptConfig
 from spjax.tasks import TASKS
-from spjax.training import losses, masks, optim, train
+from spjax.training import losses, masks, optim, speed, train
 from spjax.types import Batch
 from tests.models import tiny
 
@@ -62,17 +61,6 @@ def lower_args(setting: train.Setting, trainable: str, members: int = 1) -> tupl
     return jax.jit(train.make_update(setting, tx), donate_argnums=0), state, frozen, batch
 
 
-def equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
-    """Every equation of a program, those of its loops and calls included, and how often it runs."""
-    for equation in jaxpr.eqns:
-        yield equation, times
-        for value in equation.params.values():
-            for part in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(part, "jaxpr", part)
-                if hasattr(inner, "eqns"):
-                    yield from equations(inner, times * equation.params.get("length", 1))
-
-
 @functools.cache
 def traced(trainable: str, remat: bool = False) -> Any:
     update, *args = lower_args(setting_of(MEDIUM, Compute(remat=remat)), trainable)
@@ -86,14 +74,11 @@ def compiled(trainable: str) -> Any:
 
 def products(trainable: str) -> list[tuple[tuple[int, ...], int]]:
     """Of every matrix product: the sizes of its result, sorted, and its floating-point operations in all its runs."""
-    found = []
-    for equation, times in equations(traced(trainable).jaxpr.jaxpr):
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-            shape = equation.outvars[0].aval.shape
-            found.append((tuple(sorted(size for size in shape if size > 1)), 2 * times * depth * math.prod(shape)))
-    return found
+    program = traced(trainable).jaxpr
+    return [
+        (tuple(sorted(size for size in shape if size > 1)), 2 * times * depth * math.prod(shape))
+        for shape, depth, times in speed.products(program)
+    ]
 
 
 def test_no_product_of_a_prompt_step_is_a_gradient_of_the_lm():
@@ -140,7 +125,10 @@ def test_the_optimizer_knows_what_is_trained_alone(trainable: str):
 def test_remat_is_asked_for_or_not():
     # Attention is always computed again; with remat the whole of a layer, which holds it.
     counts = [
-        sum("remat" in e.primitive.name or "checkpoint" in e.primitive.name for e, _ in equations(program.jaxpr.jaxpr))
+        sum(
+            "remat" in e.primitive.name or "checkpoint" in e.primitive.name
+            for e, _ in speed.equations(program.jaxpr.jaxpr)
+        )
         for program in (traced("prompt/.*", remat=True), traced("prompt/.*"))
     ]
     assert counts[0] > counts[1] > 0

@@ -25,7 +25,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests import toy
-from tests.conftest import ROOT, Place, finish
+from tests.conftest import PACE, ROOT, Place, finish
 
 pytestmark = pytest.mark.distributed
 
@@ -85,7 +85,7 @@ def _log(workdir: Path) -> dict[tuple[int, str], Any]:
         (start if name.startswith("train/") else 0, line["step"], name): value
         for start, line in spans
         for name, value in line.items()
-        if name not in ("step", "time", "utt_s")
+        if name not in ("step", *PACE)
     }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from spjax.training import checkpoints, loop
+from tests.conftest import PACE
 
 STEPS = 7
 BATCHES = np.random.default_rng(0).normal(size=(4, STEPS, 3)).astype(np.float32)
@@ -54,7 +55,7 @@ def _job(before: Callable[[int, int], None] = lambda epoch, step: None, scores: 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in ("time", "utt_s")} for line in lines]
+    return [{key: value for key, value in line.items() if key not in PACE} for line in lines]
 
 
 def _positions(folder: Path) -> list[int]:

@@ -1,0 +1,99 @@
+"""How fast an update could be: its matrix products at the peak of the devices, which the log compares it to."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# Published bfloat16 FLOP/s of a device, by what JAX calls it: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e), NVIDIA's
+# data sheets without sparsity (A100, H100, H200, L4).
+PEAKS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA L4": 121e12,
+}
+
+
+def least_seconds(step: Any, operand: Any) -> Callable[..., float]:
+    """A function of an update's arguments: seconds that all devices would take for its matrix products at their peak.
+
+    Args:
+      step: the jitted update, of a global batch.
+      operand: type of the products' operands.
+    """
+    known: dict[Any, float] = {}
+
+    def least(*args: Any) -> float:
+        shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(args[1:]))
+        if "peak" not in known:
+            known["peak"] = peak(operand)
+        if shapes not in known:
+            known[shapes] = flops(step.trace(*args).jaxpr) / known["peak"]
+        return known[shapes]
+
+    return least
+
+
+def flops(program: Any) -> float:
+    """Floating-point operations of a traced program's matrix products, two a multiply-add, its loops turned."""
+    return float(sum(2 * math.prod(shape) * depth * times for shape, depth, times in products(program)))
+
+
+def products(program: Any) -> Iterator[tuple[tuple[int, ...], int, int]]:
+    """Of every matrix product of a traced program: the shape of its result, terms of each sum, how often it runs."""
+    for equation, times in equations(program.jaxpr):
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            yield equation.outvars[0].aval.shape, depth, times
+
+
+def equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
+    """Every equation of a program, those of its loops and calls included, and how often it runs.
+
+    Of the branches of a choice (of platforms, here) the first alone counts.
+    """
+    for equation in jaxpr.eqns:
+        yield equation, times
+        for name, value in equation.params.items():
+            parts = value if isinstance(value, tuple | list) else (value,)
+            for part in parts[:1] if name == "branches" else parts:
+                inner = getattr(part, "jaxpr", part)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner, times * equation.params.get("length", 1))
+
+
+def peak(operand: Any) -> float:
+    """FLOP/s of all devices together: as published for bfloat16, else what a large square product here reaches."""
+    devices, operand = jax.devices(), jnp.dtype(operand)
+    kind = devices[0].device_kind
+    published = [value for name, value in PEAKS.items() if re.match(rf"{name}(?!\w| lite)", kind)]
+    if published and operand == jnp.bfloat16:
+        return published[0] * len(devices)
+    cpu = devices[0].platform == "cpu"  # whose devices share the cores of their process
+    return _measured(1024 if cpu else 8192, operand) * (jax.process_count() if cpu else len(devices))
+
+
+def _measured(size: int, operand: jnp.dtype) -> float:
+    highest = jax.lax.Precision.HIGHEST if operand == jnp.float32 else None
+    product = jax.jit(lambda x: jnp.dot(x, x, precision=highest, preferred_element_type=jnp.float32))
+    x = jax.device_put(jnp.ones((size, size), operand), jax.local_devices()[0])
+    product(x).block_until_ready()
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        product(x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)

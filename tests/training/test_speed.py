@@ -1,0 +1,138 @@
+"""What a run is said to make of its devices: counted operations, the pace of its log, and the trace of some updates."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spjax.training import loop, profile, speed
+from spjax.training.pace import Pace
+
+
+def test_operations_are_those_that_xla_counts() -> None:
+    x, w = jnp.ones((8, 16)), jnp.ones((5, 16, 16))
+
+    @jax.jit
+    def unrolled(x: jax.Array, w: jax.Array) -> jax.Array:
+        for kernel in w:
+            x = x @ kernel
+        return x
+
+    looped = jax.jit(lambda x, w: jax.lax.scan(lambda x, kernel: (x @ kernel, None), x, w)[0])
+    by_hand = 2 * 5 * 8 * 16 * 16
+    assert speed.flops(unrolled.trace(x, w).jaxpr) == speed.flops(looped.trace(x, w).jaxpr) == by_hand
+    cost = unrolled.lower(x, w).compile().cost_analysis()
+    assert cost["flops"] == pytest.approx(by_hand, rel=0.01)
+    chosen = jax.jit(lambda x: jax.lax.platform_dependent(x, cpu=lambda x: x @ x.T, default=lambda x: x @ x.T))
+    assert speed.flops(chosen.trace(x).jaxpr) == 2 * 8 * 8 * 16, "a choice of platforms is made once"
+    again = jax.jit(jax.grad(lambda x: jax.checkpoint(lambda x: jnp.sin(x @ w[0]))(x).sum()))
+    assert speed.flops(again.trace(x).jaxpr) == 3 * 2 * 8 * 16 * 16, "what is computed again is work"
+
+
+def test_the_least_time_goes_by_the_batch_and_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    traces: list[int] = []
+
+    @jax.jit
+    def step(state: jax.Array, batch: jax.Array) -> jax.Array:
+        traces.append(1)
+        return batch @ state
+
+    monkeypatch.setattr(speed, "peak", lambda operand: 1e3)
+    least, state = speed.least_seconds(step, "float32"), jnp.ones((4, 4))
+    for rows in (2, 3, 2):
+        batch = jnp.ones((rows, 4))
+        assert least(state, batch) == pytest.approx(2 * rows * 16 / 1e3)
+        step(state, batch)
+    assert len(traces) == 2, "the update's own trace is used"
+
+
+class _Device:
+    platform = "gpu"
+
+    def __init__(self, kind: str) -> None:
+        self.device_kind = kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "flops"),
+    [
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU v5p", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L40S", 7.0),  # not an L4: measured
+        ("cpu", 7.0),
+    ],
+)
+def test_peaks(monkeypatch: pytest.MonkeyPatch, kind: str, flops: float) -> None:
+    monkeypatch.setattr(speed, "_measured", lambda size, operand: 7.0)
+    monkeypatch.setattr(speed.jax, "devices", lambda: [_Device(kind)] * 3)
+    assert speed.peak("bfloat16") == 3 * flops
+    assert speed.peak("float32") == 21
+
+
+def test_a_measured_peak_is_one() -> None:
+    assert 1e8 < speed._measured(128, jnp.dtype("float32")) < 1e15
+
+
+def test_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def items() -> object:
+        for _ in range(4):
+            now[0] += 1.0  # the reader takes its time
+            yield None
+
+    pace = Pace()
+    for _ in pace.each(items()):
+        now[0] += 3.0
+        pace.done(8, 1.5)
+    assert pace.read() == {"utt_s": 2.0, "peak_share": 0.375, "input_wait": 0.25}
+    now[0] += 1.0
+    assert pace.read() == {"utt_s": 0.0, "peak_share": 0.0, "input_wait": 0.0}
+
+
+def _job(stop: int = 1000) -> loop.Job:
+    update = jax.jit(lambda s, batch: ({"x": s["x"] + batch.sum()}, {"loss": jnp.cos(s["x"]), "updates": jnp.ones(())}))
+
+    def batches(steps: object) -> object:
+        for number, step in enumerate(steps):
+            if number == stop:
+                raise OSError("no more")
+            yield np.full(3, step, np.float32), 3
+
+    return loop.Job(
+        {"x": jnp.zeros(())}, 20, lambda state, epoch: range(20), batches, update, lambda state, epoch: (state, {}, 0.0),
+        lambda state: False, least=lambda state, batch: 1e-9,
+    )  # fmt: skip
+
+
+def _traced(folder: Path) -> list[int]:
+    """Numbers of the updates that the trace shows."""
+    (trace,) = folder.glob("profile/plugins/profile/*/*.trace.json.gz")
+    (_,) = folder.glob("profile/plugins/profile/*/*.xplane.pb")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    return sorted(int(event["args"]["step_num"]) for event in events if event.get("name") == "update")
+
+
+def test_a_trace_of_some_updates(tmp_path: Path) -> None:
+    loop.fit(_job(), str(tmp_path / "whole"), epochs=1, profile=3)
+    assert _traced(tmp_path / "whole") == [profile.SKIPPED + n for n in (1, 2, 3)]
+    lines = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
+    assert all(0 <= line["input_wait"] <= 1 and line["peak_share"] > 0 for line in lines if "utt_s" in line)
+    # What was traced is not lost with a run that ends early.
+    with pytest.raises(OSError, match="no more"):
+        loop.fit(_job(stop=12), str(tmp_path / "cut"), epochs=1, profile=5)
+    assert _traced(tmp_path / "cut") == [profile.SKIPPED + 1, profile.SKIPPED + 2]
+    loop.fit(_job(), str(tmp_path / "none"), epochs=1)
+    assert not (tmp_path / "none/profile").exists()
