@@ -129,6 +129,33 @@ def test_a_run_in_a_bucket_is_stopped_and_ends_as_one_that_nobody_stopped_here(
     assert not list(remote.folder.iterdir()), "something was written on this machine"
 
 
+@pytest.mark.slow
+def test_killed_in_a_checkpoint_it_goes_on_from_the_one_before(remote: Remote, finished_run: Path) -> None:
+    bucket = remote.bucket
+
+    def half() -> bool:
+        names = [
+            name.removeprefix(f"{RUN}/checkpoints/").split("/")
+            for name in list(bucket.objects)
+            if "/checkpoints/" in name
+        ]
+        done = {parts[0] for parts in names if parts[1:] == ["commit_success.txt"]}
+        return bool(done) and bool({parts[0] for parts in names if len(parts) > 2} - done)
+
+    process = remote.train()
+    _when(process, half)
+    process.kill()
+    finish(process)
+    left = dict(bucket.objects)
+    code, printed = finish(remote.train())
+    assert code == 0, printed[-3000:]
+    assert "continuing from epoch" in printed
+    _assert_same(bucket, finished_run)
+    steps = {name.split("/")[3] for name in bucket.objects if re.match(rf"{RUN}/checkpoints/\d+/.", name)}
+    assert len(steps) == 1, "only the last one is kept"
+    assert any("/checkpoints/" in name for name in left.keys() - bucket.objects.keys())
+
+
 @pytest.mark.distributed
 def test_packs_and_records_of_a_bucket_are_answered(remote: Remote, finished_run: Path) -> None:
     bucket = remote.bucket
