@@ -156,6 +156,19 @@ def test_killed_in_a_checkpoint_it_goes_on_from_the_one_before(remote: Remote, f
     assert any("/checkpoints/" in name for name in left.keys() - bucket.objects.keys())
 
 
+@pytest.mark.slow
+def test_a_bucket_that_is_away_for_seconds_disturbs_nothing(remote: Remote, finished_run: Path) -> None:
+    bucket = remote.bucket
+    process = remote.train()
+    _when(process, lambda: any(name.endswith("commit_success.txt") for name in list(bucket.objects)))
+    bucket.status = 503
+    time.sleep(3)
+    bucket.status = None
+    code, printed = finish(process)
+    assert code == 0, printed[-3000:]
+    _assert_same(bucket, finished_run)
+
+
 @pytest.mark.distributed
 def test_packs_and_records_of_a_bucket_are_answered(remote: Remote, finished_run: Path) -> None:
     bucket = remote.bucket
