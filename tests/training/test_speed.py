@@ -111,8 +111,9 @@ def _job(stop: int = 1000) -> loop.Job:
                 raise OSError("no more")
             yield np.full(3, step, np.float32), 3
 
+    start = {"x": jnp.zeros(())}
     return loop.Job(
-        {"x": jnp.zeros(())}, 20, lambda state, epoch: range(20), batches, update, lambda state, epoch: (state, {}, 0.0),
+        start, 20, lambda state, epoch: range(20), batches, update, lambda state, epoch: (state, {}, 0.0),
         lambda state: False, least=lambda state, batch: 1e-9,
     )  # fmt: skip
 
