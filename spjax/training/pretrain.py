@@ -343,7 +343,9 @@ def pretrain(
 
 
 def _local(mesh: Any, rows: Rows) -> Rows:
-    """This host's rows, as its share of the global batch."""
-    host, hosts = jax.process_index(), jax.process_count()
-    size = len(rows.inputs) // hosts
-    return sharding.shard_rows(mesh, jax.tree.map(lambda column: column[host * size : (host + 1) * size], rows))
+    """This process's rows, as its share of the global batch."""
+    own, runs = sharding.own_rows(mesh)
+    return sharding.shard_rows(
+        mesh,
+        jax.tree.map(lambda column: column.reshape(runs, -1, column.shape[1])[own].reshape(-1, column.shape[1]), rows),
+    )

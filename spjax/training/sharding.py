@@ -61,6 +61,17 @@ def batch_shards(mesh: Mesh) -> int:
     return int(mesh.shape["data"] * mesh.shape["shard"])
 
 
+def own_rows(mesh: Mesh) -> tuple[list[int], int]:
+    """Which of the equal runs of a batch's rows this process reads, and how many runs there are.
+
+    Several where the process's devices do not follow one another in the mesh, as on a slice whose hosts have squares of
+    chips; the same as another process where their devices compute a layer together.
+    """
+    groups = mesh.devices.reshape(batch_shards(mesh), -1)
+    own = [n for n, group in enumerate(groups) if any(one.process_index == jax.process_index() for one in group)]
+    return own, len(groups)
+
+
 def spec_of(path: str) -> P:
     """Where the parameter of this path lies.
 
@@ -147,10 +158,10 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
 
 
 def place(tree: Any, where: Any) -> Any:
-    """Host arrays that every process holds alike, as global arrays laid out by `where`."""
+    """Host arrays that every process holds alike, or global arrays, as global arrays laid out by `where`."""
 
     def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
             return jax.device_put(leaf, sharding)
         host = np.asarray(leaf)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])

@@ -56,7 +56,7 @@ class TrainConfig:
       buckets: most lengths of a task's batches; a step that tasks share has one of theirs. Each length, with its rows
         and the number of members that take part, is a program to compile.
       checkpoint_every: updates between checkpoints.
-      eval_rows: utterances of an evaluation batch.
+      eval_rows: utterances of an evaluation batch; as many as divide among the devices, where these are more.
       profile: updates of which a profiler trace is written, once the first are done (docs/profiling.md); 0: none.
     """
 
@@ -286,10 +286,10 @@ class Evaluator:
 
     def _batches(self, what: str, members: int) -> Iterator[tuple[Batch, Batch]]:
         """Batches with the member of every row, and as programs take them."""
-        host, hosts = jax.process_index(), jax.process_count()
         steps = [step._replace(ids=np.repeat(step.ids, members, axis=0)) for step in self._plan]
-        ready = loader.prefetch(loader.batches(self._units, steps, host, hosts))
-        for batch in tqdm(ready, desc=what, total=len(steps), leave=False, disable=host > 0, delay=2, unit="batch"):
+        ready = loader.prefetch(loader.batches(self._units, steps, *sharding.own_rows(self._mesh)))
+        quiet = jax.process_index() > 0
+        for batch in tqdm(ready, desc=what, total=len(steps), leave=False, disable=quiet, delay=2, unit="batch"):
             rows = sharding.shard_rows(self._mesh, batch)
             yield rows, sharding.member_major(self._mesh, rows, members)
 
@@ -372,8 +372,9 @@ def train(
     first = {id(one): start for one, start in zip(sets, starts, strict=False)}
     ids = [lesson.train_ids + first[id(lesson.train_set)] for lesson in lessons]
     course = bank_plan.BankPlan(
-        train_set.lengths, ids, run.seeds, run.buckets, run.max_rows, run.max_tokens, run.passes, run.sampling
-    )
+        train_set.lengths, ids, run.seeds, run.buckets, run.max_rows, run.max_tokens, run.passes, run.sampling,
+        sharding.batch_shards(mesh),
+    )  # fmt: skip
     programs: set[tuple[int, ...]] = set()
 
     def plan(state: dict[str, Any], epoch: int) -> list[planning.Step]:
@@ -412,11 +413,11 @@ def train(
     least = speed.least_seconds(step_fn, setting.compute.operand)
 
     def batches(steps: Sequence[planning.Step]) -> Iterator[tuple[tuple[Batch, jax.Array | None], int]]:
-        host, hosts = jax.process_index(), jax.process_count()
-        ready = loader.prefetch(loader.batches(train_set, steps, host, hosts))
+        own, runs = sharding.own_rows(mesh)
+        ready = loader.prefetch(loader.batches(train_set, steps, own, runs))
         for step, batch in zip(steps, ready, strict=True):
             who = None if step.members is None else sharding.place(step.members, where["step"])
-            yield (sharding.shard_rows(mesh, batch), who), int(batch.weight.sum()) * hosts
+            yield (sharding.shard_rows(mesh, batch), who), int(batch.weight.sum()) * runs // len(own)
 
     evaluators = [evaluator_for(lesson, run, lesson.valid_set, lesson.valid_ids, mesh) for lesson in lessons]
 
@@ -519,12 +520,13 @@ def evaluator_for(lesson: Lesson, run: TrainConfig, units: UnitSet, ids: np.ndar
     It has the buckets of the lesson's train split, and one more where an utterance is longer: splits share programs.
     """
     lengths = units.lengths
-    multiple = math.gcd(8, run.eval_rows)
+    multiple = math.lcm(math.gcd(8, run.eval_rows), sharding.batch_shards(mesh))
     edges = planning.buckets(lesson.train_set.lengths[lesson.train_ids], run.buckets)
     longest = math.ceil(lengths[ids].max() / 8) * 8
     edges += (longest,) if longest > edges[-1] else ()
     plan = planning.plan(
-        lengths, seed=0, epoch=0, buckets=edges, ids=ids, shuffle=False, max_rows=run.eval_rows, row_multiple=multiple,
+        lengths, seed=0, epoch=0, buckets=edges, ids=ids, shuffle=False,
+        max_rows=max(run.eval_rows, multiple), row_multiple=multiple,
         max_tokens=max(run.max_tokens, multiple * edges[-1]),
     )  # fmt: skip
     return Evaluator(lesson.setting, units, plan, mesh)

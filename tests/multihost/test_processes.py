@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import shutil
 import signal
@@ -257,6 +258,70 @@ def test_several_processes_come_to_the_same_numbers(
     workdir = f"runs/same_{len(job)}_{processes}_{devices}"
     _run(place, *job, f"--workdir={workdir}", processes=processes, devices=devices)
     _assert_close(place.folder / workdir, alone(*job))
+
+
+INTERLEAVED = """
+import sys
+import jax
+import numpy as np
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from spjax.data.plan import Step, host_slice
+from spjax.training import sharding
+a, b, c, d = jax.devices()
+mesh = sharding.make_mesh(1, 1, devices=[a, c, b, d])
+ids, _ = host_slice(Step(8, np.arange(8, dtype=np.int32).reshape(2, 4)), *sharding.own_rows(mesh))
+print(ids.tolist(), sharding.fetch(sharding.shard_rows(mesh, ids)).tolist())
+"""
+
+
+def test_rows_arrive_in_the_order_of_the_plan_where_hosts_devices_do_not_follow_one_another() -> None:
+    """As on slices of more than one host: on v5e:16x16, a host's four chips are numbers 0, 1, 16 and 17 of a mesh."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        where = f"localhost:{free.getsockname()[1]}"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", INTERLEAVED, where, str(number)], cwd=ROOT, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    for process, own in zip(started, ([0, 1, 4, 5], [2, 3, 6, 7]), strict=True):
+        code, printed = finish(process)
+        assert code == 0, printed
+        assert f"{own} {list(range(8))}" in printed
+
+
+LAID = {  # a layer in parts, an LM in pieces, beyond a process
+    "model": (2, 1, ("--config.model_parallel=2",)),
+    "model_of_four": (4, 1, ("--config.model_parallel=2",)),
+    "pieces": (2, 2, ("--config.weight_shards=4",)),
+    "both": (2, 2, ("--config.model_parallel=2", "--config.weight_shards=2")),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("laid", LAID)
+@pytest.mark.parametrize("job", [("fsc", *BANK), ("pretrain_ulm", *PRETRAIN)], ids=["bank", "lm"])
+def test_layers_and_weights_divided_among_processes_come_to_the_same_numbers(
+    place: Place, alone: Callable[..., Path], job: tuple[str, ...], laid: str
+) -> None:
+    processes, devices, flags = LAID[laid]
+    workdir = f"runs/laid_{len(job)}_{laid}"
+    _run(place, *job, *flags, f"--workdir={workdir}", processes=processes, devices=devices)
+    _assert_close(place.folder / workdir, alone(*job))
+
+
+@pytest.mark.slow
+def test_an_lm_in_pieces_goes_on_whole(place: Place, alone: Callable[..., Path]) -> None:
+    job = ("pretrain_ulm", *PRETRAIN, "--workdir=runs/pieces_then_whole")
+    processes = _start(place, *job, "--config.weight_shards=2", processes=2)
+    _when(processes, _checkpoint(place.folder / "runs/pieces_then_whole"))
+    processes[1].send_signal(signal.SIGTERM)
+    assert [finish(process, timeout=BOUND)[0] for process in processes] == [143, 143]
+    _run(place, *job, processes=1)
+    _assert_close(place.folder / "runs/pieces_then_whole", alone("pretrain_ulm", *PRETRAIN))
 
 
 @pytest.mark.slow
