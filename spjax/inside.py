@@ -31,10 +31,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: python -m spjax.inside --lm=runs/pretrain_ulm/lm --packs=runs/fsc/packs/seed_0 "
         "--data=runs/units/fsc --out=inside",
     )
-    parser.add_argument("--lm", metavar="LM", type=Path, required=True, help="unit LM of the packs")
-    parser.add_argument(
-        "--packs", metavar="PATH", type=Path, required=True, help="a pack, a bank, or a directory of them"
-    )
+    parser.add_argument("--lm", metavar="LM", required=True, help="unit LM of the packs")
+    parser.add_argument("--packs", metavar="PATH", required=True, help="a pack, a bank, or a directory of them")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="directory to write")
     said = parser.add_mutually_exclusive_group()
     said.add_argument("--units", metavar='"U U ..."', help="an utterance, its units with spaces between")

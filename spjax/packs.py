@@ -19,7 +19,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     jobs = parser.add_subparsers(dest="job", required=True)
     show = jobs.add_parser("show", help="what packs there are, and what they need")
-    show.add_argument("path", metavar="PATH", type=Path, help="a pack, a bank, or a directory of them")
+    show.add_argument("path", metavar="PATH", help="a pack, a bank, or a directory of them")
 
     merge = jobs.add_parser(
         "merge",
@@ -36,13 +36,13 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("--force", action="store_true", help="replace the bank that is there")
 
     split = jobs.add_parser("split", help="a bank -> its packs")
-    split.add_argument("bank", metavar="BANK", type=Path)
+    split.add_argument("bank", metavar="BANK")
     split.add_argument("--out", metavar="DIR", type=Path, required=True, help="directory to write the packs in")
 
     push = jobs.add_parser(
         "push", help="a pack -> the Hugging Face hub", epilog="log in first: hf auth login, or HF_TOKEN"
     )
-    push.add_argument("pack", metavar="PACK", type=Path)
+    push.add_argument("pack", metavar="PACK")
     push.add_argument("repository", metavar="USER/NAME")
     push.add_argument("--private", action="store_true", default=None, help="if the repository is new")
     push.add_argument("--licence", metavar="ID", help="for its README, e.g. cc-by-4.0 (default: what that says)")

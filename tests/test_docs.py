@@ -6,6 +6,7 @@ import ast
 import functools
 import importlib
 import importlib.util
+import itertools
 import os
 import re
 import shlex
@@ -127,6 +128,7 @@ def test_commands_exist_with_their_flags(words: list[str]):
         word for word in rest[:1] if word.isidentifier() and word.islower()
     ]  # a subcommand, as in `convert prompt`
     text = help_of((module, *command))
+    rest = list(itertools.takewhile(lambda word: word != "--", rest))  # what is behind it is Beam's
     for flag in (word[2:].split("=")[0] for word in rest if word.startswith("--")):
         assert re.search(rf"--(\[no\])?{re.escape(flag.split('.')[0])}\b", text), f"{module} has no flag --{flag}"
 

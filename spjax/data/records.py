@@ -474,7 +474,12 @@ def _complete_or_absent(directory: epath.Path) -> Iterator[epath.Path]:
         yield folder
         if directory.exists():
             directory.rename(old)
-        folder.rename(directory)
+        if "://" in os.fspath(directory):  # a bucket renames file by file: what makes the records whole comes last
+            for path in sorted(folder.iterdir(), key=lambda path: path.name == CARD):
+                path.rename(directory / path.name)
+            folder.rmtree()
+        else:
+            folder.rename(directory)
     except BaseException:
         folder.rmtree(missing_ok=True)
         if old.exists() and not directory.exists():

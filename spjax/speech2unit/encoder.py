@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from spjax.speech2unit import acoustic, prosody
 from spjax.speech2unit import audio as audio_in
 from spjax.speech2unit.audio import Audio, prepare, read_audio
 from spjax.speech2unit.units import merge as merge_runs
-from spjax.storage import KMeans
+from spjax.storage import KMeans, places
 from spjax.types import Encoded
 
 ACOUSTIC = {"mfcc": acoustic.MFCC, "log_mel": acoustic.LOG_MEL}  # encoders that need no weights
@@ -90,7 +89,7 @@ def load_encoder(
         config = ACOUSTIC[name]
         loaded = Encoder(name, None, config.hop, functools.partial(_acoustic_features, config))
         dim = config.dim
-    elif Path(name).is_dir():
+    elif places.at(name).is_dir():
         loaded, dim = _load_hubert(name, layer, plain_chunks)
     else:
         raise ValueError(

@@ -127,6 +127,7 @@ def fit(
                 _log.info("continuing from epoch %d, step %d", epoch + 1, start)
 
         def save(epoch: int, step: int) -> None:
+            log.keep()  # no checkpoint knows of updates that the log may lose
             # A copy: it is written in the background, while the next epoch adds its line.
             meta = {"epoch": epoch, "step": step, "history": list(history)}
             meta |= {"loss_sum": sums["loss"].tolist(), "updates": sums["updates"].tolist(), "diverged": lost.tolist()}
