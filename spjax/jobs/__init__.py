@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir: str, import_units: ImportUnits | None, comm
       ValueError, OSError: something is wrong with the config, the data or the work directory.
       DivergedError, Interrupted: as `training.loop.fit`.
     """
-    agree(config.to_dict())
+    agree({**config.to_dict(), "workdir": workdir})
     check(config)
     places.check_buckets([workdir])
     if config.job == "prompt":

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from spjax.storage import files, places
@@ -41,7 +42,7 @@ def refuse_another(workdir: str, config: ConfigDict, inputs: dict[str, Any]) -> 
 
 
 def claim(workdir: str, config: ConfigDict, inputs: dict[str, Any]) -> None:
-    """Write WORKDIR/config.json: the config, and what identifies the data and the LM.
+    """Write WORKDIR/config.json: the config, what identifies data and LM, and the launch where there are several hosts.
 
     Raises:
       ValueError: as `refuse_another`; or several processes have different inputs, or do not share WORKDIR.
@@ -49,9 +50,18 @@ def claim(workdir: str, config: ConfigDict, inputs: dict[str, Any]) -> None:
     agree(inputs)
     refuse_another(workdir, config, inputs)
     path = os.path.join(workdir, "config.json")
-    sharding.first_does(path, lambda: write_json(path, {**config.to_dict(), "inputs": inputs}))
+    content = {**config.to_dict(), "inputs": inputs}
+    if jax.process_count() == 1:
+        write_json(path, content)
+        return
+    from jax.experimental import multihost_utils
+
+    # By its number, which no earlier launch had, each tells the file from one that it finds on a disk of its own.
+    number = multihost_utils.broadcast_one_to_all(np.frombuffer(os.urandom(8), np.uint8))
+    launch = bytes(np.asarray(number, np.uint8)).hex()
+    sharding.first_does(path, lambda: write_json(path, {**content, "launch": launch}))
     for _ in range(SEEN_WITHIN):
-        if there(path):
+        if there(path) and read_json(path).get("launch") == launch:
             return
         time.sleep(1)
     raise ValueError(

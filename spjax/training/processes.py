@@ -9,14 +9,16 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
 
 ARRIVE = 300.0  # seconds that a process waits for the others at the start
 MISSED = 60  # seconds without a sign of life after which JAX takes a process for dead
 _LAST = 3.0  # process 0, whose end is everyone's, leaves so many seconds after its own error
-# What a collective, a barrier or the coordination service says where another process is gone.
-_GONE = ("Gloo", "Connection closed by peer", "oordination service", "heartbeat", "Barrier", "Connection reset")
+# What a collective, a barrier or the coordination service says where another process is gone; but the first two, only
+# in errors of JAX: a bucket's or another service's connections are reset as well.
+_GONE = ("Gloo", "oordination service", "Connection closed by peer", "Connection reset", "heartbeat", "Barrier")
 
 
 @contextlib.contextmanager
@@ -51,18 +53,32 @@ def joined(
     timer = threading.Timer(arrive, give_up)
     timer.daemon = True
     timer.start()
-    jax.distributed.initialize(
-        coordinator, processes, process_id, initialization_timeout=int(arrive) + 60,
-        heartbeat_timeout_seconds=MISSED, shutdown_timeout_seconds=24 * 3600,
-    )  # fmt: skip
-    timer.cancel()
+    try:
+        jax.distributed.initialize(
+            coordinator, processes, process_id, initialization_timeout=int(arrive) + 60,
+            heartbeat_timeout_seconds=MISSED, shutdown_timeout_seconds=24 * 3600,
+        )  # fmt: skip
+    except Exception as error:  # ValueError, RuntimeError and others, by what there is of a cluster
+        what, way_out = (
+            "--coordinator=auto finds no cluster that it can use",
+            "leave it out for a process alone, or give --coordinator=HOST:PORT, --processes and --process_id",
+        )
+        if coordinator is not None:
+            what, way_out = (
+                f"process {process_id} of {processes} cannot start at --coordinator={coordinator}",
+                "give all another port if that one is taken, and an address of the host that runs process 0",
+            )
+        _end(f"error: {what} ({' '.join(str(error).split()):.300}): {way_out}")
+    finally:
+        timer.cancel()
     if processes not in (None, jax.process_count()):
         _end(f"error: --processes={processes}, but process 0 was started with {jax.process_count()}: give all the same")
     try:
         yield
     except BaseException as error:
-        at_once = isinstance(error.__context__, KeyboardInterrupt)  # a second Ctrl-C, for which nobody else waits
-        if isinstance(error, SystemExit) and not isinstance(error.code, str) and not at_once:
+        if isinstance(error, SystemExit) and isinstance(error.code, int | None):
+            if isinstance(error.__context__, KeyboardInterrupt):  # a second Ctrl-C, for which nobody else waits
+                _end("", status=130)
             raise
         if gone := _lost(error):
             told = (
@@ -71,7 +87,7 @@ def joined(
                 "the last checkpoint"
             )
         else:
-            told = traceback.format_exc() if not isinstance(error, SystemExit) else "" if at_once else str(error.code)
+            told = str(error.code) if isinstance(error, SystemExit) else traceback.format_exc()
             time.sleep(_LAST if jax.process_index() == 0 else 0.0)
         _end(told)
 
@@ -83,14 +99,16 @@ def _lost(error: BaseException) -> str:
         seen.append(cause)
     for each in seen:
         said = str(each).strip().split("\n")[0]
-        if not isinstance(each, SystemExit) and any(sign in said for sign in _GONE):
+        signs = _GONE if isinstance(each, jax.errors.JaxRuntimeError) else _GONE[:2]
+        if not isinstance(each, SystemExit) and any(sign in said for sign in signs):
             found = said[:200]
     return found
 
 
-def _end(told: str) -> None:
+def _end(told: str, status: int = 1) -> NoReturn:
     """End the process without JAX's shutdown, which would wait for the others."""
-    print("\n" + told.rstrip(), file=sys.stderr)
+    if told:
+        print("\n" + told.rstrip(), file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(status)

@@ -169,13 +169,14 @@ def _killed_and_continued(
 
 
 def test_processes_that_were_told_different_things_are_refused(place: Place) -> None:
-    own = [("--config.optim.lr=0.02",), ("--config.optim.lr=0.01",)]
-    processes = _start(place, "fsc", *SHORT, "--workdir=runs/refused", processes=2, own=own)
+    own = [(f"--config.optim.lr={lr}", f"--workdir=runs/refused_{lr}") for lr in (0.02, 0.01)]
+    processes = _start(place, "fsc", *SHORT, processes=2, own=own)
     (one, odd) = (finish(process, timeout=BOUND) for process in processes)
     assert [one[0], odd[0]] == [1, 1]
-    assert "error: process 1 has optim.lr=0.01 (process 0: 0.02): give all processes the same" in odd[1]
+    told = 'optim.lr=0.01 (process 0: 0.02), workdir="runs/refused_0.01" (process 0: "runs/refused_0.02")'
+    assert f"error: process 1 has {told}: give all processes the same" in odd[1]
     assert "error: process 1 was told something else than process 0, and says what" in one[1]
-    assert not (place.folder / "runs/refused").exists()
+    assert not list((place.folder / "runs").glob("refused*"))
 
 
 # ---- minutes
@@ -242,6 +243,8 @@ def test_rows_that_do_not_divide_are_refused_before_anything_is_made(place: Plac
 def test_processes_that_do_not_share_a_work_directory_are_refused(place: Place, another: Place) -> None:
     shutil.copytree(place.folder / "runs/units/fsc", another.folder / "same")
     shutil.copytree(place.folder / "runs/units/fsc", place.folder / "same")
+    (another.folder / "runs/not_shared").mkdir()
+    (another.folder / "runs/not_shared/config.json").write_text("{}")  # of an earlier run
     ends = _apart((place, another), "--workdir=runs/not_shared", "--config.data=same")
     assert [code for code, _ in ends] == [1, 1]
     assert "runs/not_shared/config.json, which process 0 wrote, is not to be seen" in ends[1][1]
@@ -380,21 +383,61 @@ def test_all_end_where_one_stands_still(place: Place) -> None:
     assert "heartbeat" in printed or "goes no further" in printed
 
 
-def test_who_waits_in_vain_says_so() -> None:
-    code = (
-        "from spjax.training.processes import joined\n"
-        "with joined('localhost:{port}', 3, 1, arrive=2.0): print('arrived')"
-    )
+def _joined(arguments: str, body: str) -> subprocess.CompletedProcess[str]:
+    """A process that does `body`, as one of several, or in vain."""
+    code = f"import sys\nfrom spjax.training.processes import joined\nwith joined({arguments}):\n{body}"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", code.format(port=port)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        return int(free.getsockname()[1])
+
+
+def test_who_waits_in_vain_says_so() -> None:
+    port = _free_port()
+    done = _joined(f"'localhost:{port}', 3, 1, arrive=2.0", "    print('arrived')")
     assert done.returncode == 1
     assert (
         f"error: process 1 of 3 waited 2 s in vain for all processes to arrive at --coordinator=localhost:{port}"
         in (done.stderr)
     )
+
+
+def test_auto_without_a_cluster_says_so() -> None:
+    done = _joined("None, None, None", "    print('arrived')")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "error: --coordinator=auto finds no cluster that it can use (" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    with socket.create_server(("localhost", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = _joined(f"'localhost:{port}', 2, 0", "    print('arrived')")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"error: process 0 of 2 cannot start at --coordinator=localhost:{port} (" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "told"),
+    [
+        ("try: raise KeyboardInterrupt\nexcept KeyboardInterrupt: sys.exit(130)", 130, ""),
+        (
+            "try: raise OSError('gs://mine: Connection reset by peer')\nexcept OSError as e: sys.exit(f'error: {e}')",
+            1, "\nerror: gs://mine: Connection reset by peer\n",
+        ),
+    ],
+    ids=["second_interrupt", "own_connection"],
+)  # fmt: skip
+def test_an_end_of_ones_own_is_told_as_it_is(body: str, status: int, told: str) -> None:
+    body = "".join(f"    {line}\n" for line in body.split("\n"))
+    done = _joined(f"'localhost:{_free_port()}', 1, 0", body)
+    assert (done.returncode, done.stderr) == (status, told)
 
 
 @pytest.mark.slow
