@@ -161,7 +161,9 @@ def fit(
                         trace.done(metrics)
                         pending.append(metrics)
                         bar.update()
-                        asked = stop.asked()
+                        # Several processes wait for each other to ask, which must not hold up every update.
+                        alone = jax.process_count() == 1
+                        asked = (alone or done % ASK_EVERY == 0 or done == len(steps)) and stop.asked()
                         due = done % checkpoint_every == 0
                         if done % log_every == 0 or done == len(steps) or due or asked:
                             fetched = sharding.fetch(pending)
@@ -200,6 +202,7 @@ def fit(
     return state, history
 
 
+ASK_EVERY = 8  # updates after which several processes ask each other whether to stop
 EXPLODED = 1e4  # a loss beyond this counts as divergence
 _NOTHING = {"loss": np.zeros(()), "updates": np.zeros(())}
 
@@ -315,14 +318,20 @@ class Log:
     def __enter__(self) -> Log:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, leaving: BaseException | None, __: object) -> None:
         if self._file is None:
             return
-        self._file.close()
-        self._writer.close()
-        self.keep()
-        if self._folder:
-            self._folder.cleanup()
+        try:
+            self._file.close()
+            self._writer.close()
+            self.keep()
+        except OSError as error:
+            if leaving is None:
+                raise
+            _log.warning("the last lines of the log did not get to %s: %s", self._workdir, error)  # what ends it counts
+        finally:
+            if self._folder:
+                self._folder.cleanup()
 
     def write(self, step: int, values: dict[str, Any], **extra: float) -> None:
         """Log numbers, or a list of numbers per member, at a step."""

@@ -207,6 +207,28 @@ def test_tensorboard_holds_the_log(tmp_path: Path) -> None:
     np.testing.assert_allclose([event.value for event in events.Scalars("train/loss")], logged, rtol=1e-6)
 
 
+@pytest.mark.parametrize("leaving", [None, loop.Interrupted("saved", signal.SIGTERM)])
+def test_a_log_that_a_bucket_does_not_take_hides_no_other_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leaving: BaseException | None
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("a bucket cannot be reached")
+
+    def end() -> None:
+        with loop.Log(str(tmp_path), 0) as log:
+            log.write(1, {"train/loss": 1.0})
+            if leaving is not None:
+                raise leaving
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr(loop.tempfile, "tempdir", str(tmp_path / "here"))
+    monkeypatch.setattr(loop.places, "is_remote", lambda _: True)
+    monkeypatch.setattr(loop.places, "copy", refuse)
+    with pytest.raises(OSError if leaving is None else loop.Interrupted):
+        end()
+    assert not list((tmp_path / "here").iterdir())
+
+
 @pytest.mark.parametrize(
     ("name", "value", "told"), [("loss", np.nan, "nan"), ("loss", 2e4, "20000"), ("gradient_norm", np.inf, "inf")]
 )
