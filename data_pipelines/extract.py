@@ -45,6 +45,7 @@ from data_pipelines.pipeline import LOCAL, ExtractError
 from data_pipelines.run_pipeline import KEPT
 from data_pipelines.splits import checked
 from spjax.data.records import Card, write_unit_records
+from spjax.storage import places
 from spjax.tasks import Task
 
 PATIENCE_SECONDS = 900.0  # machines of a cloud take minutes to start
@@ -293,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
     args = parser.parse_args(argv[: argv.index("--")] if "--" in argv else argv)
     try:
-        with _orderly_end():
+        with _orderly_end(), places.plainly():
             card = _extract_by(args, beam_options)
     except (ValueError, OSError) as error:  # every error of ours is a ValueError
         sys.exit(f"error: {error}")

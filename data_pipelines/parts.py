@@ -211,9 +211,9 @@ def make_part(element: tuple[str, int]) -> None:
             encoder = load_encoder(job.encoder, job.kmeans, job.layer, job.plain_chunks, job.lowpass)
         with threadpool_limits(1):  # of numpy, which Beam imported
             part = encode_part(job, encoder, number)
-    content = io.BytesIO()
-    np.savez(content, **part._asdict())
-    _write(path, content.getvalue())
+        content = io.BytesIO()
+        np.savez(content, **part._asdict())
+        _write(path, content.getvalue())
     if job.stop and any(part.refused):
         _write(epath.Path(job.stop), b"")
 

@@ -342,6 +342,55 @@ def test_work_goes_on_where_its_heart_cannot_be_written(tmp_path):
         assert heartbeats.beats(epath.Path(tmp_path)) == frozenset()
 
 
+class Away:
+    """A folder of a bucket that is away: what it raises is TensorFlow's, and no OSError."""
+
+    error = type("UnavailableError", (Exception,), {"__module__": "tensorflow.python.framework.errors_impl"})
+
+    def __init__(self) -> None:
+        self.beats, self.unlinked = 0, 0
+
+    def __truediv__(self, name: str) -> Away:
+        return self
+
+    def write_text(self, _: str) -> None:
+        self.beats += 1
+        raise self.error("no connection")
+
+    def unlink(self, missing_ok: bool) -> None:
+        self.unlinked += 1
+        raise self.error("no connection")
+
+
+def test_a_heart_beats_on_where_a_bucket_is_away(monkeypatch):
+    monkeypatch.setattr(heartbeats, "BEAT_SECONDS", 0.02)
+    away, start = Away(), time.monotonic()
+    with heartbeats.beating(away, "part-7"):
+        while away.beats < 3:
+            assert time.monotonic() - start < 30
+            time.sleep(0.01)
+    assert away.unlinked == 1
+
+
+def test_a_part_is_there_before_its_heart_stops(tmp_path, place, monkeypatch):
+    @contextlib.contextmanager
+    def beating(folder: epath.Path, name: str) -> Iterator[None]:
+        yield
+        assert (folder / f"{name}.npz").exists()
+
+    monkeypatch.setattr(parts, "beating", beating)
+    place.make_here(tmp_path / "u")
+
+
+def test_a_launcher_whose_bucket_is_away_says_so(tmp_path, place, monkeypatch):
+    def away(*_: Any, **__: Any) -> None:
+        raise Away.error("no connection")
+
+    monkeypatch.setattr(extraction, "extract", away)
+    with pytest.raises(SystemExit, match=r"error: a bucket cannot be reached \(no connection\): .*goes on"):
+        extraction.main(place.flags(tmp_path / "u"))
+
+
 class Silent:
     """A pipeline on a cluster of which nothing is heard."""
 
