@@ -2,7 +2,10 @@
 
 It is Beam's own local job service (`apache_beam.runners.portability.local_job_service`) with two differences: it uses
 as many workers as --direct_num_workers says, where Beam's uses one, and a job that loses a worker fails at once, where
-Beam's waits for ever. It serves this machine only. The workers are those of a pool, `data_pipelines.worker_pool`.
+Beam's waits for ever. The workers are those of a pool, `data_pipelines.worker_pool`.
+
+Its port is this machine's alone. But those that Beam's runner opens behind it for the workers of a job, any that are
+free, listen on all addresses, unencrypted: keep it to a machine that others do not reach.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ a process of one thread, the same as those that `data_pipelines.extract` starts 
 and all of them with the pool (Ctrl-C or SIGTERM). One that is killed is told of here; the launcher of its job hands in
 again what is missing.
 
-Whoever reaches the port has code run here: keep it to this machine, or to a network of your own.
+Whoever reaches the port has code run here. It is this machine's alone, unless `--host` says otherwise: 0.0.0.0 where
+the runner asks from another machine or container, and then only in a network of your own.
 """
 
 from __future__ import annotations
@@ -46,21 +47,28 @@ class Order(NamedTuple):
     done: Future[None]
 
 
-def listen(port: int, orders: queue.Queue[Order]) -> tuple[str, Any]:
-    """Takes what runners ask for, by Beam's protocol, on all of this machine's addresses.
+def listen(host: str, port: int, orders: queue.Queue[Order]) -> tuple[str, Any]:
+    """Takes what runners ask for, by Beam's protocol.
+
+    Beam's own pool listens on every address of its machine.
 
     Args:
+      host: name or address of this machine to listen on; 0.0.0.0 for all that it has.
       port: to listen on; 0 for any that is free.
       orders: where to put it.
 
     Returns:
       The address, and the server, which listens as long as it is held.
 
+    Raises:
+      OSError: nobody can listen there.
     """
     from apache_beam.portability.api import beam_fn_api_pb2 as messages
-    from apache_beam.runners.worker.worker_pool_main import BeamFnExternalWorkerPoolServicer
+    from apache_beam.portability.api import beam_fn_api_pb2_grpc as services
+    from apache_beam.runners.worker.worker_pool_main import grpc  # of Beam's, and no requirement of ours
+    from apache_beam.utils.thread_pool_executor import shared_unbounded_instance
 
-    class Servicer(BeamFnExternalWorkerPoolServicer):
+    class Servicer(services.BeamFnExternalWorkerPoolServicer):
         def StartWorker(self, request: Any, _: Any) -> Any:  # noqa: N802  # Beam's name
             order = Order(request.worker_id, request.control_endpoint.url, request.logging_endpoint.url, Future())
             orders.put(order)
@@ -71,7 +79,15 @@ def listen(port: int, orders: queue.Queue[Order]) -> tuple[str, Any]:
             orders.put(order)
             return messages.StopWorkerResponse(error=str(order.done.exception() or ""))
 
-    return Servicer.start(port=port)
+    # Threads that keep nobody from ending: at the end there may be orders yet that were never answered.
+    server = grpc.server(shared_unbounded_instance(), options=[("grpc.so_reuseport", 0)])
+    services.add_BeamFnExternalWorkerPoolServicer_to_server(Servicer(), server)
+    try:
+        port = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError as error:  # gRPC's own
+        raise OSError(f"nobody can listen on {host}:{port}: --host must be an address of this machine") from error
+    server.start()
+    return f"{host}:{port}", server
 
 
 def check_port(port: int) -> None:
@@ -157,13 +173,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument(
+        "--host", default="localhost", help="address to listen on, 0.0.0.0 for all of this machine's (%(default)s)"
+    )
     parser.add_argument("--port", type=int, default=50000, help="to listen on, 0 for any that is free (%(default)s)")
     args = parser.parse_args(argv)
     logging.getLogger().addHandler(logging.NullHandler())  # Beam's warnings would open a log to the terminal
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     orders: queue.Queue[Order] = queue.Queue()
     check_port(args.port)
-    address, server = listen(args.port, orders)
+    try:
+        address, server = listen(args.host, args.port, orders)
+    except OSError as error:
+        sys.exit(f"error: {error}")
     print(f"worker pool: {address}", flush=True)
     try:
         serve(orders)

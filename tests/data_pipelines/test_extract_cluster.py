@@ -314,6 +314,29 @@ def test_a_port_that_is_taken_is_named(ours, monkeypatch):
             ours.main([f"--port={port}"])
 
 
+@ON_LINUX  # where every 127.x.x.x is this machine's
+@pytest.mark.parametrize(("host", "elsewhere"), [("localhost", False), ("0.0.0.0", True)])
+def test_a_pool_listens_where_it_is_told(host, elsewhere):
+    def reached(by: str) -> bool:
+        with contextlib.suppress(ConnectionRefusedError):
+            socket.create_connection((by, int(address.split(":")[1])), timeout=5).close()
+            return True
+        return False
+
+    address, server = worker_pool.listen(host, 0, queue.Queue())
+    try:
+        assert address.startswith(f"{host}:")
+        assert (reached("127.0.0.1"), reached("127.0.0.2")) == (True, elsewhere)
+    finally:
+        server.stop(0)
+
+
+def test_a_host_that_is_another_machines_is_told(monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit, match=r"error: nobody can listen on 192\.0\.2\.1:.* --host must be an address of"):
+        worker_pool.main(["--host=192.0.2.1", "--port=0"])
+
+
 def test_a_worker_that_nobody_started_says_who_starts_it():
     for arguments in ([], ["--help"], ["1", "2"]):
         with pytest.raises(SystemExit, match=r"data_pipelines\.worker_pool --help"):
