@@ -41,7 +41,7 @@ def prompt_tuning(task: str) -> ConfigDict:
     config.reference = False  # the original's whole protocol instead of what stands below
     config.floor = True  # the n-gram floor beside our number
     config.model_parallel = 1  # devices that compute a layer together
-    config.weight_shards = 1  # devices among which the frozen LM is divided, gathered layer by layer; 0: all
+    config.weight_shards = 1  # devices among which the LM is divided, gathered layer by layer; 0: all
     config.compute = _fields(Compute(dtype="bfloat16"))
     # Separators start as large as a unit's embedding: 32 times that, as in the reference, drowns what they attend to.
     config.prompt = _fields(
@@ -74,7 +74,7 @@ def pretraining() -> ConfigDict:
     config.tasks = ("fsc", "gsc")
     config.data = "runs/units"  # holds the unit records of each task
     config.lm = ConfigDict({"vocab_size": 104, "dim": 256, "layers": 4, "heads": 4, "ffn_dim": 1024})
-    config.model_parallel = 1
+    config.model_parallel = 1  # as of a prompt tuning job; not taken from it
     config.weight_shards = 1
     config.compute = _fields(Compute(dtype="bfloat16"))
     config.pretrain = _fields(PretrainConfig(epochs=12, noise=0.1))

@@ -36,7 +36,7 @@ COORDINATOR = flags.DEFINE_string(
     "HOST:PORT of process 0, where several processes train together; auto: as Cloud TPU, Slurm or MPI say.",
 )
 PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes train together.", lower_bound=1)
-PROCESS_ID = flags.DEFINE_integer("process_id", 0, "This process's number among them.", lower_bound=0)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number among them, from 0 on.", lower_bound=0)
 CACHE = flags.DEFINE_string(
     "compilation_cache", "~/.cache/spjax/xla", "Where compiled programs are kept; '' for nowhere."
 )
@@ -55,8 +55,12 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"error: --processes={PROCESSES.value} need --coordinator=HOST:PORT, where process 0 listens")
     if PROCESSES.value == 1 and COORDINATOR.value not in (None, "", "auto"):
         sys.exit(f"error: --coordinator={COORDINATOR.value} needs --processes, how many there are, and --process_id")
-    if PROCESS_ID.value >= PROCESSES.value:
+    if PROCESSES.value > 1 and PROCESS_ID.value is None and COORDINATOR.value != "auto":
+        sys.exit(f"error: --processes={PROCESSES.value} need --process_id, another number from 0 on for each")
+    if (PROCESS_ID.value or 0) >= PROCESSES.value:
         sys.exit(f"error: --process_id={PROCESS_ID.value} must lie below --processes={PROCESSES.value}")
+    if COORDINATOR.value not in (None, "", "auto") and not re.fullmatch(r".+:[1-9]\d{0,4}", COORDINATOR.value):
+        sys.exit(f"error: --coordinator={COORDINATOR.value} must be HOST:PORT, such as 10.0.0.2:8476, or auto")
     if not COORDINATOR.value:
         _run()
         return

@@ -26,8 +26,10 @@ _log = logging.getLogger(__name__)
 
 def check(config: ConfigDict) -> None:
     """Raise ValueError for what is wrong with a config, before anything is made."""
-    _lm_config(config), pretrain.PretrainConfig(**config.pretrain)
     optim.OptimConfig(**config.optim), Compute(**config.compute)
+    mesh = sharding.make_mesh(config.model_parallel, config.weight_shards)
+    sharding.check_lm(mesh, _lm_config(config))
+    pretrain.check_rows(pretrain.PretrainConfig(**config.pretrain), mesh)
 
 
 def _lm_config(config: ConfigDict) -> UnitLMConfig:

@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import itertools
+import math
 import multiprocessing
 import os
 import re
@@ -89,7 +90,10 @@ def check(config: ConfigDict) -> None:
     tried = max(1, len(settings.sweep.lr)) * max(1, len(settings.sweep.length))
     mesh = sharding.make_mesh(config.model_parallel, config.weight_shards)
     members = len(names) * tried * len(settings.run.seeds)
-    planning.check_rows(settings.run.max_rows, members, sharding.batch_shards(mesh))
+    shards, most = sharding.batch_shards(mesh), settings.run.max_rows
+    multiple = math.gcd(8, most)
+    if all(rows * members % shards for rows in range(multiple, most + 1, multiple)):
+        planning.check_rows(most, members, shards)
 
 
 class Place(NamedTuple):
@@ -160,6 +164,7 @@ class LM(NamedTuple):
 
 def _read_lm(config: ConfigDict) -> LM:
     lm_config, lm, info = unit_lms.read_unit_lm(config.lm)
+    sharding.check_lm(sharding.make_mesh(config.model_parallel, config.weight_shards), lm_config)
     identity = info["hash"]
     if config.random_lm:
         lm = jax.device_get(unit_lm.init(jax.random.key(0), lm_config))

@@ -43,8 +43,8 @@ def recomputed(run: F, weights: Any, everything: bool = False) -> F:
     split = any(isinstance(leaf, SplitKernel) for leaf in jax.tree.leaves(weights, is_leaf=_split))
     if not (split or everything):
         return run
-    # The constraint itself must not be kept; a name on its result would leave its input to be.
-    kept = lambda primitive, *_, **__: primitive.name != "sharding_constraint"  # noqa: E731
+    # Neither the constraint itself may be kept nor its rounding; a name on either would leave its input to be.
+    kept = lambda primitive, *_, **__: primitive.name not in ("sharding_constraint", "convert_element_type")  # noqa: E731
     return cast(F, jax.checkpoint(run, policy=None if everything else kept))
 
 

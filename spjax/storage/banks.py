@@ -161,11 +161,11 @@ class _Found(NamedTuple):
 
 
 @places.plainly()
-def load_packs(*places: str | Path) -> dict[str, PromptPack]:
+def load_packs(*paths: str | Path) -> dict[str, PromptPack]:
     """Every prompt pack that some places hold, by name.
 
     Args:
-      places: a pack, which is called as its task; a bank, whose members have their names; a directory of packs and
+      paths: a pack, which is called as its task; a bank, whose members have their names; a directory of packs and
         banks at any depth (a job's, say); each as a path, or as "NAME=PATH" for a pack that is to be called so. Where
         two would be called alike, the way to them is added: "fsc-seed_0" for `fsc/packs/seed_0`. They may be of
         several LMs and forms.
@@ -174,7 +174,7 @@ def load_packs(*places: str | Path) -> dict[str, PromptPack]:
       StorageError: a place without packs, a pack that `load_pack` or `load_bank` refuses, or two that would be called
         alike even so.
     """
-    found = list(itertools.chain.from_iterable(map(_at, places)))
+    found = list(itertools.chain.from_iterable(map(_at, paths)))
     times = Counter(one.name for one in found)
     named = [(one.name if times[one.name] == 1 else one.longer, one.pack) for one in found]
     twice = [name for name, count in Counter(name for name, _ in named).items() if count > 1]

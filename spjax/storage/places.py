@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 def is_remote(place: epath.PathLike) -> bool:
     """Whether a place is in a bucket."""
-    return bool(re.match(r"[a-z][a-z0-9]*://", os.fspath(place)))
+    return bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fspath(place)))
 
 
 def at(place: epath.PathLike) -> Path:

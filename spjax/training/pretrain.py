@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from spjax import vocab
@@ -230,6 +231,13 @@ def losses(
     return Sums(unit, duration, f0, units, jnp.sum(spoken))
 
 
+def check_rows(run: PretrainConfig, mesh: Mesh) -> None:
+    """Raise ValueError where batches do not divide among the devices."""
+    shards = sharding.batch_shards(mesh)
+    if run.rows % shards:
+        raise ValueError(f"pretrain: rows={run.rows} must be a multiple of the {shards} devices that share a batch")
+
+
 def pretrain(
     config: UnitLMConfig,
     run: PretrainConfig,
@@ -264,9 +272,7 @@ def pretrain(
       DivergedError, Interrupted: as `loop.fit`.
     """
     mesh = sharding.make_mesh(model_parallel, weight_shards)
-    shards = sharding.batch_shards(mesh)
-    if run.rows % shards:
-        raise ValueError(f"pretrain: rows={run.rows} must be a multiple of the {shards} devices that share a batch")
+    check_rows(run, mesh)
     if any((units.streams is None) != (config.prosody is None) for units in (*train, *valid.values())):
         raise ValueError("pretrain: a multi-stream LM wants sets with durations and f0, a unit LM sets without")
     # Utterances of a row do not see each other, so who shares a row does not matter: pack once, shuffle rows.

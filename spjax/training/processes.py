@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -53,6 +54,7 @@ def joined(
     timer = threading.Timer(arrive, give_up)
     timer.daemon = True
     timer.start()
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler has no turn while JAX waits
     try:
         jax.distributed.initialize(
             coordinator, processes, process_id, initialization_timeout=int(arrive) + 60,
@@ -71,6 +73,7 @@ def joined(
         _end(f"error: {what} ({' '.join(str(error).split()):.300}): {way_out}")
     finally:
         timer.cancel()
+        signal.signal(signal.SIGINT, before)
     if processes not in (None, jax.process_count()):
         _end(f"error: --processes={processes}, but process 0 was started with {jax.process_count()}: give all the same")
     try:

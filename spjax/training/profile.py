@@ -19,7 +19,9 @@ class Trace:
     """Traces `steps` updates of this process, once the first are done; less where the run ends before."""
 
     def __init__(self, workdir: str, steps: int) -> None:
-        self._place, self._left, self._seen = os.path.join(workdir, "profile"), steps, 0
+        alone = jax.process_count() == 1  # others may be on the same host, whose name files have
+        own = "profile" if alone else os.path.join("profile", f"process_{jax.process_index()}")
+        self._place, self._left, self._seen = os.path.join(workdir, own), steps, 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Trace:
@@ -34,7 +36,11 @@ class Trace:
         if self._left and self._seen == SKIPPED + 1:
             # Written here and then copied: the profiler knows no buckets.
             self._folder = tempfile.TemporaryDirectory(prefix="spjax-profile-")
-            jax.profiler.start_trace(self._folder.name)
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = (
+                0  # every call of Python would be an event, and too many of them cut the trace
+            )
+            jax.profiler.start_trace(self._folder.name, profiler_options=options)
         if self._folder is None:
             return contextlib.nullcontext()
         return jax.profiler.StepTraceAnnotation("update", step_num=self._seen)

@@ -11,7 +11,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from spjax.models.config import UnitLMConfig
 from spjax.models.split_kernel import SplitKernel
+from spjax.storage import unit_lms
 from spjax.types import Batch
 
 # A mesh has three axes. A batch is split over `data` and `shard`; kernels of the LM lie in pieces over `shard`, and are
@@ -43,11 +45,15 @@ def make_mesh(model: int = 1, shards: int = 1, devices: Sequence[jax.Device] | N
       ValueError: the devices do not divide so.
     """
     count = jax.device_count() if devices is None else len(devices)
-    if model < 1 or count % model:
+    if model < 1 or shards < 0:
+        raise ValueError(
+            f"mesh: model_parallel={model} must be at least 1, and weight_shards={shards} at least 0 (all)"
+        )
+    if count % model:
         raise ValueError(f"mesh: {count} devices do not divide into groups of model_parallel={model}")
     groups = count // model
     shards = groups if shards == 0 else shards
-    if shards < 0 or groups % shards:
+    if groups % shards:
         raise ValueError(
             f"mesh: {count} devices by model_parallel={model} make {groups}, which do not divide by "
             f"weight_shards={shards}"
@@ -130,6 +136,14 @@ def layerwise(mesh: Mesh, flat: Mapping[str, Any]) -> dict[str, Any]:
         return SplitKernel(leaf, NamedSharding(mesh, layer))
 
     return {path: wrapped(path, leaf) for path, leaf in flat.items()}
+
+
+def check_lm(mesh: Mesh, lm: UnitLMConfig) -> None:
+    """Raise ValueError where an LM of these sizes cannot be divided so, before anything is made."""
+    if lm.heads % mesh.shape["model"]:
+        raise ValueError(f"an LM of {lm.heads} heads does not divide by model_parallel={mesh.shape['model']}")
+    shapes = unit_lms.unit_lm_shapes(lm)
+    shardings(mesh, {f"lm/{path}": jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()})
 
 
 def place_frozen(mesh: Mesh, flat: Mapping[str, Any], operand: Any) -> dict[str, Any]:

@@ -149,6 +149,12 @@ def test_narrow_and_trained_weights_in_pieces() -> None:
     found = _all("prompt/.*", "bfloat16", False, 1e-2)
     _assert_the_same(found, 2e-3, 0.05)
     _assert_layer_by_layer(found["pieces"])
+    # Rounded behind the gathering, kernels are not kept for the way back either.
+    narrow = _all(".*", "bfloat16", False, 1e-4, count=2)
+    _assert_the_same(narrow, 2e-3, 0.05)
+    kernels = 2 * LAYERS * (4 * DIM * DIM + 2 * DIM * FFN)
+    temporaries = [narrow[name]["temporaries"] for name in ("whole", "pieces")]
+    assert temporaries[1] < temporaries[0] + kernels / 2, temporaries
     # Adam's first steps are as large where a gradient is rounding alone: small ones, lest that be compared.
     _assert_the_same(_all(".*", "float32", False, 1e-4), 1e-5, 1e-4)
 
