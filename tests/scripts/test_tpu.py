@@ -208,6 +208,8 @@ def test_workers_run_the_very_flags_and_tell_how_it_ended(cloud: Cloud, worker: 
     if stay:
         (home / "spjax" / "stay").touch()
     assert cloud.run("run", *WHERE, *RUN).returncode == 0
+    assert _until(cloud.folder / "stored") == "running\n"
+    (cloud.folder / "stored").unlink()
     command = cloud.calls()[-1][-1].removeprefix("--command=")
     done = _on_worker(home, command, path)
     assert done.returncode == 0, done.stderr
@@ -217,6 +219,18 @@ def test_workers_run_the_very_flags_and_tell_how_it_ended(cloud: Cloud, worker: 
         os.kill(number, signal.SIGTERM)
     assert _until(cloud.folder / "stored") == ("7\n" if stay else "0\n")
     assert cloud.calls()[-1] == ["storage", "cp", "-", f"{RUN[2].removeprefix('--workdir=')}/exit_status"]
+
+
+def test_a_run_is_not_begun_over_the_status_of_the_last(cloud: Cloud) -> None:
+    cloud.answer("storage cp", "3 ")
+    assert cloud.run("run", *WHERE, *RUN).returncode == 3
+    assert [_what(call) for call in cloud.calls()] == ["ssh", "begin"]
+
+
+def test_install_changes_nothing_while_one_worker_is_busy(cloud: Cloud) -> None:
+    cloud.answer("a run is going on", "1 ")
+    assert cloud.run("install", *WHERE, *ASKED).returncode == 1
+    assert "rm -rf" not in str(cloud.calls())
 
 
 def test_install_brings_the_commit(cloud: Cloud, worker: tuple[Path, str]) -> None:
@@ -243,7 +257,8 @@ def test_install_brings_the_commit(cloud: Cloud, worker: tuple[Path, str]) -> No
 
 
 def _what(call: list[str]) -> str:
-    return call[3] if call[0] == "compute" else call[1]
+    begin = call[:2] == ["storage", "cp"] and call[-1].endswith("/exit_status")
+    return call[3] if call[0] == "compute" else "begin" if begin else call[1]
 
 
 def test_resume_prints_a_round(cloud: Cloud) -> None:
@@ -251,7 +266,7 @@ def test_resume_prints_a_round(cloud: Cloud) -> None:
     assert done.returncode == 0, done.stderr
     calls = [line.split()[:5] for line in done.stdout.splitlines() if line.startswith("gcloud")]
     assert [call[2] if call[1] == "storage" else call[4] for call in calls] == [
-        "cat", "list", "delete", "create", "list", "cp", "ssh", "ssh", "rm", "ssh"
+        "cat", "list", "delete", "create", "list", "ssh", "cp", "ssh", "ssh", "cp", "ssh"
     ]  # fmt: skip
     assert cloud.calls() == []
 
@@ -274,8 +289,8 @@ def test_resume_begins_with_nothing_and_goes_on_after_a_preemption(cloud: Cloud)
     cloud.answer("pgrep -f '[s]pjax", "1 ")  # asked alone, by resume: whether it runs
     done = cloud.run("resume", *WHERE, *ASKED, *RUN)
     assert done.returncode == 0, done.stderr
-    did = [_what(call) for call in cloud.calls() if _what(call) in ("create", "delete", "cp", "rm")]
-    assert did == ["delete", "create", "cp", "rm", "delete", "create", "cp", "rm"]
+    did = [_what(call) for call in cloud.calls() if _what(call) in ("create", "delete", "cp", "begin")]
+    assert did == ["delete", "create", "cp", "begin", "delete", "create", "cp", "begin"]
 
 
 def test_resume_takes_silence_for_no_preemption(cloud: Cloud) -> None:
@@ -293,15 +308,65 @@ def test_resume_gives_up_on_a_run_that_fails_again_and_again(cloud: Cloud) -> No
     done = cloud.run("resume", *WHERE, *ASKED, "--retries=2", *RUN)
     assert done.returncode == 2
     assert "the run ended with status 1 for the last time" in done.stderr
-    assert [_what(call) for call in cloud.calls()].count("rm") == 2
+    assert [_what(call) for call in cloud.calls()].count("begin") == 3
 
 
 def test_resume_counts_no_stop_as_a_failure(cloud: Cloud) -> None:
-    cloud.answer("storage cat gs://bucket/runs", *["0 143"] * 5, "0 0")
+    cloud.answer("storage cat gs://bucket/runs", *["0 143"] * 9, "0 0")  # once, then looked at twice each
     cloud.answer("resources list", "0 ACTIVE")
     done = cloud.run("resume", *WHERE, *ASKED, "--retries=0", *RUN)
     assert done.returncode == 0, done.stderr
-    assert [_what(call) for call in cloud.calls()].count("rm") == 5
+    assert [_what(call) for call in cloud.calls()].count("begin") == 5
+
+
+@pytest.mark.parametrize("said", ["1 ", "0 running"])
+def test_resume_gives_up_on_runs_that_end_without_a_word(cloud: Cloud, said: str) -> None:
+    cloud.answer("storage cat gs://bucket/runs", said)
+    cloud.answer("resources list", "0 ACTIVE")
+    cloud.answer("echo 'a run is going on", "0 ")
+    cloud.answer("pgrep -f '[s]pjax", "1 ")
+    done = cloud.run("resume", *WHERE, *ASKED, "--retries=2", *RUN)
+    assert done.returncode == 2
+    assert "the run ended with no word for the last time" in done.stderr
+    assert [_what(call) for call in cloud.calls()].count("begin") == 3
+
+
+def test_resume_gives_up_on_a_stopped_run_that_cannot_be_started(cloud: Cloud) -> None:
+    cloud.answer("storage cat gs://bucket/runs", "0 143")
+    cloud.answer("resources list", "0 ACTIVE")
+    cloud.answer("a run is going on", "1 ")
+    done = cloud.run("resume", *WHERE, *ASKED, "--retries=2", *RUN)
+    assert done.returncode == 2
+    assert [_what(call) for call in cloud.calls()].count("ssh") == 3
+
+
+def test_resume_counts_no_preemption_as_a_failure(cloud: Cloud) -> None:
+    # Whose sign may be an error of the workers that are left.
+    cloud.answer("storage cat gs://bucket/runs", *["0 1"] * 4, "0 0")
+    cloud.answer("resources list", "0 ACTIVE", "0 SUSPENDED", "0 ACTIVE", "0 SUSPENDED", "0 ACTIVE")
+    done = cloud.run("resume", *WHERE, *ASKED, "--retries=0", *RUN)
+    assert done.returncode == 0, done.stderr
+    assert [_what(call) for call in cloud.calls()].count("delete") == 2
+
+
+def test_resume_waits_for_how_a_run_ended(cloud: Cloud) -> None:
+    cloud.answer("storage cat gs://bucket/runs", "1 ", "0 running", "0 0")
+    cloud.answer("resources list", "0 ACTIVE")
+    cloud.answer("echo 'a run is going on", "0 ")
+    cloud.answer("pgrep -f '[s]pjax", "1 ")
+    done = cloud.run("resume", *WHERE, *ASKED, "--retries=0", *RUN)
+    assert done.returncode == 0, done.stderr
+    assert [_what(call) for call in cloud.calls()].count("begin") == 1
+
+
+def test_resume_counts_no_look_that_failed(cloud: Cloud) -> None:
+    cloud.answer("storage cat gs://bucket/runs", *["0 running"] * 6, "0 0")
+    cloud.answer("resources list", "0 ACTIVE")
+    cloud.answer("echo 'a run is going on", "0 ")
+    cloud.answer("pgrep -f '[s]pjax", "1 ", "255 ", "0 ")  # not begun; then a connection that breaks
+    done = cloud.run("resume", *WHERE, *ASKED, "--retries=0", *RUN)
+    assert done.returncode == 0, done.stderr
+    assert [_what(call) for call in cloud.calls()].count("begin") == 1
 
 
 # ---- the runbook
