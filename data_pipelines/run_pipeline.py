@@ -133,7 +133,8 @@ def _cancel(jobs: list[Any]) -> None:
 def _why(error: Exception) -> str:
     """The last line of what was raised, where a worker's own words stand; gRPC keeps them apart."""
     details = getattr(error, "details", lambda: "")()
-    return str(details or str(error).strip() or repr(error)).splitlines()[-1].rstrip(".")
+    lines = [line.strip() for line in str(details or error).splitlines() if any(map(str.isalnum, line))]
+    return lines[-1].rstrip(".") if lines else f"{type(error).__name__}; its workers cannot be reached, or were lost"
 
 
 def _signal(pid: int, number: int) -> bool:

@@ -53,6 +53,7 @@ parse() {
   [[ -z $BUCKET || $BUCKET =~ ^gs://[a-z0-9][a-z0-9._-]+[a-z0-9](/[A-Za-z0-9._/-]+)?$ ]] ||
     fail "--bucket=$BUCKET must be gs://BUCKET or a folder in it"
   [[ $RETRIES =~ ^[0-9]+$ && $EVERY =~ ^[0-9]+$ ]] || fail "--retries and --every are whole numbers"
+  RETRIES=$((10#$RETRIES)) # 08 is no octal number
 }
 
 # shown COMMAND...: run it; with --dry-run print it instead, as a line that a shell reads.
@@ -112,6 +113,6 @@ workdir() {
     [[ $word != --workdir=* ]] || found=${word#*=}
   done
   [[ $found == gs://?*/?* ]] ||
-    fail "--workdir=$found must be a folder on gs://, behind --: what lies on a TPU VM goes when it goes"
+    fail "--workdir=$found must be a folder on gs://, behind -- and with =: what lies on a TPU VM goes when it goes"
   printf '%s\n' "${found%/}"
 }

@@ -295,11 +295,27 @@ def test_resume_begins_with_nothing_and_goes_on_after_a_preemption(cloud: Cloud)
 
 def test_resume_takes_silence_for_no_preemption(cloud: Cloud) -> None:
     cloud.answer("storage cat gs://bucket/runs", "1 ", "1 ", "0 0")
-    cloud.answer("resources list", "1 ", "0 ACTIVE")
+    cloud.answer("resources list", "0 ACTIVE", "1 ", "0 ACTIVE")
+    cloud.answer("pgrep -f '[s]pjax", "0 ")
     done = cloud.run("resume", *WHERE, *ASKED, *RUN)
     assert done.returncode == 0, done.stderr
-    assert "gcloud does not answer" in done.stderr
+    assert "gcloud does not answer: looking again" in done.stderr
     assert "delete" not in [_what(call) for call in cloud.calls()]
+
+
+def test_resume_ends_where_gcloud_never_answered(cloud: Cloud) -> None:
+    cloud.answer("storage cat gs://bucket/runs", "1 ")
+    cloud.answer("resources list", "1 ")
+    done = cloud.run("resume", *WHERE, *ASKED, *RUN)
+    assert done.returncode == 2
+    assert "gcloud does not answer, as it says above" in done.stderr
+
+
+def test_the_workers_find_each_other(cloud: Cloud) -> None:
+    done = cloud.run("run", *WHERE, *RUN, "--coordinator=here:1")
+    assert done.returncode == 2
+    assert "--coordinator=here:1: the workers find each other, leave it out" in done.stderr
+    assert not cloud.calls()
 
 
 def test_resume_gives_up_on_a_run_that_fails_again_and_again(cloud: Cloud) -> None:
