@@ -458,12 +458,17 @@ def replica_groups(attributes: str, partitions: int) -> np.ndarray:
     if spread:
         shape, dims, order = ([int(n) for n in part.split(",")] if part else None for part in spread.groups())
         return np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(shape)  # type: ignore[arg-type]
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([\d,]*)\))?\s*\{([^}]*)\}", attributes)
-    if mesh and "(" not in mesh[3] and not mesh[2]:
+    ids_of = r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+    mesh = re.search(rf"replica_groups=mesh\[([^\]]*)\]{ids_of}\s*\{{([^}}]*)\}}", attributes)
+    if mesh and "(" not in mesh[4]:
         axes = dict(re.findall(r"'?([\w]+)'?=(\d+)", mesh[1]))
-        taken = re.findall(r"[\w]+", mesh[3])
+        taken = re.findall(r"[\w]+", mesh[4])
         names = list(axes)
-        ids = np.arange(math.prod(map(int, axes.values()))).reshape([int(n) for n in axes.values()])
+        ids = np.arange(math.prod(map(int, axes.values())))
+        dims, turned = ([int(n) for n in part.split(",")] if part else None for part in mesh.group(2, 3))
+        if dims:  # the mesh's devices are not in their order
+            ids = ids.reshape(dims).transpose(turned)
+        ids = ids.reshape([int(n) for n in axes.values()])
         order = [n for n, name in enumerate(names) if name not in taken] + [names.index(name) for name in taken]
         return ids.transpose(order).reshape(-1, math.prod(int(axes[name]) for name in taken))
     found = re.search(r"replica_groups=.{0,80}", attributes)

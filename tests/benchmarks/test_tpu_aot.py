@@ -185,6 +185,8 @@ def test_a_scan_has_the_products_of_all_its_turns() -> None:
         ("replica_groups=mesh['axis_0'=4] {'axis_0'}, to_apply=%add", [[0, 1, 2, 3]]),
         ("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0'}, to_apply=%add", [[0, 2], [1, 3]]),
         ("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_1'}, to_apply=%add", [[0, 1], [2, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}, to_apply=%add", [[0, 1], [2, 3]]),
+        ("replica_groups=mesh['a'=1,'b'=2,'c'=2], device_ids=([4]) {'b'}, to_apply=%add", [[0, 2], [1, 3]]),
         ("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0','axis_1'}, to_apply=%add", [[0, 1, 2, 3]]),
         ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
     ],
