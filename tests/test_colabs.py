@@ -401,6 +401,7 @@ def published_checkpoints(golden: Path, folder: Path) -> None:
     joblib.dump(MiniBatchKMeans(100, n_init=1, random_state=0).fit(frames), folder / "km.bin")
 
 
+@pytest.mark.slow
 def test_fsc_published_weights(execute: Execute, tmp_path: Path, golden: Path):
     fsc_tree(tmp_path / "raw")
     published_checkpoints(golden, tmp_path / "checkpoints")
@@ -450,6 +451,7 @@ def test_fsc_says_what_is_missing(execute: Execute, tmp_path: Path, golden: Path
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_cloud_tpu(execute: Execute, tmp_path: Path):
     """Eight devices of this CPU are the chips, the bucket is one of our own; stopped once on the way."""
     from spjax.storage.unit_lms import save_unit_lm
