@@ -475,6 +475,7 @@ def _complete_or_absent(directory: epath.Path) -> Iterator[epath.Path]:
         if directory.exists():
             directory.rename(old)
         if "://" in os.fspath(directory):  # a bucket renames file by file: what makes the records whole comes last
+            directory.mkdir(parents=True, exist_ok=True)
             for path in sorted(folder.iterdir(), key=lambda path: path.name == CARD):
                 path.rename(directory / path.name)
             folder.rmtree()

@@ -21,8 +21,8 @@ from spjax.models.hubert_config import HubertConfig
 from spjax.speech2unit import hubert
 from spjax.storage import files
 from spjax.storage.huberts import hubert_shapes
+from spjax.training.speed import equations
 from spjax.types import Params
-from tests.models.test_step_cost import equations
 from tests.speech2unit.hubert_models import TINY, error, speechlike, weights
 
 FIELD, HOP = 400, 320
