@@ -100,7 +100,10 @@ def _assert_the_same(found: dict[str, Any], rtol: float, atol: float) -> None:
     for name in found:
         np.testing.assert_allclose(found[name]["losses"], found["whole"]["losses"], rtol=rtol, err_msg=name)
         np.testing.assert_allclose(found[name]["scores"], found["whole"]["scores"], atol=atol, err_msg=name)
+        # No output depends on the bias of all keys: its gradient is rounding, of which Adam makes steps.
         for path, size in found["whole"]["trained"].items():
+            if path == "lm/layers/key/bias":
+                continue
             np.testing.assert_allclose(found[name]["trained"][path], size, rtol=1e2 * rtol, err_msg=f"{name} {path}")
 
 
