@@ -11,6 +11,7 @@ from benchmarks import extraction, reader
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_extraction_is_measured(tmp_path, capsys):
     flags = ["--clips=70", "--seconds=0.3", "--clusters=8", "--rounds=1", "--workers", "1"]
     extraction.main([*flags, f"--out={tmp_path / 'out.json'}"])
