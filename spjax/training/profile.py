@@ -37,9 +37,7 @@ class Trace:
             # Written here and then copied: the profiler knows no buckets.
             self._folder = tempfile.TemporaryDirectory(prefix="spjax-profile-")
             options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = (
-                0  # every call of Python would be an event, and too many of them cut the trace
-            )
+            options.python_tracer_level = 0  # every call would be an event, and too many of them cut the trace
             jax.profiler.start_trace(self._folder.name, profiler_options=options)
         if self._folder is None:
             return contextlib.nullcontext()
