@@ -20,13 +20,13 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.clips import Clip, Splits
+from spjax.speech2unit.audio import SUFFIXES
 from spjax.tasks import Task
 
 Item = TypeVar("Item")
 
 SPLITS = ("train", "valid", "test")
 PROTOCOLS = ("paper", "honest")
-AUDIO = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".m4a", ".aiff", ".aif", ".sph")
 
 
 class BuildError(ValueError):
@@ -60,7 +60,7 @@ def relative(path: epath.PathLike, root: epath.PathLike) -> str:
 
 
 def audio_files(
-    raw: epath.PathLike, folder: str = "", suffixes: Sequence[str] = AUDIO, optional: bool = False
+    raw: epath.PathLike, folder: str = "", suffixes: Sequence[str] = SUFFIXES, optional: bool = False
 ) -> dict[str, str]:
     """Every audio file below a folder. Hidden files and folders and other kinds of file are passed over.
 

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from etils import epath
 
 from data_pipelines.clips import Clip, Splits
-from data_pipelines.splits import AUDIO, BuildError, audio_files, check_protocol, checked, composed, read_text
+from data_pipelines.splits import BuildError, audio_files, check_protocol, checked, composed, read_text
 from spjax.tasks import TASKS
 
 _PARTS = {"train": "training", "valid": "validation", "test": "testing"}
@@ -52,7 +52,7 @@ def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
         ]
         for split, paths in manifests.items()
     }
-    files = audio_files(raw, suffixes=AUDIO)
+    files = audio_files(raw)
     splits: Splits = {}
     for split, named in lines.items():
         segments = (_segment(files, where, line) for where, line in named)

@@ -26,6 +26,11 @@ MIN_SAMPLES = 400  # at SAMPLE_RATE: one frame of every encoder
 RATES = (1_000, 1_000_000)  # Hz: outside, a header is damaged
 MAX_PEAK = 16.0  # full scale is 1, a hot float file may pass it; integers written as floats lie far beyond
 MAX_CHANNELS = 64  # of an array: more are a batch or a spectrogram
+# Endings of the names of recordings. What a file is, its bytes decide.
+SUFFIXES = (
+    *(".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aiff", ".aifc", ".caf", ".au", ".snd", ".sph", ".flac"),
+    *(".ogg", ".oga", ".opus", ".mp3", ".mp4", ".m4a", ".aac", ".webm", ".mka", ".mkv", ".mov"),
+)
 TOLERANCE = 0.010  # seconds that a crop may reach beyond the end: lists of crops round their times
 
 _SCALES = {"i1": (0, 2**7), "u1": (2**7, 2**7), "i2": (0, 2**15), "i4": (0, 2**31)}  # dtype → zero, full scale
