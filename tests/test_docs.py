@@ -160,15 +160,22 @@ def test_ci_reads_the_test_command_from_the_readme():
         check=True,
     )
     command = done.stdout.strip()
-    for part in ("-m venv .venv", "-r requirements.txt", "-r requirements-dev.txt", "-m pytest"):
+    for part in (
+        "-m venv .venv",
+        "--require-hashes -r requirements-dev.lock",
+        "-r requirements-torch.txt",
+        "-m pytest",
+    ):
         assert part in command
     assert command in (ROOT / "README.md").read_text(encoding="utf-8")
+    newest = next(line.strip() for line in script.splitlines() if line.strip().startswith("newest)"))
+    assert re.search(r"/(--require-hashes.*?)/-r", newest).group(1) in command  # what it replaces is there
 
 
 def test_readme_opens_with_the_two_commands():
     first, second = [block for block in blocks(ROOT / "README.md") if block.language == "bash"][:2]
     assert "python3 -m venv .venv" in first.text
-    assert "-r requirements-demo.txt" in first.text
+    assert "--require-hashes -r requirements.lock" in first.text
     assert "spjax.main --config=configs/demo.py" in first.text
     assert second.text.rstrip().endswith("-m pytest -n 2")
 
