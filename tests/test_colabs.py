@@ -303,6 +303,7 @@ def small_recordings(folder: Path) -> Path:
     return folder / "mine"
 
 
+@pytest.mark.slow
 def test_quick_start(execute: Execute, tmp_path: Path):
     pytest.importorskip("espeakng_loader", reason="the voice is optional (requirements-demo.txt)")
     done = execute(

@@ -177,7 +177,7 @@ def test_readme_opens_with_the_two_commands():
     assert "python3 -m venv .venv" in first.text
     assert "--require-hashes -r requirements.lock" in first.text
     assert "spjax.main --config=configs/demo.py" in first.text
-    assert second.text.rstrip().endswith("-m pytest -n 2")
+    assert second.text.rstrip().endswith("-m pytest -n 2 --dist loadfile")
 
 
 def test_readme_imports_units(tmp_path: Path):

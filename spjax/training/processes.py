@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -56,6 +57,8 @@ def joined(
     timer.start()
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler has no turn while JAX waits
     try:
+        if coordinator is not None and process_id == 0:
+            _check_port(int(coordinator.rpartition(":")[2]))
         jax.distributed.initialize(
             coordinator, processes, process_id, initialization_timeout=int(arrive) + 60,
             heartbeat_timeout_seconds=MISSED, shutdown_timeout_seconds=24 * 3600,
@@ -93,6 +96,13 @@ def joined(
             told = str(error.code) if isinstance(error, SystemExit) else traceback.format_exc()
             time.sleep(_LAST if jax.process_index() == 0 else 0.0)
         _end(told)
+
+
+def _check_port(port: int) -> None:
+    """Raises OSError where something listens at a port of this machine: JAX may crash (SIGSEGV) on finding that out."""
+    with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC: the last run's connections may linger
+        free.bind(("", port))
 
 
 def _lost(error: BaseException) -> str:

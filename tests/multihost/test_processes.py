@@ -1,6 +1,6 @@
 """Several processes of `python -m spjax.main` on this machine, as hosts would be: the numbers of one, whatever happens.
 
-By default a bank of which one process is killed and one goes on, and one mistake. The rest takes half an hour:
+By default the mistakes alone (two processes that train, stop and go on are in tests/test_main.py). The rest takes half an hour:
 
     python -m pytest tests/multihost -m slow
 """
@@ -150,6 +150,7 @@ def _killed(processes: Sequence[subprocess.Popen[str]], who: int) -> None:
             assert told in printed or "likely indicates that another task died" in printed, printed[-1500:]
 
 
+@pytest.mark.slow
 def test_a_bank_whose_process_was_killed_goes_on_alone(place: Place, alone: Callable[..., Path]) -> None:
     """Two processes, one of them killed; one goes on. Curves, prompts, scores, floors: as of one undisturbed."""
     _killed_and_continued(place, alone, BANK, who=1, first=2, then=1)

@@ -194,6 +194,7 @@ def test_tasks_of_different_slots_and_classes_learn_side_by_side(tmp_path: Path)
         assert (members[:, lesson.setting.verbalizer.outputs :] == 0).all()
 
 
+@pytest.mark.slow
 def test_tasks_of_different_size_learn_what_they_learn_alone(tmp_path: Path) -> None:
     """Other lengths, buckets, slots, classes and number of batches beside it change nothing for a member (1e-5).
 
@@ -270,6 +271,7 @@ def test_stopped_members_are_not_computed_and_others_learn_as_if_alone(
         np.testing.assert_allclose(masks.flatten(found.params["prompt"])[path][1], leaf[0], atol=1e-5, err_msg=path)
 
 
+@pytest.mark.slow
 def test_a_run_whose_members_stop_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed in an epoch in which some rest and some have stopped; bit for bit the numbers of one that was not."""
     lessons = [TOY, _words(20, 12)]
@@ -368,7 +370,14 @@ def test_a_metric_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("members", "trainable"),
-    [*((members, "prompt/.*") for members in (None, (0, 2), (1,), (2, 3), (3,))), ((0, 2), PARTS), ((2, 3), PARTS)],
+    [
+        ((2, 3), "prompt/.*"),
+        ((0, 2), PARTS),
+        *(
+            pytest.param(members, trainable, marks=pytest.mark.slow)
+            for members, trainable in (*((m, "prompt/.*") for m in (None, (0, 2), (1,), (3,))), ((2, 3), PARTS))
+        ),
+    ],
 )
 def test_who_takes_no_part_never_moves(members: tuple[int, ...] | None, trainable: str) -> None:
     """3 is nobody: it fills the shape. Who takes part ends where it does in the whole bank."""
