@@ -1,6 +1,7 @@
 """Several processes of `python -m spjax.main` on this machine, as hosts would be: the numbers of one, whatever happens.
 
-By default the mistakes alone (two processes that train, stop and go on are in tests/test_main.py). The rest takes half an hour:
+By default the mistakes alone (tests/test_main.py has two processes that train, stop and go on). The rest takes half an
+hour:
 
     python -m pytest tests/multihost -m slow
 """
