@@ -24,7 +24,7 @@ from etils import epath
 from tqdm import tqdm
 
 from data_pipelines.clips import Clip, Splits
-from data_pipelines.splits import BuildError, checked
+from data_pipelines.splits import BuildError, checked, read_text
 from spjax.tasks import Slot, Task
 
 CARD = "splits.json"
@@ -116,7 +116,7 @@ def read_splits(directory: epath.PathLike) -> Manifest:
     if not path.is_file():
         raise BuildError(f"{path} is missing: {folder} is no directory of splits, or it was not written to its end")
     try:
-        card = json.loads(path.read_bytes())
+        card = json.loads(read_text(path))
         if card["format"] != FORMAT or card["version"] > VERSION:
             raise BuildError(f"{path} is {card['format']!r} version {card['version']}, known is {FORMAT!r} {VERSION}")
         slots = tuple(Slot(slot["name"], tuple(slot["labels"])) for slot in card["task"]["slots"])

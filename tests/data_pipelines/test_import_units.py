@@ -190,7 +190,7 @@ def test_files_that_are_missing_empty_or_no_text_are_named(tmp_path: Path) -> No
     with pytest.raises(RecordError, match=r"valid\.txt is empty"):
         import_units("fsc", src, tmp_path / "out", splits=["valid"])
     (src / "test.txt").write_bytes(b"1 2 \xff <s> 0 6 20\n")
-    with pytest.raises(RecordError, match=r"test\.txt is not UTF-8"):
+    with pytest.raises(RecordError, match=r"test\.txt, line 1 is not UTF-8"):
         import_units("fsc", src, tmp_path / "out", splits=["test"])
 
 
