@@ -243,8 +243,9 @@ def _read_split(
                 provenance=f"{path.name}:{number}",
             )
         )
-        repeats.append(line in seen)
-        seen.add(line)
+        same = " ".join(line.split())
+        repeats.append(same in seen)
+        seen.add(same)
     return utterances, repeats, {one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in lines_of}
 
 

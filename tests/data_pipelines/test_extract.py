@@ -272,7 +272,7 @@ def manifest(path: Path, splits: Splits) -> Path:
 
 @pytest.mark.distributed
 def test_goes_on_after_a_kill(tmp_path, raw, splits, kmeans, monkeypatch):
-    flags = [f"--manifest={manifest(tmp_path / 'toy.csv', splits)}", f"--raw={raw}", "--encoder=mfcc"]
+    flags = [f"--manifest={manifest(tmp_path / 'toy.csv', splits)}", "--crops", f"--raw={raw}", "--encoder=mfcc"]
     flags += [f"--kmeans={kmeans}"]
     process = subprocess.Popen(command(*flags, f"--out={tmp_path / 'toy'}", "--workers=1"), cwd=ROOT)
     while not (first := list(tmp_path.glob(".toy.parts-*/part-*"))):
@@ -303,7 +303,7 @@ def test_goes_on_after_a_kill(tmp_path, raw, splits, kmeans, monkeypatch):
 def test_sigterm_ends_it_with_its_workers(tmp_path, raw, splits, kmeans):
     if sys.platform != "linux":
         pytest.skip("workers are looked for in /proc")
-    flags = [f"--manifest={manifest(tmp_path / 'toy.csv', splits)}", f"--raw={raw}", "--encoder=mfcc"]
+    flags = [f"--manifest={manifest(tmp_path / 'toy.csv', splits)}", "--crops", f"--raw={raw}", "--encoder=mfcc"]
     flags += [f"--kmeans={kmeans}", f"--out={tmp_path / 'toy'}", "--workers=2"]
     process = subprocess.Popen(command(*flags), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not workers_of(process.pid):
@@ -485,7 +485,7 @@ def test_stops_at_a_bad_file_until_it_is_repaired(tmp_path, kmeans, capsys):
     splits = make_corpus(raw, {"train": 130, "valid": 2, "test": 2})
     good = (raw / "070.wav").read_bytes()
     (raw / "070.wav").write_bytes(good[:-100])
-    flags = [f"--manifest={manifest(tmp_path / 'toy.csv', splits)}", f"--raw={raw}", "--encoder=mfcc"]
+    flags = [f"--manifest={manifest(tmp_path / 'toy.csv', splits)}", "--crops", f"--raw={raw}", "--encoder=mfcc"]
     flags += [f"--kmeans={kmeans}", f"--out={tmp_path / 'toy'}", f"--runner={HERE}"]
     with pytest.raises(SystemExit) as ended:
         extraction.main(flags)
