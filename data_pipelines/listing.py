@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import unicodedata
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +18,7 @@ from spjax.speech2unit.audio import SUFFIXES
 from spjax.storage import places
 
 ENDINGS_NAMED = 8  # in a report of what was passed over
+_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in a name: control characters, and bytes that are no UTF-8
 SAMPLE_BYTES = 4096  # from the middle of files of equal size, before all of them is hashed
 
 
@@ -78,22 +79,26 @@ def list_recordings(
     read: set[str] = set()
     passed: Counter[str] = Counter()
     misnamed: list[str] = []
-    for here, name, kind in _walk(top, tuple(suffixes), passed):
-        path = relative(here / name, root) if name else relative(here, root)
-        if kind == "folder":
-            read.add(composed(path))
-        elif not name.lower().endswith(tuple(suffixes)):
-            passed[os.path.splitext(name)[1].lower() or "without ending" if kind == "file" else kind] += 1
-            if sniff and kind == "file" and not places.is_remote(root) and _holds_audio(here / name):
-                misnamed.append(path)
-        elif kind != "file":
-            raise BuildError(f"{here / name} is a {kind}, no recording: put the recording there, or remove it")
-        elif any(unicodedata.category(letter) in ("Cc", "Cs") for letter in path):
-            raise BuildError(f"the name {os.fspath(here / name)!r} has a control character or is not UTF-8: rename it")
-        elif composed(path) in files:
-            raise BuildError(f"{root}: {path!r} is there twice, its letters composed and not: remove one")
-        else:
-            files[composed(path)] = path
+    for here, entries in _walk(top, tuple(suffixes), passed):
+        inside = "" if here == root else relative(here, root)
+        if here != top:
+            read.add(composed(inside))
+        for name, kind in entries:
+            path = f"{inside}/{name}" if inside else name
+            if not name.lower().endswith(tuple(suffixes)):
+                passed[os.path.splitext(name)[1].lower() or "without ending" if kind == "file" else kind] += 1
+                if sniff and kind == "file" and not places.is_remote(root) and _holds_audio(here / name):
+                    misnamed.append(path)
+            elif kind != "file":
+                raise BuildError(f"{here / name} is a {kind}, no recording: put the recording there, or remove it")
+            elif _UNFIT.search(path):
+                raise BuildError(
+                    f"the name {os.fspath(here / name)!r} has a control character or is not UTF-8: rename it"
+                )
+            elif composed(path) in files:
+                raise BuildError(f"{root}: {path!r} is there twice, its letters composed and not: remove one")
+            else:
+                files[composed(path)] = path
     return Listing(dict(sorted(files.items())), frozenset(read), passed, tuple(sorted(misnamed)))
 
 
@@ -158,8 +163,10 @@ def _alike(paths: Sequence[str], look: Callable[[str], Hashable]) -> list[list[s
     return [group for group in found.values() if len(group) > 1]
 
 
-def _walk(top: epath.Path, suffixes: tuple[str, ...], passed: Counter[str]) -> Iterator[tuple[epath.Path, str, str]]:
-    """Every folder below `top` with the name "" and the kind "folder"; every other entry with its folder and kind.
+def _walk(
+    top: epath.Path, suffixes: tuple[str, ...], passed: Counter[str]
+) -> Iterator[tuple[epath.Path, list[tuple[str, str]]]]:
+    """`top` and every folder below it, with name and kind of what else is in it.
 
     Hidden entries are counted in `passed` alone. Folders that are met a second time are counted there and not read.
     """
@@ -171,13 +178,13 @@ def _walk(top: epath.Path, suffixes: tuple[str, ...], passed: Counter[str]) -> I
         if not folders:  # a link must not take a folder from the place where it is
             links.sort(reverse=True)
         here = folders.pop() if folders else links.pop()
-        if here != top:
-            yield here, "", "folder"
         if not remote:
             if (inode := _inode(here)) in seen:
                 passed["links to folders read elsewhere"] += 1
+                yield here, []
                 continue
             seen.add(inode)
+        others = []
         for name, kind in _remote_entries(here, suffixes) if remote else _entries(here):
             if name.startswith("."):
                 passed["hidden"] += 1
@@ -186,7 +193,8 @@ def _walk(top: epath.Path, suffixes: tuple[str, ...], passed: Counter[str]) -> I
             elif kind == "link to a folder":
                 links.append(here / name)
             else:
-                yield here, name, kind
+                others.append((name, kind))
+        yield here, others
 
 
 def _entries(folder: epath.Path) -> list[tuple[str, str]]:

@@ -223,6 +223,9 @@ def _rows(path: epath.Path, text: Collection[str], crops: bool, source: str | No
             raise BuildError(f"{path}, line 1: {' and '.join(alike)} are both the column {name}: rename one of them")
     if "path" not in meant.values():
         raise BuildError(f"{path} has the columns {header}, lacks path: name the one of the audio files so in line 1")
+    ends = [name for name in header if name.lower() == "end" and name not in text]
+    if crops and ends and "duration" not in meant.values():
+        raise BuildError(f"{path} says by {ends[0]} where crops end: give their length in a column duration instead")
     if crops and not set(TIMES) & set(meant.values()):
         raise BuildError(f"{path} has the columns {header}, neither start nor duration: leave --crops out, or add one")
     return [Row(where, {meant[name]: value for name, value in values.items()}) for where, values in rows]

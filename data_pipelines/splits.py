@@ -103,7 +103,7 @@ def read_text(path: epath.PathLike) -> str:
     content = path.read_bytes()
     for mark, name in _OTHER_MARKS.items():
         if content.startswith(mark):
-            raise BuildError(f"{path} is text in {name}: save it as UTF-8")
+            raise BuildError(f"{path} is {name}: save it as text in UTF-8")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -166,10 +166,12 @@ def read_table(
 
 
 _OTHER_MARKS = {
-    b"\xff\xfe\0\0": "UTF-32",
-    b"\0\0\xfe\xff": "UTF-32",
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
+    b"\xff\xfe\0\0": "text in UTF-32",
+    b"\0\0\xfe\xff": "text in UTF-32",
+    b"\xff\xfe": "text in UTF-16",
+    b"\xfe\xff": "text in UTF-16",
+    b"PK\3\4": "a zip archive, such as a workbook of Excel",
+    b"\x1f\x8b": "compressed by gzip",
 }
 
 

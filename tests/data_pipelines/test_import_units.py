@@ -211,7 +211,7 @@ def test_marks_spaces_and_line_ends_change_nothing(tmp_path: Path) -> None:
         assert found.units.tolist() == expected.units.tolist()
         assert found.classes.tolist() == expected.classes.tolist()
     (other / "train.txt").write_text("71 <s> 0 6 20\n", encoding="utf-16")
-    with pytest.raises(RecordError, match=r"train\.txt is text in UTF-16: save it as UTF-8"):
+    with pytest.raises(RecordError, match=r"train\.txt is text in UTF-16: save it as text in UTF-8"):
         import_units("fsc", other, tmp_path / "no", splits=["train"])
     (tmp_path / "slots.json").write_text('\ufeff {"a": ["x", "y"]}', encoding="utf-8")
     assert read_slots(tmp_path / "slots.json", "mine").slots[0].labels == ("x", "y")

@@ -285,13 +285,29 @@ def test_csvs_that_say_something_else_than_they_seem_to(tmp_path: Path, content:
 
 @pytest.mark.parametrize(
     ("encoding", "fault"),
-    [("utf-16", "UTF-16"), ("utf-16-le", "NUL byte"), ("utf-32", "UTF-32"), ("cp1257", "line 2 is not UTF-8 text")],
+    [
+        ("utf-16", "is text in UTF-16: save it as text in UTF-8"),
+        ("utf-16-le", "NUL byte"),
+        ("utf-32", "UTF-32"),
+        ("cp1257", "line 2 is not UTF-8 text"),
+    ],
 )
 def test_texts_in_other_encodings_are_named(tmp_path: Path, encoding: str, fault: str):
     path = tmp_path / "my.csv"
     path.write_bytes("path,label\na.wav,ačiū\n".encode(encoding))
     with pytest.raises(BuildError, match=fault):
         read_manifest(path)
+
+
+def test_workbooks_and_archives_are_named(tmp_path: Path):
+    path = tmp_path / "my.csv"
+    for content, fault in [
+        (b"PK\3\4\0\0", "is a zip archive, such as a workbook of Excel: save"),
+        (b"\x1f\x8b\0", "gzip"),
+    ]:
+        path.write_bytes(content)
+        with pytest.raises(BuildError, match=fault):
+            read_manifest(path)
 
 
 def test_csvs_as_programs_write_them(tmp_path: Path):
@@ -351,6 +367,8 @@ def test_times_and_sources_are_used_only_when_asked_for(tmp_path: Path):
     ]:
         with pytest.raises(BuildError, match=fault):
             read_manifest(path, **wrong)
+    with pytest.raises(BuildError, match="says by End where crops end: give their length in a column duration"):
+        read_manifest(plant(tmp_path, "path,label,start,End", ["0.wav,y,0,1"]), crops=True)
     with pytest.raises(BuildError, match="neither start nor duration: leave --crops out, or add one"):
         read_manifest(plant(tmp_path, "path,label", ["0.wav,y"]), crops=True)
 
