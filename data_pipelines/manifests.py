@@ -193,7 +193,15 @@ def read_folders(
         split = ALIASES[folders[0].lower()] if with_splits else ""
         clips[split].append(Clip(file, path, (folders[depth - 1].strip(),)))
     return finish(
-        folder, folder, name or folder.resolve().name, dict(clips), [slot], metric, fractions, seed, found.notes()
+        folder,
+        folder,
+        name or os.path.basename(places.absolute(folder)),
+        dict(clips),
+        [slot],
+        metric,
+        fractions,
+        seed,
+        found.notes(),
     )
 
 
