@@ -32,6 +32,19 @@ def of_spelling(task: Task, clips: Sequence[Clip]) -> list[str]:
     return found
 
 
+def of_splits(task: Task, splits: Splits) -> list[str]:
+    """Labels that valid or test lacks."""
+    found = []
+    for split in ("valid", "test"):
+        for number, slot in enumerate(task.slots):
+            lacking = sorted(set(slot.labels) - {clip.labels[number] for clip in splits[split]})
+            if lacking:
+                found.append(
+                    f"{split} lacks {len(lacking)} of {len(slot.labels)} labels of {slot.name}: {lacking[0]!r}"
+                )
+    return found
+
+
 def of_copies(splits: Splits, copy_of: Mapping[str, str]) -> list[str]:
     """Files of equal content: how many, which cross splits, which have other labels.
 

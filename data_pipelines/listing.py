@@ -53,7 +53,7 @@ class Listing(NamedTuple):
 
 
 def list_recordings(
-    raw: epath.PathLike, folder: str = "", suffixes: Sequence[str] = SUFFIXES, sniff: bool = False
+    raw: epath.PathLike, folder: str = "", suffixes: Sequence[str] = SUFFIXES, thorough: bool = False
 ) -> Listing:
     """Looks for recordings, files that end in one of `suffixes` in any case, below a folder.
 
@@ -65,7 +65,8 @@ def list_recordings(
       raw: root of the data set; local or gs://.
       folder: where to look below it, with forward slashes.
       suffixes: what names of recordings end in, in lower case.
-      sniff: look into files of other endings for audio (local ones).
+      thorough: look into files of other endings for audio (local ones), and refuse dangling links that have no ending,
+        which may have been folders.
 
     Raises:
       BuildError: the folder is missing; a folder cannot be read; two names differ only in how their letters are
@@ -85,12 +86,14 @@ def list_recordings(
             read.add(composed(inside))
         for name, kind in entries:
             path = f"{inside}/{name}" if inside else name
-            if not name.lower().endswith(tuple(suffixes)):
-                passed[os.path.splitext(name)[1].lower() or "without ending" if kind == "file" else kind] += 1
-                if sniff and kind == "file" and not places.is_remote(root) and _holds_audio(here / name):
+            ending = os.path.splitext(name)[1].lower()
+            lost = thorough and kind == "dangling link" and not ending
+            if not name.lower().endswith(tuple(suffixes)) and not lost:
+                passed[ending or "without ending" if kind == "file" else kind] += 1
+                if thorough and kind == "file" and not places.is_remote(root) and _holds_audio(here / name):
                     misnamed.append(path)
             elif kind != "file":
-                raise BuildError(f"{here / name} is a {kind}, no recording: put the recording there, or remove it")
+                raise BuildError(f"{here / name} is a {kind}: put what is meant there, or remove it")
             elif _UNFIT.search(path):
                 raise BuildError(
                     f"the name {os.fspath(here / name)!r} has a control character or is not UTF-8: rename it"

@@ -165,7 +165,7 @@ def read_folders(
       BuildError: names the folder or file and what to do.
     """
     folder = epath.Path(folder)
-    found = list_recordings(folder, sniff=True)
+    found = list_recordings(folder, thorough=True)
     tops = {path for path in found.folders if "/" not in path}
     others = sorted(top for top in tops if top.lower() not in ALIASES)
     with_splits = bool(tops) and not others
@@ -191,7 +191,12 @@ def read_folders(
         if len(folders) < depth:
             raise BuildError(f"{folder / path} lies outside the folders of classes: move it to {folder}/{form}")
         split = ALIASES[folders[0].lower()] if with_splits else ""
-        clips[split].append(Clip(file, path, (folders[depth - 1].strip(),)))
+        label = folders[depth - 1].strip()
+        if not label:
+            raise BuildError(
+                f"{folder}: the name of the folder of {path!r} is blank, and would be the label: rename it"
+            )
+        clips[split].append(Clip(file, path, (label,)))
     return finish(
         folder,
         folder,

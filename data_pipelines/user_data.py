@@ -84,7 +84,12 @@ def finish(
                     "it cannot be learnt; move some of it to train, remove it, or take another seed if splits were made"
                     f"{advice}"
                 )
-    found = [*notes, *doubts.of_spelling(task, every), *doubts.of_copies(splits, copy_of)]
+    found = [
+        *notes,
+        *doubts.of_spelling(task, every),
+        *doubts.of_splits(task, splits),
+        *doubts.of_copies(splits, copy_of),
+    ]
     return UserData(task, checked(splits, task), str(root), tuple(found))
 
 

@@ -27,13 +27,14 @@ SMALL = (
 )
 
 
-def records(folder: Path, longest: dict[str, int]) -> Path:
-    """Unit records of fsc, in some splits of which there is one utterance of so many units."""
+def records(folder: Path, longest: dict[str, int], every: int = 18) -> Path:
+    """Unit records of fsc, in some splits of which one of so many utterances, the fourth, has so many units."""
     splits = {}
     for seed, split in enumerate(("train", "valid", "test")):
         units, classes = toy.utterances("fsc", 18, seed)
         if split in longest:
-            units[3] = np.tile([51, 52, 53], longest[split])[: longest[split]].tolist()
+            for number in range(3, 18, every):
+                units[number] = np.tile([51, 52, 53], longest[split])[: longest[split]].tolist()
         splits[split] = [Utterance(f"{n}", *one) for n, one in enumerate(zip(units, classes, strict=True))]
     write_unit_records(folder, TASKS["fsc"], splits)
     return folder
@@ -102,6 +103,12 @@ def test_every_flag_that_the_message_names_works(
         ]
     if tried:
         assert not run(place, long_ones, tmp_path / "all", *given, *more)
+
+
+def test_dropping_may_not_lose_a_label(place: Place, tmp_path: Path):
+    data = records(tmp_path / "fsc", {"train": 40}, every=len(toy.COMBINATIONS["fsc"]))
+    with pytest.raises(ValueError, match=r"train: 3 of 18 .*: dropped; that leaves no utterance of 1 labels"):
+        run(place, data, tmp_path / "run", "--config.overlength=drop")
 
 
 def test_a_batch_that_holds_next_to_nothing(place: Place, long_ones: Path, tmp_path: Path):

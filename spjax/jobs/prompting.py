@@ -145,7 +145,7 @@ def read_splits(
     read = {split: read_split(directory, name, split, lm, import_units) for split in ("train", "valid", "test")}
     longest = math.ceil(max(units.lengths.max() for units, _ in read.values()) / 8) * 8
     splits, notes = [], []
-    for split, (units, _) in read.items():
+    for split, (units, card) in read.items():
         try:
             fitted, ids, note = loader.fit_length(units, limit, config.overlength)
         except ValueError as error:
@@ -156,9 +156,16 @@ def read_splits(
                 flags.append(f"--config.train.max_tokens={longest * math.gcd(8, run.max_rows)}")
             advice = f"; where memory allows, {' and '.join(flags)} let all of them in" if flags else ""
             raise ValueError(f"{directory}, {split}: {error}{advice}") from error
+        lost = np.setdiff1d(units.classes, units.classes[ids])
+        if split == "train" and lost.size:
+            slot, label = card.task.classes[lost[0]]
+            raise ValueError(
+                f"{directory}, train: {note}; that leaves no utterance of {len(lost)} labels, the first {label!r} "
+                f"({slot}): use --config.overlength=cut"
+            )
         splits.append((fitted, ids))
         notes += [f"{split}: {note}"] if note else []
-    return splits, read["train"][1], notes
+    return splits, card, notes
 
 
 def check_lengths(config: ConfigDict, lm: UnitLMConfig, import_units: ImportUnits | None) -> None:

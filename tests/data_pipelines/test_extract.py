@@ -480,6 +480,18 @@ def test_good_ones_are_kept_and_bad_ones_named(tmp_path, with_bad, kmeans, encod
     assert units.units_of(0).tolist() == encode(raw / clip.path, encoder).units.tolist()
 
 
+def test_a_label_whose_clips_are_all_refused_is_an_error(tmp_path, kmeans):
+    """However bad files are skipped: it could not be learnt, and would go unseen."""
+    raw = tmp_path / "raw"
+    splits = few(raw)
+    for clip in splits["train"]:
+        if clip.labels[0] == "high":
+            (raw / clip.path).write_text("no audio")
+    with pytest.raises(ExtractError, match=r"every clip of 'high' \(pitch\) in train was refused, such as: .*001.wav"):
+        extract(TASK, splits, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, on_error="skip", runner=HERE)
+    assert not (tmp_path / "u").exists()
+
+
 def test_stops_at_a_bad_file_until_it_is_repaired(tmp_path, kmeans, capsys):
     raw = tmp_path / "raw"
     splits = make_corpus(raw, {"train": 130, "valid": 2, "test": 2})

@@ -131,11 +131,16 @@ def _empty_split(root: Path) -> None:
         (_texts_only, r"/stop holds no recording \(passed over 1 .txt\)"),
         (_misnamed, r"/stop holds no recording .*hold audio: 2, the first stop/1.wave_file; if"),
         (_link_to_a_class, r"/stop holds no recording \(passed over 1 links to folders read elsewhere\)"),
-        (_pipe, r"no/x.wav is a pipe, socket or device, no recording"),
-        (_socket, r"no/x.wav is a pipe, socket or device, no recording"),
+        (_pipe, r"no/x.wav is a pipe, socket or device: put what is meant there, or remove it"),
+        (_socket, r"no/x.wav is a pipe, socket or device: put what is meant there, or remove it"),
         (lambda root: (root / "no" / "x.wav").symlink_to("/dev/zero"), r"no/x.wav is a pipe, socket or device"),
         (lambda root: (root / "no" / "x.wav").symlink_to("nowhere"), r"no/x.wav is a dangling link"),
         (lambda root: (root / "no" / "x.wav").symlink_to("x.wav"), r"no/x.wav is a dangling link"),
+        (lambda root: (root / "stop").symlink_to("nowhere"), r"/stop is a dangling link: put what is meant there"),
+        (
+            lambda root: distinct(root, [" /1.wav"]),
+            r"the folder of ' /1.wav' has a blank name",
+        ),
         (_not_text, r"the name '.*no/\\udcff.wav' has a control character or is not UTF-8: rename it"),
         (lambda root: distinct(root, ["no/a\nb.wav"]), r"the name '.*no/a\\nb.wav' has a control character"),
         (_outside, r"loose.wav lies outside the folders of classes"),
@@ -229,6 +234,14 @@ def test_copies_that_cross_given_splits_or_labels(tmp_path: Path):
     assert "train/a/3.wav" in crossing
     assert torn.startswith("recordings whose copies have different labels: 1, the first ")
     assert "test/b/y.wav (b)" in torn
+
+
+def test_labels_that_a_split_lacks(tmp_path: Path):
+    distinct(tmp_path, [f"{name}.wav" for name in ("train/a/0", "train/b/1", "train/c/2", "valid/a/3", "test/b/4")])
+    assert read_folders(tmp_path).notes == (
+        "valid lacks 2 of 3 labels of label, the first 'b'",
+        "test lacks 2 of 3 labels of label, the first 'a'",
+    )
 
 
 def test_labels_that_are_spelled_almost_alike(tmp_path: Path):
