@@ -39,9 +39,8 @@ def of_splits(task: Task, splits: Splits) -> list[str]:
         for number, slot in enumerate(task.slots):
             lacking = sorted(set(slot.labels) - {clip.labels[number] for clip in splits[split]})
             if lacking:
-                found.append(
-                    f"{split} lacks {len(lacking)} of {len(slot.labels)} labels of {slot.name}: {lacking[0]!r}"
-                )
+                number_of = f"{len(lacking)} of {len(slot.labels)} labels of {slot.name}"
+                found.append(f"{split} lacks {number_of}, the first {lacking[0]!r}")
     return found
 
 

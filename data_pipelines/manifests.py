@@ -193,9 +193,7 @@ def read_folders(
         split = ALIASES[folders[0].lower()] if with_splits else ""
         label = folders[depth - 1].strip()
         if not label:
-            raise BuildError(
-                f"{folder}: the name of the folder of {path!r} is blank, and would be the label: rename it"
-            )
+            raise BuildError(f"{folder}: the folder of {path!r} has a blank name, which would be the label: rename it")
         clips[split].append(Clip(file, path, (label,)))
     return finish(
         folder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections import Counter
@@ -84,13 +85,8 @@ def finish(
                     "it cannot be learnt; move some of it to train, remove it, or take another seed if splits were made"
                     f"{advice}"
                 )
-    found = [
-        *notes,
-        *doubts.of_spelling(task, every),
-        *doubts.of_splits(task, splits),
-        *doubts.of_copies(splits, copy_of),
-    ]
-    return UserData(task, checked(splits, task), str(root), tuple(found))
+    found = (doubts.of_spelling(task, every), doubts.of_splits(task, splits), doubts.of_copies(splits, copy_of))
+    return UserData(task, checked(splits, task), str(root), (*notes, *itertools.chain(*found)))
 
 
 def _made(
