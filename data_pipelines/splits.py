@@ -193,6 +193,8 @@ def _check_quotes(
 ) -> None:
     """Refuses quotes that say something else than a reader of the file sees, outside the columns `multiline`."""
     raw = "".join(lines)
+    if '"' not in raw:
+        return
     for name, field in zip(header, fields, strict=True):
         if name in multiline:
             continue
@@ -204,7 +206,7 @@ def _check_quotes(
         if '"' in field and '"{}"'.format(field.replace('"', '""')) not in raw:
             raise BuildError(
                 f"{where}, column {name}: a quote stands in the field {field!r}, which is not quoted; remove it, or "
-                "quote the field and double the quote in it"
+                f"quote the field and double the quote in it, or, if it is free text, say so by --text={name}"
             )
 
 

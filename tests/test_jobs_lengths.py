@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 SMALL = (
     *(f"--config.{flag}" for flag in ("compute.dtype=float32", "train.seeds=(0,)", "train.epochs=1", "floor=False")),
-    *(f"--config.{flag}" for flag in ("train.buckets=2", "train.max_rows=8", "prompt.length=2", "prompt.separators=2")),
+    *(f"--config.{flag}" for flag in ("train.buckets=1", "train.max_rows=8", "prompt.length=2", "prompt.separators=2")),
 )
 
 
@@ -101,7 +101,7 @@ def test_every_flag_that_the_message_names_works(
             f"{split}: 1 of 18 utterances have more than max_length={limit} units, the longest {longest}: {verb}"
             for split, longest in (("train", 40), ("test", 50))
         ]
-    if tried:
+    if len(more) == 2:  # both limits are raised
         assert not run(place, long_ones, tmp_path / "all", *given, *more)
 
 
