@@ -228,7 +228,7 @@ def _rows(path: epath.Path, text: Collection[str], crops: bool, source: str | No
     for name in text:
         if meant.get(name) != name:
             raise BuildError(f"{path} has no column {name!r} to be text: choose from {', '.join(header)}")
-    for name in known:
+    for name in (*known, *(["source"] if source is not None else [])):
         alike = [column for column in header if meant[column] == name]
         if len(alike) > 1:
             raise BuildError(f"{path}, line 1: {' and '.join(alike)} are both the column {name}: rename one of them")
@@ -346,6 +346,7 @@ def _find(where: str, base: epath.Path, root: epath.Path, path: str) -> str:
     if not path:
         raise BuildError(f"{where}, column path is empty: fill it in, or remove the row")
     if posixpath.isabs(path) or "://" in path:
+        path = path if "://" in path else posixpath.normpath(path)
         try:
             path = epath.Path(path).relative_to(root).as_posix()
         except ValueError:
