@@ -102,7 +102,8 @@ def chosen(args: argparse.Namespace) -> DataSet:
         manifest = read_splits(args.splits)
         names = [f"{split}.jsonl" for split in manifest.splits]
         sources = {name: _sha256(epath.Path(args.splits) / name) for name in names}
-        return DataSet(manifest.task, manifest.splits, args.raw, sources, (f"protocol: {manifest.protocol}",))
+        notes = (f"protocol: {manifest.protocol}", *manifest.notes)
+        return DataSet(manifest.task, manifest.splits, args.raw, sources, notes)
     place = epath.Path(args.manifest or args.folders)
     if place.is_dir() == bool(args.manifest):
         raise BuildError(

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from data_pipelines import data_flags, leaks
 from data_pipelines.clips import Splits
 from data_pipelines.manifests import read_folders, read_manifest, read_user_data
+from data_pipelines.split_manifests import read_splits
 from data_pipelines.splits import BuildError
 from tests.data_pipelines.builders.raw_trees import counts, distinct, everything, labels, record, shared
 
@@ -477,7 +478,8 @@ def test_leaks_of_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     rows = [f"{row},{split}" for row, split in zip(spoken(), cycle(["train", "test", "train", "valid"]))]
     path = plant(tmp_path, "path,speaker,word,split", rows)
     (tmp_path / "a/yes0.wav").write_bytes((tmp_path / "j/no1.wav").read_bytes())
-    leaks.main([f"--manifest={path}"])
+    leaks.main([f"--manifest={path}", f"--out={tmp_path / 'splits'}"])
+    assert "as copies: 1, the first a/yes0.wav" in " ".join(read_splits(tmp_path / "splits").notes)
     printed, notes = capsys.readouterr()
     assert "# Leaks of my_data, protocol as given by my data.csv, seed 0" in printed
     assert "**content**, train and test: 1 " in printed
