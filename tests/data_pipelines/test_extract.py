@@ -28,6 +28,7 @@ from data_pipelines import assemble, fit_kmeans, parts, run_pipeline
 from data_pipelines import extract as extraction
 from data_pipelines.clips import Clip, Splits
 from data_pipelines.extract import Wanted, extract, extract_all
+from data_pipelines.manifests import read_user_data
 from data_pipelines.pipeline import ExtractError, build_pipeline
 from data_pipelines.splits import BuildError
 from spjax.data.records import load_card, read_unit_records
@@ -38,6 +39,7 @@ from spjax.speech2unit.encoder import Encoder, encode, load_encoder
 from spjax.storage import KMeans, save_hubert, save_kmeans
 from spjax.storage.files import unflatten
 from spjax.storage.huberts import hubert_shapes
+from tests.data_pipelines.builders.raw_trees import distinct
 from tests.data_pipelines.corpus import COUNTS, TASK, make_corpus, tone
 from tests.speech2unit.bad_files import make_bad_files
 
@@ -633,16 +635,41 @@ class Bucket:
         return call
 
 
+def mount(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name under which a folder is a bucket."""
+    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
+    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", Bucket(folder))
+    monkeypatch.setattr(gpath, "_GCS_BACKENDS", frozenset())
+    return "gs://bucket"
+
+
+def test_own_data_in_a_bucket(tmp_path, monkeypatch):
+    """The same as here, but for what a bucket does not know: links."""
+    data = tmp_path / "data"
+    distinct(data, [f"{label}/{number}.wav" for label in ("no", "yes") for number in range(10)])
+    shutil.copy(data / "no" / "1.wav", data / "no" / "copy.wav")
+    distinct(data, ["yes/.hidden.wav", "yes/sub.d/deep.FLAC"])
+    (data / "no" / "a.txt").write_text("x")
+    rows = [f"{label}/{number}.wav,{label}" for label in ("no", "yes") for number in range(10)]
+    (data / "my.csv").write_text("\n".join(["path,label", *rows]))
+    place = mount(tmp_path, monkeypatch)
+    for here, there in [(data, f"{place}/data"), (data / "my.csv", f"{place}/data/my.csv")]:
+        expected, found = read_user_data(here), read_user_data(there)
+        assert found[:2] == expected[:2]
+        assert found.notes == expected.notes
+        assert (found.raw, expected.raw) == (f"{place}/data", str(data))
+    (data / "stop").mkdir()
+    with pytest.raises(BuildError, match="gs://bucket/data/stop holds no recording"):
+        read_user_data(f"{place}/data")
+
+
 def test_places_that_are_not_on_this_machine(tmp_path, raw, splits, kmeans, monkeypatch):
     bucket = tmp_path / "bucket"
     shutil.copytree(raw, bucket / "raw")
     shutil.copytree(kmeans, bucket / "km")
     some = {"train": splits["train"][:3], "test": splits["test"][:2]}
     extract(TASK, some, raw, tmp_path / "here", encoder="mfcc", kmeans=kmeans, runner=HERE)
-    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
-    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", Bucket(bucket))
-    monkeypatch.setattr(gpath, "_GCS_BACKENDS", frozenset())
-    place = "gs://bucket"
+    place = mount(bucket, monkeypatch)
     extract(TASK, some, f"{place}/raw", f"{place}/there", encoder="mfcc", kmeans=f"{place}/km", runner=HERE)
     assert content(bucket / "there") == content(tmp_path / "here")
     assert sorted(path.name for path in bucket.iterdir()) == ["km", "raw", "there"]
