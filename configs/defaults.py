@@ -36,8 +36,8 @@ def prompt_tuning(task: str) -> ConfigDict:
     config.combinations = "seen"  # decode among the label combinations "seen" in train, or "all"
     config.few_shot = 0  # train on this many utterances of every label combination; 0: on all
     config.few_shot_seed = 0
-    config.max_length = 0  # units; 0: no limit
-    config.overlength = "error"  # longer utterances: error | cut | drop
+    config.max_length = 0  # units; 0: what a batch holds, train.max_tokens / 8 where train.max_rows is a multiple of 8
+    config.overlength = "error"  # longer utterances, in any split: error | cut | drop
     config.reference = False  # the original's whole protocol instead of what stands below
     config.floor = True  # the n-gram floor beside our number
     config.model_parallel = 1  # devices that compute a layer together

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from typing import NamedTuple
+import sys
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -13,6 +14,9 @@ from data_pipelines.manifests import read_user_data
 from data_pipelines.split_manifests import read_splits
 from data_pipelines.splits import BuildError
 from spjax.tasks import METRICS, TASKS, Task
+
+_OF_A_MANIFEST = ("labels", "text", "crops", "source")
+_OF_OWN_DATA = ("name", "metric")
 
 
 class DataSet(NamedTuple):
@@ -46,6 +50,11 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--raw", metavar="DIR", help="root of the data set (by default of --manifest: where it lies)")
     group.add_argument("--protocol", default="paper", help="splits of --task: paper, honest, a fold (%(default)s)")
     group.add_argument("--labels", metavar="A,B", help="label columns of --manifest (by default all unknown columns)")
+    group.add_argument(
+        "--text", metavar="A,B", help="columns of --manifest: free text, no labels, maybe with line ends"
+    )
+    group.add_argument("--crops", action="store_true", help="columns start, duration of --manifest: crops, in seconds")
+    group.add_argument("--source", metavar="A", help="column of --manifest that says what recordings were cut from")
     group.add_argument("--name", help="what to call your own task (by default after its file or folder)")
     group.add_argument("--metric", choices=tuple(METRICS), help="of your own task (accuracy; exact_match of several)")
     group.add_argument("--split-seed", type=int, default=0, help="of splits made for your own data (%(default)s)")
@@ -71,6 +80,14 @@ def chosen(args: argparse.Namespace) -> DataSet:
     """
     if (args.task or args.splits) and not args.raw:
         raise BuildError(f"--{'task' if args.task else 'splits'} needs --raw: the root of the unpacked data set")
+    wrong = [flag for flag in (*_OF_A_MANIFEST, *_OF_OWN_DATA) if getattr(args, flag)]
+    if args.manifest:
+        wrong = []
+    elif args.folders:
+        wrong = [flag for flag in wrong if flag in _OF_A_MANIFEST]
+    if wrong:
+        kinds = "--manifest or --folders" if wrong[0] in _OF_OWN_DATA else "--manifest"
+        raise BuildError(f"--{wrong[0]} is for your own data, by {kinds}: leave it out")
     if args.task:
         from data_pipelines.builders import CLIPS
 
@@ -85,21 +102,33 @@ def chosen(args: argparse.Namespace) -> DataSet:
         manifest = read_splits(args.splits)
         names = [f"{split}.jsonl" for split in manifest.splits]
         sources = {name: _sha256(epath.Path(args.splits) / name) for name in names}
-        return DataSet(manifest.task, manifest.splits, args.raw, sources, (f"protocol: {manifest.protocol}",))
+        notes = (f"protocol: {manifest.protocol}", *manifest.notes)
+        return DataSet(manifest.task, manifest.splits, args.raw, sources, notes)
     place = epath.Path(args.manifest or args.folders)
     if place.is_dir() == bool(args.manifest):
         raise BuildError(
             f"{place} is {'a' if args.manifest else 'no'} folder: --manifest takes a CSV, --folders a folder"
         )
-    task, splits, raw = read_user_data(
+    columns: dict[str, Any] = {}
+    if args.manifest:
+        columns = {"labels": _names(args.labels), "text": _names(args.text) or ()}
+        columns |= {"crops": args.crops, "source": args.source}
+    data = read_user_data(
         place,
         args.raw,
-        labels=args.labels.split(",") if args.labels else None,
         name=args.name,
         metric=args.metric,
         seed=args.split_seed,
+        **columns,
     )
-    return DataSet(task, splits, raw, {place.name: _sha256(place)} if args.manifest else {}, ())
+    for note in data.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return DataSet(data.task, data.splits, data.raw, {place.name: _sha256(place)} if args.manifest else {}, data.notes)
+
+
+def _names(flag: str | None) -> list[str] | None:
+    """The names in a flag, with commas between them; None where it is not given."""
+    return None if flag is None else [name.strip() for name in flag.split(",") if name.strip()]
 
 
 def _sha256(path: epath.Path) -> str:

@@ -132,7 +132,8 @@ def extract_all(
       The card of each.
 
     Raises:
-      ExtractError: a directory is taken, a file cannot be used, or the pipeline failed. What was done is kept.
+      ExtractError: a directory is taken, a file, or every file of a label in train, cannot be used, or the pipeline
+        failed. What was done is kept.
       BuildError: a split without clips, a clip twice, or labels that the task lacks.
       RecordError: no clip of a split can be used.
       ValueError: the encoder or its k-means cannot be used.
@@ -173,6 +174,8 @@ def extract_all(
     if on_error == "stop" and any(refused):
         why = next(why for some in refused for why in some.values())
         raise ExtractError(f"{why} Or leave such files out by --on-error=skip. {KEPT}")
+    for (one, _, _), reasons in zip(jobs, refused, strict=True):
+        _check_labels(one, reasons)
     cards = []
     for (one, job, _), some, reasons in zip(jobs, made, refused, strict=True):
         hashes = {f"{split} clips": parts.clips_hash(clips) for split, clips in one.splits.items()}
@@ -194,6 +197,20 @@ def extract_all(
             if place.name.startswith(f".{one.out.name}.parts-"):
                 place.rmtree(missing_ok=True)
     return cards
+
+
+def _check_labels(one: Wanted, refused: Mapping[int, str]) -> None:
+    """Raise ExtractError where a label has clips to train on and all of them were refused."""
+    every = [(split, clip) for split, clips in one.splits.items() for clip in clips]
+    train = {number: clip for number, (split, clip) in enumerate(every) if split == "train"}
+    for column, slot in enumerate(one.task.slots):
+        left = {clip.labels[column] for number, clip in train.items() if number not in refused}
+        for number, clip in train.items():
+            if clip.labels[column] not in left:
+                raise ExtractError(
+                    f"every clip of {clip.labels[column]!r} ({slot.name}) in train was refused, such as: "
+                    f"{refused[number]} {KEPT}"
+                )
 
 
 def _check_workers(runner: str, workers: int | None, patience: float) -> None:

@@ -38,6 +38,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from data_pipelines.splits import BuildError, read_text
 from spjax.data.records import Card, Utterance, write_unit_records
 from spjax.data.tfrecords import RecordError
 from spjax.storage import places
@@ -124,7 +125,7 @@ def read_slots(path: str | Path, name: str, metric: str | None = None) -> Task:
       RecordError: the file is missing or of another form.
     """
     try:
-        slots = json.loads(places.at(path).read_text(encoding="utf-8"), object_pairs_hook=_pairs)
+        slots = json.loads(read_text(places.at(path)), object_pairs_hook=_pairs)
         if not isinstance(slots, list) or not slots or not all(isinstance(pair, tuple) for pair in slots):
             raise ValueError("it names no slots")
         for slot, labels in slots:
@@ -242,17 +243,17 @@ def _read_split(
                 provenance=f"{path.name}:{number}",
             )
         )
-        repeats.append(line in seen)
-        seen.add(line)
+        same = " ".join(line.split())
+        repeats.append(same in seen)
+        seen.add(same)
     return utterances, repeats, {one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in lines_of}
 
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = path.read_bytes().decode("utf-8")
-        lines = [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
+        lines = [line.rstrip("\n") for line in io.StringIO(read_text(path), newline=None)]
+    except BuildError as error:
+        raise RecordError(str(error)) from error
     if not lines:
         raise RecordError(f"{path} is empty: fill it, or leave the split out with --splits")
     return lines

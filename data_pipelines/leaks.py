@@ -214,7 +214,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         files = None if args.no_files else inspect_files(data.raw, paths)
         report = leak_report(data.task, data.splits, protocol, files)
         if args.out and files is not None:
-            write_splits(args.out, data.task, data.splits, files, protocol)
+            notes = () if args.task or args.splits else data.notes  # theirs are the protocol
+            write_splits(args.out, data.task, data.splits, files, protocol, notes)
             (epath.Path(args.out) / "leaks.md").write_text(report.markdown())
             (epath.Path(args.out) / "leaks.json").write_text(report.json())
     except (BuildError, OSError) as error:

@@ -5,44 +5,45 @@ A CSV (UTF-8, commas, the first line names the columns) has a row an utterance:
     path,split,speaker,intent,room
     a/1.wav,train,anna,turn on,kitchen
 
-- `path`: the audio file, relative to the root (the CSV's folder, unless told otherwise), or absolute below it;
+- `path`: the audio file, relative to the root, or absolute. The root is the CSV's folder, or the deepest one that holds
+  all files where absolute paths lead out of that;
 - `split` (optional): train, valid or test; also training, validation, val, dev, eval, evaluation (these two: test);
-- `speaker`, `source` (optional): who speaks, what it was cut from; neither will stand in two splits that are made here;
-- `start`, `duration` (optional): a crop, in seconds; crops of one file have it as their source, unless told otherwise;
+- `speaker` (optional): who speaks; will not stand in two splits that are made here;
 - every other column, or those named as labels: a slot of the task.
 
-The names of the columns above may be in any case. Folders: `DIR/<class>/**/*.wav` or `DIR/<split>/<class>/**/*.wav`.
+Used where they are asked for, and refused or passed over with a note where not:
+
+- `start`, `duration` (`crops`): a crop, in seconds; crops of one file have it as their source, unless one is given;
+- a column of any name (`source`): what the utterance was cut from, which will not stand in two splits made here;
+- columns of free text (`text`): no labels; their quoted fields may run over several lines.
+
+The names of the columns above may be in any case. Folders: `DIR/<class>/**/*.wav` or `DIR/<split>/<class>/**/*.wav`,
+of any format that is read (`spjax.speech2unit.audio.SUFFIXES`); see `data_pipelines.listing` for what is passed over.
 
 Splits that are not given are made, 80/10/10, seeded, stratified by label, and disjoint in speakers and sources where
-these are known. Where only valid is not given it is taken from train. Classes are in the order of their sorted labels.
+these are known, and in files of equal content. Where only valid is not given it is taken from train. Classes are in the
+order of their sorted labels. docs/own_data.md has all of this for users.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import posixpath
-import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from etils import epath
 from tqdm import tqdm
 
-from data_pipelines.clips import Clip, Splits
-from data_pipelines.splits import (
-    SPLITS,
-    BuildError,
-    Row,
-    audio_files,
-    by_speaker,
-    checked,
-    composed,
-    read_table,
-    read_text,
-    stratified,
-)
-from spjax.tasks import Slot, Task
+from data_pipelines.clips import Clip
+from data_pipelines.listing import list_recordings
+from data_pipelines.splits import SPLITS, BuildError, Row, composed, is_file, read_table, read_text
+from data_pipelines.user_data import FRACTIONS, UserData, finish
+from spjax.speech2unit.audio import SUFFIXES
+from spjax.storage import places
 
 ALIASES = {
     "train": "train",
@@ -56,34 +57,34 @@ ALIASES = {
     "eval": "test",
     "evaluation": "test",
 }
-RESERVED = ("path", "split", "speaker", "source", "start", "duration")
-FRACTIONS = {"train": 0.8, "valid": 0.1, "test": 0.1}
+RESERVED = ("path", "split", "speaker")
+TIMES = ("start", "duration")
 
 
 def read_user_data(
     place: epath.PathLike,
     raw: epath.PathLike | None = None,
     *,
-    labels: Sequence[str] | None = None,
     name: str | None = None,
     metric: str | None = None,
     seed: int = 0,
-) -> tuple[Task, Splits, str]:
+    **columns: Any,
+) -> UserData:
     """A CSV (`read_manifest`) or a folder (`read_folders`), whichever `place` is.
 
-    Returns:
-      The task, the splits, and the root that the clips' paths are relative to.
+    Args:
+      place, raw, name, metric, seed: as of the two.
+      columns: what else `read_manifest` takes; for a CSV alone.
 
     Raises:
       BuildError: as of the two.
     """
     place = epath.Path(place)
-    if place.is_dir():
-        if raw is not None or labels is not None:
-            raise BuildError(f"{place} is a folder: its folders are the labels, leave the root and label columns out")
-        return *read_folders(place, name=name, metric=metric, seed=seed), str(place)
-    root = epath.Path(raw) if raw is not None else place.parent
-    return *read_manifest(place, root, labels=labels, name=name, metric=metric, seed=seed), str(root)
+    if not place.is_dir():
+        return read_manifest(place, raw, name=name, metric=metric, seed=seed, **columns)
+    if raw is not None or any(columns.values()):
+        raise BuildError(f"{place} is a folder: its folders are the labels, leave the root and columns out")
+    return read_folders(place, name=name, metric=metric, seed=seed)
 
 
 def read_manifest(
@@ -91,35 +92,46 @@ def read_manifest(
     raw: epath.PathLike | None = None,
     *,
     labels: Sequence[str] | None = None,
+    text: Collection[str] = (),
+    crops: bool = False,
+    source: str | None = None,
     name: str | None = None,
     metric: str | None = None,
     fractions: Mapping[str, float] = FRACTIONS,
     seed: int = 0,
-) -> tuple[Task, Splits]:
+) -> UserData:
     """A task and its clips from a CSV (form: this module's docstring).
 
     Args:
       path: the CSV; local or gs://.
-      raw: what its paths are relative to; by default where it lies.
+      raw: what its paths are relative to; by default where it lies, or what holds all of them.
       labels: the label columns; by default all that mean nothing else.
+      text: columns of free text.
+      crops: columns start and duration are crops, in seconds.
+      source: column of what the utterances were cut from.
       name: of the task; by default after the file.
       metric: one of `spjax.tasks.METRICS`; by default accuracy, or exact_match of several slots.
       fractions: of splits that are made.
       seed: of splits that are made.
 
     Raises:
-      BuildError: names the file, the line, the column, the value and the way out.
+      BuildError: names the file, the line, the column, the value and what to do.
     """
     path = epath.Path(path)
-    root = epath.Path(raw) if raw is not None else path.parent
-    rows = _rows(path)
-    columns = _label_columns(path, list(rows[0].values), labels)
+    rows = _rows(path, text, crops, source)
+    base = epath.Path(places.absolute(path.parent if raw is None else raw))
+    root = base if raw is not None else _root(base, rows)
+    columns, notes = _label_columns(path, list(rows[0].values), labels, text, crops, source)
     clips: dict[str, list[Clip]] = defaultdict(list)
     line_of: dict[str, str] = {}
     for row in tqdm(rows, desc=path.name, unit=" rows"):
-        clip = _clip(row, root, columns)
+        _check_text(row, base, text)
+        clip = _clip(row, base, root, columns, crops)
         if clip.id in line_of:
-            raise BuildError(f"{row.where} repeats {line_of[clip.id]}, column path: {clip.path!r}; remove one of them")
+            advice = "remove one of them"
+            if not crops and set(map(str.lower, row.values)) & set(TIMES):
+                advice += ", or, if they are crops in seconds, say so by --crops"
+            raise BuildError(f"{row.where} repeats {line_of[clip.id]}, column path: {clip.path!r}; {advice}")
         line_of[clip.id] = row.where
         clips[_split(row)].append(clip)
     if "" in clips and len(clips) > 1:
@@ -129,7 +141,8 @@ def read_manifest(
     advice = ""
     if labels is None and len(columns) > 1:
         advice = f"; if not all of {', '.join(columns)} are labels, name those that are (--labels)"
-    return _finish(path, name or path.stem, _with_sources(clips), columns, metric, fractions, seed, advice)
+    made = _with_sources(clips)
+    return finish(path, root, name or path.stem, made, columns, metric, fractions, seed, notes, advice)
 
 
 def read_folders(
@@ -140,7 +153,7 @@ def read_folders(
     metric: str | None = None,
     fractions: Mapping[str, float] = FRACTIONS,
     seed: int = 0,
-) -> tuple[Task, Splits]:
+) -> UserData:
     """A task and its clips from a folder of folders (form: this module's docstring). Paths are relative to it.
 
     Args:
@@ -149,11 +162,11 @@ def read_folders(
       name, metric, fractions, seed: as of `read_manifest`.
 
     Raises:
-      BuildError: names the folder or file and the way out.
+      BuildError: names the folder or file and what to do.
     """
     folder = epath.Path(folder)
-    files = audio_files(folder)
-    tops = {top for top, slash, _ in (file.partition("/") for file in files) if slash}
+    found = list_recordings(folder, thorough=True)
+    tops = {path for path in found.folders if "/" not in path}
     others = sorted(top for top in tops if top.lower() not in ALIASES)
     with_splits = bool(tops) and not others
     if others and len(others) < len(tops):
@@ -162,36 +175,85 @@ def read_folders(
             f"{folder}: {named} are named like splits, {', '.join(others)} not: if those are splits, move the others "
             "away or into them; if all are classes, rename those, or list the files in a CSV"
         )
+    depth = 2 if with_splits else 1
+    form = "<split>/<class>/" if with_splits else "<class>/"
+    filled = {"/".join(file.split("/")[:level]) for file in found.files for level in range(1, depth + 1)}
+    empty = sorted(path for path in found.folders if path.count("/") < depth and path not in filled)
+    if empty or not found.files:
+        notes = "".join(f" ({note})" for note in found.notes())
+        raise BuildError(
+            f"{folder / empty[0] if empty else folder} holds no recording{notes}: put recordings there whose names end "
+            f"in one of {', '.join(SUFFIXES)}, or move it out of {folder}"
+        )
     clips: dict[str, list[Clip]] = defaultdict(list)
-    for file, path in files.items():
+    for file, path in found.files.items():
         *folders, _ = file.split("/")
-        if len(folders) < (2 if with_splits else 1):
-            form = "<split>/<class>/" if with_splits else "<class>/"
+        if len(folders) < depth:
             raise BuildError(f"{folder / path} lies outside the folders of classes: move it to {folder}/{form}")
         split = ALIASES[folders[0].lower()] if with_splits else ""
-        label = folders[1] if with_splits else folders[0]
-        clips[split].append(Clip(file, path, (label.strip(),)))
-    return _finish(folder, name or folder.name, dict(clips), [slot], metric, fractions, seed)
+        label = folders[depth - 1].strip()
+        if not label:
+            raise BuildError(f"{folder}: the folder of {path!r} has a blank name, which would be the label: rename it")
+        clips[split].append(Clip(file, path, (label,)))
+    return finish(
+        folder,
+        folder,
+        name or os.path.basename(places.absolute(folder)),
+        dict(clips),
+        [slot],
+        metric,
+        fractions,
+        seed,
+        found.notes(),
+    )
 
 
-def _rows(path: epath.Path) -> list[Row]:
-    if not path.is_file():
+def _rows(path: epath.Path, text: Collection[str], crops: bool, source: str | None) -> list[Row]:
+    """The rows, whose columns with a meaning of their own have the names of `RESERVED`, `TIMES` and "source"."""
+    if not path.exists():
         raise BuildError(f"{path} is missing: correct the path of your CSV, or give a folder with a folder a class")
-    first = read_text(path).partition("\n")[0]
+    first = read_text(path).lstrip().partition("\n")[0]
     if "," not in first:
         for mark, called in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
             if mark in first:
                 raise BuildError(f"{path}, line 1: {first.strip()!r} is parted by {called}: save it with commas")
-    rows = read_table(path, ())
+    rows = read_table(path, (), multiline=text)
     header = list(rows[0].values)
-    meant = {name: name.lower() if name.lower() in RESERVED else name for name in header}
-    for known in RESERVED:
-        alike = [name for name in header if meant[name] == known]
+    known = (*RESERVED, *(TIMES if crops else ()))
+    meant = {name: name.lower() if name.lower() in known else name for name in header}
+    if source is not None:
+        if meant.get(source) != source:
+            raise BuildError(f"{path} has no column {source!r} to be the source: choose from {', '.join(header)}")
+        meant[source] = "source"
+    for name in text:
+        if meant.get(name) != name:
+            raise BuildError(f"{path} has no column {name!r} to be text: choose from {', '.join(header)}")
+    for name in (*known, *(["source"] if source is not None else [])):
+        alike = [column for column in header if meant[column] == name]
         if len(alike) > 1:
-            raise BuildError(f"{path}, line 1: {' and '.join(alike)} are both the column {known}: rename one of them")
+            raise BuildError(f"{path}, line 1: {' and '.join(alike)} are both the column {name}: rename one of them")
     if "path" not in meant.values():
         raise BuildError(f"{path} has the columns {header}, lacks path: name the one of the audio files so in line 1")
+    ends = [name for name in header if name.lower() == "end" and name not in text]
+    if crops and ends and "duration" not in meant.values():
+        raise BuildError(f"{path} says by {ends[0]} where crops end: give their length in a column duration instead")
+    if crops and not set(TIMES) & set(meant.values()):
+        raise BuildError(f"{path} has the columns {header}, neither start nor duration: leave --crops out, or add one")
     return [Row(where, {meant[name]: value for name, value in values.items()}) for where, values in rows]
+
+
+def _root(folder: epath.Path, rows: Iterable[Row]) -> epath.Path:
+    """What clips' paths are relative to: the CSV's folder, or what holds that and all absolute paths."""
+    if places.is_remote(folder):
+        return folder
+    given = {posixpath.normpath(row.values["path"].strip()) for row in rows if "://" not in row.values["path"]}
+    absolute = {os.path.dirname(path) for path in given if posixpath.isabs(path)}
+    top = os.fspath(folder)
+    if all(os.path.commonpath([top, above]) == top for above in absolute):
+        return folder
+    if any(not posixpath.isabs(path) for path in given):
+        absolute.add(top)
+    return epath.Path(os.path.commonpath(list(absolute)))
 
 
 def _with_sources(clips: Mapping[str, list[Clip]]) -> dict[str, list[Clip]]:
@@ -208,24 +270,43 @@ def _with_sources(clips: Mapping[str, list[Clip]]) -> dict[str, list[Clip]]:
     }
 
 
-def _label_columns(path: epath.Path, header: list[str], labels: Sequence[str] | None) -> list[str]:
+def _label_columns(
+    path: epath.Path,
+    header: list[str],
+    labels: Sequence[str] | None,
+    text: Collection[str],
+    crops: bool,
+    source: str | None,
+) -> tuple[list[str], list[str]]:
+    """The label columns, and notes on what is not used."""
+    used = {*RESERVED, *text} | (set(TIMES) if crops else set()) | ({"source"} if source is not None else set())
+    free = [column for column in header if column not in used]
     if labels is not None:
-        wrong = [column for column in labels if column not in header or column in RESERVED]
-        if wrong or not labels:
-            free = [column for column in header if column not in RESERVED]
-            raise BuildError(f"{path}: {', '.join(wrong) or 'nothing'} cannot be the labels: choose from {free}")
-        return list(labels)
-    columns = [column for column in header if column not in RESERVED]
-    if not columns:
+        wrong = [column for column in labels if column not in free]
+        if wrong or not labels or len(set(labels)) < len(labels):
+            what = ", ".join(wrong or labels) or "nothing"
+            raise BuildError(f"{path}: {what} cannot be the labels: choose from {free}, each once")
+        unused = [column or "one without a name" for column in free if column not in labels]
+        return list(labels), [f"columns that are not used: {', '.join(unused)}"] if unused else []
+    if not free:
         raise BuildError(f"{path} has no column of labels, only {', '.join(header)}: add one")
-    if "" in columns:
+    if "" in free:
         raise BuildError(f"{path}, line 1, column {header.index('') + 1} has no name: name it, or remove it")
-    return columns
+    for column in free:
+        if column.lower() in (*TIMES, "source"):
+            flag = f"--source={column}" if column.lower() == "source" else "--crops"
+            means = "what utterances were cut from" if column.lower() == "source" else "crops of files in seconds"
+            others = ",".join(one for one in free if one.lower() not in (*TIMES, "source")) or column
+            raise BuildError(
+                f"{path}: the column {column} may be {means}, then say {flag}, or something else, then name the label "
+                f"columns, such as --labels={others}"
+            )
+    return free, []
 
 
-def _clip(row: Row, root: epath.Path, columns: Sequence[str]) -> Clip:
+def _clip(row: Row, base: epath.Path, root: epath.Path, columns: Sequence[str], crops: bool) -> Clip:
     where, values = row
-    found = _find(where, root, values["path"].strip())
+    found = _find(where, base, root, values["path"].strip())
     labels = []
     for column in columns:
         label = composed(values[column].strip())
@@ -234,41 +315,60 @@ def _clip(row: Row, root: epath.Path, columns: Sequence[str]) -> Clip:
         if len(label.splitlines()) > 1:
             raise BuildError(f"{where}, column {column}: {label!r} is more than one line; make it one")
         labels.append(label)
-    start = _seconds(row, "start", 0.0)
-    duration = _seconds(row, "duration", None)
-    crop = f"@{_exact(start or 0.0)}" + (f"+{_exact(duration)}" if duration else "") if start or duration else ""
+    start = (_seconds(row, "start") if crops else None) or 0.0
+    duration = _seconds(row, "duration") if crops else None
+    crop = f"@{_exact(start)}" + (f"+{_exact(duration)}" if duration else "") if start or duration else ""
     return Clip(
         id=composed(found) + crop,
         path=found,
         labels=tuple(labels),
         speaker=composed(values.get("speaker", "").strip()),
         source=composed(values.get("source", "").strip()),
-        start=start or 0.0,
+        start=start,
         duration=duration,
     )
 
 
-def _find(where: str, root: epath.Path, path: str) -> str:
-    """The path relative to the root, as spelled on disk."""
+def _check_text(row: Row, base: epath.Path, text: Collection[str]) -> None:
+    """Refuses free text that has swallowed other rows: of several lines, with a name of a file in a later one."""
+    for column in text:
+        for line in row.values[column].splitlines()[1:]:
+            for field in map(str.strip, line.split(",")):
+                if field and is_file(base / field):
+                    raise BuildError(
+                        f"{row.where}, column {column}: the quote that opens there is closed in a later row, after "
+                        f"{field}; close it before the field ends"
+                    )
+
+
+def _find(where: str, base: epath.Path, root: epath.Path, path: str) -> str:
+    """The path relative to the root, as spelled on disk; what is given may be relative to `base`."""
     if not path:
         raise BuildError(f"{where}, column path is empty: fill it in, or remove the row")
     if posixpath.isabs(path) or "://" in path:
+        path = path if "://" in path else posixpath.normpath(path)
         try:
             path = epath.Path(path).relative_to(root).as_posix()
         except ValueError:
             raise BuildError(f"{where}, column path: {path} is not below {root}; give the root of all paths") from None
+    elif base != root:
+        path = posixpath.relpath(base / path, root)
     path = posixpath.normpath(path)
     for spelled in dict.fromkeys([path, composed(path), unicodedata.normalize("NFD", path)]):
-        if (root / spelled).is_file():
+        if is_file(root / spelled):
             return spelled
+    if os.path.exists(root / path):
+        raise BuildError(f"{where}, column path: {root / path} is a folder, pipe or device; name a recording")
+    if not places.is_remote(root) and os.path.islink(root / path):
+        raise BuildError(f"{where}, column path: {root / path} is a dangling link; restore the file, or remove the row")
     hint = " with forward slashes" if "\\" in path else ""
     raise BuildError(f"{where}, column path: {root / path} is missing; correct the path{hint}, or remove the row")
 
 
-def _seconds(row: Row, column: str, default: float | None) -> float | None:
+def _seconds(row: Row, column: str) -> float | None:
     text = row.values.get(column, "").strip()
     if not text:
-        return default
+        return None
     try:
         value = float(text)
     except ValueError:
@@ -288,80 +388,3 @@ def _split(row: Row) -> str:
     if text and text.lower() not in ALIASES:
         raise BuildError(f"{row.where}, column split: {text!r} is unknown; use one of {', '.join(SPLITS)}")
     return ALIASES[text.lower()] if text else ""
-
-
-def _finish(
-    place: epath.Path,
-    name: str,
-    clips: Mapping[str, list[Clip]],
-    columns: Sequence[str],
-    metric: str | None,
-    fractions: Mapping[str, float],
-    seed: int,
-    advice: str = "",
-) -> tuple[Task, Splits]:
-    """The task and its splits, made where they are not given. `advice` ends errors about the labels of a slot."""
-    every = [clip for part in clips.values() for clip in part]
-    slots = []
-    for number, column in enumerate(columns):
-        counts = Counter(clip.labels[number] for clip in every)
-        if len(counts) < 2:
-            raise BuildError(f"{place}, {column}: every label is {next(iter(counts))!r}, nothing to tell apart{advice}")
-        slots.append(Slot(column, tuple(sorted(counts))))
-    task = Task(_task_name(name), tuple(slots), metric or ("accuracy" if len(slots) == 1 else "exact_match"))
-    splits = _made(place, task, dict(clips), every, fractions, seed, advice)
-    for number, slot in enumerate(slots):
-        known = {clip.labels[number] for clip in splits["train"]}
-        for split in ("valid", "test"):
-            unseen = sorted({clip.labels[number] for clip in splits[split]} - known)
-            if unseen:
-                raise BuildError(
-                    f"{place}, {slot.name}: {unseen[0]!r} stands in {split} and not in train ({len(unseen)} such), so "
-                    "it cannot be learnt; move some of it to train, remove it, or take another seed if splits were made"
-                    f"{advice}"
-                )
-    return task, checked(splits, task)
-
-
-def _made(
-    place: epath.Path,
-    task: Task,
-    clips: dict[str, list[Clip]],
-    every: list[Clip],
-    fractions: Mapping[str, float],
-    seed: int,
-    advice: str,
-) -> Splits:
-    if set(clips) == set(SPLITS):
-        return clips
-    for split in ("train", "test"):
-        if "" not in clips and split not in clips:
-            raise BuildError(
-                f"{place} has {', '.join(sorted(clips))}, lacks {split}: give it clips, or leave all splits to be made"
-            )
-    if "" in clips:
-        parts = dict(fractions)
-        if set(parts) != set(SPLITS):
-            raise BuildError(f"fractions must be of {', '.join(SPLITS)}, not {dict(fractions)}")
-        source, clips = every, {}
-    else:  # only valid is lacking
-        parts = {split: fractions[split] / (fractions["train"] + fractions["valid"]) for split in ("train", "valid")}
-        source = clips["train"]
-    for number, slot in enumerate(task.slots):
-        rare = [label for label, count in Counter(c.labels[number] for c in source).items() if count < len(parts)]
-        if rare:
-            raise BuildError(
-                f"{place}, {slot.name}: {min(rare)!r} has fewer than {len(parts)} clips, too few to be in every split "
-                f"that is to be made; add some, remove it, or say in a column split what goes where{advice}"
-            )
-    deal = by_speaker if any(clip.speaker or clip.source for clip in source) else stratified
-    try:
-        return {**clips, **deal(source, parts, seed)}
-    except BuildError as error:
-        raise BuildError(f"{place}: {error}; or say in a column split what goes where") from error
-
-
-def _task_name(name: str) -> str:
-    """What may be the name of records: letters, digits and _, a letter first."""
-    plain = re.sub(r"\W+", "_", unicodedata.normalize("NFKD", name), flags=re.ASCII).strip("_")
-    return plain if plain[:1].isalpha() else f"task_{plain}".rstrip("_")

@@ -16,7 +16,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from etils import epath
 from tqdm import tqdm
 
 from data_pipelines.clips import Clip, Splits
-from data_pipelines.splits import BuildError, checked
+from data_pipelines.splits import BuildError, checked, read_text
 from spjax.tasks import Slot, Task
 
 CARD = "splits.json"
@@ -50,12 +50,14 @@ class Manifest:
       protocol: how the splits were made.
       splits: the clips, each split sorted by id.
       files: path of every file → what it was.
+      notes: as they were written.
     """
 
     task: Task
     protocol: str
     splits: Splits
     files: dict[str, FileFacts]
+    notes: tuple[str, ...] = ()
 
 
 def inspect_files(raw: epath.PathLike, paths: Iterable[str]) -> dict[str, FileFacts]:
@@ -75,9 +77,16 @@ def inspect_files(raw: epath.PathLike, paths: Iterable[str]) -> dict[str, FileFa
 
 
 def write_splits(
-    out: epath.PathLike, task: Task, splits: Mapping[str, list[Clip]], files: Mapping[str, FileFacts], protocol: str
+    out: epath.PathLike,
+    task: Task,
+    splits: Mapping[str, list[Clip]],
+    files: Mapping[str, FileFacts],
+    protocol: str,
+    notes: Sequence[str] = (),
 ) -> None:
     """Writes the directory; `files` as of `inspect_files`. What it held before under these names is replaced.
+
+    `notes` are what was said of the data when they were listed, for whoever makes records of them.
 
     Raises:
       BuildError: `files` lacks a clip's file.
@@ -99,6 +108,7 @@ def write_splits(
         "version": VERSION,
         "task": dataclasses.asdict(task),
         "protocol": protocol,
+        "notes": list(notes),
         "counts": {split: len(clips) for split, clips in splits.items()},
         "sha256": digests,
     }
@@ -116,12 +126,13 @@ def read_splits(directory: epath.PathLike) -> Manifest:
     if not path.is_file():
         raise BuildError(f"{path} is missing: {folder} is no directory of splits, or it was not written to its end")
     try:
-        card = json.loads(path.read_bytes())
+        card = json.loads(read_text(path))
         if card["format"] != FORMAT or card["version"] > VERSION:
             raise BuildError(f"{path} is {card['format']!r} version {card['version']}, known is {FORMAT!r} {VERSION}")
         slots = tuple(Slot(slot["name"], tuple(slot["labels"])) for slot in card["task"]["slots"])
         task = Task(card["task"]["name"], slots, card["task"]["metric"])
         protocol, digests = str(card["protocol"]), dict(card["sha256"])
+        notes = tuple(map(str, card.get("notes", ())))  # those of earlier versions have none
     except BuildError:
         raise
     except (ValueError, KeyError, TypeError) as error:
@@ -138,7 +149,7 @@ def read_splits(directory: epath.PathLike) -> Manifest:
             row: dict[str, Any] = json.loads(line)
             files[row["path"]] = FileFacts(**{name: row.pop(name) for name in FileFacts._fields})
             splits[split].append(Clip(**row | {"labels": tuple(row["labels"])}))
-    return Manifest(task, protocol, checked(splits, task), files)
+    return Manifest(task, protocol, checked(splits, task), files, notes)
 
 
 def verify_files(raw: epath.PathLike, files: Mapping[str, FileFacts]) -> None:

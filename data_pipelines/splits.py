@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.clips import Clip, Splits
-from spjax.speech2unit.audio import SUFFIXES
+from spjax.storage import places
 from spjax.tasks import Task
 
 Item = TypeVar("Item")
@@ -59,45 +60,9 @@ def relative(path: epath.PathLike, root: epath.PathLike) -> str:
     return epath.Path(path).relative_to(epath.Path(root)).as_posix()
 
 
-def audio_files(
-    raw: epath.PathLike, folder: str = "", suffixes: Sequence[str] = SUFFIXES, optional: bool = False
-) -> dict[str, str]:
-    """Every audio file below a folder. Hidden files and folders and other kinds of file are passed over.
-
-    Args:
-      raw: root of the data set; local or gs://.
-      folder: where to look below it, with forward slashes.
-      suffixes: what names of audio files end in, in lower case.
-      optional: a folder that is missing or holds none gives no files instead of an error.
-
-    Returns:
-      Path relative to `raw`, in NFC → the same as spelled on disk (what `Clip.path` must say); sorted by the former.
-
-    Raises:
-      BuildError: the folder is missing or holds no audio, or two names differ only in how their letters are composed.
-    """
-    root = epath.Path(raw)
-    top = root / folder if folder else root
-    if not top.is_dir():
-        if optional:
-            return {}
-        raise BuildError(f"{top} is no folder: unpack the data set there, or point to its root with --raw")
-    found: dict[str, str] = {}
-    folders = [top]
-    while folders:
-        for entry in folders.pop().iterdir():
-            if entry.name.startswith("."):
-                continue
-            if entry.name.lower().endswith(tuple(suffixes)):
-                path = relative(entry, root)
-                if composed(path) in found:
-                    raise BuildError(f"{root}: {path!r} is there twice, its letters composed and not: remove one")
-                found[composed(path)] = path
-            elif entry.is_dir():
-                folders.append(entry)
-    if not found and not optional:
-        raise BuildError(f"{top} holds no audio ({', '.join(suffixes)}): unpack the data set there")
-    return dict(sorted(found.items()))
+def is_file(path: epath.PathLike) -> bool:
+    """Whether there is a regular file: no folder, and no pipe or device, from which reading might not end."""
+    return epath.Path(path).is_file() if places.is_remote(path) else os.path.isfile(path)
 
 
 def find(files: Mapping[str, str], path: str, where: str) -> str:
@@ -126,50 +91,123 @@ def find_table(raw: epath.PathLike, name: str) -> epath.Path:
 
 
 def read_text(path: epath.PathLike) -> str:
-    """A text file in UTF-8, with or without byte order mark.
+    """A text file in UTF-8, with or without byte order mark: the one way in which data sets' text is read.
 
     Raises:
-      BuildError: it is missing or not UTF-8.
+      BuildError: it is missing, not UTF-8, or holds NUL.
     """
     path = epath.Path(path)
-    if not path.is_file():
-        raise BuildError(f"{path} is missing: it belongs to the data set, put it there")
+    if not is_file(path):
+        what = "is no regular file" if path.exists() else "is missing"
+        raise BuildError(f"{path} {what}: it belongs to the data set, put it there")
+    content = path.read_bytes()
+    for mark, name in _OTHER_MARKS.items():
+        if content.startswith(mark):
+            raise BuildError(f"{path} is {name}: save it as text in UTF-8")
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BuildError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        raise BuildError(f"{path}, line {line} is not UTF-8 text ({error}): save it as UTF-8") from error
+    if (first := text.find("\0")) >= 0:
+        line = text.count("\n", 0, first) + 1
+        raise BuildError(f"{path}, line {line} holds a NUL byte (text in UTF-16, or damaged): save it as UTF-8")
+    return text
 
 
-def read_table(path: epath.PathLike, columns: Collection[str], delimiter: str = ",") -> list[Row]:
+def read_table(
+    path: epath.PathLike, columns: Collection[str], delimiter: str = ",", multiline: Collection[str] | None = None
+) -> list[Row]:
     """The rows of a delimited text file whose first line names its columns; blank lines are passed over.
 
+    Excel's line `sep=,` may stand before. A field may be quoted; a quote within it is doubled.
+
+    Args:
+      path: local or gs://.
+      columns: that it must have.
+      delimiter: between fields.
+      multiline: columns whose quoted fields may hold line ends, and whose others may hold quotes; None: all.
+
     Raises:
-      BuildError: missing, not UTF-8, lacks one of `columns`, or a row has more or fewer fields than the header.
+      BuildError: missing, not UTF-8, lacks one of `columns`, names one twice, a row has more or fewer fields than the
+        header, or a quote is not closed, stands in a field that is not quoted, or is closed in another line.
     """
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
+    lines = list(io.StringIO(read_text(path), newline=""))
+    start = int(bool(lines) and lines[0].strip().lower() == f"sep={delimiter}")
+    reader = csv.reader(lines[start:], delimiter=delimiter, strict=True, skipinitialspace=True)
+    header: list[str] = []
+    rows = []
+    last = start
     try:
-        header = [name.strip() for name in next(reader, [])]
-        lacking = [name for name in columns if name not in header]
-        if lacking:
-            raise BuildError(
-                f"{path} has the columns {header}, lacks {', '.join(lacking)}: its first line must name them, "
-                f"parted by {delimiter!r}"
-            )
-        if len(set(header)) < len(header):
-            raise BuildError(f"{path} names a column twice: {header}")
-        rows = []
         for fields in reader:
-            where = f"{path}, line {reader.line_num}"
+            first, last = last + 1, start + reader.line_num
+            where = f"{path}, line {first}"
             if not any(field.strip() for field in fields):
+                continue
+            if not header:
+                header = _header(path, [name.strip() for name in fields], columns, delimiter)
+                _check_quotes(where, header, header, lines[first - 1 : last], ())
                 continue
             if len(fields) != len(header):
                 raise BuildError(f"{where} has {len(fields)} fields where the header has {len(header)}: correct it")
+            if multiline is not None:
+                _check_quotes(where, header, fields, lines[first - 1 : last], multiline)
             rows.append(Row(where, dict(zip(header, fields, strict=True))))
     except csv.Error as error:
-        raise BuildError(f"{path}, line {reader.line_num}: {error}; correct the line") from error
+        raise BuildError(
+            f"{path}, line {last + 1}: a quote that opens in this line is not closed as it must be ({error}); close "
+            "it before the field ends, and double a quote that is part of the text"
+        ) from error
+    if not header:
+        _header(path, [], columns, delimiter)
     if not rows:
         raise BuildError(f"{path} has no rows: take it from its source again")
     return rows
+
+
+_OTHER_MARKS = {
+    b"\xff\xfe\0\0": "text in UTF-32",
+    b"\0\0\xfe\xff": "text in UTF-32",
+    b"\xff\xfe": "text in UTF-16",
+    b"\xfe\xff": "text in UTF-16",
+    b"PK\3\4": "a zip archive, such as a workbook of Excel",
+    b"\x1f\x8b": "compressed by gzip",
+}
+
+
+def _header(path: epath.PathLike, names: list[str], columns: Collection[str], delimiter: str) -> list[str]:
+    lacking = [name for name in columns if name not in names]
+    if lacking:
+        raise BuildError(
+            f"{path} has the columns {names}, lacks {', '.join(lacking)}: its first line must name them, "
+            f"parted by {delimiter!r}"
+        )
+    twice = [name for name, number in Counter(names).items() if number > 1]
+    if twice:
+        raise BuildError(f"{path} names a column twice, {twice[0]!r}: rename or remove one of them")
+    return names
+
+
+def _check_quotes(
+    where: str, header: Sequence[str], fields: Sequence[str], lines: Sequence[str], multiline: Collection[str]
+) -> None:
+    """Refuses quotes that say something else than a reader of the file sees, outside the columns `multiline`."""
+    raw = "".join(lines)
+    if '"' not in raw:
+        return
+    for name, field in zip(header, fields, strict=True):
+        if name in multiline:
+            continue
+        if len(lines) > 1 and ("\n" in field or "\r" in field):
+            raise BuildError(
+                f"{where}, column {name}: a quoted field runs on to a later line; close its quote in its own line, or, "
+                f"if it is free text that may have line ends, say so by --text={name}"
+            )
+        if '"' in field and '"{}"'.format(field.replace('"', '""')) not in raw:
+            raise BuildError(
+                f"{where}, column {name}: a quote stands in the field {field!r}, which is not quoted; remove it, or "
+                f"quote the field and double the quote in it, or, if it is free text, say so by --text={name}"
+            )
 
 
 # ---- splitting
@@ -257,8 +295,8 @@ def grouped(
     groups = _components(_by_id(clips), names)
     if len(groups) < len(shares):
         raise BuildError(
-            f"{len(groups)} groups of clips that belong together (speakers, sources) cannot make {len(shares)} splits "
-            f"({', '.join(fractions)}): name fewer splits, or split without regard to them"
+            f"{len(groups)} groups of clips that belong together (speaker, source, equal files) cannot make "
+            f"{len(shares)} splits ({', '.join(fractions)}): name fewer splits, or split without regard to them"
         )
     groups = sorted(shuffled(groups, seed), key=len, reverse=True)
     labels = {label: column for column, label in enumerate(sorted({clip.labels for part in groups for clip in part}))}

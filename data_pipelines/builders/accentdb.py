@@ -26,7 +26,8 @@ from collections import defaultdict
 from etils import epath
 
 from data_pipelines.clips import Clip, Splits
-from data_pipelines.splits import BuildError, audio_files, by_speaker, check_protocol, checked, shuffled, stratified
+from data_pipelines.listing import audio_files
+from data_pipelines.splits import BuildError, by_speaker, check_protocol, checked, shuffled, stratified
 from spjax.tasks import TASKS
 
 _FRACTIONS = {"train": 0.64, "valid": 0.16, "test": 0.2}

@@ -24,9 +24,9 @@ from etils import epath
 from tqdm import tqdm
 
 from data_pipelines.clips import Clip, Splits
+from data_pipelines.listing import audio_files
 from data_pipelines.splits import (
     BuildError,
-    audio_files,
     check_protocol,
     checked,
     composed,

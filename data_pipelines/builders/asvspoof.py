@@ -18,7 +18,8 @@ from __future__ import annotations
 from etils import epath
 
 from data_pipelines.clips import Clip, Splits
-from data_pipelines.splits import BuildError, audio_files, check_protocol, checked, find, read_text
+from data_pipelines.listing import audio_files
+from data_pipelines.splits import BuildError, check_protocol, checked, find, read_text
 from spjax.tasks import TASKS
 
 _PARTS = {"train": ("train", "train.trn"), "valid": ("dev", "dev.trl"), "test": ("eval", "eval.trl")}

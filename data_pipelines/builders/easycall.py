@@ -25,7 +25,8 @@ from etils import epath
 from tqdm import tqdm
 
 from data_pipelines.clips import Clip, Splits
-from data_pipelines.splits import BuildError, audio_files, by_speaker, check_protocol, checked, stratified
+from data_pipelines.listing import audio_files
+from data_pipelines.splits import BuildError, by_speaker, check_protocol, checked, stratified
 from spjax.tasks import TASKS
 
 SHORTEST = 1000  # samples at 16 kHz

@@ -14,7 +14,8 @@ from __future__ import annotations
 from etils import epath
 
 from data_pipelines.clips import Clip, Splits
-from data_pipelines.splits import audio_files, check_protocol, checked, composed, find, read_table
+from data_pipelines.listing import audio_files
+from data_pipelines.splits import check_protocol, checked, composed, find, read_table
 from spjax.tasks import TASKS
 
 

@@ -17,7 +17,8 @@ from __future__ import annotations
 from etils import epath
 
 from data_pipelines.clips import Clip, Splits
-from data_pipelines.splits import BuildError, audio_files, by_speaker, check_protocol, checked
+from data_pipelines.listing import audio_files
+from data_pipelines.splits import BuildError, by_speaker, check_protocol, checked
 from spjax.tasks import TASKS
 
 TRAIN, VALID = 2, 4  # files of a speaker's command, in order

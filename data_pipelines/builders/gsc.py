@@ -30,7 +30,8 @@ from typing import NamedTuple
 from etils import epath
 
 from data_pipelines.clips import Clip, Splits
-from data_pipelines.splits import BuildError, audio_files, check_protocol, checked, shuffled, uniform
+from data_pipelines.listing import audio_files
+from data_pipelines.splits import BuildError, check_protocol, checked, shuffled, uniform
 from spjax.tasks import TASKS
 
 WORDS, TEST = "speech_commands_v0.01", "speech_commands_test_set_v0.01"

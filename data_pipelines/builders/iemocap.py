@@ -26,7 +26,8 @@ import re
 from etils import epath
 
 from data_pipelines.clips import Clip, Splits
-from data_pipelines.splits import BuildError, audio_files, check_protocol, checked, find, read_text, stratified
+from data_pipelines.listing import audio_files
+from data_pipelines.splits import BuildError, check_protocol, checked, find, read_text, stratified
 from spjax.tasks import TASKS
 
 SESSIONS = 5

@@ -18,8 +18,8 @@ from __future__ import annotations
 from etils import epath
 
 from data_pipelines.clips import Clip, Splits
+from data_pipelines.listing import audio_files
 from data_pipelines.splits import (
-    audio_files,
     by_speaker,
     check_protocol,
     checked,

@@ -27,9 +27,9 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.clips import Clip, Splits
+from data_pipelines.listing import audio_files
 from data_pipelines.splits import (
     BuildError,
-    audio_files,
     by_speaker,
     check_protocol,
     checked,

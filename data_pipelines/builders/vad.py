@@ -24,7 +24,8 @@ from collections.abc import Mapping
 from etils import epath
 
 from data_pipelines.clips import Clip, Splits
-from data_pipelines.splits import BuildError, audio_files, check_protocol, checked, composed, read_text
+from data_pipelines.listing import audio_files
+from data_pipelines.splits import BuildError, check_protocol, checked, composed, read_text
 from spjax.tasks import TASKS
 
 _PARTS = {"train": "training", "valid": "validation", "test": "testing"}

@@ -22,7 +22,8 @@ from collections import defaultdict
 from etils import epath
 
 from data_pipelines.clips import Clip, Splits
-from data_pipelines.splits import BuildError, audio_files, check_protocol, checked, read_text, shuffled
+from data_pipelines.listing import audio_files
+from data_pipelines.splits import BuildError, check_protocol, checked, read_text, shuffled
 from spjax.tasks import TASKS
 
 _SPLIT_OF_NUMBER = {"1": "train", "2": "valid", "3": "test"}

@@ -26,7 +26,8 @@ from __future__ import annotations
 from etils import epath
 
 from data_pipelines.clips import Clip, Splits
-from data_pipelines.splits import BuildError, audio_files, by_speaker, check_protocol, checked, shuffled
+from data_pipelines.listing import audio_files
+from data_pipelines.splits import BuildError, by_speaker, check_protocol, checked, shuffled
 from spjax.tasks import TASKS
 
 _SIZES = {"train": 1200, "valid": 300, "test": 300}  # of a language

@@ -88,6 +88,21 @@ def rows_per_step(bucket: int, max_tokens: int, max_rows: int, row_multiple: int
     return rows
 
 
+def longest(max_tokens: int, max_rows: int) -> int:
+    """The most units of an utterance that a batch of a training plan can hold, by the limits of `TrainConfig`.
+
+    Raises:
+      ValueError: it holds none of a bucket's least length.
+    """
+    rows = math.gcd(8, max_rows)
+    if max_tokens < 8 * rows:
+        raise ValueError(
+            f"train.max_tokens={max_tokens} holds no batch of {rows} utterances of 8 units: "
+            f"give --config.train.max_tokens={8 * rows} or more"
+        )
+    return max_tokens // rows // 8 * 8
+
+
 def plan(
     lengths: np.ndarray,
     *,
@@ -342,7 +357,7 @@ def within_limit(
         f"the longest {int(lengths.max())}"
     )
     if overlength == "error":
-        raise ValueError(f"{found}: raise max_length, or choose overlength='cut' or 'drop'")
+        raise ValueError(f"{found}: choose --config.overlength=cut or --config.overlength=drop")
     return (every, f"{found}: cut") if overlength == "cut" else (every[~over], f"{found}: dropped")
 
 

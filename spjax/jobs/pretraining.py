@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from spjax import vocab
 from spjax.data.records import CARD
 from spjax.data.unit_set import UnitSet
+from spjax.jobs import prompting
 from spjax.jobs.inputs import ImportUnits, backbone, made_by, read_split
 from spjax.jobs.workdirs import claim, refuse_another, say, whole
 from spjax.models.config import Compute, UnitLMConfig
@@ -111,7 +112,8 @@ def make_absent_lm(config: ConfigDict, import_units: ImportUnits | None) -> None
 
     Raises:
       FileNotFoundError: it would be written elsewhere, or there is nothing to train it on.
-      ValueError: as `run_pretraining`; or the LM that is there is told other streams than the config says.
+      ValueError: as `run_pretraining` and `prompting.check_lengths`; or the LM that is there is told other streams
+        than the config says.
     """
     there = whole(config.lm, unit_lms.CONFIG_FILE)
     agree({f"{config.lm} is there": there})
@@ -128,6 +130,7 @@ def make_absent_lm(config: ConfigDict, import_units: ImportUnits | None) -> None
         )
     say(f"no unit LM at {config.lm}: pretraining one first (config.pretraining)")
     check(config.pretraining)
+    prompting.check_lengths(config, _lm_config(config.pretraining), import_units)
     places.at(workdir).mkdir(parents=True, exist_ok=True)
     run_pretraining(config.pretraining, workdir, import_units)
 

@@ -116,6 +116,65 @@ def places(config: ConfigDict, workdir: str) -> dict[str, Place]:
     return {name: Place(os.path.join(config.data, name), os.path.join(workdir, name)) for name in names}
 
 
+def read_splits(
+    config: ConfigDict,
+    run: train.TrainConfig,
+    name: str,
+    directory: str,
+    lm: UnitLMConfig,
+    import_units: ImportUnits | None,
+) -> tuple[list[tuple[UnitSet, np.ndarray]], Card, list[str]]:
+    """Train, valid and test of a task, with the utterances of each to use: none longer than a batch can hold.
+
+    An utterance may have `config.max_length` units (0: no limit of its own), and at most what a batch of training
+    holds; what happens to longer ones says `config.overlength`.
+
+    Args:
+      config: of a prompt tuning job.
+      run: its settings of training.
+      name, directory, lm, import_units: as of `inputs.read_split`.
+
+    Returns:
+      The splits, the card of the records, and a note on every split with utterances that are too long.
+
+    Raises:
+      ValueError: there are such and `overlength` is "error", or as `loader.fit_length` and `inputs.read_split`.
+    """
+    held = planning.longest(run.max_tokens, run.max_rows)
+    limit = min(config.max_length or held, held)
+    read = {split: read_split(directory, name, split, lm, import_units) for split in ("train", "valid", "test")}
+    longest = math.ceil(max(units.lengths.max() for units, _ in read.values()) / 8) * 8
+    splits, notes = [], []
+    for split, (units, card) in read.items():
+        try:
+            fitted, ids, note = loader.fit_length(units, limit, config.overlength)
+        except ValueError as error:
+            flags = []
+            if 0 < config.max_length < longest:
+                flags.append(f"--config.max_length={longest}")
+            if held < longest:
+                flags.append(f"--config.train.max_tokens={longest * math.gcd(8, run.max_rows)}")
+            advice = f"; where memory allows, {' and '.join(flags)} let all of them in" if flags else ""
+            raise ValueError(f"{directory}, {split}: {error}{advice}") from error
+        lost = np.setdiff1d(units.classes, units.classes[ids])
+        if split == "train" and lost.size:
+            slot, label = card.task.classes[lost[0]]
+            raise ValueError(
+                f"{directory}, train: {note}; that leaves no utterance of {len(lost)} labels, the first {label!r} "
+                f"({slot}): use --config.overlength=cut"
+            )
+        splits.append((fitted, ids))
+        notes += [f"{split}: {note}"] if note else []
+    return splits, card, notes
+
+
+def check_lengths(config: ConfigDict, lm: UnitLMConfig, import_units: ImportUnits | None) -> None:
+    """Raise ValueError for what `read_splits` finds wrong with the records of a prompt job, before its LM is made."""
+    run = prompt_settings(config).run
+    for name, place in places(config, "").items():
+        read_splits(config, run, name, place.data, lm, import_units)
+
+
 def pack_place(place: Place, seed: int) -> str:
     """Directory of the prompt pack of a seed."""
     return os.path.join(place.report, "packs", f"seed_{seed}")
@@ -143,6 +202,7 @@ class Taught(NamedTuple):
       card: of the records.
       combinations: label combinations that decoding chooses among; None for all.
       place: where its records are and its report goes.
+      notes: of each split with utterances that are too long, how many were cut or dropped.
     """
 
     lesson: train.Lesson
@@ -151,6 +211,7 @@ class Taught(NamedTuple):
     card: Card
     combinations: np.ndarray | None
     place: Place
+    notes: tuple[str, ...]
 
 
 class LM(NamedTuple):
@@ -188,18 +249,11 @@ def _taught(
     config: ConfigDict, settings: Settings, lm: LM, name: str, place: Place, import_units: ImportUnits | None
 ) -> tuple[Taught, Any]:
     """A task of the config from its records, and the prompt that its members start from (None: afresh)."""
-    directory, splits, card = place.data, {}, None
-    for split in ("train", "valid", "test"):
-        units, card = read_split(directory, name, split, lm.config, import_units)
-        try:
-            units, ids, note = loader.fit_length(units, config.max_length or None, config.overlength)
-        except ValueError as error:
-            raise ValueError(f"{directory}, {split}: {error}") from error
-        if note:
-            say(f"{name}, {split}: {note}")
-        splits[split] = (units, ids)
-    assert card is not None
-    (train_set, train_ids), (valid_set, valid_ids), (test_set, test_ids) = splits.values()
+    directory = place.data
+    splits, card, notes = read_splits(config, settings.run, name, directory, lm.config, import_units)
+    for note in notes:
+        say(f"{name}, {note}")
+    (train_set, train_ids), (valid_set, valid_ids), (test_set, test_ids) = splits
     if config.few_shot:
         train_ids = train_ids[planning.few_shot(train_set.classes[train_ids], config.few_shot, config.few_shot_seed)]
     if lm.config.num_units != card.vocabulary:
@@ -223,7 +277,7 @@ def _taught(
         metric=functools.partial(_headline, task), lower_is_better=task.metric in LOWER_IS_BETTER,
     )  # fmt: skip
     say(f"{name}: {len(train_ids):,} train, {len(valid_ids):,} valid, {len(test_ids):,} test utterances")
-    return Taught(lesson, test_set, test_ids, card, seen, place), start
+    return Taught(lesson, test_set, test_ids, card, seen, place, tuple(notes)), start
 
 
 def run_prompt_tuning(
@@ -358,7 +412,7 @@ def _report(
         tried=tried,
         provenance={
             "backbone": backbone(lm.config), "lm": config.lm, "lm_hash": lm.hash, "data": taught.place.data,
-            "notes": list(card.notes),
+            "notes": [*card.notes, *taught.notes],
         },
         comparisons=published(task.name), command=command,
     )  # fmt: skip

@@ -518,9 +518,10 @@ def evaluator_for(lesson: Lesson, run: TrainConfig, units: UnitSet, ids: np.ndar
     """An evaluator of utterances `ids` of a split for the members of a lesson.
 
     It has the buckets of the lesson's train split, and one more where an utterance is longer: splits share programs.
+    Where a batch of training holds few rows, for long utterances, so may one of it.
     """
     lengths = units.lengths
-    multiple = math.lcm(math.gcd(8, run.eval_rows), sharding.batch_shards(mesh))
+    multiple = math.lcm(math.gcd(8, run.eval_rows, run.max_rows), sharding.batch_shards(mesh))
     edges = planning.buckets(lesson.train_set.lengths[lesson.train_ids], run.buckets)
     longest = math.ceil(lengths[ids].max() / 8) * 8
     edges += (longest,) if longest > edges[-1] else ()

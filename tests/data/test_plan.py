@@ -345,7 +345,9 @@ def test_buckets_of_nothing_are_refused() -> None:
 
 def test_utterances_over_the_limit_are_counted_and_never_cut_unasked() -> None:
     lengths = np.array([5, 12, 8, 40])
-    with pytest.raises(ValueError, match=r"2 of 4 utterances .* max_length=8 .* longest 40: .*'cut' or 'drop'"):
+    with pytest.raises(
+        ValueError, match=r"2 of 4 utterances .* max_length=8 .* longest 40: .*overlength=cut or .*overlength=drop"
+    ):
         within_limit(lengths, 8)
     ids, report = within_limit(lengths, 8, "cut")
     assert (ids.tolist(), report[-3:]) == ([0, 1, 2, 3], "cut")

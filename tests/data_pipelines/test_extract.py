@@ -28,6 +28,7 @@ from data_pipelines import assemble, fit_kmeans, parts, run_pipeline
 from data_pipelines import extract as extraction
 from data_pipelines.clips import Clip, Splits
 from data_pipelines.extract import Wanted, extract, extract_all
+from data_pipelines.manifests import read_user_data
 from data_pipelines.pipeline import ExtractError, build_pipeline
 from data_pipelines.splits import BuildError
 from spjax.data.records import load_card, read_unit_records
@@ -38,6 +39,7 @@ from spjax.speech2unit.encoder import Encoder, encode, load_encoder
 from spjax.storage import KMeans, save_hubert, save_kmeans
 from spjax.storage.files import unflatten
 from spjax.storage.huberts import hubert_shapes
+from tests.data_pipelines.builders.raw_trees import distinct
 from tests.data_pipelines.corpus import COUNTS, TASK, make_corpus, tone
 from tests.speech2unit.bad_files import make_bad_files
 
@@ -272,7 +274,7 @@ def manifest(path: Path, splits: Splits) -> Path:
 
 @pytest.mark.distributed
 def test_goes_on_after_a_kill(tmp_path, raw, splits, kmeans, monkeypatch):
-    flags = [f"--manifest={manifest(tmp_path / 'toy.csv', splits)}", f"--raw={raw}", "--encoder=mfcc"]
+    flags = [f"--manifest={manifest(tmp_path / 'toy.csv', splits)}", "--crops", f"--raw={raw}", "--encoder=mfcc"]
     flags += [f"--kmeans={kmeans}"]
     process = subprocess.Popen(command(*flags, f"--out={tmp_path / 'toy'}", "--workers=1"), cwd=ROOT)
     while not (first := list(tmp_path.glob(".toy.parts-*/part-*"))):
@@ -303,7 +305,7 @@ def test_goes_on_after_a_kill(tmp_path, raw, splits, kmeans, monkeypatch):
 def test_sigterm_ends_it_with_its_workers(tmp_path, raw, splits, kmeans):
     if sys.platform != "linux":
         pytest.skip("workers are looked for in /proc")
-    flags = [f"--manifest={manifest(tmp_path / 'toy.csv', splits)}", f"--raw={raw}", "--encoder=mfcc"]
+    flags = [f"--manifest={manifest(tmp_path / 'toy.csv', splits)}", "--crops", f"--raw={raw}", "--encoder=mfcc"]
     flags += [f"--kmeans={kmeans}", f"--out={tmp_path / 'toy'}", "--workers=2"]
     process = subprocess.Popen(command(*flags), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not workers_of(process.pid):
@@ -480,12 +482,24 @@ def test_good_ones_are_kept_and_bad_ones_named(tmp_path, with_bad, kmeans, encod
     assert units.units_of(0).tolist() == encode(raw / clip.path, encoder).units.tolist()
 
 
+def test_a_label_whose_clips_are_all_refused_is_an_error(tmp_path, kmeans):
+    """However bad files are skipped: it could not be learnt, and would go unseen."""
+    raw = tmp_path / "raw"
+    splits = few(raw)
+    for clip in splits["train"]:
+        if clip.labels[0] == "high":
+            (raw / clip.path).write_text("no audio")
+    with pytest.raises(ExtractError, match=r"every clip of 'high' \(pitch\) in train was refused, such as: .*001.wav"):
+        extract(TASK, splits, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, on_error="skip", runner=HERE)
+    assert not (tmp_path / "u").exists()
+
+
 def test_stops_at_a_bad_file_until_it_is_repaired(tmp_path, kmeans, capsys):
     raw = tmp_path / "raw"
     splits = make_corpus(raw, {"train": 130, "valid": 2, "test": 2})
     good = (raw / "070.wav").read_bytes()
     (raw / "070.wav").write_bytes(good[:-100])
-    flags = [f"--manifest={manifest(tmp_path / 'toy.csv', splits)}", f"--raw={raw}", "--encoder=mfcc"]
+    flags = [f"--manifest={manifest(tmp_path / 'toy.csv', splits)}", "--crops", f"--raw={raw}", "--encoder=mfcc"]
     flags += [f"--kmeans={kmeans}", f"--out={tmp_path / 'toy'}", f"--runner={HERE}"]
     with pytest.raises(SystemExit) as ended:
         extraction.main(flags)
@@ -621,16 +635,41 @@ class Bucket:
         return call
 
 
+def mount(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name under which a folder is a bucket."""
+    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
+    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", Bucket(folder))
+    monkeypatch.setattr(gpath, "_GCS_BACKENDS", frozenset())
+    return "gs://bucket"
+
+
+def test_own_data_in_a_bucket(tmp_path, monkeypatch):
+    """The same as here, but for what a bucket does not know: links."""
+    data = tmp_path / "data"
+    distinct(data, [f"{label}/{number}.wav" for label in ("no", "yes") for number in range(10)])
+    shutil.copy(data / "no" / "1.wav", data / "no" / "copy.wav")
+    distinct(data, ["yes/.hidden.wav", "yes/sub.d/deep.FLAC"])
+    (data / "no" / "a.txt").write_text("x")
+    rows = [f"{label}/{number}.wav,{label}" for label in ("no", "yes") for number in range(10)]
+    (data / "my.csv").write_text("\n".join(["path,label", *rows]))
+    place = mount(tmp_path, monkeypatch)
+    for here, there in [(data, f"{place}/data"), (data / "my.csv", f"{place}/data/my.csv")]:
+        expected, found = read_user_data(here), read_user_data(there)
+        assert found[:2] == expected[:2]
+        assert found.notes == expected.notes
+        assert (found.raw, expected.raw) == (f"{place}/data", str(data))
+    (data / "stop").mkdir()
+    with pytest.raises(BuildError, match="gs://bucket/data/stop holds no recording"):
+        read_user_data(f"{place}/data")
+
+
 def test_places_that_are_not_on_this_machine(tmp_path, raw, splits, kmeans, monkeypatch):
     bucket = tmp_path / "bucket"
     shutil.copytree(raw, bucket / "raw")
     shutil.copytree(kmeans, bucket / "km")
     some = {"train": splits["train"][:3], "test": splits["test"][:2]}
     extract(TASK, some, raw, tmp_path / "here", encoder="mfcc", kmeans=kmeans, runner=HERE)
-    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
-    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", Bucket(bucket))
-    monkeypatch.setattr(gpath, "_GCS_BACKENDS", frozenset())
-    place = "gs://bucket"
+    place = mount(bucket, monkeypatch)
     extract(TASK, some, f"{place}/raw", f"{place}/there", encoder="mfcc", kmeans=f"{place}/km", runner=HERE)
     assert content(bucket / "there") == content(tmp_path / "here")
     assert sorted(path.name for path in bucket.iterdir()) == ["km", "raw", "there"]

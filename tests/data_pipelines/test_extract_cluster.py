@@ -54,7 +54,13 @@ class Place:
 
     def flags(self, out: Path) -> list[str]:
         """Of the command, but for its runner."""
-        ours = [f"--manifest={self.manifest}", f"--raw={self.raw}", "--encoder=mfcc", f"--kmeans={self.kmeans}"]
+        ours = [
+            f"--manifest={self.manifest}",
+            "--crops",
+            f"--raw={self.raw}",
+            "--encoder=mfcc",
+            f"--kmeans={self.kmeans}",
+        ]
         return [*ours, f"--out={out}"]
 
     def make_here(self, out: Path) -> None:

@@ -190,8 +190,31 @@ def test_files_that_are_missing_empty_or_no_text_are_named(tmp_path: Path) -> No
     with pytest.raises(RecordError, match=r"valid\.txt is empty"):
         import_units("fsc", src, tmp_path / "out", splits=["valid"])
     (src / "test.txt").write_bytes(b"1 2 \xff <s> 0 6 20\n")
-    with pytest.raises(RecordError, match=r"test\.txt is not UTF-8"):
+    with pytest.raises(RecordError, match=r"test\.txt, line 1 is not UTF-8"):
         import_units("fsc", src, tmp_path / "out", splits=["test"])
+
+
+def test_marks_spaces_and_line_ends_change_nothing(tmp_path: Path) -> None:
+    """As in a CSV: a byte order mark, blanks around, CR or CRLF."""
+    plain = _text(tmp_path / "src", ["71 12 <s> 0 6 20", "5 <s> 5 19 23", "5 <s> 5 19 23"])
+    other = tmp_path / "other"
+    other.mkdir()
+    for name, end in (("cr", "\r"), ("crlf", "\r\n")):
+        content = f"\ufeff 71  12 <s> 0 6 20 {end}5 <s>\t5 19 23{end}  5 <s> 5 19 23"
+        (other / "train.txt").write_text(content, newline="", encoding="utf-8")
+        import_units("fsc", other, tmp_path / name, splits=["train"], dedup=True)
+    import_units("fsc", plain, tmp_path / "plain", splits=["train"], dedup=True)
+    expected, card = read_unit_records(tmp_path / "plain", "train")
+    assert card.counts == {"train": 2}
+    for name in ("cr", "crlf"):
+        found, _ = read_unit_records(tmp_path / name, "train")
+        assert found.units.tolist() == expected.units.tolist()
+        assert found.classes.tolist() == expected.classes.tolist()
+    (other / "train.txt").write_text("71 <s> 0 6 20\n", encoding="utf-16")
+    with pytest.raises(RecordError, match=r"train\.txt is text in UTF-16: save it as text in UTF-8"):
+        import_units("fsc", other, tmp_path / "no", splits=["train"])
+    (tmp_path / "slots.json").write_text('\ufeff {"a": ["x", "y"]}', encoding="utf-8")
+    assert read_slots(tmp_path / "slots.json", "mine").slots[0].labels == ("x", "y")
 
 
 # ---- command line

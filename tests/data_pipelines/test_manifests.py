@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import tempfile
 import unicodedata
 from collections import Counter
@@ -12,15 +14,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data_pipelines import leaks
+from data_pipelines import data_flags, leaks
+from data_pipelines.clips import Splits
 from data_pipelines.manifests import read_folders, read_manifest, read_user_data
+from data_pipelines.split_manifests import read_splits
 from data_pipelines.splits import BuildError
-from tests.data_pipelines.builders.raw_trees import counts, everything, labels, record, shared
+from tests.data_pipelines.builders.raw_trees import counts, distinct, everything, labels, record, shared
 
 
 def plant(root: Path, header: str, rows: list[str], name: str = "my data.csv") -> Path:
-    """A CSV, and the files that its first column names."""
-    record(root, [row.split(",")[0] for row in rows])
+    """A CSV, and the files that its first column names, no two of the same content."""
+    distinct(root, [row.split(",")[0] for row in rows])
     path = root / name
     path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
     return path
@@ -36,20 +40,20 @@ def spoken(per_speaker: int = 4) -> list[str]:
 
 
 def test_splits_are_made_disjoint_in_speakers(tmp_path: Path):
-    task, splits = read_manifest(plant(tmp_path, "path,speaker,word", spoken()))
+    task, splits, *_ = read_manifest(plant(tmp_path, "path,speaker,word", spoken()))
     assert (task.name, task.metric) == ("my_data", "accuracy")
     assert [(slot.name, slot.labels) for slot in task.slots] == [("word", ("no", "yes"))]
     assert counts(splits) == (64, 8, 8)
     assert not shared(splits, "speaker")
     assert all(labels(part) == {"no", "yes"} for part in splits.values())
     again = read_manifest(plant(tmp_path, "path,speaker,word", list(reversed(spoken()))))
-    assert again == (task, splits)
+    assert again[:2] == (task, splits)
     assert read_manifest(tmp_path / "my data.csv", seed=1)[1] != splits
 
 
 def test_splits_are_stratified_without_speakers(tmp_path: Path):
     rows = [row.replace(f",{row[0]},", ",") for row in spoken()]
-    _, splits = read_manifest(plant(tmp_path, "path,word", rows))
+    splits = read_manifest(plant(tmp_path, "path,word", rows)).splits
     assert counts(splits) == (64, 8, 8)
     assert {len([c for c in splits["valid"] if c.labels == (word,)]) for word in ("yes", "no")} == {4}
 
@@ -60,7 +64,7 @@ def test_given_splits_and_several_slots(tmp_path: Path):
         f"{split}{number}.wav,{split},turn on,{room}" for split in names for number, room in enumerate(["hall", "none"])
     ]
     rows += ["more.wav,train,off,none"]
-    task, splits = read_manifest(plant(tmp_path, "path,split,action,room", rows), name="9 rooms")
+    task, splits, *_ = read_manifest(plant(tmp_path, "path,split,action,room", rows), name="9 rooms")
     assert counts(splits) == (5, 4, 4)
     assert (task.name, task.metric) == ("task_9_rooms", "exact_match")
     assert [slot.labels for slot in task.slots] == [("off", "turn on"), ("hall", "none")]
@@ -71,14 +75,14 @@ def test_given_splits_and_several_slots(tmp_path: Path):
 
 def test_valid_is_taken_from_train_where_it_is_not_given(tmp_path: Path):
     rows = [f"{row},{'test' if row[0] in 'ab' else 'train'}" for row in spoken()]
-    _, splits = read_manifest(plant(tmp_path, "path,speaker,word,split", rows))
+    splits = read_manifest(plant(tmp_path, "path,speaker,word,split", rows)).splits
     assert counts(splits) == (56, 8, 16)
     assert {clip.speaker for clip in splits["test"]} == {"a", "b"}
     assert not shared(splits, "speaker")
 
 
 def test_crops_root_and_spelling(tmp_path: Path):
-    record(tmp_path / "audio", [unicodedata.normalize("NFD", "ačiū.wav"), "b.wav", "c.wav"])
+    distinct(tmp_path / "audio", [unicodedata.normalize("NFD", "ačiū.wav"), "b.wav", "c.wav"])
     rows = [
         f"{path},{start},{end},{label}"
         for number, path in enumerate(["ačiū.wav", f"{tmp_path}/audio/x/../ačiū.wav"])
@@ -87,7 +91,7 @@ def test_crops_root_and_spelling(tmp_path: Path):
     path = tmp_path / "crops.csv"
     path.write_text("path,start,duration,word\n" + "\n".join(rows), encoding="utf-8-sig")
     (tmp_path / "audio" / "x").mkdir()
-    _task, splits, root = read_user_data(path, tmp_path / "audio")
+    _, splits, root, _ = read_user_data(path, tmp_path / "audio", crops=True)
     assert root == str(tmp_path / "audio")
     clips = everything(splits)
     assert {clip.id for clip in clips} >= {"ačiū.wav@0+0.5", "ačiū.wav@0.5", "ačiū.wav@1.25+1", "b.wav@7"}
@@ -129,13 +133,13 @@ def test_crops_root_and_spelling(tmp_path: Path):
 )
 def test_faults_are_named_by_row_and_column(tmp_path: Path, header: str, rows: list[str], fault: str):
     with pytest.raises(BuildError, match=fault):
-        read_manifest(plant(tmp_path, header, rows))
+        read_manifest(plant(tmp_path, header, rows), crops="start" in header or "duration" in header)
 
 
 @pytest.mark.parametrize("speaker", [False, True])
 def test_crops_of_a_recording_stay_together(tmp_path: Path, speaker: bool):
     names = [f"{number}.wav" for number in range(20)]
-    record(tmp_path, names)
+    distinct(tmp_path, names)
     path = tmp_path / "crops.csv"
     rows = [
         f"{name},{start},{f's{(number + start) // 2}' if speaker else ''},{'yes' if start % 2 else 'no'}"
@@ -143,7 +147,7 @@ def test_crops_of_a_recording_stay_together(tmp_path: Path, speaker: bool):
         for start in range((1 if number % 6 == 5 else 2) if speaker else 5)
     ]  # with speakers: each is in two recordings and so links them, six in a row
     path.write_text("\n".join(["path,start,speaker,word", *rows]))
-    splits = read_manifest(path)[1]
+    splits = read_manifest(path, crops=True)[1]
     assert not shared(splits, "path")
     assert not (speaker and shared(splits, "speaker"))
     crops = Counter(clip.path for clip in everything(splits))
@@ -152,17 +156,17 @@ def test_crops_of_a_recording_stay_together(tmp_path: Path, speaker: bool):
 
 def test_sources_of_crops(tmp_path: Path):
     """One that is given holds for the file's other crops; given splits are left alone, and told of."""
-    record(tmp_path, ["a.wav", "b.wav", "c.wav"])
+    distinct(tmp_path, ["a.wav", "b.wav", "c.wav"])
     path = tmp_path / "crops.csv"
     rows = ["a.wav,0,film,x,train", "a.wav,1,,y,valid", "b.wav,0,,x,train", "b.wav,1,,y,train", "c.wav,0,,x,test"]
     path.write_text("\n".join(["path,start,source,word,split", *rows]))
-    splits = read_manifest(path)[1]
+    splits = read_manifest(path, crops=True, source="source")[1]
     assert counts(splits) == (3, 1, 1)
     sources = {clip.id: clip.source for clip in everything(splits)}
     assert sources == {"a.wav": "film", "a.wav@1": "film", "b.wav": "b.wav", "b.wav@1": "b.wav", "c.wav": ""}
     path.write_text("path,start,word\n" + "\n".join(f"a.wav,{start},{'xy'[start % 2]}" for start in range(8)))
     with pytest.raises(BuildError, match=r"crops.csv: 1 groups .*; or say in a column split what goes where"):
-        read_manifest(path)
+        read_manifest(path, crops=True)
 
 
 @pytest.mark.parametrize("column", ["speaker", "source"])
@@ -172,7 +176,9 @@ def test_names_are_compared_composed(tmp_path: Path, column: str):
         for number in range(10)
         for take, (form, word) in enumerate([("NFC", "yes"), ("NFD", "no"), ("NFD", "yes"), ("NFC", "no")])
     ]
-    splits = read_manifest(plant(tmp_path, f"path,{column},word", rows))[1]
+    splits = read_manifest(
+        plant(tmp_path, f"path,{column},word", rows), source="source" if column == "source" else None
+    )[1]
     assert {getattr(clip, column) for clip in everything(splits)} == {f"č{number}" for number in range(10)}
     assert not shared(splits, column)
 
@@ -192,21 +198,21 @@ def test_names_are_compared_composed(tmp_path: Path, column: str):
 @example([(1.0, 1234.561), (1.0, 1234.564)])
 def test_crops_that_differ_have_ids_that_differ(crops: list[tuple[float, float | None]]):
     with tempfile.TemporaryDirectory() as folder:
-        record(Path(folder), ["a.wav", "b.wav", "c.wav"])
+        distinct(Path(folder), ["a.wav", "b.wav", "c.wav"])
         path = Path(folder, "crops.csv")
         rows = [f"a.wav,{start!r},{duration or ''},{word},train" for (start, duration), word in zip(crops, cycle("xy"))]
         path.write_text("\n".join(["path,start,duration,word,split", *rows, "b.wav,,,x,valid", "c.wav,,,x,test"]))
-        train = read_manifest(path)[1]["train"]
+        train = read_manifest(path, crops=True)[1]["train"]
     assert len({clip.id for clip in train}) == len(crops)
     assert {(clip.start, clip.duration) for clip in train} == set(crops)
 
 
 def test_known_columns_in_any_case(tmp_path: Path):
     rows = [f"{row},0,0.001" for row in spoken()]
-    lower = read_manifest(plant(tmp_path, "path,speaker,word,start,duration", rows))
-    assert read_manifest(plant(tmp_path, "Path,SPEAKER,word,Start,Duration", rows)) == lower
+    lower = read_manifest(plant(tmp_path, "path,speaker,word,start,duration", rows), crops=True)
+    assert read_manifest(plant(tmp_path, "Path,SPEAKER,word,Start,Duration", rows), crops=True) == lower
     rows = ["a.wav,train,,x", "b.wav,train,,y", "c.wav,dev,,x", "d.wav,test,,y"]
-    task, splits = read_manifest(plant(tmp_path, "PATH,Split,Source,Word", rows))
+    task, splits, *_ = read_manifest(plant(tmp_path, "PATH,Split,Source,Word", rows), source="Source")
     assert counts(splits) == (2, 1, 1)
     assert [slot.name for slot in task.slots] == ["Word"]
 
@@ -230,6 +236,194 @@ def test_columns_that_are_no_labels(tmp_path: Path):
         read_manifest(plant(tmp_path, "path,split,word,text", split))
 
 
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (
+            'path,text,label\na.wav,"he said,x\nb.wav,stop",y\n',
+            r"line 2, column text: a quoted field runs on",
+        ),
+        ('path,label,text\na.wav,"x\nb.wav,y",t\nc.wav,x,t\n', r"line 2, column label: a quoted field runs on"),
+        ('path,"la\nbel"\na.wav,x\n', r"line 1, column la\nbel: a quoted field runs on"),
+        ('path,label\n\na.wav,x\nb.wav,"y\nc.wav,x\n', r"line 4: a quote that opens in this line is not closed"),
+        ('path,label\na.wav,"x" y\n', r"line 2: a quote that opens in this line is not closed as it must be"),
+        ('path,label\na.wav,x"\n', r"line 2, column label: a quote stands in the field 'x\"', which is not quoted"),
+        ('path,label\na.wav,5" pipe\n', r"line 2, column label: a quote stands in the field"),
+        ("path,label\na.wav,x,y\n", r"line 2 has 3 fields where the header has 2"),
+        ("path,label\na.wav,x\nb.wav\n", r"line 3 has 1 fields where the header has 2"),
+        ("path,label\ra.wav,x\rb.wav\r", r"line 3 has 1 fields where the header has 2"),
+        ("path,label\na.wav,x\0\n", r"line 2 holds a NUL byte"),
+        ("path,label,label\na.wav,x,y\n", r"names a column twice, 'label'"),
+        ("sep=;\npath;label\na.wav;x\n", r"line 1: 'sep=;' is parted by semicolons: save it with commas"),
+        ("# my data, of May\npath,label\na.wav,x\n", r"has the columns \['# my data', 'of May'\], lacks path"),
+        ("path,label\n#a.wav,x\n", r"line 2, column path: .*#a.wav is missing"),
+        ("path,label\nA.wav,x\n", r"line 2, column path: .*A.wav is missing"),
+        ("path,label\na" + "b" * 5000 + ".wav,x\n", r"line 2, column path: .*bbb.wav is missing"),
+        ("path,label\na.wav,x\n./a.wav,y\n", r"line 3 repeats .*line 2, column path: 'a.wav'; remove one of them$"),
+        ("path,label\nfolder.wav,x\n", r"folder.wav is a folder, pipe or device; name a recording"),
+        ("path,label\npipe.wav,x\n", r"pipe.wav is a folder, pipe or device; name a recording"),
+        ("path,label\ngone.wav,x\n", r"gone.wav is a dangling link; restore the file"),
+        ("path,label,start\na.wav,x,1\n", r"the column start may be crops .*say --crops, .*such as --labels=label$"),
+        ("path,label,Duration\na.wav,x,1\n", r"the column Duration may be crops"),
+        ("path,label,source\na.wav,x,1\n", r"the column source may be what .*say --source=source, or something else"),
+    ],
+)
+def test_csvs_that_say_something_else_than_they_seem_to(tmp_path: Path, content: str, fault: str):
+    distinct(tmp_path, ["a.wav", "b.wav", "c.wav"])
+    (tmp_path / "folder.wav").mkdir()
+    os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "gone.wav").symlink_to("nowhere")
+    path = tmp_path / "my.csv"
+    path.write_text(content, newline="")
+    with pytest.raises(BuildError, match=fault):
+        read_manifest(path)
+    if "column text" in fault:  # a column that is no label may not swallow rows either
+        with pytest.raises(BuildError, match=fault):
+            read_manifest(path, labels=["label"])
+        with pytest.raises(BuildError, match=r"line 2, column text: the quote .* closed in a later row, after b.wav"):
+            read_manifest(path, text=["text"])
+
+
+@pytest.mark.parametrize(
+    ("encoding", "fault"),
+    [
+        ("utf-16", "is text in UTF-16: save it as text in UTF-8"),
+        ("utf-16-le", "NUL byte"),
+        ("utf-32", "UTF-32"),
+        ("cp1257", "line 2 is not UTF-8 text"),
+    ],
+)
+def test_texts_in_other_encodings_are_named(tmp_path: Path, encoding: str, fault: str):
+    path = tmp_path / "my.csv"
+    path.write_bytes("path,label\na.wav,ačiū\n".encode(encoding))
+    with pytest.raises(BuildError, match=fault):
+        read_manifest(path)
+
+
+def test_workbooks_and_archives_are_named(tmp_path: Path):
+    path = tmp_path / "my.csv"
+    for content, fault in [
+        (b"PK\3\4\0\0", "is a zip archive, such as a workbook of Excel: save"),
+        (b"\x1f\x8b\0", "gzip"),
+    ]:
+        path.write_bytes(content)
+        with pytest.raises(BuildError, match=fault):
+            read_manifest(path)
+
+
+def test_csvs_as_programs_write_them(tmp_path: Path):
+    """Marks, line ends, quotes, blanks and absolute paths of all kinds give the same data."""
+    names = [f"a/{number}.wav" for number in range(20)]
+    distinct(tmp_path, names)
+    labels = ["yes" if number % 2 else "no, sir" for number in range(20)]
+    rows = [f'{name},"{label}"' for name, label in zip(names, labels, strict=True)]
+    path = tmp_path / "my.csv"
+
+    def read(text: str) -> Splits:
+        path.write_text(text, newline="")
+        data = read_manifest(path)
+        assert (data.notes, data.raw) == ((), str(tmp_path))
+        return data.splits
+
+    expected = read("\n".join(["path,label", *rows]))
+    assert sum(counts(expected)) == 20
+    for text in (
+        "\ufeff" + "\r\n".join(["path,label", *rows, "", ",", ""]),
+        "\r".join(["sep=,", "path,label", *rows]),
+        "\n\n" + "\n".join([" path , label ", *(row.replace(",", " , ", 1) for row in rows)]) + "\n\n",
+        "\n".join(['"path","label"', *(f'"{tmp_path}/./' + row.replace(",", '",', 1) for row in rows)]),
+    ):
+        assert read(text) == expected
+
+
+def test_free_text_may_have_line_ends_and_quotes(tmp_path: Path):
+    rows = [f'{number}.wav,"so, he\nsaid ""{number}""",5" of it,{"ny"[number % 2]}' for number in range(20)]
+    distinct(tmp_path, [f"{number}.wav" for number in range(20)])
+    path = tmp_path / "my.csv"
+    path.write_text("\n".join(["path,text,more,label", *rows]))
+    task, splits, _, notes = read_manifest(path, text=["text", "more"])
+    assert ([slot.name for slot in task.slots], counts(splits), notes) == (["label"], (16, 2, 2), ())
+
+
+def test_times_and_sources_are_used_only_when_asked_for(tmp_path: Path):
+    rows = [f"{number}.wav,{'ny'[number % 2]},{350 + number},{number // 2},s{number // 4}" for number in range(20)]
+    path = plant(tmp_path, "path,label,duration,START,film", rows)
+    plain = read_manifest(path, labels=["label"])
+    assert plain.notes == ("columns that are not used: duration, START, film",)
+    assert all((clip.start, clip.duration, clip.source) == (0, None, "") for clip in everything(plain.splits))
+    crops = read_manifest(path, labels=["label"], crops=True, source="film")
+    assert {(clip.start, clip.duration) for clip in everything(crops.splits)} == {(n // 2, 350 + n) for n in range(20)}
+    assert {clip.source for clip in everything(crops.splits)} == {f"s{n}" for n in range(5)}
+    assert crops.notes == ()
+    path = plant(tmp_path, "path,START", [f"{number}.wav,{'ny'[number % 2]}" for number in range(20)])
+    assert read_manifest(path, labels=["START"]).task.slots[0].name == "START"
+    path = plant(tmp_path, "path,label,start", ["0.wav,y,0", "0.wav,n,1"])
+    with pytest.raises(BuildError, match=r"repeats .*; remove one of them, or, if they are crops in seconds, say so"):
+        read_manifest(path, labels=["label"])
+    for wrong, fault in [
+        ({"source": "tape"}, "has no column 'tape' to be the source: choose from path, label, start"),
+        ({"source": "path"}, "lacks path"),
+        ({"text": ["words"]}, "has no column 'words' to be text"),
+        ({"labels": ["label", "label"]}, "label, label cannot be the labels: choose from"),
+    ]:
+        with pytest.raises(BuildError, match=fault):
+            read_manifest(path, **wrong)
+    with pytest.raises(BuildError, match="line 1: source and film are both the column source: rename one"):
+        read_manifest(plant(tmp_path, "path,label,source,film", ["0.wav,y,a,b"]), source="film")
+    with pytest.raises(BuildError, match="says by End where crops end: give their length in a column duration"):
+        read_manifest(plant(tmp_path, "path,label,start,End", ["0.wav,y,0,1"]), crops=True)
+    with pytest.raises(BuildError, match="neither start nor duration: leave --crops out, or add one"):
+        read_manifest(plant(tmp_path, "path,label", ["0.wav,y"]), crops=True)
+
+
+def test_paths_of_several_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A CSV that is named relatively; absolute paths below it, elsewhere, and both beside relative ones."""
+    for folder in ("lists", "disk1", "disk2/deep"):
+        distinct(tmp_path / folder, [f"{number}.wav" for number in range(10)])
+        for file in (tmp_path / folder).iterdir():
+            file.write_bytes(file.read_bytes() + folder.encode())
+    monkeypatch.chdir(tmp_path / "lists")
+
+    def root(*paths: str) -> str:
+        rows = [f"{path}/{number}.wav,{'ny'[number % 2]}" for path in paths for number in range(10)]
+        Path("my.csv").write_text("\n".join(["path,label", *rows]))
+        data = read_manifest("my.csv")
+        assert len(everything(data.splits)) == len(rows)
+        assert all(Path(data.raw, clip.path).is_file() for clip in everything(data.splits))
+        return data.raw
+
+    assert root(f"{tmp_path}/lists") == root(".") == str(tmp_path / "lists")
+    assert root(f"{tmp_path}/lists/../disk1") == root(f"{tmp_path}/disk1") == str(tmp_path / "disk1")
+    assert root(f"{tmp_path}/disk1", f"{tmp_path}/disk2/deep") == str(tmp_path)
+    assert root(".", f"{tmp_path}/disk2/deep") == str(tmp_path)
+    assert root("../disk1", f"{tmp_path}/disk2/deep") == str(tmp_path)
+    with pytest.raises(BuildError, match=r"lists/0.wav is not below .*disk1"):
+        read_manifest(plant(tmp_path, "path,label", [f"{tmp_path}/lists/0.wav,y"]), "../disk1")
+
+
+def test_speakers_who_are_not_named_everywhere(tmp_path: Path):
+    rows = [
+        f"{number}.wav,{['anna', 'Anna ', 'ben', 'eve', ''][number % 5]},{'ny'[number % 2]}" for number in range(20)
+    ]
+    assert read_manifest(plant(tmp_path, "path,speaker,label", rows)).notes == (
+        "speakers: 'Anna' and 'anna' are spelled almost alike and taken as different",
+        "4 of 20 clips have no speaker: whoever speaks there may be in several splits",
+    )
+
+
+def test_flags_of_own_data_are_refused_elsewhere(tmp_path: Path):
+    parser = argparse.ArgumentParser()
+    data_flags.add_data_flags(parser)
+    for flags, fault in [
+        (["--folders=x", "--labels=a"], "--labels is for your own data, by --manifest: leave it out"),
+        (["--folders=x", "--crops"], "--crops is for your own data"),
+        (["--task=fsc", "--raw=x", "--source=a"], "--source is for your own data"),
+        (["--task=fsc", "--raw=x", "--name=a"], "--name is for your own data, by --manifest or --folders"),
+    ]:
+        with pytest.raises(BuildError, match=fault):
+            data_flags.chosen(parser.parse_args(flags))
+
+
 def test_a_csv_that_is_not_there(tmp_path: Path):
     with pytest.raises(BuildError, match=r"nothere.csv is missing: correct the path of your CSV"):
         read_user_data(tmp_path / "nothere.csv")
@@ -240,7 +434,7 @@ def test_paths_that_lead_nowhere(tmp_path: Path):
     for row, fault in [
         ("none.wav,no", r"line 3, column path: .*none.wav is missing"),
         ("x\\a.wav,no", r"is missing; correct the path with forward slashes"),
-        ("/elsewhere/a.wav,no", r"/elsewhere/a.wav is not below .*; give the root of all paths"),
+        ("/elsewhere/a.wav,no", r"line 3, column path: /elsewhere/a.wav is missing"),
         (",no", r"line 3, column path is empty"),
     ]:
         path.write_text(f"path,word\na.wav,yes\n{row}\n")
@@ -254,9 +448,9 @@ def test_paths_that_lead_nowhere(tmp_path: Path):
 
 
 def test_folders_of_classes(tmp_path: Path):
-    record(tmp_path, [f"{label}/sub/{number}.wav" for label in ("dog", "big cat") for number in range(10)])
+    distinct(tmp_path, [f"{label}/sub/{number}.wav" for label in ("dog", "big cat") for number in range(10)])
     (tmp_path / "notes.txt").write_text("x")
-    task, splits = read_folders(tmp_path, name="pets")
+    task, splits, *_ = read_folders(tmp_path, name="pets")
     assert (task.name, task.slots[0].name, task.slots[0].labels) == ("pets", "label", ("big cat", "dog"))
     assert counts(splits) == (16, 2, 2)
     assert all(clip.path.startswith(clip.labels[0]) for clip in everything(splits))
@@ -266,11 +460,11 @@ def test_folders_of_classes(tmp_path: Path):
 
 
 def test_folders_of_splits(tmp_path: Path):
-    record(tmp_path, [f"{split}/{label}/0.wav" for split in ("train", "dev", "test") for label in ("dog", "cat")])
-    task, splits, root = read_user_data(tmp_path)
+    distinct(tmp_path, [f"{split}/{label}/0.wav" for split in ("train", "dev", "test") for label in ("dog", "cat")])
+    task, splits, root, _ = read_user_data(tmp_path)
     assert (counts(splits), root) == ((2, 2, 2), str(tmp_path))
     assert task.slots[0].labels == ("cat", "dog")
-    with pytest.raises(BuildError, match="leave the root and label columns out"):
+    with pytest.raises(BuildError, match="leave the root and columns out"):
         read_user_data(tmp_path, labels=["label"])
 
 
@@ -281,9 +475,12 @@ def test_folders_of_splits_and_others(tmp_path: Path):
 
 
 def test_leaks_of_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    path = plant(tmp_path, "path,speaker,word", spoken())
-    leaks.main([f"--manifest={path}"])
-    printed = capsys.readouterr().out
+    rows = [f"{row},{split}" for row, split in zip(spoken(), cycle(["train", "test", "train", "valid"]))]
+    path = plant(tmp_path, "path,speaker,word,split", rows)
+    (tmp_path / "a/yes0.wav").write_bytes((tmp_path / "j/no1.wav").read_bytes())
+    leaks.main([f"--manifest={path}", f"--out={tmp_path / 'splits'}"])
+    assert "as copies: 1, the first a/yes0.wav" in " ".join(read_splits(tmp_path / "splits").notes)
+    printed, notes = capsys.readouterr()
     assert "# Leaks of my_data, protocol as given by my data.csv, seed 0" in printed
-    assert "**content**, train and test" in printed  # every planted file holds the same sound
-    assert "**speaker**" not in printed
+    assert "**content**, train and test: 1 " in printed
+    assert "in two splits, as copies: 1, the first a/yes0.wav in train and j/no1.wav in test" in notes

@@ -35,6 +35,12 @@ def record(root: Path, names: Iterable[str], order: int = 0, contents: bytes | N
         path.write_bytes(contents or sound(kind="FLAC" if name.endswith(".flac") else "WAV"))
 
 
+def distinct(root: Path, names: Iterable[str]) -> None:
+    """Makes audio files of these names, of which no two have the same content."""
+    for name in names:
+        record(root, [name], contents=sound() + name.encode())
+
+
 def write(root: Path, name: str, text: str) -> None:
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -55,5 +55,5 @@ def test_faults_are_named(tmp_path: Path):
     with pytest.raises(BuildError, match=r"label 'languages \| none \| none', which the task lacks"):
         fsc.clips(epath.Path(tmp_path))
     table.write_bytes(whole.encode("utf-16"))
-    with pytest.raises(BuildError, match=r"valid_data.csv is not UTF-8 text"):
+    with pytest.raises(BuildError, match=r"valid_data.csv is text in UTF-16"):
         fsc.clips(epath.Path(tmp_path))

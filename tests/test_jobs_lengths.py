@@ -1,0 +1,116 @@
+"""Utterances longer than a batch of training holds: found in every split before anything is trained, and what to do."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from spjax import jobs
+from spjax.data.records import Utterance, write_unit_records
+from spjax.tasks import TASKS
+from tests import toy
+from tests.conftest import ROOT, Place
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+SMALL = (
+    *(f"--config.{flag}" for flag in ("compute.dtype=float32", "train.seeds=(0,)", "train.epochs=1", "floor=False")),
+    *(f"--config.{flag}" for flag in ("train.buckets=1", "train.max_rows=8", "prompt.length=2", "prompt.separators=2")),
+)
+
+
+def records(folder: Path, longest: dict[str, int], every: int = 18) -> Path:
+    """Unit records of fsc, in some splits of which one of so many utterances, the fourth, has so many units."""
+    splits = {}
+    for seed, split in enumerate(("train", "valid", "test")):
+        units, classes = toy.utterances("fsc", 18, seed)
+        if split in longest:
+            for number in range(3, 18, every):
+                units[number] = np.tile([51, 52, 53], longest[split])[: longest[split]].tolist()
+        splits[split] = [Utterance(f"{n}", *one) for n, one in enumerate(zip(units, classes, strict=True))]
+    write_unit_records(folder, TASKS["fsc"], splits)
+    return folder
+
+
+def config_of(*argv: str) -> ConfigDict:
+    """The config as the command line gives it."""
+    values = flags.FlagValues()
+    held = config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+    line = ["spjax.main", f"--config={ROOT / 'configs' / 'fsc.py'}", *argv]
+    with mock.patch.object(sys, "argv", line):  # where the flags of a config are looked up
+        values(line)
+    return held.value
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_it_is_found_before_even_an_lm_is_made(tmp_path: Path, split: str):
+    """Ten minutes to an hour of speech among short commands, in any split."""
+    data = records(tmp_path / "units" / "fsc", {split: 60_001})
+    flags = (f"--config.data={data}", f"--config.lm={tmp_path}/ulm/lm", f"--config.pretraining.data={data.parent}")
+    config = config_of(*SMALL, *flags, "--config.pretraining.tasks=('fsc',)")
+    fault = (
+        rf"fsc, {split}: 1 of 18 utterances have more than max_length=512 units, the longest 60001: choose "
+        r"--config.overlength=cut or --config.overlength=drop; where memory allows, "
+        r"--config.train.max_tokens=480064 let all of them in"
+    )
+    with pytest.raises(ValueError, match=fault):
+        jobs.run(config, str(tmp_path / "run"), None, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["units"]
+
+
+@pytest.fixture(scope="module")
+def long_ones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return records(tmp_path_factory.mktemp("long") / "fsc", {"train": 40, "test": 50})
+
+
+def run(place: Place, data: Path, workdir: Path, *argv: str) -> list[str]:
+    """The notes of the report."""
+    batch = "--config.train.max_tokens=256"  # 8 rows of 32 units
+    config = config_of(*SMALL, batch, f"--config.data={data}", f"--config.lm={place.folder / 'lm'}", *argv)
+    jobs.run(config, str(workdir), None, "")
+    return json.loads((workdir / "results.json").read_text())["provenance"]["notes"]
+
+
+@pytest.mark.parametrize(
+    ("given", "limit", "tried"),
+    [
+        ((), 32, ["--config.overlength=cut"]),
+        (("--config.max_length=16",), 16, ["--config.overlength=drop"]),
+        (("--config.max_length=2000",), 32, []),
+    ],
+)
+def test_every_flag_that_the_message_names_works(
+    place: Place, long_ones: Path, tmp_path: Path, given: tuple[str, ...], limit: int, tried: list[str]
+):
+    with pytest.raises(ValueError, match=r"fsc, train: \d+ of 18 utterances have more") as caught:
+        run(place, long_ones, tmp_path / "none", *given)
+    cut, drop, *more = re.findall(r"--config\.[\w.]+=\w+", str(caught.value))
+    assert (cut, drop) == ("--config.overlength=cut", "--config.overlength=drop")
+    for flag in tried:
+        notes = run(place, long_ones, tmp_path / "some", *given, flag)
+        verb = {cut: "cut", drop: "dropped"}[flag]
+        assert [note for note in notes if note.endswith(f": {verb}")] == [
+            f"{split}: 1 of 18 utterances have more than max_length={limit} units, the longest {longest}: {verb}"
+            for split, longest in (("train", 40), ("test", 50))
+        ]
+    if len(more) == 2:  # both limits are raised
+        assert not run(place, long_ones, tmp_path / "all", *given, *more)
+
+
+def test_dropping_may_not_lose_a_label(place: Place, tmp_path: Path):
+    data = records(tmp_path / "fsc", {"train": 40}, every=len(toy.COMBINATIONS["fsc"]))
+    with pytest.raises(ValueError, match=r"train: 3 of 18 .*: dropped; that leaves no utterance of 1 labels"):
+        run(place, data, tmp_path / "run", "--config.overlength=drop")
+
+
+def test_a_batch_that_holds_next_to_nothing(place: Place, long_ones: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"train.max_tokens=60 holds no batch of 8 utterances .*max_tokens=64 or more"):
+        run(place, long_ones, tmp_path, "--config.train.max_tokens=60")
