@@ -187,7 +187,7 @@ def extract_all(
             kmeans=loaded.kmeans.id,
             merged=merge,
             sources={**one.sources, **hashes},
-            notes=[*one.notes, *assemble.write_report(one.out, one.splits, reasons)],
+            notes=[*one.notes, *assemble.write_report(one.out, one.splits, reasons, assemble.repaired(some))],
         )
         cards.append(card)
         for place in one.out.parent.iterdir():  # also of runs with other settings, given up
