@@ -82,9 +82,7 @@ def utterances(task: Task, splits: Splits, made: Sequence[Part], f0: bool) -> di
       made: all parts of them, in order.
       f0: normalise it, by speaker; else the records have none.
     """
-    counts, units, durations, pitch, voiced, rates, *_ = (
-        np.concatenate(arrays) for arrays in zip(*made, strict=True)
-    )
+    counts, units, durations, pitch, voiced, rates, *_ = (np.concatenate(arrays) for arrays in zip(*made, strict=True))
     ends = np.cumsum(counts)
     every = [(split, clip) for split, clips in splits.items() for clip in clips]
     segments = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]

@@ -60,7 +60,8 @@ class Audio(NamedTuple):
 def read_audio(path: str | os.PathLike[str], start: float = 0.0, duration: float | None = None) -> Audio:
     """Reads a recording of any format that docs/audio.md lists: any rate, channels and sample type.
 
-    What a file is, its first bytes say. Channels are averaged; where they cancel, the loudest is taken. Only the crop is decoded where the format can be searched.
+    What a file is, its first bytes say. Channels are averaged; where they cancel, the loudest is taken. Only the crop
+    is decoded where the format can be searched.
 
     Args:
       path: local, or gs:// and its like.
@@ -327,7 +328,7 @@ def _decode_by_libav(
         first = round(start * rate)
         end = math.inf if duration is None else first + round(duration * rate)
         parts, position = [np.zeros((0, stream.channels), np.float32)], 0
-        for block in stream.blocks(lambda: position >= end):
+        for block in stream.blocks(end):
             check(position + len(block), rate, stream.channels)
             if position + len(block) > first:
                 parts.append(block[max(0, first - position) :])

@@ -90,20 +90,25 @@ class View(io.RawIOBase):
         self._file, self._end, self._patches, self._position = file, end, patches or {}, 0
 
     def seekable(self) -> bool:
+        """True."""
         return True
 
     def readable(self) -> bool:
+        """True."""
         return True
 
     def tell(self) -> int:
+        """The position."""
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves, beyond the end too."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._end}[whence]
         self._position = max(0, base + offset)
         return self._position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Fills a buffer as far as there are bytes."""
         begin = self._position
         data = bytearray(at(self._file, begin, max(0, min(len(buffer), self._end - begin))))
         for place, patch in self._patches.items():
@@ -302,9 +307,8 @@ def _end_of_samples(
             return end, ()
     # 44 too many: the header was counted too. Where another field ends with the file, nothing was cut off.
     missing = end - size
-    if 0 < missing and length < UNKNOWN_BYTES and missing not in (start, 44):
-        if size not in others:
-            raise cut_off(end, size)
+    if missing > 0 and length < UNKNOWN_BYTES and missing not in (start, 44) and size not in others:
+        raise cut_off(end, size)
     if not length and _trailing(file, start, size, style, block):
         return start, ()
     there = _trailer(file, start, size, style)

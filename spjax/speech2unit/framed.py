@@ -115,6 +115,7 @@ def _walk(
       a corrected Xing header, b"" if it is right; and a note of that.
     """
     head = read(data, 0)
+    assert head is not None
     position, count, samples = 0, 0, 0
     promised = _xing(data, 0, head)
     while position < len(data):
@@ -199,7 +200,7 @@ def flac(file: BinaryIO, first: int, size: int, cropped: bool) -> Examined:
         raise ContainerError("is damaged: it does not begin with a STREAMINFO block")
     if not cropped and _again(file, first + 8, size):
         raise several()
-    smallest, largest, longest = (int.from_bytes(info[a:b], "big") for a, b in ((8, 10), (10, 12), (15, 18)))
+    block, longest = int.from_bytes(info[10:12], "big"), int.from_bytes(info[15:18], "big")  # of all frames
     total = int.from_bytes(info[21:26], "big") & 0xFFFFFFFFF
     window = min(max(longest + 16, 2**12) if longest else 2**18, 2**21) + 512
     begin = max(first + 42, size - window)
@@ -207,7 +208,7 @@ def flac(file: BinaryIO, first: int, size: int, cropped: bool) -> Examined:
     for tag in (128, 0):  # an ID3v1 tag may follow
         if tag and tail[-128:-125] != b"TAG":
             continue
-        end = _last_flac_frame(tail[: len(tail) - tag], smallest if smallest == largest else 0)
+        end = _last_flac_frame(tail[: len(tail) - tag], block)
         if end is not None:
             break
     else:
@@ -255,7 +256,7 @@ def _flac_header(data: bytes, fixed: int) -> int | None:
         return None
     lead = data[4]
     more = 0 if lead < 0x80 else 8 - (~lead & 0xFF).bit_length() - 1
-    if lead >= 0x80 and not 1 <= more <= 6 or len(data) < 5 + more:
+    if (lead >= 0x80 and not 1 <= more <= 6) or len(data) < 5 + more:
         return None
     number = lead if lead < 0x80 else lead & (0x3F >> more)
     for byte in data[5 : 5 + more]:
@@ -316,8 +317,8 @@ def ogg(data: bytes) -> Examined:
         position = end
     if not all(ends for _, ends in streams.values()):
         raise ContainerError("is cut off: its last page does not end the stream")
-    known = [codec for codec in codecs.values() if codec[:7] in (b"\x01vorbis", b"\x7fFLAC\1\0") or codec == b"OpusHead"]
-    decoder = "sndfile" if len(codecs) == len(known) == 1 else "ogg"
+    known = all(codec.startswith((b"\x01vorbis", b"\x7fFLAC", b"OpusHead")) for codec in codecs.values())
+    decoder = "sndfile" if known and len(codecs) == 1 else "ogg"
     return Examined(decoder, io.BytesIO(data[:position]))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -47,22 +47,25 @@ class Stream:
             seconds = container.duration / 1e6
         self.frames = max(0, round(seconds * self.rate))
 
-    def blocks(self, enough: Callable[[], bool]) -> Iterator[np.ndarray]:
-        """Yields samples, float32 [n, channels]; from when there are enough on, packets are only counted.
+    def blocks(self, most: float) -> Iterator[np.ndarray]:
+        """Yields samples, float32 [n, channels], at least `most` if there are; packets after them are only counted.
 
         Raises:
           ContainerError: damaged, or packets are missing.
         """
         import av
 
-        promised, packets = self._stream.frames if self._container.format.name.startswith("mov") else 0, 0
+        promised, packets, samples = 0, 0, 0
+        if self._container.format.name.startswith("mov"):
+            promised = self._stream.frames
         try:
             for packet in self._container.demux(self._stream):
                 if packet.is_corrupt:
                     raise ContainerError(f"is cut off or damaged: packet {packets + 1} is not whole")
                 packets += packet.size > 0
-                if not enough():
+                if samples < most:
                     for frame in packet.decode():
+                        samples += frame.samples
                         yield self._samples(frame)
         except av.FFmpegError as error:
             raise ContainerError(f"is damaged: packet {packets} cannot be decoded ({error.strerror})") from error

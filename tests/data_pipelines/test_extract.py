@@ -170,6 +170,7 @@ def test_voiced_frames_of_a_speaker_have_mean_zero(data):
         rates=np.full(len(counts), 16000, np.int32),
         seconds=np.ones(len(counts)),
         refused=np.asarray([""] * len(counts)),
+        repaired=np.asarray([""] * len(counts)),
         files=np.zeros((len(counts), 2), np.int64),
     )
     clips = [Clip(str(i), f"{i}.wav", ("low", "some"), speaker) for i, speaker in enumerate(speakers)]
