@@ -273,7 +273,7 @@ def _decode(
                 with sound:
                     samples, rate = _decode_by_libsndfile(sound, found, where, start, duration, check)
                 return samples, rate, found.repairs
-        samples, rate, repairs = _decode_by_libav(found, where, size, start, duration, check)
+        samples, rate, repairs = _decode_by_libav(found, where, start, duration, check)
         return samples, rate, (*found.repairs, *repairs)
     except ContainerError as error:
         raise AudioError(f"{where} {error}. {_WAY_OUT}") from error
@@ -297,9 +297,11 @@ def _decode_by_libsndfile(
     check(frames, rate, sound.channels)
     first, count = _crop(frames, rate, start, duration, where)
     try:
-        if first:
+        if first and sound.seekable():
             sound.seek(first)
-        samples = _read(sound, count)
+            samples = _read(sound, count)
+        else:
+            samples = _read(sound, first + count)[first:]
     except soundfile.SoundFileError as error:
         raise _damaged(where, error) from error
     # The frames of MPEG audio were counted; how many samples a decoder makes of the first of them is its affair.
@@ -315,7 +317,6 @@ def _decode_by_libsndfile(
 def _decode_by_libav(
     found: Examined,
     where: str,
-    size: int,
     start: float,
     duration: float | None,
     check: Callable[[int, int, int], None],
@@ -335,7 +336,9 @@ def _decode_by_libav(
             position += len(block)
         repairs = stream.repairs
         if found.suspect is not None:
-            repairs = (*repairs, f"a length field promises {found.suspect} bytes, {size} hold all samples")
+            if not stream.packets:
+                raise found.suspect
+            repairs = (*repairs, "the length of a box is wrong, all samples are there")
     _, count = _crop(position, rate, start, duration, where) if position < end else (first, int(end) - first)
     return np.concatenate(parts)[:count], rate, repairs
 

@@ -29,6 +29,10 @@ _TRAILERS = (
 )
 _W64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")
 _W64_DATA = b"data" + bytes.fromhex("f3acd3118cd100c04f8edb8a")
+_MAGICS = (  # of files that hold one recording
+    *(b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"caff", b".snd", b"dns.", b"riff", b"NIST_1A", b"fLaC", b"OggS"),
+)
+_MPEG = (0x50, 0x55)  # codes of MPEG audio in a WAV file
 _EBML = b"\x1aE\xdf\xa3"
 _BOXES = (b"ftyp", b"moov", b"mdat", b"wide")  # one of which an MP4 or QuickTime file begins with
 
@@ -73,14 +77,14 @@ class Examined(NamedTuple):
       file: what to decode, its length fields corrected.
       frames: sample frames that frame headers were counted to hold; None where libsndfile reads it in a header.
       repairs: notes of what was corrected.
-      suspect: bytes that a header promises beyond the end; it is cut off unless a decoder finds all its packets.
+      suspect: what is wrong with it unless a decoder finds all packets that an index lists.
     """
 
     decoder: str
     file: BinaryIO
     frames: int | None = None
     repairs: tuple[str, ...] = ()
-    suspect: int | None = None
+    suspect: ContainerError | None = None
 
 
 class View(io.RawIOBase):
@@ -222,11 +226,9 @@ def _chunk(file: BinaryIO, position: int, size: int, style: _Style) -> tuple[byt
     return data[: style.name], length, position + header, -(-end // style.pad) * style.pad
 
 
-def _trailing(file: BinaryIO, position: int, size: int, style: _Style, block: int) -> bool:
-    """Whether nothing from `position` to the end is a sample: chunks, tags, zeros, less than a block."""
-    if size - position < max(2, block):
-        return True
-    if _is_tag(at(file, position, 8), size - position) or _zeros(file, position, size):
+def _trailing(file: BinaryIO, position: int, size: int, style: _Style, whole: bool = True) -> bool:
+    """Whether nothing from `position` to the end is a sample: chunks, tags, and after `whole` samples zeros."""
+    if _is_tag(at(file, position, 8), size - position) or (whole and _zeros(file, position, size)):
         return True
     if style is _PLAIN:
         return False
@@ -301,15 +303,16 @@ def _end_of_samples(
     end = start + length
     if end <= size and length:
         after = -(-end // style.pad) * style.pad
-        if at(file, after, 4) in (b"RIFF", b"RF64", b"FORM", b"caff", b".snd", b"riff", b"fLaC", b"OggS"):
+        if at(file, end, 16).lstrip(b"\0").startswith(_MAGICS):
             raise several()
-        if _trailing(file, after, size, style, block):
+        less = (length + size - after) // block == length // block  # than a sample frame
+        if less or _trailing(file, after, size, style, whole=not length % block):
             return end, ()
     # 44 too many: the header was counted too. Where another field ends with the file, nothing was cut off.
     missing = end - size
     if missing > 0 and length < UNKNOWN_BYTES and missing not in (start, 44) and size not in others:
         raise cut_off(end, size)
-    if not length and _trailing(file, start, size, style, block):
+    if not length and (size - start < block or _trailing(file, start, size, style)):
         return start, ()
     there = _trailer(file, start, size, style)
     return there, (f"its length field says {length} bytes, {there - start} are there: read to the end",)
@@ -351,13 +354,15 @@ def _wav(file: BinaryIO, size: int, kind: bytes) -> Examined:
         place, form = wide + 8, "<Q"
         outer, length = struct.unpack("<QQ", at(file, wide, 16).ljust(16, b"\0"))
     patches = {0: b"RF64"} if kind == b"BW64" else {}
+    block = 1 if code in _MPEG else max(1, block)
     end, repairs = _end_of_samples(file, size, start, length, style, block, [outer + 8])
     if repairs:
         patches[place] = struct.pack(form, min(end - start, 0xFFFFFFFF if place == start - 4 else 2**62))
-    if code in (0x50, 0x55):
+    if code in _MPEG:
         from spjax.speech2unit import framed
 
-        framed.whole_mpeg(at(file, start, end - start))
+        frames = framed.whole_mpeg(at(file, start, end - start))
+        return _sound(file, size, end, patches, repairs)._replace(frames=frames)
     return _sound(file, size, end if repairs else size, patches, repairs)
 
 
@@ -423,17 +428,20 @@ def _w64(file: BinaryIO, size: int) -> Examined:
 
 def _caf(file: BinaryIO, size: int) -> Examined:
     """Core Audio Format: a length of -1 says that samples go to the end."""
-    position, block = 8, 1
+    position, block, packed = 8, 1, False
     for _ in range(MOST_CHUNKS):
         found = _chunk(file, position, size, _CAF)
         if found is None:
             raise cut_off(position + 12, size)
         name, field, start, after = found
         if name == b"desc":
-            block = max(1, struct.unpack(">I", at(file, start + 16, 4).ljust(4, b"\0"))[0])
+            width = struct.unpack(">I", at(file, start + 16, 4).ljust(4, b"\0"))[0]
+            block, packed = max(1, width), not width  # packets of many lengths stand in a table
         elif name == b"data":
             length = None if field < 0 else max(0, field - 4)  # of which 4 count edits
             end, repairs = _end_of_samples(file, size, start + 4, length, _CAF, block)
+            if repairs and packed:
+                raise ContainerError(f"is damaged: {repairs[0].partition(':')[0]}")
             patches = {start - 8: struct.pack(">q", end - start)} if repairs or length is None else {}
             return _sound(file, size, size, patches, repairs)
         position = after

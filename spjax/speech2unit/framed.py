@@ -13,6 +13,7 @@ from spjax.speech2unit.containers import ContainerError, Examined, View, at, cut
 
 _MOST_TAGS = 100
 _MOST_BOXES = 200_000
+_INDEX_BYTES = 2**24  # at the end of an MP4 file, in which its index is sought
 _MOST_TRIED = 16  # places that may be the last frame of a FLAC file
 
 _BITRATES = {  # kbit/s by (version 1, layer) and index
@@ -99,10 +100,13 @@ def mpeg(file: BinaryIO, first: int, size: int) -> Examined | None:
     return None
 
 
-def whole_mpeg(data: bytes) -> None:
-    """Raises ContainerError if MPEG audio within another container does not consist of whole frames."""
-    if _mp3_frame(data, 0) is not None:
-        _walk(data, _mp3_frame, 0)
+def whole_mpeg(data: bytes) -> int | None:
+    """Samples a channel of MPEG audio within another container; None where they are not counted.
+
+    Raises:
+      ContainerError: it does not consist of whole frames.
+    """
+    return None if _mp3_frame(data, 0) is None else _walk(data, _mp3_frame, 0)[0]
 
 
 def _walk(
@@ -198,6 +202,8 @@ def flac(file: BinaryIO, first: int, size: int, cropped: bool) -> Examined:
     info = at(file, first, 42)
     if len(info) < 42 or info[4] & 127 or info[5:8] != b"\0\0\x22":
         raise ContainerError("is damaged: it does not begin with a STREAMINFO block")
+    if first:  # libsndfile does not skip every tag
+        file, size, first = io.BytesIO(at(file, first, size - first)), size - first, 0
     if not cropped and _again(file, first + 8, size):
         raise several()
     block, longest = int.from_bytes(info[10:12], "big"), int.from_bytes(info[15:18], "big")  # of all frames
@@ -323,37 +329,64 @@ def ogg(data: bytes) -> Examined:
 
 
 def mp4(file: BinaryIO, size: int) -> Examined:
-    """MP4, M4A and QuickTime: boxes, of which moov says where samples are, before or after them."""
-    position, seen, suspect = 0, set(), None
+    """MP4, M4A and QuickTime: boxes, of which moov says where samples are, before or after them.
+
+    Where a box does not fit, its length or that of the one before may be wrong, and the samples all there.
+    """
+    position, data = 0, -1
+    seen: set[bytes] = set()
+    error: ContainerError | None = None
     for _ in range(_MOST_BOXES):
-        if position >= size:
-            break
         head = at(file, position, 16)
+        if not head.strip(b"\0") and _only_zeros(file, position, size):  # nothing, too
+            break
         length, name = int.from_bytes(head[:4], "big"), head[4:8]
-        if len(head) < 8 or not re.fullmatch(rb"[\x20-\x7e\xa9]{4}", name):
-            if b"moov" in seen and b"mdat" in seen:  # of a box whose length is wrong: its samples are looked for
-                suspect = None if not at(file, position, size - position).strip(b"\0") else size
-                break
-            raise cut_off(position + 8, size) if len(head) < 8 else _damaged(position, "there is no box")
         if length == 1:
             length = int.from_bytes(head[8:16], "big")
         elif length == 0:
             length = size - position
-        if length < 8:
-            raise _damaged(position, "there is a box of no length")
+        if len(head) < 8 or length < 8 or not re.fullmatch(rb"[\x20-\x7e\xa9]{4}", name):
+            error = _damaged(position, "there is no box")
+            break
         if name == b"ftyp" and b"mdat" in seen:
             raise several()
+        if name == b"mdat" and data < 0:
+            data = position
         seen.add(name)
         if position + length > size:
-            if name != b"mdat" or b"moov" not in seen or b"moof" in seen:
-                raise cut_off(position + length, size)
-            suspect = position + length
+            error = cut_off(position + length, size)
+            if name == b"moov":
+                raise error
+            break
         position += length
     else:
         raise ContainerError("is damaged: it has too many boxes")
-    if b"moov" not in seen:
-        raise ContainerError("is cut off: its index, the box moov, is not there")
-    return Examined("mov", file, suspect=suspect)
+    if error is None and b"moov" in seen:
+        return Examined("mov", file)
+    if seen >= {b"moov", b"mdat"} and b"moof" not in seen:
+        return Examined("mov", file, suspect=error)
+    index = _index(file, data, size) if b"moov" not in seen and data >= 0 else None
+    if index is None:
+        raise error or ContainerError("is cut off: its index, the box moov, is not there")
+    wide = at(file, data, 4) == b"\0\0\0\1"
+    patch = {data + 8: struct.pack(">Q", index - data)} if wide else {data: struct.pack(">I", index - data)}
+    view = io.BufferedReader(View(file, size, patch))  # type: ignore[arg-type]
+    return Examined("mov", view, suspect=error or ContainerError("is cut off: its samples are not all there"))
+
+
+def _only_zeros(file: BinaryIO, position: int, size: int) -> bool:
+    return not at(file, position, size - position).strip(b"\0")
+
+
+def _index(file: BinaryIO, first: int, size: int) -> int | None:
+    """Where the box moov is, after `first`, if lengths do not lead to it; None if it is not whole."""
+    begin = max(first + 8, size - _INDEX_BYTES)
+    tail = at(file, begin, size - begin)
+    place = tail.rfind(b"moov") - 4
+    if place < 0 or begin + place - first >= 2**32:
+        return None
+    length = int.from_bytes(tail[place : place + 4], "big")
+    return begin + place if 16 <= length <= len(tail) - place and tail[place + 12 : place + 16] == b"mvhd" else None
 
 
 _EBML_HEADER, _SEGMENT, _CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675

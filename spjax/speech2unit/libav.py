@@ -23,6 +23,7 @@ class Stream:
       rate: samples a second.
       channels: how many.
       frames: samples a channel as the container says, roughly; 0 where it does not.
+      packets: how many the container says there are; 0 where it does not.
       repairs: notes.
     """
 
@@ -40,6 +41,7 @@ class Stream:
         self.repairs: tuple[str, ...] = ()
         if len(streams) > 1:
             self.repairs = (f"{len(streams)} audio streams: took the first",)
+        self.packets = self._stream.frames if container.format.name.startswith("mov") else 0
         seconds = 0.0
         if self._stream.duration and self._stream.time_base:
             seconds = float(self._stream.duration * self._stream.time_base)
@@ -55,9 +57,7 @@ class Stream:
         """
         import av
 
-        promised, packets, samples = 0, 0, 0
-        if self._container.format.name.startswith("mov"):
-            promised = self._stream.frames
+        packets, samples = 0, 0
         try:
             for packet in self._container.demux(self._stream):
                 if packet.is_corrupt:
@@ -69,8 +69,8 @@ class Stream:
                         yield self._samples(frame)
         except av.FFmpegError as error:
             raise ContainerError(f"is damaged: packet {packets} cannot be decoded ({error.strerror})") from error
-        if packets < promised:
-            raise ContainerError(f"is cut off: its header promises {promised} packets, {packets} are there")
+        if packets < self.packets:
+            raise ContainerError(f"is cut off: its header promises {self.packets} packets, {packets} are there")
 
     def _samples(self, frame: Any) -> np.ndarray:
         name = frame.format.name
@@ -99,6 +99,8 @@ def opened(file: BinaryIO, form: str) -> Iterator[Stream]:
     try:
         container = av.open(file, format=form, metadata_errors="ignore")
     except (av.FFmpegError, ValueError) as error:
-        raise ContainerError(f"is damaged, or of an unsupported encoding ({error})") from error
+        raise ContainerError(
+            f"is damaged, or of an unsupported encoding ({getattr(error, 'strerror', error)})"
+        ) from error
     with container:
         yield Stream(container)
