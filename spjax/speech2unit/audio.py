@@ -5,6 +5,7 @@ Everything behind this module may rely on what it returns: finite samples, not c
 
 from __future__ import annotations
 
+import io
 import math
 import numbers
 import os
@@ -19,6 +20,7 @@ from etils import epath
 
 from spjax.speech2unit import libav
 from spjax.speech2unit.containers import ContainerError, Examined, examine
+from spjax.speech2unit.framed import counted
 
 SAMPLE_RATE = 16_000  # Hz, of every wave in the project
 MIN_SAMPLES = 400  # at SAMPLE_RATE: one frame of every encoder
@@ -36,6 +38,7 @@ _SCALES = {"i1": (0, 2**7), "u1": (2**7, 2**7), "i2": (0, 2**15), "i4": (0, 2**3
 _SCALES |= dict.fromkeys(("f2", "f4", "f8"), (0, 1))
 _BLOCK = 2**20  # samples decoded at once: a header may promise more than memory holds
 _WAY_OUT = "Take it from its source again, or leave it out."
+_MPEG_DELAY = 1152  # samples
 _CANCEL = 0.1  # of the energy of the loudest channel: a mean of less is what is left where channels cancel
 
 
@@ -262,6 +265,9 @@ def _decode(
             found.file.seek(0)
             try:
                 sound = soundfile.SoundFile(found.file)
+                if found.frames is not None and sound.format == "MP3" and sound.frames < found.frames:
+                    sound.close()
+                    sound = soundfile.SoundFile(io.BytesIO(counted(_all(found.file), found.frames)))
             except TypeError as error:  # by its name it has no header
                 raise _damaged(where, error) from error
             except soundfile.SoundFileError as error:
@@ -284,6 +290,11 @@ def _first_bytes(file: BinaryIO) -> bytes:
     return file.read(4)
 
 
+def _all(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read()
+
+
 def _decode_by_libsndfile(
     sound: Any,
     found: Examined,
@@ -293,7 +304,7 @@ def _decode_by_libsndfile(
     check: Callable[[int, int, int], None],
 ) -> tuple[np.ndarray, int]:
     rate = _checked_rate(sound.samplerate, where)
-    frames = sound.frames if found.frames is None else max(sound.frames, found.frames)
+    frames = sound.frames if found.frames is None else found.frames
     check(frames, rate, sound.channels)
     first, count = _crop(frames, rate, start, duration, where)
     try:
@@ -304,9 +315,9 @@ def _decode_by_libsndfile(
             samples = _read(sound, first + count)[first:]
     except soundfile.SoundFileError as error:
         raise _damaged(where, error) from error
-    # The frames of MPEG audio were counted; how many samples a decoder makes of the first of them is its affair.
-    known = not sound.subtype.startswith("MPEG") or (found.frames is None and sound.format == "MP3")
-    if len(samples) < count and (known or not len(samples)):
+    # The frames of MPEG audio were counted; what a decoder makes of the first may be less by its delay.
+    mpeg = sound.subtype.startswith("MPEG") and (found.frames is not None or sound.format != "MP3")
+    if len(samples) < count - (_MPEG_DELAY if mpeg else 0) or (count and not len(samples)):
         raise AudioError(
             f"{where} is cut off or damaged: {count} samples from {start:g} s are promised, {len(samples)} are there. "
             f"{_WAY_OUT}"
@@ -329,7 +340,7 @@ def _decode_by_libav(
         first = round(start * rate)
         end = math.inf if duration is None else first + round(duration * rate)
         parts, position = [np.zeros((0, stream.channels), np.float32)], 0
-        for block in stream.blocks(end):
+        for block in stream.blocks(end, found.packets):
             check(position + len(block), rate, stream.channels)
             if position + len(block) > first:
                 parts.append(block[max(0, first - position) :])

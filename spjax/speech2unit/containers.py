@@ -78,6 +78,7 @@ class Examined(NamedTuple):
       frames: sample frames that frame headers were counted to hold; None where libsndfile reads it in a header.
       repairs: notes of what was corrected.
       suspect: what is wrong with it unless a decoder finds all packets that an index lists.
+      packets: at least so many are in it, of all streams together.
     """
 
     decoder: str
@@ -85,6 +86,7 @@ class Examined(NamedTuple):
     frames: int | None = None
     repairs: tuple[str, ...] = ()
     suspect: ContainerError | None = None
+    packets: int = 0
 
 
 class View(io.RawIOBase):

@@ -137,12 +137,33 @@ def _walk(
         return samples, position, b"", ()
     count -= 1
     frames, bytes_, place = promised
-    if frames is None or frames == count:
+    if frames is None:
+        return samples - head.samples, position, data[head.length : position], ()
+    if frames == count:
         return None, position, b"", ()
     if frames > count and bytes_ != position:
         raise ContainerError(f"is cut off: its header promises {frames} frames, {count} are there")
     note = (f"its header says {frames} frames, {count} are there: read to the end",)
     return None, position, data[:place] + struct.pack(">I", count) + data[place + 4 : position], note
+
+
+def counted(data: bytes, samples: int) -> bytes:
+    """MP3 frames that hold so many samples a channel, behind a Xing header that says so.
+
+    Without one libsndfile guesses how many there are by the first of them, and reads no more than that.
+    """
+    first = _mp3_frame(data, 0)
+    if first is None or not first.side:
+        return data
+    count = samples // first.samples
+    for bitrate in range(1, 15):
+        head = bytes([data[0], data[1] | 1, bitrate << 4 | data[2] & 0x0C, data[3]])
+        frame = _mp3_frame(head, 0)
+        if frame is not None and frame.length >= frame.side + 12:
+            return (head.ljust(frame.side, b"\0") + b"Xing" + struct.pack(">II", 1, count)).ljust(
+                frame.length, b"\0"
+            ) + data
+    return data
 
 
 def _ends(data: bytes, position: int) -> bool:
@@ -163,11 +184,14 @@ def _ends(data: bytes, position: int) -> bool:
 
 def _xing(data: bytes, position: int, frame: _Frame) -> tuple[int | None, int | None, int] | None:
     """Frames and bytes that a Xing, Info or VBRI header promises, and where the former stand; None if it is none."""
-    place = position + frame.side
-    if frame.side and data[place : place + 4] in (b"Xing", b"Info") and place + 16 <= len(data):
-        flags, first, second = struct.unpack(">III", data[place + 4 : place + 16])
-        frames = first if flags & 1 else None
-        return frames, (second if flags & 1 else first) if flags & 2 else None, place + 8
+    for place in (position + frame.side, position + frame.side + 2):  # a check sum may stand before it
+        header = data[place : place + 16]
+        if not frame.side or len(header) < 16 or header[:4] not in (b"Xing", b"Info"):
+            continue
+        if not data[position + 6 : place].strip(b"\0"):  # else libmpg123 does not take it for one
+            flags, first, second = struct.unpack(">III", header[4:])
+            frames = first if flags & 1 else None
+            return frames, (second if flags & 1 else first) if flags & 2 else None, place + 8
     place = position + 36
     if frame.side and data[place : place + 4] == b"VBRI" and place + 18 <= len(data):
         bytes_, frames = struct.unpack(">II", data[place + 10 : place + 18])
@@ -390,6 +414,7 @@ def _index(file: BinaryIO, first: int, size: int) -> int | None:
 
 
 _EBML_HEADER, _SEGMENT, _CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675
+_BLOCKS = (0xA3, 0xA0)  # SimpleBlock and BlockGroup
 
 
 def matroska(file: BinaryIO, size: int) -> Examined:
@@ -398,6 +423,7 @@ def matroska(file: BinaryIO, size: int) -> Examined:
     position, segment = 0, 0
     notes: tuple[str, ...] = ()
     end_of_segment: int | None = None
+    blocks = 0
     patches: dict[int, bytes] = {}
     while position < size:
         found = _element(data, position)
@@ -425,6 +451,7 @@ def matroska(file: BinaryIO, size: int) -> Examined:
             raise _damaged(position, "there is an element of unknown length")
         else:
             position = start + length
+            blocks += name in _BLOCKS
     if not segment:
         raise ContainerError("holds no samples: it has no segment")
     if end_of_segment is not None and end_of_segment < size and _CLUSTER.to_bytes(4, "big") in data[end_of_segment:]:
@@ -432,7 +459,7 @@ def matroska(file: BinaryIO, size: int) -> Examined:
         patches[segment - width] = ((1 << 7 * width + 1) - 1).to_bytes(width, "big")
         notes = (f"its length field says {end_of_segment} bytes, {size} are there: read to the end",)
     view = io.BufferedReader(View(io.BytesIO(data), size, patches))  # type: ignore[arg-type]
-    return Examined("matroska", view, repairs=notes)
+    return Examined("matroska", view, repairs=notes, packets=blocks)
 
 
 def _element(data: bytes, position: int) -> tuple[int, int, int | None] | None:

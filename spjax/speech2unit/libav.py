@@ -49,17 +49,24 @@ class Stream:
             seconds = container.duration / 1e6
         self.frames = max(0, round(seconds * self.rate))
 
-    def blocks(self, most: float) -> Iterator[np.ndarray]:
+    def blocks(self, most: float, of_all: int = 0) -> Iterator[np.ndarray]:
         """Yields samples, float32 [n, channels], at least `most` if there are; packets after them are only counted.
 
+        Args:
+          most: samples.
+          of_all: packets that all streams together have at least.
+
         Raises:
-          ContainerError: damaged, or packets are missing.
+          ContainerError: damaged, or packets or samples are missing.
         """
         import av
 
-        packets, samples = 0, 0
+        packets, samples, every = 0, 0, 0
         try:
-            for packet in self._container.demux(self._stream):
+            for packet in self._container.demux():
+                every += packet.size > 0
+                if packet.stream.index != self._stream.index:
+                    continue
                 if packet.is_corrupt:
                     raise ContainerError(f"is cut off or damaged: packet {packets + 1} is not whole")
                 packets += packet.size > 0
@@ -71,6 +78,12 @@ class Stream:
             raise ContainerError(f"is damaged: packet {packets} cannot be decoded ({error.strerror})") from error
         if packets < self.packets:
             raise ContainerError(f"is cut off: its header promises {self.packets} packets, {packets} are there")
+        if every < of_all:
+            raise ContainerError(f"is damaged: of {of_all} packets {every} can be read")
+        if self._container.format.name == "caf" and samples < min(self.frames, most):
+            raise ContainerError(
+                f"is cut off or damaged: its header promises {self.frames} samples, {samples} are there"
+            )
 
     def _samples(self, frame: Any) -> np.ndarray:
         name = frame.format.name

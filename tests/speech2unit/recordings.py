@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import io
 import struct
 import tempfile
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +30,20 @@ def by_av(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a"
         with av.open(str(path), "w", format=form, options=options or {}) as container:
+            made: list[Any] = [container.add_stream(codec, rate=rate, layout="mono") for _ in range(streams)]
             if video:
                 images: Any = container.add_stream("mpeg4", rate=10)
-                images.width, images.height = 32, 32
-                for _ in range(5):
-                    container.mux(images.encode(av.VideoFrame(32, 32, "yuv420p")))
+                images.width, images.height, images.pix_fmt = 32, 32, "yuv420p"
+                for number in range(5):
+                    image = av.VideoFrame(32, 32, "yuv420p")
+                    image.pts, image.time_base = number, Fraction(1, 10)
+                    container.mux(images.encode(image))
                 container.mux(images.encode(None))
-            made: list[Any] = [container.add_stream(codec, rate=rate, layout="mono") for _ in range(streams)]
             samples = noise(SECONDS, rate=rate).T.astype(np.float32)
             frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout="mono")
             frame.sample_rate, frame.pts = rate, 0
             for one in made:
-                one.codec_context.open()
+                one.codec_context.open(strict=False)
                 size = one.codec_context.frame_size
                 resampler = av.AudioResampler(one.format.name, "mono", rate, frame_size=size or None)
                 for part in (*resampler.resample(frame), *resampler.resample(None), None):
@@ -88,8 +90,3 @@ def id3(size: int, content: bytes = b"", footer: bool = False) -> bytes:
     flags = b"\4\0\x10" if footer else b"\3\0\0"
     tail = b"3DI" + flags + length if footer else b""
     return b"ID3" + flags + length + content.ljust(size, b"\0") + tail
-
-
-def stream(data: bytes) -> io.BytesIO:
-    """As `read_stream` takes it."""
-    return io.BytesIO(data)
