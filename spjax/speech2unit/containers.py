@@ -54,7 +54,7 @@ _OTHERS = (
     (b"SQLite", "an SQLite database"),
     (b"MThd", "MIDI, notes without sound"),
     (b"\x7fELF", "a program"),
-    (b"\0\5\x16\7", "a resource fork of macOS, beside the recording of nearly the same name"),
+    (b"\0\5\x16\7", "what macOS keeps beside a recording, in a file of nearly the same name"),
     (b"#!AMR", "AMR"),
     (b"\x30\x26\xb2\x75", "Windows Media (ASF)"),
     (b"FLV", "a Flash video"),

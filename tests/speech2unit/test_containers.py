@@ -127,6 +127,22 @@ def test_a_number_of_frames_in_an_mp3_that_is_wrong():
         assert "are there: read to the end" in audio.repairs[0]
 
 
+def test_an_mp3_that_does_not_count_its_frames_is_read_whole():
+    """libsndfile takes the first frame for like all others: of these it would read a fifth."""
+    sound = noise(8, rate=44_100)
+    sound[44_100 * 4 :] *= 1e-4
+    file = io.BytesIO()
+    with soundfile.SoundFile(file, "w", 44_100, 1, format="MP3", bitrate_mode="VARIABLE", compression_level=0.5) as mp3:
+        mp3.write(sound)
+    data = file.getvalue()
+    place = max(data.find(b"Xing"), data.find(b"Info"))
+    first = data.index(data[:2], 4)
+    for without in (data[first:], data[: place + 7] + b"\0" + data[place + 8 :]):
+        assert len(read(without).wave) == pytest.approx(128_500, abs=700)
+        assert len(read(without, 7.0, 0.5).wave) == 8000
+        refused(without[: len(without) // 2])
+
+
 @pytest.mark.parametrize("kind", ["M4A", "M4A moov first"])
 def test_a_box_whose_length_is_wrong(kind):
     data = whole()[kind]
