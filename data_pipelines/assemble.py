@@ -21,31 +21,56 @@ from spjax.tasks import Task
 
 def refused(made: Mapping[int, Part]) -> dict[int, str]:
     """Why a clip was refused, by its number over all splits."""
+    return _said({number: part.refused for number, part in made.items()})
+
+
+def repaired(made: Mapping[int, Part]) -> dict[int, str]:
+    """What was put right in a clip, by its number over all splits."""
+    return _said({number: part.repaired for number, part in made.items()})
+
+
+def _said(made: Mapping[int, np.ndarray]) -> dict[int, str]:
     return {
-        number * parts.CLIPS_PER_PART + row: str(why)
-        for number, part in made.items()
-        for row, why in enumerate(part.refused)
-        if why
+        number * parts.CLIPS_PER_PART + row: str(words)
+        for number, rows in made.items()
+        for row, words in enumerate(rows)
+        if words
     }
 
 
-def write_report(out: epath.Path, splits: Splits, refused: Mapping[int, str]) -> list[str]:
-    """Lists refused clips, by number, in `OUT-refused.jsonl`, prints them, and returns notes for the card."""
-    report = out.parent / f"{out.name}-refused.jsonl"
-    report.unlink(missing_ok=True)
-    if not refused:
-        return []
+def write_report(
+    out: epath.Path, splits: Splits, refused: Mapping[int, str], repaired: Mapping[int, str] | None = None
+) -> list[str]:
+    """Lists refused and repaired clips in `OUT-refused.jsonl` and `OUT-repaired.jsonl`, and prints them.
+
+    Args:
+      out: directory of the records.
+      splits: the clips.
+      refused, repaired: what is said of a clip, by its number over all splits.
+
+    Returns:
+      Notes for the card: how many of each split.
+    """
     every = [(split, clip) for split, clips in splits.items() for clip in clips]
-    rows = [{"split": every[i][0], "id": every[i][1].id, "path": every[i][1].path, "why": refused[i]} for i in refused]
-    report.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    for why in dict.fromkeys(refused.values()):  # a file may hold many clips
-        tqdm.write(f"refused: {why}", file=sys.stderr)
-    counts = Counter(row["split"] for row in rows)
-    return [
-        f"{split}: {counts[split]} of {len(clips)} clips were refused"
-        for split, clips in splits.items()
-        if counts[split]
-    ]
+    notes = []
+    for kind, said in (("refused", refused), ("repaired", repaired or {})):
+        report = out.parent / f"{out.name}-{kind}.jsonl"
+        report.unlink(missing_ok=True)
+        if not said:
+            continue
+        rows = [{"split": every[i][0], "id": every[i][1].id, "path": every[i][1].path, "why": said[i]} for i in said]
+        report.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        # a refusal names its file, and a file may hold many clips
+        lines = said.values() if kind == "refused" else (f"{row['path']}: {row['why']}" for row in rows)
+        for line in dict.fromkeys(lines):
+            tqdm.write(f"{kind}: {line}", file=sys.stderr)
+        counts = Counter(row["split"] for row in rows)
+        notes += [
+            f"{split}: {counts[split]} of {len(clips)} clips were {kind}"
+            for split, clips in splits.items()
+            if counts[split]
+        ]
+    return notes
 
 
 def utterances(task: Task, splits: Splits, made: Sequence[Part], f0: bool) -> dict[str, list[Utterance]]:
@@ -57,9 +82,7 @@ def utterances(task: Task, splits: Splits, made: Sequence[Part], f0: bool) -> di
       made: all parts of them, in order.
       f0: normalise it, by speaker; else the records have none.
     """
-    counts, units, durations, pitch, voiced, rates, _, _, _ = (
-        np.concatenate(arrays) for arrays in zip(*made, strict=True)
-    )
+    counts, units, durations, pitch, voiced, rates, *_ = (np.concatenate(arrays) for arrays in zip(*made, strict=True))
     ends = np.cumsum(counts)
     every = [(split, clip) for split, clips in splits.items() for clip in clips]
     segments = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]

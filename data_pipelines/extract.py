@@ -18,7 +18,8 @@ What is done is kept part by part in a hidden folder beside OUT: the same comman
 however that was. Records and card do not depend on runner, number of workers or interruptions.
 
 A file that cannot be used ends the run with its name, or, by `--on-error=skip`, is left out: which ones and why is then
-listed in `OUT-refused.jsonl`, a line each, and counted in the card.
+listed in `OUT-refused.jsonl`, a line each, and counted in the card. A file that is used although something
+in it had to be put right (docs/audio.md) is listed in `OUT-repaired.jsonl`, and counted too.
 """
 
 from __future__ import annotations
@@ -190,7 +191,7 @@ def extract_all(
             kmeans=loaded.kmeans.id,
             merged=merge,
             sources={**one.sources, **hashes},
-            notes=[*one.notes, *assemble.write_report(one.out, one.splits, reasons)],
+            notes=[*one.notes, *assemble.write_report(one.out, one.splits, reasons, assemble.repaired(some))],
         )
         cards.append(card)
         for place in one.out.parent.iterdir():  # also of runs with other settings, given up

@@ -60,7 +60,7 @@ def fit_kmeans(
       passes: how often they are gone through.
       on_error: "stop" at a file that cannot be used, or "skip" it.
       described: name of the data set, for the card.
-      tell_refused: print what was skipped, and why.
+      tell_refused: print what was skipped or put right, and why.
 
     Raises:
       AudioError: a file that cannot be used, if on_error is "stop".
@@ -68,12 +68,15 @@ def fit_kmeans(
     """
     chosen = _drawn(clips, utterances, seed)
     refused: dict[str, str] = {}
+    repaired: dict[str, str] = {}
     with tqdm(total=len(chosen) * passes, desc="features", unit=" utterances") as bar:
 
         def stream() -> Iterator[np.ndarray]:
             refused.clear()
             groups = [chosen[i : i + CLIPS_AT_ONCE] for i in range(0, len(chosen), CLIPS_AT_ONCE)]
-            for group, found in zip(groups, _ahead(lambda group: _features(group, raw, encoder), groups), strict=True):
+            for group, found in zip(
+                groups, _ahead(lambda group: _features(group, raw, encoder, repaired), groups), strict=True
+            ):
                 for clip, features in zip(group, found, strict=True):
                     if isinstance(features, AudioError):
                         if on_error == "stop":
@@ -87,7 +90,9 @@ def fit_kmeans(
         kmeans = fit(stream, clusters, seed=seed, passes=passes, card=card)
     for why in dict.fromkeys(refused.values()) if tell_refused else ():
         print(f"refused: {why}", file=sys.stderr)
-    kmeans.card["fitted_on"] |= {"refused": len(refused)}
+    for what in dict.fromkeys(repaired.values()) if tell_refused else ():
+        print(f"repaired: {what}", file=sys.stderr)
+    kmeans.card["fitted_on"] |= {"refused": len(refused)} | ({"repaired": len(repaired)} if repaired else {})
     return kmeans
 
 
@@ -113,12 +118,17 @@ def _differences(kmeans: KMeans, wanted: dict[str, Any]) -> str:
     return "other clips" if "clips" in others else "audio files that have changed since, or are not known"
 
 
-def _features(clips: Sequence[Clip], raw: epath.PathLike, encoder: Any) -> list[np.ndarray | AudioError]:
-    """float32 [F, D] of each clip, or why it was refused."""
+def _features(
+    clips: Sequence[Clip], raw: epath.PathLike, encoder: Any, repaired: dict[str, str]
+) -> list[np.ndarray | AudioError]:
+    """float32 [F, D] of each clip, or why it was refused; adds to `repaired` what was put right, by id."""
     found: list[Any] = []
     for clip in clips:
         try:
-            found.append(read_audio(epath.Path(raw) / clip.path, clip.start, clip.duration).wave)
+            audio = read_audio(epath.Path(raw) / clip.path, clip.start, clip.duration)
+            found.append(audio.wave)
+            if audio.repairs:
+                repaired[clip.id] = f"{clip.path}: {'; '.join(audio.repairs)}"
         except AudioError as error:
             found.append(error)
     rows = [row for row, wave in enumerate(found) if not isinstance(wave, AudioError)]

@@ -35,7 +35,7 @@ from spjax.speech2unit.audio import SAMPLE_RATE, AudioError, read_audio
 from spjax.storage import KMeans, load_kmeans
 
 CLIPS_PER_PART = 64
-LAYOUT = 3  # of a part's file: parts of another are not taken
+LAYOUT = 4  # of a part's file: parts of another are not taken
 STATS_AT_ONCE = 16  # a bucket takes its time for each
 SECONDS_HELD = 600  # of speech that are in memory at a time: a part of long recordings is read piece by piece
 
@@ -100,6 +100,7 @@ class Part(NamedTuple):
       rates: int32 [n], Hz that each file had; 0 for one that was refused.
       seconds: float64 [n], of speech.
       refused: str [n], why the clip cannot be used; "" for one that can.
+      repaired: str [n], what `read_audio` put right in it; "" for nothing.
       files: int64 [n, 2], `file_stats` of each clip's file, from before it was read.
     """
 
@@ -111,6 +112,7 @@ class Part(NamedTuple):
     rates: np.ndarray
     seconds: np.ndarray
     refused: np.ndarray
+    repaired: np.ndarray
     files: np.ndarray
 
 
@@ -260,6 +262,7 @@ def encode_part(job: Job, encoder: Any, number: int) -> Part:
     clips = _clips_of(job, number)
     files = file_stats(job.raw, [path for path, _, _ in clips])
     rates, seconds, refused = np.zeros(len(clips), np.int32), np.zeros(len(clips)), [""] * len(clips)
+    repaired = [""] * len(clips)
     streams = [_segments(np.zeros(0, np.int32), None, job.merge)] * len(clips)
     held: dict[int, np.ndarray] = {}
 
@@ -275,13 +278,15 @@ def encode_part(job: Job, encoder: Any, number: int) -> Part:
         except AudioError as error:
             refused[row] = str(error)
             continue
+        repaired[row] = "; ".join(audio.repairs)
         held[row], rates[row], seconds[row] = audio.wave, audio.source_rate, len(audio.wave) / SAMPLE_RATE
         if sum(map(len, held.values())) > SECONDS_HELD * SAMPLE_RATE:
             encode()
     encode()
     units, durations, f0, voiced = (np.concatenate(stream) for stream in zip(*streams, strict=True))
     counts = np.asarray([len(stream[0]) for stream in streams], np.int32)
-    return Part(counts, units, durations, f0, voiced, rates, seconds, np.asarray(refused), files)
+    words = np.asarray(refused), np.asarray(repaired)
+    return Part(counts, units, durations, f0, voiced, rates, seconds, *words, files)
 
 
 def _segments(units: np.ndarray, pitch: np.ndarray | None, merge: bool) -> tuple[np.ndarray, ...]:

@@ -19,6 +19,7 @@ extraction can hash and cut into parts. Its builders of other tasks do not exist
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -76,6 +77,8 @@ def example(clip: Clip, task: Task, raw: epath.PathLike) -> dict[str, Any]:
     from spjax.speech2unit.audio import read_audio
 
     audio = read_audio(epath.Path(raw) / clip.path, clip.start, clip.duration)
+    if audio.repairs:
+        print(f"repaired: {clip.path}: {'; '.join(audio.repairs)}", file=sys.stderr)
     return {
         "id": clip.id,
         "audio": np.clip(np.rint(audio.wave * 2**15), -(2**15), 2**15 - 1).astype(np.int16),

@@ -102,6 +102,9 @@ def _answer_files(options: argparse.Namespace, predictor: SpeechPrompt, referenc
             line: dict[str, Any] = {"file": file, "error": told}
         else:
             line = {"file": file, "answers": next(answers)}
+            if one.notes:
+                print(f"note: {file}: {'; '.join(one.notes)}", file=sys.stderr)
+                line["notes"] = list(one.notes)
             rows += [(file, name, _told(answer)) for name, answer in line["answers"].items()]
         if options.json:
             print(json.dumps(line, ensure_ascii=False))

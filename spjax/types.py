@@ -69,8 +69,10 @@ class Encoded(NamedTuple):
       durations: int32 [U], encoder frames of each segment; their sum is the number of frames.
       f0: float32 [U], mean log f0 (Hz) of the segment's voiced frames less the speaker's mean, 0 where none is voiced;
         None where it was not asked for.
+      notes: what was put right in the recording (`Audio.repairs`).
     """
 
     units: np.ndarray
     durations: np.ndarray
     f0: np.ndarray | None = None
+    notes: tuple[str, ...] = ()

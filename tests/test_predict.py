@@ -84,6 +84,19 @@ def test_lines_for_machines_and_a_bad_file_among_good_ones(place: Path, capsys: 
     assert f"error: {lines[2]['error']}" in printed.err
 
 
+def test_what_was_put_right_in_a_file_is_noted(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = bytearray((place / "a.wav").read_bytes())
+    field = data.index(b"data") + 4
+    data[field : field + 4] = bytes(4)
+    (tmp_path / "a.wav").write_bytes(data)
+    arguments = [one for one in speech(place) if not one.endswith(".wav")]
+    assert run(place, *arguments, str(tmp_path / "a.wav"), "--tasks=mood", "--json") == 0
+    printed = capsys.readouterr()
+    (line,) = [json.loads(line) for line in printed.out.splitlines()]
+    assert line["notes"][0].startswith("its length field says 0 bytes")
+    assert f"a.wav: {line['notes'][0]}" in printed.err
+
+
 def test_what_narrow_kernels_change_is_told(place: Path, capsys: pytest.CaptureFixture[str]):
     records = f"--data={place / 'records'}"
     assert run(place, records, "--json") == 0

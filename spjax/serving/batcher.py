@@ -302,7 +302,8 @@ def as_json(answered: Answered) -> dict[str, Any]:
       answered: a desk's.
 
     Returns:
-      `{"answers", "units", "durations"}`, the last two lists of n; and "f0", a list of n, of a multi-stream LM.
+      `{"answers", "units", "durations"}`, the last two lists of n; "f0", a list of n, of a multi-stream LM; and
+      "notes", a list, where something in the recording was put right.
     """
     encoded = answered.encoded
     told = {
@@ -310,7 +311,9 @@ def as_json(answered: Answered) -> dict[str, Any]:
         "units": encoded.units.tolist(),
         "durations": encoded.durations.tolist(),
     }
-    return told if encoded.f0 is None else {**told, "f0": encoded.f0.tolist()}
+    if encoded.f0 is not None:
+        told["f0"] = encoded.f0.tolist()
+    return {**told, "notes": list(encoded.notes)} if encoded.notes else told
 
 
 def timed_out(limits: Limits) -> str:

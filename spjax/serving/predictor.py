@@ -209,14 +209,15 @@ class SpeechPrompt:
             )
         audios = list(audios)
         found: list[Any] = [None] * len(audios)
-        waves: dict[int, np.ndarray] = {}
+        waves: dict[int, Audio] = {}
         with tqdm(total=len(audios), desc="encode", unit="file", delay=2, disable=not progress) as bar:
             for number, audio in enumerate(audios):
                 try:
-                    waves[number] = _wave(audio, rate)
+                    waves[number] = _audio(audio, rate)
                 except ValueError as error:
                     found[number] = error
-                if number + 1 == len(audios) or sum(map(len, waves.values())) >= GROUP_SECONDS * SAMPLE_RATE:
+                held = sum(len(one.wave) for one in waves.values())
+                if number + 1 == len(audios) or held >= GROUP_SECONDS * SAMPLE_RATE:
                     for n, encoded in self._encode_group(waves, speaker_f0).items():
                         name = audios[n] if isinstance(audios[n], str | os.PathLike) else f"utterance {n}"
                         found[n] = self._too_long(name, len(encoded.units)) or encoded
@@ -224,15 +225,16 @@ class SpeechPrompt:
                 bar.update()
         return found
 
-    def _encode_group(self, waves: Mapping[int, np.ndarray], speaker_f0: float | None) -> dict[int, Encoded]:
+    def _encode_group(self, waves: Mapping[int, Audio], speaker_f0: float | None) -> dict[int, Encoded]:
         assert self.encoder is not None
         made = {}
-        for (number, wave), frames in zip(waves.items(), self.encoder.units(list(waves.values())), strict=True):
+        found = self.encoder.units([one.wave for one in waves.values()])
+        for (number, (wave, _, repairs)), frames in zip(waves.items(), found, strict=True):
             units, durations = merge(frames) if self.merged else (frames, np.ones_like(frames))
             f0 = None
             if self.config.prosody is not None:
                 f0 = prosody.normalise(*prosody.segment_f0(self.encoder.log_f0(wave), durations), speaker_f0)
-            made[number] = Encoded(units, durations, f0)
+            made[number] = Encoded(units, durations, f0, repairs)
         return made
 
     def _too_long(self, name: Any, units: int) -> ValueError | None:
@@ -350,15 +352,15 @@ def _length(units: Any) -> int:
     return len(units.units if isinstance(units, Encoded) else units)
 
 
-def _wave(audio: Any, rate: int | None) -> np.ndarray:
+def _audio(audio: Any, rate: int | None) -> Audio:
     """Samples of one utterance, whatever it is given as."""
     if isinstance(audio, Audio):
-        return audio.wave
+        return audio
     if isinstance(audio, str | os.PathLike):
-        return read_audio(audio).wave
+        return read_audio(audio)
     if rate is None:
         raise ValueError("the array's rate is missing: give rate=, samples a second")
-    return prepare(audio, rate).wave
+    return prepare(audio, rate)
 
 
 def _named(packs: Packs) -> dict[str, PromptPack]:

@@ -7,8 +7,6 @@ import os
 import re
 from pathlib import Path
 
-import soundfile
-
 from spjax.serving.limits import Limits
 from spjax.speech2unit.audio import SAMPLE_RATE, Audio, AudioError, read_stream
 
@@ -19,10 +17,9 @@ MOST_VALUES = 192_000 * 2  # a second of sound, channels counted: bounds what de
 def read_upload(data: bytes | str | os.PathLike[str], limits: Limits) -> Audio:
     """An utterance out of an upload.
 
-    Formats are those that libsndfile decodes (WAV, FLAC, Ogg, Opus, MP3, AIFF, AU and more): it tells how long a
-    recording is before decoding it, and no other program is started on what a stranger sent. Memory is bounded by the
-    limits: a small file of silence that would unfold to hours is refused by its header, and no more is decoded than
-    that promised.
+    Formats are those of docs/audio.md. No other program is started on what a stranger sent. Memory is bounded by the
+    limits: a small file of silence that would unfold to hours is refused by its header, and where no header tells how
+    long a recording is, decoding ends at the limit.
 
     Args:
       data: the bytes of an audio file, or the place of one.
@@ -41,9 +38,19 @@ def read_upload(data: bytes | str | os.PathLike[str], limits: Limits) -> Audio:
         limits.check_bytes(place.stat().st_size)
         data = place.read_bytes()
     limits.check_bytes(len(data))
-    _check_header(data, name, limits)
+    if not data:
+        raise AudioError(f"{name} is empty (0 bytes): send an audio file")
+
+    def check(frames: int, rate: int, channels: int) -> None:
+        limits.check_seconds(frames / rate)
+        if frames * channels > limits.max_seconds * MOST_VALUES:
+            raise AudioError(
+                f"{name} has {channels} channels of {rate} samples a second: send one channel, 16000 samples a second "
+                "are enough"
+            )
+
     try:
-        return read_stream(io.BytesIO(data), name)
+        return read_stream(io.BytesIO(data), name, check=check)
     except AudioError as error:
         raise AudioError(_ADVICE.sub(": record it again, or send another file", str(error))) from error
 
@@ -51,21 +58,3 @@ def read_upload(data: bytes | str | os.PathLike[str], limits: Limits) -> Audio:
 def check_audio(said: Audio, limits: Limits) -> None:
     """Raises TooLargeError if samples in memory last longer than is taken."""
     limits.check_seconds(len(said.wave) / SAMPLE_RATE)
-
-
-def _check_header(data: bytes, name: str, limits: Limits) -> None:
-    if not data:
-        raise AudioError(f"{name} is empty (0 bytes): send an audio file")
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as sound:
-            frames, rate, channels = sound.frames, sound.samplerate, sound.channels
-    except (soundfile.SoundFileError, TypeError) as error:
-        raise AudioError(
-            f"{name} is no audio, damaged, or of a format that is not read here: send WAV, FLAC, Ogg, Opus or MP3"
-        ) from error
-    limits.check_seconds(frames / max(rate, 1))
-    if frames * channels > limits.max_seconds * MOST_VALUES:
-        raise AudioError(
-            f"{name} has {channels} channels of {rate} samples a second: send one channel, 16000 samples a second "
-            "are enough"
-        )

@@ -5,14 +5,11 @@ Everything behind this module may rely on what it returns: finite samples, not c
 
 from __future__ import annotations
 
+import io
 import math
 import numbers
 import os
-import re
-import shutil
-import struct
-import tempfile
-import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -20,6 +17,10 @@ import numpy as np
 import soundfile
 import soxr
 from etils import epath
+
+from spjax.speech2unit import libav
+from spjax.speech2unit.containers import ContainerError, Examined, examine
+from spjax.speech2unit.framed import counted
 
 SAMPLE_RATE = 16_000  # Hz, of every wave in the project
 MIN_SAMPLES = 400  # at SAMPLE_RATE: one frame of every encoder
@@ -36,10 +37,9 @@ TOLERANCE = 0.010  # seconds that a crop may reach beyond the end: lists of crop
 _SCALES = {"i1": (0, 2**7), "u1": (2**7, 2**7), "i2": (0, 2**15), "i4": (0, 2**31)}  # dtype → zero, full scale
 _SCALES |= dict.fromkeys(("f2", "f4", "f8"), (0, 1))
 _BLOCK = 2**20  # samples decoded at once: a header may promise more than memory holds
-_UNKNOWN_BYTES = 0x7FFFF000  # and more: what programs that write to a pipe put for a size
-# First bytes of what libsndfile decodes: where it fails on these, they are damaged.
-_KNOWN = (b"RIFF", b"RIFX", b"RF64", b"FORM", b".snd", b"NIST", b"fLaC", b"OggS", b"caff")
 _WAY_OUT = "Take it from its source again, or leave it out."
+_MPEG_DELAY = 1152  # samples
+_CANCEL = 0.1  # of the energy of the loudest channel: a mean of less is what is left where channels cancel
 
 
 class AudioError(ValueError):
@@ -52,16 +52,19 @@ class Audio(NamedTuple):
     Attributes:
       wave: float32 [n], mono, SAMPLE_RATE a second, full scale 1.
       source_rate: samples a second where it was taken from.
+      repairs: what was wrong with its file or channels and could be put right, a short note each.
     """
 
     wave: np.ndarray
     source_rate: int
+    repairs: tuple[str, ...] = ()
 
 
 def read_audio(path: str | os.PathLike[str], start: float = 0.0, duration: float | None = None) -> Audio:
-    """Reads a file that soundfile or, failing that, librosa decodes: any format, rate, channels and sample type.
+    """Reads a recording of any format that docs/audio.md lists: any rate, channels and sample type.
 
-    Channels are averaged. Only the crop is decoded where the format can be searched.
+    What a file is, its first bytes say. Channels are averaged; where they cancel, the loudest is taken. Only the crop
+    is decoded where the format can be searched.
 
     Args:
       path: local, or gs:// and its like.
@@ -91,15 +94,24 @@ def read_audio(path: str | os.PathLike[str], start: float = 0.0, duration: float
         raise AudioError(f"{where!r} is no path ({error}). Give the name of an audio file.") from error
 
 
-def read_stream(file: BinaryIO, where: str, start: float = 0.0, duration: float | None = None) -> Audio:
+def read_stream(
+    file: BinaryIO,
+    where: str,
+    start: float = 0.0,
+    duration: float | None = None,
+    check: Callable[[int, int, int], None] | None = None,
+) -> Audio:
     """Reads an audio file that is open, or in memory; arguments and errors otherwise as `read_audio` has them.
 
     Args:
       file: can be searched.
       where: what messages call it.
       start, duration: of the crop.
+      check: raises an error of its own if a recording of so many samples a channel, samples a second, and channels is
+        not to be decoded. It is asked before decoding, and while a recording of unknown length is decoded.
     """
-    return _utterance(*_decode(file, where, start, duration), where)
+    samples, rate, repairs = _decode(file, where, start, duration, check or (lambda *_: None))
+    return _utterance(samples, rate, where, repairs)
 
 
 def prepare(array: Any, rate: int) -> Audio:
@@ -169,12 +181,16 @@ def lowpass(wave: np.ndarray, hertz: float) -> np.ndarray:
     return np.pad(narrow, (0, max(0, len(wave) - len(narrow))))[: len(wave)]  # the rates may not divide
 
 
-def _utterance(samples: np.ndarray, rate: int, where: str) -> Audio:
+def _utterance(samples: np.ndarray, rate: int, where: str, repairs: tuple[str, ...] = ()) -> Audio:
     """float32 [n, channels] to mono at SAMPLE_RATE, if it is fit for use."""
     if not samples.size:
         raise AudioError(f"{where} holds no samples. {_WAY_OUT}")
     with np.errstate(over="ignore", invalid="ignore"):
         mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+        loudest = _loudest_of_cancelling(samples, mono)
+    if loudest is not None:
+        mono = samples[:, loudest]
+        repairs = (*repairs, f"channels cancel: took the loudest, {loudest + 1} of {samples.shape[1]}")
     low, high = mono.min(), mono.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         number = int(np.argmin(np.isfinite(mono)))
@@ -193,7 +209,29 @@ def _utterance(samples: np.ndarray, rate: int, where: str) -> Audio:
         )
     if low == high:
         raise AudioError(f"{where} is silent: every sample is {low:g}. {_WAY_OUT}")
-    return Audio(np.ascontiguousarray(wave, np.float32), rate)
+    return Audio(np.ascontiguousarray(wave, np.float32), rate, repairs)
+
+
+def _loudest_of_cancelling(samples: np.ndarray, mono: np.ndarray) -> int | None:
+    """The loudest channel of [n, channels] if little is left of it in the mean [n]; None where the mean will do.
+
+    An offset is no sound, and counts nowhere. The mean of channels that are not alike, or of which most are silent, is
+    quiet too, but of two never so much; among more, the mean is held against that of channels that have nothing in
+    common as well.
+    """
+    n, channels = samples.shape
+    if channels == 1:
+        return None
+    energy = np.zeros(channels + 1)
+    means = [*samples.mean(axis=0, dtype=np.float64), mono.mean(dtype=np.float64)]
+    for first in range(0, n, _BLOCK):
+        block = np.column_stack([samples[first : first + _BLOCK], mono[first : first + _BLOCK]])
+        energy += np.square(block - means).sum(axis=0)
+    of_mean = energy[-1]
+    unrelated = energy[:-1].sum() / channels**2
+    if of_mean < _CANCEL * energy[:-1].max() and of_mean < 4 * _CANCEL * unrelated:  # false where one is not finite
+        return int(energy[:-1].argmax())
+    return None
 
 
 def _checked_rate(rate: Any, where: str) -> int:
@@ -213,43 +251,107 @@ def _what_it_is(place: Any, where: str) -> str:
     return f"{where} does not exist. Check the path."
 
 
-def _decode(file: BinaryIO, where: str, start: float, duration: float | None) -> tuple[np.ndarray, int]:
-    """The crop's samples, float32 [n, channels], and their rate."""
+def _decode(
+    file: BinaryIO, where: str, start: float, duration: float | None, check: Callable[[int, int, int], None]
+) -> tuple[np.ndarray, int, tuple[str, ...]]:
+    """The crop's samples, float32 [n, channels], their rate, and notes of repairs."""
     file.seek(0, os.SEEK_END)
     size = file.tell()
     if not size:
         raise AudioError(f"{where} is empty (0 bytes). {_WAY_OUT}")
-    file.seek(0)
-    head = file.read(4096)
-    end = _promised_end(file, head, size)
-    if end is not None and end > size:
-        raise AudioError(f"{where} is cut off: its header promises {end} bytes, {size} are there. {_WAY_OUT}")
-    file.seek(0)
     try:
-        sound = soundfile.SoundFile(file)
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: by its name it has no header
-        if head[:4] in _KNOWN or isinstance(error, TypeError):
-            raise _damaged(where, error) from error
-        samples, rate = _decode_by_librosa(file, where)
-        first, count = _crop(len(samples), rate, start, duration, where)
-        return samples[first : first + count], rate
-    with sound:
-        rate = _checked_rate(sound.samplerate, where)
-        first, count = _crop(sound.frames, rate, start, duration, where)
-        try:
-            if first:
-                sound.seek(first)
+        found = examine(file, size, cropped=bool(start or duration))
+        if found.decoder == "sndfile":
+            found.file.seek(0)
+            try:
+                sound = soundfile.SoundFile(found.file)
+                if found.frames is not None and sound.format == "MP3" and sound.frames < found.frames:
+                    sound.close()
+                    sound = soundfile.SoundFile(io.BytesIO(counted(_all(found.file), found.frames)))
+            except TypeError as error:  # by its name it has no header
+                raise _damaged(where, error) from error
+            except soundfile.SoundFileError as error:
+                form = libav.FORMATS.get(_first_bytes(found.file))  # a container that may hold what libav knows
+                if form is None:
+                    raise _damaged(where, error) from error
+                found = found._replace(decoder=form)
+            else:
+                with sound:
+                    samples, rate = _decode_by_libsndfile(sound, found, where, start, duration, check)
+                return samples, rate, found.repairs
+        samples, rate, repairs = _decode_by_libav(found, where, start, duration, check)
+        return samples, rate, (*found.repairs, *repairs)
+    except ContainerError as error:
+        raise AudioError(f"{where} {error}. {_WAY_OUT}") from error
+
+
+def _first_bytes(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read(4)
+
+
+def _all(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read()
+
+
+def _decode_by_libsndfile(
+    sound: Any,
+    found: Examined,
+    where: str,
+    start: float,
+    duration: float | None,
+    check: Callable[[int, int, int], None],
+) -> tuple[np.ndarray, int]:
+    rate = _checked_rate(sound.samplerate, where)
+    frames = sound.frames if found.frames is None else found.frames
+    check(frames, rate, sound.channels)
+    first, count = _crop(frames, rate, start, duration, where)
+    try:
+        if first and sound.seekable():
+            sound.seek(first)
             samples = _read(sound, count)
-        except soundfile.SoundFileError as error:
-            raise _damaged(where, error) from error
-        # Without a Xing or Info header the length of an MP3 is an estimate.
-        known = sound.format != "MP3" or b"Xing" in head or b"Info" in head
-    if known and len(samples) < count:
+        else:
+            samples = _read(sound, first + count)[first:]
+    except soundfile.SoundFileError as error:
+        raise _damaged(where, error) from error
+    # The frames of MPEG audio were counted; what a decoder makes of the first may be less by its delay.
+    mpeg = sound.subtype.startswith("MPEG") and (found.frames is not None or sound.format != "MP3")
+    if len(samples) < count - (_MPEG_DELAY if mpeg else 0) or (count and not len(samples)):
         raise AudioError(
             f"{where} is cut off or damaged: {count} samples from {start:g} s are promised, {len(samples)} are there. "
             f"{_WAY_OUT}"
         )
     return samples, rate
+
+
+def _decode_by_libav(
+    found: Examined,
+    where: str,
+    start: float,
+    duration: float | None,
+    check: Callable[[int, int, int], None],
+) -> tuple[np.ndarray, int, tuple[str, ...]]:
+    """A crop is cut out of all that is before its end: libav does not seek to a sample."""
+    with libav.opened(found.file, found.decoder) as stream:
+        rate = _checked_rate(stream.rate, where)
+        if stream.frames:
+            check(stream.frames, rate, stream.channels)
+        first = round(start * rate)
+        end = math.inf if duration is None else first + round(duration * rate)
+        parts, position = [np.zeros((0, stream.channels), np.float32)], 0
+        for block in stream.blocks(end, found.packets):
+            check(position + len(block), rate, stream.channels)
+            if position + len(block) > first:
+                parts.append(block[max(0, first - position) :])
+            position += len(block)
+        repairs = stream.repairs
+        if found.suspect is not None:
+            if not stream.packets:
+                raise found.suspect
+            repairs = (*repairs, "the length of a box is wrong, all samples are there")
+    _, count = _crop(position, rate, start, duration, where) if position < end else (first, int(end) - first)
+    return np.concatenate(parts)[:count], rate, repairs
 
 
 def _damaged(where: str, error: Exception) -> AudioError:
@@ -279,82 +381,3 @@ def _read(sound: Any, count: int) -> np.ndarray:
         if len(blocks[-1]) < step:
             break
     return np.concatenate(blocks)
-
-
-def _decode_by_librosa(file: BinaryIO, where: str) -> tuple[np.ndarray, int]:
-    """All of a file that soundfile does not know (M4A and video, where librosa finds a decoder for them)."""
-    import librosa
-
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / ("audio" + Path(where).suffix)  # decoders want a local file
-        file.seek(0)
-        with copy.open("wb") as target:
-            shutil.copyfileobj(file, target)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # it warns of the very way that is taken here
-                samples, rate = librosa.load(copy, sr=None, mono=False)
-        except Exception as error:  # each decoder has errors of its own
-            raise AudioError(
-                f"{where} is no audio, or of a format that neither soundfile nor librosa decodes here. "
-                "Leave it out, or convert it to WAV or FLAC first."
-            ) from error
-    return np.atleast_2d(samples).T.astype(np.float32), _checked_rate(rate, where)
-
-
-def _promised_end(file: BinaryIO, head: bytes, size: int) -> int | None:
-    """Byte where the audio data ends by the file's own header; None where it does not say.
-
-    libsndfile shortens what it reports to what is there, so a file that was cut off looks like a shorter one.
-    """
-    kind = head[:4]
-    if kind in (b"RIFF", b"RIFX", b"FORM"):
-        return _end_of_chunk(file, b"SSND" if kind == b"FORM" else b"data", "<" if kind == b"RIFF" else ">", size)
-    if kind == b".snd" and len(head) >= 12:
-        offset, length = struct.unpack(">II", head[4:12])
-        return None if length >= _UNKNOWN_BYTES else offset + length
-    if kind == b"OggS":
-        return _end_of_last_page(file, size)
-    if kind == b"NIST":
-        return _end_of_sphere(head)
-    return None
-
-
-def _end_of_chunk(file: BinaryIO, name: bytes, order: str, size: int) -> int | None:
-    """End of the chunk of audio data in a RIFF or AIFF file."""
-    position = 12
-    while position + 8 <= size:
-        file.seek(position)
-        found, length = struct.unpack(f"{order}4sI", file.read(8))
-        if found == name:
-            return None if length >= _UNKNOWN_BYTES else position + 8 + length
-        position += 8 + length + length % 2
-    return None
-
-
-def _end_of_last_page(file: BinaryIO, size: int) -> int | None:
-    """End of the last page of an Ogg file: 27 bytes, the lengths of its segments, the segments."""
-    position = max(0, size - 2**17)  # a page is at most 65,307 bytes
-    file.seek(position)
-    tail = file.read()
-    page = tail.rfind(b"OggS")
-    if page < 0:
-        return None
-    header = tail[page : page + 27]
-    lengths = tail[page + 27 : page + 27 + header[26]] if len(header) == 27 else b""
-    if len(header) < 27 or len(lengths) < header[26]:
-        return size + 1  # not even its header is whole
-    return position + page + 27 + len(lengths) + sum(lengths)
-
-
-def _end_of_sphere(head: bytes) -> int | None:
-    """End of the samples of an uncompressed NIST SPHERE file."""
-    fields = dict(re.findall(rb"^(\w+) -\w+ (.+)$", head[:1024], re.MULTILINE))
-    if fields.get(b"sample_coding", b"pcm") not in (b"pcm", b"ulaw", b"alaw", b"mu-law"):
-        return None
-    try:
-        offset = int(head[8:16])
-        counts = [int(fields[name]) for name in (b"sample_count", b"sample_n_bytes")]
-        return offset + math.prod(counts) * int(fields.get(b"channel_count", b"1"))
-    except (KeyError, ValueError):
-        return None

@@ -135,19 +135,19 @@ def encode(
     if isinstance(audio, str | os.PathLike | Audio):
         if rate is not None:
             raise ValueError(f"rate {rate} is given for audio that says its own: give a rate with an array only")
-        wave = (audio if isinstance(audio, Audio) else read_audio(audio)).wave
+        said = audio if isinstance(audio, Audio) else read_audio(audio)
     elif isinstance(audio, list | tuple):
         raise ValueError(f"a {type(audio).__name__} is no utterance: give one file or array a call")
     elif rate is None:
         raise ValueError("the array's rate is missing: give rate=, samples a second")
     else:
-        wave = prepare(audio, rate).wave
-    frames = encoder.units([wave])[0]
+        said = prepare(audio, rate)
+    frames = encoder.units([said.wave])[0]
     units, durations = merge_runs(frames) if merge else (frames, np.ones_like(frames))
     if not f0:
-        return Encoded(units, durations)
-    segments = prosody.segment_f0(encoder.log_f0(wave), durations)
-    return Encoded(units, durations, prosody.normalise(*segments, speaker_f0))
+        return Encoded(units, durations, notes=said.repairs)
+    segments = prosody.segment_f0(encoder.log_f0(said.wave), durations)
+    return Encoded(units, durations, prosody.normalise(*segments, speaker_f0), said.repairs)
 
 
 def speaker_f0(recordings: Sequence[str | os.PathLike[str] | Audio], encoder: Encoder) -> float:

@@ -172,6 +172,7 @@ def test_voiced_frames_of_a_speaker_have_mean_zero(data):
         rates=np.full(len(counts), 16000, np.int32),
         seconds=np.ones(len(counts)),
         refused=np.asarray([""] * len(counts)),
+        repaired=np.asarray([""] * len(counts)),
         files=np.zeros((len(counts), 2), np.int64),
     )
     clips = [Clip(str(i), f"{i}.wav", ("low", "some"), speaker) for i, speaker in enumerate(speakers)]
@@ -456,6 +457,24 @@ def with_bad(tmp_path) -> tuple[Path, Splits, dict[str, Path]]:
         split = "train" if number % 2 else "test"
         splits[split].append(Clip(f"{number:02d} {kind}", f"bad/{path.name}", ("low", "none")))
     return raw, splits, bad
+
+
+def test_what_was_put_right_is_listed_and_counted(tmp_path, kmeans, capsys):
+    raw = tmp_path / "raw"
+    splits = few(raw, 60)
+    clip = splits["test"][0]
+    path = raw / clip.path
+    data = bytearray(path.read_bytes())
+    place = data.index(b"data") + 4
+    data[place : place + 4] = bytes(4)
+    path.write_bytes(data)
+    card = extract(TASK, splits, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, runner=HERE)
+    (row,) = [json.loads(line) for line in (tmp_path / "u-repaired.jsonl").read_text().splitlines()]
+    assert (row["split"], row["id"], row["path"]) == ("test", clip.id, clip.path)
+    assert row["why"].startswith("its length field says 0 bytes")
+    assert f"repaired: {clip.path}: {row['why']}" in capsys.readouterr().err
+    assert f"test: 1 of {len(splits['test'])} clips were repaired" in card.notes
+    assert not (tmp_path / "u-refused.jsonl").exists()
 
 
 def test_good_ones_are_kept_and_bad_ones_named(tmp_path, with_bad, kmeans, encoder, capsys):

@@ -45,7 +45,7 @@ for place, utterances in json.loads(sys.stdin.read()):
 
 def told(utterance: Any) -> list[list[float]]:
     """An utterance as the artefact takes it."""
-    return [np.asarray(one).tolist() for one in utterance] if isinstance(utterance, Encoded) else [list(utterance)]
+    return [np.asarray(one).tolist() for one in utterance[:3]] if isinstance(utterance, Encoded) else [list(utterance)]
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def test_programs_lay_utterances_out_as_the_loader_does(config: Any):
     lengths = split.lengths.astype(np.int32)
     expected = loader.make_batch(split, np.arange(4), 8, np.zeros(4, np.int32))
     padded = []
-    for streams in zip(*(one if isinstance(one, Encoded) else [one] for one in units), strict=True):
+    for streams in zip(*(one[:3] if isinstance(one, Encoded) else [one] for one in units), strict=True):
         padded.append(np.stack([np.pad(np.asarray(one), (0, 8 - len(one))) for one in streams]))
     found = artefact.lay_out(config, *padded, lengths=lengths)
     for name, ours, theirs in zip(found._fields, found, expected, strict=True):

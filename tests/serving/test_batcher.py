@@ -23,13 +23,14 @@ from spjax import SpeechPrompt
 from spjax.serving.batcher import Answered, Batcher, Busy, as_json
 from spjax.serving.limits import Limits, TooLargeError
 from spjax.serving.uploads import read_upload
+from spjax.speech2unit import libav
 from spjax.speech2unit.audio import Audio, AudioError, prepare
 from spjax.speech2unit.encoder import load_encoder
 from spjax.storage import KMeans, save_hubert, save_kmeans
 from spjax.types import Encoded
 from tests.serving import world
 from tests.serving.page_world import predictor as make_predictor
-from tests.speech2unit import bad_files
+from tests.speech2unit import bad_files, recordings
 from tests.speech2unit.hubert_models import TINY, speechlike, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -353,6 +354,27 @@ def test_answers_as_json(predictor: SpeechPrompt):
     assert plain == {"answers": {"word": {}}, "units": [3, 1], "durations": [2, 5]}
     spoken = as_json(Answered(Encoded(units, durations, np.array([0.5, 0], np.float32)), {"word": {}}))
     assert spoken == plain | {"f0": [0.5, 0.0]}
+    noted = as_json(Answered(Encoded(units, durations, notes=("channels cancel",)), {"word": {}}))
+    assert noted == plain | {"notes": ["channels cancel"]}
+
+
+def test_what_was_put_right_is_noted(predictor: SpeechPrompt):
+    data = bytearray(recordings.whole()["WAV"])
+    data[40:44] = bytes(4)
+    (encoded,) = predictor.encode([read_upload(bytes(data), LIMITS)])
+    assert encoded.notes == ("its length field says 0 bytes, 64000 are there: read to the end",)
+
+
+@pytest.mark.parametrize("kind", ["WebM live", "ADTS", "MP3 no Xing", "M4A"])
+def test_a_recording_that_does_not_say_how_long_it_is_is_decoded_up_to_the_limit(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    decoded = []
+    original = libav.Stream._samples
+    monkeypatch.setattr(libav.Stream, "_samples", lambda *a: decoded.append(original(*a)) or decoded[-1])
+    with pytest.raises(TooLargeError, match=r"0\.5 s are the most"):
+        read_upload(recordings.whole()[kind], Limits(max_seconds=0.5))
+    assert sum(map(len, decoded)) < 0.6 * 48_000
 
 
 @pytest.mark.parametrize("kind", bad_files.contents())
@@ -391,7 +413,7 @@ def test_a_desk_wants_an_encoder_and_rows(predictor: SpeechPrompt):
 def test_an_hour_of_silence_is_refused_without_being_decoded(monkeypatch: pytest.MonkeyPatch):
     data = bad_files.encoded(np.zeros((16_000 * 3600, 1)), kind="FLAC")
     assert len(data) < 10_000_000 < 16_000 * 3600
-    monkeypatch.setattr("spjax.speech2unit.audio._decode", lambda *_: pytest.fail("it was decoded"))
+    monkeypatch.setattr("spjax.speech2unit.audio._read", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(TooLargeError):
         read_upload(data, Limits())
     assert soundfile.info(io.BytesIO(data)).duration == 3600

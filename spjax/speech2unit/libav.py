@@ -1,0 +1,119 @@
+"""What libsndfile does not decode, PyAV does: the libraries of ffmpeg within this process, no program."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from spjax.speech2unit.containers import ContainerError
+
+# Containers of libsndfile, by first bytes, that may hold what it does not decode.
+FORMATS = {b"RIFF": "wav", b"RF64": "wav", b"FORM": "aiff", b"caff": "caf", b".snd": "au", b"OggS": "ogg"}
+
+_SCALES = {"u8": (128, 2**7), "s16": (0, 2**15), "s32": (0, 2**31), "flt": (0, 1), "dbl": (0, 1)}  # zero, full scale
+
+
+class Stream:
+    """The first audio stream of an open container.
+
+    Attributes:
+      rate: samples a second.
+      channels: how many.
+      frames: samples a channel as the container says, roughly; 0 where it does not.
+      packets: how many the container says there are; 0 where it does not.
+      repairs: notes.
+    """
+
+    def __init__(self, container: Any) -> None:
+        streams = container.streams.audio
+        if not streams:
+            raise ContainerError("holds no audio stream")
+        self._container, self._stream = container, streams[0]
+        context = self._stream.codec_context
+        if context is None:
+            raise ContainerError("is of an encoding that is not read here")
+        self.rate, self.channels = context.sample_rate, context.channels
+        if not self.channels:
+            raise ContainerError("is damaged: its audio has no channels")
+        self.repairs: tuple[str, ...] = ()
+        if len(streams) > 1:
+            self.repairs = (f"{len(streams)} audio streams: took the first",)
+        self.packets = self._stream.frames if container.format.name.startswith("mov") else 0
+        seconds = 0.0
+        if self._stream.duration and self._stream.time_base:
+            seconds = float(self._stream.duration * self._stream.time_base)
+        elif container.duration and container.format.name.startswith("matroska"):
+            seconds = container.duration / 1e6
+        self.frames = max(0, round(seconds * self.rate))
+
+    def blocks(self, most: float, of_all: int = 0) -> Iterator[np.ndarray]:
+        """Yields samples, float32 [n, channels], at least `most` if there are; packets after them are only counted.
+
+        Args:
+          most: samples.
+          of_all: packets that all streams together have at least.
+
+        Raises:
+          ContainerError: damaged, or packets or samples are missing.
+        """
+        import av
+
+        packets, samples, every = 0, 0, 0
+        try:
+            for packet in self._container.demux():
+                every += packet.size > 0
+                if packet.stream.index != self._stream.index:
+                    continue
+                if packet.is_corrupt:
+                    raise ContainerError(f"is cut off or damaged: packet {packets + 1} is not whole")
+                packets += packet.size > 0
+                if samples < most:
+                    for frame in packet.decode():
+                        samples += frame.samples
+                        yield self._samples(frame)
+        except av.FFmpegError as error:
+            raise ContainerError(f"is damaged: packet {packets} cannot be decoded ({error.strerror})") from error
+        if packets < self.packets:
+            raise ContainerError(f"is cut off: its header promises {self.packets} packets, {packets} are there")
+        if every < of_all:
+            raise ContainerError(f"is damaged: of {of_all} packets {every} can be read")
+        if self._container.format.name == "caf" and samples < min(self.frames, most):
+            raise ContainerError(
+                f"is cut off or damaged: its header promises {self.frames} samples, {samples} are there"
+            )
+
+    def _samples(self, frame: Any) -> np.ndarray:
+        name = frame.format.name
+        scale = _SCALES.get(name.removesuffix("p"))
+        if scale is None:
+            raise ContainerError(f"holds samples of type {name}, which are not read here")
+        if frame.sample_rate != self.rate or frame.layout.nb_channels != self.channels:
+            raise ContainerError("changes its rate or its channels on the way")
+        values = frame.to_ndarray()
+        values = values.T if name.endswith("p") else values.reshape(-1, self.channels)
+        zero, full = scale
+        samples = values.astype(np.float32)
+        return (samples - zero) / np.float32(full) if full > 1 else samples
+
+
+@contextlib.contextmanager
+def opened(file: BinaryIO, form: str) -> Iterator[Stream]:
+    """The first audio stream of a file, of a container by its name in libav.
+
+    Raises:
+      ContainerError: damaged, without audio, or of an unknown encoding.
+    """
+    import av  # slow
+
+    file.seek(0)
+    try:
+        container = av.open(file, format=form, metadata_errors="ignore")
+    except (av.FFmpegError, ValueError) as error:
+        raise ContainerError(
+            f"is damaged, or of an unsupported encoding ({getattr(error, 'strerror', error)})"
+        ) from error
+    with container:
+        yield Stream(container)

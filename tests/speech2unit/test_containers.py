@@ -1,0 +1,312 @@
+"""What a header promises against what is there, in every container; several recordings; channels that cancel."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from spjax.speech2unit.audio import AudioError, prepare, read_audio, read_stream
+from tests.speech2unit.bad_files import encoded, noise, wav
+from tests.speech2unit.recordings import by_av, id3, put, whole
+
+FAULTS = Path(__file__).resolve().parents[3] / "shared" / "faults"
+KINDS = [
+    *("WAV", "RF64", "W64", "AIFF", "CAF", "AU", "NIST", "FLAC", "WAV float", "WAV extensible", "WAV GSM", "WAV ADPCM"),
+    *("WAV MP3", "BW64", "CAF ALAC", "Ogg Vorbis", "Ogg Opus", "MP3", "MP3 no Xing", "M4A", "M4A moov first"),
+    *("MP4 fragmented", "M4A ALAC", "MOV", "WebM", "WebM live", "Matroska", "ADTS"),
+]
+WITH_FIELD = ("RF64", "BW64", "AIFF", "CAF", "W64", "AU")
+
+
+def read(data: bytes, *crop: float):
+    return read_stream(io.BytesIO(data), "it", *crop)
+
+
+def refused(data: bytes) -> str:
+    with pytest.raises(AudioError) as error:
+        read(data)
+    assert str(error.value).startswith("it ")
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_every_kind_is_made():
+    assert set(whole()) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_files(kind):
+    audio = read(whole()[kind])
+    assert 32_000 <= len(audio.wave) <= 34_000
+    assert not audio.repairs
+    assert np.corrcoef(audio.wave[4000:5000], read(whole()[kind], 0.25, 0.5).wave[:1000])[0, 1] > 0.99
+    assert len(read(whole()[kind], 0.25, 0.5).wave) == 8000
+    with pytest.raises(AudioError, match="is not within it"):
+        read(whole()[kind], 1.9, 8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_cut_off_is_refused(kind):
+    data = whole()[kind]
+    for share in (0.02, 0.1, 0.37, 0.6, 0.85, 0.99):
+        refused(data[: int(len(data) * share)])
+    if kind not in ("CAF ALAC", "M4A", "M4A ALAC", "MOV"):  # the last byte of these is no sample's
+        refused(data[:-1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_recordings_in_a_file_are_refused_or_both_are_read(kind):
+    data = whole()[kind]
+    if kind in ("ADTS", "MP3 no Xing"):  # nothing tells where the second begins
+        assert len(read(data + data).wave) == pytest.approx(2 * len(read(data).wave), abs=2400)
+    else:
+        assert "several recordings" in refused(data + data)
+
+
+def fields() -> dict[str, tuple[int, str, int]]:
+    """Container → place of the length field of its samples, its struct, and what it says beside them."""
+    made = whole()
+    chunks = {kind: (made[kind].index(b"data") + 4, "<I", 0) for kind in KINDS if kind.startswith("WAV")}
+    wide = {kind: (made[kind].index(b"ds64") + 16, "<Q", 0) for kind in ("RF64", "BW64")}
+    others = {"AIFF": (made["AIFF"].index(b"SSND") + 4, ">I", 8), "CAF": (made["CAF"].index(b"data") + 4, ">Q", 4)}
+    return {**chunks, **wide, **others, "W64": (0x60, "<Q", 24), "AU": (8, ">I", 0)}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("WAV") or kind in WITH_FIELD])
+def test_a_wrong_length_field_is_repaired(kind):
+    data, (place, form, extra) = whole()[kind], fields()[kind]
+    (right,) = struct.unpack_from(form, data, place)
+    expected = read(data).wave
+    for said in (0, (right - extra) // 2 + extra, right - 44, right + 44, 0x7FFFFFFF, 0xFFFFFFFF):
+        if kind == "AU" and said == 0xFFFFFFFF:
+            continue  # the format's own word for unknown
+        audio = read(put(data, place, form, said))
+        assert np.array_equal(audio.wave, expected), said
+        assert "read to the end" in audio.repairs[0]
+        assert len(audio.repairs) == 1
+
+
+def test_lengths_that_a_format_lets_be_unknown_are_no_fault():
+    for kind, said in (("AU", 0xFFFFFFFF), ("CAF", 2**64 - 1)):
+        place, form, _ = fields()[kind]
+        audio = read(put(whole()[kind], place, form, said))
+        assert (len(audio.wave), audio.repairs) == (32_000, ())
+
+
+def with_total(data: bytes, total: int) -> bytes:
+    fields = int.from_bytes(data[18:26], "big") >> 36 << 36 | total
+    return data[:18] + fields.to_bytes(8, "big") + data[26:]
+
+
+@pytest.mark.parametrize("total", [0, 1, 16_000, 31_999])
+def test_flac_of_an_unknown_or_wrong_length(total):
+    data = with_total(whole()["FLAC"], total)
+    audio = read(data)
+    assert np.array_equal(audio.wave, read(whole()["FLAC"]).wave)
+    assert bool(audio.repairs) == bool(total)
+    assert np.array_equal(read(data, 1.0, 0.5).wave, audio.wave[16_000:24_000])
+    refused(data[: len(data) // 2])
+    assert "promises 32001 samples, 32000 are there" in refused(with_total(data, 32_001))
+
+
+def test_a_number_of_frames_in_an_mp3_that_is_wrong():
+    data = whole()["MP3"]
+    place = max(data.find(b"Xing"), data.find(b"Info")) + 8
+    for said in (0, 29, 59, 2**32 - 1):
+        audio = read(put(data, place, ">I", said))
+        assert np.array_equal(audio.wave, read(data).wave)
+        assert "are there: read to the end" in audio.repairs[0]
+
+
+def test_an_mp3_that_does_not_count_its_frames_is_read_whole():
+    """libsndfile takes the first frame for like all others: of these it would read a fifth."""
+    sound = noise(8, rate=44_100)
+    sound[44_100 * 4 :] *= 1e-4
+    file = io.BytesIO()
+    with soundfile.SoundFile(file, "w", 44_100, 1, format="MP3", bitrate_mode="VARIABLE", compression_level=0.5) as mp3:
+        mp3.write(sound)
+    data = file.getvalue()
+    place = max(data.find(b"Xing"), data.find(b"Info"))
+    first = data.index(data[:2], 4)
+    for without in (data[first:], data[: place + 7] + b"\0" + data[place + 8 :]):
+        assert len(read(without).wave) == pytest.approx(128_500, abs=700)
+        assert len(read(without, 3.0, 0.5).wave) == 8000
+        refused(without[: len(without) // 2])
+
+
+@pytest.mark.parametrize("kind", ["M4A", "M4A moov first"])
+def test_a_box_whose_length_is_wrong(kind):
+    data = whole()[kind]
+    place = data.index(b"mdat") - 4
+    for said in (8, 2000, 20_000, 2**32 - 1):
+        audio = read(put(data, place, ">I", said))
+        assert np.array_equal(audio.wave, read(data).wave)
+        assert audio.repairs == ("the length of a box is wrong, all samples are there",)
+
+
+LIST = b"LIST" + struct.pack("<I", 6) + b"abcdef"
+TAG = b"TAG" + bytes(125)
+AFTER = {
+    "chunk": LIST,
+    "chunks": LIST + b"id3 " + struct.pack("<I", 5) + b"abcde\0" + b"junk" + struct.pack("<I", 0),
+    "big chunk": b"zzzz" + struct.pack("<I", 200_000) + noise(10).tobytes()[:200_000],
+    "zeros": bytes(1000),
+    "id3v1": TAG,
+    "id3v2": id3(300, b"\1" * 300),
+}
+
+
+@pytest.mark.parametrize("after", AFTER)
+@pytest.mark.parametrize("kind", ["WAV", "WAV MP3", "RF64"])
+def test_what_stands_after_samples_is_none(kind, after):
+    audio = read(whole()[kind] + AFTER[after])
+    assert np.array_equal(audio.wave, read(whole()[kind]).wave)
+    assert not audio.repairs
+
+
+def test_chunks_after_samples_of_unknown_length_are_none_of_them():
+    data = whole()["WAV"]
+    for said in (0, 0xFFFFFFFF, 0x7FFFFFFF):
+        audio = read(put(data, 40, "<I", said) + LIST + LIST)
+        assert np.array_equal(audio.wave, read(data).wave)
+        assert "64000 are there" in audio.repairs[0]
+
+
+@pytest.mark.parametrize("kind", ["MP3", "MP3 no Xing", "ADTS", "FLAC"])
+@pytest.mark.parametrize(
+    "tags",
+    [id3(300, b"Xing" * 20), id3(70_000, b"Info\0\1" * 900), id3(50, footer=True), id3(10) + id3(900) + bytes(77)],
+    ids=["text", "cover", "footer", "several"],
+)
+def test_tags_before_a_recording(kind, tags):
+    data = whole()[kind]
+    assert np.array_equal(read(tags + data).wave, read(data).wave)
+    if kind != "FLAC":
+        assert np.array_equal(read(tags + data + TAG).wave, read(data).wave)
+    refused((tags + data)[: -len(data) // 3])
+    refused(tags[:-10])
+
+
+def test_a_recording_after_another_in_an_mp3():
+    data = whole()["MP3 no Xing"]
+    assert "several recordings" in refused(data + id3(20) + data)
+    assert "several recordings" in refused(data + whole()["MP3"])
+    assert np.array_equal(read(data + id3(20)).wave, read(data).wave)
+
+
+def test_damage_within_frames_and_pages_is_refused():
+    for kind in ("MP3", "MP3 no Xing", "ADTS", "Ogg Vorbis", "Ogg Opus", "FLAC"):
+        data = bytearray(whole()[kind])
+        middle = len(data) // 2
+        data[middle : middle + 700] = bytes(700)
+        refused(bytes(data))
+    data = whole()["Ogg Opus"]
+    pages = [i for i in range(len(data)) if data[i : i + 4] == b"OggS"]
+    assert "several" not in refused(data[: pages[2]] + data[pages[3] :])  # a page is missing
+
+
+def test_streams_of_a_video():
+    audio = read(by_av("matroska", "aac", streams=2))
+    assert audio.repairs == ("2 audio streams: took the first",)
+    assert len(read(by_av("mp4", "aac", video=True)).wave) >= 32_000
+    assert "holds no audio stream" in refused(by_av("mp4", "aac", streams=0, video=True))
+    assert "holds no audio stream" in refused(by_av("matroska", "aac", streams=0, video=True))
+
+
+def test_nothing_needs_the_program_ffmpeg(tmp_path):
+    path = tmp_path / "a.m4a"
+    path.write_bytes(whole()["M4A"])
+    code = "import sys; from spjax.speech2unit.audio import read_audio; print(len(read_audio(sys.argv[1]).wave))"
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, env={"PATH": "", "PYTHONPATH": str(root)}
+    )
+    assert int(done.stdout) >= 32_000, done.stderr
+
+
+def test_headers_of_somebody_who_means_ill_take_no_time():
+    begun = time.process_time()
+    for data in (
+        b"RIFF\xff\xff\xff\x7fWAVE" + b"abcd\0\0\0\0" * 500_000,
+        b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0" + wav(b"")[20:36] + b"data\0\0\0\0" + b"LIST\0\0\0\0" * 500_000 + b"x" * 9,
+        b"\0\0\0\x08ftyp" + b"\0\0\0\x08free" * 500_000,
+        b"caff\0\1\0\0" + b"free" + bytes(8) + (b"free" + bytes(8)) * 300_000,
+        whole()["FLAC"][:42] + b"\xff\xf8" * 2_000_000,
+        b"\x1aE\xdf\xa3\x80\x18\x53\x80\x67\x01\xff\xff\xff\xff\xff\xff\xff" + b"\xec\x80" * 1_000_000,
+        id3(0) * 400_000,
+        b"OggS" + bytes(23) + b"OggS" * 100_000,
+    ):
+        with contextlib.suppress(AudioError):
+            read(data)
+    assert time.process_time() - begun < 20  # it is less than 1
+
+
+@pytest.mark.parametrize(
+    ("channels", "taken"),
+    [
+        ((1, -1), 0),
+        ((0.5, -0.6), 1),
+        ((1, -0.9), 0),
+        ((1, -1, 0), 0),
+        ((0.5, -0.5, 0.7, -0.7), 2),
+        ((1, 0), None),
+        ((1, 1), None),
+        ((1, -0.2), None),
+        ((1, 0, 0, 0, 0, 0), None),
+    ],
+)
+def test_channels_that_cancel(tmp_path, channels, taken):
+    sound = noise(0.5) * np.array(channels)
+    path = tmp_path / "a.wav"
+    path.write_bytes(encoded(sound, subtype="FLOAT"))
+    sound = sound.astype(np.float32)
+    for audio in (read_audio(path), prepare(sound, 16_000), prepare(sound.T, 16_000)):
+        if taken is None:
+            assert np.array_equal(audio.wave, sound.mean(axis=1))
+            assert not audio.repairs
+        else:
+            assert np.array_equal(audio.wave, sound[:, taken])
+            assert audio.repairs == (f"channels cancel: took the loudest, {taken + 1} of {len(channels)}",)
+
+
+def test_channels_that_nearly_cancel_or_seem_to():
+    left = noise(0.5)[:, 0].astype(np.float32)
+    hiss = np.random.default_rng(5).normal(0, 1e-5, len(left)).astype(np.float32)
+    assert np.array_equal(prepare(np.stack([left, hiss - left]), 16_000).wave, left)
+    # An offset is no sound
+    assert prepare(np.stack([left + 0.5, 0.3 - left]), 16_000).repairs
+    assert not prepare(np.stack([left + 0.5, left - 0.5]), 16_000).repairs
+    # the same later, other sounds, a hole
+    assert not prepare(np.stack([left[:-8], -left[8:]]), 16_000).repairs
+    assert not prepare(noise(0.5, channels=12), 16_000).repairs
+    left[5] = np.nan
+    with pytest.raises(AudioError, match="NaN"):
+        prepare(np.stack([left, -left]), 16_000)
+    with pytest.raises(AudioError, match="is silent"):
+        prepare(np.zeros((8000, 2)), 16_000)
+
+
+def test_known_faults():
+    if not (FAULTS / "01-header-short").is_dir():
+        pytest.skip("faulty files are not beside this checkout (../shared/faults)")
+    for name in ("half", "zero", "minus44"):
+        audio = read_audio(FAULTS / "01-header-short" / f"{name}.wav")
+        assert len(audio.wave) == 37_074
+        assert audio.repairs
+    for name in ("03-cut-containers/cut.m4a", "03-cut-containers/cut.w64", "09-mp3/bigid3_cut.mp3"):
+        with pytest.raises(AudioError, match="is cut off"):
+            read_audio(FAULTS / name)
+    assert len(read_audio(FAULTS / "03-cut-containers" / "full.m4a").wave) > 37_000
+    assert not read_audio(FAULTS / "09-mp3" / "noart_noxing_comment_info.mp3").repairs
+    path = FAULTS / "07-opposite-phase" / "opposite_noisy.wav"
+    samples, _ = soundfile.read(path, dtype="float32")
+    assert np.array_equal(read_audio(path).wave, samples[:, np.square(samples).sum(0).argmax()])
