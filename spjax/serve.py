@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
       SystemExit: with a message, if it cannot be served; with status 0 after SIGTERM, 130 after Ctrl-C.
     """
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _leave)
+    _take_signals()
     try:
         _serve(options)
     except (ValueError, OSError) as error:
@@ -76,6 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}. A server needs: python -m pip install -r requirements-serve.txt")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _take_signals() -> None:
+    """SIGINT and SIGTERM end the process even where its parent ignored or blocked them, as a script's `COMMAND &` does.
+
+    uvicorn raises the signal that ended it once more, for the handler that was there before its own.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _leave)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
 
 
 def _leave(*_: object) -> None:

@@ -43,6 +43,7 @@ COLUMNS = ("file", "task", "slot", "label", "probability", "error")  # of the CS
 MOST_FILES = 500  # of one table
 _AT_ONCE = 16  # files of a table that are on the desk: others want to be answered too
 _SWEPT = 600  # seconds between looks for uploads that are old
+_SESSIONS, _STATES, _EVENTS = 1000, 32, 200  # of the latest visitors: answers not fetched yet, states, times of calls
 _MOST_EXPLAINED = 256  # units: attributions take some 20 passes over them, forth and back
 _STEPS = 16  # points of integrated gradients
 _MOST_WAITING = 4  # who may wait for a look inside
@@ -74,7 +75,8 @@ def mount_page(app: fastapi.FastAPI, desk: Batcher, path: str = "/") -> fastapi.
     # What gradio's own `launch` sets and mounting forgets: without, it takes files for inputs that nobody uploaded, so
     # that anyone might read whatever lies on this machine.
     page.has_launched = page.is_running = True
-    _sweep_uploads(app, folder)
+    _bound_memory(page)
+    _sweep_uploads(app, folder, page)
     app.add_middleware(UploadGate, folder=folder)
     return gr.mount_gradio_app(
         app, page, path,
@@ -83,7 +85,20 @@ def mount_page(app: fastapi.FastAPI, desk: Batcher, path: str = "/") -> fastapi.
     )  # fmt: skip
 
 
-def _sweep_uploads(app: fastapi.FastAPI, folder: Path) -> None:
+def _bound_memory(page: gradio.Blocks) -> None:
+    """Bounds what gradio keeps of every caller: some 100 kB each of 10,000, and a little more of all that ever came.
+
+    The page has no state of a visitor, so that what is given up is made anew when it is wanted.
+    """
+    from gradio.utils import LRUCache
+
+    page.state_session_capacity = _STATES
+    queue = page._queue
+    queue.pending_messages_per_session, queue.pending_event_ids_session = LRUCache(_SESSIONS), LRUCache(_SESSIONS)
+    queue.ANALYTICS_MAX_EVENTS = _EVENTS
+
+
+def _sweep_uploads(app: fastapi.FastAPI, folder: Path, page: gradio.Blocks) -> None:
     """While the app runs, deletes old uploads, and folders of servers that died. Gradio forgets what broke off."""
     inner = app.router.lifespan_context
 
@@ -91,6 +106,8 @@ def _sweep_uploads(app: fastapi.FastAPI, folder: Path) -> None:
         while True:
             await asyncio.to_thread(delete_old, folder)
             await asyncio.to_thread(delete_orphans, folder.parent)
+            for names in page.temp_file_sets:  # gradio keeps the names of all uploads, for a sweep of its own
+                names.clear()
             await asyncio.sleep(_SWEPT)
 
     @contextlib.asynccontextmanager
