@@ -308,7 +308,7 @@ def compilations() -> Iterator[list[str]]:
 
 
 def test_warming_up_leaves_nothing_to_compile(tmp_path: Path):
-    """Of a HuBERT, whose programs are many; after it, no recording of any length compiles one, nor do several at once."""
+    """Of a HuBERT, whose programs are many: no recording of any length compiles one, nor do several at once."""
     folder = hubert_folder(tmp_path)
     model = world.lm()
     packs = {"word": world.pack(world.TASKS["word"], model)}
