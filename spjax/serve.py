@@ -98,6 +98,7 @@ def _serve(options: argparse.Namespace) -> None:
     import uvicorn
 
     from spjax.serving.api import make_app
+    from spjax.serving.protocol import make_protocol
 
     if not 0 < options.max_mb < math.inf:
         raise ValueError(f"--max-mb is {options.max_mb:g}: give a number of megabytes above 0")
@@ -108,8 +109,9 @@ def _serve(options: argparse.Namespace) -> None:
         if not options.no_page:
             app = _with_page(app, desk)
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, backlog=BACKLOG, timeout_graceful_shutdown=round(limits.timeout)
-        )
+            app, http=make_protocol(), log_level="warning", access_log=False, backlog=BACKLOG,
+            timeout_graceful_shutdown=round(limits.timeout),
+        )  # fmt: skip
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the server tells of its end itself
         _server(config, desk).run(sockets=[place])
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from spjax.serving.api import DRAIN_SECONDS, drain
 from spjax.serving.limits import MEGABYTE
 from spjax.serving.upload_folder import used_bytes
 
@@ -137,13 +137,13 @@ def _too_large(most: int) -> str:
 
 
 async def _refuse(status: int, sentence: str, receive: Receive, send: Send, patience: float) -> None:
-    """Answers; for so many seconds reads on first, keeping nothing, as a client that still sends loses the answer."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(patience):
-            while patience and (await receive()).get("more_body", False):
-                await asyncio.sleep(0)
+    """Answers, and reads on for so many seconds before it: a client that still sends would lose the answer."""
+    await drain(receive, patience)
     body = sentence.encode()
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
     headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    if status == 408:
+        await drain(receive, DRAIN_SECONDS)
+    await send({"type": "http.response.body", "body": b""})

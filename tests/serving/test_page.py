@@ -60,7 +60,7 @@ def test_about_tells_the_model_its_limits_and_how_to_ask(predictor: SpeechPrompt
     told = page._about(predictor, LIMITS)
     assert predictor.packs["word"].card["lm"]["hash"] in told
     assert "files up to 3 MB and 12 s each" in told
-    assert 'curl --data-binary @speech.wav "URL/predict?tasks=word"' in told
+    assert 'curl --data-binary @speech.wav "http://127.0.0.1:7860/predict?tasks=word"' in page._calls(predictor)
     assert "<b>places" not in told, "names are names, not Markdown or HTML"
     assert "256 MB in a table" in " ".join(told.split())
     assert "100 a second" in told
