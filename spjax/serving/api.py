@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from spjax.serving.batcher import Answered, Batcher, Busy, as_json, timed_out
+from spjax.serving.batcher import Answered, Batcher, Busy, as_json, some, timed_out
 from spjax.serving.limits import MEGABYTE, TooLargeError
 
 if TYPE_CHECKING:
@@ -324,7 +324,7 @@ def _check_names(what: str, names: Iterable[str], known: Sequence[str]) -> None:
     unknown = sorted(set(names) - set(known))
     if unknown:
         told = " and ".join(map(repr, known))
-        raise ValueError(f"no {what} {', '.join(map(repr, unknown))} is known: leave it out, or send {told}")
+        raise ValueError(f"no {what} {some(unknown)} is known: leave it out, or send {told}")
 
 
 def _asked(given: Sequence[str], known: Collection[str]) -> list[str] | None:

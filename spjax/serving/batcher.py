@@ -158,7 +158,7 @@ class Batcher:
         asked = tuple(dict.fromkeys(self.predictor.packs if tasks is None else tasks))
         unknown = [name for name in asked if name not in self.predictor.packs]
         if unknown or not asked:
-            told = f"no task {', '.join(map(repr, unknown))}" if unknown else "no tasks are asked for"
+            told = f"no task {some(unknown)}" if unknown else "no tasks are asked for"
             raise ValueError(f"{told}: there are {', '.join(self.predictor.packs)}")
         if isinstance(audio, Audio):
             check_audio(audio, self.limits)
@@ -315,6 +315,12 @@ def as_json(answered: Answered) -> dict[str, Any]:
         "durations": encoded.durations.tolist(),
     }
     return told if encoded.f0 is None else {**told, "f0": encoded.f0.tolist()}
+
+
+def some(names: Sequence[str]) -> str:
+    """Names for a message, which a client may have made as many and as long as it liked."""
+    told = ", ".join(repr(name[:60]) for name in names[:5])
+    return told if len(names) <= 5 else f"{told} and {len(names) - 5} more"
 
 
 def timed_out(limits: Limits) -> str:
