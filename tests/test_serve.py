@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import load
+from benchmarks import load, memory
 from spjax import serve
 
 httpx = pytest.importorskip("httpx", reason="httpx is a test dependency")
@@ -63,6 +63,17 @@ def test_a_load_with_rubbish_in_it(place: Path):
     assert result["outcomes"]['spjax_requests_total{outcome="failed"}'] == 0
     text = "\n".join(load.tables({"batched": result, "alone": {**result, "good": 1}}, options()))
     assert f"{result['good']:.2f} times the good answers" in text
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_thousands_of_requests():
+    """Good ones of many formats and lengths, rubbish, and calls of the page."""
+    parser = argparse.ArgumentParser()
+    memory.add_flags(parser)
+    result = memory.run(parser.parse_args([]))
+    assert result["faults"] == []
+    assert sum(result["sent"].values()) == 11_000
+    assert result["growth"] <= memory.FLAT, result["memory"]
 
 
 def test_a_wrong_answer_is_seen():

@@ -264,7 +264,7 @@ async def _body(request: "Request", desk: Batcher, take: Callable[[int], int]) -
         promised = request.headers.get("content-length", "")
         limits.check_bytes(int(promised) if promised.isdecimal() else 0)
         own = Request(request.scope, counted)
-        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
             return await own.body(), []
         async with own.form(max_files=1) as form:
             _check_names("form field", form, ("file", "tasks"))

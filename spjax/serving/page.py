@@ -45,6 +45,7 @@ MOST_FILES = 500  # of one table
 _AT_ONCE = 16  # files of a table that are on the desk: others want to be answered too
 _SWEPT = 600  # seconds between looks for uploads that are old
 _SESSIONS, _STATES, _EVENTS = 1000, 32, 200  # of the latest visitors: answers not fetched yet, states, times of calls
+_SESSION_NAME = 64  # characters
 _MOST_EXPLAINED = 256  # units: attributions take some 20 passes over them, forth and back
 _STEPS = 16  # points of integrated gradients
 _MOST_WAITING = 4  # who may wait for a look inside
@@ -109,6 +110,14 @@ def _bound_memory(page: gradio.Blocks) -> None:
     queue = page._queue
     queue.pending_messages_per_session, queue.pending_event_ids_session = LRUCache(_SESSIONS), LRUCache(_SESSIONS)
     queue.ANALYTICS_MAX_EVENTS = _EVENTS
+    take = queue.push
+
+    async def push(body: Any, **more: Any) -> Any:
+        if len(body.session_hash or "") > _SESSION_NAME:  # it is kept, up to all that a call may bring
+            return False, f"session_hash is longer than {_SESSION_NAME} characters: give a shorter one", "error"
+        return await take(body=body, **more)
+
+    queue.push = push  # type: ignore[assignment]
 
 
 def _sweep_uploads(app: fastapi.FastAPI, folder: Path, page: gradio.Blocks) -> None:

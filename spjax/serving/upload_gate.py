@@ -19,6 +19,8 @@ FOLDER_BYTES = 4000 * MEGABYTE  # of all uploads together, those on their way to
 GRACE_SECONDS, LEAST_RATE, MOST_SECONDS = 30.0, 16_000.0, 900.0  # a body may take grace + bytes / rate, and no more
 COUNTED_SECONDS = 5.0  # that a count of the folder holds
 
+_TEXT = (b"content-type", b"text/plain; charset=utf-8")  # Starlette's 500, which an error follows
+
 _log = logging.getLogger(__name__)
 Scope: TypeAlias = dict[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Any]]
@@ -110,9 +112,12 @@ class UploadGate:
                 refusal = 413, _too_large(most)
             raise MultiPartException(refusal[1])  # the one error after which gradio deletes what it has written so far
 
+        failed = False
+
         async def sending(message: Any) -> None:
-            nonlocal started
-            if refusal is None:
+            nonlocal started, failed
+            failed = failed or (message.get("status") == 500 and _TEXT in message["headers"])
+            if refusal is None and not failed:
                 started = True
                 await send(message)
 
@@ -122,12 +127,13 @@ class UploadGate:
             if refusal is None and not started and not ended:
                 refusal = 400, "the upload broke off: send it again"
         except Exception as error:
-            if not scope["path"].rstrip("/").endswith("/upload"):
-                raise
-            # Gradio's own: a request that is no form, or one with other parts than files.
-            _log.warning("%s failed: %s: %s", scope["path"], type(error).__name__, str(error)[:200])
+            # Gradio's own: a form with other parts than files, a function or arguments that are none.
+            _log.warning("%s failed: %s: %s", scope["path"][:100], type(error).__name__, str(error)[:200])
             if refusal is None and not started:
-                refusal = 400, "the request cannot be read: send files in a form, each as `files`"
+                refusal = (
+                    400,
+                    "the request cannot be read: send files in a form, each as `files`; calls as `/info` says",
+                )
         if refusal is not None:
             await _refuse(*refusal, receive, send, 0.0 if ended or refusal[0] == 408 else self.grace)
 

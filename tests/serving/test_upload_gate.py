@@ -94,5 +94,14 @@ def test_an_app_that_breaks_is_told_in_a_line(tmp_path: Path, caplog: pytest.Log
     assert "cannot be read" in told
     assert "TypeError" in caplog.text
     assert "Traceback" not in caplog.text
-    with pytest.raises(TypeError):
-        asyncio.run(ask(UploadGate(breaks, tmp_path), [b"a"], "/gradio_api/queue/join"))
+    assert asyncio.run(ask(UploadGate(breaks, tmp_path), [b"a"], "/gradio_api/queue/join"))[0] == 400
+
+    async def tells(scope: Any, receive: Any, send: Any) -> None:
+        """As Starlette does: its own answer first."""
+        headers = [(b"content-type", b"text/plain; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 500, "headers": headers})
+        await send({"type": "http.response.body", "body": b"Internal Server Error"})
+        raise TypeError("no argument")
+
+    status, told = asyncio.run(ask(UploadGate(tells, tmp_path), [b"a"], "/gradio_api/call/predict"))
+    assert (status, "cannot be read" in told) == (400, True)
