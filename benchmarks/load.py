@@ -231,8 +231,13 @@ class Watch(threading.Thread):
         """Until it is over."""
         while not self.over.wait(0.5):
             with contextlib.suppress(OSError, AttributeError):
-                status = Path(f"/proc/{self.pid}/status").read_text()
-                self.samples.append(int(re.search(r"VmRSS:\s+(\d+)", status).group(1)) / 1024)  # type: ignore[union-attr]
+                self.samples.append(resident(self.pid))
+
+
+def resident(pid: int) -> float:
+    """Resident memory of a process, in MiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+)", status).group(1)) / 1024  # type: ignore[union-attr]
 
 
 def race(folder: Path, side: str, args: argparse.Namespace, flags: Sequence[str] = ("--no-page",)) -> common.Result:

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
       SystemExit: with a message, if it cannot be served; with status 0 after SIGTERM, 130 after Ctrl-C.
     """
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _leave)
+    _take_signals()
     try:
         _serve(options)
     except (ValueError, OSError) as error:
@@ -76,6 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}. A server needs: python -m pip install -r requirements-serve.txt")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _take_signals() -> None:
+    """SIGINT and SIGTERM end the process even where its parent ignored or blocked them, as a script's `COMMAND &` does.
+
+    uvicorn raises the signal that ended it once more, for the handler that was there before its own.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _leave)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
 
 
 def _leave(*_: object) -> None:
@@ -88,6 +98,7 @@ def _serve(options: argparse.Namespace) -> None:
     import uvicorn
 
     from spjax.serving.api import make_app
+    from spjax.serving.protocol import make_protocol
 
     if not 0 < options.max_mb < math.inf:
         raise ValueError(f"--max-mb is {options.max_mb:g}: give a number of megabytes above 0")
@@ -98,8 +109,9 @@ def _serve(options: argparse.Namespace) -> None:
         if not options.no_page:
             app = _with_page(app, desk)
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, backlog=BACKLOG, timeout_graceful_shutdown=round(limits.timeout)
-        )
+            app, http=make_protocol(), log_level="warning", access_log=False, backlog=BACKLOG,
+            timeout_graceful_shutdown=round(limits.timeout),
+        )  # fmt: skip
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the server tells of its end itself
         _server(config, desk).run(sockets=[place])
 

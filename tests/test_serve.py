@@ -11,12 +11,13 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from benchmarks import load
+from benchmarks import load, memory
 from spjax import serve
 
 httpx = pytest.importorskip("httpx", reason="httpx is a test dependency")
@@ -64,6 +65,17 @@ def test_a_load_with_rubbish_in_it(place: Path):
     assert f"{result['good']:.2f} times the good answers" in text
 
 
+@pytest.mark.slow
+def test_memory_is_flat_over_thousands_of_requests():
+    """Good ones of many formats and lengths, rubbish, and calls of the page."""
+    parser = argparse.ArgumentParser()
+    memory.add_flags(parser)
+    result = memory.run(parser.parse_args([]))
+    assert result["faults"] == []
+    assert sum(result["sent"].values()) == 11_000
+    assert result["growth"] <= memory.FLAT, result["memory"]
+
+
 def test_a_wrong_answer_is_seen():
     expected = {"word": {"labels": {"word": "a"}, "probabilities": {"word": {"a": 0.6, "b": 0.4}}}}
     found = {"units": [1], "durations": [2], "answers": expected}
@@ -76,9 +88,11 @@ def test_a_wrong_answer_is_seen():
 def test_the_end_waits_for_what_is_in_work_and_for_nobody_else(place: Path):
     """After Ctrl-C (the load test ends its server by SIGTERM) nothing new is taken, and what was taken on is answered.
 
-    A connection that sent half a request, and will never send the rest, does not hold it up.
+    A connection that sent half a request, and will never send the rest, does not hold it up. The server is started with
+    SIGINT ignored, as a script's `COMMAND &` does.
     """
     wave = (place / "waves" / "0.wav").read_bytes()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited; `signals_as_before` puts it back
     with load.server(place, *FEW) as (process, address), contextlib.ExitStack() as stack:
         host, port = address.removeprefix("http://").split(":")
         half = stack.enter_context(socket.create_connection((host, int(port))))
@@ -151,15 +165,30 @@ def test_addresses_as_a_browser_takes_them():
         assert re.fullmatch(r"http://\[::1\]:\d+", serve._url(place))
 
 
-def test_sigterm_before_anything_is_served_is_told(capsys: pytest.CaptureFixture[str], monkeypatch):
+@pytest.mark.parametrize("inherited", ["ignored", "blocked", "default"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_before_anything_is_served_ends_it_whatever_the_parent_did(
+    number: int, code: int, inherited: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     def compiling(options: argparse.Namespace) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
+        time.sleep(30)  # which a signal ends
+        pytest.fail("the signal did nothing")
 
     monkeypatch.setattr(serve, "_serve", compiling)
-    with pytest.raises(SystemExit) as left:
-        serve.main(["--lm=x", "--encoder=log_mel", "--kmeans=x", "--packs=x"])
-    assert left.value.code == 0
-    assert capsys.readouterr().out.startswith("stopping: ")
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        if inherited == "blocked":
+            signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+        else:
+            signal.signal(number, signal.SIG_IGN if inherited == "ignored" else signal.SIG_DFL)
+        with pytest.raises(SystemExit) as left:
+            serve.main(["--lm=x", "--encoder=log_mel", "--kmeans=x", "--packs=x"])
+        assert left.value.code == code
+        assert capsys.readouterr().out.startswith("stopping: " if number == signal.SIGTERM else "")
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, hangup)
 
 
 def test_without_the_optional_packages_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
@@ -181,8 +210,11 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture[str]):
 
 @pytest.fixture(autouse=True)
 def signals_as_before() -> Iterator[None]:
-    """`serve.main` installs a handler of its own."""
-    before = signal.getsignal(signal.SIGTERM)
+    """`serve.main` installs handlers of its own."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     yield
     assert threading.current_thread() is threading.main_thread()
-    signal.signal(signal.SIGTERM, before)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -5,10 +5,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from spjax.serving.batcher import Answered, Batcher, Busy, as_json, timed_out
+from spjax.serving.batcher import Answered, Batcher, Busy, as_json, some, timed_out
 from spjax.serving.limits import MEGABYTE, TooLargeError
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ STALLED_SECONDS = 10.0  # without a byte, after which an upload is given up; at 
 LEAST_RATE = 100_000  # bytes a second that an upload must come with, beyond those seconds
 LONGEST_READ = 0.75  # of the whole timeout
 PULSE = 0.5  # seconds between looks whether an upload that is waited for is wanted still
-DRAIN_SECONDS = 1.0  # for which a refused upload is read on
+DRAIN_SECONDS = 1.0  # for which a refused upload is read on: a client that still sends would lose the answer
+METHODS = {"/predict": "POST", "/tasks": "GET", "/health": "GET", "/metrics": "GET", "/openapi.json": "GET"}
+FAILED = "the server failed to answer this; its log says why"
 RETRY_SECONDS = 1  # after which a client that was sent away may ask again
 LATENCIES = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  # seconds, of the histogram
 OUTCOMES = ("answered", "bad", "too_large", "busy", "timeout", "slow", "gone", "failed")  # of a request
@@ -41,8 +43,10 @@ def make_app(desk: Batcher) -> "FastAPI":
       `as_json`'s answers, of all tasks if none are named. `tasks` may be there several times.
     - `GET /tasks`: labels by task and slot. `GET /health`; `GET /metrics`, for Prometheus.
 
-    An error is `{"error": sentence}`: 400 for what cannot be answered, 408 for an upload that does not come, 413 for
-    what is too large or too long, 503 (ask again) where too many wait or the server stops, 504 where it took too long.
+    Each with or without a slash at its end. An error is `{"error": sentence}`: 400 for what cannot be answered, 404 and
+    405 for other places and methods, 408 for an upload that does not come, 413 for what is too large or too long, 415
+    for a compressed body, 500 for our own faults, 503 (ask again) where too many wait or the server stops, 504 where it
+    took too long.
 
     Args:
       desk: warm, and open for as long as the application runs.
@@ -71,14 +75,9 @@ def make_app(desk: Batcher) -> "FastAPI":
         outcomes.labels(outcome)
     latency = Histogram("spjax_request_seconds", "From a request to its answer.", registry=registry, buckets=LATENCIES)
     memory = _Memory()
-    more = {408: {"Connection": "close"}, 503: {"Retry-After": str(RETRY_SECONDS)}, 405: {"Allow": "POST"}}
-
-    def refused(status: int, sentence: str) -> Response:
-        return JSONResponse({"error": sentence}, status, more.get(status))
-
-    @app.exception_handler(HTTPException)
-    async def told(_: Request, error: HTTPException) -> Response:
-        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+    app.add_middleware(_Paths)
+    app.add_exception_handler(HTTPException, refuse_place)  # type: ignore[arg-type]  # it is called with no other
+    app.add_exception_handler(Exception, _refuse_failed)
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -107,10 +106,11 @@ def make_app(desk: Batcher) -> "FastAPI":
     async def predict(request: Request, tasks: Annotated[Sequence[str], Query()] = ()) -> Response:
         """Labels and probabilities of the recording in the body; `tasks`: names, also with commas between; else all."""
         began = time.perf_counter()
-        outcome, response = "failed", refused(500, "the server failed to answer this; its log says why")
+        outcome, response = "failed", refused(500, FAILED)
         try:
             async with asyncio.timeout(desk.limits.timeout):
                 with memory.share() as take:
+                    _check_encoding(request)
                     data, named = await _body(request, desk, take)
                     _check_names("query parameter", request.query_params, ("tasks",))
                     asked = _asked([*tasks, *named], desk.predictor.packs)
@@ -126,7 +126,7 @@ def make_app(desk: Batcher) -> "FastAPI":
         except _Slow as error:
             outcome, response = "slow", refused(408, str(error))
         except HTTPException as error:  # a form that is none
-            outcome, response = "bad", refused(400, str(error.detail))
+            outcome, response = "bad", refused(error.status_code, str(error.detail))
         except TimeoutError:
             outcome, response = "timeout", refused(504, timed_out(desk.limits))
         except ClientDisconnect:
@@ -137,12 +137,77 @@ def make_app(desk: Batcher) -> "FastAPI":
             outcomes.labels(outcome).inc()
         return response
 
-    # A page at "/" would take these for its own, and not find them.
-    @app.api_route("/predict", methods=["GET", "HEAD", "PUT", "PATCH", "DELETE"], include_in_schema=False)
-    async def post_it() -> Response:
-        return refused(405, "send a recording: curl --data-binary @FILE '.../predict?tasks=NAME', a POST")
-
     return app
+
+
+class _Paths:
+    """Has a slash at the end of the API's paths mean nothing, and refuses other methods, beside a page at "/" too."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        path = scope["path"].rstrip("/") if scope["type"] == "http" else ""
+        app = self.app
+        if path in METHODS:
+            method = "GET" if scope["method"] == "HEAD" else scope["method"]  # whose answer is sent without its body
+            scope = {**scope, "path": path, "method": method}
+            if method != METHODS[path]:
+                app = refused(405, _how(path), {"Allow": METHODS[path]})
+        await app(scope, receive, send)
+
+
+def _how(path: str) -> str:
+    if path == "/predict":
+        return "send a recording: curl --data-binary @FILE '.../predict?tasks=NAME', a POST"
+    return f"{path} is only read: curl '...{path}', a GET"
+
+
+def refused(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> "Response":
+    """The answer to what is refused, `{"error": sentence}`."""
+    from fastapi.responses import JSONResponse
+
+    class Parting(JSONResponse):
+        """Is sent whole, and what the client still sends is read for a while, before the connection closes."""
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": self.body, "more_body": True})
+            await drain(receive, DRAIN_SECONDS)
+            await send({"type": "http.response.body", "body": b""})
+
+    more = {408: {"Connection": "close"}, 503: {"Retry-After": str(RETRY_SECONDS)}}.get(status, {})
+    return (Parting if status == 408 else JSONResponse)({"error": sentence}, status, {**more, **(headers or {})})
+
+
+async def drain(receive: Callable[[], Awaitable[Any]], seconds: float) -> None:
+    """Reads a request's body on, keeping nothing."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while (await receive()).get("more_body", False):
+                await asyncio.sleep(0)
+
+
+async def refuse_place(request: Any, error: Any) -> "Response":
+    """What Starlette refuses by itself, as the API refuses: places that are none."""
+    if error.status_code == 404:
+        ways = "POST a recording to /predict, or GET /tasks, /health, /metrics"
+        return refused(404, f"there is no {request.url.path[:100]} here: {ways}")
+    return refused(error.status_code, str(error.detail), error.headers)
+
+
+async def _refuse_failed(_: Any, error: Exception) -> "Response":
+    return refused(500, FAILED)  # the log has it from Starlette
+
+
+def _check_encoding(request: "Request") -> None:
+    """Raises HTTPException if the body is compressed: it would be taken for damaged audio."""
+    from starlette.exceptions import HTTPException
+
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("", "identity"):
+        told = f"a body of Content-Encoding {encoding[:40]!r} is not read: send the file as it is, FLAC or Ogg if small"
+        raise HTTPException(415, told)
 
 
 class _Memory:
@@ -199,7 +264,7 @@ async def _body(request: "Request", desk: Batcher, take: Callable[[int], int]) -
         promised = request.headers.get("content-length", "")
         limits.check_bytes(int(promised) if promised.isdecimal() else 0)
         own = Request(request.scope, counted)
-        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
             return await own.body(), []
         async with own.form(max_files=1) as form:
             _check_names("form field", form, ("file", "tasks"))
@@ -259,12 +324,18 @@ def _check_names(what: str, names: Iterable[str], known: Sequence[str]) -> None:
     unknown = sorted(set(names) - set(known))
     if unknown:
         told = " and ".join(map(repr, known))
-        raise ValueError(f"no {what} {', '.join(map(repr, unknown))} is known: leave it out, or send {told}")
+        raise ValueError(f"no {what} {some(unknown)} is known: leave it out, or send {told}")
 
 
-def _asked(given: Iterable[str], known: Collection[str]) -> list[str] | None:
-    """Tasks by what a request says: names, which may hold commas, or several with commas between; None for all."""
-    names = [name for one in given if one for name in ([one] if one in known else one.split(","))]
+def _asked(given: Sequence[str], known: Collection[str]) -> list[str] | None:
+    """Tasks by what a request says: names, which may hold commas, or several with commas between; None for all.
+
+    Raises:
+      ValueError: `tasks` is there, but names none.
+    """
+    names = [name for one in given for name in ([one] if one in known else one.split(",")) if name]
+    if given and not names:
+        raise ValueError("tasks names no task: name one at least, or leave it out for all that there are")
     return names or None
 
 

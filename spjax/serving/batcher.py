@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -157,7 +158,7 @@ class Batcher:
         asked = tuple(dict.fromkeys(self.predictor.packs if tasks is None else tasks))
         unknown = [name for name in asked if name not in self.predictor.packs]
         if unknown or not asked:
-            told = f"no task {', '.join(map(repr, unknown))}" if unknown else "no tasks are asked for"
+            told = f"no task {some(unknown)}" if unknown else "no tasks are asked for"
             raise ValueError(f"{told}: there are {', '.join(self.predictor.packs)}")
         if isinstance(audio, Audio):
             check_audio(audio, self.limits)
@@ -193,8 +194,8 @@ class Batcher:
     def warm_up(self, progress: bool = False) -> None:
         """Compile every program that answers may take, and run what encodes a recording of every length.
 
-        Recordings that a HuBERT encodes together, by powers of two, are programs more: those are compiled when they
-        first come, and kept where there is a compilation cache.
+        Recordings that a HuBERT encodes together (not on a CPU), by powers of two, are programs more: those are
+        compiled when they first come, and kept where there is a compilation cache.
 
         Args:
           progress: bars, after two seconds.
@@ -279,7 +280,10 @@ class Batcher:
 
     def _outcomes(self, batch: Sequence[_Request]) -> list[Answered | ValueError]:
         """Of each request its answers, or what is wrong with it."""
-        encoded = self.predictor.encode([request.audio for request in batch])
+        audios = [request.audio for request in batch]
+        # A CPU gains next to nothing by encoding several at once, for which a HuBERT compiles more and more programs.
+        groups = [[audio] for audio in audios] if jax.default_backend() == "cpu" else [audios]
+        encoded = [one for group in groups for one in self.predictor.encode(group)]
         good = [(request, one) for request, one in zip(batch, encoded, strict=True) if isinstance(one, Encoded)]
         answers: list[dict[str, Any]] = [{} for _ in good]
         for first in range(0, max((len(request.tasks) for request, _ in good), default=0), self.most_rows):
@@ -314,6 +318,12 @@ def as_json(answered: Answered) -> dict[str, Any]:
     if encoded.f0 is not None:
         told["f0"] = encoded.f0.tolist()
     return {**told, "notes": list(encoded.notes)} if encoded.notes else told
+
+
+def some(names: Sequence[str]) -> str:
+    """Names for a message, which a client may have made as many and as long as it liked."""
+    told = ", ".join(repr(name[:60]) for name in names[:5])
+    return told if len(names) <= 5 else f"{told} and {len(names) - 5} more"
 
 
 def timed_out(limits: Limits) -> str:

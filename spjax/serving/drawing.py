@@ -31,6 +31,7 @@ STYLE = """
 .spj h3 { margin: 0 0 .4rem; font-size: 1rem; font-weight: 600; }
 .spj p { margin: 0 0 .7rem; }
 .spj .quiet { color: var(--body-text-color-subdued); font-size: .85rem; }
+.spj .wrong { padding: .6rem .8rem; border-left: 3px solid var(--error-border-color); }
 .spj .cards { columns: 17rem; column-gap: .8rem; }
 .spj .card { break-inside: avoid; margin-bottom: .8rem; padding: .8rem 1rem;
   border: 1px solid var(--border-color-primary); border-radius: 8px;
@@ -99,6 +100,11 @@ def answers(told: Mapping[str, Mapping[str, Any]], top: int = TOP) -> str:
             slots.append(f'<div class="slot"><div class="quiet">{_safe(slot)}</div>{bars}{more}</div>')
         cards.append(f'<div class="card"><h3>{_safe(task)}</h3>{"".join(slots)}</div>')
     return _framed(f'<div class="cards">{"".join(cards)}</div>')
+
+
+def error(told: str) -> str:
+    """HTML: what went wrong, in the place of what was asked for."""
+    return _framed(f'<p class="wrong" role="alert">{_safe(told)}</p>')
 
 
 def _bar(label: str, share: float, best: bool) -> str:

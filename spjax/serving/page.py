@@ -24,6 +24,7 @@ from spjax.data.unit_set import UnitSet
 from spjax.evaluation import inside
 from spjax.evaluation.markdown import table
 from spjax.serving import drawing
+from spjax.serving.api import refuse_place
 from spjax.serving.batcher import Answered, Batcher, Busy, as_json, timed_out
 from spjax.serving.frozen import KINDS
 from spjax.serving.limits import MEGABYTE, Limits
@@ -43,9 +44,13 @@ COLUMNS = ("file", "task", "slot", "label", "probability", "error")  # of the CS
 MOST_FILES = 500  # of one table
 _AT_ONCE = 16  # files of a table that are on the desk: others want to be answered too
 _SWEPT = 600  # seconds between looks for uploads that are old
+_SESSIONS, _STATES, _EVENTS = 1000, 32, 200  # of the latest visitors: answers not fetched yet, states, times of calls
+_SESSION_NAME = 64  # characters
 _MOST_EXPLAINED = 256  # units: attributions take some 20 passes over them, forth and back
 _STEPS = 16  # points of integrated gradients
 _MOST_WAITING = 4  # who may wait for a look inside
+_TOLD = (Busy, ValueError, TimeoutError, RuntimeError)  # errors of the desk, whose messages are for who asks
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # the wide ones too, as spreadsheets do
 _TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # turn the direction of what follows
 
 
@@ -65,6 +70,7 @@ def mount_page(app: fastapi.FastAPI, desk: Batcher, path: str = "/") -> fastapi.
     folder = upload_folder()
     os.environ["GRADIO_TEMP_DIR"] = str(folder)  # gradio looks there at every request
     import gradio as gr
+    from starlette.exceptions import HTTPException
 
     font = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
     mono = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
@@ -74,16 +80,47 @@ def mount_page(app: fastapi.FastAPI, desk: Batcher, path: str = "/") -> fastapi.
     # What gradio's own `launch` sets and mounting forgets: without, it takes files for inputs that nobody uploaded, so
     # that anyone might read whatever lies on this machine.
     page.has_launched = page.is_running = True
-    _sweep_uploads(app, folder)
+    _bound_memory(page)
+    _sweep_uploads(app, folder, page)
     app.add_middleware(UploadGate, folder=folder)
-    return gr.mount_gradio_app(
+    app = gr.mount_gradio_app(
         app, page, path,
-        theme=theme, css=drawing.STYLE + _STYLE, max_file_size=desk.limits.max_bytes, footer_links=["api"],
+        theme=theme, css=drawing.STYLE + _STYLE, max_file_size=desk.limits.max_bytes, footer_links=[],
         run_history=False, show_error=False, ssr_mode=False, enable_monitoring=False,
     )  # fmt: skip
+    # Places that are none are refused as the API refuses them, but for those of gradio's own programs.
+    inner: Any = app.routes[-1]
+    refuse = inner.app.exception_handlers[HTTPException]
+
+    async def refused(request: Any, error: Any) -> Any:
+        return await (refuse if "/gradio_api/" in request.url.path else refuse_place)(request, error)
+
+    inner.app.add_exception_handler(HTTPException, refused)
+    return app
 
 
-def _sweep_uploads(app: fastapi.FastAPI, folder: Path) -> None:
+def _bound_memory(page: gradio.Blocks) -> None:
+    """Bounds what gradio keeps of every caller: some 100 kB each of 10,000, and a little more of all that ever came.
+
+    The page has no state of a visitor, so that what is given up is made anew when it is wanted.
+    """
+    from gradio.utils import LRUCache
+
+    page.state_session_capacity = _STATES
+    queue = page._queue
+    queue.pending_messages_per_session, queue.pending_event_ids_session = LRUCache(_SESSIONS), LRUCache(_SESSIONS)
+    queue.ANALYTICS_MAX_EVENTS = _EVENTS
+    take = queue.push
+
+    async def push(body: Any, **more: Any) -> Any:
+        if len(body.session_hash or "") > _SESSION_NAME:  # it is kept, up to all that a call may bring
+            return False, f"session_hash is longer than {_SESSION_NAME} characters: give a shorter one", "error"
+        return await take(body=body, **more)
+
+    queue.push = push  # type: ignore[assignment]
+
+
+def _sweep_uploads(app: fastapi.FastAPI, folder: Path, page: gradio.Blocks) -> None:
     """While the app runs, deletes old uploads, and folders of servers that died. Gradio forgets what broke off."""
     inner = app.router.lifespan_context
 
@@ -91,6 +128,8 @@ def _sweep_uploads(app: fastapi.FastAPI, folder: Path) -> None:
         while True:
             await asyncio.to_thread(delete_old, folder)
             await asyncio.to_thread(delete_orphans, folder.parent)
+            for names in page.temp_file_sets:  # gradio keeps the names of all uploads, for a sweep of its own
+                names.clear()
             await asyncio.sleep(_SWEPT)
 
     @contextlib.asynccontextmanager
@@ -138,12 +177,13 @@ def make_page(desk: Batcher) -> gradio.Blocks:
             raise gr.Error("No task is chosen: choose one at least.", print_exception=False)
         try:
             return await _ask(desk, audio, tasks)
-        except (Busy, ValueError, TimeoutError) as error:
+        except _TOLD as error:
             raise gr.Error(str(error), print_exception=False) from error
 
     async def predict(audio: str | None, tasks: list[str]) -> dict[str, Any]:
         return as_json(await answered(audio, tasks))
 
+    @_errors_in_place("", None)
     async def show(audio: str | None, tasks: list[str]) -> tuple[str, str, dict[str, Any]]:
         one = await answered(audio, tasks)
         strip = await asyncio.to_thread(_drawn, str(audio), one.encoded, desk)
@@ -165,6 +205,7 @@ def make_page(desk: Batcher) -> gradio.Blocks:
         # In the cache, where gradio keeps uploads and deletes them in time.
         return rows, gr.processing_utils.save_bytes_to_cache(content, "answers.csv", download.GRADIO_CACHE)
 
+    @_errors_in_place(None)
     async def show_batch(
         files: list[str] | None,
         tasks: list[str],
@@ -173,6 +214,7 @@ def make_page(desk: Batcher) -> gradio.Blocks:
         rows, content = await batch(files, tasks, progress)
         return drawing.rows(rows), content
 
+    @_errors_in_place("", "")
     async def look(task: str, said: dict[str, Any] | None) -> tuple[str, str, str]:
         try:
             return await alone(_look, predictor, task, said)
@@ -269,10 +311,34 @@ def make_page(desk: Batcher) -> gradio.Blocks:
             [audio.change, audio.input, audio.clear, audio.upload, audio.start_recording], None,
             outputs=[*shown, opened[1]], js="() => ['', '', null, '']", cancels=[asking, looking],
         )  # fmt: skip
+        with gr.Tab("Use via API"):  # gradio's own page of that name shows calls with files that this server refuses
+            calls = gr.Markdown(_calls(predictor), elem_id="calls")
+            gr.on(
+                page.load, None, [calls], [calls], api_visibility="private",
+                js=f"text => text.replaceAll('{_URL}', (location.origin + location.pathname).replace(/\\/+$/, ''))",
+            )  # fmt: skip
         with gr.Tab("About"):
             gr.Markdown(_about(predictor, desk.limits))
     _refuse_quietly(page)
     return page
+
+
+def _errors_in_place(*others: Any) -> Callable[..., Any]:
+    """Shows what is wrong in the place of a handler's first result, where it stays, and clears its `others`."""
+
+    def wrapped(handler: Callable[..., Any]) -> Callable[..., Any]:
+        import gradio as gr
+
+        @functools.wraps(handler)  # gradio looks for arguments of its own
+        async def shown(*arguments: Any) -> Any:
+            try:
+                return await handler(*arguments)
+            except gr.Error as error:
+                return drawing.error(error.message), *others
+
+        return shown
+
+    return wrapped
 
 
 def _refuse_quietly(page: Any) -> None:
@@ -305,6 +371,8 @@ def _without_links(component: Any) -> Any:
         return await move(place)
 
     component.async_move_resource_to_block_cache = refuse_links
+    example = {"path": "speech.wav", "meta": {"_type": "gradio.FileData"}}  # gradio's are links
+    component.example_payload = lambda: [example] if isinstance(component, gr.File) else example
     return component
 
 
@@ -347,14 +415,13 @@ async def _table(
     turn, done = asyncio.Semaphore(_AT_ONCE), 0
     progress((0, len(files)), unit="files")
 
-    async def one(path: str) -> list[list[Any]]:
+    async def one(path: str, name: str) -> list[list[Any]]:
         nonlocal done
-        name = Path(path).name
         async with turn:
             try:
                 _, answers = await _patiently(desk, path, tasks)
-            except (Busy, ValueError, TimeoutError) as error:
-                rows: list[list[Any]] = [[name, "", "", "", None, str(error)]]
+            except _TOLD as error:
+                rows: list[list[Any]] = [[name, "", "", "", None, _one_line(str(error))]]
             else:
                 rows = [
                     [name, task, slot, label, round(answer["probabilities"][slot][label], 6), ""]
@@ -365,7 +432,20 @@ async def _table(
         progress((done, len(files)), unit="files")
         return rows
 
-    return [row for rows in await asyncio.gather(*map(one, files)) for row in rows]
+    return [row for rows in await asyncio.gather(*map(one, files, _names(files))) for row in rows]
+
+
+def _names(files: Sequence[str]) -> list[str]:
+    """What a table calls files, in their order: no two the same, in one line each, and nothing that turns the text."""
+    names: dict[str, None] = {}
+    for path in files:
+        plain = name = _one_line(Path(path).name)
+        number = 1
+        while name in names:
+            number += 1
+            name = f"{plain} ({number})"
+        names[name] = None
+    return list(names)
 
 
 async def _patiently(desk: Batcher, path: str, tasks: Sequence[str]) -> Answered:
@@ -382,15 +462,18 @@ async def _patiently(desk: Batcher, path: str, tasks: Sequence[str]) -> Answered
 
 
 def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
-    """CSV as spreadsheets want it: with a mark that says UTF-8, and nothing that they take for a formula."""
+    """CSV as spreadsheets want it: with a mark that says UTF-8, and nothing that they take for a formula.
+
+    All is quoted: some split at semicolons instead of commas, and would find a formula behind one.
+    """
     text = io.StringIO(newline="")
-    csv.writer(text).writerows([COLUMNS, *([_harmless(cell) for cell in row] for row in rows)])
+    csv.writer(text, quoting=csv.QUOTE_ALL).writerows([COLUMNS, *([_harmless(cell) for cell in row] for row in rows)])
     return text.getvalue().encode("utf-8-sig")
 
 
 def _harmless(cell: Any) -> Any:
     """The cell; an apostrophe in front of text that a spreadsheet would run, as names of files may be made to be."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else cell
+    return f"'{cell}" if isinstance(cell, str) and cell.lstrip().startswith(_FORMULA) else cell
 
 
 def _look(predictor: SpeechPrompt, task: str, said: dict[str, Any] | None) -> tuple[str, str, str]:
@@ -449,10 +532,15 @@ def _alike(predictor: SpeechPrompt) -> str:
     return drawing.similarity(list(deep), inside.prompt_similarity({"layers": kernels}, list(deep.values())))
 
 
+def _one_line(text: str) -> str:
+    """A text without what breaks its line or turns the direction of what follows."""
+    kept = (sign for sign in " ".join(text.split()) if unicodedata.category(sign) != "Cc")
+    return "".join(sign for sign in kept if unicodedata.bidirectional(sign) not in _TURNING)
+
+
 def _plain(name: str) -> str:
     """A name in a Markdown table, where it means nothing but itself."""
-    shown = "".join(sign for sign in " ".join(name.split()) if unicodedata.bidirectional(sign) not in _TURNING)
-    return "".join(f"&#{ord(sign)};" if sign in "<>&|*_`[]\\$~" else sign for sign in shown)
+    return "".join(f"&#{ord(sign)};" if sign in "<>&|*_`[]\\$~" else sign for sign in _one_line(name))
 
 
 def _hint(text: str) -> str:
@@ -460,7 +548,7 @@ def _hint(text: str) -> str:
 
 
 def _about(predictor: SpeechPrompt, limits: Limits) -> str:
-    """Markdown: the model, its tasks, the limits, and how programs ask."""
+    """Markdown: the model, its tasks and the limits."""
     lm = next(iter(predictor.packs.values())).card["lm"]
     encoder = predictor.encoder
     rows = [
@@ -468,8 +556,6 @@ def _about(predictor: SpeechPrompt, limits: Limits) -> str:
         for name, task in predictor.tasks.items()
     ]
     tasks = "\n".join(table(("task", "slots"), rows))
-    quoted = urllib.parse.quote(next(iter(predictor.tasks)))
-    first = json.dumps(next(iter(predictor.tasks)), ensure_ascii=False)
     heard = (
         "" if encoder is None else f" Speech becomes units by {encoder.name}, {SAMPLE_RATE / encoder.hop:g} a second."
     )
@@ -483,18 +569,34 @@ until one is started again.
 **Limits**: files up to {limits.max_bytes / 1e6:g} MB and {limits.max_seconds:g} s each, {MOST_FILES} and
 {UPLOAD_BYTES / MEGABYTE:g} MB in a table;
 {limits.queue} requests may wait, each {limits.timeout:g} s.
+"""
 
-**From a program**, `URL` being the address of this page without a slash at its end:
+
+_URL = "http://127.0.0.1:7860"  # which the browser replaces by the page's address
+
+
+def _calls(predictor: SpeechPrompt) -> str:
+    """Markdown: how programs ask."""
+    name = next(iter(predictor.tasks))
+    first = json.dumps(name, ensure_ascii=False)
+    return f"""
+`curl` is enough; leave `tasks` out for all. What is wrong is said as `{{"error": ...}}`:
 
 ```bash
-curl --data-binary @speech.wav "URL/predict?tasks={quoted}"
+curl --data-binary @speech.wav "{_URL}/predict?tasks={urllib.parse.quote(name, safe="")}"
 ```
+
+The same from Python, and a table of several files (`python -m pip install gradio_client`):
 
 ```python
 from gradio_client import Client, handle_file
 
-client = Client("URL")
+client = Client("{_URL}")
 print(client.predict(handle_file("speech.wav"), [{first}], api_name="/predict")["answers"])
 table, csv_file = client.predict([handle_file("a.wav"), handle_file("b.wav")], [{first}], api_name="/batch")
+print(table["data"], csv_file)
 ```
+
+Also there: `{_URL}/tasks` (labels of every task), `{_URL}/health`, `{_URL}/metrics` (for Prometheus) and
+`{_URL}/openapi.json`.
 """

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from spjax.serving.api import DRAIN_SECONDS, drain
 from spjax.serving.limits import MEGABYTE
 from spjax.serving.upload_folder import used_bytes
 
@@ -18,6 +18,8 @@ CALL_BYTES = 4 * MEGABYTE  # of one without: names of files, tasks, units
 FOLDER_BYTES = 4000 * MEGABYTE  # of all uploads together, those on their way too
 GRACE_SECONDS, LEAST_RATE, MOST_SECONDS = 30.0, 16_000.0, 900.0  # a body may take grace + bytes / rate, and no more
 COUNTED_SECONDS = 5.0  # that a count of the folder holds
+
+_TEXT = (b"content-type", b"text/plain; charset=utf-8")  # Starlette's 500, which an error follows
 
 _log = logging.getLogger(__name__)
 Scope: TypeAlias = dict[str, Any]
@@ -110,9 +112,12 @@ class UploadGate:
                 refusal = 413, _too_large(most)
             raise MultiPartException(refusal[1])  # the one error after which gradio deletes what it has written so far
 
+        failed = False
+
         async def sending(message: Any) -> None:
-            nonlocal started
-            if refusal is None:
+            nonlocal started, failed
+            failed = failed or (message.get("status") == 500 and _TEXT in message["headers"])
+            if refusal is None and not failed:
                 started = True
                 await send(message)
 
@@ -122,12 +127,13 @@ class UploadGate:
             if refusal is None and not started and not ended:
                 refusal = 400, "the upload broke off: send it again"
         except Exception as error:
-            if not scope["path"].rstrip("/").endswith("/upload"):
-                raise
-            # Gradio's own: a request that is no form, or one with other parts than files.
-            _log.warning("%s failed: %s: %s", scope["path"], type(error).__name__, str(error)[:200])
+            # Gradio's own: a form with other parts than files, a function or arguments that are none.
+            _log.warning("%s failed: %s: %s", scope["path"][:100], type(error).__name__, str(error)[:200])
             if refusal is None and not started:
-                refusal = 400, "the request cannot be read: send files in a form, each as `files`"
+                refusal = (
+                    400,
+                    "the request cannot be read: send files in a form, each as `files`; calls as `/info` says",
+                )
         if refusal is not None:
             await _refuse(*refusal, receive, send, 0.0 if ended or refusal[0] == 408 else self.grace)
 
@@ -137,13 +143,13 @@ def _too_large(most: int) -> str:
 
 
 async def _refuse(status: int, sentence: str, receive: Receive, send: Send, patience: float) -> None:
-    """Answers; for so many seconds reads on first, keeping nothing, as a client that still sends loses the answer."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(patience):
-            while patience and (await receive()).get("more_body", False):
-                await asyncio.sleep(0)
+    """Answers, and reads on for so many seconds before it: a client that still sends would lose the answer."""
+    await drain(receive, patience)
     body = sentence.encode()
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
     headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    if status == 408:
+        await drain(receive, DRAIN_SECONDS)
+    await send({"type": "http.response.body", "body": b""})

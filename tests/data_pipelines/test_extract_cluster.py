@@ -489,3 +489,21 @@ def test_a_flag_that_beam_does_not_know_is_noticed():
 def test_a_value_that_beam_does_not_take_is_named():
     with pytest.raises(ExtractError, match=r"--runner=FlinkRunner --parallelism=many: .*invalid int value: 'many'"):
         build_pipeline([("job.json", 0)], "FlinkRunner", options=["--parallelism=many"])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_pool_ends_by_signals_that_its_parent_ignored(number: int, code: int, monkeypatch: pytest.MonkeyPatch):
+    def serve(orders: Any) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(30)  # which a signal ends
+        pytest.fail("the signal did nothing")
+
+    monkeypatch.setattr(worker_pool, "serve", serve)
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit) as left:
+            worker_pool.main(["--port=0"])
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert left.value.code == code

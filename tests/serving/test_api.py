@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import select
 import socket
 import threading
 import time
@@ -18,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spjax import SpeechPrompt
-from spjax.serving import api
+from spjax.serving import api, protocol
 from spjax.serving.api import make_app
 from spjax.serving.batcher import Batcher
 from spjax.serving.limits import Limits
@@ -97,14 +98,30 @@ def test_all_tasks_when_none_are_named(desk: Batcher, predictor: SpeechPrompt):
         (400, "is cut off", "", upload()[:-900]),
         (400, "is silent", "", bad_files.encoded(np.zeros((8000, 1)))),
         (400, "no task 'wrod': there are word, mood", "?tasks=wrod", upload()),
-        (400, "no task ''", "?tasks=word,", upload()),
+        (400, "tasks names no task", "?tasks=", upload()),
+        (400, "tasks names no task", "?tasks=,", upload()),
+        (400, "tasks names no task", "?tasks=&tasks=,,", upload()),
         (400, "no query parameter 'task' is known: leave it out, or send 'tasks'", "?task=word", upload()),
         (400, "no query parameter 'tasks[]', 'x' is known", "?tasks[]=word&tasks=mood&x=1", upload()),
         (413, "larger than 0.2 MB, the most that is taken", "", bytes(200_001)),
         (413, "lasts 4 s, 3 s are the most that is taken", "", upload(samples=64_000)),
         (413, "lasts 3600 s", "", bad_files.encoded(np.zeros((8_000 * 3600, 1)), rate=8_000, kind="FLAC")[:200_000]),
     ],
-    ids=["empty", "text", "cut off", "silent", "task", "comma", "parameter", "parameters", "bytes", "seconds", "hour"],
+    ids=[
+        "empty",
+        "text",
+        "cut off",
+        "silent",
+        "task",
+        "none",
+        "comma",
+        "commas",
+        "parameter",
+        "parameters",
+        "bytes",
+        "seconds",
+        "hour",
+    ],
 )
 def test_what_cannot_be_answered_is_told_in_a_sentence(desk: Batcher, status, told, query, content):
     reply = asked(desk, lambda client: client.post(f"/predict{query}", content=content))
@@ -141,7 +158,8 @@ def test_any_task_can_be_asked_for_by_its_name(known: list[str], data: st.DataOb
     chosen = data.draw(st.lists(st.sampled_from(known), min_size=1))
     assert api._asked(chosen, known) == chosen
     plain = [name for name in chosen if "," not in name]
-    assert api._asked([",".join(plain)], {}) == (plain or None)
+    if plain:
+        assert api._asked([",".join(plain), "", ","], {}) == plain
 
 
 @pytest.mark.parametrize("form", [{"other": ("a.wav", upload())}, {"file": ("", "text")}], ids=["name", "no file"])
@@ -162,7 +180,8 @@ def test_a_broken_form(desk: Batcher):
 def served(app: Any) -> Iterator[Callable[[], socket.socket]]:
     """A real server of an application; gives what connects to it."""
     uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is in requirements-serve.txt")
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+    config = uvicorn.Config(app, http=protocol.make_protocol(), log_level="critical", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as place:
         address = place.getsockname()
         running = threading.Thread(target=server.run, kwargs={"sockets": [place]})
@@ -182,9 +201,18 @@ def posted(size: int | None, query: str = "?tasks=word") -> bytes:
 
 def reply_of(connection: socket.socket) -> tuple[int, str]:
     """Status, and the sentence or nothing."""
-    reply = http.client.HTTPResponse(connection)
+    reply = Reply(connection)
     reply.begin()
     return reply.status, json.loads(reply.read()).get("error", "")
+
+
+class Reply(http.client.HTTPResponse):
+    """Reads no byte more than its own, so that another may follow."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__(connection)
+        self.fp.close()
+        self.fp = connection.makefile("rb", buffering=0)
 
 
 def test_a_refused_upload_that_has_come_whole_is_told_at_once(desk: Batcher):
@@ -195,6 +223,135 @@ def test_a_refused_upload_that_has_come_whole_is_told_at_once(desk: Batcher):
         status, told = reply_of(connection)
         assert (status, "larger than 0.2 MB" in told) == (413, True)
         assert time.monotonic() - began < 5
+
+
+@pytest.fixture(scope="module")
+def connect(desk: Batcher) -> Iterator[Callable[[], socket.socket]]:
+    with served(make_app(desk)) as connect:
+        yield connect
+
+
+def said(connect: Callable[[], socket.socket], *parts: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of what is answered to bytes."""
+    with connect() as connection:
+        for part in parts:
+            connection.sendall(part)
+        reply = http.client.HTTPResponse(connection, method=parts[0].split(b" ")[0].decode("latin-1"))
+        reply.begin()
+        return reply.status, {name.lower(): value for name, value in reply.getheaders()}, reply.read()
+
+
+HOST = b"Host: x\r\n"
+REFUSED = {
+    "no HTTP": (400, b"\x16\x03\x01 hello\r\n\r\n"),
+    "HTTP/2": (404, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+    "no host": (400, b"GET /health HTTP/1.1\r\n\r\n"),
+    "flood of headers": (400, b"GET /health HTTP/1.1\r\n" + HOST + b"X: " + b"x" * 100_000),
+    "many headers": (400, b"GET /health HTTP/1.1\r\n" + HOST + b"X: y\r\n" * 20_000),
+    "huge query": (400, b"GET /health?" + b"x" * 100_000),
+    "two lengths": (400, b"POST /predict HTTP/1.1\r\n" + HOST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab"),
+    "length below 0": (400, b"POST /predict HTTP/1.1\r\n" + HOST + b"Content-Length: -1\r\n\r\n"),
+    "huge length": (413, b"POST /predict HTTP/1.1\r\n" + HOST + b"Content-Length: 99999999999999999\r\n\r\n"),
+    "bad chunk": (400, b"POST /predict HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"),
+    "no body": (400, b"POST /predict HTTP/1.1\r\n" + HOST + b"\r\n"),
+    "many tasks": (400, posted(2, "?tasks=" + "x," * 5_000) + b"ab"),
+    "many parameters": (400, posted(2, "?" + "&".join(f"p{n}=1" for n in range(5_000))) + b"ab"),
+    "nowhere": (404, b"GET /nowhere HTTP/1.1\r\n" + HOST + b"\r\n"),
+    "traversal": (404, b"GET /health/../../etc/passwd HTTP/1.1\r\n" + HOST + b"\r\n"),
+    "two slashes before": (404, b"GET //health HTTP/1.1\r\n" + HOST + b"\r\n"),
+    "get": (405, b"GET /predict HTTP/1.1\r\n" + HOST + b"\r\n"),
+    "post": (405, b"POST /tasks/ HTTP/1.1\r\n" + HOST + b"Content-Length: 2\r\n\r\nab"),
+    "of another site": (405, b"OPTIONS /predict HTTP/1.1\r\n" + HOST + b"Origin: http://evil\r\n\r\n"),
+    "no method": (405, b"BREW /health HTTP/1.1\r\n" + HOST + b"\r\n"),
+    "compressed": (415, posted(2).replace(HOST, HOST + b"Content-Encoding: gzip\r\n") + b"ab"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_every_refusal_has_one_shape(connect: Callable[[], socket.socket], kind: str):
+    status, head = REFUSED[kind]
+    found, headers, body = said(connect, head)
+    told = json.loads(body)
+    assert (found, list(told)) == (status, ["error"])
+    assert headers["content-type"] == "application/json"
+    assert len(told["error"]) < 1000
+    assert "access-control-allow-origin" not in headers
+    if status == 405:
+        assert headers["allow"] in ("GET", "POST")
+
+
+def test_faults_of_ours_have_that_shape_on_every_route(desk: Batcher, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(desk, "stats", lambda: 1 / 0)
+    reply = asked(desk, lambda client: client.get("/health"))
+    assert (reply.status_code, reply.json()) == (500, {"error": api.FAILED})
+
+
+@pytest.mark.parametrize("path", ["/predict", "/tasks", "/health", "/metrics", "/openapi.json"])
+def test_a_slash_at_the_end_means_nothing(connect: Callable[[], socket.socket], path: str):
+    method, body = (b"POST", upload()) if path == "/predict" else (b"GET", b"")
+    answers = []
+    for place in (path, path + "/", path + "//"):
+        head = b"%s %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (method, place.encode(), len(body))
+        answers.append(said(connect, head, body))
+    assert {status for status, _, _ in answers} == {200}
+    if path != "/metrics":  # it counts
+        assert len({body for _, _, body in answers}) == 1
+    if path != "/predict":
+        status, headers, body = said(connect, b"HEAD " + path.encode() + b" HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert (status, body) == (200, b"")
+        assert int(headers["content-length"]) > 0
+
+
+def test_a_client_that_asks_before_it_sends_is_answered(connect: Callable[[], socket.socket]):
+    data = upload()
+    with connect() as connection:
+        connection.sendall(posted(len(data)).replace(HOST, HOST + b"Expect: 100-continue\r\n"))
+        assert connection.recv(100).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(data)
+        assert reply_of(connection) == (200, "")
+    with connect() as connection:  # what is too large need not be sent
+        connection.sendall(posted(10**9).replace(HOST, HOST + b"Expect: 100-continue\r\n"))
+        assert reply_of(connection)[0] in (100, 413)
+
+
+@pytest.mark.parametrize(
+    "begun", [b"", b"POST /predict HTTP/1.1\r\nHost:", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /"]
+)
+def test_heads_that_do_not_come_are_given_up(desk: Batcher, monkeypatch: pytest.MonkeyPatch, begun: bytes):
+    """However many there are, and whether or not something came before."""
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(protocol, "LINGER_SECONDS", 0.2)
+    with served(make_app(desk)) as connect, contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(connect()) for _ in range(30)]
+        for connection in slow:
+            connection.sendall(begun)
+        for connection in slow:
+            if b"\r\n\r\n" in begun:
+                assert reply_of(connection) == (200, "")
+            status, told = reply_of(connection)
+            assert (status, "did not come within 0.3 s" in told) == (408, True)
+            assert connection.recv(1) == b""
+        assert said(connect, b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n")[0] == 200
+
+
+def test_who_sends_slowly_has_the_408_before_the_connection_closes(predictor: SpeechPrompt):
+    """Also a client that never looks for an answer before it has sent all."""
+    with (
+        Batcher(predictor, Limits(timeout=2.0)) as desk,
+        served(make_app(desk)) as connect,
+        connect() as connection,
+    ):  # fmt: skip
+        connection.sendall(posted(90_000))
+        with contextlib.suppress(OSError):
+            for _ in range(40):
+                connection.sendall(b"drip")
+                time.sleep(0.1)
+                if select.select([connection], [], [], 0)[0]:
+                    break
+        connection.sendall(b"drip")  # into the answer
+        time.sleep(0.2)
+        assert reply_of(connection)[0] == 408
+        assert connection.recv(1) == b""
 
 
 @pytest.mark.parametrize("more", [False, True], ids=["whole", "stalled"])
@@ -429,7 +586,8 @@ def test_health_tasks_and_metrics(predictor: SpeechPrompt):
         assert told["spjax_waiting"] == "0.0"
         assert (told["spjax_batch_rows_sum"], told["spjax_batch_utterances_sum"]) == ("6.0", "3.0")
         assert told['spjax_batch_rows_bucket{le="+Inf"}'] == told["spjax_batch_rows_count"]
-        assert (nowhere.status_code, nowhere.json()) == (404, {"error": "Not Found"})
+        assert nowhere.status_code == 404
+        assert "there is no /nowhere here: POST a recording to /predict" in nowhere.json()["error"]
         assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
         assert "send a recording: curl --data-binary @FILE" in wrong.json()["error"]
         desk.refuse()

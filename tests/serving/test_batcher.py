@@ -309,19 +309,26 @@ def compilations() -> Iterator[list[str]]:
 
 
 def test_warming_up_leaves_nothing_to_compile(tmp_path: Path):
-    """Of a HuBERT, whose programs are many; after it, no recording of any length compiles one."""
+    """Of a HuBERT, whose programs are many: no recording of any length compiles one, nor do several at once."""
     folder = hubert_folder(tmp_path)
     model = world.lm()
     packs = {"word": world.pack(world.TASKS["word"], model)}
     predictor = SpeechPrompt.load(model, load_encoder(folder / "h", folder / "km", layer=1), packs, max_units=40)
     longest = 12_000  # 37 frames
-    with Batcher(predictor, Limits(max_seconds=longest / 16_000)) as desk:
+    held = Held(predictor)
+    held.go.set()
+    with Batcher(held, Limits(max_seconds=longest / 16_000)) as desk:  # type: ignore[arg-type]
         with compilations() as made:
             desk.warm_up()
         assert len(made) > 10
         with compilations() as late:
             for samples in [400, *range(5000, longest, 320), longest]:  # a frame more each
                 desk.answer(audio(samples, samples))
+            held.go.clear()
+            together = [desk.submit(audio(n, 6000 + n)) for n in range(8)]
+            held.go.set()
+            assert all(one.result(60).answers for one in together)
+            assert max(desk.stats().utterances) > 1
     assert late == []
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -176,11 +179,16 @@ def test_an_upload_is_answered_and_its_units_are_drawn(tab: Any, predictor: Spee
 
 def test_a_bad_upload_is_told_and_the_page_goes_on(tab: Any, predictor: SpeechPrompt, speech: Path, broken: Path):
     tab.get_by_role("button", name="Answer", exact=True).click()
-    tab.get_by_text("There is no recording yet").wait_for()
+    place = tab.locator("#answers [role=alert]")
+    place.get_by_text("There is no recording yet").wait_for()
     upload(tab, broken)
     tab.get_by_role("button", name="Answer", exact=True).click()
-    tab.get_by_text("broken.wav is no audio").wait_for()
+    place.get_by_text("broken.wav is no audio").wait_for()
     assert "Traceback" not in tab.content()
+    tab.get_by_role("tab", name="Files").last.click()
+    tab.get_by_role("button", name="Answer all").click()
+    tab.locator("#table [role=alert]").get_by_text("There are no files yet").wait_for()
+    tab.get_by_role("tab", name="Recording").last.click()
     tab.get_by_label("Clear").first.click()
     upload(tab, speech)
     answer(tab)
@@ -314,7 +322,66 @@ def test_it_fits_a_telephone(browser: Any, url: str, speech: Path, tmp_path: Pat
     context.close()
 
 
+def test_the_calls_that_the_page_shows_work(tab: Any, predictor: SpeechPrompt, speech: Path, tmp_path: Path):
+    """Word by word, as somebody copies them into a folder with recordings of those names."""
+    tab.get_by_role("tab", name="Use via API").last.click()
+    calls = [one.inner_text() for one in tab.locator("#calls pre").all()]
+    tab.wait_for_timeout(100)
+    assert len(calls) == 2
+    for name in ("speech.wav", "a.wav", "b.wav"):
+        shutil.copy(speech, tmp_path / name)
+    (answers,) = predictor.predict([speech], ["word"])
+    label = answers["word"]["labels"]["word"]
+    if shutil.which("curl"):
+        told = subprocess.run(["bash", "-c", calls[0]], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert json.loads(told.stdout)["answers"]["word"]["labels"]["word"] == label, told
+    told = subprocess.run([sys.executable, "-c", calls[1]], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert told.returncode == 0, told.stderr
+    assert f"{{'word': '{label}'}}" in told.stdout
+    assert f"['b.wav', 'word', 'word', '{label}'" in told.stdout
+    assert not tab.locator("footer").get_by_text("Use via API").count(), "gradio's calls are of files that are refused"
+
+
 # ---- programs
+
+
+def test_of_visitors_little_is_kept(app: Any, url: str, caplog: pytest.LogCaptureFixture):
+    """Whoever asks without a session gets one: after many of them, no more than the latest are known."""
+    blocks = app.routes[-1].app.get_blocks()
+    with httpx.Client(base_url=f"{url}/gradio_api", timeout=60) as client:
+        for _ in range(40):
+            event = client.post("/call/predict", json={"data": [None, ["mood"]]}).json()["event_id"]
+            assert "There is no recording yet" in client.get(f"/call/predict/{event}").text
+        queue = blocks._queue
+        assert len(blocks.state_holder.session_data) <= page._STATES + 1
+        assert queue.ANALYTICS_MAX_EVENTS == page._EVENTS
+        for kept in (queue.pending_messages_per_session, queue.pending_event_ids_session):
+            assert kept.max_size == page._SESSIONS
+        asked = {"data": [None, ["mood"]], "session_hash": "x" * 10_000}
+        reply = client.post("/call/predict", json=asked)
+        assert (reply.status_code, "give a shorter one" in reply.text) == (400, True)
+        for place, body in {
+            "queue/join": {"data": [], "fn_index": 999, "session_hash": "x"},
+            "call/v2/predict": {},
+        }.items():
+            reply = client.post(f"/{place}", json=body)
+            assert (reply.status_code, "cannot be read" in reply.text) == (400, True)
+        shown = client.get("/info").json()["named_endpoints"]
+        given = [one["example_input"] for name in ("/predict", "/batch") for one in shown[name]["parameters"][:1]]
+        assert "http" not in json.dumps(given), "links are refused"
+    assert "Traceback" not in caplog.text
+
+
+def test_beside_the_page_the_api_refuses_as_it_does_alone(url: str):
+    for method, place, status in (
+        ("GET", "/nowhere", 404), ("POST", "/tasks/", 405), ("PUT", "/predict/", 405), ("POST", "/predict/", 400),
+        ("GET", "/static/%2e%2e/%2e%2e/etc/passwd", 403),
+    ):  # fmt: skip
+        reply = httpx.request(method, url + place)
+        assert (reply.status_code, list(reply.json())) == (status, ["error"])
+    assert httpx.get(f"{url}/tasks/").json() == httpx.get(f"{url}/tasks").json()
+    for hidden in ("/etc/passwd", "../../../etc/passwd", "%2fetc%2fpasswd"):
+        assert httpx.get(f"{url}/gradio_api/file={hidden}").status_code in (403, 404)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 
 from spjax import SpeechPrompt
 from spjax.models.prompts import PromptConfig
-from spjax.serving import page
+from spjax.serving import drawing, page
 from spjax.serving.batcher import Answered, Batcher, Busy, as_json
 from spjax.serving.limits import Limits
 from spjax.storage.packs import PromptPack
@@ -60,7 +60,7 @@ def test_about_tells_the_model_its_limits_and_how_to_ask(predictor: SpeechPrompt
     told = page._about(predictor, LIMITS)
     assert predictor.packs["word"].card["lm"]["hash"] in told
     assert "files up to 3 MB and 12 s each" in told
-    assert 'curl --data-binary @speech.wav "URL/predict?tasks=word"' in told
+    assert 'curl --data-binary @speech.wav "http://127.0.0.1:7860/predict?tasks=word"' in page._calls(predictor)
     assert "<b>places" not in told, "names are names, not Markdown or HTML"
     assert "256 MB in a table" in " ".join(told.split())
     assert "100 a second" in told
@@ -215,13 +215,60 @@ def test_what_is_no_answer_at_all_is_refused(predictor: SpeechPrompt, said: Any)
 
 
 def test_a_spreadsheet_takes_nothing_for_a_formula():
-    names = ("=1+1.wav", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "ünits =1.wav", "plain")
+    names = ("=1+1.wav", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n@1", " =cmd|' /C calc'!A0", "＝1", "ünits =1.wav")
+    names += ("plain", 'a,"b",c', "two\nlines", "x;=1+1", "a" * 300)
     content = page._csv([[name, name, name, name, 0.25, name] for name in names])
     assert content.startswith(b"\xef\xbb\xbf"), "Excel takes it for UTF-8"
     _, *read = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
     for name, row in zip(names, read, strict=True):
-        told = f"'{name}" if name[0] in "=+-@\t\r" else name
+        told = f"'{name}" if name.strip()[0] in "=+-@＝" else name
         assert row == [told] * 4 + ["0.25", told]
+    assert b'\r\n"x;=1+1","x;=1+1",' in content, "quoted, for those who split at semicolons"
+
+
+def test_files_of_one_name_are_told_apart_by_their_order():
+    files = [
+        "1/a.wav",
+        "2/a.wav",
+        "3/a.wav (2)",
+        "4/b.wav",
+        "5/a.wav",
+        "6/\u202egnp.wav",
+        "7/gnp.wav",
+        "8/b\n\x1bc.wav",
+    ]
+    told = ["a.wav", "a.wav (2)", "a.wav (2) (2)", "b.wav", "a.wav (3)", "gnp.wav", "gnp.wav (2)", "b c.wav"]
+    assert page._names(files) == told
+
+
+def test_rows_belong_to_files_by_position(desk: Batcher, predictor: SpeechPrompt, tmp_path: Path):
+    files = []
+    for number in range(4):
+        (tmp_path / str(number)).mkdir()
+        files.append(str(page_world.recording(tmp_path / str(number) / "a.wav", 0.3 + 0.2 * number, number)))
+    Path(files[2]).write_bytes(b"no audio")
+    rows = asyncio.run(page._table(desk, files, ["mood"], unseen))
+    assert [row[0] for row in rows] == ["a.wav", "a.wav (2)", "a.wav (3)", "a.wav (4)"]
+    for file, row in zip(files, rows, strict=True):
+        if file == files[2]:
+            assert "no audio" in row[-1]
+            continue
+        (answer,) = predictor.predict([file], ["mood"])
+        assert row[4] == pytest.approx(answer["mood"]["probabilities"]["mood"][row[3]], abs=1e-5)
+    shown = drawing.rows(rows)
+    assert [shown.count(f">{row[0]}</th>") for row in rows] == [1] * 4
+
+
+def test_what_goes_wrong_is_said_in_the_place_of_the_result():
+    gr = pytest.importorskip("gradio", reason="gradio is what the page is made of")
+
+    @page._errors_in_place("", None)
+    async def show(what: str) -> Any:
+        raise gr.Error(what)
+
+    told = asyncio.run(show("<b>a.wav</b> is no audio"))
+    assert told[1:] == ("", None)
+    assert "&lt;b&gt;a.wav&lt;/b&gt; is no audio" in told[0]
 
 
 def test_names_cannot_break_a_table_of_markdown():

@@ -41,8 +41,10 @@ async def ask(
 
     headers = [] if length is None else [(b"content-length", b"%d" % length)]
     await gate({"type": "http", "method": "POST", "path": path, "headers": headers}, receive, send)
-    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
-    return sent[0]["status"], sent[1]["body"].decode()
+    start, *body = sent
+    assert start["type"] == "http.response.start"
+    assert not body[-1].get("more_body", False)
+    return start["status"], b"".join(part["body"] for part in body).decode()
 
 
 @pytest.mark.parametrize(
@@ -92,5 +94,14 @@ def test_an_app_that_breaks_is_told_in_a_line(tmp_path: Path, caplog: pytest.Log
     assert "cannot be read" in told
     assert "TypeError" in caplog.text
     assert "Traceback" not in caplog.text
-    with pytest.raises(TypeError):
-        asyncio.run(ask(UploadGate(breaks, tmp_path), [b"a"], "/gradio_api/queue/join"))
+    assert asyncio.run(ask(UploadGate(breaks, tmp_path), [b"a"], "/gradio_api/queue/join"))[0] == 400
+
+    async def tells(scope: Any, receive: Any, send: Any) -> None:
+        """As Starlette does: its own answer first."""
+        headers = [(b"content-type", b"text/plain; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 500, "headers": headers})
+        await send({"type": "http.response.body", "body": b"Internal Server Error"})
+        raise TypeError("no argument")
+
+    status, told = asyncio.run(ask(UploadGate(tells, tmp_path), [b"a"], "/gradio_api/call/predict"))
+    assert (status, "cannot be read" in told) == (400, True)
