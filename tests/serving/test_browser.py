@@ -93,10 +93,11 @@ def broken(tmp_path: Path) -> Path:
 def browser(speech: Path) -> Iterator[Any]:
     """Chromium, whose microphone hears `speech`."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is a test dependency")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no chromium on this machine: apt-get install chromium")
+    names = ("chromium", "chromium-browser", "google-chrome")
     with playwright.sync_playwright() as driver:
+        chromium = next(filter(None, map(shutil.which, names)), driver.chromium.executable_path)
+        if not Path(chromium).exists():
+            pytest.skip("no Chromium: apt-get install chromium, or python -m playwright install chromium")
         flags = [*FLAGS, f"--use-file-for-fake-audio-capture={speech}"]
         browser = driver.chromium.launch(executable_path=chromium, args=flags)
         yield browser
