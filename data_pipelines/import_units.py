@@ -26,6 +26,11 @@ The text holds merged units only, so the records say nothing of durations: they 
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take their time
+    from spjax import process
+
+    process.run("data_pipelines.import_units")
+
 import argparse
 import hashlib
 import io
@@ -38,6 +43,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from spjax.command_line import Parser, output, place
 from spjax.data.records import Card, Utterance, write_unit_records
 from spjax.data.tfrecords import RecordError
 from spjax.storage import places
@@ -138,19 +144,20 @@ def read_slots(path: str | Path, name: str, metric: str | None = None) -> Task:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line (`--help`)."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m data_pipelines.import_units",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--task", required=True, help=f"one of {', '.join(TASKS)}; any other name together with --slots"
     )
-    parser.add_argument("--src", required=True, help="directory of <split>.txt and <split>.named")
-    parser.add_argument("--out", required=True, help="directory of the unit records to make (local or gs://)")
+    parser.add_argument("--src", type=place, required=True, help="directory of <split>.txt and <split>.named")
+    parser.add_argument(
+        "--out", type=output, required=True, help="directory of the unit records to make (local or gs://)"
+    )
     parser.add_argument("--splits", default=",".join(SPLITS), help="splits to import, with commas (%(default)s)")
-    parser.add_argument("--slots", help='JSON of a new task\'s slots: {"slot": ["label", ...], ...}')
+    parser.add_argument("--slots", type=place, help='JSON of a new task\'s slots: {"slot": ["label", ...], ...}')
     parser.add_argument(
         "--metric", choices=tuple(METRICS), help="metric of a new task (accuracy; exact_match of several slots)"
     )
@@ -186,8 +193,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     except (RecordError, OSError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
     for split, count in card.counts.items():
         print(f"{split}: {count:,} utterances in {len(card.shards[split])} file(s)")
     for note in card.notes:
@@ -323,7 +328,3 @@ def _unique(name: str, times: Counter[str]) -> str:
 
 def _short(text: str, limit: int = 60) -> str:
     return repr(text if len(text) <= limit else text[: limit - 1] + "…")
-
-
-if __name__ == "__main__":
-    main()

@@ -582,7 +582,7 @@ def test_command_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fetching, "fetch", stop)
-    with pytest.raises(SystemExit, match="goes on from here"):
+    with pytest.raises(SystemExit, match="130"):
         main(["km100", f"--out={tmp_path}"])
 
 

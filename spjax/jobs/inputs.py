@@ -11,7 +11,7 @@ from spjax.jobs.workdirs import whole
 from spjax.models.config import UnitLMConfig
 from spjax.training import sharding
 
-ImportUnits = Callable[[str, str], None]  # (task, directory of records): make them from the reader's unit text
+ImportUnits = Callable[[str, str], object]  # (task, directory of records): make them from the reader's unit text
 
 
 def read_split(

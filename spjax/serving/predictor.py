@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
+from spjax.compilation_cache import keep_programs
 from spjax.models.config import UnitLMConfig
 from spjax.serving import artefact, scoring
 from spjax.serving.frozen import narrow
@@ -332,12 +332,6 @@ class SpeechPrompt:
             Path(directory), self.config, self.params, self.banks, self.compute, self.merged,
             columns=columns, rows=rows, progress=progress,
         )  # fmt: skip
-
-
-def keep_programs(directory: str | os.PathLike[str]) -> None:
-    """Keep compiled programs in a directory, for this process and those to come."""
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def _several(audios: Any) -> Iterable[Any]:
