@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """ ": did you mean --out?" for the known name that is most like this one; where none is, ": see --help".""
+    """The end of a message about an unknown flag: the known one that is most like it, else where they are listed."""
     found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f": did you mean {found[0]}?" if found else ": see --help"
 
