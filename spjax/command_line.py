@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
             if word == "--" or (self._subparsers and not word.startswith("-")):
                 return
             name = word.split("=", 1)[0]
-            if re.fullmatch(r"--?[A-Za-z][\w.-]*", name) and name not in self._option_string_actions:
+            if re.fullmatch(r"(--\w|-[A-Za-z])[\w.-]*", name) and name not in self._option_string_actions:
                 known = [flag for flag in self._option_string_actions if flag not in ("-h", "--helpfull")]
                 self.error(f"unknown flag {name}{nearest('--' + name.lstrip('-').replace('_', '-'), known)}")
 
@@ -57,6 +57,11 @@ def nearest(name: str, known: Sequence[str]) -> str:
 def place(text: str) -> str:
     """A path as a flag gives it, for `type=`: `~` is expanded, file:// removed, URLs other than gs:// are refused."""
     return _checked(places.given, text)
+
+
+def place_or_none(text: str) -> str:
+    """As `place`, or nothing."""
+    return place(text) if text else text
 
 
 def path(text: str) -> Path:

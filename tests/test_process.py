@@ -89,7 +89,7 @@ def _assert_ended(done: subprocess.CompletedProcess[str]) -> None:
     ],
 )
 def test_a_command_ends_at_once_whatever_it_imports(tmp_path: Path, command: str, at: str) -> None:
-    """As of `command &` in a script, which has SIGINT ignored; `test_flags_and_paths` sees that no command is left out."""
+    """As of `command &` in a script, which has SIGINT ignored."""
     _assert_ended(interrupted(tmp_path, ["-m", *command.split()], at, ignored=True))
 
 

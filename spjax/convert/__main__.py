@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     prompt.add_argument(
         "--task",
         metavar="TASK",
+        type=place,
         help=f"slots and labels: {', '.join(TASKS)}, or a .json file "
         '{"name", "slots": [{"name", "labels"}], "metric"} (default: one slot with the labels of --verbalizer)',
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from spjax.command_line import pack_place, place
+from spjax.command_line import pack_place, place, place_or_none
 from spjax.serving.frozen import KINDS
 from spjax.serving.load import UnitLM
 from spjax.serving.predictor import SpeechPrompt
@@ -29,7 +29,7 @@ def add_predictor_flags(parser: argparse.ArgumentParser, speech: bool = True) ->
     parser.add_argument("--max-units", type=int, default=1024, help="most units of an utterance (%(default)s)")
     parser.add_argument("--cut", action="store_true", help="answer for the beginning of longer ones")
     parser.add_argument(
-        "--compilation-cache", default="~/.cache/spjax/xla", metavar="DIR",
+        "--compilation-cache", default="~/.cache/spjax/xla", type=place_or_none, metavar="DIR",
         help="where compiled programs are kept; '' for nowhere (%(default)s)",
     )  # fmt: skip
 

@@ -40,9 +40,8 @@ def given(place: epath.PathLike) -> str:
     known, slashes = scheme.lower(), len(rest) - len(rest.lstrip("/"))
     if re.fullmatch("[A-Za-z]", scheme) and rest[:1] in ("\\", "/"):
         raise ValueError(f"{text} is a path of Windows: give one of this machine, under WSL /mnt/{known}/...")
-    if (known == "file" and slashes in (1, 3)) or rest.startswith("//localhost/"):
-        local = urllib.parse.unquote(rest.removeprefix("//localhost"))
-        return local[slashes - 1 :] if slashes else local
+    if known == "file" and (local := re.fullmatch("(?://(?:localhost)?)?(/[^/].*)", rest)):
+        return urllib.parse.unquote(local[1])
     if scheme == "gs" and re.match("//[^/]", rest):
         return text.strip()
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme) or not (slashes > 1 or (slashes and known in _SCHEMES)):
