@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from spjax.storage import places
+from spjax import paths
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,7 +56,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 def place(text: str) -> str:
     """A path as a flag gives it, for `type=`: `~` is expanded, file:// removed, URLs other than gs:// are refused."""
-    return _checked(places.given, text)
+    return _checked(paths.given, text)
 
 
 def place_or_none(text: str) -> str:
@@ -66,6 +66,8 @@ def place_or_none(text: str) -> str:
 
 def path(text: str) -> Path:
     """As `place`."""
+    from spjax.storage import places
+
     return places.at(place(text))
 
 
@@ -76,16 +78,18 @@ def local_path(text: str) -> Path:
 
 def output(text: str) -> str:
     """As `place`; something can be written there."""
-    return _checked(places.to_write, text)
+    return _checked(paths.to_write, text)
 
 
 def output_file(text: str) -> str:
     """As `output`, of a file."""
-    return _checked(lambda given: places.to_write(given, file=True), text)
+    return _checked(lambda given: paths.to_write(given, file=True), text)
 
 
 def output_path(text: str) -> Path:
     """As `output`."""
+    from spjax.storage import places
+
     return places.at(output(text))
 
 
@@ -101,7 +105,7 @@ def pack_place(text: str) -> str:
 
 
 def _here(text: str) -> str:
-    if places.is_remote(text):
+    if paths.is_remote(text):
         raise ValueError(f"{text} is in a bucket: this command wants a path of this machine, copy it here")
     return text
 

@@ -7,18 +7,18 @@ import warnings
 
 import jax
 
-from spjax.storage import places
+from spjax import paths
 
 
 def keep_programs(directory: str | os.PathLike[str]) -> None:
     """Keep compiled programs in a directory, for this process and those to come; one that cannot be written warns.
 
     Raises:
-      ValueError: it is a URL, as `places.given`.
+      ValueError: it is a URL, as `paths.given`.
     """
-    place = places.given(directory)
+    place = paths.given(directory)
     try:
-        places.to_write(place)
+        paths.to_write(place)
     except OSError as error:
         warnings.warn(f"compiled programs are not kept: {error}", stacklevel=2)
         return

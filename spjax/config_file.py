@@ -9,16 +9,17 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
+from spjax import paths
 from spjax.command_line import nearest
-from spjax.storage import places
 
+flags.disclaim_key_flags()  # those defined by `define_path` are its caller's
 _SHIPPED = Path(__file__).resolve().parents[1] / "configs"
 _NO_EXPERIMENTS = ("__init__", "defaults")
 
@@ -59,10 +60,9 @@ def parse_flags(argv: Sequence[str], module: str) -> list[str]:
         text = reason.args[0] if isinstance(reason, KeyError) else str(reason)
         _refuse(f"the config has no {': '.join(str(text).splitlines())}")
     except Exception as error:  # of the config file's own code
-        lines = [
-            f"line {frame.lineno}: " for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files
-        ]
-        _refuse(f"{files[-1]}: {''.join(lines[-1:])}{type(error).__name__}: {error}")
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+        line = f", line {frames[-1].lineno}" if frames else ""
+        _refuse(f"{files[-1]}{line}: {type(error).__name__}: {error}")
     if not isinstance(found, ConfigDict):
         _refuse(f"{files[-1]}: get_config() returns a {type(found).__name__}, must return a ConfigDict")
     if len(rest) > 1:
@@ -70,9 +70,27 @@ def parse_flags(argv: Sequence[str], module: str) -> list[str]:
     return list(rest)
 
 
-def default_workdir(config_flag: str) -> str:
+class _PathParser(flags.ArgumentParser):
+    def __init__(self, check: Callable[[str], str]) -> None:
+        self._check = check
+
+    def parse(self, argument: str) -> str:
+        try:
+            return self._check(argument)
+        except OSError as error:
+            raise ValueError(str(error)) from error
+
+
+def define_path(
+    name: str, check: Callable[[str], str], text: str, default: str | None = None
+) -> flags.FlagHolder[str | None]:
+    """Define a flag whose value is a path, which `check` returns or refuses by a ValueError or OSError."""
+    return flags.DEFINE(_PathParser(check), name, default, text, serializer=flags.ArgumentSerializer())
+
+
+def default_workdir() -> str:
     """runs/CONFIG or runs/CONFIG_BACKBONE for the value of `--config`."""
-    file, _, options = config_flag.partition(":")
+    file, _, options = str(config_flags.get_config_filename(flags.FLAGS["config"])).partition(":")
     return os.path.join("runs", "_".join((Path(file).stem, *re.findall(r"=(\w+)", options))))
 
 
@@ -86,7 +104,7 @@ def _config_files(argv: Sequence[str]) -> Iterator[str]:
     for word, following in itertools.pairwise([*argv[1:], ""]):
         if found := re.fullmatch(r"--?config(=(.*))?", word, re.DOTALL):
             value = found[2] if found[1] else following
-            yield value if places.is_remote(value) else value.partition(":")[0]
+            yield value if paths.is_remote(value) else value.partition(":")[0]
 
 
 def _experiments(folder: str) -> list[Path]:
@@ -102,7 +120,7 @@ def _listed(experiments: Sequence[Path]) -> str:
 def _check_file(file: str) -> None:
     """Refuse, with what there is, a file that is not there or no config."""
     try:
-        path = Path(places.given(file))
+        path = Path(paths.given(file))
     except ValueError as error:
         _refuse(f"--config: {error}")
     experiments = _experiments(os.path.dirname(file) or "configs")
@@ -114,9 +132,11 @@ def _check_file(file: str) -> None:
     try:
         tree = ast.parse(path.read_bytes(), file)
     except SyntaxError as error:
-        _refuse(f"--config={file} is no Python file: line {error.lineno}: {error.msg}")
-    except (ValueError, OSError) as error:
-        _refuse(f"--config={file} cannot be read as Python: {error}")
+        _refuse(
+            f"--config={file}{f', line {error.lineno}' if error.lineno else ''}: {error.msg}: this is no Python file"
+        )
+    except (ValueError, OSError) as error:  # the former of null bytes before Python 3.12
+        _refuse(f"--config={file}: {error}: this is no Python file")
     names = {name for node in tree.body for name in _bound(node)}
     if "get_config" not in names:
         _refuse(f"--config={file} has no get_config(), which makes the config: {_listed(experiments)}")

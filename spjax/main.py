@@ -23,17 +23,18 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from spjax import config_file
-from spjax.storage import places
+from spjax import config_file, paths
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file in configs/.", lock_config=True)
-WORKDIR = flags.DEFINE_string(
+WORKDIR = config_file.define_path(
     "workdir",
-    None,
+    paths.to_write,
     "Where everything is written; a run found there is continued. Default: runs/CONFIG or runs/CONFIG_BACKBONE.",
 )
-UNITS = flags.DEFINE_string(
-    "units", None, "Folder of unit text, TASK/{train,valid,test}.txt, from which absent unit records are imported."
+UNITS = config_file.define_path(
+    "units",
+    paths.given,
+    "Folder of unit text, TASK/{train,valid,test}.txt, to import absent unit records from.",
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -42,8 +43,11 @@ COORDINATOR = flags.DEFINE_string(
 )
 PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes train together.", lower_bound=1)
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number among them, from 0 on.", lower_bound=0)
-CACHE = flags.DEFINE_string(
-    "compilation_cache", "~/.cache/spjax/xla", "Where compiled programs are kept; '' for nowhere."
+CACHE = config_file.define_path(
+    "compilation_cache",
+    lambda text: paths.given(text) if text else text,
+    "Where compiled programs are kept; '' for nowhere.",
+    default="~/.cache/spjax/xla",
 )
 
 
@@ -77,16 +81,15 @@ def _run() -> None:
     from data_pipelines import demo
     from data_pipelines.import_units import import_units
     from spjax import jobs
+    from spjax.storage import places
     from spjax.training.loop import DivergedError, Interrupted
 
     config = CONFIG.value
     command = "python -m spjax.main " + shlex.join(sys.argv[1:])
     try:
-        name = str(config_flags.get_config_filename(flags.FLAGS["config"]))
-        workdir = places.to_write(config_file.default_workdir(name) if WORKDIR.value is None else WORKDIR.value)
+        workdir = WORKDIR.value or paths.to_write(config_file.default_workdir())
         importer: jobs.ImportUnits | None = None
-        if UNITS.value is not None:
-            units = places.given(UNITS.value)
+        if units := UNITS.value:
             if not places.at(units).is_dir():
                 raise ValueError(f"--units={units} is no folder: give the one that holds TASK/train.txt and so on")
             importer = lambda task, records: import_units(task, os.path.join(units, task), records)  # noqa: E731

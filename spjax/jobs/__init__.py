@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from spjax import paths
 from spjax.jobs import comparing, pretraining, prompting
 from spjax.jobs.inputs import ImportUnits
 from spjax.jobs.workdirs import settings_of
@@ -32,12 +33,12 @@ def check(config: ConfigDict) -> None:
 
 
 def _check_places(config: ConfigDict) -> None:
-    """Replace paths in a config by what `places.given` makes of them."""
+    """Replace paths in a config by what `paths.given` makes of them."""
     for part, name in [(config, "data"), (config, "lm"), (config, "start_from"), (config.get("pretraining"), "data")]:
         value = part.get(name) if part else None
         if isinstance(value, str) and (value or name != "start_from"):
             try:
-                part[name] = places.given(value)
+                part[name] = paths.given(value)
             except ValueError as error:
                 raise ValueError(f"--config.{'' if part is config else 'pretraining.'}{name}: {error}") from error
 

@@ -19,6 +19,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
+from spjax import paths
 from spjax.storage import places
 from spjax.types import Params
 
@@ -214,7 +215,7 @@ def _naming_the_place(write: Callable[..., Any]) -> Any:
         try:
             return write(place, *arguments)
         except (OSError, safetensors.SafetensorError) as error:  # the latter where the disk is full, say
-            raise places.unwritable(place, error) from error
+            raise paths.unwritable(place, error) from error
 
     return named
 

@@ -11,6 +11,7 @@ from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spjax import paths
 from spjax.compilation_cache import keep_programs
 from spjax.storage import files, places
 
@@ -65,16 +66,16 @@ def test_other_schemes_are_refused(root: str):
     ],
 )
 def test_paths_are_taken_as_they_are_meant(text: str, path: str):
-    assert places.given(text) == path
+    assert paths.given(text) == path
 
 
 def test_a_file_that_is_there_is_taken_whatever_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     for name in ("C:\\x.wav", "~", "https:"):
         Path(name).touch()
-        assert places.given(name) == name
+        assert paths.given(name) == name
     with pytest.raises(ValueError, match="which is not read or written"):
-        places.given("https://x")
+        paths.given("https://x")
 
 
 @pytest.mark.parametrize("url", ["https://host/x", "s3://bucket/x", "HTTPS://host/x", "ftp://host/x", "file:///x"])
@@ -117,7 +118,7 @@ def test_a_place_below_a_file_or_on_a_system_that_takes_nothing_is_named(
 ):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
-    for write in (places.to_write, lambda place: files.write_file(place, b"x"), lambda p: files.write_directory(p, {})):
+    for write in (paths.to_write, lambda place: files.write_file(place, b"x"), lambda p: files.write_directory(p, {})):
         with pytest.raises(OSError, match=f"{place} cannot be written"):
             write(place)
     assert os.listdir(tmp_path) == ["file"]
