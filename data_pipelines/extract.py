@@ -178,7 +178,7 @@ def extract_all(
     refused = [assemble.refused(some) for some in made]
     if on_error == "stop" and any(refused):
         why = next(why for some in refused for why in some.values())
-        raise ExtractError(f"{why} Or leave such files out by --on-error=skip. {KEPT}")
+        raise ExtractError(f"{why} Or leave such files out by --on-error=skip of data_pipelines.extract. {KEPT}")
     cards = []
     for (one, job, _), some, reasons in zip(jobs, made, refused, strict=True):
         hashes = {f"{split} clips": parts.clips_hash(clips) for split, clips in one.splits.items()}

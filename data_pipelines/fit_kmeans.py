@@ -177,7 +177,10 @@ def fit_to(
       StorageError: the directory holds something else.
     """
     if not data.splits.get("train"):
-        raise BuildError(f"{data.task.name} has no train split to fit a k-means on: give one that is there by --kmeans")
+        raise BuildError(
+            f"{data.task.name} has no train split to fit a k-means on: give one that is there "
+            "by --kmeans of data_pipelines.extract"
+        )
     encoder = parts.load_encoder(args.encoder, None, args.layer, args.plain_chunks, args.lowpass)
     chosen = _drawn(data.splits["train"], args.utterances, args.seed)
     if (epath.Path(directory) / "card.json").exists():
@@ -190,7 +193,7 @@ def fit_to(
         if not overwrite:
             raise StorageError(
                 f"{directory} holds a k-means that was fitted in another way ({other}): replace it (--overwrite), or "
-                "have extraction take it as it is (--kmeans)"
+                "have it taken as it is by --kmeans of data_pipelines.extract"
             )
     kmeans = fit_kmeans(
         data.splits["train"],

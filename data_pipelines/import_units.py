@@ -202,7 +202,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _known_task(name: str) -> Task:
     if name not in TASKS:
-        raise RecordError(f"unknown task {name!r}: choose {', '.join(TASKS)}, or describe it with --slots=slots.json")
+        raise RecordError(
+            f"unknown task {name!r}: choose {', '.join(TASKS)}, or describe it with --slots=slots.json of "
+            "data_pipelines.import_units"
+        )
     return TASKS[name]
 
 
@@ -219,7 +222,8 @@ def _read_split(
     lines_of = {path: _lines(path) for path in (text, named) if path.exists()}
     if not lines_of:
         raise RecordError(
-            f"{text} is missing, and so is {named.name}: give the right --src, or --splits that are there"
+            f"{text} is missing, and so is {named.name}: put it there, or import other --splits by "
+            "data_pipelines.import_units"
         )
     if len(lines_of) == 2 and len(lines_of[text]) != len(lines_of[named]):
         raise RecordError(
@@ -259,7 +263,7 @@ def _lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise RecordError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
     if not lines:
-        raise RecordError(f"{path} is empty: fill it, or leave the split out with --splits")
+        raise RecordError(f"{path} is empty: fill it, or import other --splits by data_pipelines.import_units")
     return lines
 
 
@@ -290,7 +294,7 @@ def _units(text: str, unit_of: Mapping[str, int], where: str) -> list[int]:
         if word.isascii() and word.lstrip("-").isdigit():
             raise RecordError(
                 f"{where}: unit {word} is not one of 0..{last} in plain spelling: "
-                "correct it, or give the number of units as --vocabulary"
+                "correct it, or import with another number of units by --vocabulary of data_pipelines.import_units"
             ) from None
         raise RecordError(f"{where}: {word!r} is not a unit (a number in 0..{last}): correct the line") from None
 

@@ -75,9 +75,10 @@ def _run(options: argparse.Namespace) -> bool:
     """Whether a file could not be answered."""
     if not (options.files or options.data or options.export):
         raise ValueError("nothing to answer: give recordings, or unit records by --data=RECORDS")
-    if options.files and not options.encoder:
+    if options.files and not (options.encoder and options.kmeans):
         raise ValueError(
-            "recordings want an encoder: give --encoder=mfcc, log_mel or a HuBERT's directory, and --kmeans"
+            "recordings want an encoder and its k-means: give --encoder=mfcc, log_mel or a HuBERT's directory, and "
+            "--kmeans=DIR"
         )
     lm = load_unit_lm(options.lm)
     predictor = load_predictor(options, lm)

@@ -239,8 +239,9 @@ class SpeechPrompt:
         if self.overlength == "cut" or self.max_units is None or units <= self.max_units:
             return None
         return ValueError(
-            f"{name} has {units} units, the limit is {self.max_units}: give a shorter one, raise max_units, or choose "
-            "overlength='cut' to be answered for its beginning"
+            f"{name} has {units} units, the limit is {self.max_units}: give a shorter one, or start with "
+            f"max_units={units} (--max-units={units}), or with overlength='cut' (--cut) to be answered for its "
+            "beginning"
         )
 
     def predict(
@@ -394,7 +395,7 @@ def _same_units(packs: Mapping[str, PromptPack], encoder: Encoder | None, config
     if encoder is None:
         return merged
     if encoder.kmeans is None:
-        raise ValueError(f"encoder {encoder.name} has no k-means, so it gives no units: give kmeans=DIRECTORY")
+        raise ValueError(f"encoder {encoder.name} has no k-means, so it gives no units: give kmeans=DIR (--kmeans=DIR)")
     ours = {"encoder": encoder.name, "layer": encoder.layer or 0, "kmeans": encoder.kmeans.id}
     way_out = "Give the encoder and k-means that it was trained with, or train a prompt on these units."
     for name, pack in packs.items():
