@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace) -> bool:
     """Whether a file could not be answered."""
     if not (options.files or options.data or options.export):
         raise ValueError("nothing to answer: give recordings, or unit records by --data=RECORDS")
-    if options.files and not (options.encoder and options.kmeans):
+    if options.files and not options.encoder:
         raise ValueError(
             "recordings want an encoder and its k-means: give --encoder=mfcc, log_mel or a HuBERT's directory, and "
             "--kmeans=DIR"

@@ -113,7 +113,7 @@ def test_an_artefact_is_written(place: Path, tmp_path: Path, monkeypatch: pytest
     ("arguments", "told"),
     [
         ([], "nothing to answer: give recordings, or unit records by --data=RECORDS"),
-        (["a.wav"], "recordings want an encoder: give --encoder"),
+        (["a.wav"], "recordings want an encoder and its k-means: give --encoder"),
         (["--data=none"], "none is no complete directory of unit records"),
         (["a.wav", "--encoder=mfcc"], "encoder mfcc has no k-means"),
         (["a.wav", "--encoder=mfc"], "encoder 'mfc' is neither mfcc nor log_mel nor the directory of a HuBERT"),
@@ -148,6 +148,6 @@ def test_what_is_advised_for_a_long_recording_gets_it_answered(place: Path, caps
 
 
 @pytest.mark.parametrize("flags", [["--encoder=mfcc"], ["--kmeans=km"], []])
-def test_recordings_without_encoder_or_kmeans_are_told_both(place: Path, flags: list[str]):
-    with pytest.raises(SystemExit, match=r"give --encoder=mfcc, log_mel or a HuBERT's directory, and --kmeans=DIR$"):
+def test_recordings_without_encoder_or_kmeans_are_told_the_flags(place: Path, flags: list[str]):
+    with pytest.raises(SystemExit, match=r"^error: .*give .*--kmeans=DIR"):
         main([f"--lm={place / 'lm'}", f"--packs={place / 'packs'}", "a.wav", *flags])

@@ -166,8 +166,11 @@ def test_evaluation_order_and_subsets() -> None:
     [
         ({"lengths": [4, 30]}, "utterance 1 has 30 units, outside 1..24"),
         ({"lengths": [4, 0]}, "utterance 1 has 0 units"),
-        ({"max_tokens": 150}, "bucket 24 takes at least row_multiple=8 rows, 192 tokens: raise .*max_tokens=150"),
-        ({"max_rows": 4}, "raise max_rows=4"),
+        (
+            {"max_tokens": 150},
+            "bucket 24 takes at least row_multiple=8 rows, 192 tokens, .*give --config.train.max_tokens=192",
+        ),
+        ({"max_rows": 4}, "give --config.train.max_rows=8"),
         ({"ids": [0, 0]}, "different numbers in 0..1"),
         ({"ids": [2]}, "different numbers in 0..1"),
         ({"buckets": (24, 8)}, "ascending buckets"),
@@ -345,7 +348,10 @@ def test_buckets_of_nothing_are_refused() -> None:
 
 def test_utterances_over_the_limit_are_counted_and_never_cut_unasked() -> None:
     lengths = np.array([5, 12, 8, 40])
-    with pytest.raises(ValueError, match=r"2 of 4 utterances .* max_length=8 .* longest 40: .*'cut' or 'drop'"):
+    with pytest.raises(
+        ValueError,
+        match=r"2 of 4 utterances .* max_length=8 .* longest 40: choose --config.overlength=cut or --config.overlength=drop",
+    ):
         within_limit(lengths, 8)
     ids, report = within_limit(lengths, 8, "cut")
     assert (ids.tolist(), report[-3:]) == ([0, 1, 2, 3], "cut")
