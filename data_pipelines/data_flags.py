@@ -13,6 +13,7 @@ from data_pipelines.clips import Splits
 from data_pipelines.manifests import read_user_data
 from data_pipelines.split_manifests import read_splits
 from data_pipelines.splits import BuildError
+from spjax.command_line import place
 from spjax.tasks import METRICS, TASKS, Task
 
 _OF_A_MANIFEST = ("labels", "text", "crops", "source")
@@ -42,12 +43,18 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data set, local or gs://")
     which = group.add_mutually_exclusive_group(required=True)
     which.add_argument("--task", metavar="NAME", help="a data set that spjax knows, unpacked in --raw")
-    which.add_argument("--splits", metavar="DIR", help="splits written down earlier, of the data set in --raw")
     which.add_argument(
-        "--manifest", metavar="CSV", help="your own data: columns path, labels, maybe split, speaker, ..."
+        "--splits", metavar="DIR", type=place, help="splits written down earlier, of the data set in --raw"
     )
-    which.add_argument("--folders", metavar="DIR", help="your own data: a folder a class, maybe below a folder a split")
-    group.add_argument("--raw", metavar="DIR", help="root of the data set (by default of --manifest: where it lies)")
+    which.add_argument(
+        "--manifest", metavar="CSV", type=place, help="your own data: columns path, labels, maybe split, speaker, ..."
+    )
+    which.add_argument(
+        "--folders", metavar="DIR", type=place, help="your own data: a folder a class, maybe below a folder a split"
+    )
+    group.add_argument(
+        "--raw", metavar="DIR", type=place, help="root of the data set (by default of --manifest: where it lies)"
+    )
     group.add_argument("--protocol", default="paper", help="splits of --task: paper, honest, a fold (%(default)s)")
     group.add_argument("--labels", metavar="A,B", help="label columns of --manifest (by default all unknown columns)")
     group.add_argument(
@@ -63,7 +70,9 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
 def add_encoder_flags(parser: argparse.ArgumentParser) -> None:
     """What makes features of speech, and what to do about files that hold none."""
     group = parser.add_argument_group("encoder")
-    group.add_argument("--encoder", required=True, help="mfcc, log_mel, or the directory of a HuBERT (local or gs://)")
+    group.add_argument(
+        "--encoder", type=place, required=True, help="mfcc, log_mel, or the directory of a HuBERT (local or gs://)"
+    )
     group.add_argument("--layer", type=int, default=6, help="of a HuBERT (%(default)s)")
     group.add_argument("--plain-chunks", action="store_true", help="cut long audio as the reference does")
     group.add_argument("--lowpass", type=float, metavar="HZ", help="hear nothing above, in files of any band width")

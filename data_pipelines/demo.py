@@ -1,7 +1,6 @@
 """The embedded default: speech made on the spot, its unit records, and what trained prompts say of some recordings.
 
-A job whose config has `synthesis` (configs/demo.py, demo_prosody.py) is given its unit records by `records`, and ends
-with `show`.
+A job whose config has `synthesis` (configs/demo.py, demo_prosody.py) begins with `prepare` and ends with `show_job`.
 """
 
 from __future__ import annotations
@@ -12,17 +11,51 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+from ml_collections import ConfigDict
+
 from data_pipelines import synthesize
 from data_pipelines.extract import Wanted, extract_all
 from data_pipelines.fit_kmeans import fit_kmeans
+from spjax.jobs import ImportUnits, comparing
 from spjax.serving.classify import classify_units, load_prompt, load_unit_lm
 from spjax.speech2unit.encoder import encode, load_encoder
-from spjax.storage import save_kmeans
+from spjax.storage import places, save_kmeans
 from spjax.tasks import Task
 
 ENCODER = "mfcc"
 CLUSTERS = 100
 FITTED_ON = 1500  # train recordings that k-means sees, of all tasks together: 200,000 frames
+
+
+def prepare(config: ConfigDict, workdir: str) -> ImportUnits:
+    """What makes the unit records of a job; its places, relative to WORKDIR until now, are made those in it.
+
+    Raises:
+      ValueError: a workdir in a bucket, or speech of another config is in the way.
+    """
+    if places.is_remote(workdir):
+        raise ValueError(f"--workdir={workdir} is in a bucket: speech is made and encoded here, give a local one")
+    synthesis = synthesize.SynthesisConfig(**config.synthesis)
+    spoken = list(dict.fromkeys((*config.pretraining.tasks, *config.task.split(","))))
+    synthesize.check(os.path.join(workdir, "speech"), synthesis, spoken)
+    data, config.lm, config.pretraining.data = (
+        os.path.join(workdir, place) for place in (config.data, config.lm, config.pretraining.data)
+    )
+    config.data = data if "," in config.task else os.path.join(data, config.task)
+    f0 = config.job == "compare" or "prosody" in config.pretraining.lm
+    return lambda _, directory: records(workdir, os.path.dirname(directory), spoken, synthesis, f0=f0)
+
+
+def show_job(config: ConfigDict, workdir: str) -> None:
+    """Print what the prompts of a finished job answer for some recordings, once where several processes ran it."""
+    if jax.process_index() > 0:
+        return
+    models = {"heard as": (config.lm, workdir)}
+    if config.job == "compare":
+        least, *_, most = comparing.in_order(config)
+        models = {name: (comparing.lm_place(workdir, name), f"{workdir}/{name}") for name in (least, most)}
+    print("\n" + show(workdir, models, config.task.split(",")))
 
 
 def records(

@@ -24,6 +24,11 @@ in it had to be put right (docs/audio.md) is listed in `OUT-repaired.jsonl`, and
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take their time
+    from spjax import process
+
+    process.run("data_pipelines.extract")
+
 import argparse
 import contextlib
 import json
@@ -45,6 +50,7 @@ from data_pipelines.parts import Job
 from data_pipelines.pipeline import LOCAL, ExtractError
 from data_pipelines.run_pipeline import KEPT
 from data_pipelines.splits import checked
+from spjax.command_line import Parser, output, place
 from spjax.data.records import Card, write_unit_records
 from spjax.storage import places
 from spjax.tasks import Task
@@ -174,7 +180,7 @@ def extract_all(
     refused = [assemble.refused(some) for some in made]
     if on_error == "stop" and any(refused):
         why = next(why for some in refused for why in some.values())
-        raise ExtractError(f"{why} Or leave such files out by --on-error=skip. {KEPT}")
+        raise ExtractError(f"{why} Or leave such files out by --on-error=skip of data_pipelines.extract. {KEPT}")
     for (one, _, _), reasons in zip(jobs, refused, strict=True):
         _check_labels(one, reasons)
     cards = []
@@ -194,9 +200,9 @@ def extract_all(
             notes=[*one.notes, *assemble.write_report(one.out, one.splits, reasons, assemble.repaired(some))],
         )
         cards.append(card)
-        for place in one.out.parent.iterdir():  # also of runs with other settings, given up
-            if place.name.startswith(f".{one.out.name}.parts-"):
-                place.rmtree(missing_ok=True)
+        for folder in one.out.parent.iterdir():  # also of runs with other settings, given up
+            if folder.name.startswith(f".{one.out.name}.parts-"):
+                folder.rmtree(missing_ok=True)
     return cards
 
 
@@ -283,19 +289,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line (`--help`)."""
     argv = sys.argv[1:] if argv is None else list(argv)
     beam_options = argv[argv.index("--") + 1 :] if "--" in argv else []
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m data_pipelines.extract",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
         usage="%(prog)s (--task=NAME --raw=DIR | --manifest=CSV | --folders=DIR) --out=DIR --encoder=ENCODER "
         "(--kmeans=DIR | --clusters=N) [flags] [-- flags of Beam]",
     )
     data_flags.add_data_flags(parser)
-    parser.add_argument("--out", required=True, help="directory of the unit records to make (local or gs://)")
+    parser.add_argument(
+        "--out", type=output, required=True, help="directory of the unit records to make (local or gs://)"
+    )
     data_flags.add_encoder_flags(parser)
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--kmeans", metavar="DIR", help="centroids of the encoder's features")
+    which.add_argument("--kmeans", metavar="DIR", type=place, help="centroids of the encoder's features")
     which.add_argument("--clusters", type=int, help="fit so many on the train split, and keep them as OUT-kmeans")
     parser.add_argument("--no-merge", action="store_true", help="a unit a frame: leave runs of equal units as they are")
     parser.add_argument("--f0", action="store_true", help="measure f0")
@@ -316,8 +323,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             card = _extract_by(args, beam_options)
     except (ValueError, OSError) as error:  # every error of ours is a ValueError
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
     for split, count in card.counts.items():
         print(f"{split}: {count:,} utterances in {len(card.shards[split])} file(s)")
     for note in card.notes:
@@ -353,7 +358,3 @@ def _extract_by(args: argparse.Namespace, beam_options: Sequence[str]) -> Card:
         patience=args.patience,
         overwrite=args.overwrite,
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -9,6 +9,11 @@ its card.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take their time
+    from spjax import process
+
+    process.run("data_pipelines.fit_kmeans")
+
 import argparse
 import collections
 import hashlib
@@ -27,6 +32,7 @@ from tqdm import tqdm
 from data_pipelines import data_flags, parts
 from data_pipelines.clips import Clip
 from data_pipelines.splits import BuildError, shuffled
+from spjax.command_line import Parser, output
 from spjax.speech2unit.audio import AudioError, read_audio
 from spjax.speech2unit.kmeans import KMeans, fit
 from spjax.storage import StorageError, save_kmeans
@@ -181,7 +187,10 @@ def fit_to(
       StorageError: the directory holds something else.
     """
     if not data.splits.get("train"):
-        raise BuildError(f"{data.task.name} has no train split to fit a k-means on: give one that is there by --kmeans")
+        raise BuildError(
+            f"{data.task.name} has no train split to fit a k-means on: give one that is there "
+            "by --kmeans of data_pipelines.extract"
+        )
     encoder = parts.load_encoder(args.encoder, None, args.layer, args.plain_chunks, args.lowpass)
     chosen = _drawn(data.splits["train"], args.utterances, args.seed)
     if (epath.Path(directory) / "card.json").exists():
@@ -194,7 +203,7 @@ def fit_to(
         if not overwrite:
             raise StorageError(
                 f"{directory} holds a k-means that was fitted in another way ({other}): replace it (--overwrite), or "
-                "have extraction take it as it is (--kmeans)"
+                "have it taken as it is by --kmeans of data_pipelines.extract"
             )
     kmeans = fit_kmeans(
         data.splits["train"],
@@ -221,14 +230,13 @@ def fit_to(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line (`--help`)."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m data_pipelines.fit_kmeans",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     data_flags.add_data_flags(parser)
-    parser.add_argument("--out", required=True, help="directory of the k-means to make (local or gs://)")
+    parser.add_argument("--out", type=output, required=True, help="directory of the k-means to make (local or gs://)")
     parser.add_argument("--clusters", type=int, default=100, help="how many (%(default)s)")
     data_flags.add_encoder_flags(parser)
     add_fit_flags(parser)
@@ -238,9 +246,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         fit_to(args.out, data_flags.chosen(args), args, overwrite=args.overwrite)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()

@@ -26,6 +26,11 @@ The text holds merged units only, so the records say nothing of durations: they 
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take their time
+    from spjax import process
+
+    process.run("data_pipelines.import_units")
+
 import argparse
 import hashlib
 import io
@@ -39,6 +44,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from data_pipelines.splits import BuildError, read_text
+from spjax.command_line import Parser, output, place
 from spjax.data.records import Card, Utterance, write_unit_records
 from spjax.data.tfrecords import RecordError
 from spjax.storage import places
@@ -139,19 +145,20 @@ def read_slots(path: str | Path, name: str, metric: str | None = None) -> Task:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line (`--help`)."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m data_pipelines.import_units",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--task", required=True, help=f"one of {', '.join(TASKS)}; any other name together with --slots"
     )
-    parser.add_argument("--src", required=True, help="directory of <split>.txt and <split>.named")
-    parser.add_argument("--out", required=True, help="directory of the unit records to make (local or gs://)")
+    parser.add_argument("--src", type=place, required=True, help="directory of <split>.txt and <split>.named")
+    parser.add_argument(
+        "--out", type=output, required=True, help="directory of the unit records to make (local or gs://)"
+    )
     parser.add_argument("--splits", default=",".join(SPLITS), help="splits to import, with commas (%(default)s)")
-    parser.add_argument("--slots", help='JSON of a new task\'s slots: {"slot": ["label", ...], ...}')
+    parser.add_argument("--slots", type=place, help='JSON of a new task\'s slots: {"slot": ["label", ...], ...}')
     parser.add_argument(
         "--metric", choices=tuple(METRICS), help="metric of a new task (accuracy; exact_match of several slots)"
     )
@@ -187,8 +194,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     except (RecordError, OSError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
     for split, count in card.counts.items():
         print(f"{split}: {count:,} utterances in {len(card.shards[split])} file(s)")
     for note in card.notes:
@@ -198,7 +203,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _known_task(name: str) -> Task:
     if name not in TASKS:
-        raise RecordError(f"unknown task {name!r}: choose {', '.join(TASKS)}, or describe it with --slots=slots.json")
+        raise RecordError(
+            f"unknown task {name!r}: choose {', '.join(TASKS)}, or describe it with --slots=slots.json of "
+            "data_pipelines.import_units"
+        )
     return TASKS[name]
 
 
@@ -215,7 +223,8 @@ def _read_split(
     lines_of = {path: _lines(path) for path in (text, named) if path.exists()}
     if not lines_of:
         raise RecordError(
-            f"{text} is missing, and so is {named.name}: give the right --src, or --splits that are there"
+            f"{text} is missing, and so is {named.name}: put it there, or import other --splits by "
+            "data_pipelines.import_units"
         )
     if len(lines_of) == 2 and len(lines_of[text]) != len(lines_of[named]):
         raise RecordError(
@@ -255,7 +264,7 @@ def _lines(path: Path) -> list[str]:
     except BuildError as error:
         raise RecordError(str(error)) from error
     if not lines:
-        raise RecordError(f"{path} is empty: fill it, or leave the split out with --splits")
+        raise RecordError(f"{path} is empty: fill it, or import other --splits by data_pipelines.import_units")
     return lines
 
 
@@ -286,7 +295,7 @@ def _units(text: str, unit_of: Mapping[str, int], where: str) -> list[int]:
         if word.isascii() and word.lstrip("-").isdigit():
             raise RecordError(
                 f"{where}: unit {word} is not one of 0..{last} in plain spelling: "
-                "correct it, or give the number of units as --vocabulary"
+                "correct it, or import with another number of units by --vocabulary of data_pipelines.import_units"
             ) from None
         raise RecordError(f"{where}: {word!r} is not a unit (a number in 0..{last}): correct the line") from None
 
@@ -324,7 +333,3 @@ def _unique(name: str, times: Counter[str]) -> str:
 
 def _short(text: str, limit: int = 60) -> str:
     return repr(text if len(text) <= limit else text[: limit - 1] + "…")
-
-
-if __name__ == "__main__":
-    main()

@@ -10,6 +10,11 @@ free, listen on all addresses, unencrypted: keep it to a machine that others do 
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take their time
+    from spjax import process
+
+    process.run("data_pipelines.job_service")
+
 import argparse
 import logging
 import os
@@ -19,6 +24,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_pipelines.worker_pool import check_port
+from spjax.command_line import Parser
 
 LOST = "a worker was lost, killed maybe for want of memory"
 
@@ -88,11 +94,10 @@ def start_job_service(port: int) -> tuple[int, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line (`--help`)."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m data_pipelines.job_service",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--port", type=int, default=8099, help="to listen on, 0 for any that is free (%(default)s)")
     args = parser.parse_args(argv)
@@ -106,7 +111,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     over.wait()
     service.stop()
     os._exit(0)  # jobs that are not done would keep it
-
-
-if __name__ == "__main__":
-    main()

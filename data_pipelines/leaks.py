@@ -10,6 +10,11 @@ splits (data_pipelines/split_manifests.py), from which `--splits` of other comma
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take their time
+    from spjax import process
+
+    process.run("data_pipelines.leaks")
+
 import argparse
 import dataclasses
 import itertools
@@ -24,6 +29,7 @@ from data_pipelines import data_flags
 from data_pipelines.clips import Clip
 from data_pipelines.split_manifests import FileFacts, inspect_files, write_splits
 from data_pipelines.splits import BuildError
+from spjax.command_line import Parser, output
 from spjax.tasks import Task
 
 EXAMPLES = 5  # of what is shared, named in a report
@@ -194,15 +200,16 @@ def leak_report(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line (`--help`)."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m data_pipelines.leaks",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     data_flags.add_data_flags(parser)
     parser.add_argument("--no-files", action="store_true", help="do not read the audio: no hashes, no rates")
-    parser.add_argument("--out", help="folder for the report and the manifests of the splits (local or gs://)")
+    parser.add_argument(
+        "--out", type=output, help="folder for the report and the manifests of the splits (local or gs://)"
+    )
     args = parser.parse_args(argv)
     try:
         if args.out and args.no_files:
@@ -220,8 +227,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             (epath.Path(args.out) / "leaks.json").write_text(report.json())
     except (BuildError, OSError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
     print(report.markdown())
 
 
@@ -279,7 +284,3 @@ def _shared_line(one: Shared) -> str:
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-
-
-if __name__ == "__main__":
-    main()

@@ -75,7 +75,9 @@ def run_pipeline(
                 if done():
                     return "DONE"
                 raise ExtractError(
-                    f"a worker was killed, maybe for want of memory: try again with fewer --workers. {KEPT}"
+                    f"a worker was killed, maybe for want of memory: try again with fewer --workers of "
+                    "data_pipelines.extract. "
+                    f"{KEPT}"
                 )
             now = time.monotonic()
             if now - looked < patience / LOOKS:
@@ -89,7 +91,7 @@ def run_pipeline(
                     return "DONE"
                 raise ExtractError(
                     f"no worker of {runner} has given a sign of life for {now - changed:.0f} s: they were killed, or "
-                    f"none has started (how long to wait is --patience). {KEPT}"
+                    f"none has started (how long to wait is --patience of data_pipelines.extract). {KEPT}"
                 )
     finally:
         if thread.is_alive():

@@ -11,16 +11,19 @@ a process of its own, since the engine's state outlives an utterance.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take their time
+    from spjax import process
+
+    process.run("data_pipelines.synthesize")
+
 import argparse
 import concurrent.futures
 import dataclasses
 import importlib.metadata
 import io
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
 import uuid
 import zlib
@@ -34,6 +37,8 @@ from data_pipelines import espeak
 from data_pipelines.beam_worker import die_with
 from data_pipelines.clips import Clip, Splits
 from data_pipelines.spoken_tasks import TASKS, Line, lines
+from spjax import process
+from spjax.command_line import Parser, local_output
 
 RATE = 16_000
 _VOICE_SHARES = {"train": 0.6, "valid": 0.15, "test": 0.25}
@@ -183,26 +188,11 @@ def synthesize(out: str | os.PathLike[str], config: SynthesisConfig, tasks: Sequ
     Path(out).mkdir(parents=True, exist_ok=True)
     for half in Path(out).glob(".*.tmp"):  # of a run that was killed
         shutil.rmtree(half, ignore_errors=True)
-    context, processes = multiprocessing.get_context("spawn"), min(len(missing), os.cpu_count() or 1)
-    with concurrent.futures.ProcessPoolExecutor(
-        processes, context, _start_worker, (os.getpid(),), max_tasks_per_child=1
-    ) as pool:
-        try:
-            for made in concurrent.futures.as_completed(
-                [pool.submit(_make_task, n, str(out), config) for n in missing]
-            ):
-                made.result()
-        except BaseException:  # Ctrl-C must not wait for what the workers are at
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():
-                child.terminate()
-            raise
-
-
-def _start_worker(launcher: int) -> None:
-    """Ctrl-C is the launcher's affair; and a worker ends with it, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with(launcher)
+    processes = min(len(missing), os.cpu_count() or 1)
+    settings = {"initializer": die_with, "initargs": (os.getpid(),), "max_tasks_per_child": 1}
+    with process.worker_pool(processes, **settings) as pool:
+        for made in concurrent.futures.as_completed([pool.submit(_make_task, n, str(out), config) for n in missing]):
+            made.result()
 
 
 def check(out: str | os.PathLike[str], config: SynthesisConfig, tasks: Sequence[str]) -> None:
@@ -239,11 +229,11 @@ def clips(corpus: str | os.PathLike[str]) -> Splits:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line (`--help`)."""
     default = SynthesisConfig()
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipelines.synthesize", description=__doc__, allow_abbrev=False,
+    parser = Parser(
+        prog="python -m data_pipelines.synthesize", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--out", required=True, help="directory of the corpora")
+    parser.add_argument("--out", type=local_output, required=True, help="directory of the corpora")
     parser.add_argument("--tasks", default=",".join(TASKS), help="with commas (%(default)s)")
     for field in dataclasses.fields(SynthesisConfig):
         parser.add_argument(f"--{field.name}", type=int, default=getattr(default, field.name), help="(%(default)s)")
@@ -253,9 +243,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         synthesize(out, SynthesisConfig(**args), tasks)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()

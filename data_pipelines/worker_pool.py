@@ -12,6 +12,11 @@ the runner asks from another machine or container, and then only in a network of
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take their time
+    from spjax import process
+
+    process.run("data_pipelines.worker_pool")
+
 import argparse
 import contextlib
 import json
@@ -26,6 +31,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from spjax.command_line import Parser
 
 LOOK_SECONDS = 0.5  # between two looks at who has ended
 END_SECONDS = 5.0  # that workers have to end by themselves
@@ -167,11 +174,10 @@ def _how(status: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line (`--help`)."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m data_pipelines.worker_pool",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--host", default="localhost", help="address to listen on, 0.0.0.0 for all of this machine's (%(default)s)"
@@ -190,11 +196,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"worker pool: {address}", flush=True)
     try:
         serve(orders)
-    except KeyboardInterrupt:
-        sys.exit(130)
     finally:
         server.stop(0)
-
-
-if __name__ == "__main__":
-    main()

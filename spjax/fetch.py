@@ -6,7 +6,11 @@ root of a data set; `downloads/`, the files as published; `fetched.json`, which 
 
 from __future__ import annotations
 
-import argparse
+if __name__ == "__main__":  # before the imports, which take their time
+    from spjax import process
+
+    process.run("spjax.fetch")
+
 import dataclasses
 import errno
 import gzip
@@ -29,6 +33,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from spjax.command_line import Parser, local_output, local_path
 from spjax.convert import ConvertError
 from spjax.convert.fairseq import import_unit_lm, provenance
 from spjax.convert.hubert import import_hubert
@@ -592,16 +597,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
       SystemExit: with a message, if it cannot be had.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m spjax.fetch",
         description="Download published models and data sets, check and convert them. A download that broke off "
         "goes on where it stopped when the same command is given again.",
         epilog="example: python -m spjax.fetch gslm_hubert100 --out=models/gslm_hubert100",
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help=f"one of {', '.join(SETS)}")
-    parser.add_argument("--out", metavar="DIR", help=f"where to (default: {CACHE}/models/NAME, or data/NAME)")
+    parser.add_argument(
+        "--out", metavar="DIR", type=local_output, help=f"where to (default: {CACHE}/models/NAME, or data/NAME)"
+    )
     parser.add_argument("--base-url", metavar="URL", help="a mirror with the files under their published paths")
-    parser.add_argument("--from", dest="source", metavar="FOLDER", help="folder with files that were put there by hand")
+    parser.add_argument(
+        "--from", dest="source", metavar="FOLDER", type=local_path, help="folder with files that were put there by hand"
+    )
     parser.add_argument("--list", action="store_true", help="show every set with its files and stop")
     options = parser.parse_args(arguments)
     if options.list:
@@ -614,8 +623,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (FetchError, ConvertError, StorageError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
-
-
-if __name__ == "__main__":
-    main()
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

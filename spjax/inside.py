@@ -6,16 +6,21 @@ given, which units of an utterance decided its answer. Writes `summary.md` and i
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take their time
+    from spjax import process
+
+    process.run("spjax.inside")
+
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from spjax.command_line import Parser, output_path, pack_place, place
 from spjax.data import records
 from spjax.data.unit_set import UnitSet
 from spjax.evaluation import inside, inside_plots
@@ -25,18 +30,20 @@ from spjax.storage.packs import PromptPack
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m spjax.inside",
         description=__doc__.partition("\n\n")[2],
         epilog="example: python -m spjax.inside --lm=runs/pretrain_ulm/lm --packs=runs/fsc/packs/seed_0 "
         "--data=runs/units/fsc --out=inside",
     )
-    parser.add_argument("--lm", metavar="LM", required=True, help="unit LM of the packs")
-    parser.add_argument("--packs", metavar="PATH", required=True, help="a pack, a bank, or a directory of them")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="directory to write")
+    parser.add_argument("--lm", metavar="LM", type=place, required=True, help="unit LM of the packs")
+    parser.add_argument(
+        "--packs", metavar="PATH", type=pack_place, required=True, help="a pack, a bank, or a directory of them"
+    )
+    parser.add_argument("--out", metavar="DIR", type=output_path, required=True, help="directory to write")
     said = parser.add_mutually_exclusive_group()
     said.add_argument("--units", metavar='"U U ..."', help="an utterance, its units with spaces between")
-    said.add_argument("--data", metavar="RECORDS", help="unit records to take utterances from")
+    said.add_argument("--data", metavar="RECORDS", type=place, help="unit records to take utterances from")
     parser.add_argument("--split", default="test", help="of the records (default: test)")
     parser.add_argument("--utterances", metavar="N", type=int, default=3, help="how many of the split (default: 3)")
     parser.add_argument("--steps", metavar="N", type=int, default=inside.STEPS, help="points of integrated gradients")
@@ -132,7 +139,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     print(text)
     print(f"written: {options.out / 'summary.md'}")
-
-
-if __name__ == "__main__":
-    main()

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take their time
+    from spjax import process
+
+    process.run("spjax.packs")
+
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from spjax.command_line import Parser, output_path, pack_place, place
 from spjax.storage import StorageError, banks, hub
 from spjax.storage.packs import PromptPack
 from spjax.tasks import METRICS
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m spjax.packs",
         description="A prompt pack is a directory: one trained prompt and its card. A bank holds packs of one unit LM.",
     )
     jobs = parser.add_subparsers(dest="job", required=True)
     show = jobs.add_parser("show", help="what packs there are, and what they need")
-    show.add_argument("path", metavar="PATH", help="a pack, a bank, or a directory of them")
+    show.add_argument("path", metavar="PATH", type=pack_place, help="a pack, a bank, or a directory of them")
 
     merge = jobs.add_parser(
         "merge",
@@ -29,20 +34,21 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument(
         "packs",
         metavar="[NAME=]PATH",
+        type=pack_place,
         nargs="+",
         help="a pack, and what to call it; or a bank, or a directory of packs",
     )
-    merge.add_argument("--out", metavar="BANK", type=Path, required=True, help="directory to write")
+    merge.add_argument("--out", metavar="BANK", type=output_path, required=True, help="directory to write")
     merge.add_argument("--force", action="store_true", help="replace the bank that is there")
 
     split = jobs.add_parser("split", help="a bank -> its packs")
-    split.add_argument("bank", metavar="BANK")
-    split.add_argument("--out", metavar="DIR", type=Path, required=True, help="directory to write the packs in")
+    split.add_argument("bank", metavar="BANK", type=place)
+    split.add_argument("--out", metavar="DIR", type=output_path, required=True, help="directory to write the packs in")
 
     push = jobs.add_parser(
         "push", help="a pack -> the Hugging Face hub", epilog="log in first: hf auth login, or HF_TOKEN"
     )
-    push.add_argument("pack", metavar="PACK")
+    push.add_argument("pack", metavar="PACK", type=place)
     push.add_argument("repository", metavar="USER/NAME")
     push.add_argument("--private", action="store_true", default=None, help="if the repository is new")
     push.add_argument("--licence", metavar="ID", help="for its README, e.g. cc-by-4.0 (default: what that says)")
@@ -51,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
     pull = jobs.add_parser("pull", help="a pack of the Hugging Face hub -> a directory")
     pull.add_argument("repository", metavar="USER/NAME")
-    pull.add_argument("--out", metavar="PACK", type=Path, required=True, help="directory to write")
+    pull.add_argument("--out", metavar="PACK", type=output_path, required=True, help="directory to write")
     pull.add_argument("--revision", metavar="REVISION", help="branch, tag or commit (default: main)")
     return parser
 
@@ -132,7 +138,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         {"show": _show, "merge": _merge, "split": _split, "push": _push, "pull": _pull}[options.job](options)
     except (StorageError, OSError) as error:
         sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -6,14 +6,19 @@ the exit status is 1.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take their time
+    from spjax import process
+
+    process.run("spjax.predict", huge_pages=True)
+
 import argparse
 import json
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from spjax.command_line import Parser, local_output, place
 from spjax.data.records import RecordError
-from spjax.huge_pages import with_huge_pages
 from spjax.serving import comparing
 from spjax.serving.comparing import Change, Split
 from spjax.serving.flags import add_predictor_flags, load_predictor
@@ -22,23 +27,30 @@ from spjax.serving.predictor import SpeechPrompt
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m spjax.predict",
         description="Answer every task of the given prompt packs for recordings, or score them on unit records.",
         epilog="example: python -m spjax.predict --lm=lms/gslm --encoder=huberts/hubert_base_ls960 "
         "--kmeans=kmeans/km100 --packs=packs turn_on_the_lights.wav --json",
     )
-    parser.add_argument("files", metavar="FILE", nargs="*", help="recordings")
+    parser.add_argument("files", metavar="FILE", nargs="*", type=place, help="recordings")
     add_predictor_flags(parser, speech=False)
     parser.add_argument("--tasks", metavar="A,B", help="answer these tasks only")
     parser.add_argument("--json", action="store_true", help="a JSON object a line")
     parser.add_argument("--compare", action="store_true", help="tell how answers differ from those in float32")
     parser.add_argument(
-        "--data", action="append", default=[], metavar="RECORDS", help="unit records of a task, to score it on"
+        "--data",
+        action="append",
+        type=place,
+        default=[],
+        metavar="RECORDS",
+        help="unit records of a task, to score it on",
     )
     parser.add_argument("--split", default="test", help="of the records (%(default)s)")
     parser.add_argument("--ahead", action="store_true", help="compile every program that there is, to keep them")
-    parser.add_argument("--export", metavar="DIR", help="write an artefact that serves the tasks without this code")
+    parser.add_argument(
+        "--export", metavar="DIR", type=local_output, help="write an artefact that serves the tasks without this code"
+    )
     return parser
 
 
@@ -56,8 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         failed = _run(options)
     except (ValueError, OSError, RecordError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
     sys.exit(1 if failed else 0)
 
 
@@ -67,7 +77,8 @@ def _run(options: argparse.Namespace) -> bool:
         raise ValueError("nothing to answer: give recordings, or unit records by --data=RECORDS")
     if options.files and not options.encoder:
         raise ValueError(
-            "recordings want an encoder: give --encoder=mfcc, log_mel or a HuBERT's directory, and --kmeans"
+            "recordings want an encoder and its k-means: give --encoder=mfcc, log_mel or a HuBERT's directory, and "
+            "--kmeans=DIR"
         )
     lm = load_unit_lm(options.lm)
     predictor = load_predictor(options, lm)
@@ -81,8 +92,8 @@ def _run(options: argparse.Namespace) -> bool:
     del lm  # its float32 weights are not needed beside narrower ones
     tasks = options.tasks.split(",") if options.tasks else None
     failed = _answer_files(options, predictor, reference, tasks) if options.files else False
-    for place in options.data:
-        _score(options, predictor, reference, comparing.read_split(place, options.split, predictor, tasks), place)
+    for records in options.data:
+        _score(options, predictor, reference, comparing.read_split(records, options.split, predictor, tasks), records)
     if options.export:
         print(f"{predictor.export(options.export, progress=True)}: see its README.md", file=sys.stderr)
     return failed
@@ -157,8 +168,3 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-if __name__ == "__main__":
-    with_huge_pages()
-    main()

@@ -5,6 +5,11 @@ Requests of all clients are batched together. SIGTERM or Ctrl-C: nothing new is 
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take their time
+    from spjax import process
+
+    process.run("spjax.serve", huge_pages=True)
+
 import argparse
 import asyncio
 import errno
@@ -16,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from spjax.huge_pages import with_huge_pages
+from spjax.command_line import Parser
 from spjax.serving.batcher import MOST_ROWS, Batcher
 from spjax.serving.flags import add_predictor_flags, load_predictor
 from spjax.serving.limits import MEGABYTE, Limits
@@ -28,7 +33,7 @@ PORTS = 65_535  # the highest
 
 def _parser() -> argparse.ArgumentParser:
     known = Limits()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m spjax.serve",
         description="Serve every task of the given prompt packs: an HTTP API (/predict, /tasks, /health, /metrics) and "
         "a page.",
@@ -74,8 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     except ImportError as error:
         sys.exit(f"error: {error}. A server needs: python -m pip install -r requirements-serve.txt")
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def _take_signals() -> None:
@@ -179,8 +182,3 @@ def _server(config: Any, desk: Batcher) -> Any:
                 connection.transport.abort()  # type: ignore[union-attr]  # it has one, or it would not be among them
 
     return Server(config)
-
-
-if __name__ == "__main__":
-    with_huge_pages()
-    main()

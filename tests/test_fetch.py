@@ -577,13 +577,14 @@ def test_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "--list shows them all" in capsys.readouterr().err
 
 
-def test_command_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_command_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fetching, "fetch", stop)
-    with pytest.raises(SystemExit, match="goes on from here"):
+    with pytest.raises(SystemExit, match="130"):
         main(["km100", f"--out={tmp_path}"])
+    assert "goes on from here" in capsys.readouterr().err
 
 
 def test_a_set_of_ones_own(server: Server, tmp_path: Path):

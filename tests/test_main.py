@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,7 @@ import pytest
 
 import spjax
 from tests import toy
-from tests.conftest import PACE, Place, finish
+from tests.conftest import PACE, ROOT, Place, finish
 
 LOSS_LINES = 4  # lines of log.jsonl that an epoch of toy.SMALL writes: two in its midst, one at its end, one of valid
 
@@ -152,10 +154,108 @@ def test_a_finished_run_is_quick_to_run_again_and_the_same(place: Place, finishe
 # ---- what is wrong is told in a line
 
 
-def test_help_tells_the_flags(place: Place) -> None:
-    _, printed = place.run("fsc", "--help")
-    for flag in ("--config", "--units", "--workdir", "--coordinator", "--compilation_cache"):
-        assert f"  {flag}: " in printed
+def _refused(folder: Path, *words: str) -> str:
+    """The one line that a command line is refused with, with status 2, before JAX is imported."""
+    blocked = "import sys; sys.modules['jax'] = None; from spjax import process; process.run('spjax.main')"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", blocked, *words], cwd=folder, env=environment, capture_output=True, text=True,
+        timeout=100, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+CONFIGS = {
+    "empty.py": "",
+    "syntax.py": "x = 1\ndef get_config(:\n",
+    "without.py": "config = 3\n",
+    "prose.txt": "hello\n",
+    "image.png": "\0PNG",
+    "number.py": "def get_config():\n    return 3\n",
+    "raises.py": "def get_config(options=''):\n    raise RuntimeError('no data')\n",
+    "missing.py": "import nothere\nfrom configs.fsc import get_config\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("fcs.py", "--config=my/fcs.py does not exist: did you mean my/fsc.py? my holds empty.py, fsc.py, missing.py"),
+        ("fsc", "--config=my/fsc does not exist: did you mean my/fsc.py?"),
+        ("zzz", "--config=my/zzz does not exist: my holds "),
+        ("fcs.py:backbone=pgslm", "--config=my/fcs.py does not exist: did you mean my/fsc.py?"),
+        (".", "--config=my/. is a directory: my holds "),
+        ("empty.py", "--config=my/empty.py has no get_config(), which makes the config: my holds "),
+        ("syntax.py", "--config=my/syntax.py, line 2: invalid syntax: this is no Python file"),
+        ("without.py", "--config=my/without.py has no get_config()"),
+        ("prose.txt", "--config=my/prose.txt has no get_config()"),
+        ("image.png", "--config=my/image.png: source code string cannot contain null bytes: this"),
+        ("number.py", "my/number.py: get_config() returns a int, must return a ConfigDict"),
+        ("raises.py", "my/raises.py, line 2: RuntimeError: no data"),
+        ("missing.py", "my/missing.py, line 1: ModuleNotFoundError: No module named 'nothere'"),
+    ],
+)
+def test_a_config_that_is_none_is_told_with_what_there_is(tmp_path: Path, name: str, why: str) -> None:
+    (tmp_path / "my").mkdir()
+    for file, text in {**CONFIGS, "fsc.py": "def get_config(): return 1\n"}.items():
+        (tmp_path / "my" / file).write_text(text)
+    assert _refused(tmp_path, f"--config=my/{name}").startswith(f"error: {why}")
+
+
+def test_without_a_config_of_ones_own_ours_are_listed(tmp_path: Path) -> None:
+    listed = "configs holds ar_sc.py, bank.py, demo.py, demo_prosody.py, fsc.py, gsc.py, lt_sc.py, pretrain_ulm.py"
+    for words in ([], ["--config=configs/fcs.py"], ["--config", "fcs"]):
+        assert listed in _refused(tmp_path, *words)
+    assert _refused(ROOT, "--config=configs/gcs.py").startswith(
+        "error: --config=configs/gcs.py does not exist: did you mean configs/gsc.py? configs holds ar_sc.py"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "why"),
+    [
+        ("--wrkdir=x", "unknown flag --wrkdir: did you mean --workdir?"),
+        ("-unit=x", "unknown flag -unit: did you mean --units?"),
+        ("--zzzzz", "unknown flag --zzzzz: see --help"),
+        ("--processes=x", "flag --processes=x: invalid literal for int() with base 10: 'x'"),
+        ("fsc", "unexpected 'fsc': every argument is a --flag=value"),
+        ("--config=https://x/y.py", "--config: https://x/y.py is a https:// address"),
+        ("--config=", "--config: '' is no path"),
+        ("--workdir=https://x/y", "flag --workdir=https://x/y: https://x/y is a https:// address"),
+        ("--workdir=", "flag --workdir=: '' is no path"),
+        ("--workdir=mine.py/x", "flag --workdir=mine.py/x: mine.py/x cannot be written ("),
+        ("--units=s3://b/units", "flag --units=s3://b/units: s3://b/units is a s3:// address"),
+        ("--compilation_cache=C:\\x", "flag --compilation_cache=C:\\x: C:\\x is a path of Windows"),
+    ],
+)
+def test_a_flag_that_is_none_is_told_with_the_nearest(tmp_path: Path, flag: str, why: str) -> None:
+    (tmp_path / "mine.py").write_text("from ml_collections import ConfigDict\nget_config = ConfigDict\n")
+    assert _refused(tmp_path, "--config=mine.py", flag).startswith(f"error: {why}")
+    assert os.listdir(tmp_path) == ["mine.py"]
+
+
+def test_a_cache_that_cannot_be_written_only_warns(place: Place) -> None:
+    """The run then ends for another reason."""
+    nowhere = Place(place.folder, place.folder / "lm" / "config.json" / "xla")
+    code, printed = nowhere.run("fsc", "--config.lm=no/where")
+    assert code == 1
+    assert printed.count("compiled programs are not kept: ") == 1
+    assert "error: no unit LM at no/where" in printed
+
+
+@pytest.mark.parametrize("flag", ["--help", "--helpfull", "-h"])
+def test_help_needs_no_config(tmp_path: Path, flag: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "spjax.main", flag], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        timeout=100, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in ("config", "units", "workdir", "coordinator", "compilation_cache"):
+        assert f"  --{name}: " in done.stdout
 
 
 def test_an_unknown_setting_is_told(place: Place) -> None:

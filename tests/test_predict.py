@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -125,7 +126,7 @@ def test_an_artefact_is_written(place: Path, tmp_path: Path, monkeypatch: pytest
     ("arguments", "told"),
     [
         ([], "nothing to answer: give recordings, or unit records by --data=RECORDS"),
-        (["a.wav"], "recordings want an encoder: give --encoder"),
+        (["a.wav"], "recordings want an encoder and its k-means: give --encoder"),
         (["--data=none"], "none is no complete directory of unit records"),
         (["a.wav", "--encoder=mfcc"], "encoder mfcc has no k-means"),
         (["a.wav", "--encoder=mfc"], "encoder 'mfc' is neither mfcc nor log_mel nor the directory of a HuBERT"),
@@ -145,3 +146,21 @@ def test_records_of_other_units_are_refused(place: Path, tmp_path: Path):
         main([f"--lm={place / 'lm'}", f"--packs={place / 'packs'}", f"--data={tmp_path / 'other'}"])
     assert "'mood' goes with units of encoder mfcc" in str(left.value.code)
     assert "Give records of its own units." in str(left.value.code)
+
+
+def test_what_is_advised_for_a_long_recording_gets_it_answered(place: Path, capsys: pytest.CaptureFixture[str]):
+    """Each of the flags that the message names, alone."""
+    assert run(place, *speech(place), "--max-units=1", "--json") == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for line in lines:
+        flags = re.findall(r"--[\w-]+(?:=\d+)?", line["error"])
+        assert [flag.split("=")[0] for flag in flags] == ["--max-units", "--cut"]
+        for flag in flags:
+            given = [flag] if "=" in flag else ["--max-units=1", flag]
+            assert run(place, *speech(place)[:2], line["file"], *given, "--json") == 0
+
+
+@pytest.mark.parametrize("flags", [["--encoder=mfcc"], ["--kmeans=km"], []])
+def test_recordings_without_encoder_or_kmeans_are_told_the_flags(place: Path, flags: list[str]):
+    with pytest.raises(SystemExit, match=r"^error: .*give .*--kmeans=DIR"):
+        main([f"--lm={place / 'lm'}", f"--packs={place / 'packs'}", "a.wav", *flags])

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take their time
+    from spjax import process
+
+    process.run("spjax.convert.__main__")
+
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from spjax.command_line import Parser, local_path, output_path, path, place
 from spjax.convert import ConvertError, fairseq, hubert, pgslm, sklearn
 from spjax.models.config import UnitLMConfig
 from spjax.storage import StorageError, read_unit_lm, save_hubert, save_kmeans, save_pack, save_unit_lm
@@ -15,7 +20,7 @@ from spjax.types import Params
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m spjax.convert",
         description="Import checkpoints of the original code. Strict: every tensor is accounted for. Safe: nothing "
         "that a file names is ever imported or run, and torch is not needed.",
@@ -28,9 +33,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Import a fairseq unit LM of GSLM's architecture, in float32 or half precision.",
         epilog="example: python -m spjax.convert unit_lm hubert100_lm/checkpoint_best.pt lms/gslm",
     )
-    lm.add_argument("source", metavar="SRC.pt", type=Path, help="fairseq checkpoint")
-    lm.add_argument("out", metavar="OUT", type=Path, help="directory to write: config.json and model.safetensors")
-    lm.add_argument("--dict", metavar="dict.txt", type=Path, help="the model's dictionary (default: beside SRC.pt)")
+    lm.add_argument("source", metavar="SRC.pt", type=local_path, help="fairseq checkpoint")
+    lm.add_argument(
+        "out", metavar="OUT", type=output_path, help="directory to write: config.json and model.safetensors"
+    )
+    lm.add_argument(
+        "--dict", metavar="dict.txt", type=local_path, help="the model's dictionary (default: beside SRC.pt)"
+    )
     lm.add_argument("--heads", metavar="H", type=int, help="attention heads, if the checkpoint does not say")
 
     streams = jobs.add_parser(
@@ -41,12 +50,14 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: python -m spjax.convert pgslm discrete_prosody_shift_1_1.pt lms/pgslm "
         f"--f0-bins={pgslm.F0_BINS}",
     )
-    streams.add_argument("source", metavar="SRC.pt", type=Path, help="fairseq checkpoint")
-    streams.add_argument("out", metavar="OUT", type=Path, help="directory to write: config.json and model.safetensors")
+    streams.add_argument("source", metavar="SRC.pt", type=local_path, help="fairseq checkpoint")
+    streams.add_argument(
+        "out", metavar="OUT", type=output_path, help="directory to write: config.json and model.safetensors"
+    )
     streams.add_argument(
         "--f0-bins",
         metavar="FILE.th",
-        type=Path,
+        type=local_path,
         help=f"edges of a discrete model's f0 bins (default: {pgslm.F0_BINS} beside SRC.pt)",
     )
     streams.add_argument("--heads", metavar="H", type=int, help="attention heads, if the checkpoint does not say")
@@ -58,21 +69,24 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: python -m spjax.convert prompt checkpoint_best.pt packs/fsc --lm=lms/gslm --task=fsc "
         "--verbalizer=verbalizer.json",
     )
-    prompt.add_argument("source", metavar="SRC.pt", type=Path, help="prompt checkpoint")
-    prompt.add_argument("out", metavar="OUT", type=Path, help="directory to write: card.json and prompt.safetensors")
+    prompt.add_argument("source", metavar="SRC.pt", type=local_path, help="prompt checkpoint")
     prompt.add_argument(
-        "--lm", metavar="LM", type=Path, required=True, help="imported unit LM that it was trained with"
+        "out", metavar="OUT", type=output_path, help="directory to write: card.json and prompt.safetensors"
+    )
+    prompt.add_argument(
+        "--lm", metavar="LM", type=path, required=True, help="imported unit LM that it was trained with"
     )
     prompt.add_argument(
         "--task",
         metavar="TASK",
+        type=place,
         help=f"slots and labels: {', '.join(TASKS)}, or a .json file "
         '{"name", "slots": [{"name", "labels"}], "metric"} (default: one slot with the labels of --verbalizer)',
     )
     prompt.add_argument(
         "--verbalizer",
         metavar="verbalizer.json",
-        type=Path,
+        type=local_path,
         help="written by the original code beside its data: label -> unit, or class number of a learnable verbalizer "
         "(default: classes are numbered as the task's are; without a task the labels are numbers)",
     )
@@ -88,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     prompt.add_argument(
         "--data",
         metavar="RECORDS",
+        type=place,
         help="unit records of the task: decode among the label combinations of their train split, not among all",
     )
 
@@ -97,8 +112,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Import the centroids of a MiniBatchKMeans or KMeans that joblib pickled, from any scikit-learn.",
         epilog="example: python -m spjax.convert kmeans km.bin kmeans/km100 --encoder=hubert_base_ls960 --layer=6",
     )
-    kmeans.add_argument("source", metavar="KM.bin", type=Path, help="pickle, compressed or not")
-    kmeans.add_argument("out", metavar="OUT", type=Path, help="directory to write: card.json and centroids.safetensors")
+    kmeans.add_argument("source", metavar="KM.bin", type=local_path, help="pickle, compressed or not")
+    kmeans.add_argument(
+        "out", metavar="OUT", type=output_path, help="directory to write: card.json and centroids.safetensors"
+    )
     kmeans.add_argument("--encoder", metavar="NAME", required=True, help="what made the features it was fitted on")
     kmeans.add_argument("--layer", metavar="N", type=int, help="layer of the encoder; leave out if it has none")
 
@@ -112,11 +129,13 @@ def _parser() -> argparse.ArgumentParser:
     encoder.add_argument(
         "source",
         metavar="SRC",
-        type=Path,
+        type=local_path,
         help="fairseq checkpoint; or Hugging Face's model.safetensors or pytorch_model.bin with config.json beside it, "
         "or the directory of both",
     )
-    encoder.add_argument("out", metavar="OUT", type=Path, help="directory to write: config.json and model.safetensors")
+    encoder.add_argument(
+        "out", metavar="OUT", type=output_path, help="directory to write: config.json and model.safetensors"
+    )
     encoder.add_argument("--name", metavar="NAME", help="what records call the encoder (default: as SRC is called)")
     for job in (lm, streams, prompt, kmeans, encoder):
         job.add_argument("--force", action="store_true", help="replace what an earlier import wrote to OUT")
@@ -215,7 +234,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         imports[options.job](options)
     except (ConvertError, StorageError, OSError) as error:
         sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

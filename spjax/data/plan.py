@@ -80,10 +80,12 @@ def rows_per_step(bucket: int, max_tokens: int, max_rows: int, row_multiple: int
     """
     rows = min(max_rows, max_tokens // bucket) // row_multiple * row_multiple
     if rows < 1:
+        needed = {"max_rows": (max_rows, row_multiple), "max_tokens": (max_tokens, bucket * row_multiple)}
+        flags = [f"--config.train.{name}={least}" for name, (limit, least) in needed.items() if limit < least]
         raise ValueError(
-            f"a step of bucket {bucket} takes at least row_multiple={row_multiple} rows, "
-            f"{bucket * row_multiple} tokens: raise max_rows={max_rows} or max_tokens={max_tokens}, "
-            "or limit the length of utterances"
+            f"a step of bucket {bucket} takes at least row_multiple={row_multiple} rows, {bucket * row_multiple} "
+            f"tokens, not max_rows={max_rows}, max_tokens={max_tokens}: give {' and '.join(flags)}, or limit the "
+            "length of utterances by --config.max_length"
         )
     return rows
 

@@ -211,7 +211,10 @@ def write_unit_records(
     """
     directory = epath.Path(directory)
     if not overwrite and directory.exists() and any(directory.iterdir()):
-        raise RecordError(f"{directory} is not empty: choose another directory, or replace what it holds (--overwrite)")
+        raise RecordError(
+            f"{directory} is not empty: choose another directory, remove what it holds, or replace that by --overwrite "
+            "of data_pipelines.extract or data_pipelines.import_units"
+        )
     _check_names(task, splits)
     if not splits:
         raise RecordError(f"no splits to write for {task.name}: name at least one")

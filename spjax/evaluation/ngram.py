@@ -10,7 +10,11 @@ variant that is worse on test (few speakers), so both are reported: a claim shou
 
 from __future__ import annotations
 
-import argparse
+if __name__ == "__main__":  # before the imports, which take their time
+    from spjax import process
+
+    process.run("spjax.evaluation.ngram")
+
 import json
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -19,6 +23,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from spjax.command_line import Parser, output_file, place
 from spjax.evaluation import metrics
 from spjax.tasks import LOWER_IS_BETTER, METRICS, Task
 
@@ -151,11 +156,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from spjax.data.plan import few_shot
     from spjax.data.records import read_unit_records
 
-    parser = argparse.ArgumentParser(prog="python -m spjax.evaluation.ngram", description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="directory of unit records")
+    parser = Parser(prog="python -m spjax.evaluation.ngram", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=place, required=True, help="directory of unit records")
     parser.add_argument("--few-shot", default="", help="utterances an intent, e.g. 10,50,100: these instead of all")
     parser.add_argument("--draws", type=int, default=3, help="random draws of each few-shot size")
-    parser.add_argument("--json", help="file to write the result to")
+    parser.add_argument("--json", type=output_file, help="file to write the result to")
     options = parser.parse_args(arguments)
     try:
         sizes = [int(size) for size in options.few_shot.split(",") if size]
@@ -199,7 +204,3 @@ def _table(task: Task, draws: Sequence[dict[str, Any]]) -> str:
     ]
     lines.append(f"  chosen on valid: test {shown([d['test'] for d in draws])}")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    main()

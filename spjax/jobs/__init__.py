@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from spjax import paths
 from spjax.jobs import comparing, pretraining, prompting
 from spjax.jobs.inputs import ImportUnits
 from spjax.jobs.workdirs import settings_of
@@ -23,11 +24,23 @@ def check(config: ConfigDict) -> None:
       ValueError: a setting makes no sense.
       OSError: a bucket that it names cannot be used.
     """
-    if config.job not in _CHECKS:
-        raise ValueError(f"config.job is {config.job!r}, must be prompt, pretrain or compare")
+    if config.get("job") not in _CHECKS:
+        raise ValueError(f"config.job is {config.get('job')!r}, must be prompt, pretrain or compare")
+    _check_places(config)
     places.check_buckets(settings_of(config.to_dict()).values())
     _CHECKS[config.job](config)
     sharding.make_mesh(config.model_parallel, config.weight_shards)
+
+
+def _check_places(config: ConfigDict) -> None:
+    """Replace paths in a config by what `paths.given` makes of them."""
+    for part, name in [(config, "data"), (config, "lm"), (config, "start_from"), (config.get("pretraining"), "data")]:
+        value = part.get(name) if part else None
+        if isinstance(value, str) and (value or name != "start_from"):
+            try:
+                part[name] = paths.given(value)
+            except ValueError as error:
+                raise ValueError(f"--config.{'' if part is config else 'pretraining.'}{name}: {error}") from error
 
 
 @places.plainly()

@@ -11,7 +11,7 @@ from spjax.jobs.workdirs import whole
 from spjax.models.config import UnitLMConfig
 from spjax.training import sharding
 
-ImportUnits = Callable[[str, str], None]  # (task, directory of records): make them from the reader's unit text
+ImportUnits = Callable[[str, str], object]  # (task, directory of records): make them from the reader's unit text
 
 
 def read_split(
@@ -46,8 +46,8 @@ def read_split(
     units, card = read_unit_records(directory, split)
     if card.task.name != task:
         raise ValueError(
-            f"{directory} holds units of task {card.task.name!r}, the config is for {task!r}: give "
-            f"--config.task={card.task.name}, or the --config.data of {task}"
+            f"{directory} holds units of task {card.task.name!r}, the config is for {task!r}: name "
+            f"{card.task.name} in the config, or give a --config.data that holds units of {task}"
         )
     if lm.prosody is None:
         return units.without_streams(), card
@@ -55,7 +55,8 @@ def read_split(
     if absent:
         raise ValueError(
             f"{directory} holds no {' and no '.join(absent)}, which a multi-stream LM goes by: extract the recordings "
-            "again with --f0 (imported unit text has neither durations nor f0), or take a unit LM"
+            "again with --f0 of data_pipelines.extract (imported unit text has neither durations nor f0), or "
+            "take a unit LM"
         )
     return units.with_interpolated_f0() if lm.prosody.interpolate_f0 else units, card
 

@@ -37,11 +37,17 @@ def _lm_config(config: ConfigDict) -> UnitLMConfig:
     return UnitLMConfig(**config.lm.to_dict())
 
 
-def run_pretraining(config: ConfigDict, workdir: str, import_units: ImportUnits | None) -> str:
+def run_pretraining(config: ConfigDict, workdir: str, import_units: ImportUnits | None, *, part: str = "") -> str:
     """Pretrain an LM and write it to WORKDIR/lm.
 
     With `config.lm.prosody` it is a multi-stream LM. A discrete one for which no f0_edges are given gets those between
     `config.pretrain.f0_bins` bins of the train sets' f0.
+
+    Args:
+      config: of the job.
+      workdir: may be absent.
+      import_units: as of `inputs.read_split`.
+      part: what messages put before a setting's name, "pretraining." where `config` is that part of another job's.
 
     Returns:
       The LM's directory.
@@ -50,7 +56,8 @@ def run_pretraining(config: ConfigDict, workdir: str, import_units: ImportUnits 
       ValueError: the records do not fit the LM or each other, or WORKDIR holds another run.
     """
     out = os.path.join(workdir, "lm")
-    refuse_another(workdir, config, {})
+    flag = "--config.lm" if part else "--workdir"
+    refuse_another(workdir, config, {}, flag)
     finished = whole(out, unit_lms.CONFIG_FILE)
     agree({f"{out} is there": finished})
     if finished:
@@ -72,15 +79,15 @@ def run_pretraining(config: ConfigDict, workdir: str, import_units: ImportUnits 
         made = made_by(card)
         if card.vocabulary != lm_config.num_units:
             raise ValueError(
-                f"{directory} holds {card.vocabulary} units, an LM of lm.vocab_size={lm_config.vocab_size} knows "
-                f"{lm_config.num_units}: set --config.lm.vocab_size={card.vocabulary + vocab.UNIT_OFFSET}"
+                f"{directory} holds {card.vocabulary} units, an LM of {part}lm.vocab_size={lm_config.vocab_size} "
+                f"knows {lm_config.num_units}: give --config.{part}lm.vocab_size={card.vocabulary + vocab.UNIT_OFFSET}"
             )
     sources = dict(inputs)
     if lm_config.prosody and lm_config.prosody.discrete and not lm_config.prosody.f0_edges:
         edges = prosody.f0_edges(np.concatenate([units.f0 for units in trains]), run.f0_bins)
         lm_config = dataclasses.replace(lm_config, prosody=dataclasses.replace(lm_config.prosody, f0_edges=edges))
         inputs["f0_edges"] = list(edges)
-    claim(workdir, config, inputs)
+    claim(workdir, config, inputs, flag)
     _log.info("%s of %s parameters", backbone(lm_config), f"{lm_config.num_params:,}")
     params, history = pretrain.pretrain(
         lm_config,
@@ -132,7 +139,7 @@ def make_absent_lm(config: ConfigDict, import_units: ImportUnits | None) -> None
     check(config.pretraining)
     prompting.check_lengths(config, _lm_config(config.pretraining), import_units)
     places.at(workdir).mkdir(parents=True, exist_ok=True)
-    run_pretraining(config.pretraining, workdir, import_units)
+    run_pretraining(config.pretraining, workdir, import_units, part="pretraining.")
 
 
 def _check_streams(config: ConfigDict) -> None:

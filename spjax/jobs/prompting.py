@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import multiprocessing
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from spjax import process
 from spjax.data import loader
 from spjax.data import plan as planning
 from spjax.data.records import Card
@@ -455,8 +455,7 @@ def _make_floors(tasks: Sequence[Taught]) -> None:
         ((taught, told),) = jobs
         write_json(_floor_path(taught), ngram_floor(*told))
     elif jobs:
-        spawn = multiprocessing.get_context("spawn")  # a fork would inherit JAX's locks
-        with concurrent.futures.ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1), spawn) as pool:
+        with process.worker_pool(min(len(jobs), os.cpu_count() or 1)) as pool:
             futures = {pool.submit(ngram_floor, *told, progress=False): taught for taught, told in jobs}
             made = concurrent.futures.as_completed(futures)
             for future in tqdm(made, desc="n-gram floors", total=len(futures), unit="task"):

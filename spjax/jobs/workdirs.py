@@ -23,13 +23,14 @@ _FREE = re.compile(
 _MADE = ("checkpoints", "results.json", "ngram_floor.json", "lm", "comparison.json")
 
 
-def refuse_another(workdir: str, config: ConfigDict, inputs: dict[str, Any]) -> None:
+def refuse_another(workdir: str, config: ConfigDict, inputs: dict[str, Any], flag: str = "--workdir") -> None:
     """Raise ValueError where WORKDIR holds what came of another config, other data or another LM.
 
     Args:
       workdir: may be absent.
       config: of the job that is to go on there.
       inputs: what identifies its data and LM, as far as known.
+      flag: by which the user gives another place.
     """
     path = os.path.join(workdir, "config.json")
     if not there(path) or not any(there(os.path.join(workdir, name)) for name in _MADE):
@@ -38,17 +39,17 @@ def refuse_another(workdir: str, config: ConfigDict, inputs: dict[str, Any]) -> 
     differing = [k for k in sorted(old.keys() & new.keys()) if old[k] != new[k] and not _FREE.fullmatch(k)]
     if differing:
         told = ", ".join(f"{key}={old[key]!r} (now {new[key]!r})" for key in differing)
-        raise ValueError(f"{workdir} holds a run with {told}: use another --workdir, or remove this one to start again")
+        raise ValueError(f"{workdir} holds a run with {told}: use another {flag}, or remove this one to start again")
 
 
-def claim(workdir: str, config: ConfigDict, inputs: dict[str, Any]) -> None:
+def claim(workdir: str, config: ConfigDict, inputs: dict[str, Any], flag: str = "--workdir") -> None:
     """Write WORKDIR/config.json: the config, what identifies data and LM, and the launch where there are several hosts.
 
     Raises:
       ValueError: as `refuse_another`; or several processes have different inputs, or do not share WORKDIR.
     """
     agree(inputs)
-    refuse_another(workdir, config, inputs)
+    refuse_another(workdir, config, inputs, flag)
     path = os.path.join(workdir, "config.json")
     content = {**config.to_dict(), "inputs": inputs}
     if jax.process_count() == 1:

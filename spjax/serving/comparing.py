@@ -72,7 +72,10 @@ def read_split(directory: str, split: str, predictor: SpeechPrompt, among: Seque
     if predictor.config.prosody is None:
         return Split(names, [found.units_of(i) for i in range(len(found))], found.classes)
     if found.streams is None:
-        raise ValueError(f"{directory} holds no f0, which a multi-stream LM wants: extract the recordings with --f0")
+        raise ValueError(
+            f"{directory} holds no f0, which a multi-stream LM wants: extract the recordings with --f0 of "
+            "data_pipelines.extract"
+        )
     parts = (np.split(flat, found.offsets[1:-1]) for flat in (found.units, *found.streams))
     return Split(names, [Encoded(*streams) for streams in zip(*parts, strict=True)], found.classes)
 

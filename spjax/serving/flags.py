@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from spjax.command_line import pack_place, place, place_or_none
 from spjax.serving.frozen import KINDS
 from spjax.serving.load import UnitLM
 from spjax.serving.predictor import SpeechPrompt
@@ -11,13 +12,15 @@ from spjax.serving.predictor import SpeechPrompt
 
 def add_predictor_flags(parser: argparse.ArgumentParser, speech: bool = True) -> None:
     """Flags of what `load_predictor` loads. `speech`: nothing but recordings is answered, so an encoder is required."""
-    parser.add_argument("--lm", required=True, help="directory of the unit LM that the packs were trained with")
-    parser.add_argument("--encoder", required=speech, help="mfcc, log_mel, or the directory of a HuBERT")
-    parser.add_argument("--kmeans", required=speech, help="directory of the encoder's k-means")
+    parser.add_argument(
+        "--lm", type=place, required=True, help="directory of the unit LM that the packs were trained with"
+    )
+    parser.add_argument("--encoder", type=place, required=speech, help="mfcc, log_mel, or the directory of a HuBERT")
+    parser.add_argument("--kmeans", type=place, required=speech, help="directory of the encoder's k-means")
     parser.add_argument("--layer", type=int, default=6, help="of a HuBERT (%(default)s)")
     parser.add_argument("--lowpass", type=float, metavar="HZ", help="of the encoder, if the packs were trained so")
     parser.add_argument(
-        "--packs", required=True, action="append", metavar="[NAME=]DIR",
+        "--packs", type=pack_place, required=True, action="append", metavar="[NAME=]DIR",
         help="a prompt pack, a bank, or a directory of them (a job's, say); may be given several times",
     )  # fmt: skip
     parser.add_argument(
@@ -26,7 +29,7 @@ def add_predictor_flags(parser: argparse.ArgumentParser, speech: bool = True) ->
     parser.add_argument("--max-units", type=int, default=1024, help="most units of an utterance (%(default)s)")
     parser.add_argument("--cut", action="store_true", help="answer for the beginning of longer ones")
     parser.add_argument(
-        "--compilation-cache", default="~/.cache/spjax/xla", metavar="DIR",
+        "--compilation-cache", default="~/.cache/spjax/xla", type=place_or_none, metavar="DIR",
         help="where compiled programs are kept; '' for nowhere (%(default)s)",
     )  # fmt: skip
 

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
+from spjax.compilation_cache import keep_programs
 from spjax.models.config import UnitLMConfig
 from spjax.serving import artefact, scoring
 from spjax.serving.frozen import narrow
@@ -241,8 +241,9 @@ class SpeechPrompt:
         if self.overlength == "cut" or self.max_units is None or units <= self.max_units:
             return None
         return ValueError(
-            f"{name} has {units} units, the limit is {self.max_units}: give a shorter one, raise max_units, or choose "
-            "overlength='cut' to be answered for its beginning"
+            f"{name} has {units} units, the limit is {self.max_units}: give a shorter one, or start with "
+            f"max_units={units} (--max-units={units}), or with overlength='cut' (--cut) to be answered for its "
+            "beginning"
         )
 
     def predict(
@@ -336,12 +337,6 @@ class SpeechPrompt:
         )  # fmt: skip
 
 
-def keep_programs(directory: str | os.PathLike[str]) -> None:
-    """Keep compiled programs in a directory, for this process and those to come."""
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
 def _several(audios: Any) -> Iterable[Any]:
     if isinstance(audios, str | os.PathLike | Audio):
         raise ValueError(f"{type(audios).__name__} is one utterance: give a list of them")
@@ -402,7 +397,7 @@ def _same_units(packs: Mapping[str, PromptPack], encoder: Encoder | None, config
     if encoder is None:
         return merged
     if encoder.kmeans is None:
-        raise ValueError(f"encoder {encoder.name} has no k-means, so it gives no units: give kmeans=DIRECTORY")
+        raise ValueError(f"encoder {encoder.name} has no k-means, so it gives no units: give kmeans=DIR (--kmeans=DIR)")
     ours = {"encoder": encoder.name, "layer": encoder.layer or 0, "kmeans": encoder.kmeans.id}
     way_out = "Give the encoder and k-means that it was trained with, or train a prompt on these units."
     for name, pack in packs.items():

@@ -10,17 +10,16 @@ import math
 import numbers
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
-from etils import epath
 
 from spjax.speech2unit import libav
 from spjax.speech2unit.containers import ContainerError, Examined, examine
 from spjax.speech2unit.framed import counted
+from spjax.storage import places
 
 SAMPLE_RATE = 16_000  # Hz, of every wave in the project
 MIN_SAMPLES = 400  # at SAMPLE_RATE: one frame of every encoder
@@ -81,7 +80,7 @@ def read_audio(path: str | os.PathLike[str], start: float = 0.0, duration: float
             f"{where}: a crop of {duration} s from {start} s is none. Give a start of 0 or more, and more than 0 s."
         )
     try:
-        place = epath.Path(where) if "://" in where else Path(where)
+        place = places.at(where)
         if not place.is_file():
             raise AudioError(_what_it_is(place, where))
         with place.open("rb") as file:

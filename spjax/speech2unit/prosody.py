@@ -222,6 +222,6 @@ def f0_edges(f0: np.ndarray, bins: int = 32) -> tuple[float, ...]:
     if not len(voiced):
         raise ValueError(
             f"none of {np.size(f0)} segments is voiced, so no bins of f0 can be fitted: give f0 of the train split, "
-            "extracted with --f0 from recordings of speech"
+            "extracted with --f0 of data_pipelines.extract from recordings of speech"
         )
     return tuple(np.maximum.accumulate(np.quantile(voiced, np.arange(1, bins) / bins)).tolist())

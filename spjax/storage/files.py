@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -17,6 +19,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
+from spjax import paths
 from spjax.storage import places
 from spjax.types import Params
 
@@ -204,12 +207,29 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
+def _naming_the_place(write: Callable[..., Any]) -> Any:
+    """A function that writes its first argument: an error of a temporary file beside that is raised of the place."""
+
+    @functools.wraps(write)
+    def named(place: epath.PathLike, *arguments: Any) -> Any:
+        try:
+            return write(place, *arguments)
+        except (OSError, safetensors.SafetensorError) as error:  # the latter where the disk is full, say
+            raise paths.unwritable(place, error) from error
+
+    return named
+
+
+@_naming_the_place
 def write_file(path: epath.PathLike, content: bytes) -> None:
     """Write a file whole or not at all: whoever reads it sees the old one or the new one.
 
     Args:
       path: here or in a bucket; its directory is made.
       content: of the file.
+
+    Raises:
+      OSError: it cannot be written; the message names `path`, not a temporary file.
     """
     final = places.at(path)
     if places.is_remote(path):
@@ -222,10 +242,12 @@ def write_file(path: epath.PathLike, content: bytes) -> None:
         _fsync(fresh)
         fresh.replace(final)
     except BaseException:
-        fresh.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # that of the write is the one to raise
+            fresh.unlink()
         raise
 
 
+@_naming_the_place
 def write_directory(directory: str | Path, writers: Mapping[str, Writer]) -> Path:
     """Writes a directory of files so that its name never shows a half-written one.
 
@@ -242,6 +264,7 @@ def write_directory(directory: str | Path, writers: Mapping[str, Writer]) -> Pat
 
     Raises:
       StorageError: the directory is there and holds other files, which replacing it would delete.
+      OSError: it cannot be written; the message names `directory`, not a temporary one.
     """
     final = places.at(directory) if places.is_remote(directory) else Path(directory).resolve()
     if final.exists():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,15 +16,20 @@ from typing import cast
 from etils import epath
 from tqdm import tqdm
 
-
-def is_remote(place: epath.PathLike) -> bool:
-    """Whether a place is in a bucket."""
-    return bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fspath(place)))
+from spjax.paths import given, is_remote
 
 
 def at(place: epath.PathLike) -> Path:
-    """A place as a path with the methods of pathlib's, whether it is here or in a bucket."""
-    return cast(Path, epath.Path(place)) if is_remote(place) else Path(place)
+    """A place as a path with the methods of pathlib's, whether it is here or in a bucket.
+
+    Raises:
+      ValueError: as `given`; but `~` and file:// are left as they are.
+    """
+    if is_remote(place):
+        if given(place) != os.fspath(place):
+            raise ValueError(f"{os.fspath(place)} is a URL: give the path {given(place)}")
+        return cast(Path, epath.Path(place))
+    return Path(place)
 
 
 def absolute(place: epath.PathLike) -> str:

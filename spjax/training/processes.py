@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -21,6 +22,31 @@ _LAST = 3.0  # process 0, whose end is everyone's, leaves so many seconds after 
 # What a collective, a barrier or the coordination service says where another process is gone; but the first two, only
 # in errors of JAX: a bucket's or another service's connections are reset as well.
 _GONE = ("Gloo", "oordination service", "Connection closed by peer", "Connection reset", "heartbeat", "Barrier")
+
+
+def check(
+    coordinator: str | None, processes: int, process_id: int | None
+) -> tuple[str | None, int | None, int | None] | None:
+    """The arguments of `joined` for the flags of those names; None for a process alone.
+
+    Raises:
+      ValueError: flags that do not go together.
+    """
+    coordinator = coordinator or None
+    auto = coordinator == "auto"
+    if processes > 1 and not coordinator:
+        raise ValueError(f"--processes={processes} need --coordinator=HOST:PORT, where process 0 listens")
+    if processes == 1 and coordinator and not auto:
+        raise ValueError(f"--coordinator={coordinator} needs --processes, how many there are, and --process_id")
+    if processes > 1 and process_id is None and not auto:
+        raise ValueError(f"--processes={processes} need --process_id, another number from 0 on for each")
+    if (process_id or 0) >= processes:
+        raise ValueError(f"--process_id={process_id} must lie below --processes={processes}")
+    if coordinator and not auto and not re.fullmatch(r".+:[1-9]\d{0,4}", coordinator):
+        raise ValueError(f"--coordinator={coordinator} must be HOST:PORT, such as 10.0.0.2:8476, or auto")
+    if not coordinator:
+        return None
+    return (None, None, None) if auto else (coordinator, processes, process_id)
 
 
 @contextlib.contextmanager
@@ -82,9 +108,9 @@ def joined(
     try:
         yield
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):  # a second Ctrl-C, for which nobody else waits
+            _end("", status=130)
         if isinstance(error, SystemExit) and isinstance(error.code, int | None):
-            if isinstance(error.__context__, KeyboardInterrupt):  # a second Ctrl-C, for which nobody else waits
-                _end("", status=130)
             raise
         if gone := _lost(error):
             told = (

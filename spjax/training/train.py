@@ -85,8 +85,8 @@ class TrainConfig:
             raise ValueError(f"train: sampling is {self.sampling}, must lie in [0, 1]")
         if self.select == "last" and self.patience:
             raise ValueError(
-                f"train: patience is {self.patience}, but with select='last' no epoch is better than the next: choose "
-                "select='metric' or 'loss', or patience=0"
+                f"train: patience is {self.patience}, but with select='last' no epoch is better than the next: give "
+                "--config.train.select=metric, --config.train.select=loss or --config.train.patience=0"
             )
         if self.profile < 0:
             raise ValueError(f"train: profile is {self.profile}, must not be negative (0 writes none)")

@@ -166,8 +166,11 @@ def test_evaluation_order_and_subsets() -> None:
     [
         ({"lengths": [4, 30]}, "utterance 1 has 30 units, outside 1..24"),
         ({"lengths": [4, 0]}, "utterance 1 has 0 units"),
-        ({"max_tokens": 150}, "bucket 24 takes at least row_multiple=8 rows, 192 tokens: raise .*max_tokens=150"),
-        ({"max_rows": 4}, "raise max_rows=4"),
+        (
+            {"max_tokens": 150},
+            "bucket 24 takes at least row_multiple=8 rows, 192 tokens, .*give --config.train.max_tokens=192",
+        ),
+        ({"max_rows": 4}, "give --config.train.max_rows=8"),
         ({"ids": [0, 0]}, "different numbers in 0..1"),
         ({"ids": [2]}, "different numbers in 0..1"),
         ({"buckets": (24, 8)}, "ascending buckets"),

@@ -137,7 +137,7 @@ def test_long_utterances_are_refused_or_cut(plain: spjax.UnitLM):
     own = {"mood": world.packs(plain)["mood"]}
     units = world.utterances(plain, (5, 20))
     with pytest.raises(
-        ValueError, match=r"utterance 1 has 20 units, the limit is 8: give a shorter one, raise max_units"
+        ValueError, match=r"utterance 1 has 20 units, the limit is 8: give a shorter one, or start with max_units=20"
     ):
         SpeechPrompt.load(plain, None, own, max_units=8).predict_units(units)
     cut = SpeechPrompt.load(plain, None, own, max_units=8, overlength="cut").predict_units(units)

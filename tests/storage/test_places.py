@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spjax import paths
+from spjax.compilation_cache import keep_programs
 from spjax.storage import files, places
 
 PARTS = st.lists(
@@ -44,6 +47,91 @@ def test_places_here_ask_no_bucket():
 def test_other_schemes_are_refused(root: str):
     with pytest.raises(ValueError, match="is no bucket of Cloud Storage: give gs://BUCKET/PATH"):
         places.check_buckets([root])
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("runs/fsc", "runs/fsc"),
+        ("/data/a b.wav", "/data/a b.wav"),
+        ("gs://bucket/x", "gs://bucket/x"),
+        ("a:b/c", "a:b/c"),
+        ("12:30/x.wav", "12:30/x.wav"),
+        ("name:/x", "name:/x"),
+        ("file:///data/a%20b.wav", "/data/a b.wav"),
+        ("file://localhost/data/x", "/data/x"),
+        ("file:/data/x", "/data/x"),
+        ("~", os.path.expanduser("~")),
+        ("~/x", os.path.expanduser("~/x")),
+    ],
+)
+def test_paths_are_taken_as_they_are_meant(text: str, path: str):
+    assert paths.given(text) == path
+
+
+def test_a_file_that_is_there_is_taken_whatever_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("C:\\x.wav", "~", "https:"):
+        Path(name).touch()
+        assert paths.given(name) == name
+    with pytest.raises(ValueError, match="which is not read or written"):
+        paths.given("https://x")
+
+
+@pytest.mark.parametrize("url", ["https://host/x", "s3://bucket/x", "HTTPS://host/x", "ftp://host/x", "file:///x"])
+def test_python_callers_are_told_of_urls_too(url: str):
+    """A sentence from every public function that takes a path."""
+    import spjax
+
+    for call in (
+        lambda: spjax.load_unit_lm(url),
+        lambda: spjax.load_prompt(url),
+        lambda: spjax.load_encoder(url),
+        lambda: spjax.load_encoder("mfcc", url),
+        lambda: spjax.encode(url, spjax.load_encoder("mfcc")),
+        lambda: spjax.SpeechPrompt.load("lm", None, url),
+        lambda: spjax.PromptPack.load(url),
+    ):
+        with pytest.raises(ValueError, match=r"address, which is not read or written|is a URL: give the path /x"):
+            call()
+
+
+def test_a_file_cut_off_by_a_full_disk_is_named_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whatever the system refuses, the message names the place that was asked for, not a temporary file in it."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / ".temporary"))
+
+    monkeypatch.setattr(os, "fsync", full)
+    for write in (
+        lambda place: files.write_file(place, b"content"),
+        lambda place: files.write_directory(place, {"card.json": files.json_writer({})}),
+    ):
+        with pytest.raises(OSError, match=rf"^{tmp_path}/out cannot be written \(No space left on device\): choose"):
+            write(tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("place", ["file/out", "file/deep/down", "/proc/out"])
+def test_a_place_below_a_file_or_on_a_system_that_takes_nothing_is_named(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    for write in (paths.to_write, lambda place: files.write_file(place, b"x"), lambda p: files.write_directory(p, {})):
+        with pytest.raises(OSError, match=f"{place} cannot be written"):
+            write(place)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_programs_that_cannot_be_kept_only_warn(tmp_path: Path):
+    import jax
+
+    before = jax.config.values["jax_compilation_cache_dir"]
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match=r"compiled programs are not kept: .*/file/xla cannot be written"):
+        keep_programs(tmp_path / "file" / "xla")
+    assert jax.config.values["jax_compilation_cache_dir"] == before
 
 
 def test_other_errors_pass_unchanged():

@@ -1,0 +1,149 @@
+"""The flags of `spjax.main` as absl and ml_collections parse them; whatever is wrong with them is one sentence."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import itertools
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from spjax import paths
+from spjax.command_line import nearest
+
+flags.disclaim_key_flags()  # those defined by `define_path` are its caller's
+_SHIPPED = Path(__file__).resolve().parents[1] / "configs"
+_NO_EXPERIMENTS = ("__init__", "defaults")
+
+
+def parse_flags(argv: Sequence[str], module: str) -> list[str]:
+    """Parse the command line, for `absl.app.run`; `--help` needs no config, and exits with 0.
+
+    Args:
+      argv: with the program's name.
+      module: the one that defines the flags: `--config` and others.
+
+    Raises:
+      SystemExit: 2 after a sentence, for what is wrong with a flag or the config file.
+    """
+    values = flags.FLAGS
+    for word in argv[1:]:
+        if re.fullmatch("--?(h|help|helpshort|helpfull)", word):
+            print(f"{sys.modules[module].__doc__}\n")
+            print(values.get_help() if word.endswith("full") else values.module_help(sys.modules[module]))
+            sys.exit(0)
+    files = list(_config_files(argv))
+    known = [f"--{flag.name}" for flag in values.get_key_flags_for_module(module)]
+    for word in argv[1:]:  # before the config is read, whose errors would come first
+        name = re.match(r"--?(no)?([A-Za-z]\w*)(?==|$)", word)
+        if name and name[2] not in values and f"{name[1] or ''}{name[2]}" not in values:
+            _refuse(f"unknown flag {name[0]}{nearest(f'--{name[2]}', known)}")
+    if not files:
+        _refuse(f"no --config: give --config=FILE; {_listed(_experiments('configs'))}")
+    for file in files:
+        _check_file(file)
+    try:
+        rest = values(argv)
+        found = values["config"].value
+    except flags.Error as error:  # what a config file says of its options comes as the end of a traceback
+        _refuse(str(error).strip().splitlines()[-1].removeprefix("ValueError: "))
+    except (AttributeError, KeyError) as error:  # a --config.NAME that the config file does not have
+        reason = error.args[0] if error.args else error
+        text = reason.args[0] if isinstance(reason, KeyError) else str(reason)
+        _refuse(f"the config has no {': '.join(str(text).splitlines())}")
+    except Exception as error:  # of the config file's own code
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+        line = f", line {frames[-1].lineno}" if frames else ""
+        _refuse(f"{files[-1]}{line}: {type(error).__name__}: {error}")
+    if not isinstance(found, ConfigDict):
+        _refuse(f"{files[-1]}: get_config() returns a {type(found).__name__}, must return a ConfigDict")
+    if len(rest) > 1:
+        _refuse(f"unexpected {rest[1]!r}: every argument is a --flag=value")
+    return list(rest)
+
+
+class _PathParser(flags.ArgumentParser):
+    def __init__(self, check: Callable[[str], str]) -> None:
+        self._check = check
+
+    def parse(self, argument: str) -> str:
+        try:
+            return self._check(argument)
+        except OSError as error:
+            raise ValueError(str(error)) from error
+
+
+def define_path(
+    name: str, check: Callable[[str], str], text: str, default: str | None = None
+) -> flags.FlagHolder[str | None]:
+    """Define a flag whose value is a path, which `check` returns or refuses by a ValueError or OSError."""
+    return flags.DEFINE(_PathParser(check), name, default, text, serializer=flags.ArgumentSerializer())
+
+
+def default_workdir() -> str:
+    """runs/CONFIG or runs/CONFIG_BACKBONE for the value of `--config`."""
+    file, _, options = str(config_flags.get_config_filename(flags.FLAGS["config"])).partition(":")
+    return os.path.join("runs", "_".join((Path(file).stem, *re.findall(r"=(\w+)", options))))
+
+
+def _refuse(text: str) -> NoReturn:
+    print(f"error: {text}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _config_files(argv: Sequence[str]) -> Iterator[str]:
+    """Values of `--config`, without the options behind a colon."""
+    for word, following in itertools.pairwise([*argv[1:], ""]):
+        if found := re.fullmatch(r"--?config(=(.*))?", word, re.DOTALL):
+            value = found[2] if found[1] else following
+            yield value if paths.is_remote(value) else value.partition(":")[0]
+
+
+def _experiments(folder: str) -> list[Path]:
+    """The config files of a folder, or ours where it has none."""
+    found = [path for path in sorted(Path(folder).glob("*.py")) if path.stem not in _NO_EXPERIMENTS]
+    return found if found or Path(folder) == _SHIPPED else _experiments(str(_SHIPPED))
+
+
+def _listed(experiments: Sequence[Path]) -> str:
+    return f"{experiments[0].parent} holds {', '.join(path.name for path in experiments)}" if experiments else ""
+
+
+def _check_file(file: str) -> None:
+    """Refuse, with what there is, a file that is not there or no config."""
+    try:
+        path = Path(paths.given(file))
+    except ValueError as error:
+        _refuse(f"--config: {error}")
+    experiments = _experiments(os.path.dirname(file) or "configs")
+    if not path.is_file():
+        close = difflib.get_close_matches(path.stem, [one.stem for one in experiments], n=1)
+        meant = [f"did you mean {one}? " for one in experiments if one.stem in close]
+        what = "is a directory" if path.is_dir() else "does not exist"
+        _refuse(f"--config={file} {what}: {''.join(meant)}{_listed(experiments)}")
+    try:
+        tree = ast.parse(path.read_bytes(), file)
+    except SyntaxError as error:
+        _refuse(
+            f"--config={file}{f', line {error.lineno}' if error.lineno else ''}: {error.msg}: this is no Python file"
+        )
+    except (ValueError, OSError) as error:  # the former of null bytes before Python 3.12
+        _refuse(f"--config={file}: {error}: this is no Python file")
+    names = {name for node in tree.body for name in _bound(node)}
+    if "get_config" not in names:
+        _refuse(f"--config={file} has no get_config(), which makes the config: {_listed(experiments)}")
+
+
+def _bound(node: ast.stmt) -> set[str]:
+    """Names that a statement of a module may bind."""
+    names = {getattr(one, "asname", None) or one.name for one in ast.walk(node) if isinstance(one, ast.alias)}
+    names |= {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+    return names | {getattr(node, "name", "")}

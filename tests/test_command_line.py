@@ -1,0 +1,154 @@
+"""The flags of every command: help, unknown ones, and paths that are URLs or places that cannot be written."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spjax import command_line
+from spjax.command_line import Parser
+
+ROOT = Path(__file__).resolve().parents[1]
+INPUTS = (
+    command_line.place,
+    command_line.place_or_none,
+    command_line.path,
+    command_line.local_path,
+    command_line.pack_place,
+)
+OUTPUTS = (command_line.output, command_line.output_file, command_line.output_path, command_line.local_output)
+
+
+def commands() -> list[str]:
+    """Modules that `python -m` runs, but `spjax.main`, whose flags are absl's."""
+    paths = [path for folder in ("spjax", "data_pipelines") for path in sorted((ROOT / folder).rglob("*.py"))]
+    names = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in paths
+        if "\n    process.run(" in path.read_text()
+    ]
+    return [name for name in names if name != "spjax.main"]
+
+
+class _Parsed(Exception):  # noqa: N818 - no error
+    pass
+
+
+def parsers(command: str) -> dict[tuple[str, ...], Parser]:
+    """The parsers of a command: its own, or those of its subcommands by the words that choose them."""
+    found: list[Parser] = []
+
+    def seen(self: Parser, *_: object) -> Any:
+        found.append(self)
+        raise _Parsed
+
+    main = importlib.import_module(command).main
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Parser, "parse_args", seen)
+        with pytest.raises(_Parsed):
+            main([])
+    (parser,) = found
+    below = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    return {(name,): sub for action in below for name, sub in action.choices.items()} or {(): parser}
+
+
+def refused(command: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The sentence that a command line is refused with, before anything is done."""
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(command).main(words)
+    printed = capsys.readouterr()
+    assert end.value.code == 2
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.mark.parametrize("command", commands())
+def test_help_ends_well(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in parsers(command):
+        for flag in ("--help", "--helpfull", "-h"):
+            with pytest.raises(SystemExit) as end:
+                importlib.import_module(command).main([*words, flag])
+            assert end.value.code == 0
+            assert f"usage: python -m {command.removesuffix('.__main__')}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_misspelt_flag_is_answered_with_the_right_one(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before the flags that are missing, of which it may be one; shortened ones are unknown too."""
+    for words, parser in parsers(command).items():
+        flags = [f for f in parser._option_string_actions if f.startswith("--") and f not in ("--help", "--helpfull")]
+        for flag in flags:
+            for typo in (f"{flag[:-2]}{flag[-1]}{flag[-2]}x", f"{flag}s"):
+                assert f"unknown flag {typo}: did you mean --" in refused(command, [*words, f"{typo}=1"], capsys)
+    assert "unknown flag --zzzzzz: see --help" in refused(command, [*words, "--zzzzzz"], capsys)
+
+
+BAD = {
+    "https://host/a.wav": "https:// address, which is not read or written",
+    "http://host/a": "http:// address",
+    "HTTPS://host/a": "https:// address",
+    "https:/host/a": "https:// address",
+    "s3://bucket/key": "give their path or gs://BUCKET/PATH",
+    "hdfs://host/x": "hdfs:// address",
+    "file://host/a": "names a file of another machine",
+    "gs:/bucket/x": "write gs://BUCKET/PATH",
+    "GS://bucket/x": "write gs://BUCKET/PATH",
+    "gs://": "write gs://BUCKET/PATH",
+    "C:\\data\\a.wav": "is a path of Windows",
+    "": "is no path",
+    "  ": "is no path",
+}
+
+
+@pytest.mark.parametrize("command", commands())
+def test_urls_are_refused_wherever_a_path_is_taken(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By every flag and argument whose help or name speaks of a file or directory, and nothing is made of one."""
+    monkeypatch.chdir(tmp_path)
+    sound = re.compile(r"\b(PATH|DIR|FILE|CSV|SRC|OUT|BANK|PACK|RECORDS|LM|FOLDER)\b|directory|folder|\bfile\b")
+    for words, parser in parsers(command).items():
+        before: list[str] = list(words)
+        for action in parser._actions:
+            path = action.type in (*INPUTS, *OUTPUTS)
+            named = f"{action.metavar or ''} {action.help or ''}"
+            if not path:
+                other = action.nargs == 0 or action.choices or action.type in (int, float) or action.dest == "name"
+                assert other or not sound.search(named), f"{action.dest} is a path"
+                before += [] if action.option_strings else ["x"]
+                continue
+            for bad, why in BAD.items():
+                given = [f"{action.option_strings[0]}={bad}"] if action.option_strings else [bad]
+                if bad or action.type is not command_line.place_or_none:
+                    assert why in refused(command, [*before, *given], capsys)
+            before += [] if action.option_strings else [str(tmp_path)]
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_place_that_cannot_be_written_is_named_before_any_work(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Below a file, which binds root too, and where the system takes nothing; nothing is left there."""
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    places = ["file/out", *(["/proc/out"] if Path("/proc/self").exists() else [])]
+    for words, parser in parsers(command).items():
+        before: list[str] = list(words)
+        for action in parser._actions:
+            for place in places if action.type in OUTPUTS else ():
+                given = [f"{action.option_strings[0]}={place}"] if action.option_strings else [place]
+                line = refused(command, [*before, *given], capsys)
+                assert f"{place} cannot be written (" in line
+                assert "choose another place" in line
+                assert ".spjax-" not in line
+            before += [] if action.option_strings else ["file"]
+    assert os.listdir(tmp_path) == ["file"]

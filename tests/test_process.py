@@ -1,0 +1,150 @@
+"""Ctrl-C: whenever it comes, a command ends with status 130 and without a traceback, and so do its processes.
+
+The moment is an import, or the start of a process, seen by code that runs in the command's own process: no test waits.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FSC = f"--config={ROOT}/configs/fsc.py"
+SERVING = ("--lm=lm", "--packs=packs", "--encoder=mfcc", "--kmeans=kmeans")
+
+# Python imports this by itself at its start. AT: a module, "start" of an interpreter that takes
+# the place of one, or "child" of a pool.
+HOOK = """
+import os, signal, sys
+AT, GROUP = os.environ["INTERRUPT_AT"], "INTERRUPT_GROUP" in os.environ
+sent = []
+def send():
+    if not sent:
+        sent.append(True)
+        os.write(2, b"SENT\\n")
+        (os.killpg(0, signal.SIGINT) if GROUP else os.kill(os.getpid(), signal.SIGINT))
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == AT:
+            send()
+sys.meta_path.insert(0, Finder())
+if AT == "start" and "GLIBC_TUNABLES" in os.environ or AT == "child" and "--multiprocessing-fork" in sys.orig_argv:
+    send()
+"""
+
+
+def interrupted(
+    folder: Path, words: list[str], at: str, *, ignored: bool = False, group: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """`python WORDS` in a folder, sent SIGINT at a moment; `group`: its processes too, as a terminal does."""
+    (folder / "hook").mkdir(exist_ok=True)
+    (folder / "hook" / "sitecustomize.py").write_text(HOOK)
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    environment |= {"PYTHONPATH": f"{folder / 'hook'}:{ROOT}:{folder}", "INTERRUPT_AT": at, "JAX_PLATFORMS": "cpu"}
+    if group:
+        environment["INTERRUPT_GROUP"] = "1"
+    trap = "trap '' INT; " if ignored else ""
+    script = ["bash", "-c", f'{trap}exec "$@"', "bash", sys.executable, *words]
+    return subprocess.run(
+        script, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def _assert_ended(done: subprocess.CompletedProcess[str]) -> None:
+    printed = done.stdout + done.stderr
+    assert "SENT" in printed, printed
+    assert done.returncode == 130, printed
+    for sign in ("Traceback", "KeyboardInterrupt", "Exception ignored"):
+        assert sign not in printed
+
+
+@pytest.mark.parametrize(
+    ("command", "at"),
+    [
+        ("spjax.main", "spjax.huge_pages"),
+        ("spjax.main", "start"),  # the second interpreter, before anything of ours runs in it
+        ("spjax.main", "ml_collections"),
+        (f"spjax.main {FSC}", "configs.defaults"),
+        (f"spjax.main {FSC}", "spjax.jobs.pretraining"),
+        (f"spjax.predict {' '.join(SERVING)} a.wav", "spjax.serving.predictor"),
+        (f"spjax.serve {' '.join(SERVING)}", "start"),
+        (f"spjax.serve {' '.join(SERVING)}", "spjax.serving.api"),
+        ("spjax.packs show packs", "numpy"),
+        ("spjax.fetch km100 --out=out", "spjax.convert"),
+        ("spjax.inside --lm=lm --packs=packs --out=out", "jax"),
+        ("spjax.convert unit_lm a.pt out", "numpy"),
+        ("spjax.evaluation.ngram --data=records", "spjax.data.records"),
+        ("data_pipelines.extract --task=fsc --raw=. --out=out --encoder=mfcc --clusters=3", "data_pipelines.builders"),
+        ("data_pipelines.fit_kmeans --task=fsc --raw=. --out=out --encoder=mfcc", "numpy"),
+        ("data_pipelines.synthesize --out=out", "data_pipelines.espeak"),
+        ("data_pipelines.import_units --task=fsc --src=. --out=out", "spjax.data.tfrecords"),
+        ("data_pipelines.leaks --task=fsc --raw=.", "data_pipelines.builders.fsc"),
+        ("data_pipelines.job_service --port=0", "spjax.command_line"),
+        ("data_pipelines.worker_pool --port=0", "argparse"),
+    ],
+)
+def test_a_command_ends_at_once_whatever_it_imports(tmp_path: Path, command: str, at: str) -> None:
+    """As of `command &` in a script, which has SIGINT ignored."""
+    _assert_ended(interrupted(tmp_path, ["-m", *command.split()], at, ignored=True))
+
+
+def test_it_ends_as_well_where_nothing_was_ignored(tmp_path: Path) -> None:
+    _assert_ended(interrupted(tmp_path, ["-m", "spjax.packs", "show", "packs"], "numpy"))
+
+
+def test_it_ends_while_a_program_is_compiled(tmp_path: Path) -> None:
+    """JAX reports that a program was compiled: in the middle of the call that needs it."""
+    (tmp_path / "compiles.py").write_text(
+        "import os, signal, jax\n"
+        "def main():\n"
+        "    def listen(event, *_, **__):\n"
+        "        if 'compile' in event:\n"
+        "            os.write(2, b'SENT\\n')\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "    jax.monitoring.register_event_duration_secs_listener(listen)\n"
+        "    print(jax.jit(lambda x: x + 1)(1))\n"
+    )
+    done = interrupted(tmp_path, ["-c", "from spjax import process; process.run('compiles')"], "nothing")
+    _assert_ended(done)
+    assert done.stdout == ""
+
+
+POOL = """
+import os, signal, time
+from spjax import process
+
+def work(folder):
+    open(os.path.join(folder, str(os.getpid())), "w").close()
+    os.write(2, b"SENT\\n")
+    os.killpg(0, signal.SIGINT)
+    time.sleep(600)
+
+def main():
+    with process.worker_pool(2) as pool:
+        pool.submit(work, os.path.abspath("pids")).result()
+"""
+
+
+@pytest.mark.parametrize("at", ["nothing", "child"], ids=["in work", "at the start of a worker"])
+def test_the_processes_of_a_pool_end_with_it_and_say_nothing(tmp_path: Path, at: str) -> None:
+    """A terminal sends SIGINT to them too; whoever waits in the pool would wait for ten minutes."""
+    (tmp_path / "pids").mkdir()
+    (tmp_path / "pooled.py").write_text(POOL)
+    script = "from spjax import process\nif __name__ == '__main__': process.run('pooled')\n"
+    (tmp_path / "start.py").write_text(script)
+    _assert_ended(interrupted(tmp_path, ["start.py"], at, group=True))
+    for path in (tmp_path / "pids").iterdir():
+        state = Path(f"/proc/{path.name}/stat")
+        assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] in "ZX"
+
+
+def test_results_of_a_pool_come_back(tmp_path: Path) -> None:
+    from spjax import process
+
+    with process.worker_pool(1) as pool:
+        assert pool.submit(abs, -3).result() == 3
