@@ -207,8 +207,8 @@ def import_hubert(source: str | Path, given: Mapping[str, Any] | None = None) ->
     if path.is_dir():
         path = _weights_of(path)
     if path.suffix in (".safetensors", ".bin"):
-        dialect, tensors = HUGGING_FACE, _without_prefix(path, _read_tensors(path))
-        options = Options(path, _read_options(path.with_name("config.json")), given)
+        dialect, options = HUGGING_FACE, Options(path, _read_options(path.with_name("config.json")), given)
+        tensors = _without_prefix(path, _read_tensors(path))
         notes: list[str] = []
     else:
         checkpoint = read_checkpoint(path, given)

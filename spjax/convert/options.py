@@ -158,7 +158,7 @@ class Options:
         Raises:
           ConvertError: with the flags that say what is missing.
         """
-        missing = [name for name in needed if name not in self]
+        missing = [name for name in needed if self.get(name) is None]
         if missing:
             flags = " ".join(
                 f"--heads={needed[name]}" if name.endswith("attention_heads") else f"--option={name}={needed[name]}"

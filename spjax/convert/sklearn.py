@@ -157,8 +157,6 @@ def _model(path: Path) -> tuple[np.ndarray | PickledArray | None, str]:
         raise ConvertError(
             f"{path} cannot be read: its compressed stream is damaged ({error}). {suggestion}"
         ) from error
-    if isinstance(model, PickledArray):
-        model = model.numpy()
     if isinstance(model, np.ndarray):
         return model, "an array"
     known = isinstance(model, Inert) and model.name.startswith("sklearn.cluster.")
@@ -178,7 +176,7 @@ def _centroids(path: Path, centers: Any) -> np.ndarray:
     floats = array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
     if array.ndim != 2 or 0 in array.shape or not floats:
         raise ConvertError(
-            f"{path}: its centroids are {array.dtype} {list(array.shape)}, must be floats [clusters, D]."
+            f"{path}: its centroids are {array.dtype} {list(array.shape)}, must be floats [C, D]."
         )
     with np.errstate(over="ignore"):  # is infinite then, and refused
         array = np.ascontiguousarray(array, np.float32)  # those of float64 models are rounded

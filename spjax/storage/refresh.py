@@ -21,7 +21,7 @@ def _bank(path: Path, described: dict[str, Any]) -> dict[str, Any]:
 
 def _unit_lm(path: Path, described: dict[str, Any]) -> dict[str, Any]:
     unit_lms.read_unit_lm(path.parent)
-    return _sealed({"prosody": None, **described}, unit_lms)
+    return _sealed(described, unit_lms)
 
 
 def _hubert(path: Path, described: dict[str, Any]) -> dict[str, Any]:

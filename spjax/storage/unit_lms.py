@@ -95,7 +95,7 @@ def save_unit_lm(
         "format": FORMAT,
         "version": VERSION,
         **{name: getattr(config, name) for name in SIZES},
-        "prosody": None if config.prosody is None else dataclasses.asdict(config.prosody),
+        **({} if config.prosody is None else {"prosody": dataclasses.asdict(config.prosody)}),
         "hash": identity,
         "parameters": config.num_params,
         "provenance": dict(card or {}),
@@ -131,9 +131,9 @@ def read_unit_lm(directory: str | Path) -> tuple[UnitLMConfig, Params, dict[str,
     path = directory / CONFIG_FILE
     described = files.read_json(path, FORMAT, VERSION)
     way_out = "Take it from its source again."
-    more = () if described["version"] == 1 else ("prosody",)
-    sealed = (files.SEAL,) if described["version"] >= VERSION else ()
-    files.check_keys(described, (*SIZES, *more, *sealed, "hash"), ("parameters", "provenance"), path, way_out)
+    more = {1: (), 2: ("prosody",)}.get(described["version"], (files.SEAL,))
+    optional = ("parameters", "provenance", *(("prosody",) if described["version"] >= VERSION else ()))
+    files.check_keys(described, (*SIZES, *more, "hash"), optional, path, way_out)
     sizes = {name: described[name] for name in SIZES}
     try:
         if any(type(value) is not int for value in sizes.values()):  # true would pass for 1

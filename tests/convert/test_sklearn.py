@@ -137,7 +137,7 @@ def test_other_contents_are_refused(tmp_path: Path, value, message):
     ("centers", "message"),
     [
         (np.full((2, 2), np.nan), "NaN"),
-        (np.zeros(3), r"\[3\], must be numbers \[C, D\]"),
+        (np.zeros(3), r"\[3\], must be floats \[C, D\]"),
         (np.zeros((2, 2), np.int64), "int64"),
         (np.zeros((0, 2)), r"\[0, 2\]"),
         (np.array([[object()]]), "plain numbers"),
