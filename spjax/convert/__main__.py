@@ -13,7 +13,7 @@ from spjax.convert import ConvertError, fairseq, hubert, pgslm, sklearn
 from spjax.convert.checkpoint import Checkpoint, read_checkpoint
 from spjax.convert.options import parse
 from spjax.models.config import UnitLMConfig
-from spjax.storage import StorageError, read_unit_lm, save_hubert, save_kmeans, save_pack, save_unit_lm
+from spjax.storage import StorageError, kinds, read_unit_lm, save_hubert, save_kmeans, save_pack, save_unit_lm
 from spjax.tasks import TASKS
 from spjax.types import Params
 
@@ -231,6 +231,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if os.path.lexists(options.out) and not options.force:
             raise ConvertError(f"{options.out} exists. Choose another directory, or replace it with --force.")
+        what, todo = kinds.describe(options.source) if options.source.is_dir() else ("", "")
+        if options.source.is_dir() and (options.job != "hubert" or kinds.ours(options.source)):
+            todo = "It needs no import." if kinds.ours(options.source) else todo or "Give the file."
+            raise ConvertError(f"{options.source} is {what or 'a directory'}, not a file to import. {todo}")
         imports = {
             "unit_lm": _import_unit_lm,
             "pgslm": _import_pgslm,

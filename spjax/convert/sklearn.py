@@ -104,6 +104,8 @@ def _read(path: Path) -> Any:
         if start.startswith(b"\x93NUMPY"):
             file.seek(0)
             return _read_npy(file, path.stat().st_size)
+        if start.startswith(b"PK\x03\x04") and path.suffix == ".npz":
+            raise ConvertError("it is a .npz archive: save its array of centroids alone with numpy.save")
         if start.startswith(b"PK\x03\x04") or _LEGACY_TORCH in start:
             return _read_torch(path)
         if start[8:10] == b'{"':
@@ -152,6 +154,8 @@ def _model(path: Path) -> tuple[np.ndarray | PickledArray | None, str]:
     except OSError as error:
         raise ConvertError(f"{path} cannot be read: {error.strerror or error}") from error
     except ConvertError as error:
+        if str(error).startswith(f"{path} "):  # of the reader of torch's files, which names it
+            raise
         raise ConvertError(f"{path} cannot be read: {error}. {suggestion}") from error
     except (zlib.error, lzma.LZMAError, EOFError, ValueError, MemoryError) as error:
         raise ConvertError(
@@ -175,9 +179,7 @@ def _centroids(path: Path, centers: Any) -> np.ndarray:
     array = centers.numpy() if isinstance(centers, PickledArray) else centers
     floats = array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
     if array.ndim != 2 or 0 in array.shape or not floats:
-        raise ConvertError(
-            f"{path}: its centroids are {array.dtype} {list(array.shape)}, must be floats [C, D]."
-        )
+        raise ConvertError(f"{path}: its centroids are {array.dtype} {list(array.shape)}, must be floats [C, D].")
     with np.errstate(over="ignore"):  # is infinite then, and refused
         array = np.ascontiguousarray(array, np.float32)  # those of float64 models are rounded
     if not np.isfinite(array).all():

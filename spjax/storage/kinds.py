@@ -90,6 +90,11 @@ def _format(path: Path) -> tuple[str | None, dict[str, Any]]:
     return found if isinstance(found, str) else None, value
 
 
+def ours(place: Path) -> bool:
+    """Whether a directory is one that spjax wrote."""
+    return any(_format(place / name)[0] in _OURS for name in ("card.json", "bank.json", "config.json"))
+
+
 def describe(place: Path) -> tuple[str, str]:
     """(what a path is, what to do with it); ("", "") where nothing is known of it."""
     if place.is_file():
