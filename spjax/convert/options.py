@@ -45,11 +45,11 @@ def _fields(value: Any) -> Any:
     return value
 
 
-def _reached(root: Any, path: str) -> Any:
+def _reached(root: Any, path: str, otherwise: Any) -> Any:
     for name in path.split("."):
         root = _fields(root)
         if not isinstance(root, dict) or name not in root:
-            return None
+            return otherwise
         root = root[name]
     return root
 
@@ -57,7 +57,8 @@ def _reached(root: Any, path: str) -> Any:
 def plain(value: Any, root: Any) -> Any:
     """Containers and nodes of OmegaConf, Namespaces and dataclasses as dicts, lists and plain values.
 
-    `${a.b}` is looked up from `root`; what is missing (`???`) is left out; anything else stays as it was pickled.
+    `${a.b}` is looked up from `root`, and stays as it is where that leads nowhere; what is missing (`???`) is left out;
+    anything else stays as it was pickled.
 
     Raises:
       ConvertError: containers that contain themselves, or nest deep.
@@ -69,7 +70,8 @@ def plain(value: Any, root: Any) -> Any:
             raise ConvertError("its options nest without end")
         opened = _fields(value)
         if isinstance(opened, str) and (reference := _REFERENCE.fullmatch(opened)):
-            return walk(_reached(root, reference[1]), depth + 1)
+            found = _reached(root, reference[1], opened)
+            return opened if found is opened else walk(found, depth + 1)
         if not isinstance(opened, dict | list | tuple):
             return opened
         if id(opened) not in done:

@@ -221,7 +221,7 @@ def read_tensors(path: Path, expected: Callable[[dict[str, tuple[str, Shape]]], 
       StorageError: absent, truncated, damaged, or other tensors than expected.
     """
     way_out = "Take it from its source again."
-    if not path.is_file():
+    if not path.exists():
         raise StorageError(f"{path} does not exist. {way_out}")
     names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
     try:
@@ -234,7 +234,9 @@ def read_tensors(path: Path, expected: Callable[[dict[str, tuple[str, Shape]]], 
             }
             check_tensors(found, expected(found), path, way_out)
             tensors = {name: file.get_tensor(name) for name in found}
-    except (safetensors.SafetensorError, OSError) as error:
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror or error}. {way_out}") from error
+    except safetensors.SafetensorError as error:
         raise StorageError(f"{path} is truncated or damaged ({error}). {way_out}") from error
     _check_finite(tensors, path, way_out)
     return unflatten(tensors)

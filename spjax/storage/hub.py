@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from spjax.storage import files, pack_readme, packs
+from spjax.storage import files, kinds, pack_readme, packs, places
 from spjax.storage.files import StorageError
 
 _FILES = (packs.CARD_FILE, packs.TENSOR_FILE, pack_readme.FILE)
@@ -100,7 +100,7 @@ def push_pack(
     directory = Path(directory)
     pack = packs.load_pack(directory)
     readme = directory / pack_readme.FILE
-    text = readme.read_text(encoding="utf-8") if readme.is_file() else packs.readme(pack)
+    text = places.read_limited(readme, kinds.MAX_JSON).decode() if readme.is_file() else packs.readme(pack)
     if licence is not None:
         text = pack_readme.with_licence(text, licence)
     content: dict[str, str | bytes] = {

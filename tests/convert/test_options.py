@@ -233,6 +233,10 @@ def test_interpolations_enums_and_missing_values(write: Write, omega, options):
     checkpoint = read_checkpoint(write(cfg=omega.wrap(nested, "2.1", typed=True)))
     assert fairseq.import_unit_lm(checkpoint)[0].heads == 2
     assert checkpoint.options.assumed == {"no_scale_embedding": False}
+    for name in ("adaptive_softmax_cutoff", "activation_fn"):
+        dangling = {**nested, "model": {**nested["model"], name: "${common.absent}"}}
+        with pytest.raises(ConvertError, match=rf"{name}='\$\{{common\.absent"):
+            fairseq.import_unit_lm(write(cfg=omega.wrap(dangling, "2.1")))
     nested["model"]["activation_fn"] = "${oc.env:ACTIVATION}"
     with pytest.raises(ConvertError, match=r"activation_fn='\$\{oc\.env"):
         fairseq.import_unit_lm(write(cfg=omega.wrap(nested, "2.1")))
