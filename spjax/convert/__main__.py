@@ -211,6 +211,8 @@ def _import_hubert(options: argparse.Namespace) -> None:
     if name is None:
         raise ConvertError(f"{options.source} is named by a hash. Say what the model is called: --name=NAME.")
     identity = save_hubert(options.out, made.config, made.params, name, made.provenance)
+    for note in made.provenance.get("notes", ()):
+        print(note)
     config = made.config
     sizes = f"{config.layers} layers, dim {config.dim}, {config.heads} heads, ffn {config.ffn_dim}"
     print(f"{options.out}: HuBERT {name} of {config.num_params:,} parameters ({sizes})")
