@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
 def _read(options: argparse.Namespace) -> Checkpoint:
     given = parse(options.option)
     if getattr(options, "heads", None) is not None:
-        given |= parse([f"decoder_attention_heads={options.heads}"])
+        given = parse([*options.option, f"decoder_attention_heads={options.heads}"])
     return read_checkpoint(options.source, given)
 
 

@@ -106,20 +106,31 @@ def _model_of(path: Path, contents: dict[str, Any], notes: list[str]) -> dict[st
 _MERGE = "Merge all parts into one checkpoint with the code that wrote them, and import that."
 
 
-def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under fairseq's names, a prefix that all of them share (`models.0.`, `module.`) left out."""
+def _renamed(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under fairseq's names, without the prefix that another program put before them (`models.0.`).
+
+    Raises:
+      ConvertError: several models.
+    """
     for anchor, ours in _ANCHORS.items():
-        heads = {name.removesuffix(anchor) for name in tensors if name.endswith(anchor)}
-        heads = {head for head in heads if not head or head.endswith(".")}
-        if len(heads) != 1:
+        heads = sorted(
+            {name.removesuffix(anchor) for name in tensors if re.search(rf"(^|\.){re.escape(anchor)}$", name)}
+        )
+        heads = [head for head in heads if "encoder." not in head]
+        if len(heads) > 1:
+            raise ConvertError(f"{path} holds several models, under {', '.join(heads[:4])}. Give a checkpoint of one.")
+        if not heads or heads[0] == ours:
             continue
-        theirs = heads.pop()
-        outer = theirs.removesuffix(ours) if theirs.endswith(ours) else None
-        if outer is None and "encoder." not in theirs and all(name.startswith(theirs) for name in tensors):
-            return {f"{ours}{name.removeprefix(theirs)}": value for name, value in tensors.items()}
-        if outer and all(name.startswith(outer) for name in tensors):
-            return {name.removeprefix(outer): value for name, value in tensors.items()}
-        return tensors
+        theirs, (outer, wanted) = heads[0], (heads[0].removesuffix(ours), "")
+        if not theirs.endswith(ours):  # `decoder.` is missing
+            outer, wanted = theirs, ours
+        renamed = {
+            f"{wanted}{name.removeprefix(outer)}" if name.startswith(outer) else name: tensor
+            for name, tensor in tensors.items()
+        }
+        if len(renamed) < len(tensors):
+            raise ConvertError(f"{path} has tensors twice, with {outer!r} before their names and without.")
+        return renamed
     return tensors
 
 
@@ -150,7 +161,7 @@ def read_checkpoint(path: str | Path, given: Mapping[str, Any] | None = None) ->
                 f"{path}: {shown(name)} of the model is {shown(value)}, not a tensor. Give a checkpoint."
             )
     options = read_options(path, {} if model is contents else contents, given)
-    tensors = _renamed(model)
+    tensors = _renamed(path, model)
     query = tensors.get("decoder.layers.0.self_attn.q_proj.weight")
     if query is not None and len(query.shape) == 2 and query.shape[0] < query.shape[1]:
         raise ConvertError(

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from spjax.convert import ConvertError
 from spjax.convert.safe_pickle import Inert, shown
 
@@ -73,7 +75,7 @@ def plain(value: Any, root: Any) -> Any:
             found = _reached(root, reference[1], opened)
             return opened if found is opened else walk(found, depth + 1)
         if not isinstance(opened, dict | list | tuple):
-            return opened
+            return opened.item() if isinstance(opened, np.generic) else opened
         if id(opened) not in done:
             if isinstance(opened, dict):
                 parts = {name: walk(part, depth + 1) for name, part in opened.items() if isinstance(name, str)}

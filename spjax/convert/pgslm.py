@@ -74,7 +74,7 @@ def _edges(checkpoint: Checkpoint, f0_bins: Path) -> tuple[float, ...]:
     if table is None or not table.shape or table.shape[0] <= vocab.UNIT_OFFSET:
         raise ConvertError(f"{checkpoint.path} has no f0 table {_TABLE}.1.weight. Give the whole checkpoint.")
     bins = table.shape[0] - vocab.UNIT_OFFSET
-    if not f0_bins.is_file():
+    if not f0_bins.exists():
         raise ConvertError(
             f"{checkpoint.path} has {bins} bins of f0, but not their edges, and {f0_bins} does not exist. Put the "
             f"published {F0_BINS} beside the checkpoint, or give it with --f0-bins=FILE; `python -m spjax.fetch` gets "

@@ -110,7 +110,13 @@ def load_hubert(directory: str | Path) -> tuple[HubertConfig, Params, dict[str, 
         raise StorageError(f"{path}: {error}. {_WAY_OUT}") from error
     if not isinstance(described["name"], str) or not described["name"].strip():
         raise StorageError(f"{path}: name is {described['name']!r:.80}, must be the encoder's. {_WAY_OUT}")
-    params = files.read_tensors(directory / TENSOR_FILE, lambda _: hubert_shapes(config))
+
+    def shapes(found: Mapping[str, tuple[str, Shape]]) -> dict[str, Shape]:
+        if config.layers > len(found):  # before so many names are made
+            raise StorageError(f"{path}: layers is {config.layers}, but there are {len(found)} tensors. {_WAY_OUT}")
+        return hubert_shapes(config)
+
+    params = files.read_tensors(directory / TENSOR_FILE, shapes)
     identity = files.tree_hash(params)
     if identity != described["hash"]:
         raise StorageError(

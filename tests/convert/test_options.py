@@ -296,6 +296,26 @@ def test_prefixes_of_names(write: Write, options, tiny_lm, prefix: str, cut: str
     np.testing.assert_array_equal(params["embed"], tiny_lm["decoder.embed_tokens.weight"])
 
 
+def test_prefixes_of_some_names_only(write: Write, options, tiny_lm):
+    args = argparse.Namespace(**options)
+    with pytest.raises(ConvertError, match=r"no place for: loss\.weight"):
+        fairseq.import_unit_lm(
+            write(model={**tensors(tiny_lm, "model."), "loss.weight": np.ones(2, np.float32)}, args=args)
+        )
+    several = {**tensors(tiny_lm, "models.0."), **tensors(tiny_lm, "models.1.")}
+    with pytest.raises(ConvertError, match=r"several models, under models\.0\.decoder\., models\.1\.decoder\."):
+        fairseq.import_unit_lm(write(model=several, args=args))
+    twice = {**tensors(tiny_lm, "model."), "decoder.layer_norm.weight": np.ones(8, np.float32)}
+    with pytest.raises(ConvertError, match=r"tensors twice, with 'model\.'"):
+        fairseq.import_unit_lm(write(model=twice, args=args))
+
+
+def test_numbers_of_numpy_are_numbers(write: Write, options):
+    numbers = {name: np.int64(value) for name, value in options.items() if type(value) is int}
+    path = write(args=argparse.Namespace(**{**options, **numbers, "decoder_normalize_before": np.bool_(True)}))
+    assert fairseq.import_unit_lm(path)[0].heads == 2
+
+
 def test_other_places_of_the_weights(write: Write, torch_writer, options, tiny_lm, dictionary: Path):
     args = argparse.Namespace(**options)
     averaged = {name: value + 1 for name, value in tiny_lm.items()}

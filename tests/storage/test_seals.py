@@ -216,6 +216,17 @@ def test_old_packs_get_their_hash_on_their_way_through_a_bank(tmp_path: Path):
     assert json.loads((tmp_path / "split" / "a" / "card.json").read_text()) == written
 
 
+@pytest.mark.parametrize("kind", ["lm", "hubert"])
+@pytest.mark.parametrize("layers", [10**9, 10**18, -1, 0, True, 2.0, "2", None])
+def test_absurd_sizes_are_refused(tmp_path: Path, kind: str, layers: Any):
+    make, load, name = KINDS[kind]
+    make(tmp_path / "x")
+    card = json.loads((tmp_path / "x" / name).read_text())
+    (tmp_path / "x" / name).write_text(json.dumps({**card, "layers": layers}))
+    with pytest.raises(StorageError, match="layer"):
+        load(tmp_path / "x")
+
+
 LABELS = [
     (["red", "red "], "look alike"),
     (["red", "re\u200bd"], "look alike"),
