@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, NotRequired, TypedDict, cast
@@ -295,33 +294,15 @@ def _check_types(card: Mapping[str, Any], fail: Callable[[str], NoReturn]) -> No
             fail(f"labels of slot {slot['name']!r} must be strings")
 
 
-_LONGEST_LABEL = 1000  # characters
-
-
-def _check_labels(task: Task, fail: Callable[[str], NoReturn]) -> None:
-    """Refuses names that cannot be shown, and labels of a slot that look alike."""
-    names = [slot.name for slot in task.slots]
-    if not names or len(set(names)) != len(names):
-        fail(f"its slots are named {names!r:.80}, must be one or more, of different names")
-    for slot in task.slots:
-        seen: dict[str, str] = {}
-        for name in (slot.name, *slot.labels):
-            if not name.strip() or len(name) > _LONGEST_LABEL:
-                fail(f"a label of slot {slot.name!r:.40} has {len(name)} characters, must have 1 to {_LONGEST_LABEL}")
-        for label in slot.labels:
-            visible = "".join(c for c in unicodedata.normalize("NFKC", label) if unicodedata.category(c) != "Cf")
-            twin = seen.setdefault(" ".join(visible.split()), label)
-            if twin != label:
-                fail(f"labels {twin!a:.60} and {label!a:.60} of slot {slot.name!r:.40} look alike")
-
-
 def _check_values(card: PackCard, fail: Callable[[str], NoReturn]) -> None:
     try:
         task = PromptPack({}, card).task
         lm = UnitLMConfig(**{name: card["lm"][name] for name in SIZES})  # type: ignore[literal-required]
     except ValueError as error:
         fail(str(error))
-    _check_labels(task, fail)
+    names = [slot.name for slot in task.slots]
+    if not names or len(set(names)) != len(names):
+        fail(f"its slots are named {names!r:.80}, must be one or more, of different names")
     offsets, verbalizer, lm_card = task.slot_offsets, card["verbalizer"], card["lm"]
     tables = []
     for name, limit in (("codes", verbalizer["outputs"]), ("feeds", lm.vocab_size)):
