@@ -75,7 +75,9 @@ def _is_state(value: Any) -> bool:
 
 def _model_of(path: Path, contents: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     """The state dict of the model, wherever it is."""
-    if "shard_metadata" in contents or any("flat_param" in name for name in contents.get("model") or ()):
+    model = contents.get("model")
+    names = [name for name in model if isinstance(name, str)] if isinstance(model, dict) else []
+    if "shard_metadata" in contents or any("flat_param" in name for name in names):
         raise ConvertError(f"{path} is one shard of a model trained with FSDP. {_MERGE}")
     extra = contents.get("extra_state")
     averages = {
@@ -152,7 +154,6 @@ def read_checkpoint(path: str | Path, given: Mapping[str, Any] | None = None) ->
         contents = contents.state
     if not isinstance(contents, dict):
         raise ConvertError(f"{path} holds {shown(contents)}, no model weights. Give a checkpoint.")
-    contents = {name: value for name, value in contents.items() if isinstance(name, str)}
     notes: list[str] = []
     model = _model_of(path, contents, notes)
     for name, value in model.items():

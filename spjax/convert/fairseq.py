@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from spjax import vocab
-from spjax.convert import ConvertError
+from spjax.convert import ConvertError, why
 from spjax.convert.checkpoint import Checkpoint, check_kind, check_leftover, load, read_checkpoint
 from spjax.convert.safe_pickle import shown
 from spjax.data.records import read_unit_records
@@ -133,7 +133,7 @@ def check_dictionary(path: str | Path, vocab_size: int) -> None:
         symbols = [line.rsplit(" ", 1)[0] for line in lines]
     except (OSError, UnicodeDecodeError) as error:
         raise ConvertError(
-            f"{path} cannot be read ({error}). Give the model's dictionary with --dict=dict.txt."
+            f"{path} cannot be read ({why(error)}). Give the model's dictionary with --dict=dict.txt."
         ) from error
     units = len(symbols)
     while units and re.fullmatch(r"madeupword\d{4}", symbols[units - 1]):
@@ -269,7 +269,7 @@ def read_task(name: str) -> Task:
         slots = tuple(Slot(str(slot["name"]), tuple(map(str, slot["labels"]))) for slot in described["slots"])
         return Task(str(described.get("name", path.stem)), slots, str(described.get("metric", "accuracy")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConvertError(f"{path} does not describe a task ({error}). It should read like {shape}.") from error
+        raise ConvertError(f"{path} does not describe a task ({why(error)}). It should read like {shape}.") from error
 
 
 def read_verbalizer(path: str | Path) -> dict[str, int]:
@@ -284,7 +284,7 @@ def read_verbalizer(path: str | Path) -> dict[str, int]:
         mapping = load_json(path)
         numbers = {label: int(number) for label, number in mapping.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ConvertError(f"{path} is no verbalizer ({error}). {shape}") from error
+        raise ConvertError(f"{path} is no verbalizer ({why(error)}). {shape}") from error
     if not numbers or min(numbers.values()) < 0:
         raise ConvertError(f"{path} is empty or holds negative numbers. {shape}")
     return numbers

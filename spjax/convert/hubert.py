@@ -13,7 +13,7 @@ import numpy as np
 import safetensors
 from tqdm import tqdm
 
-from spjax.convert import ConvertError
+from spjax.convert import ConvertError, why
 from spjax.convert.checkpoint import FLOATS, check_kind, provenance, read_checkpoint
 from spjax.convert.options import Options
 from spjax.convert.safe_pickle import shown
@@ -284,7 +284,9 @@ def _read_options(path: Path) -> dict[str, Any]:
     try:
         options = load_json(path)
     except (OSError, ValueError) as error:
-        raise ConvertError(f"{path} cannot be read ({error}). It has to lie beside the model's weights.") from error
+        raise ConvertError(
+            f"{path} cannot be read ({why(error)}). It has to lie beside the model's weights."
+        ) from error
     if not isinstance(options, dict):
         raise ConvertError(f"{path} is no JSON object. Take it from the model's source again.")
     return options
@@ -306,7 +308,7 @@ def _read_tensors(path: Path) -> dict[str, _Found]:
         with safetensors.safe_open(path, framework="flax") as file:  # numpy knows no bfloat16
             loaded = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (safetensors.SafetensorError, OSError) as error:
-        raise ConvertError(f"{path} is truncated or damaged ({error}). Copy or download it again.") from error
+        raise ConvertError(f"{path} is truncated or damaged ({why(error)}). Copy or download it again.") from error
     return {name: _Found(array.dtype, array.shape, array.view) for name, array in loaded.items()}
 
 

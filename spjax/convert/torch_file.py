@@ -234,7 +234,9 @@ def read_torch_file(path: str | Path) -> Any:
     way_out = "Copy or download it again, and see that it is a file of torch.save."
     try:
         with places.open_regular(path) as file:
-            start = file.read(16)
+            start = file.read(256)
+        if b"sklearn." in start:
+            raise ConvertError("it is a pickle of scikit-learn, which `spjax.convert kmeans` imports")
         if not start:
             raise ConvertError("it is empty")
         if start[:4] == b"PK\x03\x04":

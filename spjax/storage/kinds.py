@@ -67,7 +67,7 @@ def archive(path: Path) -> str | None:
     """What to do with a file that is an archive; None for other files."""
     try:
         with places.open_regular(path) as file:
-            start = file.read(512)
+            start = file.read(512) or b""  # nothing yet, of some files of /proc
     except OSError:
         return None
     if start.startswith(b"PK\x03\x04"):
@@ -104,7 +104,9 @@ def describe(place: Path) -> tuple[str, str]:
             return what, f"{todo[:1].upper()}{todo[1:]}, then give its directory."
         if place.suffix in (".pt", ".pth", ".bin", ".th", ".ckpt"):
             return "a checkpoint file", "Import it first: `python -m spjax.convert --help` lists the kinds."
-        return "a file, not a directory", "Give the directory that it is in."
+        return "a file", "Give the directory that it is in."
+    if place.exists() and not place.is_dir():
+        return "a pipe or a device", "Give a directory."
     for file in ("card.json", "bank.json", "config.json"):
         found, value = _format(place / file)
         if found in _OURS:

@@ -122,7 +122,7 @@ def read_limited(path: epath.PathLike, limit: int) -> bytes:
       OSError: as `open_regular`, or a larger file.
     """
     with open_regular(path) as file:
-        content = file.read(limit + 1)
+        content = file.read(limit + 1) or b""  # nothing yet, of some files of /proc
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"it is larger than {limit >> 20} MiB, the most that is read here", os.fspath(path))
     return content

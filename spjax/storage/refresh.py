@@ -47,6 +47,7 @@ _KINDS: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {
 }
 
 
+@places.plainly()
 def refresh(directory: str | Path) -> Path:
     """Writes the card of a pack, bank, unit LM, HuBERT or k-means anew, with its hash; nothing else changes.
 

@@ -75,6 +75,7 @@ NAMES = {
     "empty": " is missing: ",
     "absent": "does not exist, nor does",
 }
+OTHERS = {"file": "is a file, not", "/dev/zero": "is a pipe or a device, not"}
 LOADERS: dict[str, Callable[[Any], Any]] = {
     "pack": load_pack,
     "bank": load_bank,
@@ -99,6 +100,10 @@ def test_every_mix_up_is_named(things: dict[str, Path]):
                 assert "npack" in message, message  # unpack it
     with pytest.raises(StorageError, match=r"card\.json is missing"):
         load_pack(things["no card"])
+    (things["empty"] / "file").write_text("x")
+    for given, name in OTHERS.items():
+        with pytest.raises(StorageError, match=name):
+            load_pack(things["empty"] / given)
 
 
 def test_load_packs_names_them_too(things: dict[str, Path]):
