@@ -304,7 +304,8 @@ def _read_tensors(path: Path) -> dict[str, _Found]:
             raise ConvertError(f"{path} is no dict of tensors. Give a pytorch_model.bin.")
         return _located(state)
     try:
-        places.open_regular(path).close()
+        with places.open_regular(path):
+            pass
         with safetensors.safe_open(path, framework="flax") as file:  # numpy knows no bfloat16
             loaded = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (safetensors.SafetensorError, OSError) as error:

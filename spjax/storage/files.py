@@ -225,7 +225,8 @@ def read_tensors(path: Path, expected: Callable[[dict[str, tuple[str, Shape]]], 
         raise StorageError(f"{path} does not exist. {way_out}")
     names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
     try:
-        places.open_regular(path).close()
+        with places.open_regular(path):
+            pass
         with places.local(path) as here, safetensors.safe_open(here, framework="np") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             found = {
