@@ -315,3 +315,16 @@ def test_command(checkpoint, tmp_path: Path, capsys):
         main(["pgslm", str(path), str(out), "--force"])
     identity = read_unit_lm(out)[2]["hash"]
     assert f"hash {identity}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["ignore_duration_input", "ignore_f0_input", "interpolate_f0", "discrete_f0", "log_f0"]
+)
+def test_streams_have_to_be_known(checkpoint, tmp_path: Path, name: str):
+    path = checkpoint(task={name: None})
+    with pytest.raises(SystemExit, match=f"does not say {name}"):
+        main(["pgslm", str(path), str(tmp_path / "lm")])
+    main(["pgslm", str(path), str(tmp_path / "lm"), f"--option={name}={str(TASK[name]).lower()}"])
+    config, _, info = read_unit_lm(tmp_path / "lm")
+    assert config == import_pgslm(checkpoint())[0]
+    assert info["provenance"]["options_given"] == {name: TASK[name]}
