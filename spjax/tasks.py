@@ -6,7 +6,7 @@ import dataclasses
 import unicodedata
 
 METRICS = {"accuracy": "accuracy", "exact_match": "exact match", "eer": "EER", "weighted_f1": "weighted F1"}
-_LONGEST_LABEL = 1000  # characters
+LONGEST_LABEL = 1000  # characters
 LOWER_IS_BETTER = frozenset({"eer"})
 
 
@@ -25,9 +25,9 @@ class Slot:
             raise ValueError(f"slot {self.name!r} names {twice} twice: labels of a slot must differ")
         seen: dict[str, str] = {}  # as it looks: accents composed, without invisible characters and outer spaces
         for label in self.labels:
-            if not label.strip() or len(label) > _LONGEST_LABEL:
+            if not label.strip() or len(label) > LONGEST_LABEL:
                 raise ValueError(
-                    f"slot {self.name!r:.40} has a label of {len(label)} characters, must have 1 to {_LONGEST_LABEL}"
+                    f"slot {self.name!r:.40} has a label of {len(label)} characters, must have 1 to {LONGEST_LABEL}"
                 )
             shown = "".join(c for c in unicodedata.normalize("NFC", label) if unicodedata.category(c) != "Cf")
             twin = seen.setdefault(" ".join(shown.split()), label)

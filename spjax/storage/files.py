@@ -29,8 +29,16 @@ Shape = tuple[int, ...]
 Writer = Callable[[Path], object]  # writes a file at the path it is given
 
 
+_LONGEST_MESSAGE = 2000  # characters; a card may hold anything
+
+
 class StorageError(ValueError):
-    """A stored file cannot be used; the message names the file, the value and the way out."""
+    """A stored file cannot be used; the message names the file, the value and what to do."""
+
+    def __init__(self, message: str) -> None:
+        if len(message) > _LONGEST_MESSAGE:
+            message = f"{message[: _LONGEST_MESSAGE // 2]} ... {message[-_LONGEST_MESSAGE // 4 :]}"
+        super().__init__(message)
 
 
 def flatten(tree: Params, prefix: str = "") -> dict[str, np.ndarray]:

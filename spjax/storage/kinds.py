@@ -58,7 +58,10 @@ def load_json(path: str | Path) -> Any:
     """
     try:
         text = places.read_limited(path, MAX_JSON).decode("utf-8-sig")
-        return json.loads(text, object_pairs_hook=_pairs, parse_constant=_no_number)
+        value = json.loads(text, object_pairs_hook=_pairs, parse_constant=_no_number)
+        if "\\ud" in text.lower():  # halves of characters, which cannot be written again
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except RecursionError as error:
         raise ValueError("it nests too deep") from error
 

@@ -16,7 +16,7 @@ import numpy as np
 from spjax.models.config import SIZES, UnitLMConfig
 from spjax.storage import files, pack_readme, places
 from spjax.storage.files import Shape, StorageError
-from spjax.tasks import Slot, Task
+from spjax.tasks import LONGEST_LABEL, Slot, Task
 from spjax.types import Params
 
 FORMAT = "spjax-prompt-pack"
@@ -269,6 +269,8 @@ def _check_types(card: Mapping[str, Any], fail: Callable[[str], NoReturn]) -> No
         "parameters": whole,
         "hash": text,
     }
+    if not isinstance(card, dict):
+        fail(f"the card is {card!r:.60}, must be an object")
     if card.get("version") != 1:
         expected["card_hash"] = text
     expected |= {name: text for name in ("licence", "description") if name in card}
@@ -300,6 +302,8 @@ def _check_values(card: PackCard, fail: Callable[[str], NoReturn]) -> None:
         lm = UnitLMConfig(**{name: card["lm"][name] for name in SIZES})  # type: ignore[literal-required]
     except ValueError as error:
         fail(str(error))
+    if not task.name.strip() or len(task.name) > LONGEST_LABEL:
+        fail(f"its task has a name of {len(task.name)} characters, must have 1 to {LONGEST_LABEL}")
     names = [slot.name for slot in task.slots]
     if not names or len(set(names)) != len(names):
         fail(f"its slots are named {names!r:.80}, must be one or more, of different names")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +256,42 @@ def test_what_is_only_nearly_alike_is_kept(tmp_path: Path):
         tmp_path / "pack", task=Task("t", (Slot("a", ("Red", "red")), Slot("b", ("none", "n\u00f6ne"))), "exact_match")
     )
     assert load_pack(tmp_path / "pack").task.slots[0].labels == ("Red", "red")
+
+
+def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Of every part of a card, of the first two where there are several alike."""
+    yield path
+    inner = (
+        list(value.items())
+        if isinstance(value, dict)
+        else list(enumerate(value[:2]))
+        if isinstance(value, list)
+        else []
+    )
+    for key, part in inner:
+        yield from paths(part, (*path, key))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_stands_anywhere_in_a_card_is_refused_in_a_sentence(tmp_path: Path, kind: str):
+    make, load, name = KINDS[kind]
+    make(tmp_path / "x")
+    card = json.loads((tmp_path / "x" / name).read_text())
+    for path in paths(card):
+        if not path or path[-1] == "task" or {"provenance", "results", "fitted_on"} & set(path):
+            continue
+        for value in (None, -1, 10**18, "x" * 100_000, "\ud800", [[[]]], {"a": 1}):
+            changed = copy.deepcopy(card)
+            part = changed
+            for key in path[:-1]:
+                part = part[key]
+            if part[path[-1]] == value:
+                continue
+            part[path[-1]] = value
+            (tmp_path / "x" / name).write_text(json.dumps(changed))
+            with pytest.raises(StorageError) as raised:
+                load(tmp_path / "x")
+            assert len(str(raised.value)) < 2000
 
 
 BAD_JSON = [
