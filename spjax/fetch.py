@@ -35,7 +35,8 @@ from tqdm import tqdm
 
 from spjax.command_line import Parser, local_output, local_path
 from spjax.convert import ConvertError
-from spjax.convert.fairseq import import_unit_lm, provenance
+from spjax.convert.checkpoint import provenance
+from spjax.convert.fairseq import import_unit_lm
 from spjax.convert.hubert import import_hubert
 from spjax.convert.pgslm import F0_BINS, import_pgslm, read_f0_edges
 from spjax.convert.sklearn import import_kmeans

@@ -1,4 +1,4 @@
-"""`python -m spjax.packs show|merge|split|push|pull`: prompt packs and banks, looked at, put together and shared."""
+"""`python -m spjax.packs show|merge|split|refresh|push|pull`: prompt packs and banks."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from spjax.command_line import Parser, output_path, pack_place, place
 from spjax.storage import StorageError, banks, hub
 from spjax.storage.packs import PromptPack
+from spjax.storage.refresh import refresh
 from spjax.tasks import METRICS
 
 
@@ -44,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     split = jobs.add_parser("split", help="a bank -> its packs")
     split.add_argument("bank", metavar="BANK", type=place)
     split.add_argument("--out", metavar="DIR", type=output_path, required=True, help="directory to write the packs in")
+
+    refresh = jobs.add_parser("refresh", help="add the hash of its card to what an older spjax wrote")
+    refresh.add_argument("paths", metavar="PATH", nargs="+", help="a pack, bank, unit LM, HuBERT or k-means")
 
     push = jobs.add_parser(
         "push", help="a pack -> the Hugging Face hub", epilog="log in first: hf auth login, or HF_TOKEN"
@@ -105,6 +109,11 @@ def _split(options: argparse.Namespace) -> None:
         print(path)
 
 
+def _refresh(options: argparse.Namespace) -> None:
+    for path in options.paths:
+        print(refresh(path))
+
+
 def _push(options: argparse.Namespace) -> None:
     commit = hub.push_pack(
         options.pack,
@@ -135,6 +144,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = _parser().parse_args(arguments)
     try:
-        {"show": _show, "merge": _merge, "split": _split, "push": _push, "pull": _pull}[options.job](options)
+        commands = {
+            "show": _show,
+            "merge": _merge,
+            "split": _split,
+            "refresh": _refresh,
+            "push": _push,
+            "pull": _pull,
+        }
+        commands[options.job](options)
     except (StorageError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 
 METRICS = {"accuracy": "accuracy", "exact_match": "exact match", "eer": "EER", "weighted_f1": "weighted F1"}
+LONGEST_LABEL = 1000  # characters
 LOWER_IS_BETTER = frozenset({"eer"})
 
 
@@ -21,6 +23,16 @@ class Slot:
         twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
         if twice:
             raise ValueError(f"slot {self.name!r} names {twice} twice: labels of a slot must differ")
+        seen: dict[str, str] = {}  # as it looks: accents composed, without invisible characters and outer spaces
+        for label in self.labels:
+            if not label.strip() or len(label) > LONGEST_LABEL:
+                raise ValueError(
+                    f"slot {self.name!r:.40} has a label of {len(label)} characters, must have 1 to {LONGEST_LABEL}"
+                )
+            shown = "".join(c for c in unicodedata.normalize("NFC", label) if unicodedata.category(c) != "Cf")
+            twin = seen.setdefault(" ".join(shown.split()), label)
+            if twin != label:
+                raise ValueError(f"slot {self.name!r:.40}: labels {twin!a:.60} and {label!a:.60} look alike")
 
 
 @dataclasses.dataclass(frozen=True)

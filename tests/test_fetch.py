@@ -526,7 +526,7 @@ def test_what_is_no_pgslm_is_set_aside(server: Server, golden: Path, tmp_path: P
     for name, contents, message in (
         ("edges", [b"<html>", good[1]], "mean_norm_log_f0_seg_bin.th is set aside"),
         ("other", [lm, good[1]], "holds edges of .* but not of 32.* is set aside"),
-        ("model", [good[0], lm], "is no multi-stream LM.*discrete_prosody_shift_1_1.pt is set aside"),
+        ("model", [good[0], lm], "is a unit LM, not a multi-stream LM.*discrete_prosody_shift_1_1.pt is set aside"),
     ):
         entry, server.files = published(SETS["pgslm_discrete_prosody"], contents)
         for _ in range(2):

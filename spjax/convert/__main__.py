@@ -8,13 +8,17 @@ if __name__ == "__main__":  # before the imports, which take their time
     process.run("spjax.convert.__main__")
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from spjax.command_line import Parser, local_path, output_path, path, place
 from spjax.convert import ConvertError, fairseq, hubert, pgslm, sklearn
+from spjax.convert.checkpoint import Checkpoint, read_checkpoint
+from spjax.convert.options import parse
 from spjax.models.config import UnitLMConfig
-from spjax.storage import StorageError, read_unit_lm, save_hubert, save_kmeans, save_pack, save_unit_lm
+from spjax.storage import StorageError, kinds, read_unit_lm, save_hubert, save_kmeans, save_pack, save_unit_lm
 from spjax.tasks import TASKS
 from spjax.types import Params
 
@@ -40,7 +44,6 @@ def _parser() -> argparse.ArgumentParser:
     lm.add_argument(
         "--dict", metavar="dict.txt", type=local_path, help="the model's dictionary (default: beside SRC.pt)"
     )
-    lm.add_argument("--heads", metavar="H", type=int, help="attention heads, if the checkpoint does not say")
 
     streams = jobs.add_parser(
         "pgslm",
@@ -60,7 +63,6 @@ def _parser() -> argparse.ArgumentParser:
         type=local_path,
         help=f"edges of a discrete model's f0 bins (default: {pgslm.F0_BINS} beside SRC.pt)",
     )
-    streams.add_argument("--heads", metavar="H", type=int, help="attention heads, if the checkpoint does not say")
 
     prompt = jobs.add_parser(
         "prompt",
@@ -108,11 +110,12 @@ def _parser() -> argparse.ArgumentParser:
 
     kmeans = jobs.add_parser(
         "kmeans",
-        help="scikit-learn k-means (km.bin) -> k-means directory",
-        description="Import the centroids of a MiniBatchKMeans or KMeans that joblib pickled, from any scikit-learn.",
+        help="scikit-learn k-means (km.bin), or centroids in .npy or .pt -> k-means directory",
+        description="Import the centroids of a MiniBatchKMeans or KMeans that joblib pickled, from any scikit-learn; "
+        "or an array [clusters, dims] of floats that numpy.save or torch.save wrote.",
         epilog="example: python -m spjax.convert kmeans km.bin kmeans/km100 --encoder=hubert_base_ls960 --layer=6",
     )
-    kmeans.add_argument("source", metavar="KM.bin", type=local_path, help="pickle, compressed or not")
+    kmeans.add_argument("source", metavar="KM.bin", type=local_path, help="pickle (compressed or not), .npy or .pt")
     kmeans.add_argument(
         "out", metavar="OUT", type=output_path, help="directory to write: card.json and centroids.safetensors"
     )
@@ -137,13 +140,31 @@ def _parser() -> argparse.ArgumentParser:
         "out", metavar="OUT", type=output_path, help="directory to write: config.json and model.safetensors"
     )
     encoder.add_argument("--name", metavar="NAME", help="what records call the encoder (default: as SRC is called)")
+    for job in (lm, streams):
+        job.add_argument("--heads", metavar="H", type=int, help="attention heads, if the checkpoint does not say")
+    for job in (lm, streams, prompt, encoder):
+        job.add_argument(
+            "--option",
+            metavar="NAME=VALUE",
+            action="append",
+            default=[],
+            help="an option of the training run that the checkpoint does not hold (--option=activation_fn=relu); kept "
+            "in the provenance as given",
+        )
     for job in (lm, streams, prompt, kmeans, encoder):
         job.add_argument("--force", action="store_true", help="replace what an earlier import wrote to OUT")
     return parser
 
 
-def _save_lm(options: argparse.Namespace, config: UnitLMConfig, params: Params, made_by: str) -> None:
-    identity = save_unit_lm(options.out, config, params, fairseq.provenance(options.source, made_by))
+def _read(options: argparse.Namespace) -> Checkpoint:
+    given = parse(options.option)
+    if getattr(options, "heads", None) is not None:
+        given = parse([*options.option, f"decoder_attention_heads={options.heads}"])
+    return read_checkpoint(options.source, given)
+
+
+def _save_lm(options: argparse.Namespace, config: UnitLMConfig, params: Params, provenance: dict[str, Any]) -> None:
+    identity = save_unit_lm(options.out, config, params, provenance)
     kind = "unit" if config.prosody is None else "multi-stream"
     sizes = f"{config.layers} layers, dim {config.dim}, {config.heads} heads, ffn {config.ffn_dim}"
     print(f"{options.out}: {kind} LM of {config.num_params:,} parameters ({sizes}, {config.vocab_size} symbols)")
@@ -151,15 +172,19 @@ def _save_lm(options: argparse.Namespace, config: UnitLMConfig, params: Params, 
 
 
 def _import_unit_lm(options: argparse.Namespace) -> None:
-    config, params = fairseq.import_unit_lm(options.source, options.dict, options.heads)
-    _save_lm(options, config, params, "GSLM (fairseq)")
+    checkpoint = _read(options)
+    config, params = fairseq.import_unit_lm(checkpoint, options.dict)
+    for note in checkpoint.remarks():
+        print(note)
+    _save_lm(options, config, params, checkpoint.provenance("GSLM (fairseq)"))
 
 
 def _import_pgslm(options: argparse.Namespace) -> None:
-    config, params, notes = pgslm.import_pgslm(options.source, options.f0_bins, options.heads)
+    checkpoint = _read(options)
+    config, params, notes = pgslm.import_pgslm(checkpoint, options.f0_bins)
     for note in notes:
         print(note)
-    _save_lm(options, config, params, "pGSLM (fairseq)")
+    _save_lm(options, config, params, checkpoint.provenance("pGSLM (fairseq)"))
     prosody = config.prosody
     assert prosody is not None
     told = [name for name in ("duration", "f0") if getattr(prosody, f"{name}_input")]
@@ -173,7 +198,7 @@ def _import_prompt(options: argparse.Namespace) -> None:
         raise ConvertError(f"--slots={options.slots} must be at least 1, and is not used with --task.")
     config, _, info = read_unit_lm(options.lm)
     params, card, notes = fairseq.import_prompt(
-        options.source,
+        _read(options),
         config,
         info["hash"],
         task=options.task,
@@ -200,10 +225,13 @@ def _import_kmeans(options: argparse.Namespace) -> None:
 
 
 def _import_hubert(options: argparse.Namespace) -> None:
-    made = hubert.import_hubert(options.source)
-    name = options.name or hubert.default_name(options.source)
-    provenance = fairseq.provenance(made.source, f"HuBERT ({made.title})")
-    identity = save_hubert(options.out, made.config, made.params, name, provenance)
+    made = hubert.import_hubert(options.source, parse(options.option))
+    name = options.name or made.name
+    if name is None:
+        raise ConvertError(f"{options.source} is named by a hash. Say what the model is called: --name=NAME.")
+    identity = save_hubert(options.out, made.config, made.params, name, made.provenance)
+    for note in made.provenance.get("notes", ()):
+        print(note)
     config = made.config
     sizes = f"{config.layers} layers, dim {config.dim}, {config.heads} heads, ffn {config.ffn_dim}"
     print(f"{options.out}: HuBERT {name} of {config.num_params:,} parameters ({sizes})")
@@ -222,8 +250,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = _parser().parse_args(arguments)
     try:
-        if options.out.exists() and not options.force:
+        if os.path.lexists(options.out) and not options.force:
             raise ConvertError(f"{options.out} exists. Choose another directory, or replace it with --force.")
+        what, todo = kinds.describe(options.source) if options.source.is_dir() else ("", "")
+        if options.source.is_dir() and (options.job != "hubert" or kinds.ours(options.source)):
+            todo = "It needs no import." if kinds.ours(options.source) else todo or "Give the file."
+            raise ConvertError(f"{options.source} is {what or 'a directory'}, not a file to import. {todo}")
         imports = {
             "unit_lm": _import_unit_lm,
             "pgslm": _import_pgslm,

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import math
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
 from spjax import vocab
-from spjax.convert import ConvertError
-from spjax.convert.safe_pickle import Inert, shown
-from spjax.convert.torch_file import Tensor, read_torch_file
+from spjax.convert import ConvertError, why
+from spjax.convert.checkpoint import Checkpoint, check_kind, check_leftover, load, read_checkpoint
+from spjax.convert.safe_pickle import shown
 from spjax.data.records import read_unit_records
 from spjax.data.tfrecords import RecordError
 from spjax.evaluation.decode import MOST_COMBINATIONS
 from spjax.models.config import UnitLMConfig
+from spjax.storage import places
+from spjax.storage.kinds import MAX_JSON, load_json
 from spjax.storage.packs import PackCard, make_card
 from spjax.tasks import TASKS, Slot, Task
 from spjax.types import Params
-
-_FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 # Ours ← theirs, inside a layer. Weights of their linear layers are [out, in].
 _LAYER_PARTS = {
@@ -43,7 +39,6 @@ _LAYER_PARTS = {
 _EMBED = "decoder.embed_tokens.weight"
 OUTPUT = "decoder.output_projection.weight"
 _VERBALIZER = "decoder.prompt_linear_verbalizer.weight"
-_UNUSED = {"decoder.version", "decoder.embed_positions._float_tensor"}  # fairseq's own bookkeeping
 STREAMS_HEAD = "decoder.project_out_dim.weight"  # of units, durations and f0: what tells pGSLM from GSLM
 
 _SIZES = {  # UnitLMConfig field ← option
@@ -52,7 +47,7 @@ _SIZES = {  # UnitLMConfig field ← option
     "ffn_dim": "decoder_ffn_embed_dim",
     "heads": "decoder_attention_heads",
 }
-_ARCHITECTURE = {  # what a unit LM of ours always is; options that are absent had these values
+_ARCHITECTURE = {  # what a unit LM of ours always is
     "activation_fn": "relu",
     "decoder_normalize_before": True,
     "no_decoder_final_norm": False,
@@ -69,117 +64,55 @@ _ARCHITECTURE = {  # what a unit LM of ours always is; options that are absent h
     "scale_attn": False,
     "scale_heads": False,
     "scale_resids": False,
+    "decoder_xformers_att_config": None,
+    "add_bos_token": False,
     "fine_tune": False,  # SpeechPrompt: the LM's weights moved too
     "use_sep_token": True,  # SpeechPrompt: `<s>` is trained
 }
 
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """What an import needs of a fairseq checkpoint.
-
-    Attributes:
-      path: the file, for messages.
-      tensors: of the model, by their names.
-      options: of the model, from `cfg` or `args`.
-      task: options of the task, likewise.
-      taken: names of the tensors that `load` has read.
-    """
-
-    path: Path
-    tensors: dict[str, Tensor]
-    options: dict[str, Any]
-    task: dict[str, Any]
-    taken: set[str] = dataclasses.field(default_factory=set)
+# Options that no tensor shows, so that they have to be known, with the value that spjax computes as a flag says it.
+_UNSEEN = {
+    "decoder_attention_heads": "16",
+    "activation_fn": "relu",
+    "decoder_normalize_before": "true",
+    "share_decoder_input_output_embed": "true",  # unless the output's own tensor is there
+    "no_token_positional_embeddings": "false",
+    "decoder_learned_pos": "false",
+    "no_scale_embedding": "false",
+}
+_DEFAULTS = {"no_scale_embedding": False}
 
 
-def provenance(path: Path, made_by: str) -> dict[str, str]:
-    """Where an import comes from: name and sha256 of the file, and the code that wrote it."""
-    with path.open("rb") as file:
-        return {"source": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest(), "made_by": made_by}
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    """A dict, or what an argparse.Namespace held."""
-    if isinstance(value, Inert):
-        value = value.state
-    return {k: v for k, v in value.items() if isinstance(k, str)} if isinstance(value, dict) else {}
-
-
-def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads a fairseq checkpoint (its model only) without running what it names.
-
-    Raises:
-      ConvertError: unreadable, or without a dict of tensors under "model".
-    """
-    path = Path(path)
-    contents = _fields(read_torch_file(path))
-    model = contents.get("model")
-    if not isinstance(model, dict) or not model:
-        raise ConvertError(
-            f"{path} holds no model weights (it has {', '.join(list(contents)[:8]) or 'nothing'}). Give a checkpoint."
-        )
-    for name, value in model.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ConvertError(
-                f"{path}: {shown(name)} of the model is {shown(value)}, not a tensor. Give a checkpoint."
-            )
-    config, arguments = _fields(contents.get("cfg")), _fields(contents.get("args"))
-    options, task = (_fields(config.get(part)) or arguments for part in ("model", "task"))
-    return Checkpoint(path, dict(model), options, task)
-
-
-def check_architecture(checkpoint: Checkpoint, free: Collection[str] = ()) -> None:
-    """Refuses a decoder that computes otherwise than GSLM's.
+def check_architecture(checkpoint: Checkpoint, free: Collection[str] = (), *, whole: bool = True) -> None:
+    """Refuses a decoder that computes otherwise than GSLM's, or that does not say how it computes.
 
     Args:
-      checkpoint: its options are looked at.
+      checkpoint: its options are looked at; those that are absent, and would show in its tensors, are not needed.
       free: options that may be anything.
+      whole: of a model, rather than of prompts, for which the options of their LM hold.
 
     Raises:
-      ConvertError: the first option that differs, by name.
+      ConvertError: the first option that differs, by name; or all that are missing.
     """
+    options = checkpoint.options
     for name, needed in _ARCHITECTURE.items():
-        value = checkpoint.options.get(name, needed)
+        value = options.get(name, needed)
         if value != needed and name not in free:
+            given = "was given as" if name in options.given else "was trained with"
             raise ConvertError(
-                f"{checkpoint.path} was trained with {name}={shown(value)}; spjax computes only {name}={needed!r}. "
+                f"{checkpoint.path} {given} {name}={shown(value)}; spjax computes only {name}={needed!r}. "
                 "Such a model cannot be imported."
             )
-
-
-def load(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Reads a tensor as float32, and notes that it was taken.
-
-    Raises:
-      ConvertError: missing, of another shape, not of floats, or not finite.
-    """
-    checkpoint.taken.add(name)
-    tensor = checkpoint.tensors.get(name)
-    if tensor is None:
-        raise ConvertError(
-            f"{checkpoint.path} lacks {name}. Give the whole checkpoint of a unit LM of this architecture."
-        )
-    if tensor.shape != shape:
-        raise ConvertError(f"{checkpoint.path}: {name} has shape {list(tensor.shape)}, must be {list(shape)}.")
-    if tensor.dtype not in _FLOATS:
-        raise ConvertError(f"{checkpoint.path}: {name} is {tensor.dtype}, must be float32, float16 or bfloat16.")
-    array = tensor.numpy().astype(np.float32)
-    if not np.isfinite(array).all():
-        raise ConvertError(f"{checkpoint.path}: {name} holds NaN or infinity, as a diverged training leaves it.")
-    return array
-
-
-def check_leftover(checkpoint: Checkpoint, hint: str) -> None:
-    """Refuses a checkpoint with tensors that no `load` has taken; fairseq's bookkeeping apart.
-
-    Raises:
-      ConvertError: with their names, and the hint.
-    """
-    unknown = sorted(checkpoint.tensors.keys() - checkpoint.taken - _UNUSED)
-    if unknown:
-        shown = ", ".join(unknown[:8]) + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else "")
-        raise ConvertError(f"{checkpoint.path} has tensors that the import has no place for: {shown}. {hint}")
+    if not whole:
+        return
+    needed_here = {name: value for name, value in _UNSEEN.items() if name not in free}
+    if OUTPUT in checkpoint.tensors:
+        needed_here.pop("share_decoder_input_output_embed", None)
+    if options.found:  # of a model: fairseq's versions without these options computed as their defaults say
+        for name, default in _DEFAULTS.items():
+            options.assume(name, default)
+            del needed_here[name]
+    options.require(needed_here)
 
 
 def check_dictionary(path: str | Path, vocab_size: int) -> None:
@@ -196,10 +129,11 @@ def check_dictionary(path: str | Path, vocab_size: int) -> None:
     """
     path = Path(path)
     try:
-        symbols = [line.rsplit(" ", 1)[0] for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = places.read_limited(path, MAX_JSON).decode("utf-8-sig").splitlines()
+        symbols = [line.rsplit(" ", 1)[0] for line in lines]
     except (OSError, UnicodeDecodeError) as error:
         raise ConvertError(
-            f"{path} cannot be read ({error}). Give the model's dictionary with --dict=dict.txt."
+            f"{path} cannot be read ({why(error)}). Give the model's dictionary with --dict=dict.txt."
         ) from error
     units = len(symbols)
     while units and re.fullmatch(r"madeupword\d{4}", symbols[units - 1]):
@@ -217,42 +151,40 @@ def check_dictionary(path: str | Path, vocab_size: int) -> None:
         )
 
 
-def decoder_config(checkpoint: Checkpoint, heads: int | None = None) -> UnitLMConfig:
+def decoder_config(checkpoint: Checkpoint) -> UnitLMConfig:
     """Sizes as the tensors have them; heads, which no tensor shows, as the options say.
 
-    Args:
-      checkpoint: of a decoder.
-      heads: attention heads, for a checkpoint that does not say.
-
     Raises:
-      ConvertError: no decoder, options that contradict tensors, heads unknown or contradicted.
+      ConvertError: no decoder, or options that contradict tensors.
     """
     tensors, options = checkpoint.tensors, checkpoint.options
     embed, inner = tensors.get(_EMBED), tensors.get("decoder.layers.0.fc1.weight")
     if embed is None or inner is None or len(embed.shape) != 2 or len(inner.shape) != 2:
         raise ConvertError(f"{checkpoint.path} is no unit LM: it lacks {_EMBED} or decoder.layers.0.fc1.weight.")
     numbers = [int(found[1]) for name in tensors if (found := re.match(r"decoder\.layers\.(\d{1,6})\.", name))]
-    written = options.get(_SIZES["heads"])
-    if heads is None and written is None:
-        raise ConvertError(f"{checkpoint.path} does not say how many attention heads it has. Say so: --heads=16.")
-    if heads is not None and written not in (None, heads):
-        raise ConvertError(
-            f"{checkpoint.path} says it has {shown(written)} attention heads, not {heads}. Leave out --heads."
-        )
     sizes: dict[str, Any] = {
         "dim": embed.shape[1],
         "layers": max(numbers) + 1,
         "ffn_dim": inner.shape[0],
-        "heads": heads if written is None else written,
+        "heads": options.get(_SIZES["heads"]),
     }
-    for field, option in _SIZES.items():
-        value = options.get(option, sizes[field])
-        if type(value) is not int or value != sizes[field]:
-            raise ConvertError(f"{checkpoint.path}: {option} is {shown(value)}, but its tensors say {sizes[field]}.")
+    said = {option: sizes[field] for field, option in _SIZES.items()}
+    said |= dict.fromkeys(("decoder_input_dim", "decoder_output_dim"), sizes["dim"])
+    for option, size in said.items():
+        value = options.get(option, size)
+        if type(value) is not int or value != size:
+            raise ConvertError(f"{checkpoint.path}: {option} is {shown(value)}, but its tensors say {shown(size)}.")
     try:
         return UnitLMConfig(vocab_size=embed.shape[0], **sizes)
     except ValueError as error:
         raise ConvertError(f"{checkpoint.path}: {error}.") from error
+
+
+def as_checkpoint(source: str | Path | Checkpoint, heads: int | None) -> Checkpoint:
+    """`source` read, unless it is already; `heads` as if the option was given by hand."""
+    if isinstance(source, Checkpoint):
+        return source
+    return read_checkpoint(source, None if heads is None else {_SIZES["heads"]: heads})
 
 
 def import_decoder(checkpoint: Checkpoint, config: UnitLMConfig) -> Params:
@@ -286,14 +218,14 @@ def import_decoder(checkpoint: Checkpoint, config: UnitLMConfig) -> Params:
 
 
 def import_unit_lm(
-    source: str | Path, dictionary: str | Path | None = None, heads: int | None = None
+    source: str | Path | Checkpoint, dictionary: str | Path | None = None, heads: int | None = None
 ) -> tuple[UnitLMConfig, Params]:
     """Turns a fairseq `transformer_lm` checkpoint of GSLM's architecture into our `lm` tree.
 
     Args:
-      source: checkpoint_best.pt, in float32 or half precision.
+      source: checkpoint_best.pt, in float32 or half precision; or what `read_checkpoint` read.
       dictionary: dict.txt; the one beside `source` if None.
-      heads: attention heads, for a checkpoint that does not say.
+      heads: attention heads, for a path to a checkpoint that does not say.
 
     Returns:
       Config; the `lm` tree of docs/design.md in float32, kernels [in, out], layers stacked.
@@ -302,13 +234,10 @@ def import_unit_lm(
       ConvertError: another architecture, a missing or unknown tensor, a wrong shape, an output projection of its own, a
         dictionary out of order.
     """
-    checkpoint = read_checkpoint(source)
-    if STREAMS_HEAD in checkpoint.tensors:
-        raise ConvertError(
-            f"{checkpoint.path} is a multi-stream LM: it has {STREAMS_HEAD}. Import it with `spjax.convert pgslm`."
-        )
+    checkpoint = as_checkpoint(source, heads)
+    check_kind(checkpoint, "unit_lm")
     check_architecture(checkpoint)
-    config = decoder_config(checkpoint, heads)
+    config = decoder_config(checkpoint)
     check_dictionary(dictionary or checkpoint.path.with_name("dict.txt"), config.vocab_size)
     params = import_decoder(checkpoint, config)
     embed = params["embed"]
@@ -336,11 +265,11 @@ def read_task(name: str) -> Task:
         )
     shape = '{"name": "mine", "slots": [{"name": "word", "labels": ["yes", "no"]}], "metric": "accuracy"}'
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
+        described = load_json(path)
         slots = tuple(Slot(str(slot["name"]), tuple(map(str, slot["labels"]))) for slot in described["slots"])
         return Task(str(described.get("name", path.stem)), slots, str(described.get("metric", "accuracy")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConvertError(f"{path} does not describe a task ({error}). It should read like {shape}.") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConvertError(f"{path} does not describe a task ({why(error)}). It should read like {shape}.") from error
 
 
 def read_verbalizer(path: str | Path) -> dict[str, int]:
@@ -352,10 +281,10 @@ def read_verbalizer(path: str | Path) -> dict[str, int]:
     path = Path(path)
     shape = 'It should read like {"yes": "6", "no": "74"}.'
     try:
-        mapping = json.loads(path.read_text(encoding="utf-8"))
+        mapping = load_json(path)
         numbers = {label: int(number) for label, number in mapping.items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ConvertError(f"{path} is no verbalizer ({error}). {shape}") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConvertError(f"{path} is no verbalizer ({why(error)}). {shape}") from error
     if not numbers or min(numbers.values()) < 0:
         raise ConvertError(f"{path} is empty or holds negative numbers. {shape}")
     return numbers
@@ -422,9 +351,10 @@ def _prompt_tree(checkpoint: Checkpoint, config: UnitLMConfig) -> tuple[Params, 
 
     found |= {option: getattr(config, field) for field, option in _SIZES.items()}
     for option, value in found.items():
-        if checkpoint.options.get(option, value) != value:
+        said = checkpoint.options.get(option, value)
+        if said != value:
             raise ConvertError(
-                f"{path}: {option} is {shown(checkpoint.options[option])}, but its tensors and the LM given by --lm "
+                f"{path}: {option} is {shown(said)}, but its tensors and the LM given by --lm "
                 f"say {value}. Give the LM that it was trained with."
             )
     return params, notes
@@ -450,7 +380,7 @@ def _combinations(task: Task, records: str | Path) -> np.ndarray:
 
 
 def import_prompt(
-    source: str | Path,
+    source: str | Path | Checkpoint,
     config: UnitLMConfig,
     lm_hash: str,
     *,
@@ -463,7 +393,7 @@ def import_prompt(
     """Turns a prompt checkpoint of SpeechPrompt v2 into a prompt tree and its card.
 
     Args:
-      source: the prompt checkpoint.
+      source: the prompt checkpoint; or what `read_checkpoint` read.
       config: of the unit LM that it was trained with.
       lm_hash: of that unit LM.
       task: name of a task, or a .json file that describes one; None: labels are those of `verbalizer`, or numbers.
@@ -479,8 +409,9 @@ def import_prompt(
     Raises:
       ConvertError: missing or unknown tensors, sizes that are not the LM's, labels that do not fit or collide.
     """
-    checkpoint = read_checkpoint(source)
-    check_architecture(checkpoint)
+    checkpoint = as_checkpoint(source, None)
+    check_kind(checkpoint, "prompt")
+    check_architecture(checkpoint, whole=False)
     path = checkpoint.path
     params, notes = _prompt_tree(checkpoint, config)
     learnable = "verbalizer" in params
@@ -547,6 +478,6 @@ def import_prompt(
         kmeans=f"km{config.num_units}",
         merged=True,
         combinations=combinations,
-        provenance=provenance(path, "SpeechPrompt v2 (fairseq)"),
+        provenance=checkpoint.provenance("SpeechPrompt v2 (fairseq)"),
     )
-    return params, card, notes
+    return params, card, [*notes, *checkpoint.remarks()]

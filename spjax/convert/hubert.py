@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import safetensors
 from tqdm import tqdm
 
-from spjax.convert import ConvertError
-from spjax.convert.fairseq import Checkpoint, read_checkpoint
+from spjax.convert import ConvertError, why
+from spjax.convert.checkpoint import FLOATS, check_kind, provenance, read_checkpoint
+from spjax.convert.options import Options
 from spjax.convert.safe_pickle import shown
 from spjax.convert.torch_file import Tensor, read_torch_file
 from spjax.models.hubert_config import HubertConfig
-from spjax.storage import files
+from spjax.storage import files, places
+from spjax.storage.kinds import load_json
 from spjax.types import Params
-
-_FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +34,8 @@ class Dialect:
       mix: the two spellings of (magnitude, direction) of the positional convolution's weight norm.
       unused: pattern of the tensors that features do not depend on: masking, pretraining's targets, heads.
       sizes: ours → their option.
-      needed: options that change what is computed, and the one value each that spjax computes; absent means that value.
+      needed: options that change what is computed, and the one value each that spjax computes.
+      unseen: those of them that have to be known, as no tensor shows them and every version of the library wrote them.
     """
 
     title: str
@@ -44,6 +44,7 @@ class Dialect:
     unused: str
     sizes: Mapping[str, str]
     needed: Mapping[str, Any]
+    unseen: tuple[str, ...]
 
 
 FAIRSEQ = Dialect(
@@ -84,7 +85,9 @@ FAIRSEQ = Dialect(
         "pos_conv_depth": 1,
         "attn_type": "",
         "pos_enc_type": "abs",
+        "normalize": False,  # of the task: waves of mean 0 and variance 1
     },
+    unseen=("layer_norm_first", "activation_fn", "normalize"),
 )
 
 HUGGING_FACE = Dialect(
@@ -109,7 +112,8 @@ HUGGING_FACE = Dialect(
         ("weight_g", "weight_v"),
         ("parametrizations.weight.original0", "parametrizations.weight.original1"),
     ),
-    unused=r"masked_spec_embed|layer_weights|(lm_head|projector|classifier)\.(weight|bias)",
+    unused=r"masked_spec_embed|mask_emb|layer_weights|label_embs_concat|"
+    r"(lm_head|projector|classifier|final_proj)(\.\w+)*\.(weight|bias)",
     sizes={
         "dim": "hidden_size",
         "layers": "num_hidden_layers",
@@ -129,6 +133,7 @@ HUGGING_FACE = Dialect(
         "conv_pos_batch_norm": False,
         "layer_norm_eps": 1e-5,
     },
+    unseen=("do_stable_layer_norm", "hidden_act", "layer_norm_eps"),
 )
 
 
@@ -143,6 +148,8 @@ class Imported:
       title: of the library that wrote it.
       read: parameters that were read, two of the weight norm for one direction of ours.
       unused: names of the tensors that features do not depend on, which were left out.
+      name: what the model is called where it comes from; None where only a cache's hash is known.
+      provenance: of the file, with the options that it does not hold.
     """
 
     config: HubertConfig
@@ -151,6 +158,8 @@ class Imported:
     title: str
     read: int
     unused: tuple[str, ...]
+    name: str | None
+    provenance: dict[str, Any]
 
 
 class _Found:
@@ -173,7 +182,7 @@ class _Reader:
             raise ConvertError(f"{self.path} lacks {name}. Give the whole checkpoint of a HuBERT of the base kind.")
         if found.shape != shape:
             raise ConvertError(f"{self.path}: {name} has shape {list(found.shape)}, must be {list(shape)}.")
-        if found.dtype not in _FLOATS:
+        if found.dtype not in FLOATS:
             raise ConvertError(f"{self.path}: {name} is {found.dtype}, must be float32, float16 or bfloat16.")
         array = found.read().astype(np.float32)
         if not np.isfinite(array).all():
@@ -182,30 +191,32 @@ class _Reader:
         return array
 
 
-def import_hubert(source: str | Path) -> Imported:
+def import_hubert(source: str | Path, given: Mapping[str, Any] | None = None) -> Imported:
     """Reads a HuBERT that others wrote; nothing that a file names is imported or run.
 
     Args:
       source: fairseq's checkpoint (hubert_base_ls960.pt); or Hugging Face's model.safetensors or pytorch_model.bin with
         its config.json beside it, or the directory of both.
+      given: options that neither the checkpoint nor config.json holds.
 
     Raises:
-      ConvertError: unreadable; of another kind (the large ones normalise differently); a tensor that is missing,
-        unknown, of a wrong shape, or not finite.
+      ConvertError: unreadable; options unknown; of another kind (the large ones normalise differently); a tensor that
+        is missing, unknown, of a wrong shape, or not finite.
     """
     path = Path(source)
     if path.is_dir():
         path = _weights_of(path)
     if path.suffix in (".safetensors", ".bin"):
-        dialect, options, tensors = HUGGING_FACE, _read_options(path.with_name("config.json")), _read_tensors(path)
+        dialect, options = HUGGING_FACE, Options(path, _read_options(path.with_name("config.json")), given)
+        tensors = _without_prefix(path, _read_tensors(path))
+        notes: list[str] = []
     else:
-        checkpoint = read_checkpoint(path)
-        dialect, options, tensors = FAIRSEQ, _fairseq_options(checkpoint), _located(checkpoint.tensors)
-        _check_waves_as_they_are(path)
+        checkpoint = read_checkpoint(path, given)
+        check_kind(checkpoint, "hubert")
+        dialect, options, tensors = FAIRSEQ, checkpoint.options, _located(checkpoint.tensors)
+        notes = checkpoint.notes
     config = _config(path, dialect, options)
-    if dialect is HUGGING_FACE and any(name.startswith("hubert.") for name in tensors):
-        # A model with a head: the encoder lies under a name of its own.
-        tensors = {name.removeprefix("hubert."): tensor for name, tensor in tensors.items()}
+    options.check_given()
     read = _Reader(path, tensors)
     params = _tree(read, dialect, config)
     left = sorted(tensors.keys() - read.used)
@@ -222,15 +233,40 @@ def import_hubert(source: str | Path) -> Imported:
         raise ConvertError(
             f"{path}: {read_count:,} parameters make {count:,}, but a HuBERT of these sizes has {config.num_params:,}."
         )
-    return Imported(config, params, path, dialect.title, read_count, tuple(left))
+    origin = {**provenance(path, f"HuBERT ({dialect.title})"), **options.record()}
+    if notes:
+        origin["notes"] = notes
+    name = _name(path, options.get("_name_or_path"))
+    return Imported(config, params, path, dialect.title, read_count, tuple(left), name, origin)
 
 
-def default_name(source: str | Path) -> str:
-    """What an imported HuBERT is called unless told: the name of its checkpoint, or of its Hugging Face directory."""
-    path = Path(source).resolve()
-    if path.is_file() and path.stem in ("model", "pytorch_model"):  # as every model's file is called
+_HASH = r"[0-9a-f]{40,64}"  # as caches name revisions, blobs and addresses
+
+
+def _name(path: Path, origin: Any) -> str | None:
+    """What a model is called where it comes from: its repository, the name in its config, or its file or directory."""
+    path = Path(os.path.abspath(path))  # not resolved: caches are full of links to files that are named by their hash
+    for part in path.parts:
+        if part.startswith("models--"):  # the hub's cache: models--ORGANISATION--NAME/snapshots/HASH/FILE
+            return part.rpartition("--")[2].replace("-", "_")
+    if path.stem in ("model", "pytorch_model"):  # as every model's file is called
         path = path.parent
-    return (path.name if path.is_dir() else path.stem).replace("-", "_")
+    name = re.sub(rf"^{_HASH}\.(?=.)", "", path.name if path.is_dir() else path.stem)  # s3prl's cache: HASH.NAME.pt
+    if re.fullmatch(_HASH, name):
+        name = origin.rstrip("/").rpartition("/")[2] if isinstance(origin, str) else ""
+    return None if not name or re.fullmatch(_HASH, name) else name.replace("-", "_")
+
+
+def _without_prefix(path: Path, tensors: dict[str, _Found]) -> dict[str, _Found]:
+    """A model with a head has the encoder under a name: `hubert.`."""
+    bare = {name.removeprefix("hubert."): tensor for name, tensor in tensors.items()}
+    if len(bare) != len(tensors):
+        raise ConvertError(f"{path} has tensors twice, with `hubert.` before their names and without.")
+    if not any(name.startswith("feature_projection.") for name in bare):
+        raise ConvertError(
+            f"{path} is not a HuBERT of Hugging Face: it has no feature_projection, but {', '.join(list(bare)[:3])}."
+        )
+    return bare
 
 
 def _weights_of(directory: Path) -> Path:
@@ -246,9 +282,11 @@ def _weights_of(directory: Path) -> Path:
 
 def _read_options(path: Path) -> dict[str, Any]:
     try:
-        options = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConvertError(f"{path} cannot be read ({error}). It has to lie beside the model's weights.") from error
+        options = load_json(path)
+    except (OSError, ValueError) as error:
+        raise ConvertError(
+            f"{path} cannot be read ({why(error)}). It has to lie beside the model's weights."
+        ) from error
     if not isinstance(options, dict):
         raise ConvertError(f"{path} is no JSON object. Take it from the model's source again.")
     return options
@@ -266,55 +304,54 @@ def _read_tensors(path: Path) -> dict[str, _Found]:
             raise ConvertError(f"{path} is no dict of tensors. Give a pytorch_model.bin.")
         return _located(state)
     try:
+        with places.open_regular(path):
+            pass
         with safetensors.safe_open(path, framework="flax") as file:  # numpy knows no bfloat16
             loaded = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (safetensors.SafetensorError, OSError) as error:
-        raise ConvertError(f"{path} is truncated or damaged ({error}). Copy or download it again.") from error
+        raise ConvertError(f"{path} is truncated or damaged ({why(error)}). Copy or download it again.") from error
     return {name: _Found(array.dtype, array.shape, array.view) for name, array in loaded.items()}
 
 
-def _fairseq_options(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The model's options, its list of convolutions spelled out as Hugging Face does."""
-    options = dict(checkpoint.options)
-    text = options.get("conv_feature_layers", "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2")
+def _convolutions(path: Path, text: Any) -> dict[str, tuple[int, ...]]:
+    """fairseq's list of convolutions as Hugging Face's three options."""
     layers: list[tuple[int, ...]] = []
     for term in re.sub(r"\s", "", text).split("+") if isinstance(text, str) else [""]:
         match = re.fullmatch(r"\[((?:\(\d{1,6},\d{1,6},\d{1,6}\),?)+)\](?:\*(\d{1,2}))?", term)
         if not match:
             raise ConvertError(
-                f"{checkpoint.path}: conv_feature_layers is {shown(text)}, which is not understood. "
+                f"{path}: conv_feature_layers is {shown(text)}, which is not understood. "
                 "Known is a sum of lists such as [(512,3,2)] * 4."
             )
         parts = [tuple(map(int, part.split(","))) for part in re.findall(r"\(([^)]*)\)", match[1])]
         layers += parts * int(match[2] or 1)
-    options |= dict(zip(("conv_dim", "conv_kernel", "conv_stride"), zip(*layers, strict=True), strict=True))
-    return options
+    return dict(zip(_CONVOLUTIONS, zip(*layers, strict=True), strict=True))
 
 
-def _check_waves_as_they_are(path: Path) -> None:
-    """Refuses a model that was trained on waves of mean 0 and variance 1, which its task says and not its model."""
-    node = read_torch_file(path)
-    for key in ("cfg", "task", "normalize"):
-        node = node.get(key) if isinstance(node, dict) else None
-    if node not in (None, False):
-        raise ConvertError(f"{path} was trained on normalised waves (normalize={shown(node)}); spjax does not do that.")
+_CONVOLUTIONS = ("conv_dim", "conv_kernel", "conv_stride")
+_BASE = dataclasses.asdict(HubertConfig())  # examples, of hubert_base_ls960
 
 
-def _config(path: Path, dialect: Dialect, options: Mapping[str, Any]) -> HubertConfig:
+def _config(path: Path, dialect: Dialect, options: Options) -> HubertConfig:
+    required = {name: str(dialect.needed[name]).lower() for name in dialect.unseen}
+    if dialect is FAIRSEQ:
+        required["conv_feature_layers"] = "'[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2'"
     for name, needed in dialect.needed.items():
         value = options.get(name, needed)
-        if value != needed:
+        if value != needed or (isinstance(needed, bool) and not isinstance(value, bool)):
             raise ConvertError(
                 f"{path} was made with {name}={shown(value)}; spjax computes only {name}={needed!r}, which HuBERTs of "
                 "the base kind have. Such a model cannot be imported."
             )
     sizes: dict[str, Any] = {ours: options.get(theirs) for ours, theirs in dialect.sizes.items()}
-    absent = [dialect.sizes[name] for name, value in sizes.items() if value is None]
-    if absent:
-        raise ConvertError(
-            f"{path} does not say its {', '.join(absent)}. Give the whole checkpoint or its config.json."
-        )
-    convs: dict[str, Any] = {name: options.get(name) for name in ("conv_dim", "conv_kernel", "conv_stride")}
+    options.require(
+        required | {dialect.sizes[name]: str(_BASE[name]) for name, value in sizes.items() if value is None}
+    )
+    convs: dict[str, Any] = (
+        _convolutions(path, options.get("conv_feature_layers"))
+        if dialect is FAIRSEQ
+        else {name: options.get(name) for name in _CONVOLUTIONS}
+    )
     if not all(isinstance(value, list | tuple) and value for value in convs.values()):
         raise ConvertError(f"{path} does not say its {', '.join(convs)}. Give its config.json.")
     dims = convs["conv_dim"]

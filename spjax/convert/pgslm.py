@@ -9,16 +9,14 @@ import numpy as np
 
 from spjax import vocab
 from spjax.convert import ConvertError
+from spjax.convert.checkpoint import Checkpoint, check_kind, check_leftover, load
 from spjax.convert.fairseq import (
     OUTPUT,
     STREAMS_HEAD,
-    Checkpoint,
+    as_checkpoint,
     check_architecture,
-    check_leftover,
     decoder_config,
     import_decoder,
-    load,
-    read_checkpoint,
 )
 from spjax.convert.safe_pickle import PickledArray, shown
 from spjax.convert.torch_file import Tensor, read_torch_file
@@ -29,12 +27,13 @@ F0_BINS = "mean_norm_log_f0_seg_bin.th"  # as published, for all discrete models
 
 _STREAMS = ("duration", "f0")  # in the order of their tensors
 _TABLE, _MAP = "decoder.embed_other_list", "decoder.proj_other_list"
-_TASK = {  # what the streams of ours always are; fairseq's own defaults are False, and no shift
+_TASK = {  # what the streams of ours always are
     "stream_shifts": "1,1",
     "log_f0": True,
     "normalize_f0_mean": True,
     "normalize_f0_std": False,
 }
+_FLAGS = ("discrete_duration", "discrete_f0", "ignore_duration_input", "ignore_f0_input", "interpolate_f0")
 
 
 def read_f0_edges(path: str | Path, bins: int) -> tuple[float, ...]:
@@ -75,7 +74,7 @@ def _edges(checkpoint: Checkpoint, f0_bins: Path) -> tuple[float, ...]:
     if table is None or not table.shape or table.shape[0] <= vocab.UNIT_OFFSET:
         raise ConvertError(f"{checkpoint.path} has no f0 table {_TABLE}.1.weight. Give the whole checkpoint.")
     bins = table.shape[0] - vocab.UNIT_OFFSET
-    if not f0_bins.is_file():
+    if not f0_bins.exists():
         raise ConvertError(
             f"{checkpoint.path} has {bins} bins of f0, but not their edges, and {f0_bins} does not exist. Put the "
             f"published {F0_BINS} beside the checkpoint, or give it with --f0-bins=FILE; `python -m spjax.fetch` gets "
@@ -84,19 +83,28 @@ def _edges(checkpoint: Checkpoint, f0_bins: Path) -> tuple[float, ...]:
     return read_f0_edges(f0_bins, bins)
 
 
+def _longest(checkpoint: Checkpoint, discrete: bool) -> object:
+    """The longest duration that has a symbol: as the options say, or the table of durations."""
+    table = checkpoint.tensors.get(f"{_TABLE}.0.weight")
+    shown_by_table = table.shape[0] - vocab.UNIT_OFFSET - 1 if table is not None and table.shape else 0
+    default = shown_by_table if discrete else ProsodyConfig.max_duration  # a continuous model has none
+    return checkpoint.options.get("max_token_duration", default)
+
+
 def _prosody(checkpoint: Checkpoint, f0_bins: Path) -> ProsodyConfig:
     """Kind and inputs as the task's options say; what spjax does not compute is refused."""
-    path, task = checkpoint.path, checkpoint.task
+    path, task = checkpoint.path, checkpoint.options
+    task.require({name: str(value).lower() for name, value in _TASK.items()} | dict.fromkeys(_FLAGS, "false"))
     for name, needed in _TASK.items():
-        value = task.get(name, False)
+        value = task.get(name)
         if value != needed:
             raise ConvertError(
                 f"{path} was trained with {name}={shown(value)}; spjax computes only {name}={needed}. "
                 "Such a model cannot be imported."
             )
     flags = {}
-    for name in ("discrete_duration", "discrete_f0", "ignore_duration_input", "ignore_f0_input", "interpolate_f0"):
-        flags[name] = task.get(name, False)
+    for name in _FLAGS:
+        flags[name] = task.get(name)
         if not isinstance(flags[name], bool):
             raise ConvertError(f"{path}: {name} is {shown(flags[name])}, must be true or false.")
     discrete = flags["discrete_duration"]
@@ -105,7 +113,7 @@ def _prosody(checkpoint: Checkpoint, f0_bins: Path) -> ProsodyConfig:
             f"{path} was trained with discrete_duration={discrete} and discrete_f0={not discrete}; spjax computes "
             "both streams alike. Such a model cannot be imported."
         )
-    longest = task.get("max_token_duration", ProsodyConfig.max_duration)
+    longest = _longest(checkpoint, discrete)
     if type(longest) is not int or longest < 1:
         raise ConvertError(f"{path}: max_token_duration is {shown(longest)}, must be a positive integer.")
     return ProsodyConfig(
@@ -119,7 +127,7 @@ def _prosody(checkpoint: Checkpoint, f0_bins: Path) -> ProsodyConfig:
 
 
 def import_pgslm(
-    source: str | Path, f0_bins: str | Path | None = None, heads: int | None = None
+    source: str | Path | Checkpoint, f0_bins: str | Path | None = None, heads: int | None = None
 ) -> tuple[UnitLMConfig, Params, list[str]]:
     """Turns a fairseq `transformer_ulm` checkpoint (pGSLM) into our `lm` tree.
 
@@ -130,7 +138,7 @@ def import_pgslm(
       source: checkpoint, discrete or continuous, with prosody input or without, in float32 or half precision.
       f0_bins: edges of a discrete model's f0 bins; `mean_norm_log_f0_seg_bin.th` beside `source` if None. A continuous
         model has none, and the file is not looked at.
-      heads: attention heads, for a checkpoint that does not say.
+      heads: attention heads, for a path to a checkpoint that does not say.
 
     Returns:
       Config with `prosody`; the `lm` tree of docs/design.md, "streams" and "heads" included, in float32; remarks for
@@ -140,15 +148,11 @@ def import_pgslm(
       ConvertError: another architecture, streams that are shifted or normalised otherwise, a missing or unknown tensor,
         a wrong shape, edges that are not there or do not fit.
     """
-    checkpoint = read_checkpoint(source)
-    if STREAMS_HEAD not in checkpoint.tensors:
-        raise ConvertError(
-            f"{checkpoint.path} is no multi-stream LM: it lacks {STREAMS_HEAD}. Import a unit LM with "
-            "`spjax.convert unit_lm`."
-        )
+    checkpoint = as_checkpoint(source, heads)
+    check_kind(checkpoint, "pgslm")
     check_architecture(checkpoint, free=("share_decoder_input_output_embed",))
     prosody = _prosody(checkpoint, Path(f0_bins) if f0_bins is not None else checkpoint.path.with_name(F0_BINS))
-    config = dataclasses.replace(decoder_config(checkpoint, heads), prosody=prosody)
+    config = dataclasses.replace(decoder_config(checkpoint), prosody=prosody)
     params = import_decoder(checkpoint, config)
     d, sizes = config.dim, (config.vocab_size, *prosody.symbols)
 
@@ -169,4 +173,4 @@ def import_pgslm(
         checkpoint.taken.add(OUTPUT)
         notes.append(f"Left out {OUTPUT}: nothing reads it, the outputs are those of {STREAMS_HEAD}.")
     check_leftover(checkpoint, "Only pGSLM's architecture is imported.")
-    return config, params, notes
+    return config, params, [*notes, *checkpoint.remarks()]

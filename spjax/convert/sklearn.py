@@ -14,12 +14,14 @@ import zlib
 from pathlib import Path
 from typing import IO, Any, cast
 
+import ml_dtypes
 import numpy as np
 
 from spjax.convert import ConvertError
-from spjax.convert.fairseq import provenance
+from spjax.convert.checkpoint import provenance
 from spjax.convert.safe_pickle import Inert, PickledArray, PickledDtype, read_pickle, shown
-from spjax.storage import KMeans
+from spjax.convert.torch_file import Tensor, read_torch_file
+from spjax.storage import KMeans, places
 
 _MODELS = ("MiniBatchKMeans", "KMeans")
 _WRAPPER = "joblib.numpy_pickle.NumpyArrayWrapper"  # up to scikit-learn 0.22 below sklearn.externals
@@ -91,13 +93,23 @@ def _read_joblib(stream: IO[bytes]) -> Any:
 
 
 def _read(path: Path) -> Any:
-    with path.open("rb") as file:
-        start = file.read(6)
+    """What a file holds: the pickled model, or an array of numpy's or torch's."""
+    with places.open_regular(path) as file:
+        start = file.read(16)
         if not start:
             raise ConvertError("it is empty")
         for magic, kind in _UNREADABLE.items():
             if start.startswith(magic):
                 raise ConvertError(f"it is compressed by {kind}; save it again with joblib.dump(model, 'km.bin')")
+        if start.startswith(b"\x93NUMPY"):
+            file.seek(0)
+            return _read_npy(file, path.stat().st_size)
+        if start.startswith(b"PK\x03\x04") and path.suffix == ".npz":
+            raise ConvertError("it is a .npz archive: save its array of centroids alone with numpy.save")
+        if start.startswith(b"PK\x03\x04") or _LEGACY_TORCH in start:
+            return _read_torch(path)
+        if start[8:10] == b'{"':
+            raise ConvertError("it is a safetensors file: save its centroids with numpy.save and give that")
         for magic, decompressor in _DECOMPRESSORS.items():
             if start.startswith(magic):
                 file.seek(0)
@@ -106,35 +118,72 @@ def _read(path: Path) -> Any:
         return _read_joblib(cast(IO[bytes], mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
 
 
-def _model(path: Path) -> dict[str, Any]:
-    """The attributes of the k-means in a file."""
-    way_out = "Give a km.bin, as joblib.dump writes a MiniBatchKMeans."
+_LEGACY_TORCH = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # torch.save before 1.6 pickles this number first
+
+
+def _read_npy(file: IO[bytes], size: int) -> np.ndarray:
+    """An array of numpy.save, of plain numbers and no more of them than the file holds."""
+    version = np.lib.format.read_magic(file)
+    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if header is None:
+        raise ConvertError(f"it is a .npy file of version {version}, known are 1.0 and 2.0")
+    shape, fortran, dtype = header(file)
+    count = math.prod(shape)
+    if dtype.hasobject or dtype.kind not in "fiu" or count * dtype.itemsize > size - file.tell():
+        raise ConvertError(f"it says that it is {dtype} {list(shape)}, which is not what it holds, or no numbers")
+    array = np.frombuffer(file.read(count * dtype.itemsize), dtype)
+    return array.reshape(shape, order="F" if fortran else "C")
+
+
+def _read_torch(path: Path) -> Any:
+    """The one tensor of a file of torch.save, alone or as the only two-dimensional one of a dict."""
+    found = read_torch_file(path)
+    parts = list(found.values()) if isinstance(found, dict) else [found]
+    tables = [part for part in parts if isinstance(part, Tensor | PickledArray) and part.numpy().ndim == 2]
+    if len(tables) != 1:
+        held = f"a dict of {', '.join(map(shown, list(found)[:6]))}" if isinstance(found, dict) else shown(found)
+        raise ConvertError(f"it is a file of torch.save that holds {held:.300}, not one array [clusters, dims]")
+    return tables[0].numpy()
+
+
+def _model(path: Path) -> tuple[np.ndarray | PickledArray | None, str]:
+    """(Centroids of a file, what wrote it)."""
+    suggestion = "Give a km.bin, as joblib.dump writes a MiniBatchKMeans, or its cluster_centers_ as numpy.save does."
     try:
         model = _read(path)
     except OSError as error:
         raise ConvertError(f"{path} cannot be read: {error.strerror or error}") from error
     except ConvertError as error:
-        raise ConvertError(f"{path} cannot be read: {error}. {way_out}") from error
+        if str(error).startswith(f"{path} "):  # of the reader of torch's files, which names it
+            raise
+        raise ConvertError(f"{path} cannot be read: {error}. {suggestion}") from error
     except (zlib.error, lzma.LZMAError, EOFError, ValueError, MemoryError) as error:
-        raise ConvertError(f"{path} cannot be read: its compressed stream is damaged ({error}). {way_out}") from error
+        raise ConvertError(
+            f"{path} cannot be read: its compressed stream is damaged ({error}). {suggestion}"
+        ) from error
+    if isinstance(model, np.ndarray):
+        return model, "an array"
     known = isinstance(model, Inert) and model.name.startswith("sklearn.cluster.")
     if not known or model.name.rpartition(".")[2] not in _MODELS or not isinstance(model.state, dict):
-        raise ConvertError(f"{path} holds {shown(model)}, not a k-means of scikit-learn. {way_out}")
-    return model.state
+        raise ConvertError(f"{path} holds {shown(model)}, not a k-means of scikit-learn. {suggestion}")
+    version = model.state.get("_sklearn_version")
+    made_by = f"scikit-learn {version:.20}" if isinstance(version, str) else "scikit-learn"
+    return model.state.get("cluster_centers_"), made_by
 
 
-def _centroids(path: Path, model: dict[str, Any]) -> np.ndarray:
-    centers = model.get("cluster_centers_")
-    if not isinstance(centers, PickledArray):
+def _centroids(path: Path, centers: Any) -> np.ndarray:
+    if not isinstance(centers, PickledArray | np.ndarray):
         raise ConvertError(
             f"{path}: the k-means in it has no cluster_centers_: it was never fitted. Give a fitted one."
         )
-    array = centers.numpy()
-    if array.ndim != 2 or 0 in array.shape or array.dtype.kind != "f":
-        raise ConvertError(f"{path}: cluster_centers_ is {array.dtype} {list(array.shape)}, must be numbers [C, D].")
-    array = np.ascontiguousarray(array, np.float32)  # those of float64 models are rounded
+    array = centers.numpy() if isinstance(centers, PickledArray) else centers
+    floats = array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
+    if array.ndim != 2 or 0 in array.shape or not floats:
+        raise ConvertError(f"{path}: its centroids are {array.dtype} {list(array.shape)}, must be floats [C, D].")
+    with np.errstate(over="ignore"):  # is infinite then, and refused
+        array = np.ascontiguousarray(array, np.float32)  # those of float64 models are rounded
     if not np.isfinite(array).all():
-        raise ConvertError(f"{path}: cluster_centers_ holds NaN or infinity. Fit the k-means again.")
+        raise ConvertError(f"{path}: its centroids hold NaN or infinity. Fit the k-means again.")
     return array
 
 
@@ -142,7 +191,7 @@ def import_kmeans(source: str | Path, encoder: str, layer: int | None) -> KMeans
     """Turns a joblib pickle of scikit-learn's MiniBatchKMeans or KMeans into a k-means of ours.
 
     Args:
-      source: km.bin; as it is, or compressed with zlib, gzip, bz2, lzma or xz.
+      source: km.bin; as it is, or compressed with zlib, gzip, bz2, lzma or xz; or centroids [C, D], .npy or .pt.
       encoder: what the features came from ("hubert_base_ls960"); the file does not say.
       layer: which layer of it; None for encoders without layers.
 
@@ -150,8 +199,6 @@ def import_kmeans(source: str | Path, encoder: str, layer: int | None) -> KMeans
       ConvertError: no such file, truncated, or anything but a fitted k-means.
     """
     path = Path(source)
-    model = _model(path)
-    version = model.get("_sklearn_version")
-    made_by = f"scikit-learn {version:.20}" if isinstance(version, str) else "scikit-learn"
+    centers, made_by = _model(path)
     card = {"encoder": encoder, "layer": layer, "fitted_on": {}, "provenance": provenance(path, made_by)}
-    return KMeans(_centroids(path, model), card)
+    return KMeans(_centroids(path, centers), card)

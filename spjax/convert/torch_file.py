@@ -19,6 +19,7 @@ import numpy as np
 
 from spjax.convert import ConvertError
 from spjax.convert.safe_pickle import Global, Maker, read_pickle, shown
+from spjax.storage import kinds, places
 
 _STORAGES = {
     "FloatStorage": np.float32,
@@ -128,15 +129,15 @@ def _read_zip(path: Path) -> Any:
     entries = {entry.filename: entry for entry in archive.infolist()}
     if len(entries) != len(archive.infolist()):
         raise ConvertError("its archive names a file twice")
+    pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise ConvertError("its archive holds no data.pkl: a zip file, but not one of torch.save's; unpack it")
     # torch never compresses. Refusing compression, and more bytes than the file has, leaves no room for a zip bomb.
     packed = [name for name, entry in entries.items() if entry.compress_type != zipfile.ZIP_STORED]
     if packed:
         raise ConvertError(f"{packed[0]!r} in its archive is compressed, which torch never does")
     if sum(entry.file_size for entry in entries.values()) > path.stat().st_size:
         raise ConvertError("its archive claims more bytes than the file has")
-    pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
-    if len(pickles) != 1:
-        raise ConvertError("its archive holds no data.pkl: a zip file, but not one of torch.save's")
     root = pickles[0].removesuffix("data.pkl")
     if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
         raise ConvertError("it was written on a big-endian machine; save it again on a little-endian one")
@@ -232,15 +233,22 @@ def read_torch_file(path: str | Path) -> Any:
     path = Path(path)
     way_out = "Copy or download it again, and see that it is a file of torch.save."
     try:
-        with path.open("rb") as file:
-            start = file.read(4)
+        with places.open_regular(path) as file:
+            start = file.read(256)
+        if b"sklearn." in start:
+            raise ConvertError("it is a pickle of scikit-learn, which `spjax.convert kmeans` imports")
         if not start:
             raise ConvertError("it is empty")
-        if start == b"PK\x03\x04":
+        if start[:4] == b"PK\x03\x04":
             return _read_zip(path)
         if start[:1] == b"\x80":
             return _read_legacy(path)
-        raise ConvertError(f"it starts with {start!r}: neither torch's zip nor its legacy format")
+        packed = kinds.archive(path)
+        if packed:
+            raise ConvertError(packed.removeprefix(f"{path} is "))
+        if start[8:10] == b'{"':
+            raise ConvertError("it is a safetensors file; give it under a name that ends in .safetensors")
+        raise ConvertError(f"it starts with {start[:4]!r}: neither torch's zip nor its legacy format")
     except ConvertError as error:
         raise ConvertError(f"{path} cannot be read: {error}. {way_out}") from error
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import textwrap
 from collections.abc import Callable, Sequence
@@ -22,24 +23,35 @@ from spjax.storage import files
 from spjax.types import Batch, Params, Streams
 
 FORMAT = "spjax-served"
-VERSION = 1
+VERSION = 2  # since 2 the card carries the hashes of the other files, and one of its own fields
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 LOADER = """\
-import functools, json, pathlib
+import functools, hashlib, io, json, pathlib
 import jax, jax.export, numpy as np
 
 HERE = pathlib.Path(DIRECTORY)
 CARD = json.loads((HERE / "card.json").read_text())
 
+def check(data, sha256, what):
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ValueError(f"{HERE / what} was altered. Take the directory from its source again.")
+    return data
+
+def read(file):
+    return check((HERE / file).read_bytes(), CARD["files"][file], file)
+
+sealed = {name: value for name, value in CARD.items() if name not in ("card_hash", "version")}
+check(json.dumps(sealed, sort_keys=True, separators=(",", ":")).encode(), CARD["card_hash"], "card.json")
+
 @functools.cache
 def weights(file):  # bfloat16 lies in the file as uint16
-    arrays = np.load(HERE / file).values()
+    arrays = np.load(io.BytesIO(read(file))).values()
     return [jax.device_put(a.view(jax.numpy.bfloat16) if a.dtype == np.uint16 else a) for a in arrays]
 
 @functools.cache
 def program(file):
-    return jax.jit(jax.export.deserialize(bytearray((HERE / file).read_bytes())).call)
+    return jax.jit(jax.export.deserialize(bytearray(read(file))).call)
 
 def answer(task, utterances):
     told = CARD["tasks"][task]
@@ -126,7 +138,9 @@ def export(
         "format": FORMAT, "version": VERSION, "jax": jax.__version__, "platforms": PLATFORMS, "compute": compute,
         "lm": pack.card["lm"], "inputs": inputs, "tasks": tasks, "banks": described,
     }  # fmt: skip
-    writers |= {"card.json": files.json_writer(card), "README.md": _text_writer(_readme(card, banks, merged))}
+    writers |= {"README.md": _text_writer(_readme(card, banks, merged))}
+    used = [name for name in writers if name != "README.md"]
+    writers["card.json"] = lambda path: _write_card(path, card, used)  # last: it has the hashes of the others
     return files.write_directory(directory, writers)
 
 
@@ -212,6 +226,16 @@ def interpolated(f0: jax.Array, lengths: jax.Array) -> jax.Array:
     share = (column - before) / jnp.maximum(after - before, 1)
     between = ~voiced & (before >= 0) & (after < columns)
     return jnp.where(between, jnp.log(at(before) * (1 - share) + at(after) * share), f0)
+
+
+def _write_card(path: Path, card: dict[str, Any], used: Sequence[str]) -> None:
+    """Writes card.json beside the files that it carries the hashes of."""
+    hashes = {}
+    for name in used:
+        with path.with_name(name).open("rb") as file:
+            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    full = {**card, "files": hashes}
+    path.write_bytes(files.json_bytes({**full, files.SEAL: files.seal(full, ())}))
 
 
 def _npz_writer(leaves: Sequence[Any]) -> files.Writer:

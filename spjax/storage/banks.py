@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spjax.storage import files, packs, places
+from spjax.storage import files, kinds, packs, places
 from spjax.storage.files import Shape, StorageError
-from spjax.storage.packs import PromptPack
+from spjax.storage.packs import PackCard, PromptPack
 
 FORMAT = "spjax-prompt-bank"
-VERSION = 1
+VERSION = 2  # since 2 the card carries a hash of its members' names and of their cards' hashes, in order
 CARD_FILE = "bank.json"
 TENSOR_FILE = "bank.safetensors"
 
@@ -75,29 +75,46 @@ def save_bank(directory: str | Path, members: Mapping[str, PromptPack]) -> None:
       StorageError: as `check_members`, or a directory with other files in it.
     """
     check_members(members)
-    described = {
-        "format": FORMAT,
-        "version": VERSION,
-        "members": [{"name": name, "card": pack.card} for name, pack in members.items()],
-    }
+    described = describe({name: pack.card for name, pack in members.items()})
     tensors = files.tensor_writer({name: pack.params for name, pack in members.items()})
     files.write_directory(directory, {CARD_FILE: files.json_writer(described), TENSOR_FILE: tensors})
 
 
-def _read_card(path: Path) -> dict[str, Any]:
+def describe(cards: Mapping[str, PackCard]) -> dict[str, Any]:
+    """`bank.json`: the members' names and cards."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "members": [{"name": name, "card": card} for name, card in cards.items()],
+        files.SEAL: files.seal(_sealed(cards), ()),
+    }
+
+
+def _sealed(cards: Mapping[str, PackCard]) -> dict[str, Any]:
+    """What the hash of a bank's card covers: which member answers by which name."""
+    return {"members": [[name, card["card_hash"]] for name, card in cards.items()]}
+
+
+def read_card(path: Path) -> dict[str, PackCard]:
     """Cards of a bank's members by name, each checked."""
     described = files.read_json(path, FORMAT, VERSION)
     way_out = "Take the bank from its source again, or merge the packs anew."
-    files.check_keys(described, ("members",), (), path, way_out)
-    cards: dict[str, Any] = {}
+    sealed = (files.SEAL,) if described["version"] >= VERSION else ()
+    files.check_keys(described, ("members", *sealed), (), path, way_out)
+    cards: dict[str, PackCard] = {}
     for member in described["members"] if isinstance(described["members"], list) else ():
         named = isinstance(member, dict) and member.keys() == {"name", "card"} and isinstance(member["name"], str)
         if not named or not _NAME.fullmatch(member["name"]) or member["name"] in cards:
             raise StorageError(f"{path}: the member {member!r:.120} has no name of its own and a card. {way_out}")
-        packs.check_card(member["card"], f"{path}, {member['name']}")
-        cards[member["name"]] = member["card"]
+        card = member["card"]
+        if sealed and isinstance(card, dict) and files.SEAL not in card:
+            raise StorageError(f"{path}: the card of {member['name']} lacks {files.SEAL}. {way_out}")
+        # Members of an older bank have no hashes; that is reported once, for the bank.
+        cards[member["name"]] = packs.read_card(card, f"{path}, {member['name']}", quiet=not sealed)
     if not cards:
         raise StorageError(f"{path} names no members. {way_out}")
+    stated = {name: described[name] for name in sealed}
+    files.check_seal({**_sealed(cards), **stated, "version": described["version"]}, (), VERSION, path)
     return cards
 
 
@@ -111,7 +128,7 @@ def load_bank(directory: str | Path) -> dict[str, PromptPack]:
       StorageError: files absent, truncated, altered, of a newer format, or members that do not go together.
     """
     directory = places.at(directory)
-    cards = _read_card(directory / CARD_FILE)
+    cards = read_card(directory / CARD_FILE)
 
     def shapes(found: dict[str, tuple[str, Shape]]) -> dict[str, Shape]:
         expected: dict[str, Shape] = {}
@@ -147,8 +164,8 @@ def split_bank(directory: str | Path, out: str | Path) -> list[Path]:
 
 def _is(path: Path, kind: str) -> bool:
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("format") == kind
-    except (OSError, ValueError, AttributeError, RecursionError):
+        return kinds.load_json(path).get("format") == kind
+    except (OSError, ValueError, AttributeError):
         return False
 
 
@@ -204,7 +221,14 @@ def _at(place: str | Path) -> list[_Found]:
             way = "-".join(part for part in parts if part != "packs")
             found += [_Found(name, f"{_clean(way)}-{name}", pack) for name, pack in load_bank(file.parent).items()]
     if not found:
-        raise StorageError(f"{place} is no prompt pack or bank, nor a directory of them. Point to one.")
+        what, todo = kinds.describe(place)
+        if (place / packs.TENSOR_FILE).is_file():
+            what, todo = f"a prompt pack without its {packs.CARD_FILE}, which is missing", "Copy the whole directory."
+        elif not place.exists():
+            what = "not there"
+        called = f" (it is {what})" if what else ""
+        todo = todo or "Point to one."
+        raise StorageError(f"{place} is no prompt pack or bank, nor a directory of them{called}. {todo}")
     return found
 
 

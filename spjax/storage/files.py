@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -20,15 +21,27 @@ import safetensors.numpy
 from etils import epath
 
 from spjax import paths
-from spjax.storage import places
+from spjax.storage import kinds, places
 from spjax.types import Params
+
+SEAL = "card_hash"
+_log = logging.getLogger(__name__)
+_noted: set[str] = set()  # cards of older versions that were reported
 
 Shape = tuple[int, ...]
 Writer = Callable[[Path], object]  # writes a file at the path it is given
 
 
+_LONGEST_MESSAGE = 2000  # characters; a card may hold anything
+
+
 class StorageError(ValueError):
-    """A stored file cannot be used; the message names the file, the value and the way out."""
+    """A stored file cannot be used; the message names the file, the value and what to do."""
+
+    def __init__(self, message: str) -> None:
+        if len(message) > _LONGEST_MESSAGE:
+            message = f"{message[: _LONGEST_MESSAGE // 2]} ... {message[-_LONGEST_MESSAGE // 4 :]}"
+        super().__init__(message)
 
 
 def flatten(tree: Params, prefix: str = "") -> dict[str, np.ndarray]:
@@ -99,8 +112,8 @@ def tensor_writer(tree: Params) -> Writer:
     return lambda path: safetensors.numpy.save_file(leaves, path)
 
 
-def json_writer(value: Mapping[str, Any]) -> Writer:
-    """A function that writes a JSON object, readable and with a newline at its end.
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """A JSON object, readable and with a newline at its end.
 
     Raises:
       StorageError: a value that JSON cannot hold (NaN included).
@@ -109,7 +122,13 @@ def json_writer(value: Mapping[str, Any]) -> Writer:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise StorageError(f"not to be written as JSON: {error}. Keep to strings, finite numbers and lists.") from error
-    return lambda path: path.write_text(text, encoding="utf-8")
+    return text.encode()
+
+
+def json_writer(value: Mapping[str, Any]) -> Writer:
+    """A function that writes `json_bytes`; raises what they raise, at once."""
+    content = json_bytes(value)
+    return lambda path: path.write_bytes(content)
 
 
 @places.plainly()
@@ -122,21 +141,63 @@ def read_json(path: Path, kind: str, version: int) -> dict[str, Any]:
     if not path.is_file():
         aside = path.parent.parent / _aside_name(path.parent)
         saved = f" An interrupted save left the earlier one in {aside}: move it back." if aside.is_dir() else ""
-        raise StorageError(f"{path} does not exist; {path.parent} is no {kind} directory.{saved}")
+        raise StorageError(f"{kinds.mixed_up(path, kind)}{saved}")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = kinds.load_json(path)
+    except (OSError, ValueError) as error:
         raise StorageError(f"{path} is no readable JSON ({error}). Take it from its source again.") from error
     found = value.get("format") if isinstance(value, dict) else None
     if found != kind:
-        raise StorageError(f'{path} has the format {found!r}, must be "{kind}". Point to a directory of that kind.')
+        raise StorageError(kinds.mixed_up(path, kind))
     if type(value.get("version")) is not int or value["version"] < 1:
-        raise StorageError(f"{path} has the version {value.get('version')!r}, must be a positive number.")
+        raise StorageError(f"{path} has the version {value.get('version')!r:.80}, must be a positive number.")
     if value["version"] > version:
         raise StorageError(
             f"{path} has the version {value['version']}, known up to {version}: a newer spjax wrote it. Update spjax."
         )
     return value
+
+
+def seal(described: Mapping[str, Any], free: Iterable[str]) -> str:
+    """sha256 (hex) of what a card says: its fields in canonical JSON, without `free` ones, version and seal.
+
+    Together with the hash of the tensors, which is such a field, it covers everything that decides an answer.
+    """
+    left_out = {*free, SEAL, "version"}
+    kept = {name: value for name, value in described.items() if name not in left_out}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def check_seal(
+    described: Mapping[str, Any], free: Iterable[str], since: int, path: str | Path, *, quiet: bool = False
+) -> str:
+    """Compares a card with the hash that it carries; one of a version before `since` may lack it, which is logged once.
+
+    Returns:
+      The hash.
+
+    Raises:
+      StorageError: it lacks the hash, or was edited.
+    """
+    free = tuple(free)
+    allowed = f"Only {', '.join(free)} may be edited; undo" if free else "Undo"
+    right, found = seal(described, free), described.get(SEAL)
+    if found is None and SEAL not in described and described["version"] < since:
+        if not quiet and str(path) not in _noted:
+            _noted.add(str(path))
+            _log.warning(
+                "%s was written before cards carried a hash, so an edit of it would not be noticed; add the hash with "
+                "`python -m spjax.packs refresh %s`.",
+                path,
+                Path(path).parent,
+            )
+        return right
+    if found != right:
+        raise StorageError(
+            f"{path} was altered: its fields have the hash {right}, but its {SEAL} is {found!r:.80}. "
+            f"{allowed} the edit, or take it from its source again."
+        )
+    return right
 
 
 def check_keys(
@@ -171,10 +232,12 @@ def read_tensors(path: Path, expected: Callable[[dict[str, tuple[str, Shape]]], 
       StorageError: absent, truncated, damaged, or other tensors than expected.
     """
     way_out = "Take it from its source again."
-    if not path.is_file():
+    if not path.exists():
         raise StorageError(f"{path} does not exist. {way_out}")
     names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
     try:
+        with places.open_regular(path):
+            pass
         with places.local(path) as here, safetensors.safe_open(here, framework="np") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             found = {
@@ -183,7 +246,9 @@ def read_tensors(path: Path, expected: Callable[[dict[str, tuple[str, Shape]]], 
             }
             check_tensors(found, expected(found), path, way_out)
             tensors = {name: file.get_tensor(name) for name in found}
-    except (safetensors.SafetensorError, OSError) as error:
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror or error}. {way_out}") from error
+    except safetensors.SafetensorError as error:
         raise StorageError(f"{path} is truncated or damaged ({error}). {way_out}") from error
     _check_finite(tensors, path, way_out)
     return unflatten(tensors)

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from spjax.storage import pack_readme, packs
+from spjax.storage import files, kinds, pack_readme, packs, places
 from spjax.storage.files import StorageError
 
 _FILES = (packs.CARD_FILE, packs.TENSOR_FILE, pack_readme.FILE)
@@ -100,11 +100,14 @@ def push_pack(
     directory = Path(directory)
     pack = packs.load_pack(directory)
     readme = directory / pack_readme.FILE
-    text = readme.read_text(encoding="utf-8") if readme.is_file() else packs.readme(pack)
+    text = places.read_limited(readme, kinds.MAX_JSON).decode() if readme.is_file() else packs.readme(pack)
     if licence is not None:
         text = pack_readme.with_licence(text, licence)
-    content: dict[str, str | bytes] = {name: str(directory / name) for name in (packs.CARD_FILE, packs.TENSOR_FILE)}
-    content |= {pack_readme.FILE: text.encode()}
+    content: dict[str, str | bytes] = {
+        packs.CARD_FILE: files.json_bytes(pack.card),  # that of an older version gets its hash
+        packs.TENSOR_FILE: str(directory / packs.TENSOR_FILE),
+        pack_readme.FILE: text.encode(),
+    }
     with _told(repo_id, revision):
         api = HfApi(library_name="spjax", token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)

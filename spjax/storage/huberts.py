@@ -13,7 +13,8 @@ from spjax.storage.files import Shape, StorageError
 from spjax.types import Params
 
 FORMAT = "spjax-hubert"
-VERSION = 1
+VERSION = 2  # since 2 config.json carries a hash
+FREE = ("provenance",)  # fields of config.json that decide no answer
 CONFIG_FILE = "config.json"
 TENSOR_FILE = "model.safetensors"
 
@@ -68,7 +69,7 @@ def save_hubert(
         raise StorageError(f"a HuBERT to save has the name {name!r}; give one, such as 'hubert_base'.")
     files.check_tensors(files.described(params), hubert_shapes(config), "HuBERT to save", "Give the whole tree.")
     identity = files.tree_hash(params)
-    described = {
+    described: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "name": name,
@@ -77,6 +78,7 @@ def save_hubert(
         "parameters": config.num_params,
         "provenance": dict(provenance or {}),
     }
+    described[files.SEAL] = files.seal(described, FREE)
     files.write_directory(
         directory, {CONFIG_FILE: files.json_writer(described), TENSOR_FILE: files.tensor_writer(params)}
     )
@@ -98,20 +100,30 @@ def load_hubert(directory: str | Path) -> tuple[HubertConfig, Params, dict[str, 
     directory = places.at(directory)
     path = directory / CONFIG_FILE
     described = files.read_json(path, FORMAT, VERSION)
-    files.check_keys(described, (*_FIELDS, "name", "hash"), ("parameters", "provenance"), path, _WAY_OUT)
+    sealed = (files.SEAL,) if described["version"] >= VERSION else ()
+    files.check_keys(described, (*_FIELDS, *sealed, "name", "hash"), ("parameters", "provenance"), path, _WAY_OUT)
     sizes: dict[str, Any] = {name: described[name] for name in _FIELDS}
     sizes = {name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()}
     try:
         config = HubertConfig(**sizes)
     except ValueError as error:
         raise StorageError(f"{path}: {error}. {_WAY_OUT}") from error
-    params = files.read_tensors(directory / TENSOR_FILE, lambda _: hubert_shapes(config))
+    if not isinstance(described["name"], str) or not described["name"].strip():
+        raise StorageError(f"{path}: name is {described['name']!r:.80}, must be the encoder's. {_WAY_OUT}")
+
+    def shapes(found: Mapping[str, tuple[str, Shape]]) -> dict[str, Shape]:
+        if config.layers > len(found):  # before so many names are made
+            raise StorageError(f"{path}: layers is {config.layers}, but there are {len(found)} tensors. {_WAY_OUT}")
+        return hubert_shapes(config)
+
+    params = files.read_tensors(directory / TENSOR_FILE, shapes)
     identity = files.tree_hash(params)
     if identity != described["hash"]:
         raise StorageError(
             f"{directory / TENSOR_FILE} has the hash {identity}, but {path} says {described['hash']}: "
             f"one of the two was altered. {_WAY_OUT}"
         )
+    files.check_seal(described, FREE, VERSION, path)
     info = {
         "name": described["name"],
         "hash": identity,

@@ -12,7 +12,8 @@ from spjax.storage import files, places
 from spjax.storage.files import StorageError
 
 FORMAT = "spjax-kmeans"
-VERSION = 1
+VERSION = 2  # since 2 the card carries a hash
+FREE = ("fitted_on", "provenance")  # fields of the card that decide no answer
 CARD_FILE = "card.json"
 TENSOR_FILE = "centroids.safetensors"
 
@@ -81,7 +82,7 @@ def save_kmeans(directory: str | Path, kmeans: KMeans) -> str:
     _check_card(card, "k-means to save", way_out)
     identity = kmeans.hash
     clusters, dim = kmeans.centroids.shape
-    described = {
+    described: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "encoder": card["encoder"],
@@ -92,6 +93,7 @@ def save_kmeans(directory: str | Path, kmeans: KMeans) -> str:
         "fitted_on": dict(card.get("fitted_on", {})),
         "provenance": dict(card.get("provenance", {})),
     }
+    described[files.SEAL] = files.seal(described, FREE)
     tensors = files.tensor_writer({"centroids": kmeans.centroids})
     files.write_directory(directory, {CARD_FILE: files.json_writer(described), TENSOR_FILE: tensors})
     return identity
@@ -109,7 +111,8 @@ def load_kmeans(directory: str | Path) -> KMeans:
     directory = places.at(directory)
     path, way_out = directory / CARD_FILE, "Take it from its source again."
     described = files.read_json(path, FORMAT, VERSION)
-    files.check_keys(described, _REQUIRED, _DESCRIBED, path, way_out)
+    sealed = (files.SEAL,) if described["version"] >= VERSION else ()
+    files.check_keys(described, (*_REQUIRED, *sealed), _DESCRIBED, path, way_out)
     _check_card(described, path, way_out)
     shape = (described["clusters"], described["dim"])
     if any(type(size) is not int or size < 1 for size in shape):
@@ -129,4 +132,5 @@ def load_kmeans(directory: str | Path) -> KMeans:
             f"{directory / TENSOR_FILE} has the hash {kmeans.hash}, but {path} says {described['hash']!r:.80}: "
             "one of the two was altered. Take both from their source again."
         )
+    files.check_seal(described, FREE, VERSION, path)
     return kmeans

@@ -9,18 +9,19 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypedDict
+from typing import Any, NoReturn, NotRequired, TypedDict, cast
 
 import numpy as np
 
 from spjax.models.config import SIZES, UnitLMConfig
 from spjax.storage import files, pack_readme, places
 from spjax.storage.files import Shape, StorageError
-from spjax.tasks import Slot, Task
+from spjax.tasks import LONGEST_LABEL, Slot, Task
 from spjax.types import Params
 
 FORMAT = "spjax-prompt-pack"
-VERSION = 1
+VERSION = 2  # since 2 the card carries a hash
+FREE = ("task", "metric", "results", "provenance", "licence", "description")  # fields that decide no answer
 CARD_FILE = "card.json"
 TENSOR_FILE = "prompt.safetensors"
 
@@ -57,10 +58,10 @@ class LMCard(TypedDict):
 
 
 class PackCard(TypedDict):
-    """`card.json`. `make_card` makes one; `save_pack` fills in `parameters` and `hash`."""
+    """`card.json`. `make_card` makes one; `save_pack` fills in `parameters` and the hashes."""
 
     format: str  # "spjax-prompt-pack"
-    version: int  # 1
+    version: int  # 2
     task: str
     slots: list[SlotCard]
     metric: str
@@ -75,6 +76,9 @@ class PackCard(TypedDict):
     provenance: dict[str, Any]  # any JSON: source file, seed, protocol
     parameters: int  # trained numbers
     hash: str  # of the prompt's tensors, made as a unit LM's
+    card_hash: str  # of the fields that decide an answer (all but FREE), `hash` among them
+    licence: NotRequired[str]
+    description: NotRequired[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +201,7 @@ def make_card(
         "provenance": dict(provenance or {}),
         "parameters": 0,
         "hash": "",
+        "card_hash": "",
     }
 
 
@@ -264,6 +269,11 @@ def _check_types(card: Mapping[str, Any], fail: Callable[[str], NoReturn]) -> No
         "parameters": whole,
         "hash": text,
     }
+    if not isinstance(card, dict):
+        fail(f"the card is {card!r:.60}, must be an object")
+    if card.get("version") != 1:
+        expected["card_hash"] = text
+    expected |= {name: text for name in ("licence", "description") if name in card}
     parts = {
         "verbalizer": {"kind": text, "codes": (list,), "feeds": (list,), "outputs": whole},
         "lm": {"hash": text, **dict.fromkeys(SIZES, whole)},
@@ -292,6 +302,11 @@ def _check_values(card: PackCard, fail: Callable[[str], NoReturn]) -> None:
         lm = UnitLMConfig(**{name: card["lm"][name] for name in SIZES})  # type: ignore[literal-required]
     except ValueError as error:
         fail(str(error))
+    if not task.name.strip() or len(task.name) > LONGEST_LABEL:
+        fail(f"its task has a name of {len(task.name)} characters, must have 1 to {LONGEST_LABEL}")
+    names = [slot.name for slot in task.slots]
+    if not names or len(set(names)) != len(names):
+        fail(f"its slots are named {names!r:.80}, must be one or more, of different names")
     offsets, verbalizer, lm_card = task.slot_offsets, card["verbalizer"], card["lm"]
     tables = []
     for name, limit in (("codes", verbalizer["outputs"]), ("feeds", lm.vocab_size)):
@@ -334,7 +349,7 @@ def save_pack(directory: str | Path, params: Params, card: PackCard) -> PromptPa
     Args:
       directory: where to; parents are made.
       params: one member's prompt tree (PromptPack.params), numpy or JAX arrays, float32.
-      card: see `make_card`; `parameters` and `hash` are filled in here.
+      card: see `make_card`; `parameters` and the hashes are filled in here.
 
     Returns:
       The pack as `load_pack` would give it.
@@ -345,10 +360,13 @@ def save_pack(directory: str | Path, params: Params, card: PackCard) -> PromptPa
     params = files.flatten(params)
     full: PackCard = {
         **card,
+        "version": VERSION if card["version"] == 1 else card["version"],
         "parameters": sum(array.size for array in params.values()),
         "hash": files.tree_hash(params),
+        "card_hash": "",
     }  # type: ignore[typeddict-item]
     check_card(full, "card to save")
+    full["card_hash"] = files.seal(full, FREE)
     found = files.described(params)
     files.check_tensors(
         found, tensor_shapes(full, found), "prompt to save", "Give one member's tree, without the bank axis."
@@ -383,10 +401,20 @@ def load_pack(directory: str | Path) -> PromptPack:
       StorageError: files absent, truncated, altered, of a newer format, or not fitting each other.
     """
     directory = places.at(directory)
-    card: PackCard = files.read_json(directory / CARD_FILE, FORMAT, VERSION)  # type: ignore[assignment]
-    check_card(card, directory / CARD_FILE)
+    card = read_card(files.read_json(directory / CARD_FILE, FORMAT, VERSION), directory / CARD_FILE)
     params = files.read_tensors(directory / TENSOR_FILE, lambda found: tensor_shapes(card, found))
     return pack_of(params, card, f"{directory / TENSOR_FILE} is not the prompt that {CARD_FILE} describes")
+
+
+def read_card(card: Any, where: str | Path, *, quiet: bool = False) -> PackCard:
+    """A card that came from `where`, checked and of the present version; `quiet`: without a note of an older one.
+
+    Raises:
+      StorageError: a card that is not one, or that was edited.
+    """
+    check_card(card, where)
+    seal = files.check_seal(card, FREE, VERSION, where, quiet=quiet)
+    return cast(PackCard, {**card, "version": VERSION, "card_hash": seal})
 
 
 def pack_of(params: Params, card: PackCard, otherwise: str) -> PromptPack:

@@ -7,11 +7,13 @@ object appears there once all of it has arrived, but no directory is renamed in 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import IO, cast
 
 from etils import epath
 from tqdm import tqdm
@@ -90,6 +92,44 @@ def check_buckets(places: Iterable[object]) -> None:
                 f"there is no bucket {root}: check its name, or make it with gcloud storage buckets create {root} "
                 "--location=REGION --uniform-bucket-level-access"
             )
+
+
+_NOT_FILES = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def open_regular(path: epath.PathLike) -> IO[bytes]:
+    """Open a regular file for reading, here or in a bucket. Pipes and devices, which may never end, are refused.
+
+    Raises:
+      OSError: absent, not readable, or not a regular file.
+    """
+    if is_remote(path):
+        return cast(IO[bytes], at(path).open("rb"))
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer would block
+    kind = stat.S_IFMT(os.fstat(handle).st_mode)
+    if kind == stat.S_IFREG:
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    raise OSError(errno.EINVAL, f"it is {_NOT_FILES.get(kind, 'something else')}, not a file", os.fspath(path))
+
+
+def read_limited(path: epath.PathLike, limit: int) -> bytes:
+    """All bytes of a regular file of at most `limit` bytes.
+
+    Raises:
+      OSError: as `open_regular`, or a larger file.
+    """
+    with open_regular(path) as file:
+        content = file.read(limit + 1) or b""  # nothing yet, of some files of /proc
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"it is larger than {limit >> 20} MiB, the most that is read here", os.fspath(path))
+    return content
 
 
 @contextlib.contextmanager

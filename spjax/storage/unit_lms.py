@@ -16,7 +16,8 @@ from spjax.storage.files import Shape, StorageError
 from spjax.types import Params
 
 FORMAT = "spjax-unit-lm"
-VERSION = 2  # of a multi-stream LM; a unit LM is still written as version 1, which older code reads
+VERSION = 3  # 1: a unit LM, 2: a multi-stream LM; since 3 either, and config.json carries a hash
+FREE = ("provenance",)  # fields of config.json that decide no answer
 CONFIG_FILE = "config.json"
 TENSOR_FILE = "model.safetensors"
 
@@ -92,20 +93,23 @@ def save_unit_lm(
     identity = unit_lm_hash(params, config.prosody)
     described = {
         "format": FORMAT,
-        "version": 1 if config.prosody is None else VERSION,
+        "version": VERSION,
         **{name: getattr(config, name) for name in SIZES},
         **({} if config.prosody is None else {"prosody": dataclasses.asdict(config.prosody)}),
         "hash": identity,
         "parameters": config.num_params,
         "provenance": dict(card or {}),
     }
+    described[files.SEAL] = files.seal(described, FREE)
     files.write_directory(
         directory, {CONFIG_FILE: files.json_writer(described), TENSOR_FILE: files.tensor_writer(params)}
     )
     return identity
 
 
-def _prosody(value: Any) -> ProsodyConfig:
+def _prosody(value: Any) -> ProsodyConfig | None:
+    if value is None:
+        return None
     if not isinstance(value, dict) or not value.keys() <= _PROSODY or not isinstance(value.get("f0_edges", []), list):
         raise ValueError(f"prosody is {value!r:.200}, may have {', '.join(sorted(_PROSODY))}, f0_edges as a list")
     return ProsodyConfig(**value)
@@ -127,13 +131,14 @@ def read_unit_lm(directory: str | Path) -> tuple[UnitLMConfig, Params, dict[str,
     path = directory / CONFIG_FILE
     described = files.read_json(path, FORMAT, VERSION)
     way_out = "Take it from its source again."
-    more = () if described["version"] == 1 else ("prosody",)
-    files.check_keys(described, (*SIZES, *more, "hash"), ("parameters", "provenance"), path, way_out)
+    more = {1: (), 2: ("prosody",)}.get(described["version"], (files.SEAL,))
+    optional = ("parameters", "provenance", *(("prosody",) if described["version"] >= VERSION else ()))
+    files.check_keys(described, (*SIZES, *more, "hash"), optional, path, way_out)
     sizes = {name: described[name] for name in SIZES}
     try:
         if any(type(value) is not int for value in sizes.values()):  # true would pass for 1
             raise ValueError(f"{sizes} are not all whole numbers")
-        config = UnitLMConfig(**sizes, prosody=_prosody(described["prosody"]) if more else None)
+        config = UnitLMConfig(**sizes, prosody=_prosody(described.get("prosody")))
     except ValueError as error:
         raise StorageError(f"{path}: {error}. {way_out}") from error
     params = files.read_tensors(directory / TENSOR_FILE, lambda _: unit_lm_shapes(config))
@@ -143,6 +148,7 @@ def read_unit_lm(directory: str | Path) -> tuple[UnitLMConfig, Params, dict[str,
             f"{directory / TENSOR_FILE} has the hash {identity}, but {path} says {described['hash']}: "
             "one of the two was altered. Take both from their source again."
         )
+    files.check_seal(described, FREE, VERSION, path)
     info = {
         "hash": identity,
         "parameters": config.num_params,

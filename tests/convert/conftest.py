@@ -147,6 +147,10 @@ def options() -> dict[str, Any]:
         "decoder_attention_heads": 2,
         "activation_fn": "relu",
         "decoder_normalize_before": True,
+        "share_decoder_input_output_embed": True,
+        "no_token_positional_embeddings": False,
+        "decoder_learned_pos": False,
+        "no_scale_embedding": False,
     }
 
 

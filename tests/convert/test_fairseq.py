@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_refused(checkpoint, tensors, changed, message):
 def test_heads_can_be_given_but_not_contradicted(checkpoint):
     path = checkpoint(changed={"decoder_attention_heads": None})
     assert fairseq.import_unit_lm(path, heads=4)[0].heads == 4
-    with pytest.raises(ConvertError, match="has 2 attention heads, not 4"):
+    with pytest.raises(ConvertError, match="says decoder_attention_heads=2, not 4"):
         fairseq.import_unit_lm(checkpoint(), heads=4)
 
 

@@ -176,7 +176,7 @@ def test_half_precision_is_widened(tmp_path: Path, fairseq_file: Any, torch_writ
         ({"conv_bias": True}, "conv_bias=True"),
         ({"activation_fn": "relu"}, "activation_fn='relu'"),
         ({"conv_pos_batch_norm": True}, "conv_pos_batch_norm=True"),
-        ({"encoder_attention_heads": None}, "does not say its encoder_attention_heads"),
+        ({"encoder_attention_heads": None}, "does not say encoder_attention_heads"),
         ({"encoder_attention_heads": 5}, "no multiple of heads 5"),
         ({"encoder_layers": 3}, r"lacks encoder\.layers\.2\.self_attn\.q_proj\.weight"),
         ({"encoder_layers": 1}, r"no place for: encoder\.layers\.1\.fc1\.bias"),
@@ -210,7 +210,7 @@ def test_other_tensors_are_refused(fairseq_file: Any, change: Any, message: str)
 
 
 def test_normalised_waves_are_refused(fairseq_file: Any):
-    with pytest.raises(ConvertError, match="normalised waves"):
+    with pytest.raises(ConvertError, match="normalize=True"):
         import_hubert(fairseq_file(task={"normalize": True}))
 
 
@@ -225,7 +225,7 @@ def test_normalised_waves_are_refused(fairseq_file: Any):
         ({"layer_norm_eps": 1e-6}, "layer_norm_eps=1e-06"),
         ({"conv_dim": None}, "does not say its conv_dim"),
         ({"conv_dim": [16] * 6}, "convolutions of one width"),
-        ({"hidden_size": None}, "does not say its hidden_size"),
+        ({"hidden_size": None}, "does not say hidden_size"),
     ],
 )
 def test_other_hugging_face_models_are_refused(tmp_path: Path, options: dict[str, Any], message: str):
@@ -288,3 +288,104 @@ def test_importing_needs_no_torch(fairseq_file: Any):
         "assert not {'torch', 'transformers', 'fairseq'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(fairseq_file())], cwd=ROOT, check=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "name", ["layer_norm_first", "activation_fn", "conv_feature_layers", "encoder_attention_heads"]
+)
+def test_options_that_are_missing_are_asked_for(fairseq_file: Any, tmp_path: Path, name: str):
+    source = fairseq_file(**{name: None})
+    with pytest.raises(SystemExit, match=f"does not say {name}"):
+        main(["hubert", str(source), str(tmp_path / "out")])
+    main(
+        [
+            "hubert",
+            str(source),
+            str(tmp_path / "out"),
+            f"--option={name}={str(OPTIONS[name]).replace('False', 'false')}",
+        ]
+    )
+    assert load_hubert(tmp_path / "out")[2]["provenance"]["options_given"] == {name: OPTIONS[name]}
+
+
+def test_whether_waves_are_normalised_has_to_be_known(fairseq_file: Any):
+    source = fairseq_file(task={"seed": 1})
+    with pytest.raises(ConvertError, match=r"does not say normalize.*--option=normalize=false"):
+        import_hubert(source)
+    check(import_hubert(source, {"normalize": False}))
+    with pytest.raises(ConvertError, match="normalize=True"):
+        import_hubert(source, {"normalize": True})
+
+
+def test_options_in_args_count_too(torch_writer: SimpleNamespace, tmp_path: Path):
+    args = {**OPTIONS, "normalize": True}
+    content = {"model": {**state(FAIRSEQ), **FAIRSEQ_UNUSED}, "cfg": None}
+    path = torch_writer.zip(tmp_path / "x.pt", {**content, "args": torch_writer.namespace(args)})
+    with pytest.raises(ConvertError, match="normalize=True"):
+        import_hubert(path)
+    check(
+        import_hubert(torch_writer.zip(path, {**content, "args": torch_writer.namespace({**args, "normalize": False})}))
+    )
+
+
+@pytest.mark.parametrize("name", ["do_stable_layer_norm", "hidden_act", "layer_norm_eps", "num_attention_heads"])
+def test_options_that_config_json_lacks_are_asked_for(tmp_path: Path, name: str):
+    folder = hugging_face(tmp_path / "model", {**state(HUGGING_FACE), **MASK}, **{name: None})
+    config = json.loads((folder / "config.json").read_text())
+    del config[name]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConvertError, match=f"does not say {name}"):
+        import_hubert(folder)
+    check(import_hubert(folder, {name: HF_OPTIONS[name]}))
+
+
+def test_heads_that_features_do_not_depend_on_are_left_out(tmp_path: Path):
+    extra = {
+        "final_proj.weight": np.zeros((4, 24), np.float32),
+        "final_proj.bias": np.zeros(4, np.float32),
+        "label_embs_concat": np.zeros((5, 4), np.float32),
+        "masked_spec_embed": np.zeros(24, np.float32),
+    }
+    made = import_hubert(hugging_face(tmp_path / "contentvec", {**state(HUGGING_FACE), **extra}))
+    check(made)
+    assert made.unused == tuple(sorted(extra))
+
+
+HASH = "0123456789abcdef" * 2 + "01234567"
+
+
+@pytest.mark.parametrize(
+    ("where", "origin", "name"),
+    [
+        (f"hub/models--facebook--hubert-base-ls960/snapshots/{HASH}", None, "hubert_base_ls960"),
+        (f"hub/models--contentvec/snapshots/{HASH}", "/tmp/x", "contentvec"),
+        (f"copies/{HASH}", "facebook/hubert-base-ls960", "hubert_base_ls960"),
+        (f"copies/{HASH}", None, None),
+        (f"copies/{HASH}", f"cache/{HASH}", None),
+        ("my-hubert", "facebook/other", "my_hubert"),
+    ],
+)
+@pytest.mark.parametrize("file", ["", "model.safetensors"])
+def test_names_are_the_models(tmp_path: Path, where: str, origin: str | None, name: str | None, file: str):
+    """Files of the hub's cache are links to blobs, which are named by their hash."""
+    made = hugging_face(tmp_path / "made", {**state(HUGGING_FACE), **MASK}, _name_or_path=origin)
+    folder = tmp_path / where
+    folder.mkdir(parents=True)
+    (tmp_path / "blobs").mkdir()
+    for number, path in enumerate(made.iterdir()):
+        path.rename(tmp_path / "blobs" / f"{HASH}{number:024}")
+        (folder / path.name).symlink_to(tmp_path / "blobs" / f"{HASH}{number:024}")
+    source = folder / file
+    assert import_hubert(source).name == name
+    command = ["hubert", str(source), str(tmp_path / "out")]
+    if name is None:
+        with pytest.raises(SystemExit, match="--name=NAME"):
+            main(command)
+        command.append("--name=given")
+    main(command)
+    assert load_hubert(tmp_path / "out")[2]["name"] == (name or "given")
+
+
+def test_a_hash_before_a_checkpoints_name_is_no_part_of_it(fairseq_file: Any, tmp_path: Path):
+    source = fairseq_file()
+    assert import_hubert(source.rename(tmp_path / f"{HASH}.hubert_base.pt")).name == "hubert_base"

@@ -209,7 +209,7 @@ def ones(*shape: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("tensors", "task", "model", "message"),
     [
-        ({HEAD: None}, {}, {}, r"is no multi-stream LM: .*project_out_dim.*`spjax\.convert unit_lm`"),
+        ({HEAD: None}, {}, {}, r"lacks decoder\.project_out_dim"),
         ({HEAD: ones(164, 8)}, {}, {}, r"project_out_dim\.weight has shape \[164, 8\], must be \[165, 8\]"),
         ({"decoder.layers.1.fc1.bias": None}, {}, {}, r"lacks decoder\.layers\.1\.fc1\.bias"),
         ({f"{TABLE}.0.weight": None}, {}, {}, r"lacks decoder\.embed_other_list\.0\.weight"),
@@ -223,9 +223,9 @@ def ones(*shape: int) -> np.ndarray:
         ({}, {"discrete_f0": 1}, {}, "discrete_f0 is 1, must be true or false"),
         ({}, {"ignore_f0_input": "no"}, {}, "ignore_f0_input is 'no', must be true or false"),
         ({}, {"stream_shifts": "0,0"}, {}, "stream_shifts='0,0'; spjax computes only stream_shifts=1,1"),
-        ({}, {"stream_shifts": None}, {}, "stream_shifts=False"),
+        ({}, {"stream_shifts": None}, {}, "does not say stream_shifts.*--option=stream_shifts=1,1"),
         ({}, {"log_f0": False}, {}, "log_f0=False"),
-        ({}, {"normalize_f0_mean": None}, {}, "normalize_f0_mean=False"),
+        ({}, {"normalize_f0_mean": None}, {}, "does not say normalize_f0_mean"),
         ({}, {"normalize_f0_std": True}, {}, "normalize_f0_std=True"),
         ({}, {"max_token_duration": 30}, {}, r"embed_other_list\.0\.weight has shape \[25, 8\], must be \[35, 8\]"),
         ({}, {"max_token_duration": 0}, {}, "max_token_duration is 0, must be a positive integer"),
@@ -246,9 +246,9 @@ def test_heads_can_be_given(checkpoint):
 
 
 def test_a_multi_stream_lm_is_no_unit_lm(golden: Path):
-    with pytest.raises(ConvertError, match=r"is a multi-stream LM.*`spjax\.convert pgslm`"):
+    with pytest.raises(ConvertError, match=r"is a multi-stream LM, not a unit LM.*spjax\.convert pgslm`"):
         fairseq.import_unit_lm(golden / "pgslm" / "discrete_prosody.pt")
-    with pytest.raises(ConvertError, match="no multi-stream LM"):
+    with pytest.raises(ConvertError, match="is a unit LM, not a multi-stream LM"):
         import_pgslm(golden / "lm" / "checkpoint_best.pt")
 
 
@@ -315,3 +315,16 @@ def test_command(checkpoint, tmp_path: Path, capsys):
         main(["pgslm", str(path), str(out), "--force"])
     identity = read_unit_lm(out)[2]["hash"]
     assert f"hash {identity}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["ignore_duration_input", "ignore_f0_input", "interpolate_f0", "discrete_f0", "log_f0"]
+)
+def test_streams_have_to_be_known(checkpoint, tmp_path: Path, name: str):
+    path = checkpoint(task={name: None})
+    with pytest.raises(SystemExit, match=f"does not say {name}"):
+        main(["pgslm", str(path), str(tmp_path / "lm")])
+    main(["pgslm", str(path), str(tmp_path / "lm"), f"--option={name}={str(TASK[name]).lower()}"])
+    config, _, info = read_unit_lm(tmp_path / "lm")
+    assert config == import_pgslm(checkpoint())[0]
+    assert info["provenance"]["options_given"] == {name: TASK[name]}

@@ -137,7 +137,7 @@ def test_other_contents_are_refused(tmp_path: Path, value, message):
     ("centers", "message"),
     [
         (np.full((2, 2), np.nan), "NaN"),
-        (np.zeros(3), r"\[3\], must be numbers \[C, D\]"),
+        (np.zeros(3), r"\[3\], must be floats \[C, D\]"),
         (np.zeros((2, 2), np.int64), "int64"),
         (np.zeros((0, 2)), r"\[0, 2\]"),
         (np.array([[object()]]), "plain numbers"),
@@ -234,3 +234,66 @@ def test_command(model, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit, match=r"exists\. Choose another directory"):
         main(arguments)
     main([*arguments, "--force"])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_centroids_of_numpy(tmp_path: Path, dtype, order: str):
+    table = np.asarray(FRAMES[:7], dtype, order=order)
+    np.save(tmp_path / "c.npy", table)
+    np.testing.assert_array_equal(centroids(tmp_path / "c.npy"), table.astype(np.float32))
+    main(["kmeans", str(tmp_path / "c.npy"), str(tmp_path / "out"), "--encoder=hubert", "--layer=6"])
+    assert load_kmeans(tmp_path / "out").card["provenance"]["made_by"] == "an array"
+
+
+def test_centroids_of_torch(tmp_path: Path, torch_writer):
+    for kind in ("zip", "legacy"):
+        write = getattr(torch_writer, kind)
+        for value in (FRAMES[:7], {"centroids": FRAMES[:7]}, {"centroids": FRAMES[:7], "steps": FRAMES[0], "layer": 6}):
+            np.testing.assert_array_equal(centroids(write(tmp_path / "c.pt", value)), FRAMES[:7])
+        with pytest.raises(ConvertError, match=r"holds a dict of 'a', 'b', not one array"):
+            centroids(write(tmp_path / "c.pt", {"a": FRAMES, "b": FRAMES}))
+
+
+def objects(path: Path) -> None:
+    np.save(path, np.array([object(), None]), allow_pickle=True)
+
+
+def claims(path: Path) -> None:
+    np.save(path, FRAMES)
+    path.write_bytes(path.read_bytes().replace(b"(300, 5)", b"(3000,5)"))
+
+
+ARRAYS = {
+    "objects": (objects, "no numbers"),
+    "claims more": (claims, "is not what it holds"),
+    "cut off": (lambda path: (np.save(path, FRAMES), path.write_bytes(path.read_bytes()[:-1])), "is not what it holds"),
+    "cut header": (lambda path: (np.save(path, FRAMES), path.write_bytes(path.read_bytes()[:40])), "damaged"),
+    "flat": (lambda path: np.save(path, FRAMES[0]), r"float32 \[5\], must be floats \[C, D\]"),
+    "labels": (lambda path: np.save(path, np.arange(6).reshape(3, 2)), r"int64 \[3, 2\], must be floats"),
+    "nan": (lambda path: np.save(path, FRAMES * np.nan), "NaN"),
+    "overflow": (lambda path: np.save(path, FRAMES.astype(np.float64) * 1e300), "infinity"),
+    "none": (lambda path: np.save(path, FRAMES[:0]), r"\[0, 5\]"),
+    "structured": (lambda path: np.save(path, np.zeros(3, [("a", "f4")])), "no numbers"),
+    "code in the header": (
+        lambda path: path.write_bytes(
+            b"\x93NUMPY\x01\x00" + (40).to_bytes(2, "little") + b"__import__('os').system('false')".ljust(39) + b"\n"
+        ),
+        "damaged",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_arrays_that_are_no_centroids_are_refused(tmp_path: Path, kind: str):
+    make, message = ARRAYS[kind]
+    make(tmp_path / "c.npy")
+    with pytest.raises(ConvertError, match=message) as raised:
+        centroids(tmp_path / "c.npy")
+    assert str(raised.value).count(str(tmp_path)) == 1
+
+
+def test_an_archive_of_arrays_is_named(tmp_path: Path):
+    np.savez(tmp_path / "c.npz", centroids=FRAMES)
+    with pytest.raises(ConvertError, match=r"\.npz archive: save its array of centroids alone"):
+        centroids(tmp_path / "c.npz")

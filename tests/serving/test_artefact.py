@@ -102,6 +102,20 @@ def test_what_an_artefact_says_of_itself(tmp_path: Path):
         "| mood | mood | 2 | 0 |",
     ):
         assert part in text
+    loader_code = artefact.LOADER.replace("DIRECTORY", repr(str(place)))
+    names: dict[str, Any] = {}
+    exec(loader_code, names)
+    names["weights"]("lm.npz")
+    for file in ("lm.npz", "bank_0.npz", card["banks"][0]["programs"][0][2]):  # whatever an answer depends on
+        content = (place / file).read_bytes()
+        (place / file).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(ValueError, match="was altered"):
+            names["read"](file)
+        (place / file).write_bytes(content)
+    card["tasks"]["mood"]["slots"][0]["labels"].reverse()
+    (place / "card.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=r"card\.json was altered"):
+        exec(loader_code, {})
     (place / "notes.txt").write_text("mine")
     with pytest.raises(StorageError, match=r"holds notes\.txt, which saving there would delete"):
         SpeechPrompt.load(model, None, [pack]).export(place, columns=(16,), rows=(2,))

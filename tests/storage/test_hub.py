@@ -151,11 +151,11 @@ def test_a_damaged_pack_is_not_published_and_not_used(hub: Hub, tmp_path: Path):
     hub.commit("someone/toy", "main", {"card.json": card, "prompt.safetensors": file.read_bytes()})
     with pytest.raises(StorageError, match="one of the two was altered"):
         PromptPack.from_hub("someone/toy")
-    newer = card.replace(b'"version": 1', b'"version": 2')
+    newer = card.replace(b'"version": 2', b'"version": 9')
     hub.commit("someone/toy", "main", {"card.json": newer})
     with pytest.raises(StorageError, match=r"a newer spjax wrote it. Update spjax"):
         PromptPack.from_hub("someone/toy")
-    assert pack.card["version"] == 1
+    assert pack.card["version"] == 2
 
 
 def test_the_command_pushes_and_pulls_through_hf_endpoint(tmp_path: Path):

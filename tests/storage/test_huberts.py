@@ -57,8 +57,8 @@ def test_counts(config: HubertConfig):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "version 2, known up to 1.*Update spjax"),
-        ({"format": "spjax-unit-lm"}, "format 'spjax-unit-lm'"),
+        ({"version": 9}, "version 9, known up to 2.*Update spjax"),
+        ({"format": "spjax-unit-lm"}, "is a unit LM, not a"),
         ({"hash": "0" * 64}, "has the hash .*, but .* says 000"),
         ({"hash": None}, "lacks hash"),
         ({"name": None}, "lacks name"),
@@ -106,7 +106,7 @@ def test_truncated_and_altered_files_are_refused(saved: Path):
     path.write_bytes(flipped)
     with pytest.raises(StorageError, match="one of the two was altered"):
         load_hubert(saved)
-    with pytest.raises(StorageError, match="no spjax-hubert directory"):
+    with pytest.raises(StorageError, match="does not exist"):
         load_hubert(saved / "absent")
 
 

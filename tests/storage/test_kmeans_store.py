@@ -35,7 +35,7 @@ def test_round_trip(tmp_path: Path, card):
     assert read.id == saved.id == identity[:12]
     assert sorted(p.name for p in (tmp_path / "deep" / "km").iterdir()) == ["card.json", "centroids.safetensors"]
     described = json.loads((tmp_path / "deep" / "km" / "card.json").read_text())
-    assert (described["format"], described["version"]) == ("spjax-kmeans", 1)
+    assert (described["format"], described["version"]) == ("spjax-kmeans", 2)
     assert (described["clusters"], described["dim"], described["hash"]) == (7, 5, identity)
 
 
@@ -55,8 +55,8 @@ def test_centroids_that_are_none_are_refused(centroids):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "version 2, known up to 1.*Update spjax"),
-        ({"format": "spjax-unit-lm"}, "format 'spjax-unit-lm'"),
+        ({"version": 9}, "version 9, known up to 2.*Update spjax"),
+        ({"format": "spjax-unit-lm"}, "is a unit LM, not a"),
         ({"hash": "0" * 64}, "has the hash .*, but .* says '000"),
         ({"hash": "absent"}, "lacks hash"),
         ({"encoder": "absent"}, "lacks encoder"),
@@ -94,7 +94,7 @@ def test_truncated_and_altered_files_are_refused(tmp_path: Path):
     path.unlink()
     with pytest.raises(StorageError, match=r"centroids\.safetensors does not exist"):
         load_kmeans(tmp_path / "km")
-    with pytest.raises(StorageError, match="no spjax-kmeans directory"):
+    with pytest.raises(StorageError, match="does not exist"):
         load_kmeans(tmp_path / "absent")
 
 

@@ -91,8 +91,9 @@ def test_an_old_pack_goes_into_a_bank(tmp_path: Path):
     assert old.params["key"][0, 0, 1] == np.float32(1e-40)
     save_bank(tmp_path / "bank", {"old": old})
     (path,) = split_bank(tmp_path / "bank", tmp_path / "split")
-    for name in ("card.json", "prompt.safetensors"):
-        assert (path / name).read_bytes() == (OLD / name).read_bytes()
+    assert (path / "prompt.safetensors").read_bytes() == (OLD / "prompt.safetensors").read_bytes()
+    before, after = (json.loads((place / "card.json").read_text()) for place in (OLD, path))
+    assert after == {**before, "version": 2, "card_hash": old.card["card_hash"]}
 
 
 WIDE = UnitLMConfig(vocab_size=30, dim=8, layers=2, heads=4, ffn_dim=12)
@@ -153,21 +154,21 @@ def test_damaged_and_newer_banks_are_refused(tmp_path: Path):
     ):
         load_bank(tmp_path / "bank")
     tensors.write_bytes(content)
-    refused("version 2, known up to 1: a newer spjax wrote it. Update spjax", version=2)
-    refused("format 'spjax-prompt-pack'", format="spjax-prompt-pack")
+    refused("version 9, known up to 2: a newer spjax wrote it. Update spjax", version=9)
+    refused("is a prompt pack, not a bank", format="spjax-prompt-pack")
     refused("names no members", members=[])
     refused("names no members", members="all")
-    refused("lacks .*/b/|lacks|which do not belong", members=described["members"][:1])
+    refused("bank.json was altered", members=described["members"][:1])
     refused("no name of its own", members=described["members"] + described["members"][:1])
     refused("no name of its own", members=[{**described["members"][0], "name": "../../outside"}])
     newer = copy.deepcopy(described["members"])
-    newer[1]["card"]["version"] = 2
-    refused("bank.json, b: the card of prompt pack 'b' has the version 2, known up to 1: a newer spjax", members=newer)
+    newer[1]["card"]["version"] = 9
+    refused("bank.json, b: the card of prompt pack 'b' has the version 9, known up to 2: a newer spjax", members=newer)
     swapped = [
         {"name": "a", "card": described["members"][1]["card"]},
         {"name": "b", "card": described["members"][0]["card"]},
     ]
-    refused("one of the two was altered", members=swapped)
+    refused("bank.json was altered", members=swapped)
     card.write_text(card.read_text()[:-20])
     with pytest.raises(StorageError, match="no readable JSON"):
         load_bank(tmp_path / "bank")
@@ -189,7 +190,7 @@ def test_packs_are_found_wherever_they_lie(tmp_path: Path):
     assert (name, same(found, a)) == ("a", True)
     some = load_packs(tmp_path / "runs" / "bank", f"mine={tmp_path / 'runs' / 'a' / 'packs' / 'a-0'}")
     assert list(some) == ["c", "mine"]
-    with pytest.raises(StorageError, match="has the format 'spjax-kmeans'"):
+    with pytest.raises(StorageError, match="is a k-means, not a prompt pack"):
         load_packs(tmp_path / "runs" / "kmeans")
     with pytest.raises(StorageError, match="is no prompt pack or bank, nor a directory of them"):
         load_packs(tmp_path / "absent")

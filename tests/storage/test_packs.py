@@ -139,13 +139,13 @@ def _changed(path: str, value):
 
 
 BAD_CARDS = [
-    ("version", 2, "version 2, known up to 1"),
-    ("format", "spjax-unit-lm", "format 'spjax-unit-lm'"),
+    ("version", 9, "version 9, known up to 2"),
+    ("format", "spjax-unit-lm", "is a unit LM, not a"),
     ("task", KeyError, "must have the fields"),
     ("metric", 3, "card.metric is 3, must be str"),
     ("merged", "yes", "card.merged is 'yes', must be bool or null"),
     ("layer", True, "card.layer is True"),
-    ("slots", [], "have 5 rows for 0 classes"),
+    ("slots", [], "slots are named"),
     ("slots.0.labels", ["red", "red"], "twice"),
     ("slots.0.labels", ["red", 3], "must be strings"),
     ("slots.1.labels", ["none"], "5 rows for 3 classes"),
@@ -162,8 +162,8 @@ BAD_CARDS = [
     ("combinations", [[0, 1]], r"combination \[0, 1\]"),
     ("combinations", [[0]], r"combination \[0\]"),
     ("combinations", [], "null allows all"),
-    ("parameters", 7, "is not the prompt that card.json describes"),
-    ("hash", "0", "is not the prompt that card.json describes"),
+    ("parameters", 7, "card.json was altered"),
+    ("hash", "0", "card.json was altered"),
 ]
 
 
@@ -200,7 +200,7 @@ def test_truncated_and_altered_packs_are_refused(tmp_path: Path):
     file.write_bytes(content[:-4] + b"\0\0\0\0")
     with pytest.raises(StorageError, match="one of the two was altered"):
         load_pack(tmp_path / "pack")
-    with pytest.raises(StorageError, match="no spjax-prompt-pack directory"):
+    with pytest.raises(StorageError, match="does not exist"):
         load_pack(tmp_path / "absent")
 
 

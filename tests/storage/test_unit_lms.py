@@ -27,7 +27,8 @@ from spjax.storage import (
     save_unit_lm,
     unit_lm_hash,
 )
-from spjax.storage.unit_lms import unit_lm_shapes
+from spjax.storage.refresh import refresh
+from spjax.storage.unit_lms import FREE, unit_lm_shapes
 from spjax.tasks import Slot, Task
 
 CONFIG = UnitLMConfig(vocab_size=20, dim=8, layers=2, heads=2, ffn_dim=12)
@@ -109,9 +110,9 @@ def test_hash_tells_names_shapes_and_bits():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 3}, "version 3, known up to 2.*Update spjax"),
+        ({"version": 9}, "version 9, known up to 3.*Update spjax"),
         ({"version": 2}, "lacks prosody"),
-        ({"prosody": dataclasses.asdict(ProsodyConfig())}, "has unknown prosody"),
+        ({"prosody": dataclasses.asdict(ProsodyConfig())}, "lacks heads/duration"),
         ({"version": "1"}, "version '1'"),
         ({"format": "other"}, "format 'other'"),
         ({"hash": "0" * 64}, "has the hash .*, but .* says 000"),
@@ -132,13 +133,13 @@ def test_a_config_that_does_not_fit_is_refused(tmp_path: Path, changes, message)
     assert str(tmp_path / "lm") in str(raised.value)
 
 
-def test_a_unit_lm_is_written_as_ever(tmp_path: Path):
-    """Directories of before prosody, which older code reads as well: these bytes, and no others."""
+def test_what_a_unit_lm_looks_like_and_looked_like(tmp_path: Path, caplog):
+    """These bytes, and no others; those of an older release are read, with a note, and refreshed to the same."""
     params = files.unflatten({path: np.ones(shape, np.float32) for path, shape in unit_lm_shapes(CONFIG).items()})
     save_unit_lm(tmp_path / "lm", CONFIG, params, {"source": "mine"})
     written = """{
   "format": "spjax-unit-lm",
-  "version": 1,
+  "version": 3,
   "vocab_size": 20,
   "dim": 8,
   "layers": 2,
@@ -148,11 +149,22 @@ def test_a_unit_lm_is_written_as_ever(tmp_path: Path):
   "parameters": 1240,
   "provenance": {
     "source": "mine"
-  }
+  },
+  "card_hash": "SEAL"
 }
 """
-    assert (tmp_path / "lm" / "config.json").read_bytes() == written.encode()
+    file = tmp_path / "lm" / "config.json"
+    seal = json.loads(file.read_text())["card_hash"]
+    assert file.read_text() == written.replace("SEAL", seal)
     assert read_unit_lm(tmp_path / "lm")[0].prosody is None
+    assert not caplog.records
+    file.write_text(written.replace('"version": 3', '"version": 1').replace(',\n  "card_hash": "SEAL"', ""))
+    for _ in range(2):
+        assert read_unit_lm(tmp_path / "lm")[0] == CONFIG
+    (note,) = caplog.messages
+    assert f"spjax.packs refresh {tmp_path / 'lm'}" in note
+    refresh(tmp_path / "lm")
+    assert file.read_text() == written.replace("SEAL", seal)
 
 
 # The multi-stream LM
@@ -182,7 +194,7 @@ def test_streams_round_trip(tmp_path: Path, prosody):
     for path, array in files.flatten(params).items():
         np.testing.assert_array_equal(leaves[path], array)
     described = json.loads((tmp_path / "lm" / "config.json").read_text())
-    assert (described["version"], described["prosody"]["f0_edges"]) == (2, list(prosody.f0_edges))
+    assert (described["version"], described["prosody"]["f0_edges"]) == (3, list(prosody.f0_edges))
 
 
 @given(one=prosodies(), other=prosodies())
@@ -210,7 +222,7 @@ def test_what_a_later_release_adds_to_prosody_may_be_absent(tmp_path: Path):
     save_unit_lm(tmp_path / "lm", plain, weights(config=plain))
     described = json.loads((tmp_path / "lm" / "config.json").read_text())
     prosody = {name: described["prosody"][name] for name in ("discrete", "f0_edges")}
-    edit(tmp_path / "lm", prosody=prosody)
+    edit(tmp_path / "lm", prosody=prosody, card_hash=files.seal({**described, "prosody": prosody}, FREE))
     config, _, info = read_unit_lm(tmp_path / "lm")
     assert config == plain
     assert info["hash"] == described["hash"]
@@ -219,8 +231,8 @@ def test_what_a_later_release_adds_to_prosody_may_be_absent(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 1}, "has unknown prosody"),
-        ({"prosody": None}, "lacks prosody"),
+        ({"version": 1}, "has unknown card_hash, prosody"),
+        ({"prosody": None}, "has heads/duration.* which do not belong"),
         ({"prosody": [1]}, r"prosody is \[1\], may have discrete, duration_input, f0_edges"),
         ({"discrete": 1}, "discrete is 1, must be true or false"),
         ({"discrete": False}, "continuous LM has no f0_edges"),
@@ -230,7 +242,7 @@ def test_what_a_later_release_adds_to_prosody_may_be_absent(tmp_path: Path):
         ({"max_duration": 6}, r"has shape \[10, 8\], must be \[11, 8\]"),
         ({"f0_edges": "0.5"}, "f0_edges as a list"),
         ({"f0_edges": [0.1, "0.2", 0.3]}, "finite numbers"),
-        ({"f0_edges": [0.1, float("nan"), 0.3]}, "finite numbers"),
+        ({"f0_edges": [0.1, float("nan"), 0.3]}, "holds NaN, which JSON does not have"),
         ({"f0_edges": [0.3, 0.2, 0.4]}, "rising order"),
         ({"f0_edges": [0.3, 0.4]}, r"has shape \[8, 8\], must be \[7, 8\]"),
         ({"f0_edges": [-0.25, 0.0, 0.4]}, "has the hash"),
@@ -306,7 +318,7 @@ def test_truncated_and_altered_files_are_refused(tmp_path: Path):
     (tmp_path / "lm" / "config.json").write_text("{")
     with pytest.raises(StorageError, match="no readable JSON"):
         read_unit_lm(tmp_path / "lm")
-    with pytest.raises(StorageError, match="no spjax-unit-lm directory"):
+    with pytest.raises(StorageError, match="does not exist"):
         read_unit_lm(tmp_path / "absent")
 
 

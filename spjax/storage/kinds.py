@@ -1,0 +1,158 @@
+"""What a path holds (our directories, models of others, archives), for messages that name a mix-up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from spjax.storage import places
+
+MAX_JSON = 64 << 20  # bytes; cards of the largest banks take 1 MiB
+
+_OURS = {  # format: what it is called, the file that describes it, how one is made from something else
+    "spjax-prompt-pack": ("a prompt pack", "card.json", "Give the directory of a trained prompt pack."),
+    "spjax-prompt-bank": (
+        "a bank of prompt packs",
+        "bank.json",
+        "Merge packs into one: `python -m spjax.packs merge PACK PACK --out=BANK`.",
+    ),
+    "spjax-unit-lm": (
+        "a unit LM",
+        "config.json",
+        "Give a unit LM's directory; `python -m spjax.convert unit_lm` makes one from a checkpoint.",
+    ),
+    "spjax-hubert": (
+        "a HuBERT",
+        "config.json",
+        "Give a HuBERT's directory; `python -m spjax.convert hubert` makes one from a checkpoint.",
+    ),
+    "spjax-kmeans": (
+        "a k-means",
+        "card.json",
+        "Give a k-means directory; `python -m spjax.convert kmeans` makes one from a km.bin.",
+    ),
+    "spjax-served": ("an exported artefact (programs for serving)", "card.json", "Its README.md says how to run it."),
+}
+_ARCHIVES = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"7z\xbc\xaf": "7z", b"Rar!": "rar"}
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it names {next(name for name in names if names.count(name) > 1)!r:.80} twice")
+    return value
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"it holds {name}, which JSON does not have")
+
+
+def load_json(path: str | Path) -> Any:
+    """Reads a JSON file: a regular one of at most `MAX_JSON` bytes, every key once, finite numbers only.
+
+    Raises:
+      OSError: absent, not a regular file, or too large.
+      ValueError: not such JSON.
+    """
+    try:
+        text = places.read_limited(path, MAX_JSON).decode("utf-8-sig")
+        value = json.loads(text, object_pairs_hook=_pairs, parse_constant=_no_number)
+        if "\\ud" in text.lower():  # halves of characters, which cannot be written again
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except RecursionError as error:
+        raise ValueError("it nests too deep") from error
+
+
+def archive(path: Path) -> str | None:
+    """What to do with a file that is an archive; None for other files."""
+    try:
+        with places.open_regular(path) as file:
+            start = file.read(512) or b""  # nothing yet, of some files of /proc
+    except OSError:
+        return None
+    if start.startswith(b"PK\x03\x04"):
+        return f"{path} is a zip archive: unpack it (`python -m zipfile -e {path.name} DIRECTORY`)"
+    if start[257:262] == b"ustar":
+        return f"{path} is a tar archive: unpack it (`tar -xf {path.name}`)"
+    kind = next((kind for magic, kind in _ARCHIVES.items() if start.startswith(magic)), None)
+    tar = path.suffixes[-2:-1] == [".tar"] or path.suffix == ".tgz"
+    command = f" (`tar -xf {path.name}`)" if tar else ""
+    return kind and f"{path} is compressed with {kind}: unpack it{command}"
+
+
+def _format(path: Path) -> tuple[str | None, dict[str, Any]]:
+    try:
+        value = load_json(path) if path.is_file() else None
+    except (OSError, ValueError):
+        value = None
+    value = value if isinstance(value, dict) else {}
+    found = value.get("format")
+    return found if isinstance(found, str) else None, value
+
+
+def ours(place: Path) -> bool:
+    """Whether a directory is one that spjax wrote."""
+    return any(_format(place / name)[0] in _OURS for name in ("card.json", "bank.json", "config.json"))
+
+
+def describe(place: Path) -> tuple[str, str]:
+    """(what a path is, what to do with it); ("", "") where nothing is known of it."""
+    if place.is_file():
+        packed = archive(place)
+        if packed and place.suffix not in (".pt", ".pth", ".bin", ".th", ".ckpt"):
+            what, _, todo = packed.removeprefix(f"{place} is ").partition(": ")
+            return what, f"{todo[:1].upper()}{todo[1:]}, then give its directory."
+        if place.suffix in (".pt", ".pth", ".bin", ".th", ".ckpt"):
+            return "a checkpoint file", "Import it first: `python -m spjax.convert --help` lists the kinds."
+        return "a file", "Give the directory that it is in."
+    if place.exists() and not place.is_dir():
+        return "a pipe or a device", "Give a directory."
+    for file in ("card.json", "bank.json", "config.json"):
+        found, value = _format(place / file)
+        if found in _OURS:
+            return _OURS[found][0], ""
+        if file == "config.json" and ("model_type" in value or "architectures" in value):
+            name = value.get("model_type")
+            todo = (
+                f"Import it first: `python -m spjax.convert hubert {place} OUT`."
+                if name == "hubert"
+                else "spjax imports unit LMs of fairseq and HuBERTs only."
+            )
+            return f"a Hugging Face model ({name!s:.40})", todo
+    held = sorted(entry.name for entry in place.iterdir()) if place.is_dir() else []
+    checkpoints = [name for name in held if name.endswith((".pt", ".pth", ".ckpt"))]
+    if checkpoints:
+        return (
+            f"a directory of checkpoints ({', '.join(checkpoints[:3])})",
+            "Import one: `python -m spjax.convert -h`.",
+        )
+    return "", ""
+
+
+def mixed_up(path: Path, wanted: str) -> str:
+    """The message for a `path` that should be the card of a directory of format `wanted`, and is not."""
+    place = path.parent
+    called, file, suggestion = _OURS.get(wanted, (f"a {wanted} directory", path.name, "Point to one."))
+    what, todo = describe(place)
+    bank = _OURS["spjax-prompt-bank"][0]
+    if what == bank and wanted == "spjax-prompt-pack":
+        split = f"{str(place).rstrip('/')}_packs"
+        return (
+            f"{place} is {bank}, not {called}. Split it first: `python -m spjax.packs split {place} --out={split}`, "
+            f"and give one of the packs in {split}."
+        )
+    if what and what != called:
+        return f"{place} is {what}, not {called}. {todo or suggestion}"
+    if path.is_file():
+        found, _ = _format(path)
+        return f'{path} has the format {found!r:.80}, must be "{wanted}". {suggestion}'
+    if path.exists():
+        return f"{path} is not a file; {place} is not {called}. {suggestion}"
+    if not place.exists():
+        return f"{path} does not exist, nor does {place}. {suggestion}"
+    held = ", ".join(sorted(entry.name for entry in place.iterdir())[:8]) if place.is_dir() else ""
+    held = f"it holds {held or 'nothing'}"
+    return f"{file} is missing: {path} does not exist, so {place} is not {called} ({held}). {suggestion}"
