@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from spjax.speech2unit import audio
 from spjax.speech2unit.audio import MIN_SAMPLES, SAMPLE_RATE, AudioError, prepare, read_audio
+from spjax.storage import places
 from tests.speech2unit.bad_files import contents, encoded, make_bad_files, noise, wav
 
 LOSSY = {"OGG", "MP3"}
@@ -412,7 +413,7 @@ class Bucket:
 
 def test_files_that_are_not_on_this_machine(monkeypatch):
     remote = epath.Path("gs://bucket/a.wav")
-    monkeypatch.setattr(audio.epath, "Path", Bucket)
+    monkeypatch.setattr(places.epath, "Path", Bucket)
     assert len(read_audio("gs://bucket/a.wav", 0.1, 0.2).wave) == 3200
     assert len(read_audio(remote).wave) == 8000
     for path, says in (("/b.wav", "b.wav is empty"), ("", "is a directory"), ("/c.wav", "c.wav does not exist")):
