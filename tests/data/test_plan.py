@@ -350,7 +350,7 @@ def test_utterances_over_the_limit_are_counted_and_never_cut_unasked() -> None:
     lengths = np.array([5, 12, 8, 40])
     with pytest.raises(
         ValueError,
-        match=r"2 of 4 utterances .* max_length=8 .* longest 40: choose --config.overlength=cut or --config.overlength=drop",
+        match=r"2 of 4 utterances .* max_length=8 .* longest 40: choose --config.overlength=cut or --config",
     ):
         within_limit(lengths, 8)
     ids, report = within_limit(lengths, 8, "cut")
