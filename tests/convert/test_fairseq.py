@@ -288,12 +288,14 @@ def test_combinations_are_those_of_the_records(golden: Path, lm: Path, tmp_path:
 
 
 @pytest.mark.parametrize("out", ["afile/pack", "afile"])
-def test_a_place_that_cannot_be_written_is_named(golden: Path, lm: Path, tmp_path: Path, out: str, capsys: Any):
+def test_a_place_that_cannot_be_written_is_named(
+    golden: Path, lm: Path, tmp_path: Path, out: str, capsys: pytest.CaptureFixture[str]
+):
     (tmp_path / "afile").write_text("")
     source = golden / "prompt" / "b_linear24_multi_prompt_ckpt.pt"
     with pytest.raises(SystemExit):
         main(["prompt", str(source), str(tmp_path / out), f"--lm={lm}", "--task=fsc"])
-    assert f"{tmp_path / out} cannot be written" in capsys.readouterr().err or out == "afile"
+    assert str(tmp_path / out) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
