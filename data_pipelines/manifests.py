@@ -42,6 +42,7 @@ from data_pipelines.clips import Clip
 from data_pipelines.listing import list_recordings
 from data_pipelines.splits import SPLITS, BuildError, Row, composed, is_file, read_table, read_text
 from data_pipelines.user_data import FRACTIONS, UserData, finish
+from spjax import paths
 from spjax.speech2unit.audio import SUFFIXES
 from spjax.storage import places
 
@@ -239,14 +240,24 @@ def _rows(path: epath.Path, text: Collection[str], crops: bool, source: str | No
         raise BuildError(f"{path} says by {ends[0]} where crops end: give their length in a column duration instead")
     if crops and not set(TIMES) & set(meant.values()):
         raise BuildError(f"{path} has the columns {header}, neither start nor duration: leave --crops out, or add one")
-    return [Row(where, {meant[name]: value for name, value in values.items()}) for where, values in rows]
+    rows = [Row(where, {meant[name]: value for name, value in values.items()}) for where, values in rows]
+    return [Row(row.where, {**row.values, "path": _given(row)}) for row in rows]
+
+
+def _given(row: Row) -> str:
+    """A row's path; file:// removed, other URLs than gs:// refused."""
+    path = row.values["path"].strip()
+    try:
+        return paths.given(path) if ":" in path else path
+    except ValueError as error:
+        raise BuildError(f"{row.where}, column path: {error}") from error
 
 
 def _root(folder: epath.Path, rows: Iterable[Row]) -> epath.Path:
     """What clips' paths are relative to: the CSV's folder, or what holds that and all absolute paths."""
     if places.is_remote(folder):
         return folder
-    given = {posixpath.normpath(row.values["path"].strip()) for row in rows if "://" not in row.values["path"]}
+    given = {posixpath.normpath(row.values["path"]) for row in rows if "://" not in row.values["path"]}
     absolute = {os.path.dirname(path) for path in given if posixpath.isabs(path)}
     top = os.fspath(folder)
     if all(os.path.commonpath([top, above]) == top for above in absolute):
@@ -306,7 +317,7 @@ def _label_columns(
 
 def _clip(row: Row, base: epath.Path, root: epath.Path, columns: Sequence[str], crops: bool) -> Clip:
     where, values = row
-    found = _find(where, base, root, values["path"].strip())
+    found = _find(where, base, root, values["path"])
     labels = []
     for column in columns:
         label = composed(values[column].strip())

@@ -85,7 +85,7 @@ def test_crops_root_and_spelling(tmp_path: Path):
     distinct(tmp_path / "audio", [unicodedata.normalize("NFD", "ačiū.wav"), "b.wav", "c.wav"])
     rows = [
         f"{path},{start},{end},{label}"
-        for number, path in enumerate(["ačiū.wav", f"{tmp_path}/audio/x/../ačiū.wav"])
+        for number, path in enumerate(["ačiū.wav", f"file://{tmp_path}/audio/x/../ačiū.wav"])
         for start, end, label in [(number, 0.5, "a"), (number + 0.5, "", "b"), (number + 0.25, 1, "a")]
     ] + [f"{name}.wav,{start},,{label}" for name in "bc" for start, label in [(7, "a"), (8.5, "b")]]
     path = tmp_path / "crops.csv"
@@ -122,6 +122,10 @@ def test_crops_root_and_spelling(tmp_path: Path):
             ["a.wav,train,yes", "b.wav,train,no", "c.wav,dev,no", "d.wav,test,maybe"],
             r"word: 'maybe' stands in test and not in train \(1 such\)",
         ),
+        ("path,word", ["a.wav,yes", "https://x.org/b.wav,no"], r"line 3, column path: https://x.org/b.wav is a https:"),
+        ("path,word", ["s3://bucket/b.wav,no"], r"line 2, column path: s3://bucket/b.wav is a s3:// address"),
+        ("path,word", [r"C:\data\b.wav,no"], r"line 2, column path: .* is a path of Windows"),
+        ("path,word", ["gs:/b.wav,no"], r"line 2, column path: gs:/b.wav is no path in a bucket"),
         ("path,start,word", ["a.wav,soon,yes"], r"line 2, column start: 'soon' is no time in seconds"),
         ("path,duration,word", ["a.wav,0,yes"], r"line 2, column duration: '0' is no time"),
         (
