@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as of a shell
@@ -35,7 +35,7 @@ def run(module: str, huge_pages: bool = False) -> NoReturn:
         # A Ctrl-C during the start of the next interpreter, which has another handler, waits until it comes here.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         with_huge_pages()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    take(signal.SIGINT, _leave)
     try:
         main = importlib.import_module(module).main
         signal.signal(signal.SIGINT, signal.default_int_handler)  # now there may be something to tidy up
@@ -50,6 +50,12 @@ def run(module: str, huge_pages: bool = False) -> NoReturn:
     finally:
         signal.signal(signal.SIGINT, _leave)
     sys.exit(status)
+
+
+def take(number: signal.Signals, handler: Callable[..., Any]) -> None:
+    """Have a signal call `handler`, even where the parent of this process ignored or blocked it."""
+    signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
 
 
 def _leave(*_: object) -> NoReturn:
