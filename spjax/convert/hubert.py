@@ -198,7 +198,7 @@ def import_hubert(source: str | Path, given: Mapping[str, Any] | None = None) ->
         path = _weights_of(path)
     if path.suffix in (".safetensors", ".bin"):
         dialect, options = HUGGING_FACE, Options(path, _read_options(path.with_name("config.json")), given)
-        tensors = _without_prefix(path, _read_tensors(path))
+        tensors: Mapping[str, Tensor | _Array] = _without_prefix(path, _read_tensors(path))
         notes: list[str] = []
     else:
         checkpoint = read_checkpoint(path, given)
@@ -247,7 +247,7 @@ def _name(path: Path, origin: Any) -> str | None:
     return None if not name or re.fullmatch(_HASH, name) else name.replace("-", "_")
 
 
-def _without_prefix(path: Path, tensors: dict[str, Tensor | _Array]) -> dict[str, Tensor | _Array]:
+def _without_prefix(path: Path, tensors: Mapping[str, Tensor | _Array]) -> Mapping[str, Tensor | _Array]:
     """A model with a head has the encoder under a name: `hubert.`."""
     bare = {name.removeprefix("hubert."): tensor for name, tensor in tensors.items()}
     if len(bare) != len(tensors):
@@ -280,7 +280,7 @@ def _read_options(path: Path) -> dict[str, Any]:
     return options
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor | _Array]:
+def _read_tensors(path: Path) -> Mapping[str, Tensor | _Array]:
     """Tensors of a model.safetensors or pytorch_model.bin."""
     if path.suffix == ".bin":
         state = read_torch_file(path)
