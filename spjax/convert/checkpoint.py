@@ -171,7 +171,7 @@ def read_checkpoint(path: str | Path, given: Mapping[str, Any] | None = None) ->
     return Checkpoint(path, tensors, options, notes)
 
 
-# What tells a model, by a part of a tensor's name; in this order.
+# Which kind a model is, by a part of a tensor's name: the first that matches.
 _KINDS = (
     (r"(^|\.)w2v_encoder\.", "a fine-tuned HuBERT or wav2vec 2.0", None),
     (r"(^|\.)post_extract_proj\.weight", "a HuBERT of fairseq", "hubert"),

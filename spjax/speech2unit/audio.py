@@ -106,8 +106,8 @@ def read_stream(
       file: can be searched.
       where: what messages call it.
       start, duration: of the crop.
-      check: raises an error of its own if a recording of so many samples a channel, samples a second, and channels is
-        not to be decoded. It is asked before decoding, and while a recording of unknown length is decoded.
+      check: raises an error if a recording of so many samples a channel, samples a second, and channels must not be
+        decoded. It is called before decoding, and while a recording of unknown length is decoded.
     """
     samples, rate, repairs = _decode(file, where, start, duration, check or (lambda *_: None))
     return _utterance(samples, rate, where, repairs)
