@@ -243,9 +243,9 @@ def read_torch_file(path: str | Path) -> Any:
             return _read_zip(path)
         if start[:1] == b"\x80":
             return _read_legacy(path)
-        what, todo = kinds.archive(path)
-        if what:
-            raise ConvertError(f"it is {what}: {todo}")
+        packed = kinds.archive(path)
+        if packed:
+            raise ConvertError(packed.removeprefix(f"{path} is "))
         if start[8:10] == b'{"':
             raise ConvertError("it is a safetensors file; give it under a name that ends in .safetensors")
         raise ConvertError(f"it starts with {start[:4]!r}: neither torch's zip nor its legacy format")

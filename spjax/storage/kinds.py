@@ -66,21 +66,21 @@ def load_json(path: str | Path) -> Any:
         raise ValueError("it nests too deep") from error
 
 
-def archive(path: Path) -> tuple[str, str]:
-    """(What kind of archive a file is, how to unpack it); ("", "") for other files."""
+def archive(path: Path) -> str | None:
+    """What to do with a file that is an archive; None for other files."""
     try:
         with places.open_regular(path) as file:
             start = file.read(512) or b""  # nothing yet, of some files of /proc
     except OSError:
-        return "", ""
+        return None
     if start.startswith(b"PK\x03\x04"):
-        return "a zip archive", f"unpack it (`python -m zipfile -e {path.name} DIRECTORY`)"
+        return f"{path} is a zip archive: unpack it (`python -m zipfile -e {path.name} DIRECTORY`)"
     if start[257:262] == b"ustar":
-        return "a tar archive", f"unpack it (`tar -xf {path.name}`)"
+        return f"{path} is a tar archive: unpack it (`tar -xf {path.name}`)"
     kind = next((kind for magic, kind in _ARCHIVES.items() if start.startswith(magic)), None)
     tar = path.suffixes[-2:-1] == [".tar"] or path.suffix == ".tgz"
     command = f" (`tar -xf {path.name}`)" if tar else ""
-    return (f"compressed with {kind}", f"unpack it{command}") if kind else ("", "")
+    return kind and f"{path} is compressed with {kind}: unpack it{command}"
 
 
 def _format(path: Path) -> tuple[str | None, dict[str, Any]]:
@@ -103,9 +103,10 @@ def describe(place: Path) -> tuple[str, str]:
     if place.is_file():
         if place.suffix in (".pt", ".pth", ".bin", ".th", ".ckpt"):  # which may be zip archives
             return "a checkpoint file", "Import it first: `python -m spjax.convert --help` lists the kinds."
-        what, todo = archive(place)
-        if what:
-            return what, f"{todo[0].upper()}{todo[1:]}, then give its directory."
+        packed = archive(place)
+        if packed:
+            what, _, todo = packed.removeprefix(f"{place} is ").partition(": ")
+            return what, f"{todo[:1].upper()}{todo[1:]}, then give its directory."
         return "a file", "Give the directory that it is in."
     if place.exists() and not place.is_dir():
         return "a pipe or a device", "Give a directory."
