@@ -21,7 +21,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from spjax import process
 from spjax.command_line import Parser
 from spjax.serving.batcher import MOST_ROWS, Batcher
 from spjax.serving.flags import add_predictor_flags, load_predictor
@@ -73,13 +72,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
       SystemExit: with a message, if it cannot be served; with status 0 after SIGTERM, 130 after Ctrl-C.
     """
     options = _parser().parse_args(arguments)
-    process.take(signal.SIGTERM, _leave)
+    _take_signals()
     try:
         _serve(options)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except ImportError as error:
         sys.exit(f"error: {error}. A server needs: python -m pip install -r requirements-serve.txt")
+
+
+def _take_signals() -> None:
+    """SIGTERM ends the process even where its parent ignored or blocked it; `process.run` sees to SIGINT.
+
+    uvicorn raises the signal that ended it once more, for the handler that was there before its own.
+    """
+    signal.signal(signal.SIGTERM, _leave)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _leave(*_: object) -> None:
