@@ -32,12 +32,10 @@ if __name__ == "__main__":  # before the imports, which take their time
 import argparse
 import contextlib
 import json
-import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from etils import epath
@@ -50,6 +48,7 @@ from data_pipelines.parts import Job
 from data_pipelines.pipeline import LOCAL, ExtractError
 from data_pipelines.run_pipeline import KEPT
 from data_pipelines.splits import checked
+from spjax import paths
 from spjax.command_line import Parser, output, place
 from spjax.data.records import Card, write_unit_records
 from spjax.storage import places
@@ -139,6 +138,7 @@ def extract_all(
       The card of each.
 
     Raises:
+      OSError: a directory cannot be written.
       ExtractError: a directory is taken, a file, or every file of a label in train, cannot be used, or the pipeline
         failed. What was done is kept.
       BuildError: a split without clips, a clip twice, or labels that the task lacks.
@@ -148,12 +148,13 @@ def extract_all(
     if not wanted:
         return []
     _check_workers(runner, workers, patience)
-    encoder, kmeans = encoder if _acoustic(encoder) else _absolute(encoder), _absolute(kmeans)
+    # absolute: workers may run in another directory
+    encoder, kmeans = encoder if _acoustic(encoder) else places.absolute(encoder), places.absolute(kmeans)
     loaded = parts.load_encoder(encoder, kmeans, layer, plain_chunks, lowpass)
     jobs: list[tuple[Wanted, Job, epath.Path]] = []
     for one in wanted:
         one = one._replace(
-            splits=checked(one.splits, one.task), raw=_absolute(one.raw), out=epath.Path(_absolute(one.out))
+            splits=checked(one.splits, one.task), raw=places.absolute(one.raw), out=epath.Path(places.absolute(one.out))
         )
         _check_out(one.out, overwrite)
         job = Job(
@@ -236,12 +237,7 @@ def _check_out(out: epath.PathLike, overwrite: bool) -> None:
         raise ExtractError(f"{out} is a file: choose another --out, a directory that is made if it is absent")
     if not overwrite and out.exists() and any(out.iterdir()):
         raise ExtractError(f"{out} is not empty: choose another directory, or replace what it holds (--overwrite)")
-    if "://" not in os.fspath(out):  # what a bucket permits shows when it is written to
-        above = next(place for place in Path(_absolute(out)).parents if place.exists())
-        if not above.is_dir():
-            raise ExtractError(f"{out} cannot be made, {above} is a file: choose another --out")
-        if not os.access(above, os.W_OK | os.X_OK):
-            raise ExtractError(f"{out} cannot be made, {above} cannot be written to: choose another --out")
+    paths.to_write(out)
 
 
 def _acoustic(encoder: str) -> bool:
@@ -257,11 +253,6 @@ def _weights(encoder: str) -> str:
         return ""
     card = epath.Path(encoder) / "config.json"
     return json.loads(card.read_text())["hash"] if card.exists() else ""
-
-
-def _absolute(place: epath.PathLike) -> str:
-    """Workers may run in another directory."""
-    return os.fspath(place) if "://" in os.fspath(place) else os.path.abspath(os.fspath(place))
 
 
 # ---- the command line
