@@ -68,6 +68,8 @@ def refresh(directory: str | Path) -> Path:
             made = _KINDS[described["format"]](path, described)
             files.write_file(path, files.json_bytes(made))
             return path
+    if not place.exists():
+        raise StorageError(f"{place} does not exist. Give a pack, bank, unit LM, HuBERT or k-means.")
     what, todo = kinds.describe(place)
     raise StorageError(
         f"{place} is {what or 'not a directory of spjax'}: there is no card to refresh. "

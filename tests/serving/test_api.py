@@ -606,12 +606,16 @@ def test_a_get_is_told_how_to_post_beside_a_page_too(desk: Batcher):
     from starlette.responses import PlainTextResponse
 
     app = make_app(desk)
+    app.get("/")(lambda: "the page")
     app.mount("/", PlainTextResponse("the page", 404))
 
     async def talk(client: Any) -> list[Any]:
-        return [await client.get("/predict"), await client.put("/predict"), await client.get("/docs")]
+        asks = [client.get("/predict"), client.put("/predict"), client.get("/docs"), client.post("/")]
+        return [await ask for ask in asks]
 
-    got, put, docs = asked(desk, talk, app)
+    got, put, docs, root = asked(desk, talk, app)
+    assert root.status_code == 405
+    assert root.json()["error"] == "/ takes no POST: POST a recording to /predict, or GET /tasks, /health, /metrics"
     assert (got.status_code, put.status_code) == (405, 405)
     assert "a POST" in got.json()["error"]
     assert docs.text == "the page"  # FastAPI's own would load scripts from elsewhere
