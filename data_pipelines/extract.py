@@ -50,6 +50,7 @@ from data_pipelines.parts import Job
 from data_pipelines.pipeline import LOCAL, ExtractError
 from data_pipelines.run_pipeline import KEPT
 from data_pipelines.splits import checked
+from spjax import paths
 from spjax.command_line import Parser, output, place
 from spjax.data.records import Card, write_unit_records
 from spjax.storage import places
@@ -319,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
     args = parser.parse_args(argv[: argv.index("--")] if "--" in argv else argv)
     try:
-        with _orderly_end(), places.plainly():
+        with _orderly_end(), places.plainly(), paths.writing(args.out):
             card = _extract_by(args, beam_options)
     except (ValueError, OSError) as error:  # every error of ours is a ValueError
         sys.exit(f"error: {error}")

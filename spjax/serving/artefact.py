@@ -66,7 +66,7 @@ def answer(task, utterances):
     bank, longest = CARD["banks"][told["bank"]], max(map(check_utterance, utterances), default=0)
     fitting = [p for p in bank["programs"] if p[0] >= len(utterances) and p[1] >= longest]
     if not fitting:
-        raise ValueError(f"no program takes {len(utterances)} utterances of up to {longest} units: ask for less at once")
+        raise ValueError(f"no program takes {len(utterances)} utterances of up to {longest} units: ask for less")
     rows, columns, file = fitting[0]
     inputs = [np.zeros((rows, columns), dtype) for dtype in CARD["inputs"].values()]
     lengths, member = np.ones(rows, np.int32), np.full(rows, told["member"], np.int32)

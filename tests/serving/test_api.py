@@ -606,19 +606,23 @@ def test_a_get_is_told_how_to_post_beside_a_page_too(desk: Batcher):
     from starlette.responses import PlainTextResponse
 
     app = make_app(desk)
-    app.get("/")(lambda: "the page")
     app.mount("/", PlainTextResponse("the page", 404))
 
     async def talk(client: Any) -> list[Any]:
-        asks = [client.get("/predict"), client.put("/predict"), client.get("/docs"), client.post("/")]
-        return [await ask for ask in asks]
+        return [await client.get("/predict"), await client.put("/predict"), await client.get("/docs")]
 
-    got, put, docs, root = asked(desk, talk, app)
-    assert root.status_code == 405
-    assert root.json()["error"] == "/ takes no POST: POST a recording to /predict, or GET /tasks, /health, /metrics"
+    got, put, docs = asked(desk, talk, app)
     assert (got.status_code, put.status_code) == (405, 405)
     assert "a POST" in got.json()["error"]
     assert docs.text == "the page"  # FastAPI's own would load scripts from elsewhere
+
+
+def test_a_method_that_a_place_does_not_take_is_named(desk: Batcher):
+    app = make_app(desk)
+    app.get("/")(lambda: "the page")
+    reply = asked(desk, lambda client: client.post("/"), app)
+    assert (reply.status_code, reply.headers["allow"]) == (405, "GET")
+    assert reply.json()["error"] == "/ takes no POST: POST a recording to /predict, or GET /tasks, /health, /metrics"
 
 
 def test_the_api_describes_itself(desk: Batcher):
