@@ -137,7 +137,7 @@ def worker_pool(processes: int, **settings: Any) -> Iterator[concurrent.futures.
     try:
         yield pool
     except BaseException:
-        manager = pool._executor_manager_thread  # type: ignore[attr-defined]
+        manager: Any = pool._executor_manager_thread
         for _ in range(_LOOKS):  # it may start a process at this moment, and would print a traceback in a closed pool
             _end_children()
             if manager is None or not manager.is_alive():
