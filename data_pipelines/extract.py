@@ -310,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
     args = parser.parse_args(argv[: argv.index("--")] if "--" in argv else argv)
     try:
-        with _orderly_end(), places.plainly():
+        with _orderly_end(), places.plainly(), paths.writing(args.out):
             card = _extract_by(args, beam_options)
     except (ValueError, OSError) as error:  # every error of ours is a ValueError
         sys.exit(f"error: {error}")

@@ -35,7 +35,7 @@ from data_pipelines.splits import BuildError, shuffled
 from spjax.command_line import Parser, output
 from spjax.speech2unit.audio import AudioError, read_audio
 from spjax.speech2unit.kmeans import KMeans, fit
-from spjax.storage import StorageError, save_kmeans
+from spjax.storage import StorageError, files, kmeans_store, places, save_kmeans
 
 CLIPS_AT_ONCE = 16  # that the encoder makes batches of
 UTTERANCES = 5000  # some hours of speech: hundreds of frames for each of a few hundred clusters
@@ -205,6 +205,7 @@ def fit_to(
                 f"{directory} holds a k-means that was fitted in another way ({other}): replace it (--overwrite), or "
                 "have it taken as it is by --kmeans of data_pipelines.extract"
             )
+    files.check_replaceable(places.at(directory), kmeans_store.FILES)  # before the work
     kmeans = fit_kmeans(
         data.splits["train"],
         data.raw,

@@ -37,7 +37,7 @@ from data_pipelines import espeak
 from data_pipelines.beam_worker import die_with
 from data_pipelines.clips import Clip, Splits
 from data_pipelines.spoken_tasks import TASKS, Line, lines
-from spjax import process
+from spjax import paths, process
 from spjax.command_line import Parser, local_output
 
 RATE = 16_000
@@ -240,6 +240,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = vars(parser.parse_args(argv))
     out, tasks = args.pop("out"), args.pop("tasks").split(",")
     try:
-        synthesize(out, SynthesisConfig(**args), tasks)
+        with paths.writing(out):
+            synthesize(out, SynthesisConfig(**args), tasks)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from spjax import paths
 from spjax.command_line import Parser, output, pack_place, place
 from spjax.data import records
 from spjax.data.unit_set import UnitSet
@@ -135,7 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = _parser().parse_args(arguments)
     try:
-        text = look(options)
+        with paths.writing(options.out):
+            text = look(options)
     except (StorageError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(text)

@@ -94,11 +94,12 @@ def _run() -> None:
                 raise ValueError(f"--units={units} is no folder: give the one that holds TASK/train.txt and so on")
             importer = lambda task, records: import_units(task, os.path.join(units, task), records)  # noqa: E731
         jobs.check(config)
-        if "synthesis" in config:
-            importer = demo.prepare(config, workdir)
-        jobs.run(config, workdir, importer, command)
-        if "synthesis" in config:
-            demo.show_job(config, workdir)
+        with paths.writing(workdir):
+            if "synthesis" in config:
+                importer = demo.prepare(config, workdir)
+            jobs.run(config, workdir, importer, command)
+            if "synthesis" in config:
+                demo.show_job(config, workdir)
     except (ValueError, OSError, DivergedError) as error:
         sys.exit(f"error: {error}")
     except Interrupted as stop:

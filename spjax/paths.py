@@ -5,11 +5,13 @@ Reading and writing them, on this machine or in a bucket, is `spjax.storage.plac
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import tempfile
 import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -78,3 +80,18 @@ def unwritable(place: str | os.PathLike[str], error: Exception) -> OSError:
     why = getattr(error, "strerror", None) or str(error)
     kind = type(error) if isinstance(error, OSError) else OSError
     return kind(f"{os.fspath(place)} cannot be written ({why}): choose another place, or mend this one")
+
+
+@contextlib.contextmanager
+def writing(place: str | os.PathLike[str]) -> Iterator[None]:
+    """A block that writes to a place: of a full disk, whose error names no file, it is said which.
+
+    Raises:
+      OSError: as in the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise unwritable(place, error) from error
+        raise

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # `run` has to take over SIGINT as early as it can: what take
     import concurrent.futures
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as of a shell
+_LOOKS = 50  # whether a pool has ended, a tenth of a second each
 AGAIN_SECONDS = 0.02  # until a Ctrl-C that came at a wrong moment is sent again
 
 
@@ -59,7 +60,7 @@ def run(module: str, huge_pages: bool = False) -> NoReturn:
 
 
 def interrupt(_: int, frame: Any) -> None:
-    """Python's handler of SIGINT, which waits for the end of imports, where libraries turn an exception into others.
+    """Python's handler of SIGINT, but that it waits for the end of imports, where libraries swallow exceptions.
 
     Raises:
       KeyboardInterrupt: outside of imports.
@@ -127,7 +128,12 @@ def worker_pool(processes: int, **settings: Any) -> Iterator[concurrent.futures.
     try:
         yield pool
     except BaseException:
+        manager: Any = pool._executor_manager_thread
+        for _ in range(_LOOKS):  # it may start a process at this moment, and would print a traceback in a closed pool
+            _end_children()
+            if manager is None or not manager.is_alive():
+                break
+            manager.join(0.1)
         pool.shutdown(wait=False, cancel_futures=True)
-        _end_children()
         raise
     pool.shutdown()

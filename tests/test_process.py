@@ -144,7 +144,13 @@ def test_it_ends_where_a_library_turns_exceptions_into_others(tmp_path: Path) ->
         "    raise ImportError('an extension cannot be initialised') from None\n"
     )
     (tmp_path / "imports.py").write_text(
-        "import time\ndef main():\n    try:\n        import fragile\n        time.sleep(20)\n    finally:\n        print('tidy')\n"
+        "import time\n"
+        "def main():\n"
+        "    try:\n"
+        "        import fragile\n"
+        "        time.sleep(20)\n"
+        "    finally:\n"
+        "        print('tidy')\n"
     )
     done = interrupted(tmp_path, ["-c", "from spjax import process; process.run('imports')"], "nothing")
     _assert_ended(done)
@@ -185,3 +191,25 @@ def test_results_of_a_pool_come_back(tmp_path: Path) -> None:
 
     with process.worker_pool(1) as pool:
         assert pool.submit(abs, -3).result() == 3
+
+
+BREAKS = """
+import time
+from spjax import process
+
+def main():
+    with process.worker_pool(2, max_tasks_per_child=1) as pool:
+        waiting = [pool.submit(time.sleep, 0.001) for _ in range(8)]
+        waiting[1].result()
+        raise SystemExit("error: a sentence")
+
+if __name__ == "__main__":
+    process.run("breaks")
+"""
+
+
+def test_an_error_beside_a_pool_is_all_that_is_said(tmp_path: Path) -> None:
+    """The pool's own thread, on its way to start the next process, would find the pool closed."""
+    (tmp_path / "breaks.py").write_text(BREAKS)
+    done = interrupted(tmp_path, ["breaks.py"], "nothing")
+    assert (done.returncode, done.stderr) == (1, "error: a sentence\n")

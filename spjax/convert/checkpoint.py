@@ -99,6 +99,11 @@ def _model_of(path: Path, contents: dict[str, Any], notes: list[str]) -> dict[st
         ((name, model),) = averages.items()
         notes.append(f"Took the averaged weights ({name}): the checkpoint has no others.")
         return model
+    if averages:
+        raise ConvertError(
+            f"{path} holds {len(averages)} averages of a model ({', '.join(averages)}), but not the model. Save the "
+            "one that is wanted under 'model'."
+        )
     if _is_state(contents):
         return contents
     held = ", ".join(map(str, list(contents)[:8])) or "nothing"

@@ -172,7 +172,9 @@ def decoder_config(checkpoint: Checkpoint) -> UnitLMConfig:
     said |= dict.fromkeys(("decoder_input_dim", "decoder_output_dim"), sizes["dim"])
     for option, size in said.items():
         value = options.get(option, size)
-        if type(value) is not int or value != size:
+        if value is not None and type(value) is not int:
+            raise ConvertError(f"{checkpoint.path}: {option} is {shown(value)}, must be a whole number.")
+        if value != size:
             raise ConvertError(f"{checkpoint.path}: {option} is {shown(value)}, but its tensors say {shown(size)}.")
     try:
         return UnitLMConfig(vocab_size=embed.shape[0], **sizes)

@@ -21,7 +21,7 @@ from spjax.convert import ConvertError
 from spjax.convert.checkpoint import provenance
 from spjax.convert.safe_pickle import Inert, PickledArray, PickledDtype, read_pickle, shown
 from spjax.convert.torch_file import Tensor, read_torch_file
-from spjax.storage import KMeans, places
+from spjax.storage import KMeans, kinds, places
 
 _MODELS = ("MiniBatchKMeans", "KMeans")
 _WRAPPER = "joblib.numpy_pickle.NumpyArrayWrapper"  # up to scikit-learn 0.22 below sklearn.externals
@@ -112,7 +112,16 @@ def _read(path: Path) -> Any:
         for magic, decompressor in _DECOMPRESSORS.items():
             if start.startswith(magic):
                 file.seek(0)
-                return _read_joblib(io.BytesIO(_unpacked(file.read(), decompressor())))
+                content = _unpacked(file.read(), decompressor())
+                try:
+                    return _read_joblib(io.BytesIO(content))
+                except ConvertError as error:
+                    if content.startswith(b"\x80"):
+                        raise
+                    told = f"{path} is compressed, and holds no pickle: unpack it, and give the file that is in it."
+                    raise ConvertError(told) from error
+        if packed := kinds.archive(path):
+            raise ConvertError(f"{packed}, and give the file that is in it.")
         # Unlike a file, a mapping reads no more than there is, whatever length a pickle asks for.
         return _read_joblib(cast(IO[bytes], mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
 
@@ -139,7 +148,7 @@ def _model(path: Path) -> tuple[np.ndarray | PickledArray | None, str]:
     except OSError as error:
         raise ConvertError(f"{path} cannot be read: {error.strerror or error}") from error
     except ConvertError as error:
-        if str(error).startswith(f"{path} "):  # of the reader of torch's files, which names it
+        if str(error).startswith(f"{path} "):  # of an archive, or the reader of torch's files
             raise
         raise ConvertError(f"{path} cannot be read: {error}. {suggestion}") from error
     except (zlib.error, lzma.LZMAError, EOFError, ValueError, MemoryError) as error:

@@ -125,13 +125,18 @@ def _storage_type(kind: Any, size: Any) -> np.dtype:
 
 
 def _read_zip(path: Path) -> Any:
-    archive = zipfile.ZipFile(path)
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise ConvertError("it is a zip file that is damaged or cut off") from error
     entries = {entry.filename: entry for entry in archive.infolist()}
     if len(entries) != len(archive.infolist()):
         raise ConvertError("its archive names a file twice")
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
-    if len(pickles) != 1:
-        raise ConvertError("its archive holds no data.pkl: a zip file, but not one of torch.save's; unpack it")
+    if not pickles:
+        raise ConvertError(f"{kinds.archive(path)}, and give the file that is in it.")
+    if len(pickles) > 1:
+        raise ConvertError("its archive holds several data.pkl, not the one of torch.save")
     # torch never compresses. Refusing compression, and more bytes than the file has, leaves no room for a zip bomb.
     packed = [name for name, entry in entries.items() if entry.compress_type != zipfile.ZIP_STORED]
     if packed:
@@ -234,7 +239,7 @@ def read_torch_file(path: str | Path) -> Any:
     way_out = "Copy or download it again, and see that it is a file of torch.save."
     try:
         with places.open_regular(path) as file:
-            start = file.read(256)
+            start = file.read(256) or b""  # nothing yet, of some files of /proc
         if b"sklearn." in start:
             raise ConvertError("it is a pickle of scikit-learn, which `spjax.convert kmeans` imports")
         if not start:
@@ -245,11 +250,13 @@ def read_torch_file(path: str | Path) -> Any:
             return _read_legacy(path)
         packed = kinds.archive(path)
         if packed:
-            raise ConvertError(packed.removeprefix(f"{path} is "))
+            raise ConvertError(f"{packed}, and give the file that is in it.")
         if start[8:10] == b'{"':
             raise ConvertError("it is a safetensors file; give it under a name that ends in .safetensors")
         raise ConvertError(f"it starts with {start[:4]!r}: neither torch's zip nor its legacy format")
     except ConvertError as error:
+        if str(error).startswith(f"{path} "):  # of an archive
+            raise
         raise ConvertError(f"{path} cannot be read: {error}. {way_out}") from error
     except OSError as error:
         raise ConvertError(f"{path} cannot be read: {error.strerror or error}") from error

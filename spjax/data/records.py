@@ -111,8 +111,9 @@ def load_card(directory: epath.PathLike) -> Card:
     """
     path = epath.Path(directory) / CARD
     if not path.exists():
+        lack = f"it has no {CARD}" if path.parent.exists() else "it does not exist"
         raise RecordError(
-            f"{directory} is no complete directory of unit records: it has no {CARD}. "
+            f"{directory} is no complete directory of unit records: {lack}. "
             "Make one by `python -m data_pipelines.extract` (recordings) or `data_pipelines.import_units` (text)"
         )
     try:

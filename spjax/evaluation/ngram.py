@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before the imports, which take their time
     process.run("spjax.evaluation.ngram")
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -154,7 +155,7 @@ def _text(split: Units) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print (and with --json write) the floor of a directory of unit records."""
     from spjax.data.plan import few_shot
-    from spjax.data.records import read_unit_records
+    from spjax.data.records import RecordError, read_unit_records
 
     parser = Parser(prog="python -m spjax.evaluation.ngram", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=place, required=True, help="directory of unit records")
@@ -168,8 +169,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--few-shot={options.few_shot}: expected whole numbers with commas, e.g. 10,50,100")
     if options.draws < 1 or min(sizes, default=1) < 1:
         parser.error("--few-shot and --draws take positive numbers")
-    train, card = read_unit_records(options.data, "train")
-    valid, test = (read_unit_records(options.data, split)[0] for split in _SPLITS)
+    try:
+        train, card = read_unit_records(options.data, "train")
+        valid, test = (read_unit_records(options.data, split)[0] for split in _SPLITS)
+    except (RecordError, OSError) as error:
+        sys.exit(f"error: {error}")
 
     if not sizes:
         result = ngram_floor(card.task, train, valid, test)

@@ -198,10 +198,12 @@ async def drain(receive: Callable[[], Awaitable[Any]], seconds: float) -> None:
 
 
 async def refuse_place(request: Any, error: Any) -> "Response":
-    """What Starlette refuses by itself, as the API refuses: places that are none."""
-    if error.status_code == 404:
+    """What Starlette refuses by itself, as the API refuses: places that are none, or not for that method."""
+    if error.status_code in (404, 405):
+        path = request.url.path[:100]
+        what = f"there is no {path} here" if error.status_code == 404 else f"{path} takes no {request.method[:20]}"
         ways = "POST a recording to /predict, or GET /tasks, /health, /metrics"
-        return refused(404, f"there is no {request.url.path[:100]} here: {ways}")
+        return refused(error.status_code, f"{what}: {ways}", error.headers)
     return refused(error.status_code, str(error.detail), error.headers)
 
 

@@ -31,7 +31,7 @@ import functools, hashlib, io, json, pathlib
 import jax, jax.export, numpy as np
 
 HERE = pathlib.Path(DIRECTORY)
-CARD = json.loads((HERE / "card.json").read_text())
+CARD = json.loads((HERE / "card.json").read_text("utf-8"))
 
 def check(data, sha256, what):
     if hashlib.sha256(data).hexdigest() != sha256:
@@ -53,10 +53,21 @@ def weights(file):  # bfloat16 lies in the file as uint16
 def program(file):
     return jax.jit(jax.export.deserialize(bytearray(read(file))).call)
 
+def check_utterance(utterance):  # the programs take any number, and would answer
+    units, most = np.asarray(utterance[0]), CARD["lm"]["vocab_size"] - 4  # without special tokens
+    if len(utterance) != len(CARD["inputs"]) or {np.size(one) for one in utterance} != {units.size} or not units.size:
+        raise ValueError(f"an utterance is {' and as many '.join(CARD['inputs'])}, one at least of each")
+    if units.dtype.kind not in "iu" or units.min() < 0 or units.max() >= most:
+        raise ValueError(f"units are whole numbers from 0 to {most - 1}")
+    return len(utterance[0])
+
 def answer(task, utterances):
     told = CARD["tasks"][task]
-    bank, longest = CARD["banks"][told["bank"]], max(len(utterance[0]) for utterance in utterances)
-    rows, columns, file = next(p for p in bank["programs"] if p[0] >= len(utterances) and p[1] >= longest)
+    bank, longest = CARD["banks"][told["bank"]], max(map(check_utterance, utterances), default=0)
+    fitting = [p for p in bank["programs"] if p[0] >= len(utterances) and p[1] >= longest]
+    if not fitting:
+        raise ValueError(f"no program takes {len(utterances)} utterances of up to {longest} units: ask for less")
+    rows, columns, file = fitting[0]
     inputs = [np.zeros((rows, columns), dtype) for dtype in CARD["inputs"].values()]
     lengths, member = np.ones(rows, np.int32), np.full(rows, told["member"], np.int32)
     for row, utterance in enumerate(utterances):

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +312,16 @@ def write_file(path: epath.PathLike, content: bytes) -> None:
         raise
 
 
+def check_replaceable(final: Path, names: Collection[str]) -> None:
+    """Raises StorageError if a directory holds files of other names, which replacing it would delete."""
+    if final.exists():
+        foreign = sorted(p.name for p in final.iterdir() if p.name not in names) if final.is_dir() else [final.name]
+        if foreign:
+            raise StorageError(
+                f"{final} holds {', '.join(foreign[:5])}, which saving there would delete. Choose another directory."
+            )
+
+
 @_naming_the_place
 def write_directory(directory: str | Path, writers: Mapping[str, Writer]) -> Path:
     """Writes a directory of files so that its name never shows a half-written one.
@@ -332,12 +342,7 @@ def write_directory(directory: str | Path, writers: Mapping[str, Writer]) -> Pat
       OSError: it cannot be written; the message names `directory`, not a temporary one.
     """
     final = places.at(directory) if places.is_remote(directory) else Path(directory).resolve()
-    if final.exists():
-        foreign = sorted(p.name for p in final.iterdir() if p.name not in writers) if final.is_dir() else [final.name]
-        if foreign:
-            raise StorageError(
-                f"{final} holds {', '.join(foreign[:5])}, which saving there would delete. Choose another directory."
-            )
+    check_replaceable(final, writers)
     if places.is_remote(directory):
         _write_remote(final, writers)
         return final

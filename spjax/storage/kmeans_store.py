@@ -16,6 +16,7 @@ VERSION = 2  # since 2 the card carries a hash
 FREE = ("fitted_on", "provenance")  # fields of the card that decide no answer
 CARD_FILE = "card.json"
 TENSOR_FILE = "centroids.safetensors"
+FILES = (CARD_FILE, TENSOR_FILE)
 
 _DESCRIBED = ("encoder", "layer", "fitted_on", "provenance")  # what the card of a `KMeans` holds
 _REQUIRED = ("encoder", "layer", "clusters", "dim", "hash")

@@ -48,6 +48,8 @@ def refresh(directory: str | Path) -> Path:
         if isinstance(described, dict) and described.get("format") in (packs.FORMAT, banks.FORMAT, *_LOADERS):
             files.write_file(path, files.json_bytes(_refreshed(place, described)))
             return path
+    if not place.exists():
+        raise StorageError(f"{place} does not exist. Give a pack, bank, unit LM, HuBERT or k-means.")
     what, todo = kinds.describe(place)
     raise StorageError(
         f"{place} is {what or 'not a directory of spjax'}: there is no card to refresh. "

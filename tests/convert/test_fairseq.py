@@ -123,7 +123,7 @@ def test_bfloat16_and_known_extras(checkpoint, tiny_lm):
         ({"decoder.embed_tokens.weight": "gone"}, {}, "not a tensor"),
         ({}, {"decoder_embed_dim": 16}, "decoder_embed_dim is 16, but its tensors say 8"),
         ({}, {"decoder_attention_heads": None}, "--heads=16"),
-        ({}, {"decoder_layers": [[2]]}, "decoder_layers is a list, but its tensors say 2"),
+        ({}, {"decoder_layers": [[2]]}, "decoder_layers is a list, must be a whole number"),
         ({}, {"decoder_attention_heads": 3}, "dim 8 is no multiple of heads 3"),
         ({}, {"activation_fn": "gelu"}, "activation_fn='gelu'"),
         ({}, {"decoder_normalize_before": False}, "decoder_normalize_before=False"),

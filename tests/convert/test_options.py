@@ -398,3 +398,16 @@ def test_flags_are_parsed(text: str, value: Any):
 def test_flags_that_are_none_are_refused(texts: list[str]):
     with pytest.raises(ConvertError, match="NAME=VALUE"):
         parse(texts)
+
+
+@pytest.mark.parametrize("heads", ["2", 2.0, True])
+def test_a_size_that_is_no_whole_number_is_named(write: Write, options, heads: Any):
+    options["decoder_attention_heads"] = heads
+    with pytest.raises(ConvertError, match=f"decoder_attention_heads is {heads!r}, must be a whole number"):
+        fairseq.import_unit_lm(write(args=None, cfg={"model": options}))
+
+
+def test_averages_without_a_model_are_named(torch_writer, tiny_lm, tmp_path: Path):
+    path = torch_writer.zip(tmp_path / "x.pt", {"ema": tiny_lm, "extra_state": {"model_ema": tiny_lm}})
+    with pytest.raises(ConvertError, match=r"2 averages of a model \(ema, model_ema\), but not the model"):
+        read_checkpoint(path)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import bz2
 import contextlib
+import gzip
 import io
+import lzma
 import os
 import pickle
+import tarfile
+import zipfile
 from pathlib import Path
 
 import joblib
@@ -205,7 +209,7 @@ def test_other_files_are_refused(tmp_path: Path):
         (b"<html>404 Not Found</html>", "damaged"),
         (b"\x04\x22\x4d\x18\0\0\0\0", "LZ4"),
         (b"ZF0x10", "before 0.10"),
-        (bz2.compress(b"hello"), "damaged"),
+        (bz2.compress(b"hello"), "holds no pickle"),
     ):
         path.write_bytes(content)
         with pytest.raises(ConvertError, match=message) as raised:
@@ -300,3 +304,19 @@ def test_an_archive_of_arrays_is_named(tmp_path: Path):
     np.savez(tmp_path / "c.npz", centroids=FRAMES)
     with pytest.raises(ConvertError, match=r"\.npz archive: save its array of centroids alone"):
         centroids(tmp_path / "c.npz")
+
+
+def test_archives_of_anything_are_named(tmp_path: Path):
+    np.save(tmp_path / "c.npy", FRAMES)
+    packed = {"gz": gzip.compress((tmp_path / "c.npy").read_bytes()), "xz": lzma.compress(b"<html>")}
+    with tarfile.open(tmp_path / "c.tar", "w") as archive:
+        archive.add(tmp_path / "c.npy", "c.npy")
+    packed |= {"tar": (tmp_path / "c.tar").read_bytes(), "tgz": gzip.compress((tmp_path / "c.tar").read_bytes())}
+    with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+        archive.write(tmp_path / "c.npy", "c.npy")
+    packed["zip"] = (tmp_path / "c.zip").read_bytes()
+    for name, content in packed.items():
+        path = tmp_path / f"km.{name}"
+        path.write_bytes(content)
+        with pytest.raises(ConvertError, match=r"km\.\w+ is .*: unpack it.*, and give the file that is in it\.$"):
+            centroids(path)

@@ -302,7 +302,7 @@ def test_a_directory_without_its_card_or_split_is_refused(copy: Path, tmp_path: 
     (copy / CARD).unlink()
     with pytest.raises(RecordError, match="no complete directory"):
         read_unit_records(copy, "train")
-    with pytest.raises(RecordError, match="no complete directory"):
+    with pytest.raises(RecordError, match="no complete directory of unit records: it does not exist"):
         load_card(tmp_path / "nowhere")
 
 

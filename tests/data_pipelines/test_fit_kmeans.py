@@ -188,3 +188,11 @@ def test_splits_written_down_are_taken_as_they_are(tmp_path, raw, splits):
     assert card.counts == {"train": 44, "test": 5}
     assert set(card.sources) == {"train.jsonl", "test.jsonl", "train clips", "test clips"}
     assert card.notes == ("protocol: honest",)
+
+
+def test_a_directory_of_other_files_is_refused_before_the_work(tmp_path, folders, monkeypatch):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    monkeypatch.setattr(Encoder, "features", lambda *_: pytest.fail("features are computed"))
+    with pytest.raises(SystemExit, match=r"holds mine\.txt, which saving there would delete"):
+        main([f"--folders={folders}", "--encoder=log_mel", "--clusters=6", f"--out={tmp_path / 'full'}"])

@@ -164,3 +164,8 @@ def test_command_line_refuses(records, flags, capsys):
     with pytest.raises(SystemExit):
         ngram.main([f"--data={records}", *flags])
     assert "--few-shot" in capsys.readouterr().err
+
+
+def test_records_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(SystemExit, match=r"error: .*none is no complete directory of unit records"):
+        ngram.main([f"--data={tmp_path / 'none'}"])

@@ -617,6 +617,14 @@ def test_a_get_is_told_how_to_post_beside_a_page_too(desk: Batcher):
     assert docs.text == "the page"  # FastAPI's own would load scripts from elsewhere
 
 
+def test_a_method_that_a_place_does_not_take_is_named(desk: Batcher):
+    app = make_app(desk)
+    app.get("/")(lambda: "the page")
+    reply = asked(desk, lambda client: client.post("/"), app)
+    assert (reply.status_code, reply.headers["allow"]) == (405, "GET")
+    assert reply.json()["error"] == "/ takes no POST: POST a recording to /predict, or GET /tasks, /health, /metrics"
+
+
 def test_the_api_describes_itself(desk: Batcher):
     described = asked(desk, lambda client: client.get("/openapi.json")).json()
     assert set(described["paths"]) == {"/predict", "/tasks", "/health", "/metrics"}

@@ -106,6 +106,18 @@ def test_what_an_artefact_says_of_itself(tmp_path: Path):
     names: dict[str, Any] = {}
     exec(loader_code, names)
     names["weights"]("lm.npz")
+    for utterances, message in (
+        ([[[3, 100]]], "from 0 to 99"),
+        ([[[-1]]], "from 0 to 99"),
+        ([[[3.5]]], "whole numbers"),
+        ([[[]]], "an utterance is units, one at least"),
+        ([[[3, 4], [1, 1]]], "an utterance is units, one"),
+        ([[[3] * 17]], "no program takes 1 utterances of up to 17 units"),
+        ([[[3]]] * 3, "no program takes 3 utterances"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            names["answer"]("mood", utterances)
+    assert names["answer"]("mood", []) == []
     for file in ("lm.npz", "bank_0.npz", card["banks"][0]["programs"][0][2]):  # whatever an answer depends on
         content = (place / file).read_bytes()
         (place / file).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

@@ -237,3 +237,8 @@ def test_a_read_never_exceeds_its_limit(tmp_path: Path):
     safetensors.numpy.save_file({"a": np.zeros(2, np.float32)}, tmp_path / "y")
     with places.open_regular(tmp_path / "y") as file:
         assert file.read(1)
+
+
+def test_what_is_not_there_is_not_refreshed(tmp_path: Path):
+    with pytest.raises(SystemExit, match=r"nothing does not exist\. Give a pack"):
+        main(["refresh", str(tmp_path / "nothing")])

@@ -158,3 +158,14 @@ def test_a_file_of_this_machine_is_not_copied(tmp_path: Path):
         assert here == tmp_path / "file"
     places.copy(tmp_path / "file", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == b"content"
+
+
+def test_a_full_disk_is_said_of_the_place(tmp_path: Path):
+    with (
+        pytest.raises(OSError, match=r"^runs/x cannot be written \(No space left on device\): choose another place"),
+        paths.writing("runs/x"),
+        open("/dev/full", "w") as file,
+    ):
+        file.write("x")
+    with pytest.raises(FileNotFoundError, match="absent"), paths.writing("runs/x"):
+        (tmp_path / "absent").read_bytes()
