@@ -20,8 +20,9 @@ Without it utterances are called train-000000, train-000001 and so on. A task th
 
     {"action": ["turn on", "turn off"], "room": ["none", "kitchen"]}
 
-The text holds merged units only, so the records say nothing of durations: they are empty in every record, and
-`durations` is false in the card.
+Text says nothing of durations: they are empty in every record, and `durations` is false in the card. Its units are
+taken for merged, unless many are equal to the one before: `merged` is then false in the card, and no LM or encoder of
+merged units goes with the records.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ if __name__ == "__main__":  # before the imports, which take their time
 import argparse
 import hashlib
 import io
+import itertools
 import json
 import sys
 from collections import Counter
@@ -52,6 +54,7 @@ from spjax.tasks import METRICS, TASKS, Slot, Task
 
 SPLITS = ("train", "valid", "test")
 SEPARATOR = "<s>"
+MOST_EQUAL = 0.15  # of neighbouring units in text that was merged, but for borders of chunks; unmerged has some .4
 
 
 def import_units(
@@ -93,6 +96,7 @@ def import_units(
     if vocabulary < 1:
         raise RecordError(f"vocabulary is {vocabulary}, must be at least 1: the number of units")
     read, sources, notes = {}, {}, []
+    pairs = equal = 0
     for split in splits:
         utterances, repeats, files = _read_split(places.at(src), split, task, vocabulary, labels)
         total = len(utterances)
@@ -102,11 +106,20 @@ def import_units(
         if any(repeats):
             what = "dropped" if drop else "kept"
             notes.append(f"{split}: {sum(repeats)} of {total} lines repeat an earlier one, {what}")
+        runs = [sum(a == b for a, b in itertools.pairwise(one.units)) for one in utterances]
+        pairs, equal = pairs + sum(len(one.units) - 1 for one in utterances), equal + sum(runs)
+        if any(runs):
+            many = sum(map(bool, runs))
+            notes.append(
+                f"{split}: {many} of {len(runs)} lines hold equal units side by side, which merging leaves none of"
+            )
         read[split] = utterances
         sources.update(files)
     if task.name == "gsc" and notes:
         notes.append("gsc: the published train and valid are class-balanced resamples with replacement")
-    notes.append("units were merged before they were written down: durations are unknown")
+    merged = equal <= MOST_EQUAL * pairs
+    said = "were merged" if merged else "were not merged, as many equal the one before,"
+    notes.append(f"units {said} before they were written down: durations are unknown")
     return write_unit_records(
         out,
         task,
@@ -117,6 +130,7 @@ def import_units(
         encoder=encoder,
         layer=layer,
         kmeans=kmeans,
+        merged=merged,
         sources=sources,
         notes=notes,
     )

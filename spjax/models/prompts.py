@@ -7,6 +7,7 @@ row of the bank, so that a batch of mixed tasks and seeds is one forward pass.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -53,8 +54,8 @@ class PromptConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"prompt: {name} is {getattr(self, name)}, must lie in [0, 1)")
         for name in ("init_scale", "sep_scale"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"prompt: {name} is {getattr(self, name)}, must not be negative")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"prompt: {name} is {getattr(self, name)}, must not be negative, nor infinite")
         if self.init not in ("normal", "units"):
             raise ValueError(f"prompt: init is {self.init!r}, must be normal or units")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -43,14 +44,14 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.decay not in ("cosine", "constant"):
             raise ValueError(f"optim: decay is {self.decay!r}, must be cosine or constant")
-        if self.lr <= 0 or not 0 <= self.warmup < 1:
+        if not 0 < self.lr < math.inf or not 0 <= self.warmup < 1:
             raise ValueError(f"optim: lr {self.lr} must be positive and warmup {self.warmup} in [0, 1)")
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optim: {name} is {getattr(self, name)}, must lie in [0, 1)")
         for name in ("eps", "weight_decay", "clip"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"optim: {name} is {getattr(self, name)}, must not be negative")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"optim: {name} is {getattr(self, name)}, must not be negative, nor infinite")
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:

@@ -249,3 +249,20 @@ def test_a_slot_named_twice_is_seen(tmp_path: Path) -> None:
     task = read_slots(tmp_path / "slots.json", "mine")
     with pytest.raises(RecordError, match="names a slot twice"):
         import_units(task, _text(tmp_path / "src", ["1 <s> 0 1"]), tmp_path / "out", splits=["train"])
+
+
+def test_text_whose_units_were_not_merged_is_recorded_as_such(tmp_path: Path) -> None:
+    plain = [f"{number} {' '.join(map(str, range(50)))} <s> turn on | none" for number in range(60, 80)]
+    some = [line.replace("7 8", "7 7 8") for line in plain[:5]] + plain[5:]
+    every = [" ".join(f"{unit} {unit}" for unit in range(30)) + " <s> turn on | none"] * 20
+    told = "lines hold equal units side by side, which merging leaves none of"
+    for name, lines, merged, notes in (
+        ("plain", plain, True, []),
+        ("some", some, True, [f"train: 5 of 20 {told}"]),
+        ("every", every, False, [f"train: 20 of 20 {told}"]),
+    ):
+        src = _text(tmp_path / name, lines)
+        card = import_units(HOME, src, tmp_path / f"{name}_out", splits=("train",), labels="names")
+        assert card.merged is merged, name
+        assert [note for note in card.notes if told in note] == notes
+        assert any(f"units were {'merged' if merged else 'not merged'}" in note for note in card.notes)
