@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
 
-from spjax.speech2unit.containers import ContainerError, Examined, View, at, cut_off, patched, several, zeros
+from spjax.speech2unit.containers import ContainerError, Examined, at, cut_off, patched, several, zeros
 
 _MOST_TAGS = 100
 _MOST_BOXES = 200_000
@@ -248,8 +248,7 @@ def flac(file: BinaryIO, first: int, size: int, cropped: bool) -> Examined:
         return Examined("sndfile", file)
     notes = (f"its header says {total} samples, {end} are there: read to the end",) if 0 < total < end else ()
     right = (int.from_bytes(info[18:26], "big") >> 36 << 36 | end).to_bytes(8, "big")
-    view = io.BufferedReader(View(file, last, {first + 18: right}))  # type: ignore[arg-type]
-    return Examined("sndfile", view, repairs=notes)
+    return Examined("sndfile", patched(file, last, {first + 18: right}), repairs=notes)
 
 
 def _before_tags(file: BinaryIO, size: int) -> int:
