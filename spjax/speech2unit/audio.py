@@ -28,7 +28,8 @@ MAX_CHANNELS = 64  # of an array: more are a batch or a spectrogram
 # Endings of the names of recordings. What a file is, its bytes decide.
 SUFFIXES = (
     *(".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aiff", ".aifc", ".caf", ".au", ".snd", ".sph", ".flac"),
-    *(".ogg", ".oga", ".opus", ".mp3", ".mp4", ".m4a", ".aac", ".webm", ".mka", ".mkv", ".mov"),
+    *(".ogg", ".oga", ".opus", ".spx", ".mp3", ".mp2", ".mpga", ".mp4", ".m4a", ".m4b", ".m4v", ".3gp", ".mov"),
+    *(".aac", ".webm", ".weba", ".mka", ".mkv"),
 )
 TOLERANCE = 0.010  # seconds that a crop may reach beyond the end: lists of crops round their times
 

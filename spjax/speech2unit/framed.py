@@ -233,26 +233,40 @@ def flac(file: BinaryIO, first: int, size: int, cropped: bool) -> Examined:
     block, longest = int.from_bytes(info[10:12], "big"), int.from_bytes(info[15:18], "big")  # of all frames
     total = int.from_bytes(info[21:26], "big") & 0xFFFFFFFFF
     window = min(max(longest + 16, 2**12) if longest else 2**18, 2**21) + 512
-    begin = max(first + 42, size - window)
-    tail = at(file, begin, size - begin)
-    for tag in (128, 0):  # an ID3v1 tag may follow
-        if tag and tail[-128:-125] != b"TAG":
-            continue
-        end = _last_flac_frame(tail[: len(tail) - tag], block)
+    for last in dict.fromkeys((_before_tags(file, size), size)):
+        begin = max(first + 42, last - window)
+        end = _last_flac_frame(at(file, begin, last - begin), block)
         if end is not None:
             break
     else:
         if not total and size - first <= 42:
             raise ContainerError("holds no samples: it has no frames")
         raise ContainerError("is cut off or damaged: it does not end with a whole frame")
-    if end == total:
-        return Examined("sndfile", file)
     if end < total:
         raise ContainerError(f"is cut off: its header promises {total} samples, {end} are there")
-    notes = (f"its header says {total} samples, {end} are there: read to the end",) if total else ()
+    if end == total and last == size:
+        return Examined("sndfile", file)
+    notes = (f"its header says {total} samples, {end} are there: read to the end",) if 0 < total < end else ()
     right = (int.from_bytes(info[18:26], "big") >> 36 << 36 | end).to_bytes(8, "big")
-    view = io.BufferedReader(View(file, size, {first + 18: right}))  # type: ignore[arg-type]
+    view = io.BufferedReader(View(file, last, {first + 18: right}))  # type: ignore[arg-type]
     return Examined("sndfile", view, repairs=notes)
+
+
+def _before_tags(file: BinaryIO, size: int) -> int:
+    """Where the tags ID3v1 and APE, or zeros, begin at the end of a file; some zeros stay: a check sum may be one."""
+    if at(file, max(0, size - 128), 3) == b"TAG":
+        size -= 128
+    footer = at(file, max(0, size - 32), 32)
+    if footer[:8] == b"APETAGEX":
+        length, _, flags = struct.unpack("<III", footer[12:24])
+        size = max(0, size - length - (32 if flags >> 31 else 0))
+    end = size
+    while end > 0:
+        block = at(file, max(0, end - 2**16), min(end, 2**16))
+        end -= len(block) - len(block.rstrip(b"\0"))
+        if block.strip(b"\0"):
+            break
+    return min(size, end + 8)
 
 
 def _again(file: BinaryIO, position: int, size: int) -> bool:
