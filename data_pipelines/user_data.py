@@ -126,8 +126,8 @@ def _made(
             )
 
     def names(clip: Clip) -> list[tuple[str, str]]:
-        all_of_it = {"speaker": clip.speaker, "source": clip.source, "content": copy_of.get(clip.path, "")}
-        return [(what, value) for what, value in all_of_it.items() if value]
+        found = (("speaker", clip.speaker), ("source", clip.source), ("content", copy_of.get(clip.path, "")))
+        return [(what, value) for what, value in found if value]
 
     try:
         if any(map(names, source)):

@@ -186,7 +186,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     logging.getLogger().addHandler(logging.NullHandler())  # Beam's warnings would open a log to the terminal
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's `COMMAND &` has it ignored
     orders: queue.Queue[Order] = queue.Queue()
     check_port(args.port)
     try:

@@ -6,17 +6,19 @@ seconds, and Ctrl-C may come during them.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import importlib
-import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:  # `run` has to take over SIGINT as early as it can: what takes long to import is imported where used
+    import concurrent.futures
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as of a shell
+AGAIN_SECONDS = 0.02  # until a Ctrl-C that came at a wrong moment is sent again
 
 
 def run(module: str, huge_pages: bool = False) -> NoReturn:
@@ -36,20 +38,49 @@ def run(module: str, huge_pages: bool = False) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         with_huge_pages()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    sys.unraisablehook = _insist
+    interrupted = False
     try:
         main = importlib.import_module(module).main
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # now there may be something to tidy up
+        signal.signal(signal.SIGINT, interrupt)  # now there may be something to tidy up
         main()
         status: Any = 0
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, _leave)
-        _end_children()
-        _leave()
+        interrupted = True
     except SystemExit as end:
         status = end.code
     finally:
         signal.signal(signal.SIGINT, _leave)
+        if interrupted or signal.getitimer(signal.ITIMER_REAL)[0]:  # the latter: it is to be sent again
+            _end_children()
+            _leave()
     sys.exit(status)
+
+
+def interrupt(_: int, frame: Any) -> None:
+    """Python's handler of SIGINT, but for imports, where libraries turn an exception into others: it waits for their end.
+
+    Raises:
+      KeyboardInterrupt: outside of imports.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _insist(ignored: Any) -> None:
+    """For `sys.unraisablehook`: sends Ctrl-C again where it came during code whose exceptions are ignored.
+
+    JAX has such code run at every garbage collection, so often first after a program was compiled.
+    """
+    if ignored.exc_type is KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def _leave(*_: object) -> NoReturn:
@@ -61,21 +92,10 @@ def _leave(*_: object) -> NoReturn:
 
 
 def _end_children() -> None:
+    import multiprocessing
+
     for child in multiprocessing.active_children():
         child.terminate()
-
-
-@contextlib.contextmanager
-def without_interrupts() -> Iterator[None]:
-    """A block whose new threads and processes never see Ctrl-C, which a terminal sends to them too: this one ends them.
-
-    Here it comes after the block. Threads other than the main one see no signals anyway.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -88,13 +108,20 @@ def worker_pool(processes: int, **settings: Any) -> Iterator[concurrent.futures.
       processes: how many.
       settings: of `ProcessPoolExecutor`.
     """
+    import concurrent.futures
+    import multiprocessing
+
     spawn = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(processes, spawn, **settings)
     submit = pool.submit
 
     def submitted(*arguments: Any, **options: Any) -> Any:
-        with without_interrupts():  # the first ones start the processes
+        # The first ones start the processes. A terminal sends Ctrl-C to them too, and this one ends them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
             return submit(*arguments, **options)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     pool.submit = submitted  # type: ignore[method-assign]
     try:

@@ -82,13 +82,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _take_signals() -> None:
-    """SIGINT and SIGTERM end the process even where its parent ignored or blocked them, as a script's `COMMAND &` does.
+    """SIGTERM ends the process even where its parent ignored or blocked it; `process.run` sees to SIGINT.
 
     uvicorn raises the signal that ended it once more, for the handler that was there before its own.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _leave)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _leave(*_: object) -> None:

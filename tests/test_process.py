@@ -114,6 +114,43 @@ def test_it_ends_while_a_program_is_compiled(tmp_path: Path) -> None:
     assert done.stdout == ""
 
 
+def test_it_ends_where_exceptions_are_ignored(tmp_path: Path) -> None:
+    """JAX has a function of its own called at every garbage collection, where an exception is printed and lost."""
+    (tmp_path / "ignores.py").write_text(
+        "import gc, os, signal, time\n"
+        "def main():\n"
+        "    def collecting(phase, info):\n"
+        "        gc.callbacks.remove(collecting)\n"
+        "        os.write(2, b'SENT\\n')\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    gc.callbacks.append(collecting)\n"
+        "    gc.collect()\n"
+        "    time.sleep(20)\n"
+        "    print('went on')\n"
+    )
+    done = interrupted(tmp_path, ["-c", "from spjax import process; process.run('ignores')"], "nothing")
+    _assert_ended(done)
+    assert done.stdout == ""
+
+
+def test_it_ends_where_a_library_turns_exceptions_into_others(tmp_path: Path) -> None:
+    """As numpy does while its extensions are imported; what is to be tidied up is."""
+    (tmp_path / "fragile.py").write_text(
+        "import os, signal\n"
+        "try:\n"
+        "    os.write(2, b'SENT\\n')\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except BaseException:\n"
+        "    raise ImportError('an extension cannot be initialised') from None\n"
+    )
+    (tmp_path / "imports.py").write_text(
+        "import time\ndef main():\n    try:\n        import fragile\n        time.sleep(20)\n    finally:\n        print('tidy')\n"
+    )
+    done = interrupted(tmp_path, ["-c", "from spjax import process; process.run('imports')"], "nothing")
+    _assert_ended(done)
+    assert done.stdout == "tidy\n"
+
+
 POOL = """
 import os, signal, time
 from spjax import process

@@ -127,6 +127,11 @@ class View(io.RawIOBase):
         return len(data)
 
 
+def patched(file: BinaryIO, end: int, patches: dict[int, bytes] | None = None) -> BinaryIO:
+    """A file that reads as `View` says."""
+    return io.BufferedReader(View(file, end, patches))  # type: ignore[arg-type]
+
+
 def at(file: BinaryIO, position: int, count: int) -> bytes:
     """Up to `count` bytes from a position."""
     file.seek(position)
@@ -231,7 +236,7 @@ def _chunk(file: BinaryIO, position: int, size: int, style: _Style) -> tuple[byt
 
 def _trailing(file: BinaryIO, position: int, size: int, style: _Style, whole: bool = True) -> bool:
     """Whether nothing from `position` to the end is a sample: chunks, tags, and after `whole` samples zeros."""
-    if _is_tag(at(file, position, 8), size - position) or (whole and _zeros(file, position, size)):
+    if _is_tag(at(file, position, 8), size - position) or (whole and zeros(file, position, size)):
         return True
     if style is _PLAIN:
         return False
@@ -254,7 +259,8 @@ def _is_tag(head: bytes, size: int) -> bool:
     return (head[:3] == b"TAG" and size == 128) or head[:8] == b"APETAGEX" or (head[:3] == b"ID3" and size > 10)
 
 
-def _zeros(file: BinaryIO, position: int, size: int) -> bool:
+def zeros(file: BinaryIO, position: int, size: int) -> bool:
+    """Whether nothing but zeros follows."""
     while position < size:
         data = at(file, position, min(_BLOCK, size - position))
         if not data or data.count(0) < len(data):
@@ -327,7 +333,7 @@ def _sound(file: BinaryIO, size: int, end: int, patches: dict[int, bytes], repai
     """What libsndfile decodes, with length fields corrected, without what follows the samples."""
     if not patches and end >= size:
         return Examined("sndfile", file)
-    return Examined("sndfile", io.BufferedReader(View(file, end, patches)), repairs=repairs)  # type: ignore[arg-type]
+    return Examined("sndfile", patched(file, end, patches), repairs=repairs)
 
 
 def _wav(file: BinaryIO, size: int, kind: bytes) -> Examined:
@@ -485,4 +491,4 @@ def _sphere(file: BinaryIO, size: int, head: bytes) -> Examined:
     if start < 0 or length < 0:
         raise ContainerError("is damaged: its header counts less than 0 samples")
     end, repairs = _end_of_samples(file, size, start, length, _PLAIN)
-    return Examined("sndfile", io.BufferedReader(View(file, end)), repairs=repairs)  # type: ignore[arg-type]
+    return Examined("sndfile", patched(file, end), repairs=repairs)

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
 
-from spjax.speech2unit.containers import ContainerError, Examined, View, at, cut_off, several
+from spjax.speech2unit.containers import ContainerError, Examined, View, at, cut_off, patched, several, zeros
 
 _MOST_TAGS = 100
 _MOST_BOXES = 200_000
@@ -376,7 +376,7 @@ def mp4(file: BinaryIO, size: int) -> Examined:
     error: ContainerError | None = None
     for _ in range(_MOST_BOXES):
         head = at(file, position, 16)
-        if not head.strip(b"\0") and _only_zeros(file, position, size):  # nothing, too
+        if not head.strip(b"\0") and zeros(file, position, size):  # nothing, too
             break
         length, name = int.from_bytes(head[:4], "big"), head[4:8]
         if length == 1:
@@ -408,12 +408,9 @@ def mp4(file: BinaryIO, size: int) -> Examined:
         raise error or ContainerError("is cut off: its index, the box moov, is not there")
     wide = at(file, data, 4) == b"\0\0\0\1"
     patch = {data + 8: struct.pack(">Q", index - data)} if wide else {data: struct.pack(">I", index - data)}
-    view = io.BufferedReader(View(file, size, patch))  # type: ignore[arg-type]
-    return Examined("mov", view, suspect=error or ContainerError("is cut off: its samples are not all there"))
-
-
-def _only_zeros(file: BinaryIO, position: int, size: int) -> bool:
-    return not at(file, position, size - position).strip(b"\0")
+    return Examined(
+        "mov", patched(file, size, patch), suspect=error or ContainerError("is cut off: its samples are not all there")
+    )
 
 
 def _index(file: BinaryIO, first: int, size: int) -> int | None:
@@ -472,8 +469,7 @@ def matroska(file: BinaryIO, size: int) -> Examined:
         width = segment - data.rindex(b"\x18\x53\x80\x67", 0, segment) - 4
         patches[segment - width] = ((1 << 7 * width + 1) - 1).to_bytes(width, "big")
         notes = (f"its length field says {end_of_segment} bytes, {size} are there: read to the end",)
-    view = io.BufferedReader(View(io.BytesIO(data), size, patches))  # type: ignore[arg-type]
-    return Examined("matroska", view, repairs=notes, packets=blocks)
+    return Examined("matroska", patched(io.BytesIO(data), size, patches), repairs=notes, packets=blocks)
 
 
 def _element(data: bytes, position: int) -> tuple[int, int, int | None] | None:

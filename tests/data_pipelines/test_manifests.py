@@ -453,7 +453,7 @@ def test_speakers_who_are_not_named_everywhere(tmp_path: Path):
     ]
     assert read_manifest(plant(tmp_path, "path,speaker,label", rows)).notes == (
         "speakers: 'Anna' and 'anna' are spelled almost alike and taken as different",
-        "4 of 20 clips have no speaker: whoever speaks there may be in several splits",
+        "4 of 20 clips have no speaker: theirs may be in several splits",
     )
 
 
