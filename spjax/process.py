@@ -59,7 +59,7 @@ def run(module: str, huge_pages: bool = False) -> NoReturn:
 
 
 def interrupt(_: int, frame: Any) -> None:
-    """Python's handler of SIGINT, but for imports, where libraries turn an exception into others: it waits for their end.
+    """As Python's handler of SIGINT, but waits for the end of imports, in which libraries swallow exceptions.
 
     Raises:
       KeyboardInterrupt: outside of imports.
