@@ -60,7 +60,7 @@ def run(module: str, huge_pages: bool = False) -> NoReturn:
 
 
 def interrupt(_: int, frame: Any) -> None:
-    """Python's handler of SIGINT, but that it waits for the end of imports, where libraries swallow exceptions.
+    """As Python's handler of SIGINT, but waits for the end of imports, in which libraries swallow exceptions.
 
     Raises:
       KeyboardInterrupt: outside of imports.

@@ -19,7 +19,6 @@ import soxr
 from spjax.speech2unit import libav
 from spjax.speech2unit.containers import ContainerError, Examined, at, examine
 from spjax.speech2unit.framed import counted
-from spjax.storage import places
 
 SAMPLE_RATE = 16_000  # Hz, of every wave in the project
 MIN_SAMPLES = 400  # at SAMPLE_RATE: one frame of every encoder
@@ -75,6 +74,8 @@ def read_audio(path: str | os.PathLike[str], start: float = 0.0, duration: float
       AudioError: the file is absent, unreadable, empty, cut off, damaged or no audio; its samples are NaN, infinite,
         out of scale, constant, or fewer than MIN_SAMPLES at SAMPLE_RATE; or the crop is not within it.
     """
+    from spjax.storage import places  # with JAX, which workers that compute features alone do without
+
     where = str(path)
     if not (math.isfinite(start) and start >= 0 and (duration is None or 0 < duration < math.inf)):
         raise AudioError(
