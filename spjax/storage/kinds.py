@@ -34,6 +34,7 @@ _OURS = {  # format: what it is called, the file that describes it, how one is m
     ),
     "spjax-served": ("an exported artefact (programs for serving)", "card.json", "Its README.md says how to run it."),
 }
+_OF_OTHERS = (".pt", ".pth", ".bin", ".th", ".ckpt", ".npy", ".npz", ".pkl", ".joblib")  # some of them archives
 _ARCHIVES = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"7z\xbc\xaf": "7z", b"Rar!": "rar"}
 
 
@@ -102,10 +103,12 @@ def describe(place: Path) -> tuple[str, str]:
     """(what a path is, what to do with it); ("", "") where nothing is known of it."""
     if place.is_file():
         packed = archive(place)
-        if packed and place.suffix not in (".pt", ".pth", ".bin", ".th", ".ckpt"):
+        if packed and place.suffix not in _OF_OTHERS:
             what, _, todo = packed.removeprefix(f"{place} is ").partition(": ")
             return what, f"{todo[:1].upper()}{todo[1:]}, then give its directory."
-        if place.suffix in (".pt", ".pth", ".bin", ".th", ".ckpt"):
+        if place.suffix in (".npy", ".npz", ".pkl", ".joblib"):
+            return "a file of arrays", "Import centroids first: `python -m spjax.convert kmeans --help`."
+        if place.suffix in _OF_OTHERS:
             return "a checkpoint file", "Import it first: `python -m spjax.convert --help` lists the kinds."
         return "a file", "Give the directory that it is in."
     if place.exists() and not place.is_dir():

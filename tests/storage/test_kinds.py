@@ -237,3 +237,11 @@ def test_a_read_never_exceeds_its_limit(tmp_path: Path):
     safetensors.numpy.save_file({"a": np.zeros(2, np.float32)}, tmp_path / "y")
     with places.open_regular(tmp_path / "y") as file:
         assert file.read(1)
+
+
+def test_centroids_of_others_are_named_with_the_command_that_reads_them(tmp_path: Path) -> None:
+    for suffix in (".npy", ".npz", ".pkl", ".joblib"):
+        path = tmp_path / f"km{suffix}"
+        path.write_bytes(b"PK\x03\x04" if suffix == ".npz" else b"\x93NUMPY")
+        with pytest.raises(StorageError, match=r"is a file of arrays, not a k-means.*spjax.convert kmeans --help"):
+            load_kmeans(path)
