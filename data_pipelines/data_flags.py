@@ -13,7 +13,7 @@ from data_pipelines.clips import Splits
 from data_pipelines.manifests import read_user_data
 from data_pipelines.split_manifests import read_splits
 from data_pipelines.splits import BuildError
-from spjax.command_line import place
+from spjax.command_line import place, seed
 from spjax.tasks import METRICS, TASKS, Task
 
 _OF_A_MANIFEST = ("labels", "text", "crops", "source")
@@ -64,7 +64,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--source", metavar="A", help="column of --manifest that says what recordings were cut from")
     group.add_argument("--name", help="what to call your own task (by default after its file or folder)")
     group.add_argument("--metric", choices=tuple(METRICS), help="of your own task (accuracy; exact_match of several)")
-    group.add_argument("--split-seed", type=int, default=0, help="of splits made for your own data (%(default)s)")
+    group.add_argument("--split-seed", type=seed, default=0, help="of splits made for your own data (%(default)s)")
 
 
 def add_encoder_flags(parser: argparse.ArgumentParser) -> None:

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from data_pipelines import data_flags, parts
 from data_pipelines.clips import Clip
 from data_pipelines.splits import BuildError, shuffled
-from spjax.command_line import Parser, output
+from spjax.command_line import Parser, output, seed
 from spjax.speech2unit.audio import AudioError, read_audio
 from spjax.speech2unit.kmeans import KMeans, fit
 from spjax.storage import StorageError, files, kmeans_store, places, save_kmeans
@@ -162,7 +162,7 @@ def add_fit_flags(parser: argparse.ArgumentParser) -> None:
     """How a k-means is fitted, here and in `data_pipelines.extract`."""
     group = parser.add_argument_group("fitting k-means")
     group.add_argument("--utterances", type=int, default=UTTERANCES, help="at most so many, drawn (%(default)s)")
-    group.add_argument("--seed", type=int, default=0, help="of the draw and the fit (%(default)s)")
+    group.add_argument("--seed", type=seed, default=0, help="of the draw and the fit (%(default)s)")
 
 
 def fit_to(

@@ -90,6 +90,13 @@ def pack_place(text: str) -> str:
     return place(text) if "/" in name or not equals else f"{name}={place(rest)}"
 
 
+def seed(text: str) -> int:
+    """The number that a draw starts from, for `type=`."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to 2^32 - 1")
+    return int(text)
+
+
 def _here(text: str) -> str:
     if paths.is_remote(text):
         raise ValueError(f"{text} is in a bucket: this command wants a path of this machine, copy it here")

@@ -151,3 +151,13 @@ def test_a_place_that_cannot_be_written_is_named_before_any_work(
                 assert ".spjax-" not in line
             before += [] if action.option_strings else ["file"]
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("given", ["-1", "1.5", "", "x", str(2**32)])
+def test_seeds_that_are_none(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = Parser(prog="it")
+    parser.add_argument("--seed", type=command_line.seed)
+    with pytest.raises(SystemExit):
+        parser.parse_args([f"--seed={given}"])
+    assert f"--seed: {given!r} is no whole number from 0" in capsys.readouterr().err
+    assert parser.parse_args(["--seed=7"]).seed == 7

@@ -34,6 +34,8 @@ _OURS = {  # format: what it is called, the file that describes it, how one is m
     ),
     "spjax-served": ("an exported artefact (programs for serving)", "card.json", "Its README.md says how to run it."),
 }
+_CHECKPOINTS = (".pt", ".pth", ".bin", ".th", ".ckpt")  # these and .npz may be zip archives
+_ARRAYS = (".npy", ".npz", ".pkl", ".joblib")
 _ARCHIVES = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"7z\xbc\xaf": "7z", b"Rar!": "rar"}
 
 
@@ -101,9 +103,11 @@ def ours(place: Path) -> bool:
 def describe(place: Path) -> tuple[str, str]:
     """(what a path is, what to do with it); ("", "") where nothing is known of it."""
     if place.is_file():
-        if place.suffix in (".pt", ".pth", ".bin", ".th", ".ckpt"):  # which may be zip archives
+        if place.suffix in _CHECKPOINTS:
             return "a checkpoint file", "Import it first: `python -m spjax.convert --help` lists the kinds."
         packed = archive(place)
+        if place.suffix in _ARRAYS:
+            return "a file of arrays", "Import centroids first: `python -m spjax.convert kmeans --help`."
         if packed:
             what, _, todo = packed.removeprefix(f"{place} is ").partition(": ")
             return what, f"{todo[:1].upper()}{todo[1:]}, then give its directory."

@@ -242,3 +242,11 @@ def test_a_read_never_exceeds_its_limit(tmp_path: Path):
 def test_what_is_not_there_is_not_refreshed(tmp_path: Path):
     with pytest.raises(SystemExit, match=r"nothing does not exist\. Give a pack"):
         main(["refresh", str(tmp_path / "nothing")])
+
+
+def test_centroids_of_others_are_named_with_the_command_that_reads_them(tmp_path: Path) -> None:
+    for suffix in (".npy", ".npz", ".pkl", ".joblib"):
+        path = tmp_path / f"km{suffix}"
+        path.write_bytes(b"PK\x03\x04" if suffix == ".npz" else b"\x93NUMPY")
+        with pytest.raises(StorageError, match=r"is a file of arrays, not a k-means.*spjax.convert kmeans --help"):
+            load_kmeans(path)
