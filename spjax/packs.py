@@ -48,8 +48,6 @@ def _parser() -> argparse.ArgumentParser:
 
     refresh = jobs.add_parser("refresh", help="add the hash of its card to what an older spjax wrote")
     refresh.add_argument("paths", type=place, metavar="PATH", nargs="+", help="pack, bank, unit LM, HuBERT or k-means")
-        "paths", type=place, metavar="PATH", nargs="+", help="a pack, bank, unit LM, HuBERT or k-means"
-    )
 
     push = jobs.add_parser(
         "push", help="a pack -> the Hugging Face hub", epilog="log in first: hf auth login, or HF_TOKEN"
