@@ -89,11 +89,8 @@ def chosen(args: argparse.Namespace) -> DataSet:
     """
     if (args.task or args.splits) and not args.raw:
         raise BuildError(f"--{'task' if args.task else 'splits'} needs --raw: the root of the unpacked data set")
-    wrong = [flag for flag in (*_OF_A_MANIFEST, *_OF_OWN_DATA) if getattr(args, flag)]
-    if args.manifest:
-        wrong = []
-    elif args.folders:
-        wrong = [flag for flag in wrong if flag in _OF_A_MANIFEST]
+    others = () if args.manifest else _OF_A_MANIFEST if args.folders else (*_OF_A_MANIFEST, *_OF_OWN_DATA)
+    wrong = [flag for flag in others if getattr(args, flag)]
     if wrong:
         kinds = "--manifest or --folders" if wrong[0] in _OF_OWN_DATA else "--manifest"
         raise BuildError(f"--{wrong[0]} is for your own data, by {kinds}: leave it out")

@@ -1,4 +1,4 @@
-"""What may be wrong with the user's own data though it can be used: notes in sentences, for the screen and the card."""
+"""Notes on what may be wrong with the user's data though they can be used, for the screen and the card."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def of_spelling(task: Task, clips: Sequence[Clip]) -> list[str]:
             found.append(f"{what}: {one!r} and {other!r} are spelled almost alike and taken as different{more}")
     nobody = sum(not clip.speaker for clip in clips)
     if named and nobody:
-        found.append(f"{nobody} of {len(clips)} clips have no speaker: whoever speaks there may be in several splits")
+        found.append(f"{nobody} of {len(clips)} clips have no speaker: theirs may be in several splits")
     return found
 
 

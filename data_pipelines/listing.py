@@ -251,8 +251,5 @@ def _holds_audio(path: epath.Path) -> bool:
             head = file.read(12)
     except OSError:
         return False
-    if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM"):
-        return head[8:] in (b"WAVE", b"AIFF", b"AIFC")
-    return head.startswith((b"fLaC", b"OggS", b"ID3", b"caff", b"NIST_1A", b"\x1a\x45\xdf\xa3")) or (
-        head[4:8] == b"ftyp"
-    )
+    known = head.startswith((b"fLaC", b"OggS", b"ID3", b"caff", b"NIST_1A", b"\x1a\x45\xdf\xa3"))
+    return known or head[8:] in (b"WAVE", b"AIFF", b"AIFC") or head[4:8] == b"ftyp"

@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 import os
 import posixpath
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -58,6 +59,8 @@ ALIASES = {
     "eval": "test",
     "evaluation": "test",
 }
+# What people call splits otherwise, as in train_set, trn, dev-clean, val2017.
+_LIKE_A_SPLIT = re.compile(rf"({'|'.join(ALIASES)}|trn|tst)([\W\d_].*)?", re.IGNORECASE)
 RESERVED = ("path", "split", "speaker")
 TIMES = ("start", "duration")
 
@@ -123,6 +126,8 @@ def read_manifest(
     base = epath.Path(places.absolute(path.parent if raw is None else raw))
     root = base if raw is not None else _root(base, rows)
     columns, notes = _label_columns(path, list(rows[0].values), labels, text, crops, source)
+    if labels is None:
+        notes += _check_guessed(path, columns, rows)
     clips: dict[str, list[Clip]] = defaultdict(list)
     line_of: dict[str, str] = {}
     for row in tqdm(rows, desc=path.name, unit=" rows"):
@@ -175,6 +180,17 @@ def read_folders(
         raise BuildError(
             f"{folder}: {named} are named like splits, {', '.join(others)} not: if those are splits, move the others "
             "away or into them; if all are classes, rename those, or list the files in a CSV"
+        )
+    if len(others) > 1 and all(map(_LIKE_A_SPLIT.fullmatch, others)):
+        raise BuildError(
+            f"{folder}: {', '.join(others)} look like splits, and would be the labels: call splits "
+            f"{', '.join(SPLITS)}; if they are classes, rename them, or list the files in a CSV"
+        )
+    below = {file.split("/")[1].lower() if file.count("/") > 1 else "" for file in found.files}
+    if not with_splits and below <= set(ALIASES) and len({ALIASES[name] for name in below}) > 1:
+        raise BuildError(
+            f"{folder} has the splits {', '.join(sorted(below))} below the classes: put them above, as "
+            f"{folder}/<split>/<class>/, or list the files in a CSV"
         )
     depth = 2 if with_splits else 1
     form = "<split>/<class>/" if with_splits else "<class>/"
@@ -315,6 +331,20 @@ def _label_columns(
     return free, []
 
 
+def _check_guessed(path: epath.Path, columns: list[str], rows: Sequence[Row]) -> list[str]:
+    """Refuses splits that would be taken for labels; a note of which columns are, if there are several."""
+    for column in columns if "split" not in rows[0].values else []:
+        values = {row.values[column].strip() for row in rows}
+        if len(values) > 1 and all(map(_LIKE_A_SPLIT.fullmatch, values)):
+            raise BuildError(
+                f"{path}: the column {column} looks like splits ({', '.join(sorted(values)[:4])}): if so, call it "
+                f"split, and them {', '.join(SPLITS)}; if it is a label, name the label columns by --labels"
+            )
+    if len(columns) < 2:
+        return []
+    return [f"taken as labels: {', '.join(columns)}; if these are not all meant, name those that are by --labels"]
+
+
 def _clip(row: Row, base: epath.Path, root: epath.Path, columns: Sequence[str], crops: bool) -> Clip:
     where, values = row
     found = _find(where, base, root, values["path"])
@@ -341,9 +371,10 @@ def _clip(row: Row, base: epath.Path, root: epath.Path, columns: Sequence[str], 
 
 
 def _check_text(row: Row, base: epath.Path, text: Collection[str]) -> None:
-    """Refuses free text that has swallowed other rows: of several lines, with a name of a file in a later one."""
+    """Refuses free text that has swallowed other rows: of several lines, with a name of a file in one."""
     for column in text:
-        for line in row.values[column].splitlines()[1:]:
+        lines = row.values[column].splitlines()
+        for line in lines if len(lines) > 1 else []:  # of the first one, too: the text may stand before the path
             for field in map(str.strip, line.split(",")):
                 if field and is_file(base / field):
                     raise BuildError(

@@ -75,9 +75,8 @@ def run_pipeline(
                 if done():
                     return "DONE"
                 raise ExtractError(
-                    f"a worker was killed, maybe for want of memory: try again with fewer --workers of "
-                    "data_pipelines.extract. "
-                    f"{KEPT}"
+                    "a worker was killed, maybe for want of memory: try again with fewer --workers of "
+                    f"data_pipelines.extract. {KEPT}"
                 )
             now = time.monotonic()
             if now - looked < patience / LOOKS:

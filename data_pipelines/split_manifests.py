@@ -86,7 +86,7 @@ def write_splits(
 ) -> None:
     """Writes the directory; `files` as of `inspect_files`. What it held before under these names is replaced.
 
-    `notes` are what was said of the data when they were listed, for whoever makes records of them.
+    `notes` were made when the data were listed; the card of records made of them has them too.
 
     Raises:
       BuildError: `files` lacks a clip's file.

@@ -71,7 +71,10 @@ def finish(
         counts = Counter(clip.labels[number] for clip in every)
         if len(counts) < 2:
             raise BuildError(f"{place}, {column}: every label is {next(iter(counts))!r}, nothing to tell apart{advice}")
-        slots.append(Slot(column, tuple(sorted(counts))))
+        try:
+            slots.append(Slot(column, tuple(sorted(counts))))
+        except ValueError as error:
+            raise BuildError(f"{place}: {error}; spell them alike, or otherwise") from error
     task = Task(_task_name(name), tuple(slots), metric or ("accuracy" if len(slots) == 1 else "exact_match"))
     copy_of = copies(root, list(dict.fromkeys(clip.path for clip in every)))
     splits = _made(place, task, dict(clips), every, fractions, seed, copy_of, advice)
@@ -123,8 +126,8 @@ def _made(
             )
 
     def names(clip: Clip) -> list[tuple[str, str]]:
-        all_of_it = {"speaker": clip.speaker, "source": clip.source, "content": copy_of.get(clip.path, "")}
-        return [(what, value) for what, value in all_of_it.items() if value]
+        found = (("speaker", clip.speaker), ("source", clip.source), ("content", copy_of.get(clip.path, "")))
+        return [(what, value) for what, value in found if value]
 
     try:
         if any(map(names, source)):

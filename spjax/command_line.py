@@ -64,13 +64,6 @@ def place_or_none(text: str) -> str:
     return place(text) if text else text
 
 
-def path(text: str) -> Path:
-    """As `place`."""
-    from spjax.storage import places
-
-    return places.at(place(text))
-
-
 def local_path(text: str) -> Path:
     """As `place`, not in a bucket."""
     return Path(_checked(_here, place(text)))
@@ -84,13 +77,6 @@ def output(text: str) -> str:
 def output_file(text: str) -> str:
     """As `output`, of a file."""
     return _checked(lambda given: paths.to_write(given, file=True), text)
-
-
-def output_path(text: str) -> Path:
-    """As `output`."""
-    from spjax.storage import places
-
-    return places.at(output(text))
 
 
 def local_output(text: str) -> Path:

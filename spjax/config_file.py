@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import itertools
 import os
@@ -55,14 +54,14 @@ def parse_flags(argv: Sequence[str], module: str) -> list[str]:
         found = values["config"].value
     except flags.Error as error:  # what a config file says of its options comes as the end of a traceback
         _refuse(str(error).strip().splitlines()[-1].removeprefix("ValueError: "))
-    except (AttributeError, KeyError) as error:  # a --config.NAME that the config file does not have
-        reason = error.args[0] if error.args else error
+    except Exception as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+        if frames or not isinstance(error, AttributeError | KeyError):  # of the config file's code
+            line = f", line {frames[-1].lineno}" if frames else ""
+            _refuse(f"{files[-1]}{line}: {type(error).__name__}: {' '.join(str(error).split())}")
+        reason = error.args[0] if error.args else error  # a --config.NAME that the config file does not have
         text = reason.args[0] if isinstance(reason, KeyError) else str(reason)
         _refuse(f"the config has no {': '.join(str(text).splitlines())}")
-    except Exception as error:  # of the config file's own code
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
-        line = f", line {frames[-1].lineno}" if frames else ""
-        _refuse(f"{files[-1]}{line}: {type(error).__name__}: {error}")
     if not isinstance(found, ConfigDict):
         _refuse(f"{files[-1]}: get_config() returns a {type(found).__name__}, must return a ConfigDict")
     if len(rest) > 1:
@@ -130,20 +129,8 @@ def _check_file(file: str) -> None:
         what = "is a directory" if path.is_dir() else "does not exist"
         _refuse(f"--config={file} {what}: {''.join(meant)}{_listed(experiments)}")
     try:
-        tree = ast.parse(path.read_bytes(), file)
-    except SyntaxError as error:
-        _refuse(
-            f"--config={file}{f', line {error.lineno}' if error.lineno else ''}: {error.msg}: this is no Python file"
-        )
-    except (ValueError, OSError) as error:  # the former of null bytes before Python 3.12
-        _refuse(f"--config={file}: {error}: this is no Python file")
-    names = {name for node in tree.body for name in _bound(node)}
-    if "get_config" not in names:
+        source = path.read_bytes()
+    except OSError as error:
+        _refuse(f"--config={file} cannot be read: {error.strerror}")
+    if not re.search(rb"^[^#\n]*\bget_config\b", source, re.MULTILINE):  # nothing is run that is no config
         _refuse(f"--config={file} has no get_config(), which makes the config: {_listed(experiments)}")
-
-
-def _bound(node: ast.stmt) -> set[str]:
-    """Names that a statement of a module may bind."""
-    names = {getattr(one, "asname", None) or one.name for one in ast.walk(node) if isinstance(one, ast.alias)}
-    names |= {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
-    return names | {getattr(node, "name", "")}

@@ -21,12 +21,12 @@ import numpy as np
 from tqdm import tqdm
 
 from spjax import paths
-from spjax.command_line import Parser, output_path, pack_place, place
+from spjax.command_line import Parser, output, pack_place, place
 from spjax.data import records
 from spjax.data.unit_set import UnitSet
 from spjax.evaluation import inside, inside_plots
 from spjax.models.config import UnitLMConfig
-from spjax.storage import StorageError, banks, check_pack, read_unit_lm
+from spjax.storage import StorageError, banks, check_pack, places, read_unit_lm
 from spjax.storage.packs import PromptPack
 
 
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--packs", metavar="PATH", type=pack_place, required=True, help="a pack, a bank, or a directory of them"
     )
-    parser.add_argument("--out", metavar="DIR", type=output_path, required=True, help="directory to write")
+    parser.add_argument("--out", metavar="DIR", type=output, required=True, help="directory to write")
     said = parser.add_mutually_exclusive_group()
     said.add_argument("--units", metavar='"U U ..."', help="an utterance, its units with spaces between")
     said.add_argument("--data", metavar="RECORDS", type=place, help="unit records to take utterances from")
@@ -117,10 +117,11 @@ def look(options: argparse.Namespace) -> str:
             inside_plots.attribution(f"{said}, answered by {name}", packs[name].task, one),
         )
     text = inside.summary(packs, similarity, found, plots)
-    options.out.mkdir(parents=True, exist_ok=True)
+    out = places.at(options.out)
+    out.mkdir(parents=True, exist_ok=True)
     for path, content in files.items():
-        (options.out / path).write_bytes(content)
-    (options.out / "summary.md").write_text(text, encoding="utf-8")
+        (out / path).write_bytes(content)
+    (out / "summary.md").write_text(text, encoding="utf-8")
     return text
 
 
@@ -140,4 +141,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (StorageError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(text)
-    print(f"written: {options.out / 'summary.md'}")
+    print(f"written: {places.at(options.out) / 'summary.md'}")

@@ -11,8 +11,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from spjax.command_line import Parser, output_path, pack_place, place
-from spjax.storage import StorageError, banks, hub
+from spjax.command_line import Parser, output, pack_place, place
+from spjax.storage import StorageError, banks, hub, places
 from spjax.storage.packs import PromptPack
 from spjax.storage.refresh import refresh
 from spjax.tasks import METRICS
@@ -39,15 +39,17 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         help="a pack, and what to call it; or a bank, or a directory of packs",
     )
-    merge.add_argument("--out", metavar="BANK", type=output_path, required=True, help="directory to write")
+    merge.add_argument("--out", metavar="BANK", type=output, required=True, help="directory to write")
     merge.add_argument("--force", action="store_true", help="replace the bank that is there")
 
     split = jobs.add_parser("split", help="a bank -> its packs")
     split.add_argument("bank", metavar="BANK", type=place)
-    split.add_argument("--out", metavar="DIR", type=output_path, required=True, help="directory to write the packs in")
+    split.add_argument("--out", metavar="DIR", type=output, required=True, help="directory to write the packs in")
 
     refresh = jobs.add_parser("refresh", help="add the hash of its card to what an older spjax wrote")
-    refresh.add_argument("paths", type=place, metavar="PATH", nargs="+", help="pack, bank, unit LM, HuBERT or k-means")
+    refresh.add_argument(
+        "paths", metavar="PATH", type=place, nargs="+", help="a pack, bank, unit LM, HuBERT or k-means"
+    )
 
     push = jobs.add_parser(
         "push", help="a pack -> the Hugging Face hub", epilog="log in first: hf auth login, or HF_TOKEN"
@@ -61,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
     pull = jobs.add_parser("pull", help="a pack of the Hugging Face hub -> a directory")
     pull.add_argument("repository", metavar="USER/NAME")
-    pull.add_argument("--out", metavar="PACK", type=output_path, required=True, help="directory to write")
+    pull.add_argument("--out", metavar="PACK", type=output, required=True, help="directory to write")
     pull.add_argument("--revision", metavar="REVISION", help="branch, tag or commit (default: main)")
     return parser
 
@@ -97,7 +99,7 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
-    if options.out.exists() and not options.force:
+    if places.at(options.out).exists() and not options.force:
         raise StorageError(f"{options.out} exists. Choose another directory, or replace it with --force.")
     members = banks.load_packs(*options.packs)
     banks.save_bank(options.out, members)
@@ -127,10 +129,10 @@ def _push(options: argparse.Namespace) -> None:
 
 
 def _pull(options: argparse.Namespace) -> None:
-    if options.out.exists():
+    if places.at(options.out).exists():
         raise StorageError(f"{options.out} exists. Choose another directory.")
     fetched = PromptPack.from_hub(options.repository, revision=options.revision)
-    print(describe(str(options.out), fetched.save(options.out)))
+    print(describe(options.out, fetched.save(options.out)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -76,7 +76,7 @@ def to_write(place: str | os.PathLike[str], *, file: bool = False) -> str:
 
 
 def unwritable(place: str | os.PathLike[str], error: Exception) -> OSError:
-    """An error of writing, said of the place that was asked for and not of a temporary file beside it."""
+    """An error of writing that names the place that was asked for, not a temporary file beside it."""
     why = getattr(error, "strerror", None) or str(error)
     kind = type(error) if isinstance(error, OSError) else OSError
     return kind(f"{os.fspath(place)} cannot be written ({why}): choose another place, or mend this one")

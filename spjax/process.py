@@ -59,7 +59,7 @@ def run(module: str, huge_pages: bool = False) -> NoReturn:
 
 
 def interrupt(_: int, frame: Any) -> None:
-    """Python's handler of SIGINT, but that it waits for the end of imports, where libraries swallow exceptions.
+    """As Python's handler of SIGINT, but waits for the end of imports, in which libraries swallow exceptions.
 
     Raises:
       KeyboardInterrupt: outside of imports.
@@ -104,19 +104,6 @@ def _end_children() -> None:
 
 
 @contextlib.contextmanager
-def without_interrupts() -> Iterator[None]:
-    """A block whose new threads and processes never see Ctrl-C, which a terminal sends to them too: this one ends them.
-
-    Here it comes after the block. Threads other than the main one see no signals anyway.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
 def worker_pool(processes: int, **settings: Any) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
     """Processes for a computation, ended at once where the block is left by an exception, Ctrl-C included.
 
@@ -134,8 +121,12 @@ def worker_pool(processes: int, **settings: Any) -> Iterator[concurrent.futures.
     submit = pool.submit
 
     def submitted(*arguments: Any, **options: Any) -> Any:
-        with without_interrupts():  # the first ones start the processes
+        # The first ones start the processes. A terminal sends Ctrl-C to them too, and this one ends them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
             return submit(*arguments, **options)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     pool.submit = submitted  # type: ignore[method-assign]
     try:

@@ -25,9 +25,11 @@ class Slot:
             raise ValueError(f"slot {self.name!r} names {twice} twice: labels of a slot must differ")
         seen: dict[str, str] = {}  # as it looks: accents composed, without invisible characters and outer spaces
         for label in self.labels:
-            if not label.strip() or len(label) > LONGEST_LABEL:
+            if not label.strip():
+                raise ValueError(f"slot {self.name!r:.40} has a blank label: give it text")
+            if len(label) > LONGEST_LABEL:
                 raise ValueError(
-                    f"slot {self.name!r:.40} has a label of {len(label)} characters, must have 1 to {LONGEST_LABEL}"
+                    f"slot {self.name!r:.40} has a label of {len(label)} characters: {LONGEST_LABEL} at most"
                 )
             shown = "".join(c for c in unicodedata.normalize("NFC", label) if unicodedata.category(c) != "Cf")
             twin = seen.setdefault(" ".join(shown.split()), label)

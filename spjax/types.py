@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
+
+if TYPE_CHECKING:  # importing JAX takes longer than many a command that reads files alone
+    import jax
 
 Params = dict[str, Any]  # a tree of arrays under plain string keys
 Rows = Any  # an array whose first axis is a batch's rows: numpy on the host, a JAX array on devices

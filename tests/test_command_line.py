@@ -18,11 +18,10 @@ ROOT = Path(__file__).resolve().parents[1]
 INPUTS = (
     command_line.place,
     command_line.place_or_none,
-    command_line.path,
     command_line.local_path,
     command_line.pack_place,
 )
-OUTPUTS = (command_line.output, command_line.output_file, command_line.output_path, command_line.local_output)
+OUTPUTS = (command_line.output, command_line.output_file, command_line.local_output)
 
 
 def commands() -> list[str]:

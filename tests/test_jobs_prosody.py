@@ -172,7 +172,7 @@ def test_a_random_multi_stream_lm_has_a_hash_of_its_own(spoken: Path, pretrained
 
 def test_records_without_prosody_are_refused(place: Place, pretrained: Path, tmp_path: Path) -> None:
     records = place.folder / "runs" / "units"
-    told = r"units/fsc holds no durations and no f0, .* with --f0 \(imported unit text has neither"
+    told = r"units/fsc holds no durations and no f0, .* with --f0 of data_pipelines.extract \(imported unit text"
     pretraining = _pretraining(records)
     pretraining.tasks = ("fsc",)
     with pytest.raises(ValueError, match=told):

@@ -174,8 +174,11 @@ CONFIGS = {
     "without.py": "config = 3\n",
     "prose.txt": "hello\n",
     "image.png": "\0PNG",
+    "null.py": "\0\ndef get_config(): pass",
     "number.py": "def get_config():\n    return 3\n",
     "raises.py": "def get_config(options=''):\n    raise RuntimeError('no data')\n",
+    "attribute.py": "import os\nget_config = os.nothere\n",
+    "key.py": "def get_config():\n    return {}['lr']\n",
     "missing.py": "import nothere\nfrom configs.fsc import get_config\n",
 }
 
@@ -183,18 +186,24 @@ CONFIGS = {
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("fcs.py", "--config=my/fcs.py does not exist: did you mean my/fsc.py? my holds empty.py, fsc.py, missing.py"),
+        (
+            "fcs.py",
+            "--config=my/fcs.py does not exist: did you mean my/fsc.py? my holds attribute.py, empty.py, fsc.py",
+        ),
         ("fsc", "--config=my/fsc does not exist: did you mean my/fsc.py?"),
         ("zzz", "--config=my/zzz does not exist: my holds "),
         ("fcs.py:backbone=pgslm", "--config=my/fcs.py does not exist: did you mean my/fsc.py?"),
         (".", "--config=my/. is a directory: my holds "),
         ("empty.py", "--config=my/empty.py has no get_config(), which makes the config: my holds "),
-        ("syntax.py", "--config=my/syntax.py, line 2: invalid syntax: this is no Python file"),
+        ("syntax.py", "my/syntax.py: SyntaxError: invalid syntax (syntax.py, line 2)"),
         ("without.py", "--config=my/without.py has no get_config()"),
         ("prose.txt", "--config=my/prose.txt has no get_config()"),
-        ("image.png", "--config=my/image.png: source code string cannot contain null bytes: this"),
+        ("image.png", "--config=my/image.png has no get_config()"),
+        ("null.py", "my/null.py: "),
         ("number.py", "my/number.py: get_config() returns a int, must return a ConfigDict"),
         ("raises.py", "my/raises.py, line 2: RuntimeError: no data"),
+        ("attribute.py", "my/attribute.py, line 2: AttributeError: module 'os' has no attribute 'nothere'"),
+        ("key.py", "my/key.py, line 2: KeyError: 'lr'"),
         ("missing.py", "my/missing.py, line 1: ModuleNotFoundError: No module named 'nothere'"),
     ],
 )

@@ -144,13 +144,8 @@ def test_it_ends_where_a_library_turns_exceptions_into_others(tmp_path: Path) ->
         "    raise ImportError('an extension cannot be initialised') from None\n"
     )
     (tmp_path / "imports.py").write_text(
-        "import time\n"
-        "def main():\n"
-        "    try:\n"
-        "        import fragile\n"
-        "        time.sleep(20)\n"
-        "    finally:\n"
-        "        print('tidy')\n"
+        "import time\ndef main():\n    try:\n        import fragile\n        time.sleep(20)\n"
+        "    finally:\n        print('tidy')\n"
     )
     done = interrupted(tmp_path, ["-c", "from spjax import process; process.run('imports')"], "nothing")
     _assert_ended(done)

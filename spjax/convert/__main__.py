@@ -13,12 +13,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from spjax.command_line import Parser, local_path, output_path, path, place
+from spjax.command_line import Parser, local_path, output, place
 from spjax.convert import ConvertError, fairseq, hubert, pgslm, sklearn
 from spjax.convert.checkpoint import Checkpoint, read_checkpoint
 from spjax.convert.options import parse
 from spjax.models.config import UnitLMConfig
-from spjax.storage import StorageError, kinds, read_unit_lm, save_hubert, save_kmeans, save_pack, save_unit_lm
+from spjax.storage import StorageError, kinds, places, read_unit_lm, save_hubert, save_kmeans, save_pack, save_unit_lm
 from spjax.tasks import TASKS
 from spjax.types import Params
 
@@ -38,9 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: python -m spjax.convert unit_lm hubert100_lm/checkpoint_best.pt lms/gslm",
     )
     lm.add_argument("source", metavar="SRC.pt", type=local_path, help="fairseq checkpoint")
-    lm.add_argument(
-        "out", metavar="OUT", type=output_path, help="directory to write: config.json and model.safetensors"
-    )
+    lm.add_argument("out", metavar="OUT", type=output, help="directory to write: config.json and model.safetensors")
     lm.add_argument(
         "--dict", metavar="dict.txt", type=local_path, help="the model's dictionary (default: beside SRC.pt)"
     )
@@ -55,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     streams.add_argument("source", metavar="SRC.pt", type=local_path, help="fairseq checkpoint")
     streams.add_argument(
-        "out", metavar="OUT", type=output_path, help="directory to write: config.json and model.safetensors"
+        "out", metavar="OUT", type=output, help="directory to write: config.json and model.safetensors"
     )
     streams.add_argument(
         "--f0-bins",
@@ -72,11 +70,9 @@ def _parser() -> argparse.ArgumentParser:
         "--verbalizer=verbalizer.json",
     )
     prompt.add_argument("source", metavar="SRC.pt", type=local_path, help="prompt checkpoint")
+    prompt.add_argument("out", metavar="OUT", type=output, help="directory to write: card.json and prompt.safetensors")
     prompt.add_argument(
-        "out", metavar="OUT", type=output_path, help="directory to write: card.json and prompt.safetensors"
-    )
-    prompt.add_argument(
-        "--lm", metavar="LM", type=path, required=True, help="imported unit LM that it was trained with"
+        "--lm", metavar="LM", type=place, required=True, help="imported unit LM that it was trained with"
     )
     prompt.add_argument(
         "--task",
@@ -117,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     kmeans.add_argument("source", metavar="KM.bin", type=local_path, help="pickle (compressed or not), .npy or .pt")
     kmeans.add_argument(
-        "out", metavar="OUT", type=output_path, help="directory to write: card.json and centroids.safetensors"
+        "out", metavar="OUT", type=output, help="directory to write: card.json and centroids.safetensors"
     )
     kmeans.add_argument("--encoder", metavar="NAME", required=True, help="what made the features it was fitted on")
     kmeans.add_argument("--layer", metavar="N", type=int, help="layer of the encoder; leave out if it has none")
@@ -137,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         "or the directory of both",
     )
     encoder.add_argument(
-        "out", metavar="OUT", type=output_path, help="directory to write: config.json and model.safetensors"
+        "out", metavar="OUT", type=output, help="directory to write: config.json and model.safetensors"
     )
     encoder.add_argument("--name", metavar="NAME", help="what records call the encoder (default: as SRC is called)")
     for job in (lm, streams):
@@ -157,10 +153,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _read(options: argparse.Namespace) -> Checkpoint:
-    given = parse(options.option)
-    if getattr(options, "heads", None) is not None:
-        given = parse([*options.option, f"decoder_attention_heads={options.heads}"])
-    return read_checkpoint(options.source, given)
+    heads = getattr(options, "heads", None)
+    more = [] if heads is None else [f"decoder_attention_heads={heads}"]
+    return read_checkpoint(options.source, parse([*options.option, *more]))
 
 
 def _save_lm(options: argparse.Namespace, config: UnitLMConfig, params: Params, provenance: dict[str, Any]) -> None:
@@ -239,6 +234,18 @@ def _import_hubert(options: argparse.Namespace) -> None:
     print(f"hash {identity}")
 
 
+@places.plainly()
+def _check_places(options: argparse.Namespace) -> None:
+    """Raises ConvertError where OUT is there already, or SRC is a directory that is not imported."""
+    there = places.at(options.out).exists() or os.path.lexists(options.out)  # in a bucket, or a dangling link
+    if there and not options.force:
+        raise ConvertError(f"{options.out} exists. Choose another directory, or replace it with --force.")
+    if options.source.is_dir() and (options.job != "hubert" or kinds.ours(options.source)):
+        what, todo = kinds.describe(options.source)
+        todo = "It needs no import." if kinds.ours(options.source) else todo or "Give the file."
+        raise ConvertError(f"{options.source} is {what or 'a directory'}, not a file to import. {todo}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs an import.
 
@@ -250,12 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = _parser().parse_args(arguments)
     try:
-        if os.path.lexists(options.out) and not options.force:
-            raise ConvertError(f"{options.out} exists. Choose another directory, or replace it with --force.")
-        what, todo = kinds.describe(options.source) if options.source.is_dir() else ("", "")
-        if options.source.is_dir() and (options.job != "hubert" or kinds.ours(options.source)):
-            todo = "It needs no import." if kinds.ours(options.source) else todo or "Give the file."
-            raise ConvertError(f"{options.source} is {what or 'a directory'}, not a file to import. {todo}")
+        _check_places(options)
         imports = {
             "unit_lm": _import_unit_lm,
             "pgslm": _import_pgslm,

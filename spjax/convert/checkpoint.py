@@ -18,7 +18,7 @@ from spjax.convert.safe_pickle import Inert, shown
 from spjax.convert.torch_file import Tensor, read_torch_file
 from spjax.storage import places
 
-FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 _UNUSED = {"decoder.version", "decoder.embed_positions._float_tensor"}  # fairseq's own bookkeeping
 # What a model is known by, and the name it has in fairseq: what stands before it is another program's prefix.
@@ -176,7 +176,7 @@ def read_checkpoint(path: str | Path, given: Mapping[str, Any] | None = None) ->
     return Checkpoint(path, tensors, options, notes)
 
 
-# What tells a model, by a part of a tensor's name; in this order.
+# Which kind a model is, by a part of a tensor's name: the first that matches.
 _KINDS = (
     (r"(^|\.)w2v_encoder\.", "a fine-tuned HuBERT or wav2vec 2.0", None),
     (r"(^|\.)post_extract_proj\.weight", "a HuBERT of fairseq", "hubert"),
@@ -205,26 +205,35 @@ def check_kind(checkpoint: Checkpoint, job: str) -> None:
             raise ConvertError(f"{checkpoint.path} is {what}, not {wanted}. {todo}")
 
 
-def load(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Reads a tensor as float32, and notes that it was taken.
+def read_tensor(path: Path, name: str, tensors: Mapping[str, Any], shape: tuple[int, ...], model: str) -> np.ndarray:
+    """A tensor as float32.
+
+    Args:
+      path: the file, for messages.
+      name, tensors: what to read, and what there is by name: `torch_file.Tensor`, or the like.
+      shape: that it must have.
+      model: what the file should be, for messages.
 
     Raises:
       ConvertError: missing, of another shape, not of floats, or not finite.
     """
-    checkpoint.taken.add(name)
-    tensor = checkpoint.tensors.get(name)
+    tensor = tensors.get(name)
     if tensor is None:
-        raise ConvertError(
-            f"{checkpoint.path} lacks {name}. Give the whole checkpoint of a unit LM of this architecture."
-        )
+        raise ConvertError(f"{path} lacks {name}. Give the whole checkpoint of {model}.")
     if tensor.shape != shape:
-        raise ConvertError(f"{checkpoint.path}: {name} has shape {list(tensor.shape)}, must be {list(shape)}.")
-    if tensor.dtype not in FLOATS:
-        raise ConvertError(f"{checkpoint.path}: {name} is {tensor.dtype}, must be float32, float16 or bfloat16.")
+        raise ConvertError(f"{path}: {name} has shape {list(tensor.shape)}, must be {list(shape)}.")
+    if tensor.dtype not in _FLOATS:
+        raise ConvertError(f"{path}: {name} is {tensor.dtype}, must be float32, float16 or bfloat16.")
     array = tensor.numpy().astype(np.float32)
     if not np.isfinite(array).all():
-        raise ConvertError(f"{checkpoint.path}: {name} holds NaN or infinity, as a diverged training leaves it.")
-    return array
+        raise ConvertError(f"{path}: {name} holds NaN or infinity, as a diverged training leaves it.")
+    return cast(np.ndarray, array)
+
+
+def load(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """`read_tensor` of a checkpoint, which notes that it was taken."""
+    checkpoint.taken.add(name)
+    return read_tensor(checkpoint.path, name, checkpoint.tensors, shape, "a unit LM of this architecture")
 
 
 def check_leftover(checkpoint: Checkpoint, hint: str) -> None:

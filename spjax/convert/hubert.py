@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import safetensors
 from tqdm import tqdm
 
 from spjax.convert import ConvertError, why
-from spjax.convert.checkpoint import FLOATS, check_kind, provenance, read_checkpoint
+from spjax.convert.checkpoint import check_kind, provenance, read_checkpoint, read_tensor
 from spjax.convert.options import Options
 from spjax.convert.safe_pickle import shown
 from spjax.convert.torch_file import Tensor, read_torch_file
@@ -162,33 +162,23 @@ class Imported:
     provenance: dict[str, Any]
 
 
-class _Found:
-    """A tensor in a file: type, shape, and a function that reads it."""
+class _Array:
+    """An array with what is used of a `Tensor`."""
 
-    def __init__(self, dtype: Any, shape: tuple[int, ...], read: Callable[[], np.ndarray]) -> None:
-        self.dtype, self.shape, self.read = np.dtype(dtype), shape, read
+    def __init__(self, array: np.ndarray) -> None:
+        self.dtype, self.shape, self.numpy = array.dtype, array.shape, array.view
 
 
 class _Reader:
     """Takes tensors by name and keeps account of them."""
 
-    def __init__(self, path: Path, tensors: Mapping[str, _Found]) -> None:
+    def __init__(self, path: Path, tensors: Mapping[str, Tensor | _Array]) -> None:
         self.path, self.tensors = path, tensors
         self.used: set[str] = set()
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        found = self.tensors.get(name)
-        if found is None:
-            raise ConvertError(f"{self.path} lacks {name}. Give the whole checkpoint of a HuBERT of the base kind.")
-        if found.shape != shape:
-            raise ConvertError(f"{self.path}: {name} has shape {list(found.shape)}, must be {list(shape)}.")
-        if found.dtype not in FLOATS:
-            raise ConvertError(f"{self.path}: {name} is {found.dtype}, must be float32, float16 or bfloat16.")
-        array = found.read().astype(np.float32)
-        if not np.isfinite(array).all():
-            raise ConvertError(f"{self.path}: {name} holds NaN or infinity, as a diverged training leaves it.")
         self.used.add(name)
-        return array
+        return read_tensor(self.path, name, self.tensors, shape, "a HuBERT of the base kind")
 
 
 def import_hubert(source: str | Path, given: Mapping[str, Any] | None = None) -> Imported:
@@ -208,12 +198,12 @@ def import_hubert(source: str | Path, given: Mapping[str, Any] | None = None) ->
         path = _weights_of(path)
     if path.suffix in (".safetensors", ".bin"):
         dialect, options = HUGGING_FACE, Options(path, _read_options(path.with_name("config.json")), given)
-        tensors = _without_prefix(path, _read_tensors(path))
+        tensors: Mapping[str, Tensor | _Array] = _without_prefix(path, _read_tensors(path))
         notes: list[str] = []
     else:
         checkpoint = read_checkpoint(path, given)
         check_kind(checkpoint, "hubert")
-        dialect, options, tensors = FAIRSEQ, checkpoint.options, _located(checkpoint.tensors)
+        dialect, options, tensors = FAIRSEQ, checkpoint.options, checkpoint.tensors
         notes = checkpoint.notes
     config = _config(path, dialect, options)
     options.check_given()
@@ -257,7 +247,7 @@ def _name(path: Path, origin: Any) -> str | None:
     return None if not name or re.fullmatch(_HASH, name) else name.replace("-", "_")
 
 
-def _without_prefix(path: Path, tensors: dict[str, _Found]) -> dict[str, _Found]:
+def _without_prefix(path: Path, tensors: Mapping[str, Tensor | _Array]) -> Mapping[str, Tensor | _Array]:
     """A model with a head has the encoder under a name: `hubert.`."""
     bare = {name.removeprefix("hubert."): tensor for name, tensor in tensors.items()}
     if len(bare) != len(tensors):
@@ -284,25 +274,19 @@ def _read_options(path: Path) -> dict[str, Any]:
     try:
         options = load_json(path)
     except (OSError, ValueError) as error:
-        raise ConvertError(
-            f"{path} cannot be read ({why(error)}). It has to lie beside the model's weights."
-        ) from error
+        raise ConvertError(f"{path} cannot be read ({why(error)}). It must be beside the model's weights.") from error
     if not isinstance(options, dict):
         raise ConvertError(f"{path} is no JSON object. Take it from the model's source again.")
     return options
 
 
-def _located(tensors: Mapping[str, Tensor]) -> dict[str, _Found]:
-    return {name: _Found(tensor.dtype, tensor.shape, tensor.numpy) for name, tensor in tensors.items()}
-
-
-def _read_tensors(path: Path) -> dict[str, _Found]:
+def _read_tensors(path: Path) -> Mapping[str, Tensor | _Array]:
     """Tensors of a model.safetensors or pytorch_model.bin."""
     if path.suffix == ".bin":
         state = read_torch_file(path)
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
             raise ConvertError(f"{path} is no dict of tensors. Give a pytorch_model.bin.")
-        return _located(state)
+        return state
     try:
         with places.open_regular(path):
             pass
@@ -310,7 +294,7 @@ def _read_tensors(path: Path) -> dict[str, _Found]:
             loaded = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (safetensors.SafetensorError, OSError) as error:
         raise ConvertError(f"{path} is truncated or damaged ({why(error)}). Copy or download it again.") from error
-    return {name: _Found(array.dtype, array.shape, array.view) for name, array in loaded.items()}
+    return {name: _Array(array) for name, array in loaded.items()}
 
 
 def _convolutions(path: Path, text: Any) -> dict[str, tuple[int, ...]]:

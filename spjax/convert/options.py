@@ -165,7 +165,7 @@ class Options:
         missing = [name for name in needed if self.get(name) is None]
         if missing:
             flags = " ".join(
-                f"--heads={needed[name]}" if name.endswith("attention_heads") else f"--option={name}={needed[name]}"
+                f"--heads={needed[name]}" if name == "decoder_attention_heads" else f"--option={name}={needed[name]}"
                 for name in missing
             )
             raise ConvertError(

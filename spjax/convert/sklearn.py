@@ -102,8 +102,7 @@ def _read(path: Path) -> Any:
             if start.startswith(magic):
                 raise ConvertError(f"it is compressed by {kind}; save it again with joblib.dump(model, 'km.bin')")
         if start.startswith(b"\x93NUMPY"):
-            file.seek(0)
-            return _read_npy(file, path.stat().st_size)
+            return np.load(path, mmap_mode="r", allow_pickle=False)  # maps no more than the file holds
         if start.startswith(b"PK\x03\x04") and path.suffix == ".npz":
             raise ConvertError("it is a .npz archive: save its array of centroids alone with numpy.save")
         if start.startswith(b"PK\x03\x04") or _LEGACY_TORCH in start:
@@ -130,20 +129,6 @@ def _read(path: Path) -> Any:
 _LEGACY_TORCH = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # torch.save before 1.6 pickles this number first
 
 
-def _read_npy(file: IO[bytes], size: int) -> np.ndarray:
-    """An array of numpy.save, of plain numbers and no more of them than the file holds."""
-    version = np.lib.format.read_magic(file)
-    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-    if header is None:
-        raise ConvertError(f"it is a .npy file of version {version}, known are 1.0 and 2.0")
-    shape, fortran, dtype = header(file)
-    count = math.prod(shape)
-    if dtype.hasobject or dtype.kind not in "fiu" or count * dtype.itemsize > size - file.tell():
-        raise ConvertError(f"it says that it is {dtype} {list(shape)}, which is not what it holds, or no numbers")
-    array = np.frombuffer(file.read(count * dtype.itemsize), dtype)
-    return array.reshape(shape, order="F" if fortran else "C")
-
-
 def _read_torch(path: Path) -> Any:
     """The one tensor of a file of torch.save, alone or as the only two-dimensional one of a dict."""
     found = read_torch_file(path)
@@ -167,9 +152,7 @@ def _model(path: Path) -> tuple[np.ndarray | PickledArray | None, str]:
             raise
         raise ConvertError(f"{path} cannot be read: {error}. {suggestion}") from error
     except (zlib.error, lzma.LZMAError, EOFError, ValueError, MemoryError) as error:
-        raise ConvertError(
-            f"{path} cannot be read: its compressed stream is damaged ({error}). {suggestion}"
-        ) from error
+        raise ConvertError(f"{path} cannot be read: it is damaged ({error}). {suggestion}") from error
     if isinstance(model, np.ndarray):
         return model, "an array"
     known = isinstance(model, Inert) and model.name.startswith("sklearn.cluster.")

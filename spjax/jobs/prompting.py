@@ -127,7 +127,7 @@ def read_splits(
     """Train, valid and test of a task, with the utterances of each to use: none longer than a batch can hold.
 
     An utterance may have `config.max_length` units (0: no limit of its own), and at most what a batch of training
-    holds; what happens to longer ones says `config.overlength`.
+    holds; `config.overlength` decides what happens to longer ones.
 
     Args:
       config: of a prompt tuning job.

@@ -3,6 +3,7 @@
 # Annotations are real objects here: FastAPI reads those of the functions below, whose names are not the module's.
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from spjax.serving.limits import MEGABYTE, TooLargeError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
+    from fastapi.responses import JSONResponse
 
 MOST_HELD = 512_000_000  # bytes of uploads in memory, of all clients together
 SMALL = MEGABYTE  # bytes of an upload: such find room when larger ones have taken all of theirs
@@ -45,8 +47,8 @@ def make_app(desk: Batcher) -> "FastAPI":
 
     Each with or without a slash at its end. An error is `{"error": sentence}`: 400 for what cannot be answered, 404 and
     405 for other places and methods, 408 for an upload that does not come, 413 for what is too large or too long, 415
-    for a compressed body, 500 for our own faults, 503 (ask again) where too many wait or the server stops, 504 where it
-    took too long.
+    for a compressed body, 500 for faults of the server, 503 (ask again) where too many wait or the server stops, 504
+    where it took too long.
 
     Args:
       desk: warm, and open for as long as the application runs.
@@ -167,17 +169,24 @@ def refused(status: int, sentence: str, headers: Mapping[str, str] | None = None
     """The answer to what is refused, `{"error": sentence}`."""
     from fastapi.responses import JSONResponse
 
-    class Parting(JSONResponse):
-        """Is sent whole, and what the client still sends is read for a while, before the connection closes."""
+    more = {408: {"Connection": "close"}, 503: {"Retry-After": str(RETRY_SECONDS)}}.get(status, {})
+    kind = _last_response() if status == 408 else JSONResponse
+    return kind({"error": sentence}, status, {**more, **(headers or {})})
 
+
+@functools.cache
+def _last_response() -> type["JSONResponse"]:
+    """The response before a connection closes: what the client still sends is read for a while, or it gets none."""
+    from fastapi.responses import JSONResponse
+
+    class Last(JSONResponse):
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             await send({"type": "http.response.body", "body": self.body, "more_body": True})
             await drain(receive, DRAIN_SECONDS)
             await send({"type": "http.response.body", "body": b""})
 
-    more = {408: {"Connection": "close"}, 503: {"Retry-After": str(RETRY_SECONDS)}}.get(status, {})
-    return (Parting if status == 408 else JSONResponse)({"error": sentence}, status, {**more, **(headers or {})})
+    return Last
 
 
 async def drain(receive: Callable[[], Awaitable[Any]], seconds: float) -> None:

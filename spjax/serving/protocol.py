@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1, with what it refuses by itself said as the API says it, and an end to heads that never come."""
+"""uvicorn's HTTP/1.1, which refuses as the API does, and limits the time that a request's head may take."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make_protocol() -> type[asyncio.Protocol]:
             self.wait()
 
         def data_received(self, data: bytes) -> None:
-            if not self.refused:  # else for nobody
+            if not self.refused:
                 super().data_received(data)
 
         def shutdown(self) -> None:
@@ -48,7 +48,7 @@ def make_protocol() -> type[asyncio.Protocol]:
             self.refuse(400, "the request cannot be read: it is no HTTP/1.1, or its head is larger than 64 kB")
 
         def wait(self) -> None:
-            """For the next request's head."""
+            """Starts the time that the next request's head may take."""
             if self.waiting is not None:
                 self.waiting.cancel()
             if not self.transport.is_closing():

@@ -17,9 +17,8 @@ import soundfile
 import soxr
 
 from spjax.speech2unit import libav
-from spjax.speech2unit.containers import ContainerError, Examined, examine
+from spjax.speech2unit.containers import ContainerError, Examined, at, examine
 from spjax.speech2unit.framed import counted
-from spjax.storage import places
 
 SAMPLE_RATE = 16_000  # Hz, of every wave in the project
 MIN_SAMPLES = 400  # at SAMPLE_RATE: one frame of every encoder
@@ -29,7 +28,8 @@ MAX_CHANNELS = 64  # of an array: more are a batch or a spectrogram
 # Endings of the names of recordings. What a file is, its bytes decide.
 SUFFIXES = (
     *(".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aiff", ".aifc", ".caf", ".au", ".snd", ".sph", ".flac"),
-    *(".ogg", ".oga", ".opus", ".mp3", ".mp4", ".m4a", ".aac", ".webm", ".mka", ".mkv", ".mov"),
+    *(".ogg", ".oga", ".opus", ".spx", ".mp3", ".mp2", ".mpga", ".mp4", ".m4a", ".m4b", ".m4v", ".3gp", ".mov"),
+    *(".aac", ".webm", ".weba", ".mka", ".mkv"),
 )
 TOLERANCE = 0.010  # seconds that a crop may reach beyond the end: lists of crops round their times
 
@@ -74,6 +74,8 @@ def read_audio(path: str | os.PathLike[str], start: float = 0.0, duration: float
       AudioError: the file is absent, unreadable, empty, cut off, damaged or no audio; its samples are NaN, infinite,
         out of scale, constant, or fewer than MIN_SAMPLES at SAMPLE_RATE; or the crop is not within it.
     """
+    from spjax.storage import places  # with JAX, which workers that compute features alone do without
+
     where = str(path)
     if not (math.isfinite(start) and start >= 0 and (duration is None or 0 < duration < math.inf)):
         raise AudioError(
@@ -106,8 +108,8 @@ def read_stream(
       file: can be searched.
       where: what messages call it.
       start, duration: of the crop.
-      check: raises an error of its own if a recording of so many samples a channel, samples a second, and channels is
-        not to be decoded. It is asked before decoding, and while a recording of unknown length is decoded.
+      check: raises an error if a recording of so many samples a channel, samples a second, and channels must not be
+        decoded. It is called before decoding, and while a recording of unknown length is decoded.
     """
     samples, rate, repairs = _decode(file, where, start, duration, check or (lambda *_: None))
     return _utterance(samples, rate, where, repairs)
@@ -173,8 +175,6 @@ def lowpass(wave: np.ndarray, hertz: float) -> np.ndarray:
     Raises:
       ValueError: a band width outside those limits.
     """
-    import soxr
-
     check_lowpass(hertz)
     narrow = soxr.resample(soxr.resample(wave, SAMPLE_RATE, 2 * hertz), 2 * hertz, SAMPLE_RATE)
     return np.pad(narrow, (0, max(0, len(wave) - len(narrow))))[: len(wave)]  # the rates may not divide
@@ -266,11 +266,11 @@ def _decode(
                 sound = soundfile.SoundFile(found.file)
                 if found.frames is not None and sound.format == "MP3" and sound.frames < found.frames:
                     sound.close()
-                    sound = soundfile.SoundFile(io.BytesIO(counted(_all(found.file), found.frames)))
+                    sound = soundfile.SoundFile(io.BytesIO(counted(at(found.file, 0, -1), found.frames)))
             except TypeError as error:  # by its name it has no header
                 raise _damaged(where, error) from error
             except soundfile.SoundFileError as error:
-                form = libav.FORMATS.get(_first_bytes(found.file))  # a container that may hold what libav knows
+                form = libav.FORMATS.get(at(found.file, 0, 4))  # a container that may hold what libav knows
                 if form is None:
                     raise _damaged(where, error) from error
                 found = found._replace(decoder=form)
@@ -282,16 +282,6 @@ def _decode(
         return samples, rate, (*found.repairs, *repairs)
     except ContainerError as error:
         raise AudioError(f"{where} {error}. {_WAY_OUT}") from error
-
-
-def _first_bytes(file: BinaryIO) -> bytes:
-    file.seek(0)
-    return file.read(4)
-
-
-def _all(file: BinaryIO) -> bytes:
-    file.seek(0)
-    return file.read()
 
 
 def _decode_by_libsndfile(

@@ -29,6 +29,7 @@ _TRAILERS = (
 )
 _W64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")
 _W64_DATA = b"data" + bytes.fromhex("f3acd3118cd100c04f8edb8a")
+_SAMPLES = (b"data", b"SSND", _W64_DATA)  # chunks of which a file has one
 _MAGICS = (  # of files that hold one recording
     *(b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"caff", b".snd", b"dns.", b"riff", b"NIST_1A", b"fLaC", b"OggS"),
 )
@@ -124,6 +125,11 @@ class View(io.RawIOBase):
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
+
+
+def patched(file: BinaryIO, end: int, patches: dict[int, bytes] | None = None) -> BinaryIO:
+    """A file that reads as `View` says."""
+    return io.BufferedReader(View(file, end, patches))  # type: ignore[arg-type]
 
 
 def at(file: BinaryIO, position: int, count: int) -> bytes:
@@ -230,7 +236,7 @@ def _chunk(file: BinaryIO, position: int, size: int, style: _Style) -> tuple[byt
 
 def _trailing(file: BinaryIO, position: int, size: int, style: _Style, whole: bool = True) -> bool:
     """Whether nothing from `position` to the end is a sample: chunks, tags, and after `whole` samples zeros."""
-    if _is_tag(at(file, position, 8), size - position) or (whole and _zeros(file, position, size)):
+    if _is_tag(at(file, position, 8), size - position) or (whole and zeros(file, position, size)):
         return True
     if style is _PLAIN:
         return False
@@ -241,6 +247,8 @@ def _trailing(file: BinaryIO, position: int, size: int, style: _Style, whole: bo
         name, length, _, after = found
         if length < 0 or (style.name == 4 and not all(32 <= letter < 127 for letter in name)):
             return _is_tag(at(file, position, 8), size - position)
+        if name in _SAMPLES:
+            raise several()
         if after >= size:  # of one that was cut off the name must be known: samples may look like a header
             return after <= size + style.pad - 1 or name in _TRAILERS
         position = after
@@ -251,7 +259,8 @@ def _is_tag(head: bytes, size: int) -> bool:
     return (head[:3] == b"TAG" and size == 128) or head[:8] == b"APETAGEX" or (head[:3] == b"ID3" and size > 10)
 
 
-def _zeros(file: BinaryIO, position: int, size: int) -> bool:
+def zeros(file: BinaryIO, position: int, size: int) -> bool:
+    """Whether nothing but zeros follows."""
     while position < size:
         data = at(file, position, min(_BLOCK, size - position))
         if not data or data.count(0) < len(data):
@@ -324,13 +333,13 @@ def _sound(file: BinaryIO, size: int, end: int, patches: dict[int, bytes], repai
     """What libsndfile decodes, with length fields corrected, without what follows the samples."""
     if not patches and end >= size:
         return Examined("sndfile", file)
-    return Examined("sndfile", io.BufferedReader(View(file, end, patches)), repairs=repairs)  # type: ignore[arg-type]
+    return Examined("sndfile", patched(file, end, patches), repairs=repairs)
 
 
 def _wav(file: BinaryIO, size: int, kind: bytes) -> Examined:
     """RIFF, RIFX, RF64 and BW64 (BWF is a RIFF file)."""
     style = _RIFX if kind == b"RIFX" else _RIFF
-    position, code, block, wide = 12, 1, 1, None
+    position, code, block, wide, odd = 12, 1, 1, None, ""
     for _ in range(MOST_CHUNKS):
         found = _chunk(file, position, size, style)
         if found is None:
@@ -339,7 +348,10 @@ def _wav(file: BinaryIO, size: int, kind: bytes) -> Examined:
         if name == b"fmt " and length >= 16:
             fields = at(file, start, 16)
             if len(fields) == 16:
-                code, block = struct.unpack(f"{style.length[0]}H10xH2x", fields)
+                code, channels, rate, speed, block, bits = struct.unpack(f"{style.length[0]}HHIIHH", fields)
+                width = channels * -(-bits // 8)  # which decoders go by
+                if code == 1 and width not in (block, speed // max(1, rate)) and (bits, block) != (24, 4 * channels):
+                    odd = f"{bits} bits a sample of {channels} channels, and {block} bytes for all of these"
         elif name == b"ds64":
             wide = start
         elif name == b"data":
@@ -349,6 +361,8 @@ def _wav(file: BinaryIO, size: int, kind: bytes) -> Examined:
         raise ContainerError("is damaged: it has too many chunks before its samples")
     if found is None:
         raise cut_off(position + 8, size) if position + 8 > size > 12 or size < 20 else _no_samples("data")
+    if odd:
+        raise ContainerError(f"is damaged: its header says {odd}")
     _, field, start, _ = found
     length, place, form = field, start - 4, style.length
     outer = struct.unpack(form, at(file, 4, 4))[0]
@@ -477,4 +491,4 @@ def _sphere(file: BinaryIO, size: int, head: bytes) -> Examined:
     if start < 0 or length < 0:
         raise ContainerError("is damaged: its header counts less than 0 samples")
     end, repairs = _end_of_samples(file, size, start, length, _PLAIN)
-    return Examined("sndfile", io.BufferedReader(View(file, end)), repairs=repairs)  # type: ignore[arg-type]
+    return Examined("sndfile", patched(file, end), repairs=repairs)

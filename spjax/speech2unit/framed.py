@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
 
-from spjax.speech2unit.containers import ContainerError, Examined, View, at, cut_off, several
+from spjax.speech2unit.containers import ContainerError, Examined, View, at, cut_off, patched, several, zeros
 
 _MOST_TAGS = 100
 _MOST_BOXES = 200_000
@@ -233,26 +233,40 @@ def flac(file: BinaryIO, first: int, size: int, cropped: bool) -> Examined:
     block, longest = int.from_bytes(info[10:12], "big"), int.from_bytes(info[15:18], "big")  # of all frames
     total = int.from_bytes(info[21:26], "big") & 0xFFFFFFFFF
     window = min(max(longest + 16, 2**12) if longest else 2**18, 2**21) + 512
-    begin = max(first + 42, size - window)
-    tail = at(file, begin, size - begin)
-    for tag in (128, 0):  # an ID3v1 tag may follow
-        if tag and tail[-128:-125] != b"TAG":
-            continue
-        end = _last_flac_frame(tail[: len(tail) - tag], block)
+    for last in dict.fromkeys((_before_tags(file, size), size)):
+        begin = max(first + 42, last - window)
+        end = _last_flac_frame(at(file, begin, last - begin), block)
         if end is not None:
             break
     else:
         if not total and size - first <= 42:
             raise ContainerError("holds no samples: it has no frames")
         raise ContainerError("is cut off or damaged: it does not end with a whole frame")
-    if end == total:
-        return Examined("sndfile", file)
     if end < total:
         raise ContainerError(f"is cut off: its header promises {total} samples, {end} are there")
-    notes = (f"its header says {total} samples, {end} are there: read to the end",) if total else ()
+    if end == total and last == size:
+        return Examined("sndfile", file)
+    notes = (f"its header says {total} samples, {end} are there: read to the end",) if 0 < total < end else ()
     right = (int.from_bytes(info[18:26], "big") >> 36 << 36 | end).to_bytes(8, "big")
-    view = io.BufferedReader(View(file, size, {first + 18: right}))  # type: ignore[arg-type]
+    view = io.BufferedReader(View(file, last, {first + 18: right}))  # type: ignore[arg-type]
     return Examined("sndfile", view, repairs=notes)
+
+
+def _before_tags(file: BinaryIO, size: int) -> int:
+    """Where the tags ID3v1 and APE, or zeros, begin at the end of a file; some zeros stay: a check sum may be one."""
+    if at(file, max(0, size - 128), 3) == b"TAG":
+        size -= 128
+    footer = at(file, max(0, size - 32), 32)
+    if footer[:8] == b"APETAGEX":
+        length, _, flags = struct.unpack("<III", footer[12:24])
+        size = max(0, size - length - (32 if flags >> 31 else 0))
+    end = size
+    while end > 0:
+        block = at(file, max(0, end - 2**16), min(end, 2**16))
+        end -= len(block) - len(block.rstrip(b"\0"))
+        if block.strip(b"\0"):
+            break
+    return min(size, end + 8)
 
 
 def _again(file: BinaryIO, position: int, size: int) -> bool:
@@ -362,7 +376,7 @@ def mp4(file: BinaryIO, size: int) -> Examined:
     error: ContainerError | None = None
     for _ in range(_MOST_BOXES):
         head = at(file, position, 16)
-        if not head.strip(b"\0") and _only_zeros(file, position, size):  # nothing, too
+        if not head.strip(b"\0") and zeros(file, position, size):  # nothing, too
             break
         length, name = int.from_bytes(head[:4], "big"), head[4:8]
         if length == 1:
@@ -394,12 +408,9 @@ def mp4(file: BinaryIO, size: int) -> Examined:
         raise error or ContainerError("is cut off: its index, the box moov, is not there")
     wide = at(file, data, 4) == b"\0\0\0\1"
     patch = {data + 8: struct.pack(">Q", index - data)} if wide else {data: struct.pack(">I", index - data)}
-    view = io.BufferedReader(View(file, size, patch))  # type: ignore[arg-type]
-    return Examined("mov", view, suspect=error or ContainerError("is cut off: its samples are not all there"))
-
-
-def _only_zeros(file: BinaryIO, position: int, size: int) -> bool:
-    return not at(file, position, size - position).strip(b"\0")
+    return Examined(
+        "mov", patched(file, size, patch), suspect=error or ContainerError("is cut off: its samples are not all there")
+    )
 
 
 def _index(file: BinaryIO, first: int, size: int) -> int | None:
@@ -458,8 +469,7 @@ def matroska(file: BinaryIO, size: int) -> Examined:
         width = segment - data.rindex(b"\x18\x53\x80\x67", 0, segment) - 4
         patches[segment - width] = ((1 << 7 * width + 1) - 1).to_bytes(width, "big")
         notes = (f"its length field says {end_of_segment} bytes, {size} are there: read to the end",)
-    view = io.BufferedReader(View(io.BytesIO(data), size, patches))  # type: ignore[arg-type]
-    return Examined("matroska", view, repairs=notes, packets=blocks)
+    return Examined("matroska", patched(io.BytesIO(data), size, patches), repairs=notes, packets=blocks)
 
 
 def _element(data: bytes, position: int) -> tuple[int, int, int | None] | None:

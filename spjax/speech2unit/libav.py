@@ -13,6 +13,7 @@ from spjax.speech2unit.containers import ContainerError
 # Containers of libsndfile, by first bytes, that may hold what it does not decode.
 FORMATS = {b"RIFF": "wav", b"RF64": "wav", b"FORM": "aiff", b"caff": "caf", b".snd": "au", b"OggS": "ogg"}
 
+_SKIP_MANUAL = 1 << 29  # AV_CODEC_FLAG2_SKIP_MANUAL
 _SCALES = {"u8": (128, 2**7), "s16": (0, 2**15), "s32": (0, 2**31), "flt": (0, 1), "dbl": (0, 1)}  # zero, full scale
 
 
@@ -41,13 +42,19 @@ class Stream:
         self.repairs: tuple[str, ...] = ()
         if len(streams) > 1:
             self.repairs = (f"{len(streams)} audio streams: took the first",)
-        self.packets = self._stream.frames if container.format.name.startswith("mov") else 0
+        caf, pcm = container.format.name == "caf", context.name.startswith("pcm_")
+        if caf and context.name == "alac":  # its last frame is short already: libav would shorten it again
+            context.flags2 |= _SKIP_MANUAL
+        # of PCM, MP4 counts samples: libav reads many of them as a packet
+        self.packets = self._stream.frames if container.format.name.startswith("mov") and not pcm else 0
         seconds = 0.0
         if self._stream.duration and self._stream.time_base:
             seconds = float(self._stream.duration * self._stream.time_base)
         elif container.duration and container.format.name.startswith("matroska"):
             seconds = container.duration / 1e6
         self.frames = max(0, round(seconds * self.rate))
+        # Samples that must be there; CAF may count those that fill up the last packet.
+        self._promised = max(0, self.frames - max(0, context.frame_size - 1)) if caf or pcm else 0
 
     def blocks(self, most: float, of_all: int = 0) -> Iterator[np.ndarray]:
         """Yields samples, float32 [n, channels], at least `most` if there are; packets after them are only counted.
@@ -80,7 +87,7 @@ class Stream:
             raise ContainerError(f"is cut off: its header promises {self.packets} packets, {packets} are there")
         if every < of_all:
             raise ContainerError(f"is damaged: of {of_all} packets {every} can be read")
-        if self._container.format.name == "caf" and samples < min(self.frames, most):
+        if samples < min(self._promised, most):
             raise ContainerError(
                 f"is cut off or damaged: its header promises {self.frames} samples, {samples} are there"
             )

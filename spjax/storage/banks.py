@@ -95,7 +95,7 @@ def _sealed(cards: Mapping[str, PackCard]) -> dict[str, Any]:
     return {"members": [[name, card["card_hash"]] for name, card in cards.items()]}
 
 
-def read_card(path: Path) -> dict[str, PackCard]:
+def _read_card(path: Path) -> dict[str, PackCard]:
     """Cards of a bank's members by name, each checked."""
     described = files.read_json(path, FORMAT, VERSION)
     way_out = "Take the bank from its source again, or merge the packs anew."
@@ -128,7 +128,7 @@ def load_bank(directory: str | Path) -> dict[str, PromptPack]:
       StorageError: files absent, truncated, altered, of a newer format, or members that do not go together.
     """
     directory = places.at(directory)
-    cards = read_card(directory / CARD_FILE)
+    cards = _read_card(directory / CARD_FILE)
 
     def shapes(found: dict[str, tuple[str, Shape]]) -> dict[str, Shape]:
         expected: dict[str, Shape] = {}

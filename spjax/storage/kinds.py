@@ -101,12 +101,12 @@ def ours(place: Path) -> bool:
 def describe(place: Path) -> tuple[str, str]:
     """(what a path is, what to do with it); ("", "") where nothing is known of it."""
     if place.is_file():
+        if place.suffix in (".pt", ".pth", ".bin", ".th", ".ckpt"):  # which may be zip archives
+            return "a checkpoint file", "Import it first: `python -m spjax.convert --help` lists the kinds."
         packed = archive(place)
-        if packed and place.suffix not in (".pt", ".pth", ".bin", ".th", ".ckpt"):
+        if packed:
             what, _, todo = packed.removeprefix(f"{place} is ").partition(": ")
             return what, f"{todo[:1].upper()}{todo[1:]}, then give its directory."
-        if place.suffix in (".pt", ".pth", ".bin", ".th", ".ckpt"):
-            return "a checkpoint file", "Import it first: `python -m spjax.convert --help` lists the kinds."
         return "a file", "Give the directory that it is in."
     if place.exists() and not place.is_dir():
         return "a pipe or a device", "Give a directory."

@@ -9,42 +9,23 @@ from typing import Any
 from spjax.storage import banks, files, huberts, kinds, kmeans_store, packs, places, unit_lms
 from spjax.storage.files import StorageError
 
-
-def _pack(path: Path, _: dict[str, Any]) -> dict[str, Any]:
-    return dict(packs.load_pack(path.parent).card)
-
-
-def _bank(path: Path, described: dict[str, Any]) -> dict[str, Any]:
-    members = {name: pack.card for name, pack in banks.load_bank(path.parent).items()}
-    return banks.describe(members)
-
-
-def _unit_lm(path: Path, described: dict[str, Any]) -> dict[str, Any]:
-    unit_lms.read_unit_lm(path.parent)
-    return _sealed(described, unit_lms)
-
-
-def _hubert(path: Path, described: dict[str, Any]) -> dict[str, Any]:
-    huberts.load_hubert(path.parent)
-    return _sealed(described, huberts)
-
-
-def _kmeans(path: Path, described: dict[str, Any]) -> dict[str, Any]:
-    kmeans_store.load_kmeans(path.parent)
-    return _sealed(described, kmeans_store)
-
-
-def _sealed(described: dict[str, Any], store: Any) -> dict[str, Any]:
-    return {**described, "version": store.VERSION, files.SEAL: files.seal(described, store.FREE)}
-
-
-_KINDS: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {
-    packs.FORMAT: _pack,
-    banks.FORMAT: _bank,
-    unit_lms.FORMAT: _unit_lm,
-    huberts.FORMAT: _hubert,
-    kmeans_store.FORMAT: _kmeans,
+# format → what reads and checks such a directory, and the fields of its card that its hash leaves out
+_LOADERS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...], int]] = {
+    unit_lms.FORMAT: (unit_lms.read_unit_lm, unit_lms.FREE, unit_lms.VERSION),
+    huberts.FORMAT: (huberts.load_hubert, huberts.FREE, huberts.VERSION),
+    kmeans_store.FORMAT: (kmeans_store.load_kmeans, kmeans_store.FREE, kmeans_store.VERSION),
 }
+
+
+def _refreshed(place: Path, described: dict[str, Any]) -> dict[str, Any]:
+    """A card of the present version; loading the directory checks the one that is there."""
+    if described["format"] == packs.FORMAT:
+        return dict(packs.load_pack(place).card)
+    if described["format"] == banks.FORMAT:
+        return banks.describe({name: pack.card for name, pack in banks.load_bank(place).items()})
+    load, free, version = _LOADERS[described["format"]]
+    load(place)
+    return {**described, "version": version, files.SEAL: files.seal(described, free)}
 
 
 @places.plainly()
@@ -64,9 +45,8 @@ def refresh(directory: str | Path) -> Path:
             described = kinds.load_json(path) if path.is_file() else None
         except (OSError, ValueError) as error:
             raise StorageError(f"{path} is no readable JSON ({error}). Take it from its source again.") from error
-        if isinstance(described, dict) and described.get("format") in _KINDS:
-            made = _KINDS[described["format"]](path, described)
-            files.write_file(path, files.json_bytes(made))
+        if isinstance(described, dict) and described.get("format") in (packs.FORMAT, banks.FORMAT, *_LOADERS):
+            files.write_file(path, files.json_bytes(_refreshed(place, described)))
             return path
     if not place.exists():
         raise StorageError(f"{place} does not exist. Give a pack, bank, unit LM, HuBERT or k-means.")

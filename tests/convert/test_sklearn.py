@@ -269,16 +269,19 @@ def claims(path: Path) -> None:
 
 
 ARRAYS = {
-    "objects": (objects, "no numbers"),
-    "claims more": (claims, "is not what it holds"),
-    "cut off": (lambda path: (np.save(path, FRAMES), path.write_bytes(path.read_bytes()[:-1])), "is not what it holds"),
+    "objects": (objects, "Python objects"),
+    "claims more": (claims, "greater than file size"),
+    "cut off": (
+        lambda path: (np.save(path, FRAMES), path.write_bytes(path.read_bytes()[:-1])),
+        "greater than file size",
+    ),
     "cut header": (lambda path: (np.save(path, FRAMES), path.write_bytes(path.read_bytes()[:40])), "damaged"),
     "flat": (lambda path: np.save(path, FRAMES[0]), r"float32 \[5\], must be floats \[C, D\]"),
     "labels": (lambda path: np.save(path, np.arange(6).reshape(3, 2)), r"int64 \[3, 2\], must be floats"),
     "nan": (lambda path: np.save(path, FRAMES * np.nan), "NaN"),
     "overflow": (lambda path: np.save(path, FRAMES.astype(np.float64) * 1e300), "infinity"),
     "none": (lambda path: np.save(path, FRAMES[:0]), r"\[0, 5\]"),
-    "structured": (lambda path: np.save(path, np.zeros(3, [("a", "f4")])), "no numbers"),
+    "structured": (lambda path: np.save(path, np.zeros(3, [("a", "f4")])), "must be floats"),
     "code in the header": (
         lambda path: path.write_bytes(
             b"\x93NUMPY\x01\x00" + (40).to_bytes(2, "little") + b"__import__('os').system('false')".ljust(39) + b"\n"

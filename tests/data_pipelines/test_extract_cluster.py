@@ -492,18 +492,16 @@ def test_a_value_that_beam_does_not_take_is_named():
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_a_pool_ends_by_signals_that_its_parent_ignored(number: int, code: int, monkeypatch: pytest.MonkeyPatch):
-    def serve(orders: Any) -> None:
-        os.kill(os.getpid(), number)
-        time.sleep(30)  # which a signal ends
-        pytest.fail("the signal did nothing")
-
-    monkeypatch.setattr(worker_pool, "serve", serve)
-    before = {each: signal.signal(each, signal.SIG_IGN) for each in (signal.SIGINT, signal.SIGTERM)}
+def test_a_pool_ends_by_signals_that_its_parent_ignored(number: int, code: int):
+    ignored = f"trap '' INT TERM; exec {sys.executable} -m data_pipelines.worker_pool --port=0"
+    pool = subprocess.Popen(
+        ["bash", "-c", ignored], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
-        with pytest.raises(SystemExit) as left:
-            worker_pool.main(["--port=0"])
+        assert pool.stdout is not None
+        assert pool.stdout.readline().startswith("worker pool: ")
+        pool.send_signal(number)
+        _, errors = pool.communicate(timeout=120)
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-    assert left.value.code == code
+        pool.kill()
+    assert (pool.returncode, errors) == (code, "")

@@ -349,6 +349,48 @@ def test_free_text_may_have_line_ends_and_quotes(tmp_path: Path):
     assert ([slot.name for slot in task.slots], counts(splits), notes) == (["label"], (16, 2, 2), ())
 
 
+def test_text_before_the_path_may_not_swallow_its_row(tmp_path: Path):
+    rows = [f"said {number},{number}.wav,{'ny'[number % 2]}" for number in range(20)]
+    distinct(tmp_path, [f"{number}.wav" for number in range(20)])
+    path = tmp_path / "my.csv"
+    for where in (tmp_path, Path()):  # absolute and relative
+        told = [row.replace(",", f",{where}/", 1) if where.is_absolute() else row for row in rows]
+        told[3], told[4] = f'"{told[3]}', told[4].replace("said 4", 'said 4"')
+        path.write_text("\n".join(["text,path,label", *told]))
+        with pytest.raises(BuildError, match=r"line 5, column text: the quote .* closed in a later row, after .*3.wav"):
+            read_manifest(path, text=["text"])
+
+
+@pytest.mark.parametrize("names", ["train valid test", "Train Dev", "trn tst", "train_set test-set", "dev2 test2"])
+def test_splits_under_another_name_are_no_labels(tmp_path: Path, names: str):
+    called = names.split()
+    rows = [f"{number}.wav,{'ny'[number % 2]},{called[number % len(called)]}" for number in range(30)]
+    path = plant(tmp_path / "csv", "path,label,subset", rows)
+    with pytest.raises(BuildError, match=r"the column subset looks like splits .*call it split"):
+        read_manifest(path)
+    assert len(read_manifest(path, labels=["label", "subset"]).task.slots) == 2
+    known = names in ("train valid test", "Train Dev")
+    distinct(tmp_path / "dirs", [f"{label}/{split}/{n}.wav" for label in "ny" for split in called for n in range(3)])
+    if known:
+        with pytest.raises(BuildError, match=r"has the splits .* below the classes: put them above"):
+            read_folders(tmp_path / "dirs")
+        return
+    distinct(tmp_path / "up", [f"{split}/{label}/{n}.wav" for label in "ny" for split in called for n in range(3)])
+    with pytest.raises(BuildError, match="look like splits, and would be the labels: call splits train, valid, test"):
+        read_folders(tmp_path / "up")
+
+
+def test_several_columns_that_are_taken_as_labels_are_told(tmp_path: Path):
+    rows = [f"{number}.wav,{'ny'[number % 2]},s{number % 5}" for number in range(30)]
+    path = plant(tmp_path, "path,label,speaker_id", rows)
+    assert "taken as labels: label, speaker_id; if these are not all meant" in read_manifest(path).notes[0]
+    assert not read_manifest(path, labels=["label", "speaker_id"]).notes
+    unseen = [f"{number}.wav,{'ny'[number % 2]}{chr(0x200B) * (number > 20)}" for number in range(30)]
+    path = plant(tmp_path, "path,label", unseen)
+    with pytest.raises(BuildError, match=r"my data.csv: slot 'label': labels .* look alike"):
+        read_manifest(path)
+
+
 def test_times_and_sources_are_used_only_when_asked_for(tmp_path: Path):
     rows = [f"{number}.wav,{'ny'[number % 2]},{350 + number},{number // 2},s{number // 4}" for number in range(20)]
     path = plant(tmp_path, "path,label,duration,START,film", rows)
@@ -411,7 +453,7 @@ def test_speakers_who_are_not_named_everywhere(tmp_path: Path):
     ]
     assert read_manifest(plant(tmp_path, "path,speaker,label", rows)).notes == (
         "speakers: 'Anna' and 'anna' are spelled almost alike and taken as different",
-        "4 of 20 clips have no speaker: whoever speaks there may be in several splits",
+        "4 of 20 clips have no speaker: theirs may be in several splits",
     )
 
 

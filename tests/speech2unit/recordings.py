@@ -72,6 +72,8 @@ def whole() -> dict[str, bytes]:
     made["MP4 fragmented"] = by_av("mp4", "aac", options={"movflags": "frag_keyframe+empty_moov"})
     made["M4A ALAC"] = by_av("ipod", "alac")
     made["MOV"] = by_av("mov", "aac")
+    made["MOV PCM"] = by_av("mov", "pcm_s16le")
+    made["CAF ALAC of libav"] = by_av("caf", "alac")  # its header counts the last packet as a full one
     made["WebM"] = by_av("webm", "libopus", 48_000)
     made["WebM live"] = by_av("webm", "libopus", 48_000, options={"live": "1"})
     made["Matroska"] = by_av("matroska", "aac")

@@ -21,8 +21,9 @@ FAULTS = Path(__file__).resolve().parents[3] / "shared" / "faults"
 KINDS = [
     *("WAV", "RF64", "W64", "AIFF", "CAF", "AU", "NIST", "FLAC", "WAV float", "WAV extensible", "WAV GSM", "WAV ADPCM"),
     *("WAV MP3", "BW64", "CAF ALAC", "Ogg Vorbis", "Ogg Opus", "MP3", "MP3 no Xing", "M4A", "M4A moov first"),
-    *("MP4 fragmented", "M4A ALAC", "MOV", "WebM", "WebM live", "Matroska", "ADTS"),
+    *("MP4 fragmented", "M4A ALAC", "MOV", "MOV PCM", "CAF ALAC of libav", "WebM", "WebM live", "Matroska", "ADTS"),
 ]
+LOSE_NOTHING = ("CAF ALAC", "CAF ALAC of libav", "M4A", "M4A ALAC", "MOV", "MOV PCM")  # by their last byte
 WITH_FIELD = ("RF64", "BW64", "AIFF", "CAF", "W64", "AU")
 
 
@@ -58,7 +59,7 @@ def test_what_was_cut_off_is_refused(kind):
     data = whole()[kind]
     for share in (0.02, 0.1, 0.37, 0.6, 0.85, 0.99):
         refused(data[: int(len(data) * share)])
-    if kind not in ("CAF ALAC", "M4A", "M4A ALAC", "MOV"):  # the last byte of these is no sample's
+    if kind not in LOSE_NOTHING:
         refused(data[:-1])
 
 
@@ -68,7 +69,41 @@ def test_two_recordings_in_a_file_are_refused_or_both_are_read(kind):
     if kind in ("ADTS", "MP3 no Xing"):  # nothing tells where the second begins
         assert len(read(data + data).wave) == pytest.approx(2 * len(read(data).wave), abs=2400)
     else:
-        assert "several recordings" in refused(data + data)
+        assert ("several recordings", "its length field says")[kind == "CAF ALAC of libav"] in refused(data + data)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "RF64", "W64", "AIFF"])
+def test_a_second_chunk_of_samples_is_refused(kind):
+    data = whole()[kind]
+    first = {"AIFF": b"SSND", "W64": b"data\xf3"}.get(kind, b"data")
+    again = data[data.index(first) :]
+    assert "several recordings" in refused(data + again)
+    if kind != "W64":
+        between = b"LIST" + (b"\0\0\0\4" if kind == "AIFF" else b"\4\0\0\0") + b"INFO"
+        assert "several recordings" in refused(data + between + again)
+
+
+def test_sizes_of_samples_that_contradict_each_other():
+    data = whole()["WAV"]
+    for bits in (8, 24, 32):
+        assert f"its header says {bits} bits a sample" in refused(put(data, 34, "<H", bits))
+    for place, form, value in ((32, "<H", 4), (28, "<I", 7), (34, "<H", 12)):  # two of three agree
+        assert len(read(put(data, place, form, value)).wave) == 32_000
+
+
+@pytest.mark.parametrize("blank", [0, 1])
+def test_tags_and_zeros_after_flac(blank):
+    data, whole_one = whole()["FLAC"], read(whole()["FLAC"]).wave
+    item = struct.pack("<II", 5, 0) + b"Title\0hello"
+    head, foot = (
+        b"APETAGEX" + struct.pack("<IIII", 2000, len(item) + 32, 1, flags) + bytes(8) for flags in (0xA0 << 24, 1 << 31)
+    )
+    id3v1 = b"TAG" + (bytes(125) if blank else b"title".ljust(124) + b"\1")
+    for tag in (bytes(5000), bytes(300_000), id3v1, head + item + foot, head + item + foot + id3v1):
+        audio = read(data + tag)
+        assert np.array_equal(audio.wave, whole_one)
+        assert audio.repairs == ()
+        assert "cut off" in refused(data[: len(data) // 2] + tag)
 
 
 def fields() -> dict[str, tuple[int, str, int]]:
