@@ -21,7 +21,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from spjax import process
 from spjax.command_line import Parser
 from spjax.serving.batcher import MOST_ROWS, Batcher
 from spjax.serving.flags import add_predictor_flags, load_predictor
@@ -83,13 +82,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _take_signals() -> None:
-    """SIGINT and SIGTERM end the process even where its parent ignored or blocked them, as a script's `COMMAND &` does.
+    """SIGTERM ends the process even where its parent ignored or blocked it; `process.run` sees to SIGINT.
 
     uvicorn raises the signal that ended it once more, for the handler that was there before its own.
     """
-    signal.signal(signal.SIGINT, process.interrupt)
     signal.signal(signal.SIGTERM, _leave)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _leave(*_: object) -> None:
