@@ -39,7 +39,6 @@ def run(module: str, huge_pages: bool = False) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         with_huge_pages()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     sys.unraisablehook = _insist
     interrupted = False
     try:
@@ -67,10 +66,15 @@ def interrupt(_: int, frame: Any) -> None:
     """
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+            _send_again()
             return
         frame = frame.f_back
     raise KeyboardInterrupt
+
+
+def _send_again() -> None:
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
 
 
 def _insist(ignored: Any) -> None:
@@ -79,7 +83,7 @@ def _insist(ignored: Any) -> None:
     JAX has such code run at every garbage collection, so often first after a program was compiled.
     """
     if ignored.exc_type is KeyboardInterrupt:
-        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+        _send_again()
     else:
         sys.__unraisablehook__(ignored)
 

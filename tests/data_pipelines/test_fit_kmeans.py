@@ -193,6 +193,6 @@ def test_splits_written_down_are_taken_as_they_are(tmp_path, raw, splits):
 def test_a_directory_of_other_files_is_refused_before_the_work(tmp_path, folders, monkeypatch):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
-    monkeypatch.setattr(Encoder, "features", lambda *_: pytest.fail("features are computed"))
+    monkeypatch.setattr("data_pipelines.fit_kmeans.fit_kmeans", lambda *_, **__: pytest.fail("it is fitted"))
     with pytest.raises(SystemExit, match=r"holds mine\.txt, which saving there would delete"):
         main([f"--folders={folders}", "--encoder=log_mel", "--clusters=6", f"--out={tmp_path / 'full'}"])
