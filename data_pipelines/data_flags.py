@@ -62,7 +62,9 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--crops", action="store_true", help="columns start, duration of --manifest: crops, in seconds")
     group.add_argument("--source", metavar="A", help="column of --manifest that says what recordings were cut from")
-    group.add_argument("--name", help="what to call your own task (by default after its file or folder)")
+    group.add_argument(
+        "--name", help="what to call your own task (by default as --out of extraction, else as its file or folder)"
+    )
     group.add_argument("--metric", choices=tuple(METRICS), help="of your own task (accuracy; exact_match of several)")
     group.add_argument("--split-seed", type=seed, default=0, help="of splits made for your own data (%(default)s)")
 
@@ -93,7 +95,7 @@ def chosen(args: argparse.Namespace) -> DataSet:
     wrong = [flag for flag in others if getattr(args, flag)]
     if wrong:
         kinds = "--manifest or --folders" if wrong[0] in _OF_OWN_DATA else "--manifest"
-        raise BuildError(f"--{wrong[0]} is for your own data, by {kinds}: leave it out")
+        raise BuildError(f"--{wrong[0]} goes with {kinds} only: leave it out")
     if args.task:
         from data_pipelines.builders import CLIPS
 
@@ -111,6 +113,8 @@ def chosen(args: argparse.Namespace) -> DataSet:
         notes = (f"protocol: {manifest.protocol}", *manifest.notes)
         return DataSet(manifest.task, manifest.splits, args.raw, sources, notes)
     place = epath.Path(args.manifest or args.folders)
+    if not place.exists():
+        raise BuildError(f"{place} does not exist: correct the path")
     if place.is_dir() == bool(args.manifest):
         raise BuildError(
             f"{place} is {'a' if args.manifest else 'no'} folder: --manifest takes a CSV, --folders a folder"

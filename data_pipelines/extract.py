@@ -324,6 +324,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _extract_by(args: argparse.Namespace, beam_options: Sequence[str]) -> Card:
     _check_workers(args.runner, args.workers, args.patience)
     _check_out(args.out, args.overwrite)  # before a k-means is fitted
+    if args.manifest or args.folders:  # jobs look for a task's records in a folder of its name
+        args.name = args.name or args.out.rstrip("/").rpartition("/")[2]
     data = data_flags.chosen(args)
     kmeans = args.kmeans or f"{args.out.rstrip('/')}-kmeans"
     if not args.kmeans:

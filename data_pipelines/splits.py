@@ -161,7 +161,7 @@ def read_table(
     if not header:
         _header(path, [], columns, delimiter)
     if not rows:
-        raise BuildError(f"{path} has no rows: take it from its source again")
+        raise BuildError(f"{path} has no rows below its header: add them, or take it from its source again")
     return rows
 
 
@@ -296,7 +296,7 @@ def grouped(
     if len(groups) < len(shares):
         raise BuildError(
             f"{len(groups)} groups of clips that belong together (speaker, source, equal files) cannot make "
-            f"{len(shares)} splits ({', '.join(fractions)}): name fewer splits, or split without regard to them"
+            f"{len(shares)} splits ({', '.join(fractions)})"
         )
     groups = sorted(shuffled(groups, seed), key=len, reverse=True)
     labels = {label: column for column, label in enumerate(sorted({clip.labels for part in groups for clip in part}))}

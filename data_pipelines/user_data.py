@@ -134,7 +134,7 @@ def _made(
             return {**clips, **grouped(source, parts, seed, names)}
         return {**clips, **stratified(source, parts, seed)}
     except BuildError as error:
-        raise BuildError(f"{place}: {error}; or say in a column split what goes where") from error
+        raise BuildError(f"{place}: {error}; say in a column split what goes where") from error
 
 
 def _task_name(name: str) -> str:

@@ -157,6 +157,7 @@ def write_overview(workdir: epath.PathLike, reports: Sequence[Mapping[str, Any]]
         sign = -1 if results["lower_is_better"] else 1
         trained = results["parameters"].get("trained")
         beyond = None if not floor else sign * (head["mean"] - floor[results["split"]])
+        side = "equal to" if not beyond else "above" if beyond > 0 else "below"
         rows.append(
             [
                 f"[{cell(results['task'])}]({results['task']}/summary.md)",
@@ -167,7 +168,7 @@ def write_overview(workdir: epath.PathLike, reports: Sequence[Mapping[str, Any]]
                 _spread(head),
                 str(results["members"][0]["utterances"]),
                 percent(floor[results["split"]]) if floor else "–",
-                "–" if beyond is None else f"{100 * beyond:+.2f} ({'above' if beyond >= 0 else 'below'} the floor)",
+                "–" if beyond is None else f"{100 * beyond:+.2f} ({side} the floor)",
             ]
         )
     split, seeds = reports[0]["split"], len(reports[0]["members"])

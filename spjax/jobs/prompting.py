@@ -259,7 +259,14 @@ def _taught(
     if lm.config.num_units != card.vocabulary:
         raise ValueError(f"{config.lm} knows {lm.config.num_units} units, {directory} holds {card.vocabulary}")
     if lm.units not in (None, made_by(card)):
-        raise ValueError(f"{config.lm} was trained on units made by {lm.units}, {directory} by {made_by(card)}")
+        ours = made_by(card)
+        said = "; ".join(
+            f"{key} {lm.units.get(key)} there, {ours[key]} here" for key in ours if lm.units.get(key) != ours[key]
+        )
+        raise ValueError(
+            f"{config.lm} was trained on other units than those of {directory} ({said}): extract these with the LM's "
+            "k-means and encoder, or pretrain an LM on them at another --config.lm"
+        )
     task = card.task
     start, verbalizer = _start(config, lm, task)
     if verbalizer is None:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from spjax.serving.api import DRAIN_SECONDS, drain
+from spjax.serving.api import DRAIN_SECONDS, FAILED, drain
 from spjax.serving.limits import MEGABYTE
 from spjax.serving.upload_folder import used_bytes
 
@@ -129,7 +129,9 @@ class UploadGate:
         except Exception as error:
             # Gradio's own: a form with other parts than files, a function or arguments that are none.
             _log.warning("%s failed: %s: %s", scope["path"][:100], type(error).__name__, str(error)[:200])
-            if refusal is None and not started:
+            if refusal is None and not started and isinstance(error, OSError):  # a full disk is not the client's fault
+                refusal = 500, FAILED
+            elif refusal is None and not started:
                 refusal = (
                     400,
                     "the request cannot be read: send files in a form, each as `files`; calls as `/info` says",

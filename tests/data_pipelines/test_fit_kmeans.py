@@ -108,7 +108,7 @@ def test_command_line(tmp_path, folders, capsys):
     assert load_kmeans(tmp_path / "km").id == kmeans.id
     main([*flags, "--seed=1", "--overwrite"])
     assert load_kmeans(tmp_path / "km").card["fitted_on"]["seed"] == 1
-    with pytest.raises(SystemExit, match=r"error: .*is no folder"):
+    with pytest.raises(SystemExit, match=r"error: .*nowhere does not exist"):
         main(["--folders=nowhere", "--encoder=mfcc", f"--out={tmp_path / 'no'}"])
     with pytest.raises(SystemExit, match="neither mfcc nor log_mel"):
         main([f"--folders={folders}", "--encoder=whisper", f"--out={tmp_path / 'no'}"])

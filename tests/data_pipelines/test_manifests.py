@@ -169,7 +169,7 @@ def test_sources_of_crops(tmp_path: Path):
     sources = {clip.id: clip.source for clip in everything(splits)}
     assert sources == {"a.wav": "film", "a.wav@1": "film", "b.wav": "b.wav", "b.wav@1": "b.wav", "c.wav": ""}
     path.write_text("path,start,word\n" + "\n".join(f"a.wav,{start},{'xy'[start % 2]}" for start in range(8)))
-    with pytest.raises(BuildError, match=r"crops.csv: 1 groups .*; or say in a column split what goes where"):
+    with pytest.raises(BuildError, match=r"crops.csv: 1 groups .*; say in a column split what goes where"):
         read_manifest(path, crops=True)
 
 
@@ -461,10 +461,10 @@ def test_flags_of_own_data_are_refused_elsewhere(tmp_path: Path):
     parser = argparse.ArgumentParser()
     data_flags.add_data_flags(parser)
     for flags, fault in [
-        (["--folders=x", "--labels=a"], "--labels is for your own data, by --manifest: leave it out"),
-        (["--folders=x", "--crops"], "--crops is for your own data"),
-        (["--task=fsc", "--raw=x", "--source=a"], "--source is for your own data"),
-        (["--task=fsc", "--raw=x", "--name=a"], "--name is for your own data, by --manifest or --folders"),
+        (["--folders=x", "--labels=a"], "--labels goes with --manifest only: leave it out"),
+        (["--folders=x", "--crops"], "--crops goes with --manifest only"),
+        (["--task=fsc", "--raw=x", "--source=a"], "--source goes with --manifest only"),
+        (["--task=fsc", "--raw=x", "--name=a"], "--name goes with --manifest or --folders only"),
     ]:
         with pytest.raises(BuildError, match=fault):
             data_flags.chosen(parser.parse_args(flags))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from spjax.serving.api import FAILED
 from spjax.serving.upload_gate import UploadGate
 
 pytest.importorskip("starlette", reason="starlette is in requirements-serve.txt")
@@ -95,6 +96,11 @@ def test_an_app_that_breaks_is_told_in_a_line(tmp_path: Path, caplog: pytest.Log
     assert "TypeError" in caplog.text
     assert "Traceback" not in caplog.text
     assert asyncio.run(ask(UploadGate(breaks, tmp_path), [b"a"], "/gradio_api/queue/join"))[0] == 400
+
+    async def no_space(scope: Any, receive: Any, send: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    assert asyncio.run(ask(UploadGate(no_space, tmp_path), [b"a"])) == (500, FAILED)
 
     async def tells(scope: Any, receive: Any, send: Any) -> None:
         """As Starlette does: its own answer first."""
