@@ -113,7 +113,7 @@ def chosen(args: argparse.Namespace) -> DataSet:
         notes = (f"protocol: {manifest.protocol}", *manifest.notes)
         return DataSet(manifest.task, manifest.splits, args.raw, sources, notes)
     place = epath.Path(args.manifest or args.folders)
-    if not place.exists():
+    if args.folders and not place.exists():
         raise BuildError(f"{place} does not exist: correct the path")
     if place.is_dir() == bool(args.manifest):
         raise BuildError(
