@@ -56,6 +56,7 @@ class Place:
         """Of the command, but for its runner."""
         ours = [
             f"--manifest={self.manifest}",
+            "--name=corpus",
             "--crops",
             f"--raw={self.raw}",
             "--encoder=mfcc",
