@@ -276,6 +276,7 @@ def manifest(path: Path, splits: Splits) -> Path:
 @pytest.mark.distributed
 def test_goes_on_after_a_kill(tmp_path, raw, splits, kmeans, monkeypatch):
     flags = [f"--manifest={manifest(tmp_path / 'toy.csv', splits)}", "--crops", f"--raw={raw}", "--encoder=mfcc"]
+    flags.append("--name=toy")
     flags += [f"--kmeans={kmeans}"]
     process = subprocess.Popen(command(*flags, f"--out={tmp_path / 'toy'}", "--workers=1"), cwd=ROOT)
     while not (first := list(tmp_path.glob(".toy.parts-*/part-*"))):
@@ -519,6 +520,7 @@ def test_stops_at_a_bad_file_until_it_is_repaired(tmp_path, kmeans, capsys):
     good = (raw / "070.wav").read_bytes()
     (raw / "070.wav").write_bytes(good[:-100])
     flags = [f"--manifest={manifest(tmp_path / 'toy.csv', splits)}", "--crops", f"--raw={raw}", "--encoder=mfcc"]
+    flags.append("--name=toy")
     flags += [f"--kmeans={kmeans}", f"--out={tmp_path / 'toy'}", f"--runner={HERE}"]
     with pytest.raises(SystemExit) as ended:
         extraction.main(flags)
