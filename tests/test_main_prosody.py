@@ -71,7 +71,7 @@ def test_units_without_prosody_are_told(place: Place) -> None:
 
 def test_an_unknown_backbone_is_told(place: Place) -> None:
     code, printed = _run_pgslm(place, backbone="hubert")
-    assert code == 1
+    assert code == 2
     assert "Traceback" not in printed
     assert "say backbone=gslm or backbone=pgslm" in printed.strip().splitlines()[-1]
 
