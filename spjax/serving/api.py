@@ -217,8 +217,8 @@ def _check_encoding(request: "Request") -> None:
 
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() not in ("", "identity"):
-        told = f"a body of Content-Encoding {encoding[:40]!r} is not read: send the file as it is, FLAC or Ogg if small"
-        raise HTTPException(415, told)
+        why = f"a body of Content-Encoding {encoding[:40]!r} is not read: send the file as it is, FLAC or Ogg if small"
+        raise HTTPException(415, why)
 
 
 class _Memory:

@@ -102,9 +102,9 @@ def answers(told: Mapping[str, Mapping[str, Any]], top: int = TOP) -> str:
     return _framed(f'<div class="cards">{"".join(cards)}</div>')
 
 
-def error(told: str) -> str:
+def error(message: str) -> str:
     """HTML: what went wrong, in the place of what was asked for."""
-    return _framed(f'<p class="wrong" role="alert">{_safe(told)}</p>')
+    return _framed(f'<p class="wrong" role="alert">{_safe(message)}</p>')
 
 
 def _bar(label: str, share: float, best: bool) -> str:
