@@ -326,8 +326,8 @@ def test_it_fits_a_telephone(browser: Any, url: str, speech: Path, tmp_path: Pat
 def test_the_calls_that_the_page_shows_work(tab: Any, predictor: SpeechPrompt, speech: Path, tmp_path: Path):
     """Word by word, as somebody copies them into a folder with recordings of those names."""
     tab.get_by_role("tab", name="Use via API").last.click()
+    tab.locator("#calls pre").nth(1).wait_for()
     calls = [one.inner_text() for one in tab.locator("#calls pre").all()]
-    tab.wait_for_timeout(100)
     assert len(calls) == 2
     for name in ("speech.wav", "a.wav", "b.wav"):
         shutil.copy(speech, tmp_path / name)
