@@ -17,8 +17,9 @@ import soundfile
 import soxr
 
 from spjax.speech2unit import libav
-from spjax.speech2unit.containers import ContainerError, Examined, at, examine
-from spjax.speech2unit.framed import counted
+from spjax.speech2unit.containers import examine
+from spjax.speech2unit.mpeg import counted
+from spjax.speech2unit.raw_file import ContainerError, Examined, at
 
 SAMPLE_RATE = 16_000  # Hz, of every wave in the project
 MIN_SAMPLES = 400  # at SAMPLE_RATE: one frame of every encoder

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from spjax.speech2unit.containers import ContainerError
+from spjax.speech2unit.raw_file import ContainerError
 
 # Containers of libsndfile, by first bytes, that may hold what it does not decode.
 FORMATS = {b"RIFF": "wav", b"RF64": "wav", b"FORM": "aiff", b"caff": "caf", b".snd": "au", b"OggS": "ogg"}
