@@ -51,12 +51,12 @@ def given(place: str | os.PathLike[str]) -> str:
     )
 
 
-ZIP = b"PK\3\4"
+ZIP, GZIP, BZIP2, XZ = b"PK\3\4", b"\x1f\x8b", b"BZh", b"\xfd7zXZ"  # first bytes of files
 _PACKED = {
     ZIP: "a zip archive",
-    b"\x1f\x8b": "compressed with gzip",
-    b"BZh": "compressed with bzip2",
-    b"\xfd7zXZ": "compressed with xz",
+    GZIP: "compressed with gzip",
+    BZIP2: "compressed with bzip2",
+    XZ: "compressed with xz",
     b"7z\xbc\xaf": "a 7z archive",
     b"Rar!": "a rar archive",
 }

@@ -25,6 +25,7 @@ _TRAILERS = (
 _W64_DATA = b"data" + bytes.fromhex("f3acd3118cd100c04f8edb8a")
 _SAMPLES = (b"data", b"SSND", _W64_DATA)  # chunks of which a file has one
 _MPEG, _GSM = (0x50, 0x55), 0x31  # codes in a WAV file
+_GSM_BYTES, _GSM_SAMPLES = 65, 320  # of a block
 
 
 class _Style(NamedTuple):
@@ -199,15 +200,15 @@ def wav(file: BinaryIO, size: int) -> Examined:
     patches = {0: b"RF64"} if kind == b"BW64" else {}
     block = 0 if code in _MPEG else max(1, block)
     end, repairs = _end_of_samples(file, size, start, length, style, block, [outer + 8])
-    if code == _GSM and (end - start) % block == 1:  # libsndfile takes the byte that makes it even for a block
-        end -= 1
-        patches[place] = struct.pack(form, end - start)
     if repairs:
         patches[place] = struct.pack(form, min(end - start, 0xFFFFFFFF if place == start - 4 else 2**62))
+    frames = None
     if code in _MPEG:
         frames = whole_mpeg(at(file, start, end - start))
-        return _sound(file, size, end, patches, repairs)._replace(frames=frames)
-    return _sound(file, size, end if patches else size, patches, repairs)
+    elif code == _GSM:  # libsndfile takes the byte that makes a chunk even for a block
+        frames = (end - start) // _GSM_BYTES * _GSM_SAMPLES
+    trimmed = end if patches or code in _MPEG else size
+    return _sound(file, size, trimmed, patches, repairs)._replace(frames=frames)
 
 
 def aiff(file: BinaryIO, size: int) -> Examined:

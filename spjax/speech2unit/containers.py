@@ -98,6 +98,8 @@ def what_it_is(head: bytes) -> str:
             return name
     if packed := paths.packed(head):
         return f"{packed}: unpack it"
+    if head[4:8] in (b"styp", b"sidx", b"moof"):
+        return "a fragment of an MP4 file without its beginning: join them in their order"
     if head[:4] in (b"RIFF", b"FORM"):
         return f"a {head[:4].decode()} file of kind {head[8:12].decode('ascii', 'replace')!r}"
     if not head.strip(b"\0"):

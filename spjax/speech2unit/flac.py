@@ -79,10 +79,10 @@ def _check_frames(file: BinaryIO, size: int, fixed: int, samples: int) -> None:
     """Raises ContainerError unless each frame begins with the sample after the last one of the frame before."""
     position, last = 4, False
     while not last:
-        head = at(file, position, 4)
-        if len(head) < 4:
+        block = at(file, position, 4)
+        if len(block) < 4:
             raise damaged(position, "there is no metadata block")
-        position, last = position + 4 + int.from_bytes(head[1:], "big"), head[0] > 127
+        position, last = position + 4 + int.from_bytes(block[1:], "big"), block[0] > 127
     begin, expected = position, 0  # of the last frame, and what the next one begins with
     tried = 0
     while position < size:
@@ -103,7 +103,7 @@ def _check_frames(file: BinaryIO, size: int, fixed: int, samples: int) -> None:
             # Samples may look like a header, but then the check sum of the frame up to it is wrong.
             tried += here - begin
             if tried < _MOST_SUMMED and not _crc(at(file, begin, here - begin), _CRC16, 16):
-                raise damaged(here, f"a frame begins with sample {head[0]}, not {expected}")
+                raise damaged(here, f"a frame begins with sample {head[0]}, not {expected},")
         position += _BLOCK
     if expected != samples:
         raise damaged(begin, f"after sample {expected} frames are missing: the last one ends with {samples},")

@@ -127,14 +127,15 @@ def _walk(data: bytes, read: _Reader) -> tuple[int | None, int, bytes, tuple[str
         return samples, position, b"", ()
     count -= 1
     frames, bytes_, place = promised
-    if frames is None:
-        return samples - head.samples, position, data[head.length : position], ()
-    if frames == count:
-        return None, position, b"", ()
-    if frames > count and bytes_ != position:
+    most = count if place else count + 1  # VBRI may count itself
+    if frames is not None and frames > most and bytes_ != position:
         raise ContainerError(f"is cut off: its header promises {frames} frames, {count} are there")
-    note = (f"its header says {frames} frames, {count} are there: read to the end",)
-    return None, position, data[:place] + struct.pack(">I", count) + data[place + 4 : position], note
+    note: tuple[str, ...] = ()
+    if frames not in (None, count, most):
+        note = (f"its header says {frames} frames, {count} are there: read to the end",)
+    if frames is None or not place:  # libsndfile takes the header for sound
+        return samples - head.samples, position, data[head.length : position], note
+    return None, position, data[:place] + struct.pack(">I", count) + data[place + 4 : position] if note else b"", note
 
 
 def counted(data: bytes, samples: int) -> bytes:
@@ -157,7 +158,11 @@ def counted(data: bytes, samples: int) -> bytes:
 
 
 def _xing(data: bytes, position: int, frame: _Frame) -> tuple[int | None, int | None, int] | None:
-    """Frames and bytes that a Xing, Info or VBRI header promises, and where the former stand; None if it is none."""
+    """What a Xing, Info or VBRI header promises; None if it is none.
+
+    Returns:
+      Frames; bytes; and where the former stand, 0 for VBRI.
+    """
     for place in (position + frame.side, position + frame.side + 2):  # a check sum may stand before it
         header = data[place : place + 16]
         if not frame.side or len(header) < 16 or header[:4] not in (b"Xing", b"Info"):
@@ -169,5 +174,5 @@ def _xing(data: bytes, position: int, frame: _Frame) -> tuple[int | None, int | 
     place = position + 36
     if frame.side and data[place : place + 4] == b"VBRI" and place + 18 <= len(data):
         bytes_, frames = struct.unpack(">II", data[place + 10 : place + 18])
-        return frames, bytes_, place + 14
+        return frames, bytes_, 0
     return None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 from typing import BinaryIO, NamedTuple
 
 _MOST_TAGS = 100
 _BLOCK = 2**20
-_LYRICS = 2**16  # bytes before their end in which lyrics begin
+_TAIL = 2**16  # bytes at the end of a file in which tags are sought
 
 
 class ContainerError(ValueError):
@@ -111,15 +112,17 @@ def zeros(file: BinaryIO, position: int, size: int) -> bool:
 
 
 def after_tags(file: BinaryIO, position: int, size: int) -> int:
-    """Where the ID3v2 and APE tags that begin at `position` end; beyond `size` where the last was cut off."""
+    """Where the tags ID3v2, APE and ID3v1 that begin at `position` end; beyond `size` where the last was cut off."""
     for _ in range(_MOST_TAGS):
         head = at(file, position, 32)
         if head[:3] == b"ID3" and len(head) >= 10 and max(head[6:10]) < 128:
-            length = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
-            position += 10 + length + (10 if head[5] & 0x10 else 0)  # a footer is as long as the header
+            footer = 10 if head[5] & 0x10 else 0
+            position += 10 + _seven_bits(head[6:10]) + footer
         elif head[:8] == b"APETAGEX" and len(head) == 32:
             length, _, flags = struct.unpack("<III", head[12:24])
             position += 32 + (length if flags >> 29 & 1 else 0)  # the header, or the footer alone
+        elif head[:3] == b"TAG" and position + 128 <= size:
+            position += 128
         else:
             break
         if position >= size:
@@ -128,25 +131,35 @@ def after_tags(file: BinaryIO, position: int, size: int) -> int:
 
 
 def before_tags(file: BinaryIO, size: int) -> int:
-    """Where the tags ID3v1, APE, Lyrics3, and ID3v2 with a footer begin at the end of a file."""
+    """Where the tags ID3v1, APE, Lyrics3, and ID3v2 if it is not long, begin at the end of a file."""
     for _ in range(_MOST_TAGS):
-        tail = at(file, max(0, size - 355), min(size, 355))
-        length = 0
-        if tail[-128:-125] == b"TAG":
-            length = 355 if tail[:4] == b"TAG+" else 128
-        elif tail[-32:-24] == b"APETAGEX":
-            length, _, flags = struct.unpack("<III", tail[-20:-8])
-            length += 32 if flags >> 31 else 0  # the header is not counted
-        elif tail.endswith((b"LYRICS200", b"LYRICSEND")):
-            lyrics = at(file, max(0, size - _LYRICS), min(size, _LYRICS))
-            place = lyrics.rfind(b"LYRICSBEGIN")
-            length = len(lyrics) - place if place >= 0 else 0
-        elif tail[-10:-7] == b"3DI" and max(tail[-4:]) < 128:
-            length = 20 + (tail[-4] << 21 | tail[-3] << 14 | tail[-2] << 7 | tail[-1])
+        length = _last_tag(at(file, max(0, size - _TAIL), min(size, _TAIL)))
         if not 0 < length < size:
             break
         size -= length
     return size
+
+
+def _last_tag(tail: bytes) -> int:
+    """Bytes of the tag that the end of a file ends with, 0 if there is none."""
+    if tail[-128:-125] == b"TAG":
+        return 355 if tail[-355:-351] == b"TAG+" else 128
+    if tail[-32:-24] == b"APETAGEX":
+        length, _, flags = struct.unpack("<III", tail[-20:-8])
+        return length + (32 if flags >> 31 else 0)  # the header is not counted
+    if tail.endswith((b"LYRICS200", b"LYRICSEND")):
+        return len(tail) - tail.rfind(b"LYRICSBEGIN") if b"LYRICSBEGIN" in tail else 0
+    if tail[-10:-7] == b"3DI":
+        return 20 + _seven_bits(tail[-4:])
+    for match in re.finditer(rb"ID3[\x02-\x04].{6}", tail, re.DOTALL):
+        if match.end() + _seven_bits(match[0][6:]) == len(tail):
+            return len(tail) - match.start()
+    return 0
+
+
+def _seven_bits(data: bytes) -> int:
+    """The length of an ID3v2 tag: 4 bytes, the highest bit of each without use."""
+    return data[0] << 21 | data[1] << 14 | data[2] << 7 | data[3]
 
 
 def ended(file: BinaryIO, position: int, size: int) -> bool:
