@@ -152,14 +152,15 @@ def _end_of_samples(
     if length and end <= there:
         after = -(-end // style.pad) * style.pad
         unit = max(1, block)
-        less = (length + size - after) // unit == length // unit  # than a sample frame
-        if less or _trailing(file, after, size, style, whole=not length % unit):
+        whole = not length % unit
+        less = (size - start) // unit == length // unit  # than a sample frame follows
+        if less or ((whole or after < size) and _trailing(file, after, size, style, whole)):
             return end, ()
     # 44 too many: the header was counted too. Where chunks that are known, or another field, end with the file, nothing
     # was cut off.
     missing = end - size
-    whole = there < size or size in others or missing in (start, 44)
-    if length and missing > 0 and length < UNKNOWN_BYTES and not whole:
+    complete = there < size or size in others or missing in (start, 44)
+    if length and missing > 0 and length < UNKNOWN_BYTES and not complete:
         raise cut_off(end, size)
     if length == 0 and (size - start < max(1, block) or _trailing(file, start, size, style, whole=True)):
         return start, ()
@@ -193,11 +194,14 @@ def wav(file: BinaryIO, size: int) -> Examined:
     _, length, start, _ = found[b"data"]
     place, form = start - 4, style.length
     outer = struct.unpack(form, at(file, 4, 4))[0]
-    if kind in (b"RF64", b"BW64") and b"ds64" in found and length == 0xFFFFFFFF:
-        wide = found[b"ds64"].start
-        place, form = wide + 8, "<Q"
-        outer, length = struct.unpack("<QQ", at(file, wide, 16))
     patches = {0: b"RF64"} if kind == b"BW64" else {}
+    if kind in (b"RF64", b"BW64") and b"ds64" in found:  # by which libsndfile goes
+        place, form = found[b"ds64"].start + 8, "<Q"
+        wide = struct.unpack("<QQ", at(file, place - 8, 16))
+        if length == 0xFFFFFFFF:
+            outer, length = wide
+        elif length != wide[1]:
+            patches[place] = struct.pack("<Q", length)
     block = 0 if code in _MPEG else max(1, block)
     end, repairs = _end_of_samples(file, size, start, length, style, block, [outer + 8])
     if repairs:

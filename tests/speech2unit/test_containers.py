@@ -139,13 +139,23 @@ def test_a_wrong_length_field_is_repaired(kind):
     data, (place, form, extra) = whole()[kind], fields()[kind]
     (right,) = struct.unpack_from(form, data, place)
     expected = read(data).wave
-    for said in (0, (right - extra) // 2 + extra, right - 44, right + 44, 0x7FFFFFFF, 0xFFFFFFFF):
+    by_one = [right - 1] if kind == "WAV" else []
+    for said in (0, (right - extra) // 2 + extra, right - 44, *by_one, right + 44, 0x7FFFFFFF, 0xFFFFFFFF):
         if kind == "AU" and said == 0xFFFFFFFF:
             continue  # the format's own word for unknown
         audio = read(put(data, place, form, said))
         assert np.array_equal(audio.wave, expected), said
         assert "read to the end" in audio.repairs[0]
         assert len(audio.repairs) == 1
+
+
+def test_a_length_of_rf64_in_either_place():
+    data = whole()["RF64"]
+    place, wide = data.index(b"data") + 4, data.index(b"ds64") + 16
+    for short, said in ((64_000, 0), (64_000, 64_000), (64_000, 2**63), (32_000, 64_000), (0, 64_000)):
+        audio = read(put(put(data, place, "<I", short), wide, "<Q", said))
+        assert np.array_equal(audio.wave, read(data).wave)
+        assert bool(audio.repairs) == (short != 64_000)
 
 
 def test_lengths_that_a_format_lets_be_unknown_are_no_fault():
