@@ -57,7 +57,9 @@ def examine(file: BinaryIO, size: int, cropped: bool = False) -> Examined:
     first, end = after_tags(file, 0, size), before_tags(file, size)
     if first > size:
         raise cut_off(first, size)
-    if 0 < first < end or end < size:
+    if first >= end:
+        raise ContainerError("holds no samples: it has nothing but tags")
+    if first or end < size:
         file, size = patched(file, end, first=first), end - first
     head = at(file, 0, 4096)
     kind = head[:4]

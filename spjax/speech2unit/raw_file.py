@@ -152,7 +152,8 @@ def _last_tag(tail: bytes) -> int:
     if tail[-10:-7] == b"3DI":
         return 20 + _seven_bits(tail[-4:])
     for match in re.finditer(rb"ID3[\x02-\x04].{6}", tail, re.DOTALL):
-        if match.end() + _seven_bits(match[0][6:]) == len(tail):
+        within = re.search(rb"id3[ 2]", tail[max(0, match.start() - 16) : match.start()].lower())  # a chunk or a box
+        if match.end() + _seven_bits(match[0][6:]) == len(tail) and not within:
             return len(tail) - match.start()
     return 0
 

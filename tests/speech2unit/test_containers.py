@@ -313,9 +313,10 @@ def test_gsm_of_an_odd_number_of_bytes():
 def test_chunks_after_samples_of_unknown_length_are_none_of_them():
     data = whole()["WAV"]
     for said in (0, 0xFFFFFFFF, 0x7FFFFFFF):
-        audio = read(put(data, 40, "<I", said) + LIST + LIST)
-        assert np.array_equal(audio.wave, read(data).wave)
-        assert "64000 are there" in audio.repairs[0]
+        for after in (LIST + LIST, b"id3 " + struct.pack("<I", 310) + id3(300, b"\1" * 300)):
+            audio = read(put(data, 40, "<I", said) + after)
+            assert np.array_equal(audio.wave, read(data).wave)
+            assert "64000 are there" in audio.repairs[0]
 
 
 TEXTS = (b"Info this", b"Xing\0\0\0\x0f" * 20, b"VBRI" * 9, b"\xff\xfb\x90\x64" * 200, b"fLaC\0\0\0\x22" * 9, b"TAG")
@@ -353,6 +354,11 @@ def test_tags_before_a_recording(kind, tags):
     refused((tags + data)[: -len(data) // 3])
     refused(tags[:-10])
     assert np.array_equal(read(bytes(9) + data).wave, read(data).wave)
+
+
+def test_nothing_but_tags():
+    for data in (id3(10), id3(10) + TAG, ape(b"a"), id3(10) + ape(b"a") + TAG, id3(5, footer=True), TAG):
+        assert "holds no samples: it has nothing but tags" in refused(data)
 
 
 def test_a_recording_after_another_in_an_mp3():
