@@ -387,6 +387,21 @@ def test_streams_of_a_video():
     assert "holds no audio stream" in refused(by_av("matroska", "aac", streams=0, video=True))
 
 
+@pytest.mark.parametrize("kind", ["MP4 fragmented", "WebM live"])
+def test_a_fragment_that_is_missing_or_there_twice_is_noted(kind):
+    if kind == "WebM live":
+        data, mark = by_av("webm", "libopus", 48_000, {"live": "1", "cluster_time_limit": "300"}), b"\x1fC\xb6u"
+    else:
+        options = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "frag_duration": "300000"}
+        data, mark = by_av("mp4", "aac", options=options), b"moof"
+    places = [match.start() - (4 if mark == b"moof" else 0) for match in re.finditer(re.escape(mark), data)]
+    first, second = places[2:4]
+    assert not read(data).repairs
+    assert "parts are missing or there twice" in read(data[:first] + data[second:]).repairs[0]
+    twice = read(data[:second] + data[first:])
+    assert np.array_equal(twice.wave, read(data).wave) or "parts are missing or there twice" in twice.repairs[0]
+
+
 def test_nothing_needs_the_program_ffmpeg(tmp_path):
     path = tmp_path / "a.m4a"
     path.write_bytes(whole()["M4A"])
