@@ -14,6 +14,7 @@ from spjax.speech2unit.raw_file import ContainerError, Examined, after_tags, at,
 UNKNOWN_BYTES = 0x7FFFF000  # and more: what programs that write to a pipe put for a size
 MOST_CHUNKS = 10_000
 _TAIL = 2**16  # bytes at the end of a file in which chunks are sought where the length field is of no use
+_NEAR = 2**11  # and where it seems right
 
 # Chunks that stand after samples in files of the RIFF and AIFF families.
 _TRAILERS = (
@@ -148,14 +149,18 @@ def _end_of_samples(
     if start > size:
         raise cut_off(start + (length or 0), size)
     end = start + (length or 0)
-    there = _trailer(file, start, size, style)
-    if length and end <= there:
+    if length and end <= size:
         after = -(-end // style.pad) * style.pad
         unit = max(1, block)
         whole = not length % unit
         less = (size - start) // unit == length // unit  # than a sample frame follows
-        if less or ((whole or after < size) and _trailing(file, after, size, style, whole)):
+        if less:
+            right = _trailer(file, max(start, size - _NEAR), size, style) >= end
+        else:
+            right = (whole or after < size) and _trailing(file, after, size, style, whole)
+        if right:
             return end, ()
+    there = _trailer(file, start, size, style)
     # 44 too many: the header was counted too. Where chunks that are known, or another field, end with the file, nothing
     # was cut off.
     missing = end - size

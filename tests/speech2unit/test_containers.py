@@ -292,7 +292,7 @@ def test_bytes_after_samples_are_noted_at_least(kind):
 
 
 @pytest.mark.parametrize("kind", ["WAV", "WAV float", "WAV extensible", "WAV ADPCM", "WAV GSM", "AIFF"])
-@pytest.mark.parametrize("more", [2, 8, 44, 45])
+@pytest.mark.parametrize("more", [2, 8, 42, 44, 45])
 def test_a_length_that_reaches_into_the_chunks_after_samples(kind, more):
     data, (place, form, _) = whole()[kind], fields()[kind]
     (right,) = struct.unpack_from(form, data, place)
