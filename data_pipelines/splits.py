@@ -21,6 +21,7 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.clips import Clip, Splits
+from spjax import paths
 from spjax.storage import places
 from spjax.tasks import Task
 
@@ -101,9 +102,9 @@ def read_text(path: epath.PathLike) -> str:
         what = "is no regular file" if path.exists() else "is missing"
         raise BuildError(f"{path} {what}: it belongs to the data set, put it there")
     content = path.read_bytes()
-    for mark, name in _OTHER_MARKS.items():
-        if content.startswith(mark):
-            raise BuildError(f"{path} is {name}: save it as text in UTF-8")
+    marked = (name for mark, name in _OTHER_MARKS.items() if content.startswith(mark))
+    if name := next(marked, paths.packed(content)):
+        raise BuildError(f"{path} is {name}: save it as text in UTF-8")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -170,8 +171,7 @@ _OTHER_MARKS = {
     b"\0\0\xfe\xff": "text in UTF-32",
     b"\xff\xfe": "text in UTF-16",
     b"\xfe\xff": "text in UTF-16",
-    b"PK\3\4": "a zip archive, such as a workbook of Excel",
-    b"\x1f\x8b": "compressed by gzip",
+    paths.ZIP: "a zip archive, such as a workbook of Excel",
 }
 
 

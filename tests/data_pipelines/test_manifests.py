@@ -309,6 +309,7 @@ def test_workbooks_and_archives_are_named(tmp_path: Path):
     for content, fault in [
         (b"PK\3\4\0\0", "is a zip archive, such as a workbook of Excel: save"),
         (b"\x1f\x8b\0", "gzip"),
+        (b"BZh91AY&SY", "bzip2"),
     ]:
         path.write_bytes(content)
         with pytest.raises(BuildError, match=fault):
