@@ -192,7 +192,8 @@ def test_what_training_alone_used_does_not_matter(checkpoint):
     masked = import_pgslm(checkpoint({OUTPUT: None}, {}, model))
     assert plain[0] == masked[0]
     assert unit_lm_hash(plain[1], plain[0].prosody) == unit_lm_hash(masked[1], masked[0].prosody)
-    assert len(masked[2]) == 1 and "taken as fairseq's default: decoder_xformers_att_config=None." in masked[2][0]
+    assert len(masked[2]) == 1
+    assert "taken as fairseq's default: decoder_xformers_att_config=None." in masked[2][0]
 
 
 def test_f0_is_interpolated_where_training_had_it_so(checkpoint):
