@@ -227,7 +227,10 @@ def _check_workers(runner: str, workers: int | None, patience: float) -> None:
     if workers is not None and workers < 1:
         raise ExtractError(f"--workers={workers}: give 1 or more, or leave it out for one a core")
     if patience < 3 * BEAT_SECONDS:
-        raise ExtractError(f"--patience={patience:g}: workers tell that they live every {BEAT_SECONDS:g} s: give more")
+        raise ExtractError(
+            f"--patience={patience:g}: workers give a sign of life every {BEAT_SECONDS:g} s: give {3 * BEAT_SECONDS:g} "
+            "or more"
+        )
 
 
 def _check_out(out: epath.PathLike, overwrite: bool) -> None:

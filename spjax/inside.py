@@ -64,6 +64,11 @@ def _utterances(options: argparse.Namespace, config: UnitLMConfig) -> tuple[str 
     if options.data is None:
         return None, []
     split, card = records.read_unit_records(options.data, options.split)
+    if config.prosody and split.f0 is None:
+        raise ValueError(
+            f"{options.data} holds no f0, which a multi-stream LM wants: extract the recordings with --f0 of "
+            "data_pipelines.extract"
+        )
     split = (
         (split.with_interpolated_f0() if config.prosody.interpolate_f0 else split)
         if config.prosody
