@@ -147,10 +147,13 @@ def read_splits(directory: epath.PathLike) -> Manifest:
         if hashlib.sha256(content).hexdigest() != digest:
             raise BuildError(f"{manifest} is not the file that {CARD} describes (sha256 differs): write it again")
         splits[split] = []
-        for line in content.decode().splitlines():
-            row: dict[str, Any] = json.loads(line)
-            files[row["path"]] = FileFacts(**{name: row.pop(name) for name in FileFacts._fields})
-            splits[split].append(Clip(**row | {"labels": tuple(row["labels"])}))
+        for number, line in enumerate(content.decode().removesuffix("\n").split("\n"), 1):
+            try:
+                row: dict[str, Any] = json.loads(line)
+                files[row["path"]] = FileFacts(**{name: row.pop(name) for name in FileFacts._fields})
+                splits[split].append(Clip(**row | {"labels": tuple(row["labels"])}))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise BuildError(f"{manifest}, line {number} is no clip ({error!r}): write the splits again") from error
     return Manifest(task, protocol, checked(splits, task), files, notes)
 
 
