@@ -51,10 +51,6 @@ class Task:
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise ValueError(f"task {self.name!r}: unknown metric {self.metric!r}; known are {', '.join(METRICS)}")
-        names = [slot.name for slot in self.slots]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"task {self.name!r} names the slots {twice} twice: answers go by their names")
         sizes = [len(slot.labels) for slot in self.slots]
         if self.metric == "eer" and sizes != [2]:
             raise ValueError(f"task {self.name!r}: eer is defined for a single slot of two labels, not {sizes}")
