@@ -49,7 +49,7 @@ from data_pipelines.pipeline import LOCAL, ExtractError
 from data_pipelines.run_pipeline import KEPT
 from data_pipelines.splits import checked
 from spjax import paths
-from spjax.command_line import Parser, output, place, positive
+from spjax.command_line import Parser, output, place
 from spjax.data.records import Card, check_free, write_unit_records
 from spjax.data.tfrecords import RecordError
 from spjax.storage import places
@@ -300,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data_flags.add_encoder_flags(parser)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--kmeans", metavar="DIR", type=place, help="centroids of the encoder's features")
-    which.add_argument("--clusters", type=positive, help="fit so many on the train split, and keep them as OUT-kmeans")
+    which.add_argument("--clusters", type=int, help="fit so many on the train split, and keep them as OUT-kmeans")
     parser.add_argument("--no-merge", action="store_true", help="a unit a frame: leave runs of equal units as they are")
     parser.add_argument("--f0", action="store_true", help="measure f0")
     fit_kmeans.add_fit_flags(parser)
