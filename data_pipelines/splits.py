@@ -106,7 +106,7 @@ def read_text(path: epath.PathLike) -> str:
     if name := next(marked, paths.packed(content)):
         raise BuildError(f"{path} is {name}: save it as text in UTF-8")
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode("utf-8").lstrip("\ufeff")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise BuildError(f"{path}, line {line} is not UTF-8 text ({error}): save it as UTF-8") from error
@@ -121,7 +121,8 @@ def read_table(
 ) -> list[Row]:
     """The rows of a delimited text file whose first line names its columns; blank lines are passed over.
 
-    Excel's line `sep=,` may stand before. A field may be quoted; a quote within it is doubled.
+    Columns at the end that have neither a name nor a value, as Excel leaves them, are passed over too. Its line
+    `sep=,` may stand before the names. A field may be quoted; a quote within it is doubled.
 
     Args:
       path: local or gs://.
@@ -133,11 +134,13 @@ def read_table(
       BuildError: missing, not UTF-8, lacks one of `columns`, names one twice, a row has more or fewer fields than the
         header, or a quote is not closed, stands in a field that is not quoted, or is closed in another line.
     """
-    lines = list(io.StringIO(read_text(path), newline=""))
+    text = read_text(path)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # 131,072 characters unless set
+    lines = list(io.StringIO(text, newline=""))
     start = int(bool(lines) and lines[0].strip().lower() == f"sep={delimiter}")
     reader = csv.reader(lines[start:], delimiter=delimiter, strict=True, skipinitialspace=True)
     header: list[str] = []
-    rows = []
+    rows, width = [], 0
     last = start
     try:
         for fields in reader:
@@ -146,11 +149,18 @@ def read_table(
             if not any(field.strip() for field in fields):
                 continue
             if not header:
+                width = len(fields)
+                while not fields[-1].strip():
+                    fields.pop()
                 header = _header(path, [name.strip() for name in fields], columns, delimiter)
                 _check_quotes(where, header, header, lines[first - 1 : last], ())
                 continue
-            if len(fields) != len(header):
-                raise BuildError(f"{where} has {len(fields)} fields where the header has {len(header)}: correct it")
+            if len(fields) != width:
+                raise BuildError(f"{where} has {len(fields)} fields where the header has {width}: correct it")
+            while len(fields) > len(header):
+                if fields.pop().strip():
+                    column = f"line {start + 1}, column {len(fields) + 1}"
+                    raise BuildError(f"{path}, {column} has no name, and {where} a value in it: name it, or remove it")
             if multiline is not None:
                 _check_quotes(where, header, fields, lines[first - 1 : last], multiline)
             rows.append(Row(where, dict(zip(header, fields, strict=True))))
