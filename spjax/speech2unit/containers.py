@@ -87,7 +87,8 @@ def examine(file: BinaryIO, size: int, cropped: bool = False) -> Examined:
         file, size = patched(file, size, first=blank), size - blank
     if at(file, 0, 4) == b"fLaC":
         return flac(file, size, cropped)
-    found = mpeg(file, size)
+    # A byte order mark looks like the header of a frame.
+    found = None if _is_utf16(head) else mpeg(file, size)
     if found is None:
         raise ContainerError(f"is no audio that is read here: it is {what_it_is(head)}")
     return found
@@ -109,6 +110,14 @@ def what_it_is(head: bytes) -> str:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html")):
         return "a web page"
+    if _is_utf16(head):
+        return "text in UTF-16"
     if not re.search(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]", head):
         return "text"
     return f"of an unknown kind, its first bytes are {head[:8].hex(' ')}"
+
+
+def _is_utf16(head: bytes) -> bool:
+    """Whether text of mostly Latin letters begins here, with its byte order mark."""
+    zeros = {b"\xff\xfe": head[3:64:2], b"\xfe\xff": head[2:64:2]}.get(head[:2])
+    return zeros is not None and zeros.count(0) > len(zeros) / 2
