@@ -419,7 +419,7 @@ def _report(
         )
     results = report.write_report(
         taught.place.report, task=task, members=members, baselines=baselines,
-        ensemble=answers(log_probs.mean(axis=0)) if len(members) > 1 else None,
+        ensemble=answers(_together(log_probs)) if len(members) > 1 else None,
         parameters=counts, config=config.to_dict(),
         setting={"prompt length": setting.prompt.length, "learning rate": lesson.lr or settings.optimizer.lr},
         tried=tried,
@@ -441,6 +441,13 @@ def _report(
         packs.save_pack(pack_place(taught.place, seed), member(params["prompt"], n), pack_card)
     _print_headline(task, results, taught.place.report)
     return results
+
+
+def _together(log_probs: np.ndarray) -> np.ndarray:
+    """Log probabilities [n, M] of an ensemble: the mean of its members' [N, n, M], normalised anew."""
+    mean = log_probs.mean(axis=0, dtype=np.float64)
+    normalised: np.ndarray = mean - np.logaddexp.reduce(mean, axis=1, keepdims=True)
+    return normalised
 
 
 def _headline(task: Task, log_probs: np.ndarray, tree: decode.LabelTree, classes: np.ndarray) -> float:

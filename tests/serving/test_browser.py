@@ -30,7 +30,7 @@ gradio_client = pytest.importorskip("gradio_client", reason="gradio is in requir
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is in requirements-serve.txt")
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-LIMITS = Limits(max_bytes=300_000, max_seconds=6, queue=64, timeout=60)
+LIMITS = Limits(max_bytes=300_000, max_seconds=6, queue=64, timeout=600)
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -108,7 +108,7 @@ def browser(speech: Path) -> Iterator[Any]:
 def tab(browser: Any, url: str) -> Iterator[Any]:
     """The page, freshly opened; whatever it asks for must come from its own server."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(120_000)
     view = context.new_page()
     asked: list[str] = []
     failures: list[str] = []
