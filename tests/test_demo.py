@@ -108,6 +108,7 @@ def test_wrong_tasks_are_told_before_anything_is_made(done: tuple[Place, str], t
     assert not (place.folder / "wrong").exists()
 
 
+@pytest.mark.slow
 def test_a_single_task(done: tuple[Place, str]) -> None:
     place, _ = done
     for stage in ("speech", "kmeans", "units", "ulm"):

@@ -235,6 +235,7 @@ def test_a_finished_comparison_trains_nothing_again(
     assert "variant 2 of 2, told: pGSLM (multi-stream LM), discrete" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_comparison_that_was_stopped_goes_on(
     spoken: Path, compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,7 @@ def test_the_job_is_the_same_in_every_process(job: common.Job) -> None:
     assert counted == job.config.num_params
 
 
+@pytest.mark.slow
 def test_both_sides_train_alike(job: common.Job) -> None:
     torch_needed()
     sides = [training_step.runner(side, job) for side in (*training_step.PEERS, *training_step.OURS)]

@@ -83,7 +83,13 @@ def test_logits_refuse_what_are_no_tokens(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["b1_linear12_single", "c1_inputprompt_linear12", "a_freq_single", "c_inputprompt_freq"]
+    "case",
+    [
+        "b1_linear12_single",
+        pytest.param("c1_inputprompt_linear12", marks=pytest.mark.slow),
+        pytest.param("a_freq_single", marks=pytest.mark.slow),
+        "c_inputprompt_freq",
+    ],
 )
 def test_imported_packs_answer_as_the_original_did(
     golden: Path, golden_lm: spjax.UnitLM, tmp_path: Path, case: str
