@@ -41,7 +41,7 @@ from spjax.convert.hubert import import_hubert
 from spjax.convert.pgslm import F0_BINS, import_pgslm, read_f0_edges
 from spjax.convert.sklearn import import_kmeans
 from spjax.storage import KMeans, StorageError, save_kmeans, save_unit_lm
-from spjax.storage.huberts import save_hubert
+from spjax.storage.encoders import save_encoder
 
 CACHE = "~/.cache/spjax"
 ENCODER, LAYER = "hubert_base_ls960", 6  # what the published k-means are of
@@ -412,7 +412,7 @@ def unpack(archive: str | Path, target: str | Path, most: int = _MOST_UNPACKED) 
 def _make_hubert(file: File, path: Path, target: Path) -> None:
     found = import_hubert(path)
     origin = {**provenance(path, f"HuBERT ({found.title})"), "url": file.url}
-    save_hubert(target, found.config, found.params, ENCODER, origin)
+    save_encoder(target, found.config, found.params, ENCODER, origin)
 
 
 def _make_kmeans(file: File, path: Path, target: Path) -> None:

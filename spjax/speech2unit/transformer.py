@@ -175,19 +175,18 @@ def run_pieces(
     Returns:
       float32 [F, D] each.
     """
-    found: list[list[np.ndarray | None]] = [[] for _ in range(utterances)]
-    place_of = []
-    for piece in pieces:
-        place_of.append(len(found[piece.utterance]))
-        found[piece.utterance].append(None)
+    found: dict[int, np.ndarray] = {}
     total = sum(piece.samples for piece in pieces) / SAMPLE_RATE
     with tqdm(total=total, desc=title, unit="s", disable=not progress, file=sys.stderr) as bar:
         for frames, batch in batches([piece.frames for piece in pieces], batch_frames, most):
             rows = [pieces[number] for number in batch]
             for number, piece, row in zip(batch, rows, np.asarray(run(frames, rows)), strict=True):
-                found[piece.utterance][place_of[number]] = row[piece.first : piece.last].copy()
+                found[number] = row[piece.first : piece.last].copy()
             bar.update(sum(piece.samples for piece in rows) / SAMPLE_RATE)
-    return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in found]  # type: ignore[arg-type]
+    parts: list[list[np.ndarray]] = [[] for _ in range(utterances)]
+    for number, piece in enumerate(pieces):
+        parts[piece.utterance].append(found.pop(number))
+    return [some[0] if len(some) == 1 else np.concatenate(some) for some in parts]
 
 
 def _padded(frames: int) -> int:

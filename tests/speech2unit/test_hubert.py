@@ -20,7 +20,7 @@ from spjax.models.config import Compute
 from spjax.models.hubert_config import HubertConfig
 from spjax.speech2unit import hubert, transformer
 from spjax.storage import files
-from spjax.storage.huberts import hubert_shapes
+from spjax.storage.encoders import hubert_shapes
 from spjax.training.speed import equations
 from spjax.types import Params
 from tests.speech2unit.hubert_models import TINY, error, speechlike, weights

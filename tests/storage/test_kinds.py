@@ -19,7 +19,7 @@ import safetensors.numpy
 
 from spjax.convert.__main__ import main as convert
 from spjax.packs import main
-from spjax.storage import StorageError, hub, load_hubert, load_kmeans, load_pack, places, read_unit_lm
+from spjax.storage import StorageError, hub, load_kmeans, load_pack, places, read_encoder, read_unit_lm
 from spjax.storage.banks import load_bank, load_packs
 from tests.storage.test_seals import KINDS
 
@@ -80,7 +80,7 @@ LOADERS: dict[str, Callable[[Any], Any]] = {
     "pack": load_pack,
     "bank": load_bank,
     "lm": read_unit_lm,
-    "hubert": load_hubert,
+    "hubert": read_encoder,
     "kmeans": load_kmeans,
 }
 

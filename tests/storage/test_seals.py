@@ -16,12 +16,12 @@ from spjax.packs import main
 from spjax.storage import (
     StorageError,
     files,
-    load_hubert,
     load_kmeans,
     load_pack,
     make_card,
+    read_encoder,
     read_unit_lm,
-    save_hubert,
+    save_encoder,
     save_kmeans,
     save_pack,
     save_unit_lm,
@@ -74,7 +74,7 @@ def _streams(place: Path) -> None:
 
 
 def _hubert(place: Path) -> None:
-    save_hubert(place, TINY, weights(), "tiny", {"source": "mine"})
+    save_encoder(place, TINY, weights(), "tiny", {"source": "mine"})
 
 
 def _kmeans(place: Path) -> None:
@@ -87,7 +87,7 @@ KINDS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any], str]] = {
     "bank": (_bank, load_bank, "bank.json"),
     "lm": (_lm, read_unit_lm, "config.json"),
     "streams": (_streams, read_unit_lm, "config.json"),
-    "hubert": (_hubert, load_hubert, "config.json"),
+    "hubert": (_hubert, read_encoder, "config.json"),
     "kmeans": (_kmeans, load_kmeans, "card.json"),
 }
 
