@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from spjax.convert import ConvertError
+from spjax.convert import ConvertError, why
 from spjax.convert.checkpoint import provenance
 from spjax.convert.huggingface import Imported, Reader, Tensors, model_name, read_config, read_tensors, weights_of
 from spjax.convert.options import Options
 from spjax.convert.safe_pickle import shown
 from spjax.models.whisper_config import WhisperConfig
+from spjax.storage import places
 from spjax.types import Params
 
 MODEL = "a Whisper of Hugging Face"
@@ -62,6 +63,11 @@ def import_whisper(source: str | Path, given: Mapping[str, Any] | None = None) -
     path = Path(source)
     if path.is_dir():
         path = weights_of(path)
+    try:
+        with places.open_regular(path):
+            pass
+    except OSError as error:
+        raise ConvertError(f"{path} cannot be read ({why(error)}). Give the directory of {MODEL}.") from error
     if path.suffix not in (".safetensors", ".bin", ".json"):
         raise ConvertError(f"{path} is no model of Hugging Face. Give its directory, or its model.safetensors.")
     options = Options(path, read_config(path.with_name("config.json")), given)

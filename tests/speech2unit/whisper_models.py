@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,23 +52,22 @@ def peer(config: WhisperConfig, kind: str = "WhisperModel", seed: int = 0) -> An
 def peer_layers(encoder: Any, wave: np.ndarray, pad: bool) -> list[np.ndarray]:
     """transformers' hidden states of one wave, [F, D] each: padded to 30 s by its feature extractor, or not at all.
 
-    Without padding its encoder is given positions for no more frames than there are.
+    Without padding its encoder refuses a wave: there its modules are called in the order of its `forward`.
     """
     import torch
     import transformers
 
-    config = encoder.config
-    extractor = transformers.WhisperFeatureExtractor(feature_size=config.num_mel_bins)
-    found = extractor(wave, sampling_rate=16_000, padding="max_length" if pad else False, return_tensors="pt")
-    spectrum, table = found.input_features, encoder.embed_positions
-    if spectrum.shape[-1] % 2:  # the encoder wants twice its positions; a step of zeros is what its convolution pads by
-        raise ValueError("the reference takes an even number of steps")
-    frames = spectrum.shape[-1] // 2
-    config.max_source_positions = frames
-    encoder.embed_positions = torch.nn.Embedding.from_pretrained(table.weight[:frames])
-    try:
-        with torch.inference_mode():
-            states = encoder(spectrum, output_hidden_states=True).hidden_states
-    finally:
-        config.max_source_positions, encoder.embed_positions = len(table.weight), table
+    extractor = transformers.WhisperFeatureExtractor(feature_size=encoder.config.num_mel_bins)
+    padding = "max_length" if pad else False
+    found = extractor(wave, sampling_rate=16_000, padding=padding, truncation=False, return_tensors="pt")
+    with torch.inference_mode():
+        if pad:
+            states = encoder(found.input_features, output_hidden_states=True).hidden_states
+        else:
+            gelu = torch.nn.functional.gelu
+            x = gelu(encoder.conv2(gelu(encoder.conv1(found.input_features)))).transpose(1, 2)
+            states = [x + encoder.embed_positions.weight[: x.shape[1]]]
+            for layer in encoder.layers:
+                states.append(layer(states[-1], None))
+            states[-1] = encoder.layer_norm(states[-1])
     return [state[0].numpy() for state in states]

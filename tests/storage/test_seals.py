@@ -30,6 +30,7 @@ from spjax.storage.banks import load_bank, save_bank
 from spjax.storage.kmeans_store import KMeans
 from spjax.storage.unit_lms import unit_lm_shapes
 from spjax.tasks import Slot, Task
+from tests.speech2unit import whisper_models
 from tests.speech2unit.hubert_models import TINY, weights
 
 LM = UnitLMConfig(vocab_size=30, dim=8, layers=2, heads=2, ffn_dim=12)
@@ -77,6 +78,10 @@ def _hubert(place: Path) -> None:
     save_encoder(place, TINY, weights(), "tiny", {"source": "mine"})
 
 
+def _whisper(place: Path) -> None:
+    save_encoder(place, whisper_models.TINY, whisper_models.weights(), "tiny", {"source": "mine"})
+
+
 def _kmeans(place: Path) -> None:
     card = {"encoder": "tiny", "layer": 2, "fitted_on": {}, "provenance": {}}
     save_kmeans(place, KMeans(np.arange(6, dtype=np.float32).reshape(3, 2), card))
@@ -88,6 +93,7 @@ KINDS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any], str]] = {
     "lm": (_lm, read_unit_lm, "config.json"),
     "streams": (_streams, read_unit_lm, "config.json"),
     "hubert": (_hubert, read_encoder, "config.json"),
+    "whisper": (_whisper, read_encoder, "config.json"),
     "kmeans": (_kmeans, load_kmeans, "card.json"),
 }
 
@@ -124,6 +130,8 @@ DECIDES = [
     ("hubert", lambda c: c.update(heads=4)),
     ("hubert", lambda c: c.update(name="other")),
     ("hubert", lambda c: c["conv_strides"].__setitem__(0, 4)),
+    ("whisper", lambda c: c.update(heads=4)),
+    ("whisper", lambda c: c.update(name="other")),
     ("kmeans", lambda c: c.update(encoder="other")),
     ("kmeans", lambda c: c.update(layer=3)),
     ("kmeans", lambda c: c.update(layer=None)),
