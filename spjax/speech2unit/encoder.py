@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import numbers
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -170,7 +171,8 @@ def features(
       ValueError: no such encoder or layer, or a pad_seconds that is none; AudioError, StorageError (both of them) where
         the audio or the encoder cannot be used.
     """
-    if pad_seconds is not None and not (isinstance(pad_seconds, int | float) and 0 < pad_seconds <= 3600):
+    number = isinstance(pad_seconds, numbers.Real) and not isinstance(pad_seconds, bool)
+    if pad_seconds is not None and not (number and 0 < pad_seconds <= 3600):
         raise ValueError(f"pad_seconds is {pad_seconds!r}, must be None or a number of seconds over 0, up to 3600")
     if not isinstance(audio, Audio):
         audio = read_audio(audio) if isinstance(audio, str | os.PathLike) else prepare(audio, SAMPLE_RATE)
@@ -226,8 +228,10 @@ def _load_directory(directory: str, layer: int, plain_chunks: bool, lowest: int)
     from spjax.storage.encoders import read_encoder
 
     config, params, info = read_encoder(directory)
-    if type(layer) is not int or not lowest <= layer <= config.layers:
+    whole = isinstance(layer, numbers.Integral) and not isinstance(layer, bool)
+    if not whole or not lowest <= layer <= config.layers:
         raise ValueError(f"{directory} has the layers {lowest} to {config.layers}, {layer!r} is none of them")
+    layer = int(layer)
     params = place(params, layer)  # on the device once, not at every call
     loaded = functools.partial(Encoder, info["name"], layer, config.hop)
     if isinstance(config, whisper.WhisperConfig):

@@ -33,7 +33,6 @@ from tests.speech2unit.whisper_models import TINY, peer, peer_layers, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-LENGTHS = (400, 480, 799, 800, 16_000, 16_161)
 SHORT = dataclasses.replace(TINY, positions=50)  # 1 s at once
 
 
@@ -50,7 +49,7 @@ def test_the_front_end_is_that_of_transformers(mels: int):
     transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
     pytest.importorskip("torch", reason="torch is a test dependency")
     extractor = transformers.WhisperFeatureExtractor(feature_size=mels)
-    for n in (*LENGTHS, 40_001):
+    for n in (400, 479, 480, 799, 800, 16_000, 40_001):
         wave = speechlike(n, seed=n)
         found = whisper.log_mel(wave, mels)
         assert (found.dtype, found.shape) == (np.float32, (n // 160, mels))
@@ -74,7 +73,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 
 def test_every_layer_without_padding(imported: tuple[Any, Path]):
     encoder, directory = imported
-    waves = [speechlike(n, seed=n) for n in LENGTHS]
+    waves = [speechlike(n, seed=n) for n in (480, 799, 16_161)]
     theirs = [peer_layers(encoder, wave, pad=False) for wave in waves]
     config, params, _ = read_encoder(directory)
     for layer in range(TINY.layers + 1):
@@ -85,14 +84,13 @@ def test_every_layer_without_padding(imported: tuple[Any, Path]):
 
 def test_every_layer_padded_to_30_seconds(imported: tuple[Any, Path]):
     encoder, directory = imported
-    for seconds in (1, 30):
-        wave = speechlike(seconds * 16_000)
-        expected = peer_layers(encoder, wave, pad=True)
-        assert len(expected) == TINY.layers + 1
-        for layer in range(TINY.layers + 1):
-            found = spjax.features(wave, directory, layer, pad_seconds=30)
-            assert found.shape == (1500, TINY.dim)
-            assert error(found, expected[layer]) < 1e-5
+    wave = speechlike(20_000)
+    expected = peer_layers(encoder, wave, pad=True)
+    assert len(expected) == TINY.layers + 1
+    for layer in range(TINY.layers + 1):
+        found = spjax.features(wave, directory, layer, pad_seconds=30)
+        assert found.shape == (1500, TINY.dim)
+        assert error(found, expected[layer]) < 1e-5
 
 
 def test_real_weights(tmp_path: Path):
@@ -108,11 +106,10 @@ def test_real_weights(tmp_path: Path):
     state = load(source / "model.safetensors")
     theirs.load_state_dict({name.removeprefix("encoder."): tensor.float() for name, tensor in state.items()})
     path = sorted(audio.glob("dataset/[a-z]*/*.wav"))[0]
-    for pad, layers in ((True, (3,)), (False, (0, 1, 2, 3, 4))):
-        expected = peer_layers(theirs, read_audio(path).wave, pad)
+    for pad_seconds, layers in ((30, (3,)), (None, (1, 4))):
+        expected = peer_layers(theirs, read_audio(path).wave, pad_seconds is not None)
         for layer in layers:
-            found = spjax.features(path, tmp_path / "w", layer, pad_seconds=30 if pad else None)
-            assert error(found, expected[layer]) < 1e-4
+            assert error(spjax.features(path, tmp_path / "w", layer, pad_seconds), expected[layer]) < 1e-4
 
 
 # Without reference material
@@ -143,11 +140,11 @@ def test_sizes_that_cannot_be_are_refused(sizes: dict[str, Any], message: str):
 
 def test_batched_is_single():
     """Spectra of odd and even lengths in one padded batch; what lies behind an end changes nothing."""
-    spectra = [whisper.log_mel(speechlike(n, seed=n), TINY.mels) for n in (400, 800, 9999, 32_000)]
+    spectra = [whisper.log_mel(speechlike(n, seed=n), TINY.mels) for n in (480, 800, 32_000)]
     lengths = np.asarray([len(spectrum) for spectrum in spectra])
     padded = np.stack([np.pad(spectrum, ((0, 200 - len(spectrum)), (0, 0))) for spectrum in spectra])
     dirty = np.where(np.arange(200)[:, None] < lengths[:, None, None], padded, 7.0).astype(np.float32)
-    run = jax.jit(lambda *args: [whisper.features(tiny(), TINY, *args, layer) for layer in range(4)])
+    run = jax.jit(lambda *args: [whisper.features(tiny(), TINY, *args, layer) for layer in (0, 3)])
     together, dirtied = run(padded, lengths), run(dirty, lengths)
     for i, spectrum in enumerate(spectra):
         for layer, alone in enumerate(run(spectrum[None], lengths[i : i + 1])):
@@ -243,15 +240,15 @@ def test_features_of_files_and_arrays(
     for audio in (tmp_path / "a.wav", str(tmp_path / "a.wav"), wave.astype(np.float64), read_audio(tmp_path / "a.wav")):
         np.testing.assert_array_equal(spjax.features(audio, str(encoder), layer=2), found)
     assert len(spjax.features(wave, encoder, layer=2, pad_seconds=2)) == padded
-    for unchanged in (0.3, 0.5):  # the wave is as long
+    for unchanged in (0.3, np.float32(0.5)):  # the wave is as long
         np.testing.assert_array_equal(spjax.features(wave, encoder, layer=2, pad_seconds=unchanged), found)
     if name != "mfcc":
-        assert spjax.features(wave, encoder, layer=0).shape == found.shape
+        assert spjax.features(wave, encoder, layer=np.int64(0)).shape == found.shape
 
 
 def test_features_that_cannot_be(directories: dict[str, Path], tmp_path: Path):
     wave, whisper_ = speechlike(8000), directories["whisper"]
-    for pad in (0, -1, math.nan, math.inf, 3601, "30"):
+    for pad in (0, -1, math.nan, math.inf, 3601, "30", True):
         with pytest.raises(ValueError, match="pad_seconds is"):
             spjax.features(wave, whisper_, 2, pad_seconds=pad)  # type: ignore[arg-type]
     for layer in (4, -1, True, "2", None):
