@@ -17,7 +17,7 @@ from spjax.convert.huggingface import Imported, Reader, Tensors, model_name, rea
 from spjax.convert.options import Options
 from spjax.convert.safe_pickle import shown
 from spjax.models.hubert_config import HubertConfig
-from spjax.storage import files
+from spjax.storage import files, kinds
 from spjax.types import Params
 
 
@@ -182,8 +182,10 @@ def _without_prefix(path: Path, tensors: Tensors) -> Tensors:
     if len(bare) != len(tensors):
         raise ConvertError(f"{path} has tensors twice, with `hubert.` before their names and without.")
     if not any(name.startswith("feature_projection.") for name in bare):
+        todo = kinds.describe(path.parent)[1]
         raise ConvertError(
-            f"{path} is not a HuBERT of Hugging Face: it has no feature_projection, but {', '.join(list(bare)[:3])}."
+            f"{path} is not a HuBERT of Hugging Face: it has no feature_projection, but {', '.join(list(bare)[:3])}. "
+            f"{'Give one.' if 'convert hubert' in todo else todo}"
         )
     return bare
 

@@ -16,9 +16,8 @@ import safetensors
 from spjax.convert import ConvertError, why
 from spjax.convert.checkpoint import read_tensor
 from spjax.convert.torch_file import Tensor, read_torch_file
-from spjax.storage import places
+from spjax.storage import kinds, places
 from spjax.storage.encoders import EncoderConfig
-from spjax.storage.kinds import load_json
 from spjax.types import Params
 
 INDEX = "model.safetensors.index.json"
@@ -153,11 +152,13 @@ def read_config(path: Path) -> dict[str, Any]:
       ConvertError: it is absent or unreadable.
     """
     try:
-        options = load_json(path)
+        options = kinds.load_json(path)
     except (OSError, ValueError) as error:
         raise ConvertError(f"{path} cannot be read ({why(error)}). It must be beside the model's weights.") from error
     if not isinstance(options, dict):
         raise ConvertError(f"{path} is no JSON object. Take it from the model's source again.")
+    if kinds.ours(path.parent):
+        raise ConvertError(f"{path.parent} is {kinds.describe(path.parent)[0]}. It needs no import.")
     return options
 
 

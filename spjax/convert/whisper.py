@@ -14,7 +14,7 @@ from spjax.convert.huggingface import Imported, Reader, Tensors, model_name, rea
 from spjax.convert.options import Options
 from spjax.convert.safe_pickle import shown
 from spjax.models.whisper_config import WhisperConfig
-from spjax.storage import places
+from spjax.storage import kinds, places
 from spjax.types import Params
 
 MODEL = "a Whisper of Hugging Face"
@@ -83,19 +83,21 @@ def import_whisper(source: str | Path, given: Mapping[str, Any] | None = None) -
 
 
 def _config(path: Path, options: Options) -> WhisperConfig:
-    for name, needed in {"model_type": "whisper", "activation_function": "gelu"}.items():
-        if options.get(name, needed) != needed:
-            raise ConvertError(
-                f"{path.with_name('config.json')} has {name}={shown(options.get(name))}; spjax computes only "
-                f"{name}={needed!r}. Such a model cannot be imported as a Whisper."
-            )
+    card = path.with_name("config.json")
+    if options.get("model_type", "whisper") != "whisper":
+        raise ConvertError(f"{path.parent} is {kinds.describe(path.parent)[0]}. {kinds.describe(path.parent)[1]}")
+    if options.get("activation_function", "gelu") != "gelu":
+        raise ConvertError(
+            f"{card} has activation_function={shown(options.get('activation_function'))}; spjax computes only 'gelu'. "
+            "Such a model cannot be imported."
+        )
     defaults = WhisperConfig()
     options.require({theirs: str(getattr(defaults, ours)) for ours, theirs in _SIZES.items()})
     options.check_given()
     try:
         return WhisperConfig(**{ours: options.get(theirs) for ours, theirs in _SIZES.items()})
     except ValueError as error:
-        raise ConvertError(f"{path.with_name('config.json')}: {error}.") from error
+        raise ConvertError(f"{card}: {error}.") from error
 
 
 def _check_front_end(path: Path, config: WhisperConfig) -> None:

@@ -230,7 +230,9 @@ def _load_directory(directory: str, layer: int, plain_chunks: bool, lowest: int)
     config, params, info = read_encoder(directory)
     whole = isinstance(layer, numbers.Integral) and not isinstance(layer, bool)
     if not whole or not lowest <= layer <= config.layers:
-        raise ValueError(f"{directory} has the layers {lowest} to {config.layers}, {layer!r} is none of them")
+        raise ValueError(
+            f"{directory} has the layers {lowest} to {config.layers}, {layer!r} is none of them: choose one (--layer)"
+        )
     layer = int(layer)
     params = place(params, layer)  # on the device once, not at every call
     loaded = functools.partial(Encoder, info["name"], layer, config.hop)

@@ -162,8 +162,13 @@ def _rewrite(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[Pat
 
 
 BAD: list[tuple[dict[str, Any], Callable[[Path], object] | None, str]] = [
-    ({"model_type": "hubert"}, None, r"config\.json has model_type='hubert'; spjax computes only model_type='whisper'"),
-    ({"activation_function": "relu"}, None, "activation_function='relu'"),
+    (
+        {"model_type": "hubert"},
+        None,
+        r"is a Hugging Face model \(hubert\)\. Import it first: `python -m spjax\.convert hubert",
+    ),
+    ({"model_type": "wav2vec2"}, None, r"is a Hugging Face model \(wav2vec2\)\. spjax imports"),
+    ({"activation_function": "relu"}, None, "activation_function='relu'; spjax computes only"),
     ({"encoder_attention_heads": None}, None, "does not say encoder_attention_heads.*--option=encoder_attention_heads"),
     ({"encoder_attention_heads": 5}, None, "no multiple of heads 5"),
     ({"encoder_layers": "3"}, None, "layers is '3', must be a positive integer"),
@@ -225,7 +230,9 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for command, message in (
         (["whisper", str(source), str(out)], "exists"),
         (["whisper", str(out), str(tmp_path / "again")], "is a Whisper encoder, not a file to import"),
-        (["hubert", str(source), str(tmp_path / "other")], "is not a HuBERT of Hugging Face"),
+        (["hubert", str(source), str(tmp_path / "other")], "is not a HuBERT of .*convert whisper"),
+        (["whisper", str(out / "model.safetensors"), str(tmp_path / "other")], "is a Whisper encoder. It needs no"),
+        (["hubert", str(out / "model.safetensors"), str(tmp_path / "other")], "is a Whisper encoder. It needs no"),
         (["whisper", str(tmp_path / "absent"), str(tmp_path / "other")], "absent"),
     ):
         with pytest.raises(SystemExit, match=message):
