@@ -39,7 +39,7 @@ def prompt_tuning(task: str) -> ConfigDict:
     config.max_length = 0  # units; 0: what a batch holds, train.max_tokens / 8 where train.max_rows is a multiple of 8
     config.overlength = "error"  # longer utterances, in any split: error | cut | drop
     config.reference = False  # the original's whole protocol instead of what stands below
-    config.floor = True  # the n-gram floor beside our number
+    config.baselines = True  # an n-gram model and a linear probe of the LM beside our number
     config.model_parallel = 1  # devices that compute a layer together
     config.weight_shards = 1  # devices among which the LM is divided, gathered layer by layer; 0: all
     config.compute = _fields(Compute(dtype="bfloat16"))

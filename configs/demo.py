@@ -4,7 +4,7 @@
 
 Needs espeakng-loader (requirements-demo.txt). Spoken commands, intents in three slots, language, gender, accent and
 voice activity; no voice speaks in two splits. Units are 100 k-means clusters of MFCC. Everything lands in the work
-directory. Four to five minutes on two cores; each task's n-gram floor stands beside it in the report.
+directory. Four to five minutes on two cores; each task's n-gram baseline stands beside it in the report.
 """
 
 from __future__ import annotations

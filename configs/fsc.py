@@ -3,7 +3,7 @@
     python -m spjax.main --config=configs/fsc.py --units=UNIT_TEXT --workdir=runs/fsc
 
 Published: 97.2 % (GSLM), 97.3 % (GSLM, learnable verbalizer), 98.4 % (SpeechPrompt v1).
-Ours: 98.46 % ± 0.08 over 3 seeds (n-gram floor 98.37 %).
+Ours: 98.46 % ± 0.08 over 3 seeds (n-gram baseline 98.37 %).
 """
 
 from __future__ import annotations

@@ -50,7 +50,8 @@ from data_pipelines.run_pipeline import KEPT
 from data_pipelines.splits import checked
 from spjax import paths
 from spjax.command_line import Parser, output, place
-from spjax.data.records import Card, write_unit_records
+from spjax.data.records import Card, check_free, write_unit_records
+from spjax.data.tfrecords import RecordError
 from spjax.storage import places
 from spjax.tasks import Task
 
@@ -226,8 +227,11 @@ def _check_workers(runner: str, workers: int | None, patience: float) -> None:
         raise ExtractError(f"workers are the {LOCAL}'s: tell {runner} by its own option, after --")
     if workers is not None and workers < 1:
         raise ExtractError(f"--workers={workers}: give 1 or more, or leave it out for one a core")
-    if patience < 3 * BEAT_SECONDS:
-        raise ExtractError(f"--patience={patience:g}: workers tell that they live every {BEAT_SECONDS:g} s: give more")
+    if not patience >= 3 * BEAT_SECONDS:  # nan, too
+        raise ExtractError(
+            f"--patience={patience:g}: workers give a sign of life every {BEAT_SECONDS:g} s: give {3 * BEAT_SECONDS:g} "
+            "or more"
+        )
 
 
 def _check_out(out: epath.PathLike, overwrite: bool) -> None:
@@ -235,8 +239,10 @@ def _check_out(out: epath.PathLike, overwrite: bool) -> None:
     out = epath.Path(out)
     if out.exists() and not out.is_dir():
         raise ExtractError(f"{out} is a file: choose another --out, a directory that is made if it is absent")
-    if not overwrite and out.exists() and any(out.iterdir()):
-        raise ExtractError(f"{out} is not empty: choose another directory, or replace what it holds (--overwrite)")
+    try:
+        check_free(out, overwrite)
+    except RecordError as error:
+        raise ExtractError(str(error)) from error
     paths.to_write(out)
 
 
@@ -307,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=PATIENCE_SECONDS,
         help="without a sign of life of any worker, after which a job is given up (%(default)g)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
+    parser.add_argument("--overwrite", action="store_true", help="replace the records that --out holds")
     args = parser.parse_args(argv[: argv.index("--")] if "--" in argv else argv)
     try:
         with _orderly_end(), places.plainly(), paths.writing(args.out):

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from data_pipelines import data_flags, parts
 from data_pipelines.clips import Clip
 from data_pipelines.splits import BuildError, shuffled
-from spjax.command_line import Parser, output, seed
+from spjax.command_line import Parser, output, positive, seed
 from spjax.speech2unit.audio import AudioError, read_audio
 from spjax.speech2unit.kmeans import KMeans, fit
 from spjax.storage import StorageError, files, kmeans_store, places, save_kmeans
@@ -161,7 +161,7 @@ def _ahead(function: Callable[[Any], Any], items: Iterable[Any], threads: int = 
 def add_fit_flags(parser: argparse.ArgumentParser) -> None:
     """How a k-means is fitted, here and in `data_pipelines.extract`."""
     group = parser.add_argument_group("fitting k-means")
-    group.add_argument("--utterances", type=int, default=UTTERANCES, help="at most so many, drawn (%(default)s)")
+    group.add_argument("--utterances", type=positive, default=UTTERANCES, help="at most so many, drawn (%(default)s)")
     group.add_argument("--seed", type=seed, default=0, help="of the draw and the fit (%(default)s)")
 
 
@@ -238,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     data_flags.add_data_flags(parser)
     parser.add_argument("--out", type=output, required=True, help="directory of the k-means to make (local or gs://)")
-    parser.add_argument("--clusters", type=int, default=100, help="how many (%(default)s)")
+    parser.add_argument("--clusters", type=positive, default=100, help="how many (%(default)s)")
     data_flags.add_encoder_flags(parser)
     add_fit_flags(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace a k-means that was fitted in another way")

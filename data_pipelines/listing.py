@@ -18,7 +18,9 @@ from spjax.speech2unit.audio import SUFFIXES
 from spjax.storage import places
 
 ENDINGS_NAMED = 8  # in a report of what was passed over
-_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in a name: control characters, and bytes that are no UTF-8
+_UNFIT = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+)  # in a name: control characters, line ends, bytes that are no UTF-8
 SAMPLE_BYTES = 4096  # from the middle of files of equal size, before all of them is hashed
 
 

@@ -203,6 +203,7 @@ def read_folders(
             f"in one of {', '.join(SUFFIXES)}, or move it out of {folder}"
         )
     clips: dict[str, list[Clip]] = defaultdict(list)
+    folder_of: dict[str, str] = {}
     for file, path in found.files.items():
         *folders, _ = file.split("/")
         if len(folders) < depth:
@@ -211,6 +212,11 @@ def read_folders(
         label = folders[depth - 1].strip()
         if not label:
             raise BuildError(f"{folder}: the folder of {path!r} has a blank name, which would be the label: rename it")
+        if folder_of.setdefault(label, folders[depth - 1]) != folders[depth - 1]:
+            raise BuildError(
+                f"{folder}: the folders {folder_of[label]!r} and {folders[depth - 1]!r} differ in spaces alone: make "
+                "them one, or rename one"
+            )
         clips[split].append(Clip(file, path, (label,)))
     return finish(
         folder,
@@ -221,8 +227,23 @@ def read_folders(
         metric,
         fractions,
         seed,
-        found.notes(),
+        [*found.notes(), *_same_below(found.files, depth)],
     )
+
+
+def _same_below(files: Iterable[str], depth: int) -> list[str]:
+    """A note where every class has the same folders, which may be the labels, as in SPEAKER/LABEL/1.wav."""
+    below: dict[str, set[str]] = defaultdict(set)
+    for file in files:
+        *folders, _ = file.split("/")
+        below[folders[depth - 1]] |= set(folders[depth : depth + 1]) or {""}
+    first = next(iter(below.values()))
+    if len(first) < 2 or any(names != first for names in below.values()):
+        return []
+    named = ", ".join(sorted(first)[:4]) + (", ..." if len(first) > 4 else "")
+    return [
+        f"every class has the same folders in it ({named}): if those are the labels, list the files in a CSV instead"
+    ]
 
 
 def _rows(path: epath.Path, text: Collection[str], crops: bool, source: str | None) -> list[Row]:
@@ -323,7 +344,7 @@ def _label_columns(
         if column.lower() in (*TIMES, "source"):
             flag = f"--source={column}" if column.lower() == "source" else "--crops"
             means = "what utterances were cut from" if column.lower() == "source" else "crops of files in seconds"
-            others = ",".join(one for one in free if one.lower() not in (*TIMES, "source")) or column
+            others = ",".join(one for one in free if one.lower() not in (*TIMES, "end", "source")) or column
             raise BuildError(
                 f"{path}: the column {column} may be {means}, then say {flag}, or something else, then name the label "
                 f"columns, such as --labels={others}"
@@ -412,7 +433,7 @@ def _seconds(row: Row, column: str) -> float | None:
     if not text:
         return None
     try:
-        value = float(text)
+        value = float(text) if "_" not in text else math.nan  # 1_0 is 10 in Python alone
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or value < 0 or (column == "duration" and value == 0):

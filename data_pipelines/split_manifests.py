@@ -24,7 +24,7 @@ from etils import epath
 from tqdm import tqdm
 
 from data_pipelines.clips import Clip, Splits
-from data_pipelines.splits import BuildError, checked, read_text
+from data_pipelines.splits import BuildError, checked, is_file, read_text
 from spjax.tasks import Slot, Task
 
 CARD = "splits.json"
@@ -123,7 +123,7 @@ def read_splits(directory: epath.PathLike) -> Manifest:
     """
     folder = epath.Path(directory)
     path = folder / CARD
-    if not path.is_file():
+    if not is_file(path):
         raise BuildError(f"{path} is missing: {folder} is no directory of splits, or it was not written to its end")
     try:
         card = json.loads(read_text(path))
@@ -137,18 +137,23 @@ def read_splits(directory: epath.PathLike) -> Manifest:
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise BuildError(f"{path} is damaged ({error!r}): write the splits again") from error
+    if not digests:
+        raise BuildError(f"{path} is damaged (it lists no split): write the splits again")
     splits: Splits = {}
     files: dict[str, FileFacts] = {}
     for split, digest in digests.items():
         manifest = folder / f"{split}.jsonl"
-        content = manifest.read_bytes() if manifest.is_file() else b""
+        content = manifest.read_bytes() if is_file(manifest) else b""
         if hashlib.sha256(content).hexdigest() != digest:
             raise BuildError(f"{manifest} is not the file that {CARD} describes (sha256 differs): write it again")
         splits[split] = []
-        for line in content.decode().splitlines():
-            row: dict[str, Any] = json.loads(line)
-            files[row["path"]] = FileFacts(**{name: row.pop(name) for name in FileFacts._fields})
-            splits[split].append(Clip(**row | {"labels": tuple(row["labels"])}))
+        for number, line in enumerate(content.decode().removesuffix("\n").split("\n"), 1):
+            try:
+                row: dict[str, Any] = json.loads(line)
+                files[row["path"]] = FileFacts(**{name: row.pop(name) for name in FileFacts._fields})
+                splits[split].append(Clip(**row | {"labels": tuple(row["labels"])}))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise BuildError(f"{manifest}, line {number} is no clip ({error!r}): write the splits again") from error
     return Manifest(task, protocol, checked(splits, task), files, notes)
 
 
@@ -170,6 +175,8 @@ def verify_files(raw: epath.PathLike, files: Mapping[str, FileFacts]) -> None:
 def _inspect(path: epath.Path) -> FileFacts:
     import soundfile
 
+    if path.exists() and not is_file(path):
+        raise BuildError(f"{path} is a folder, pipe or device: put the recording there")
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -21,6 +21,7 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.clips import Clip, Splits
+from spjax import paths
 from spjax.storage import places
 from spjax.tasks import Task
 
@@ -101,11 +102,11 @@ def read_text(path: epath.PathLike) -> str:
         what = "is no regular file" if path.exists() else "is missing"
         raise BuildError(f"{path} {what}: it belongs to the data set, put it there")
     content = path.read_bytes()
-    for mark, name in _OTHER_MARKS.items():
-        if content.startswith(mark):
-            raise BuildError(f"{path} is {name}: save it as text in UTF-8")
+    marked = (name for mark, name in _OTHER_MARKS.items() if content.startswith(mark))
+    if name := next(marked, paths.packed(content)):
+        raise BuildError(f"{path} is {name}: save it as text in UTF-8")
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode("utf-8").lstrip("\ufeff")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise BuildError(f"{path}, line {line} is not UTF-8 text ({error}): save it as UTF-8") from error
@@ -120,7 +121,8 @@ def read_table(
 ) -> list[Row]:
     """The rows of a delimited text file whose first line names its columns; blank lines are passed over.
 
-    Excel's line `sep=,` may stand before. A field may be quoted; a quote within it is doubled.
+    Columns at the end that have neither a name nor a value, as Excel leaves them, are passed over too. Its line
+    `sep=,` may stand before the names. A field may be quoted; a quote within it is doubled.
 
     Args:
       path: local or gs://.
@@ -132,11 +134,13 @@ def read_table(
       BuildError: missing, not UTF-8, lacks one of `columns`, names one twice, a row has more or fewer fields than the
         header, or a quote is not closed, stands in a field that is not quoted, or is closed in another line.
     """
-    lines = list(io.StringIO(read_text(path), newline=""))
+    text = read_text(path)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # 131,072 characters unless set
+    lines = list(io.StringIO(text, newline=""))
     start = int(bool(lines) and lines[0].strip().lower() == f"sep={delimiter}")
     reader = csv.reader(lines[start:], delimiter=delimiter, strict=True, skipinitialspace=True)
     header: list[str] = []
-    rows = []
+    rows, width = [], 0
     last = start
     try:
         for fields in reader:
@@ -145,11 +149,18 @@ def read_table(
             if not any(field.strip() for field in fields):
                 continue
             if not header:
+                width = len(fields)
+                while not fields[-1].strip():
+                    fields.pop()
                 header = _header(path, [name.strip() for name in fields], columns, delimiter)
                 _check_quotes(where, header, header, lines[first - 1 : last], ())
                 continue
-            if len(fields) != len(header):
-                raise BuildError(f"{where} has {len(fields)} fields where the header has {len(header)}: correct it")
+            if len(fields) != width:
+                raise BuildError(f"{where} has {len(fields)} fields where the header has {width}: correct it")
+            while len(fields) > len(header):
+                if fields.pop().strip():
+                    column = f"line {start + 1}, column {len(fields) + 1}"
+                    raise BuildError(f"{path}, {column} has no name, and {where} a value in it: name it, or remove it")
             if multiline is not None:
                 _check_quotes(where, header, fields, lines[first - 1 : last], multiline)
             rows.append(Row(where, dict(zip(header, fields, strict=True))))
@@ -170,8 +181,7 @@ _OTHER_MARKS = {
     b"\0\0\xfe\xff": "text in UTF-32",
     b"\xff\xfe": "text in UTF-16",
     b"\xfe\xff": "text in UTF-16",
-    b"PK\3\4": "a zip archive, such as a workbook of Excel",
-    b"\x1f\x8b": "compressed by gzip",
+    paths.ZIP: "a zip archive, such as a workbook of Excel",
 }
 
 

@@ -97,6 +97,13 @@ def seed(text: str) -> int:
     return int(text)
 
 
+def positive(text: str) -> int:
+    """How many of something there may be, one at least, for `type=`."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
 def _here(text: str) -> str:
     if paths.is_remote(text):
         raise ValueError(f"{text} is in a bucket: this command wants a path of this machine, copy it here")

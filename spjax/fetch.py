@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from spjax.command_line import Parser, local_output, local_path
 from spjax.convert import ConvertError
-from spjax.convert.checkpoint import provenance
+from spjax.convert.checkpoint import read_checkpoint
 from spjax.convert.fairseq import import_unit_lm
 from spjax.convert.hubert import import_hubert
 from spjax.convert.pgslm import F0_BINS, import_pgslm, read_f0_edges
@@ -411,8 +411,9 @@ def unpack(archive: str | Path, target: str | Path, most: int = _MOST_UNPACKED) 
 
 def _make_hubert(file: File, path: Path, target: Path) -> None:
     found = import_hubert(path)
-    origin = {**provenance(path, f"HuBERT ({found.title})"), "url": file.url}
-    save_encoder(target, found.config, found.params, ENCODER, origin)
+    for note in found.provenance.get("notes", ()):
+        print(note)
+    save_encoder(target, found.config, found.params, ENCODER, {**found.provenance, "url": file.url})
 
 
 def _make_kmeans(file: File, path: Path, target: Path) -> None:
@@ -430,9 +431,11 @@ def _make_unit_lm(file: File, path: Path, target: Path) -> None:
         for name, paths in found.items():
             if len(paths) != 1:
                 raise FetchError(f"{path} holds {len(paths)} files {name}, must hold one. Fetch it again.")
-        checkpoint, dictionary = found["checkpoint_best.pt"][0], found["dict.txt"][0]
-        config, params = import_unit_lm(checkpoint, dictionary)
-        save_unit_lm(target, config, params, {**provenance(checkpoint, "GSLM (fairseq)"), "url": file.url})
+        checkpoint = read_checkpoint(found["checkpoint_best.pt"][0])
+        config, params = import_unit_lm(checkpoint, found["dict.txt"][0])
+        for note in checkpoint.remarks():
+            print(note)
+        save_unit_lm(target, config, params, {**checkpoint.provenance("GSLM (fairseq)"), "url": file.url})
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -442,10 +445,11 @@ def _make_raw(file: File, path: Path, target: Path) -> None:
 
 
 def _make_pgslm(file: File, path: Path, target: Path) -> None:
-    config, params, notes = import_pgslm(path, target.parent / DOWNLOADS / F0_BINS)
+    checkpoint = read_checkpoint(path)
+    config, params, notes = import_pgslm(checkpoint, target.parent / DOWNLOADS / F0_BINS)
     for note in notes:
         print(note)
-    save_unit_lm(target, config, params, {**provenance(path, "pGSLM (fairseq)"), "url": file.url})
+    save_unit_lm(target, config, params, {**checkpoint.provenance("pGSLM (fairseq)"), "url": file.url})
 
 
 def _keep_f0_bins(file: File, path: Path, target: Path) -> None:

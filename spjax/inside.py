@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from spjax import paths
-from spjax.command_line import Parser, output, pack_place, place
+from spjax.command_line import Parser, output, pack_place, place, positive
 from spjax.data import records
 from spjax.data.unit_set import UnitSet
 from spjax.evaluation import inside, inside_plots
@@ -46,8 +46,12 @@ def _parser() -> argparse.ArgumentParser:
     said.add_argument("--units", metavar='"U U ..."', help="an utterance, its units with spaces between")
     said.add_argument("--data", metavar="RECORDS", type=place, help="unit records to take utterances from")
     parser.add_argument("--split", default="test", help="of the records (default: test)")
-    parser.add_argument("--utterances", metavar="N", type=int, default=3, help="how many of the split (default: 3)")
-    parser.add_argument("--steps", metavar="N", type=int, default=inside.STEPS, help="points of integrated gradients")
+    parser.add_argument(
+        "--utterances", metavar="N", type=positive, default=3, help="how many of the split (default: 3)"
+    )
+    parser.add_argument(
+        "--steps", metavar="N", type=positive, default=inside.STEPS, help="points of integrated gradients"
+    )
     return parser
 
 
@@ -60,10 +64,17 @@ def _utterances(options: argparse.Namespace, config: UnitLMConfig) -> tuple[str 
             units = [int(word) for word in options.units.split()]
         except ValueError as error:
             raise ValueError(f"--units={options.units!r:.80} are not numbers with spaces between") from error
+        if units and not 0 <= min(units) <= max(units) < config.num_units:
+            raise ValueError(f"--units: units {min(units)}..{max(units)} must be in 0..{config.num_units - 1}")
         return None, [("the units given", UnitSet.of([units], np.zeros((1, 1))))]
     if options.data is None:
         return None, []
     split, card = records.read_unit_records(options.data, options.split)
+    if config.prosody and split.f0 is None:
+        raise ValueError(
+            f"{options.data} holds no f0, which a multi-stream LM wants: extract the recordings with --f0 of "
+            "data_pipelines.extract"
+        )
     split = (
         (split.with_interpolated_f0() if config.prosody.interpolate_f0 else split)
         if config.prosody

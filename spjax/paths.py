@@ -51,6 +51,24 @@ def given(place: str | os.PathLike[str]) -> str:
     )
 
 
+ZIP, GZIP, BZIP2, XZ = b"PK\3\4", b"\x1f\x8b", b"BZh", b"\xfd7zXZ"  # first bytes of files
+_PACKED = {
+    ZIP: "a zip archive",
+    GZIP: "compressed with gzip",
+    BZIP2: "compressed with bzip2",
+    XZ: "compressed with xz",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a rar archive",
+}
+
+
+def packed(start: bytes) -> str | None:
+    """What an archive or a compressed file is called, by its first 262 bytes; None for other files."""
+    if start[257:262] == b"ustar":
+        return "a tar archive"
+    return next((name for magic, name in _PACKED.items() if start.startswith(magic)), None)
+
+
 _SCHEMES = ("http", "https", "ftp", "file", "gs", "s3", "hdfs", "hf", "az", "abfs")  # known by one slash too
 
 

@@ -301,7 +301,7 @@ def test_what_the_import_advises_mends_it(
     slots = {f"slot{number}": [f"label {n}" for n in range(8)] for number in range(3)}
     (tmp_path / "slots.json").write_text(json.dumps(slots))
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file").write_text("")
+    (tmp_path / "full" / "unit_card.json").write_text("")
     common = ["--src=units/fsc", "--out=records"]
     with pytest.raises(SystemExit, match=f"^error: .*{flag}"):
         import_units.main([*common, *words])

@@ -314,7 +314,7 @@ def test_quick_start(execute: Execute, tmp_path: Path):
         SPJAX_MORE=f"{SMALL_LM} --config.train.epochs=1 --config.train.buckets=1",
     )  # fmt: skip
     assert "commands" in outputs(done, "report")
-    assert "n-gram floor" in outputs(done, "report")
+    assert "linear probe" in outputs(done, "report")
     answered = outputs(done, "predictor").splitlines()[-4:]
     assert re.search(r"\| of voice_activity \| (speech|background) \| [\w_]+ \|", "\n".join(answered))
     assert [pictures(done, cell) for cell in ("report", "units", "probabilities", "inside")] == [1] * 4
@@ -478,4 +478,4 @@ def test_cloud_tpu(execute: Execute, tmp_path: Path):
         assert "continuing from epoch" in outputs(done, "resume")
     assert "fsc: exact match" in outputs(done, "report")
     assert re.search(r"\d+ updates; at best [\d,]+ utterances a second", outputs(done, "speed"))
-    assert json.loads(bucket.objects["runs/fsc/results.json"])["floor"]
+    assert json.loads(bucket.objects["runs/fsc/results.json"])["baselines"]

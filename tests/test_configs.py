@@ -72,6 +72,6 @@ def test_the_prosody_demo_compares_lms_that_differ_in_prosody_alone() -> None:
     }  # fmt: skip
     assert comparing.in_order(config) == ["units", "none", "duration", "f0", "both"]
     assert len({(lm.dim, lm.layers, lm.heads, lm.ffn_dim) for lm in lms.values()}) == 1
-    assert [name for name, one in variants.items() if one.floor] == ["units"]
+    assert [name for name, one in variants.items() if one.baselines] == ["units"]
     assert {one.lm for one in variants.values()} == {f"runs/x/{name}/ulm/lm" for name in lms}
     assert len({str(one.train) + str(one.prompt) + str(one.optim) for one in variants.values()}) == 1

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 SMALL = {
     "compute.dtype": "float32", "train.seeds": (0,), "train.epochs": 3, "train.buckets": 1, "train.max_rows": 8,
-    "prompt.length": 4, "prompt.separators": 2, "optim.lr": 3e-2, "floor": False,
+    "prompt.length": 4, "prompt.separators": 2, "optim.lr": 3e-2, "baselines": False,
 }  # fmt: skip
 Run = Callable[..., tuple[Path, dict[str, Any]]]
 
@@ -113,7 +113,7 @@ def test_a_sweep_takes_the_best_on_valid_and_reports_it_alone(
 def test_a_bank_of_two_tasks_with_members_that_stop(place: Place, tmp_path: Path) -> None:
     """A row a task; the curve of a member ends where it stopped; the packs are of the epoch that was kept."""
     config = bank.get_config()
-    config.update_from_flattened_dict(SMALL | {"train.epochs": 6, "train.patience": 1, "floor": False})
+    config.update_from_flattened_dict(SMALL | {"train.epochs": 6, "train.patience": 1, "baselines": False})
     config.data, config.lm = str(place.folder / "runs" / "units"), str(place.folder / "lm")
     config.sweep.update({"lr": (1e-6, 3e-2), "length": (4,)})
     jobs.run(config, str(tmp_path / "bank"), None, "")
@@ -216,20 +216,25 @@ def test_a_pack_of_another_task_lends_its_prompt_and_no_labels(run: Run, plain: 
 def test_what_another_config_left_is_not_taken_for_ours(run: Run) -> None:
     import shutil
 
-    workdir, _ = run(floor=True, train__epochs=1)
+    workdir, _ = run(baselines=True, train__epochs=1)
     shutil.rmtree(workdir / "checkpoints")
     with pytest.raises(ValueError, match=r"holds a run with few_shot=0 \(now 2\)"):
-        run(few_shot=2, floor=True, train__epochs=1)
+        run(few_shot=2, baselines=True, train__epochs=1)
     (workdir / "config.json").write_text('{"few')
     with pytest.raises(ValueError, match=r"config\.json is damaged"):
-        run(few_shot=2, floor=True, train__epochs=1)
+        run(few_shot=2, baselines=True, train__epochs=1)
 
 
-def test_the_floor_is_of_the_utterances_that_we_are_scored_on(run: Run, place: Place) -> None:
-    workdir, _ = run(floor=True, max_length=10, overlength="drop", train__epochs=1)
-    floor = json.loads((workdir / "ngram_floor.json").read_text())
+def test_the_baselines_are_of_the_utterances_that_we_are_scored_on(run: Run, place: Place) -> None:
+    workdir, _ = run(baselines=True, max_length=10, overlength="drop", train__epochs=1)
+    baselines = json.loads((workdir / "baselines.json").read_text())
     units, _ = read_unit_records(place.folder / "runs/units/fsc", "train")
-    assert floor["train_utterances"] == (units.lengths <= 10).sum() < 96
+    assert list(baselines) == ["ngram", "probe"]
+    for baseline in baselines.values():
+        assert baseline["train_utterances"] == (units.lengths <= 10).sum() < 96
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["baselines"] == baselines
+    assert results["ensemble"]["headline"] > 0
 
 
 def test_a_pack_of_another_lm_is_no_start(run: Run, tmp_path: Path, plain: tuple[Path, dict[str, Any]]) -> None:

@@ -22,7 +22,10 @@ from tests.conftest import ROOT, Place
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 SMALL = (
-    *(f"--config.{flag}" for flag in ("compute.dtype=float32", "train.seeds=(0,)", "train.epochs=1", "floor=False")),
+    *(
+        f"--config.{flag}"
+        for flag in ("compute.dtype=float32", "train.seeds=(0,)", "train.epochs=1", "baselines=False")
+    ),
     *(f"--config.{flag}" for flag in ("train.buckets=1", "train.max_rows=8", "prompt.length=2", "prompt.separators=2")),
 )
 

@@ -198,7 +198,7 @@ def _comparison(data: Path, **settings: Any) -> ConfigDict:
 def compared(spoken: Path, tmp_path_factory: pytest.TempPathFactory, quick_compile: None) -> Path:
     """Work directory of a comparison."""
     workdir = tmp_path_factory.mktemp("compared")
-    jobs.run(_comparison(spoken, floor=True), str(workdir), None, "a command")
+    jobs.run(_comparison(spoken, baselines=True), str(workdir), None, "a command")
     return workdir
 
 
@@ -211,7 +211,7 @@ def test_a_comparison_finds_what_prosody_gains(compared: Path) -> None:
         gain = told["variants"]["told"]["gain"]
         assert gain["mean"] > 0.15
         assert gain["over_utterances"]["excludes_zero"]
-        assert 0 < told["floor"] < 1  # the baseline's, who alone made it
+        assert 0 < told["ngram"] < 1  # the baseline's, who alone made it
         for name in ("plain", "told"):
             results = _json(compared / name / task / "results.json")
             assert results["headline"]["mean"] == told["variants"][name]["mean"]
@@ -221,7 +221,7 @@ def test_a_comparison_finds_what_prosody_gains(compared: Path) -> None:
     lms = [unit_lms.read_unit_lm(comparing.lm_place(str(compared), name))[0] for name in ("plain", "told")]
     assert lms[0].prosody is None
     assert len(lms[1].prosody.f0_edges) == 3
-    assert not (compared / "told" / "tune" / "ngram_floor.json").exists()
+    assert not (compared / "told" / "tune" / "baselines.json").exists()
 
 
 def test_a_finished_comparison_trains_nothing_again(
@@ -230,7 +230,7 @@ def test_a_finished_comparison_trains_nothing_again(
     before = _json(compared / "comparison.json")
     (compared / "comparison.json").unlink()
     monkeypatch.setattr(prompting, "run_prompt_tuning", lambda *_: pytest.fail("trained again"))
-    jobs.run(_comparison(spoken, floor=True), str(compared), None, "")
+    jobs.run(_comparison(spoken, baselines=True), str(compared), None, "")
     assert _json(compared / "comparison.json") == before
     assert "variant 2 of 2, told: pGSLM (multi-stream LM), discrete" in capsys.readouterr().out
 

@@ -84,7 +84,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Place, 
     place = Place(folder, cache)
     code, printed = place.run(
         "fsc", "--units=units", "--workdir=runs/fsc", "--config.train.epochs=2", "--config.train.buckets=1",
-        "--config.train.seeds=(0,)",
+        "--config.train.seeds=(0,)", "--config.pretraining.pretrain.epochs=2",
     )  # fmt: skip
     assert code == 0, printed[-3000:]
     return place, printed
@@ -106,12 +106,13 @@ def test_the_main_command_prints_the_test_score(bare: tuple[Place, str]) -> None
     (score,) = re.findall(r"test exact_match: (\d+\.\d+) %", printed)
     assert float(score) == pytest.approx(100 * results["headline"]["mean"], abs=0.006)
     assert "fsc: 48 train, 16 valid, 16 test utterances" in printed
-    assert "n-gram floor: " in printed
+    assert "n-gram: " in printed
+    assert "linear probe: " in printed
     assert "report: runs/fsc/summary.md" in printed
 
 
 def test_everything_lands_in_the_work_directory(finished_run: Path) -> None:
-    for path in ("results.json", "summary.md", "config.json", "log.jsonl", "ngram_floor.json"):
+    for path in ("results.json", "summary.md", "config.json", "log.jsonl", "baselines.json"):
         assert (finished_run / path).stat().st_size > 100, path
     assert sorted(path.name for path in (finished_run / "plots").iterdir()) == [
         "confusion_0_action.png", "confusion_1_object.png", "confusion_2_location.png", "learning_curve.png"

@@ -55,8 +55,7 @@ class Checkpoint:
 
     def remarks(self) -> list[str]:
         """`notes`, and what was assumed."""
-        assumed = ", ".join(f"{name}={value}" for name, value in sorted(self.options.assumed.items()))
-        return [*self.notes, *([f"Not in the checkpoint, taken as fairseq's default: {assumed}."] if assumed else [])]
+        return [*self.notes, *self.options.remarks("fairseq")]
 
 
 def provenance(path: Path, made_by: str) -> dict[str, Any]:

@@ -79,8 +79,10 @@ _UNSEEN = {
     "no_token_positional_embeddings": "false",
     "decoder_learned_pos": "false",
     "no_scale_embedding": "false",
+    "add_bos_token": "false",
 }
-_DEFAULTS = {"no_scale_embedding": False}
+# What versions of fairseq without the option always did; without any options only the last, a later addition, is known.
+_DEFAULTS = {"no_scale_embedding": False, "add_bos_token": False, "decoder_xformers_att_config": None}
 
 
 def check_architecture(checkpoint: Checkpoint, free: Collection[str] = (), *, whole: bool = True) -> None:
@@ -96,8 +98,8 @@ def check_architecture(checkpoint: Checkpoint, free: Collection[str] = (), *, wh
     """
     options = checkpoint.options
     for name, needed in _ARCHITECTURE.items():
-        value = options.get(name, needed)
-        if value != needed and name not in free:
+        value = options.get(name)
+        if value not in (needed, None) and name not in free:  # None: asked for or assumed below, or in the tensors
             given = "was given as" if name in options.given else "was trained with"
             raise ConvertError(
                 f"{checkpoint.path} {given} {name}={shown(value)}; spjax computes only {name}={needed!r}. "
@@ -108,10 +110,10 @@ def check_architecture(checkpoint: Checkpoint, free: Collection[str] = (), *, wh
     needed_here = {name: value for name, value in _UNSEEN.items() if name not in free}
     if OUTPUT in checkpoint.tensors:
         needed_here.pop("share_decoder_input_output_embed", None)
-    if options.found:  # of a model: fairseq's versions without these options computed as their defaults say
-        for name, default in _DEFAULTS.items():
+    for name, default in _DEFAULTS.items():
+        if options.found or name not in needed_here:
             options.assume(name, default)
-            del needed_here[name]
+            needed_here.pop(name, None)
     options.require(needed_here)
 
 

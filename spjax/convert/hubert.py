@@ -170,7 +170,7 @@ def import_hubert(source: str | Path, given: Mapping[str, Any] | None = None) ->
             f"{path}: {read_count:,} parameters make {count:,}, but a HuBERT of these sizes has {config.num_params:,}."
         )
     origin = {**provenance(path, f"HuBERT ({dialect.title})"), **options.record()}
-    if notes:
+    if notes := [*notes, *options.remarks(dialect.title)]:
         origin["notes"] = notes
     name = model_name(path, options.get("_name_or_path"))
     return Imported(config, params, path, dialect.title, read_count, left, name, origin, left_out)
@@ -214,7 +214,9 @@ def _config(path: Path, dialect: Dialect, options: Options) -> HubertConfig:
     if dialect is FAIRSEQ:
         required["conv_feature_layers"] = "'[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2'"
     for name, needed in dialect.needed.items():
-        value = options.get(name, needed)
+        value = options.get(name)
+        if value is None:  # asked for or assumed below, or shows in the tensors
+            continue
         if value != needed or (isinstance(needed, bool) and not isinstance(value, bool)):
             raise ConvertError(
                 f"{path} was made with {name}={shown(value)}; spjax computes only {name}={needed!r}, which HuBERTs of "
@@ -224,6 +226,8 @@ def _config(path: Path, dialect: Dialect, options: Options) -> HubertConfig:
     options.require(
         required | {dialect.sizes[name]: str(_BASE[name]) for name, value in sizes.items() if value is None}
     )
+    if dialect is HUGGING_FACE:
+        options.assume("feat_extract_activation", "gelu")
     convs: dict[str, Any] = (
         _convolutions(path, options.get("conv_feature_layers"))
         if dialect is FAIRSEQ

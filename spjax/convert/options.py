@@ -126,7 +126,7 @@ class Options:
         self.conflicts: dict[str, tuple[Any, Any]] = {}
         self._asked: set[str] = set()
         for name, value in self.given.items():
-            if name in self.found and self.found[name] != value:
+            if self.found.get(name, value) not in (value, None):  # None: not known
                 raise ConvertError(f"{path} says {name}={shown(self.found[name])}, not {value}. Leave that flag out.")
 
     def __contains__(self, name: str) -> bool:
@@ -145,13 +145,16 @@ class Options:
                 f"{self.path} contradicts itself: its args say {name}={shown(args)}, its cfg {name}={shown(cfg)}. "
                 "Find out which is right, and save it with that one only."
             )
-        return self.found.get(name, self.given.get(name, default))
+        found = self.found.get(name)
+        return self.given.get(name, self.found.get(name, default)) if found is None else found
 
     def assume(self, name: str, default: Any) -> Any:
         """An option for which every fairseq that could leave it out had one value; noted where it is left out."""
-        if name not in self:
-            self.assumed[name] = default
-        return self.get(name, default)
+        value = self.get(name)
+        if value is not None or (name in self and default is None):
+            return value
+        self.assumed[name] = default
+        return default
 
     def require(self, needed: Mapping[str, str]) -> None:
         """Refuses a checkpoint that lacks options which decide what it computes.
@@ -185,6 +188,11 @@ class Options:
                 f"{self.path}: the import looks at no option {', '.join(unknown)}. Check the spelling; it looks at "
                 f"{', '.join(sorted(self._asked))}."
             )
+
+    def remarks(self, library: str) -> list[str]:
+        """What was assumed, in a sentence; none where nothing was. `library`: whose defaults they are."""
+        assumed = ", ".join(f"{name}={value}" for name, value in sorted(self.assumed.items()))
+        return [f"Not in the checkpoint, taken as {library}'s default: {assumed}."] if assumed else []
 
     def record(self) -> dict[str, Any]:
         """What was not found in the checkpoint, for the provenance of an import; empty where all was."""

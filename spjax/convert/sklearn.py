@@ -17,6 +17,7 @@ from typing import IO, Any, cast
 import ml_dtypes
 import numpy as np
 
+from spjax import paths
 from spjax.convert import ConvertError
 from spjax.convert.checkpoint import provenance
 from spjax.convert.safe_pickle import Inert, PickledArray, PickledDtype, read_pickle, shown
@@ -34,10 +35,10 @@ _STEP = 1 << 20
 _ZLIB_WINDOW, _GZIP_WINDOW = 15, 31
 _DECOMPRESSORS = {
     b"\x78": lambda: zlib.decompressobj(_ZLIB_WINDOW),
-    b"\x1f\x8b": lambda: zlib.decompressobj(_GZIP_WINDOW),
-    b"BZ": bz2.BZ2Decompressor,
+    paths.GZIP: lambda: zlib.decompressobj(_GZIP_WINDOW),
+    paths.BZIP2: bz2.BZ2Decompressor,
     b"\x5d\x00": lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=_LZMA_MEMORY),
-    b"\xfd7zXZ": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_LZMA_MEMORY),
+    paths.XZ: lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_LZMA_MEMORY),
 }
 _UNREADABLE = {b"\x04\x22\x4d\x18": "LZ4", b"ZF": "joblib before 0.10"}
 
@@ -103,9 +104,9 @@ def _read(path: Path) -> Any:
                 raise ConvertError(f"it is compressed by {kind}; save it again with joblib.dump(model, 'km.bin')")
         if start.startswith(b"\x93NUMPY"):
             return np.load(path, mmap_mode="r", allow_pickle=False)  # maps no more than the file holds
-        if start.startswith(b"PK\x03\x04") and path.suffix == ".npz":
+        if start.startswith(paths.ZIP) and path.suffix == ".npz":
             raise ConvertError("it is a .npz archive: save its array of centroids alone with numpy.save")
-        if start.startswith(b"PK\x03\x04") or _LEGACY_TORCH in start:
+        if start.startswith(paths.ZIP) or _LEGACY_TORCH in start:
             return _read_torch(path)
         if start[8:10] == b'{"':
             raise ConvertError("it is a safetensors file: save its centroids with numpy.save and give that")

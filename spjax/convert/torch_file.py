@@ -17,6 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from spjax import paths
 from spjax.convert import ConvertError
 from spjax.convert.safe_pickle import Global, Maker, read_pickle, shown
 from spjax.storage import kinds, places
@@ -244,7 +245,7 @@ def read_torch_file(path: str | Path) -> Any:
             raise ConvertError("it is a pickle of scikit-learn, which `spjax.convert kmeans` imports")
         if not start:
             raise ConvertError("it is empty")
-        if start[:4] == b"PK\x03\x04":
+        if start.startswith(paths.ZIP):
             return _read_zip(path)
         if start[:1] == b"\x80":
             return _read_legacy(path)

@@ -35,6 +35,8 @@ VERSION = 1
 UTTERANCES_PER_SHARD = 50_000
 _CARD_TYPES = {"vocabulary": int, "encoder": str, "layer": int, "kmeans": str, "merged": bool}
 _CARD_TYPES |= {"durations": bool, "f0": bool, "sources": dict}
+# Names of the files of records, all that may be replaced by new ones.
+_OURS = re.compile(r"(unit_card|dataset_info|features)\.json|.*\.labels\.txt|.*\.tfrecord-\d+-of-\d+")
 
 
 class Utterance(NamedTuple):
@@ -204,18 +206,15 @@ def write_unit_records(
       task: what the classes of the utterances mean.
       splits: utterances of every split, in the order in which they are to be read back.
       shards: files a split is cut into; by default as many as hold 50,000 utterances each.
-      overwrite: replace what the directory holds, once the new records are complete.
+      overwrite: replace the records that the directory holds, once the new ones are complete.
       vocabulary, encoder, layer, kmeans, merged, sources, notes: see Card.
 
     Raises:
-      RecordError: the directory is taken, a name cannot be recorded, a split is empty or an utterance does not fit.
+      RecordError: the directory is taken (`check_free`), a name cannot be recorded, a split is empty or an utterance
+        does not fit.
     """
     directory = epath.Path(directory)
-    if not overwrite and directory.exists() and any(directory.iterdir()):
-        raise RecordError(
-            f"{directory} is not empty: choose another directory, remove what it holds, or replace that by --overwrite "
-            "of data_pipelines.extract or data_pipelines.import_units"
-        )
+    check_free(directory, overwrite)
     _check_names(task, splits)
     if not splits:
         raise RecordError(f"no splits to write for {task.name}: name at least one")
@@ -244,6 +243,23 @@ def write_unit_records(
         _write_tfds_metadata(folder, card)
         _write_file(folder / CARD, _card_json(card).encode())
     return card
+
+
+def check_free(directory: epath.PathLike, overwrite: bool) -> None:
+    """Raises RecordError if a directory holds anything but records, or records that are not to be replaced."""
+    directory = epath.Path(directory)
+    held = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    foreign = [name for name in held if not _OURS.fullmatch(name)]
+    if foreign:
+        raise RecordError(
+            f"{directory} holds {', '.join(foreign[:3])}, not unit records alone, and is not replaced: choose another "
+            "directory"
+        )
+    if held and not overwrite:
+        raise RecordError(
+            f"{directory} is not empty: choose another directory, or replace the records that it holds by --overwrite "
+            "of data_pipelines.extract or data_pipelines.import_units"
+        )
 
 
 # ---- reading

@@ -173,7 +173,7 @@ def compare(reports: Mapping[str, Mapping[str, Scored]], baseline: str, draws: i
     """
     tasks: dict[str, Any] = {}
     for task, base in reports[baseline].items():
-        floor = base.results["floor"]
+        ngram = base.results["baselines"].get("ngram")
         variants: dict[str, Any] = {}
         for name, scored in reports.items():
             if task not in scored:
@@ -190,7 +190,7 @@ def compare(reports: Mapping[str, Mapping[str, Scored]], baseline: str, draws: i
             "split": base.results["split"],
             "utterances": len(base.answers[0].ids),
             "seeds": base.seeds,
-            "floor": floor and floor[base.results["split"]],
+            "ngram": ngram and ngram[base.results["split"]],
             "variants": variants,
         }
     return {"format": "spjax-comparison", "version": 1, "baseline": baseline, "draws": draws, "tasks": tasks}
@@ -209,7 +209,7 @@ def summary(comparison: Mapping[str, Any], links: Mapping[str, str] | None = Non
             percent(one["mean"]) + ("" if one["half_width_95"] is None else f" ± {percent(one['half_width_95'])}")
             for one in told["variants"].values()
         ]
-        rows.append([cell(task), metric, str(told["utterances"]), percent(told["floor"]), *means])
+        rows.append([cell(task), metric, str(told["utterances"]), percent(told["ngram"]), *means])
         for name, one in told["variants"].items():
             if name != baseline:
                 found = one["gain"]
@@ -223,9 +223,9 @@ def summary(comparison: Mapping[str, Any], links: Mapping[str, str] | None = Non
         f"# {len(names)} variants on {len(tasks)} task{'s' if len(tasks) > 1 else ''}",
         "",
         f"{' and '.join(splits)} split, %; {over}; stopping and every choice on valid only.",
-        "The n-gram floor goes by units alone.",
+        "The n-gram baseline goes by units alone.",
         "",
-        *table(["task", "metric", "utterances", "n-gram floor", *heads], rows),
+        *table(["task", "metric", "utterances", "n-gram", *heads], rows),
         "",
         f"## Gain over {cell(baseline)}",
         "",

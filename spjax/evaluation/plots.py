@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from spjax.evaluation import metrics
-from spjax.evaluation.outcome import Member
+from spjax.evaluation.outcome import BASELINES, Member
 from spjax.tasks import METRICS, Task
 
 TOP_CONFUSIONS = 25  # that are listed where not all are drawn
@@ -49,22 +49,36 @@ def learning_curves(task: Task, members: Sequence[Member]) -> bytes:
 
 
 def overview(reports: Sequence[Mapping[str, Any]]) -> bytes:
-    """PNG: of every task (content of its results.json) our mean with its 95 % interval, beside the n-gram floor."""
+    """PNG: of every task (content of its results.json) our score with its `interval`, beside the baselines."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(max(6, 1.2 * len(reports)), 4), dpi=130, layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(reports))
     ours = [100 * results["headline"]["mean"] for results in reports]
-    halves = [100 * (results["headline"]["half_width_95"] or 0) for results in reports]
-    floors = [100 * results["floor"][results["split"]] if results["floor"] else math.nan for results in reports]
-    axes.bar(places - 0.2, ours, 0.38, yerr=halves, capsize=3, color="C0", label="prompts (ours)")
-    axes.bar(places + 0.2, floors, 0.38, color="0.7", label="n-gram floor")
+    ends = [interval(results) or (results["headline"]["mean"],) * 2 for results in reports]
+    errors = np.abs([[100 * low - mean, 100 * high - mean] for (low, high), mean in zip(ends, ours, strict=True)]).T
+    kinds = [name for name in BASELINES if any(name in results["baselines"] for results in reports)]
+    width = 0.8 / (1 + len(kinds))
+    first = places - 0.4 + width / 2
+    axes.bar(first, ours, 0.95 * width, yerr=errors, capsize=3, color="C0", label="ours")
+    for n, name in enumerate(kinds):
+        heights = [100 * r["baselines"].get(name, {}).get(r["split"], math.nan) for r in reports]
+        axes.bar(first + (n + 1) * width, heights, 0.95 * width, color=f"{0.75 - 0.25 * n}", label=BASELINES[name])
     axes.set_xticks(places, [f"{r['task']}\n{METRICS[r['metric']]}" for r in reports], parse_math=False, fontsize=8)
     axes.set(ylabel=f"{reports[0]['split']}, %", ylim=(0, 105))
-    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.12))
+    axes.legend(frameon=False, fontsize=8, ncols=1 + len(kinds), loc="upper center", bbox_to_anchor=(0.5, 1.12))
     axes.spines[["top", "right"]].set_visible(False)
     return png(figure)
+
+
+def interval(results: Mapping[str, Any]) -> tuple[float, float] | None:
+    """95 % interval of a results.json's score: over seeds, or of one seed over utterances where the metric has one."""
+    head = results["headline"]
+    if head["half_width_95"] is not None:
+        return head["mean"] - head["half_width_95"], head["mean"] + head["half_width_95"]
+    found = results["members"][0]["interval_95"]
+    return tuple(found) if found else None
 
 
 def confusion(title: str, labels: Sequence[str], matrix: np.ndarray) -> bytes:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from spjax.evaluation import metrics, plots
 from spjax.evaluation.markdown import cell, percent, table
-from spjax.evaluation.outcome import Member, Predictions
+from spjax.evaluation.outcome import BASELINES, Member, Predictions
 from spjax.storage.files import write_file
 from spjax.tasks import LOWER_IS_BETTER, METRICS, Task
 
@@ -32,7 +32,8 @@ def write_report(
     task: Task,
     members: Sequence[Member],
     split: str = "test",
-    floor: Mapping[str, Any] | None = None,
+    baselines: Mapping[str, Mapping[str, Any]] | None = None,
+    ensemble: Predictions | None = None,
     parameters: Mapping[str, int] | None = None,
     setting: Mapping[str, Any] | None = None,
     tried: int = 1,
@@ -52,7 +53,8 @@ def write_report(
       task: slots, labels, metric.
       members: at least one, their seeds distinct.
       split: which split the predictions are of.
-      floor: what `spjax.evaluation.ngram.ngram_floor` returned.
+      baselines: by their name in `outcome.BASELINES`, what `linear.fit_linear` returned of each.
+      ensemble: answers of all members together, by their mean log probabilities.
       parameters: counts by name, e.g. {"trained": 126816, "frozen": 151263232}; of a single member.
       setting: what the members were trained with, by name, e.g. {"prompt length": 48, "learning rate": 0.01}.
       tried: settings among which this one was chosen on valid.
@@ -113,7 +115,8 @@ def write_report(
                 ]
                 for slot, matrix in zip(task.slots, counts, strict=True)
             },
-            "floor": floor,
+            "baselines": baselines or {},
+            "ensemble": None if ensemble is None else metrics.score(task, *_scored(ensemble)),
             "comparisons": [{"name": name, "value": value} for name, value in comparisons],
             "parameters": parameters or {},
             "provenance": provenance or {},
@@ -141,7 +144,7 @@ def write_report(
 def write_overview(workdir: epath.PathLike, reports: Sequence[Mapping[str, Any]]) -> str:
     """Write the page of a bank of several tasks, whose own reports stand in WORKDIR/TASK: `summary.md`, `overview.png`.
 
-    It has a row a task: the setting chosen on valid, trained numbers, valid and test over seeds, and the n-gram floor.
+    It has a row a task: the setting chosen on valid, trained numbers, valid and test over seeds, and the baselines.
 
     Args:
       workdir: local or gs://.
@@ -153,26 +156,27 @@ def write_overview(workdir: epath.PathLike, reports: Sequence[Mapping[str, Any]]
     directory = epath.Path(workdir)
     rows = []
     for results in reports:
-        head, floor = results["headline"], results["floor"]
-        sign = -1 if results["lower_is_better"] else 1
+        head, baselines = results["headline"], results["baselines"]
         trained = results["parameters"].get("trained")
-        beyond = None if not floor else sign * (head["mean"] - floor[results["split"]])
-        side = "equal to" if not beyond else "above" if beyond > 0 else "below"
         rows.append(
             [
                 f"[{cell(results['task'])}]({results['task']}/summary.md)",
-                METRICS[results["metric"]] + (" (lower is better)" if sign < 0 else ""),
+                METRICS[results["metric"]] + (" (lower is better)" if results["lower_is_better"] else ""),
                 _setting(results, f"{results['task']}/") or "–",
                 "–" if trained is None else f"{trained:,}",
                 _spread(results["valid"]),
-                _spread(head),
+                _spread(head) if head["half_width_95"] is not None else _with_interval(results),
                 str(results["members"][0]["utterances"]),
-                percent(floor[results["split"]]) if floor else "–",
-                "–" if beyond is None else f"{100 * beyond:+.2f} ({side} the floor)",
+                *(percent(baselines[name][results["split"]]) if name in baselines else "–" for name in BASELINES),
+                _verdict(results),
             ]
         )
     split, seeds = reports[0]["split"], len(reports[0]["members"])
-    over = f"mean and 95 % Student-t interval over {seeds} seeds" if seeds > 1 else "one seed"
+    over = (
+        f"mean and 95 % Student-t interval over {seeds} seeds"
+        if seeds > 1
+        else "one seed, 95 % interval over utterances"
+    )
     lines = [
         f"# {len(reports)} tasks, one frozen LM, one bank of prompts",
         "",
@@ -187,13 +191,13 @@ def write_overview(workdir: epath.PathLike, reports: Sequence[Mapping[str, Any]]
                 "valid",
                 f"**{split}**",
                 f"{split} utterances",
-                f"n-gram floor, {split}",
-                f"{split} less floor",
+                *(f"{name}, {split}" for name in BASELINES.values()),
+                "against the better baseline",
             ],
             rows,
         ),
         "",
-        "![ours and the n-gram floor](overview.png)",
+        "![ours and the baselines](overview.png)",
         "",
     ]
     write_file(directory / "overview.png", plots.overview(reports))
@@ -254,14 +258,17 @@ def summary(results: Mapping[str, Any]) -> str:
         lines += [f"{told[0].upper()}{told[1:]}.", ""]
 
     rows = [[f"**ours** ({len(members)} seed{'s' if len(members) > 1 else ''})", f"**{percent(head['mean'])}**"]]
-    floor = results["floor"]
-    if floor:
+    if results["ensemble"]:
+        rows += [[f"ensemble of the {len(members)} seeds", percent(results["ensemble"]["headline"])]]
+    for kind, baseline in results["baselines"].items():
+        layer = f" of layer {baseline['layer']}" if "layer" in baseline else ""
         rows += [
             [
-                f"n-gram floor, {name.replace('_', ' ')}{' (chosen on valid)' if name == floor['chosen'] else ''}",
+                f"{BASELINES[kind]}{layer}, {name.replace('_', ' ')}"
+                + (" (chosen on valid)" if name == baseline["chosen"] else ""),
                 percent(value),
             ]
-            for name, variant in floor["variants"].items()
+            for name, variant in baseline["variants"].items()
             if (value := variant.get(results["split"], {}).get("headline")) is not None
         ]
     rows += [[cell(entry["name"]), percent(entry["value"])] for entry in results["comparisons"]]
@@ -309,10 +316,14 @@ def summary(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _scored(answers: Predictions) -> tuple[np.ndarray, np.ndarray, Sequence[np.ndarray]]:
+    return answers.true, answers.predicted, answers.probabilities
+
+
 def _score(task: Task, member: Member) -> dict[str, float]:
     answers = member.predictions
     try:
-        scores = metrics.score(task, answers.true, answers.predicted, answers.probabilities)
+        scores = metrics.score(task, *_scored(answers))
     except ValueError as error:
         raise ValueError(f"member of seed {member.seed}: {error}") from error
     if len(answers.ids) != len(answers.true):
@@ -324,6 +335,25 @@ def _spread(scores: Mapping[str, Any]) -> str:
     """What `_over_seeds` found, in per cent."""
     half = scores["half_width_95"]
     return percent(scores["mean"]) + ("" if half is None else f" ± {percent(half)}")
+
+
+def _with_interval(results: Mapping[str, Any]) -> str:
+    """A single seed's score with its interval over utterances."""
+    ends = plots.interval(results)
+    return percent(results["headline"]["mean"]) + (f" ({' to '.join(map(percent, ends))})" if ends else "")
+
+
+def _verdict(results: Mapping[str, Any]) -> str:
+    """How our score stands to the better baseline, in points; level where our interval holds the baseline."""
+    scores = [baseline[results["split"]] for baseline in results["baselines"].values()]
+    if not scores:
+        return "–"
+    sign = -1 if results["lower_is_better"] else 1
+    best = max(scores, key=lambda score: sign * score)
+    mean = results["headline"]["mean"]
+    low, high = plots.interval(results) or (mean, mean)
+    side = "level" if low <= best <= high else "above" if sign * (mean - best) > 0 else "below"
+    return f"{100 * sign * (mean - best):+.2f} ({side})"
 
 
 def _setting(results: Mapping[str, Any], place: str) -> str:

@@ -20,7 +20,7 @@ from spjax.storage import places, unit_lms
 from spjax.training.agreement import agree
 
 # What variants must have in common to be compared, or what a comparison settles itself.
-_COMMON = ("job", "task", "data", "lm", "synthesis", "floor", "few_shot_seed", "train.seeds", "pretraining.data")
+_COMMON = ("job", "task", "data", "lm", "synthesis", "baselines", "few_shot_seed", "train.seeds", "pretraining.data")
 _TAKEN = ("speech", "kmeans")  # directories of the demo's speech
 
 
@@ -41,14 +41,15 @@ def check(config: ConfigDict) -> None:
 def variant_of(config: ConfigDict, name: str, workdir: str) -> ConfigDict:
     """The prompt job of a variant: the config with the variant's overrides, its LM in WORKDIR/NAME/ulm.
 
-    The n-gram floor goes by units alone, so it is the baseline's for all.
+    The n-gram baseline goes by units alone: it stands in the report of the variant that others are compared with.
 
     Raises:
       ValueError: an override of what the config does not have, or a setting that makes no sense.
     """
     one = ConfigDict(config.to_dict())
     del one.variants, one.baseline
-    one.job, one.lm, one.floor = "prompt", lm_place(workdir, name), config.floor and name == config.baseline
+    one.job, one.lm = "prompt", lm_place(workdir, name)
+    one.baselines = config.baselines and name == config.baseline
     try:
         overrides = config.variants[name].to_dict()
         dotted = settings_of(overrides)

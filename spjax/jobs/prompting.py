@@ -9,7 +9,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +32,7 @@ from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.prompts import PromptConfig, member, shape_of
 from spjax.storage import packs, unit_lms
 from spjax.tasks import LOWER_IS_BETTER, Task
-from spjax.training import loop, losses, masks, optim, reference, sharding, train
+from spjax.training import loop, losses, masks, optim, pooling, reference, sharding, train
 
 
 class Settings(NamedTuple):
@@ -328,8 +328,8 @@ def run_prompt_tuning(
         params, lessons, run, settings.optimizer, workdir=workdir,
         model_parallel=config.model_parallel, weight_shards=config.weight_shards,
     )  # fmt: skip
-    if config.floor and jax.process_index() == 0:
-        _make_floors(tasks)
+    if config.baselines:
+        _make_baselines(config, settings, lm, tasks)
     found, diverged = {}, []
     for name, taught, own in zip(names, tasks, sweeping.runs_of(swept), strict=True):
         chosen = sweeping.choose(lessons, result, run, own)
@@ -391,7 +391,16 @@ def _report(
     log_probs = evaluator.log_probs(flat)[:, test_ids]
     if jax.process_index() > 0:
         return {}
-    floor: dict[str, Any] | None = read_json(_floor_path(taught)) if config.floor else None
+    baselines = read_json(_baselines_path(taught)) if config.baselines else None
+
+    def answers(log_probs: np.ndarray) -> outcome.Predictions:
+        return outcome.Predictions(
+            ids=[test_set.ids[i] for i in test_ids],
+            true=test_set.classes[test_ids],
+            predicted=setting.tree.combinations[log_probs.argmax(axis=1)],
+            probabilities=decode.slot_probabilities(log_probs, setting.tree, task.slot_offsets),
+        )
+
     members = []
     for n, seed in enumerate(run.seeds):
         row = rows.start + n
@@ -405,16 +414,13 @@ def _report(
                     for line in result.history
                     if line["metric"][row] is not None  # it had stopped
                 ],
-                predictions=outcome.Predictions(
-                    ids=[test_set.ids[i] for i in test_ids],
-                    true=test_set.classes[test_ids],
-                    predicted=setting.tree.combinations[log_probs[n].argmax(axis=1)],
-                    probabilities=decode.slot_probabilities(log_probs[n], setting.tree, task.slot_offsets),
-                ),
+                predictions=answers(log_probs[n]),
             )
         )
     results = report.write_report(
-        taught.place.report, task=task, members=members, floor=floor, parameters=counts, config=config.to_dict(),
+        taught.place.report, task=task, members=members, baselines=baselines,
+        ensemble=answers(_together(log_probs)) if len(members) > 1 else None,
+        parameters=counts, config=config.to_dict(),
         setting={"prompt length": setting.prompt.length, "learning rate": lesson.lr or settings.optimizer.lr},
         tried=tried,
         provenance={
@@ -437,36 +443,63 @@ def _report(
     return results
 
 
+def _together(log_probs: np.ndarray) -> np.ndarray:
+    """Log probabilities [n, M] of an ensemble: the mean of its members' [N, n, M], normalised anew."""
+    mean = log_probs.mean(axis=0, dtype=np.float64)
+    normalised: np.ndarray = mean - np.logaddexp.reduce(mean, axis=1, keepdims=True)
+    return normalised
+
+
 def _headline(task: Task, log_probs: np.ndarray, tree: decode.LabelTree, classes: np.ndarray) -> float:
     """The task's own metric of a split."""
     said = tree.combinations[log_probs.argmax(axis=1)]
     return metrics.score(task, classes, said, decode.slot_probabilities(log_probs, tree, task.slot_offsets))["headline"]
 
 
-def _floor_path(taught: Taught) -> str:
-    return os.path.join(taught.place.report, "ngram_floor.json")
+def _baselines_path(taught: Taught) -> str:
+    return os.path.join(taught.place.report, "baselines.json")
 
 
-def _make_floors(tasks: Sequence[Taught]) -> None:
-    """The n-gram floor of every task that has none yet; of several, in processes beside each other."""
-    from spjax.evaluation.ngram import ngram_floor
+def _make_baselines(config: ConfigDict, settings: Settings, lm: LM, tasks: Sequence[Taught]) -> None:
+    """The baselines of every task that has none yet: fitted by process 0, beside each other."""
+    from spjax.evaluation.ngram import ngram_baseline
+    from spjax.evaluation.probe import probe_baseline
 
-    jobs: list[tuple[Taught, tuple[Any, ...]]] = []
-    for taught in tasks:
-        if not there(_floor_path(taught)):
-            lesson = taught.lesson
-            splits = (lesson.train_set, lesson.train_ids), (lesson.valid_set, lesson.valid_ids)
-            units = [some.take(ids) for some, ids in (*splits, (taught.test_set, taught.test_ids))]
-            jobs.append((taught, (taught.card.task, *units)))
-    if len(jobs) == 1:
-        ((taught, told),) = jobs
-        write_json(_floor_path(taught), ngram_floor(*told))
-    elif jobs:
+    missing = [taught for taught in tasks if not there(_baselines_path(taught))]
+    if not missing:
+        return
+    mesh = sharding.make_mesh(config.model_parallel, config.weight_shards)
+    flat = sharding.place_frozen(mesh, masks.flatten({"lm": lm.params}), settings.compute.operand)
+    weights = masks.unflatten(sharding.layerwise(mesh, flat))["lm"]
+    jobs: list[tuple[Taught, str, Callable[[], dict[str, Any]]]] = []
+    for taught in missing:
+        lesson, states, units = taught.lesson, {}, {}
+        for split, (some, ids) in {
+            "train": (lesson.train_set, lesson.train_ids),
+            "valid": (lesson.valid_set, lesson.valid_ids),
+            "test": (taught.test_set, taught.test_ids),
+        }.items():
+            plan = train.evaluation_plan(lesson, settings.run, some, ids, mesh)
+            pooled = pooling.pooled_states(weights, lm.config, some, plan, mesh, settings.compute)
+            states[split], units[split] = pooled[:, ids], some.take(ids)
+        classes = {split: some.classes for split, some in units.items()}
+        ngram = functools.partial(ngram_baseline, taught.card.task, *units.values(), progress=False)
+        probe = functools.partial(probe_baseline, taught.card.task, states, classes)
+        jobs += [(taught, "ngram", ngram), (taught, "probe", probe)]
+    if jax.process_index() > 0:
+        return
+    found: dict[str, dict[str, Any]] = {_baselines_path(taught): {} for taught in missing}
+    if len(missing) == 1:  # small, more often than not: no processes are started for it
+        found[_baselines_path(missing[0])] = {kind: fit() for _, kind, fit in jobs}
+    else:
         with process.worker_pool(min(len(jobs), os.cpu_count() or 1)) as pool:
-            futures = {pool.submit(ngram_floor, *told, progress=False): taught for taught, told in jobs}
-            made = concurrent.futures.as_completed(futures)
-            for future in tqdm(made, desc="n-gram floors", total=len(futures), unit="task"):
-                write_json(_floor_path(futures[future]), future.result())
+            futures = {pool.submit(fit): (_baselines_path(taught), kind) for taught, kind, fit in jobs}
+            done = concurrent.futures.as_completed(futures)
+            for future in tqdm(done, desc="baselines", total=len(futures), unit="fit"):
+                path, kind = futures[future]
+                found[path][kind] = future.result()
+    for path, baselines in found.items():
+        write_json(path, {kind: baselines[kind] for kind in outcome.BASELINES})
 
 
 def _print_headline(task: Task, results: dict[str, Any], workdir: str) -> None:
@@ -476,6 +509,6 @@ def _print_headline(task: Task, results: dict[str, Any], workdir: str) -> None:
         f"{task.name}: test {task.metric}: {100 * head['mean']:.2f} %{spread}; seeds "
         + " ".join(f"{100 * v:.2f}" for v in head["values"])
     )
-    if results["floor"]:
-        say(f"{task.name}: n-gram floor: {100 * results['floor']['test']:.2f} %")
+    for kind, baseline in results["baselines"].items():
+        say(f"{task.name}: {outcome.BASELINES[kind]}: {100 * baseline['test']:.2f} %")
     say(f"{task.name}: report: {os.path.join(workdir, 'summary.md')}")

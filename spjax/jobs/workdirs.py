@@ -18,9 +18,9 @@ from spjax.training.agreement import agree
 
 # What a run may be continued with another value of: none changes a number. Data and LM are known by their hashes.
 _FREE = re.compile(
-    r"data|lm|floor|pretraining\..*|model_parallel|weight_shards|.*\.(checkpoint_every|eval_rows|profile)"
+    r"data|lm|baselines|pretraining\..*|model_parallel|weight_shards|.*\.(checkpoint_every|eval_rows|profile)"
 )
-_MADE = ("checkpoints", "results.json", "ngram_floor.json", "lm", "comparison.json")
+_MADE = ("checkpoints", "results.json", "baselines.json", "lm", "comparison.json")
 
 
 def refuse_another(workdir: str, config: ConfigDict, inputs: dict[str, Any], flag: str = "--workdir") -> None:

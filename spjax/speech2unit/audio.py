@@ -17,8 +17,9 @@ import soundfile
 import soxr
 
 from spjax.speech2unit import libav
-from spjax.speech2unit.containers import ContainerError, Examined, at, examine
-from spjax.speech2unit.framed import counted
+from spjax.speech2unit.containers import examine
+from spjax.speech2unit.mpeg import counted
+from spjax.speech2unit.raw_file import ContainerError, Examined, at
 
 SAMPLE_RATE = 16_000  # Hz, of every wave in the project
 MIN_SAMPLES = 400  # at SAMPLE_RATE: one frame of every encoder
@@ -37,6 +38,7 @@ _SCALES = {"i1": (0, 2**7), "u1": (2**7, 2**7), "i2": (0, 2**15), "i4": (0, 2**3
 _SCALES |= dict.fromkeys(("f2", "f4", "f8"), (0, 1))
 _BLOCK = 2**20  # samples decoded at once: a header may promise more than memory holds
 _WAY_OUT = "Take it from its source again, or leave it out."
+_MOST_FRAMES = 2**48  # a header that promises more is damaged
 _MPEG_DELAY = 1152  # samples
 _CANCEL = 0.1  # of the energy of the loudest channel: a mean of less is what is left where channels cancel
 
@@ -294,6 +296,8 @@ def _decode_by_libsndfile(
 ) -> tuple[np.ndarray, int]:
     rate = _checked_rate(sound.samplerate, where)
     frames = sound.frames if found.frames is None else found.frames
+    if not 0 <= frames < _MOST_FRAMES:
+        raise AudioError(f"{where} is damaged: its header says that it has {frames} samples. {_WAY_OUT}")
     check(frames, rate, sound.channels)
     first, count = _crop(frames, rate, start, duration, where)
     try:

@@ -8,11 +8,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from spjax.speech2unit.containers import ContainerError
+from spjax.speech2unit.raw_file import ContainerError
 
 # Containers of libsndfile, by first bytes, that may hold what it does not decode.
 FORMATS = {b"RIFF": "wav", b"RF64": "wav", b"FORM": "aiff", b"caff": "caf", b".snd": "au", b"OggS": "ogg"}
 
+_JUMP = 0.05  # seconds; browsers write times that are not as exact as samples
 _SKIP_MANUAL = 1 << 29  # AV_CODEC_FLAG2_SKIP_MANUAL
 _SCALES = {"u8": (128, 2**7), "s16": (0, 2**15), "s32": (0, 2**31), "flt": (0, 1), "dbl": (0, 1)}  # zero, full scale
 
@@ -69,6 +70,8 @@ class Stream:
         import av
 
         packets, samples, every = 0, 0, 0
+        jumps: list[float] = []  # seconds
+        time = None
         try:
             for packet in self._container.demux():
                 every += packet.size > 0
@@ -80,9 +83,15 @@ class Stream:
                 if samples < most:
                     for frame in packet.decode():
                         samples += frame.samples
+                        if time is not None and frame.time is not None and abs(frame.time - time) > _JUMP:
+                            jumps.append(abs(frame.time - time))
+                        time = None if frame.time is None else frame.time + frame.samples / self.rate
                         yield self._samples(frame)
         except av.FFmpegError as error:
             raise ContainerError(f"is damaged: packet {packets} cannot be decoded ({error.strerror})") from error
+        if jumps:
+            note = f"its time jumps {len(jumps)} times, by {sum(jumps):.2f} s in all: parts are missing or there twice"
+            self.repairs = (*self.repairs, note)
         if packets < self.packets:
             raise ContainerError(f"is cut off: its header promises {self.packets} packets, {packets} are there")
         if every < of_all:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from spjax import paths
 from spjax.storage import places
 
 MAX_JSON = 64 << 20  # bytes; cards of the largest banks take 1 MiB
@@ -41,7 +42,6 @@ _OURS = {  # format: what it is called, the file that describes it, how one is m
 }
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".th", ".ckpt")  # these and .npz may be zip archives
 _ARRAYS = (".npy", ".npz", ".pkl", ".joblib")
-_ARCHIVES = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"7z\xbc\xaf": "7z", b"Rar!": "rar"}
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -80,14 +80,12 @@ def archive(path: Path) -> str | None:
             start = file.read(512) or b""  # nothing yet, of some files of /proc
     except OSError:
         return None
-    if start.startswith(b"PK\x03\x04"):
-        return f"{path} is a zip archive: unpack it (`python -m zipfile -e {path.name} DIRECTORY`)"
-    if start[257:262] == b"ustar":
-        return f"{path} is a tar archive: unpack it (`tar -xf {path.name}`)"
-    kind = next((kind for magic, kind in _ARCHIVES.items() if start.startswith(magic)), None)
-    tar = path.suffixes[-2:-1] == [".tar"] or path.suffix == ".tgz"
-    command = f" (`tar -xf {path.name}`)" if tar else ""
-    return kind and f"{path} is compressed with {kind}: unpack it{command}"
+    kind, command = paths.packed(start), ""
+    if start.startswith(paths.ZIP):
+        command = f" (`python -m zipfile -e {path.name} DIRECTORY`)"
+    elif kind == "a tar archive" or path.suffixes[-2:-1] == [".tar"] or path.suffix == ".tgz":
+        command = f" (`tar -xf {path.name}`)"
+    return kind and f"{path} is {kind}: unpack it{command}"
 
 
 def _format(path: Path) -> tuple[str | None, dict[str, Any]]:

@@ -515,7 +515,14 @@ def _keep_best(state: dict[str, Any], epoch: int, score: np.ndarray, patience: i
 
 
 def evaluator_for(lesson: Lesson, run: TrainConfig, units: UnitSet, ids: np.ndarray, mesh: Any) -> Evaluator:
-    """An evaluator of utterances `ids` of a split for the members of a lesson.
+    """An evaluator of utterances `ids` of a split for the members of a lesson."""
+    return Evaluator(lesson.setting, units, evaluation_plan(lesson, run, units, ids, mesh), mesh)
+
+
+def evaluation_plan(
+    lesson: Lesson, run: TrainConfig, units: UnitSet, ids: np.ndarray, mesh: Any
+) -> list[planning.Step]:
+    """Batches of utterances `ids` of a split, in order, each once.
 
     It has the buckets of the lesson's train split, and one more where an utterance is longer: splits share programs.
     Where a batch of training holds few rows, for long utterances, so may one of it.
@@ -525,9 +532,8 @@ def evaluator_for(lesson: Lesson, run: TrainConfig, units: UnitSet, ids: np.ndar
     edges = planning.buckets(lesson.train_set.lengths[lesson.train_ids], run.buckets)
     longest = math.ceil(lengths[ids].max() / 8) * 8
     edges += (longest,) if longest > edges[-1] else ()
-    plan = planning.plan(
+    return planning.plan(
         lengths, seed=0, epoch=0, buckets=edges, ids=ids, shuffle=False,
         max_rows=max(run.eval_rows, multiple), row_multiple=multiple,
         max_tokens=max(run.max_tokens, multiple * edges[-1]),
     )  # fmt: skip
-    return Evaluator(lesson.setting, units, plan, mesh)

@@ -151,6 +151,8 @@ def options() -> dict[str, Any]:
         "no_token_positional_embeddings": False,
         "decoder_learned_pos": False,
         "no_scale_embedding": False,
+        "add_bos_token": False,
+        "decoder_xformers_att_config": None,
     }
 
 

@@ -221,6 +221,7 @@ def test_normalised_waves_are_refused(fairseq_file: Any):
         ({"feat_extract_norm": "layer"}, "feat_extract_norm='layer'"),
         ({"feat_proj_layer_norm": False}, "feat_proj_layer_norm=False"),
         ({"hidden_act": "gelu_new"}, "hidden_act='gelu_new'"),
+        ({"feat_extract_activation": "relu"}, "feat_extract_activation='relu'"),
         ({"model_type": "wav2vec2"}, "model_type='wav2vec2'"),
         ({"layer_norm_eps": 1e-6}, "layer_norm_eps=1e-06"),
         ({"conv_dim": None}, "does not say its conv_dim"),
@@ -300,6 +301,24 @@ def test_options_that_are_missing_are_asked_for(fairseq_file: Any, tmp_path: Pat
         main(command)
     main([*command, f"--option={name}={str(OPTIONS[name]).replace('False', 'false')}"])
     assert read_encoder(tmp_path / "out")[2]["provenance"]["options_given"] == {name: OPTIONS[name]}
+
+
+def test_an_activation_that_config_json_lacks_is_noted(tmp_path: Path):
+    noted = import_hubert(hugging_face(tmp_path / "a", state(HUGGING_FACE))).provenance
+    assert noted["options_assumed"] == {"feat_extract_activation": "gelu"}
+    assert "taken as Hugging Face's default: feat_extract_activation=gelu." in noted["notes"][0]
+    said = import_hubert(hugging_face(tmp_path / "b", state(HUGGING_FACE), feat_extract_activation="gelu")).provenance
+    assert "options_assumed" not in said
+    assert "notes" not in said
+
+
+@pytest.mark.parametrize("name", ["layer_norm_first", "activation_fn"])
+def test_an_option_that_is_none_is_asked_for(torch_writer: SimpleNamespace, tmp_path: Path, name: str):
+    cfg = {"model": {**OPTIONS, name: None}, "task": {"normalize": False}}
+    path = torch_writer.zip(tmp_path / "x.pt", {"cfg": cfg, "model": state(FAIRSEQ)})
+    with pytest.raises(ConvertError, match=f"does not say {name}"):
+        import_hubert(path)
+    check(import_hubert(path, {name: OPTIONS[name]}))
 
 
 def test_whether_waves_are_normalised_has_to_be_known(fairseq_file: Any):

@@ -142,6 +142,7 @@ WRONG = {
     "decoder_output_dim": 16,
     "decoder_attention_heads": 3,
     "add_bos_token": True,
+    "decoder_xformers_att_config": "{name: scaled_dot_product}",
 }
 
 
@@ -185,22 +186,35 @@ def test_the_flags_of_the_message_work(write: Write, tmp_path: Path):
     with pytest.raises(SystemExit) as raised:
         main(command)
     flags = [word for word in str(raised.value).split() if word.startswith("--")]
-    assert len(flags) == 7
+    assert len(flags) == 8
     main([*command, *(flag.replace("16", "2") for flag in flags)])
     config, _, info = read_unit_lm(tmp_path / "lm")
     assert config.heads == 2
-    assert len(info["provenance"]["options_given"]) == 7
+    assert len(info["provenance"]["options_given"]) == 8
     with pytest.raises(SystemExit, match="no option activaton_fn"):
         main([*command, "--force", *(flag.replace("16", "2") for flag in flags), "--option=activaton_fn=relu"])
     with pytest.raises(SystemExit, match="given as activation_fn='gelu'"):
         main([*command, "--force", *(flag.replace("16", "2").replace("=relu", "=gelu") for flag in flags)])
 
 
-def test_a_default_of_fairseq_is_told_and_recorded(write: Write, options, tmp_path: Path, capsys):
-    del options["no_scale_embedding"]
+ASSUMED = {"no_scale_embedding": False, "add_bos_token": False, "decoder_xformers_att_config": None}
+
+
+@pytest.mark.parametrize("name", ASSUMED)
+def test_a_default_of_fairseq_is_printed_and_recorded(write: Write, options, tmp_path: Path, capsys, name: str):
+    del options[name]
     main(["unit_lm", str(write(args=argparse.Namespace(**options))), str(tmp_path / "lm")])
-    assert "taken as fairseq's default: no_scale_embedding=False" in capsys.readouterr().out
-    assert read_unit_lm(tmp_path / "lm")[2]["provenance"]["options_assumed"] == {"no_scale_embedding": False}
+    assert f"taken as fairseq's default: {name}={ASSUMED[name]}." in capsys.readouterr().out
+    assert read_unit_lm(tmp_path / "lm")[2]["provenance"]["options_assumed"] == {name: ASSUMED[name]}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_an_option_that_is_none_is_asked_for_and_can_be_given(write: Write, options, name: str):
+    value, options[name] = options[name], None
+    path = write(args=argparse.Namespace(**options))
+    with pytest.raises(ConvertError, match=f"does not say {name}"):
+        fairseq.import_unit_lm(path)
+    assert fairseq.import_unit_lm(read_checkpoint(path, {name: value}))[0].heads == 2
 
 
 def test_a_flag_that_contradicts_the_checkpoint_is_refused(write: Write, options):

@@ -351,6 +351,11 @@ def test_overwriting_is_asked_for_and_fails_safely(copy: Path, monkeypatch: pyte
         write_unit_records(copy, TASK, {"train": []}, overwrite=True)
     assert load_card(copy) == before
     read_unit_records(copy, "train")
+    (copy / "a.wav").write_bytes(b"a recording")
+    for overwrite in (False, True):
+        with pytest.raises(RecordError, match=r"holds a.wav, not unit records alone, and is not replaced"):
+            write_unit_records(copy, TASK, {"train": _utterances(4)}, overwrite=overwrite)
+    (copy / "a.wav").unlink()
     write_unit_records(copy, TASK, {"train": _utterances(4)}, overwrite=True)
     assert load_card(copy).counts == {"train": 4}
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]

@@ -127,6 +127,7 @@ def test_crops_root_and_spelling(tmp_path: Path):
         ("path,word", [r"C:\data\b.wav,no"], r"line 2, column path: .* is a path of Windows"),
         ("path,word", ["gs:/b.wav,no"], r"line 2, column path: gs:/b.wav is no path in a bucket"),
         ("path,start,word", ["a.wav,soon,yes"], r"line 2, column start: 'soon' is no time in seconds"),
+        ("path,start,word", ["a.wav,1_0,yes"], r"line 2, column start: '1_0' is no time in seconds"),
         ("path,duration,word", ["a.wav,0,yes"], r"line 2, column duration: '0' is no time"),
         (
             "path,speaker,word",
@@ -309,6 +310,7 @@ def test_workbooks_and_archives_are_named(tmp_path: Path):
     for content, fault in [
         (b"PK\3\4\0\0", "is a zip archive, such as a workbook of Excel: save"),
         (b"\x1f\x8b\0", "gzip"),
+        (b"BZh91AY&SY", "bzip2"),
     ]:
         path.write_bytes(content)
         with pytest.raises(BuildError, match=fault):
@@ -503,6 +505,25 @@ def test_folders_of_classes(tmp_path: Path):
     record(tmp_path, ["loose.wav"])
     with pytest.raises(BuildError, match=r"loose.wav lies outside the folders of classes"):
         read_folders(tmp_path)
+
+
+def test_folders_that_differ_in_spaces_are_no_two_classes(tmp_path: Path):
+    distinct(tmp_path, [f"{label}/{number}.wav" for label in ("no", "yes ") for number in range(10)])
+    assert read_folders(tmp_path).task.slots[0].labels == ("no", "yes")
+    distinct(tmp_path, ["yes/new.wav"])
+    with pytest.raises(BuildError, match="the folders 'yes ' and 'yes' differ in spaces alone: make them one"):
+        read_folders(tmp_path)
+
+
+def test_a_note_where_the_labels_may_be_a_level_below(tmp_path: Path):
+    distinct(tmp_path, [f"{top}/{word}/{n}.wav" for top in "ab" for word in ("no", "yes") for n in range(8)])
+    data = read_folders(tmp_path)
+    assert data.task.slots[0].labels == ("a", "b")
+    assert data.notes == (
+        "every class has the same folders in it (no, yes): if those are the labels, list the files in a CSV instead",
+    )
+    distinct(tmp_path, ["a/maybe/0.wav"])
+    assert not read_folders(tmp_path).notes
 
 
 def test_folders_of_splits(tmp_path: Path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -69,13 +71,38 @@ def test_damage_is_noticed(out: Path):
     with pytest.raises(BuildError, match=r"train.jsonl is not the file"):
         split_manifests.read_splits(out)
     value = json.loads(card.read_text())
-    for change, fault in [({"version": 2}, "version 2, known is"), ({"task": 3}, "splits.json is damaged")]:
+    none = {split: hashlib.sha256(b"{}\n").hexdigest() for split in value["sha256"]}
+    manifest.write_text("{}\n")
+    for change, fault in [
+        ({"version": 2}, "version 2, known is"),
+        ({"task": 3}, "splits.json is damaged"),
+        ({"sha256": {}}, "it lists no split"),
+        ({"sha256": {"train": none["train"]}}, "train.jsonl, line 1 is no clip"),
+    ]:
         card.write_text(json.dumps(value | change))
         with pytest.raises(BuildError, match=fault):
             split_manifests.read_splits(out)
+    manifest.unlink()
+    os.mkfifo(manifest)
+    card.write_text(json.dumps(value))
+    with pytest.raises(BuildError, match=r"train.jsonl is not the file"):
+        split_manifests.read_splits(out)
     card.unlink()
     with pytest.raises(BuildError, match=r"splits.json is missing: .* not written to its end"):
         split_manifests.read_splits(out)
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path: Path):
+    """Names may hold what Unicode calls the end of a line."""
+    (tmp_path / "a\u2028b.wav").write_bytes(b"a")
+    clip = Clip("a\u2028b.wav", "a\u2028b.wav", ("yes",))
+    files = split_manifests.inspect_files(tmp_path, [clip.path])
+    task = Task("one", (Slot("word", ("no", "yes")),))
+    split_manifests.write_splits(tmp_path / "out", task, {"train": [clip]}, files, "paper")
+    assert split_manifests.read_splits(tmp_path / "out").splits == {"train": [clip]}
+    os.mkfifo(tmp_path / "pipe.wav")
+    with pytest.raises(BuildError, match=r"pipe.wav is a folder, pipe or device"):
+        split_manifests.inspect_files(tmp_path, ["pipe.wav"])
 
 
 def test_what_is_no_audio_has_a_hash_all_the_same(tmp_path: Path):

@@ -115,13 +115,24 @@ def test_read_table(tmp_path: Path):
         ("path\n", "has no rows"),
         ("", "lacks path"),
         ("path,b\n1\n", r"line 2 has 1 fields where the header has 2"),
-        ('path\n"' + "x" * 200_000 + '"\n', r"t.csv, line 2: .* \(field larger than field limit"),
+        ('path\n"' + "x" * 200_000, r"t.csv, line 2: a quote that opens in this line is not closed"),
+        ("path,b,,\n1,2,,\n3,4,,5\n", r"line 1, column 4 has no name, and .*t.csv, line 3 a value in it"),
+        (",path,,\n0,1,,\n0,1,2,3\n", r"line 1, column 4 has no name"),
+        ("path,b,,\n1,2\n", r"line 2 has 2 fields where the header has 4"),
     ]:
         path.write_text(content)
         with pytest.raises(BuildError, match=fault):
             splits.read_table(path, ("path",))
     with pytest.raises(BuildError, match=r"none.csv is missing"):
         splits.read_table(tmp_path / "none.csv", ())
+
+
+def test_what_programs_leave_in_tables_is_read(tmp_path: Path):
+    """Columns without a name or a value, byte order marks of several tables put together, long fields."""
+    path = tmp_path / "t.csv"
+    long = "x" * 200_000
+    path.write_text(f'\ufeff\ufeffpath,b,, \na.wav,"{long}",, \n,,,\n', encoding="utf-8")
+    assert [row.values for row in splits.read_table(path, ("path",))] == [{"path": "a.wav", "b": long}]
 
 
 def test_checked_sorts_and_refuses():

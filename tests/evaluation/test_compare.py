@@ -50,7 +50,7 @@ def scored(task: Task, errors: float, **how) -> compare.Scored:
     mean, half = metrics.mean_interval([value["headline"] for value in values])
     results = {
         "task": task.name, "metric": task.metric, "split": "test", "lower_is_better": task.metric == "eer",
-        "slots": {slot.name: list(slot.labels) for slot in task.slots}, "floor": {"test": 0.4},
+        "slots": {slot.name: list(slot.labels) for slot in task.slots}, "baselines": {"ngram": {"test": 0.4}},
         "headline": {"mean": mean, "half_width_95": half, "values": [value["headline"] for value in values]},
         "members": [{"seed": m.seed, "metrics": v} for m, v in zip(some, values, strict=True)],
     }  # fmt: skip
@@ -186,9 +186,10 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reports")
     for number, (name, errors) in enumerate((("plain", 0.5), ("better", 0.1))):
         for task in (WORD, INTENT):
-            floor = {"test": 0.4, "chosen": "joint", "variants": {}} if name == "plain" else None
+            ngram = {"test": 0.4, "chosen": "joint", "variants": {}}
+            baselines = {"ngram": ngram} if name == "plain" else None
             some = members(task, errors, shift=number)
-            report.write_report(folder / name / task.name, task=task, members=some, floor=floor)
+            report.write_report(folder / name / task.name, task=task, members=some, baselines=baselines)
     return folder
 
 
@@ -204,7 +205,7 @@ def test_a_comparison_says_what_the_reports_say(reports: Path) -> None:
         head = json.loads((reports / "better" / name / "results.json").read_text())["headline"]
         assert told["variants"]["better"]["mean"] == head["mean"]
         assert told["variants"]["better"]["half_width_95"] == head["half_width_95"]
-        assert told["floor"] == 0.4
+        assert told["ngram"] == 0.4
         assert told["seeds"] == [0, 1, 2]
         assert "gain" not in told["variants"]["plain"]
         assert told["variants"]["better"]["gain"]["over_seeds"]["excludes_zero"]

@@ -284,7 +284,12 @@ def test_the_command_refuses_what_does_not_fit(tmp_path: Path):
     with pytest.raises(SystemExit, match="pack, two: prompt pack 'two' was trained with the unit LM of hash 000"):
         main([f"--lm={tmp_path / 'lm'}", f"--packs={tmp_path / 'pack'}", f"--out={tmp_path / 'out'}"])
     save_pack(tmp_path / "pack", other.params, other.card)
-    for units, message in (("3 x", "are not numbers"), ("3 99", r"units 3\.\.99"), ("", "one utterance with units")):
+    for units, message in (
+        ("3 x", "are not numbers"),
+        ("3 99", r"units 3\.\.99"),
+        (f"3 {10**20}", r"units 3\.\.10+ must be in 0\.\.19"),
+        ("", "one utterance with units"),
+    ):
         with pytest.raises(SystemExit, match=message):
             main(
                 [
@@ -294,4 +299,7 @@ def test_the_command_refuses_what_does_not_fit(tmp_path: Path):
                     f"--units={units}",
                 ]
             )
+    for flag in ("--steps=0", "--utterances=-1"):
+        with pytest.raises(SystemExit, match="2"):  # of the parser
+            main([f"--lm={tmp_path / 'lm'}", f"--packs={tmp_path / 'pack'}", f"--out={tmp_path / 'out'}", flag])
     assert not (tmp_path / "out").exists()

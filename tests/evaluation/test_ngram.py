@@ -1,4 +1,4 @@
-"""The n-gram floor on synthetic units where the right answer is known."""
+"""The n-gram baseline on synthetic units where the right answer is known."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def splits(task: Task) -> tuple[UnitSet, UnitSet, UnitSet]:
 
 
 def test_learns_what_single_digit_units_tell():
-    result = ngram.ngram_floor(TWO, *splits(TWO), progress=False)
+    result = ngram.ngram_baseline(TWO, *splits(TWO), progress=False)
     assert set(result["variants"]) == {"per_slot", "joint"}
     assert result["train_utterances"] == 240
     for variant in result["variants"].values():
@@ -52,8 +52,8 @@ def test_choices_are_made_on_valid_alone():
     train, valid, test = splits(TWO)
     rng = np.random.default_rng(0)
     scrambled = UnitSet.of([test.units_of(i) for i in range(len(test))], rng.permutation(test.classes))
-    fair = ngram.ngram_floor(TWO, train, valid, test, progress=False)
-    spoilt = ngram.ngram_floor(TWO, train, valid, scrambled, progress=False)
+    fair = ngram.ngram_baseline(TWO, train, valid, test, progress=False)
+    spoilt = ngram.ngram_baseline(TWO, train, valid, scrambled, progress=False)
     assert spoilt["test"] < fair["test"]
     for name, variant in fair["variants"].items():
         assert variant["strength"] == spoilt["variants"][name]["strength"]
@@ -77,8 +77,8 @@ def test_strength_is_the_best_on_valid(task):
     combinations = [(0, 3), (0, 4), (1, 3), (2, 4)] if task is TWO else [(0,), (1,)]
     sets = [faint(task, combinations, seed) for seed in range(3)]
     strengths = (100.0, 1.0, 0.01)
-    single = {s: ngram.ngram_floor(task, *sets, strengths=[s], progress=False)["variants"] for s in strengths}
-    together = ngram.ngram_floor(task, *sets, strengths=strengths, progress=False)
+    single = {s: ngram.ngram_baseline(task, *sets, strengths=[s], progress=False)["variants"] for s in strengths}
+    together = ngram.ngram_baseline(task, *sets, strengths=strengths, progress=False)
     best = min if task is SPOOF else max
     for name, variant in together["variants"].items():
         scores = {strength: one[name]["valid"]["headline"] for strength, one in single.items()}
@@ -93,28 +93,28 @@ def test_joint_answers_only_combinations_seen():
     seen = [(0, 3), (1, 4)]
     train, valid = (units_of_classes(TWO, n, seed, seen) for n, seed in ((60, 0), (20, 1)))
     torn = UnitSet.of([[0, 4, 50], [1, 3, 50]], [(0, 4), (1, 3)])  # the units of one label of each
-    scores = ngram.ngram_floor(TWO, train, valid, torn, progress=False)["variants"]["joint"]["test"]
+    scores = ngram.ngram_baseline(TWO, train, valid, torn, progress=False)["variants"]["joint"]["test"]
     assert scores["exact_match"] == 0
     assert scores["accuracy"] == 0.5  # one slot of each is right, whichever it is
 
 
 def test_one_slot_has_no_joint_variant():
-    result = ngram.ngram_floor(ONE, *splits(ONE), progress=False)
+    result = ngram.ngram_baseline(ONE, *splits(ONE), progress=False)
     assert list(result["variants"]) == ["per_slot"]
     assert result["test"] > 0.9
 
 
 def test_fewer_utterances_teach_less():
     train, valid, test = splits(TWO)
-    few = ngram.ngram_floor(TWO, train.take(np.arange(16)), valid, test, progress=False)
+    few = ngram.ngram_baseline(TWO, train.take(np.arange(16)), valid, test, progress=False)
     assert few["train_utterances"] == 16
-    assert few["test"] < ngram.ngram_floor(TWO, train, valid, test, progress=False)["test"]
+    assert few["test"] < ngram.ngram_baseline(TWO, train, valid, test, progress=False)["test"]
 
 
 def test_labels_that_train_lacks_are_never_answered():
     train = units_of_classes(ONE, 40, 0, [(0,)])  # one label: nothing to separate
     _, valid, test = splits(ONE)
-    result = ngram.ngram_floor(ONE, train, valid, test, progress=False)
+    result = ngram.ngram_baseline(ONE, train, valid, test, progress=False)
     assert result["test"] == np.mean(test.classes[:, 0] == 0)
 
 
@@ -122,9 +122,9 @@ def test_empty_splits_are_named():
     train, valid, test = splits(ONE)
     nothing = dataclasses.replace(test, offsets=test.offsets[:1], classes=test.classes[:0], ids=[])
     with pytest.raises(ValueError, match="no train utterances"):
-        ngram.ngram_floor(ONE, nothing, valid, test, progress=False)
+        ngram.ngram_baseline(ONE, nothing, valid, test, progress=False)
     with pytest.raises(ValueError, match="no test utterances"):
-        ngram.ngram_floor(ONE, train, valid, nothing, progress=False)
+        ngram.ngram_baseline(ONE, train, valid, nothing, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def records(tmp_path_factory):
 def test_command_line(records, tmp_path, capsys):
     ngram.main([f"--data={records}", f"--json={tmp_path / 'floor.json'}"])
     result = json.loads((tmp_path / "floor.json").read_text())
-    expected = ngram.ngram_floor(TWO, *splits(TWO), progress=False)
+    expected = ngram.ngram_baseline(TWO, *splits(TWO), progress=False)
     assert result == {"task": "two", "metric": "exact_match", **expected}
     printed = capsys.readouterr().out
     assert "two, 240 train utterances" in printed

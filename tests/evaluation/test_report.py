@@ -85,19 +85,21 @@ def test_single_run_interval_is_wilsons_of_the_right_utterances(tmp_path):
 
 
 def test_summary_says_what_there_is_to_know(tmp_path):
-    floor = {
+    ngram = {
         "chosen": "joint",
         "variants": {
             "per_slot": {"valid": {"headline": 0.851}, "test": {"headline": 0.979}},
             "joint": {"valid": {"headline": 0.873}, "test": {"headline": 0.982}},
         },
     }
+    probe = {"chosen": "joint", "variants": {"joint": ngram["variants"]["joint"]}, "layer": 3}
     members = [dataclasses.replace(member_of(FSC, seed), notes={"learning rate": 0.01}) for seed in (0, 1)]
     results = report.write_report(
         tmp_path,
         task=FSC,
         members=members,
-        floor=floor,
+        baselines={"ngram": ngram, "probe": probe},
+        ensemble=members[0].predictions,
         parameters={"trained": 126816, "frozen": 151263232},
         config={"lr": np.float32(0.5), "path": Path("x"), "nested": {"sizes": (1, np.int64(2))}, "nan": float("nan")},
         provenance={"encoder": "hubert_base_ls960"},
@@ -110,8 +112,10 @@ def test_summary_says_what_there_is_to_know(tmp_path):
         f"# fsc: exact match {100 * head['mean']:.2f} %",
         f"± {100 * head['half_width_95']:.2f} (mean of 2 seeds",
         "test split, 40 utterances",
-        "| n-gram floor, per slot | 97.90 |",
-        "| n-gram floor, joint (chosen on valid) | 98.20 |",
+        f"| ensemble of the 2 seeds | {100 * results['members'][0]['metrics']['exact_match']:.2f} |",
+        "| n-gram, per slot | 97.90 |",
+        "| n-gram, joint (chosen on valid) | 98.20 |",
+        "| linear probe of layer 3, joint (chosen on valid) | 98.20 |",
         "| random frozen LM | 50.00 |",
         "- trained: 126,816",
         "- encoder: hubert_base_ls960",
@@ -127,18 +131,19 @@ def test_summary_says_what_there_is_to_know(tmp_path):
 
 
 def test_a_bank_has_a_row_a_task(tmp_path):
-    floor = {"chosen": "joint", "variants": {}, "test": 0.25}
+    baselines = {name: {"chosen": "joint", "variants": {}, "test": x} for name, x in (("ngram", 0.25), ("probe", 0.2))}
     setting = {"prompt length": 24, "learning rate": 0.01}
     bank = [
         report.write_report(
-            tmp_path / task.name, task=task, members=[member_of(task, seed) for seed in (0, 1)], floor=one,
+            tmp_path / task.name, task=task, members=[member_of(task, seed) for seed in (0, 1)], baselines=one,
             parameters=counts, setting=setting, tried=tried,
         )
-        for task, one, counts, tried in ((FSC, floor, {"trained": 111456}, 9), (SPOOF, None, None, 1))
+        for task, one, counts, tried in ((FSC, baselines, {"trained": 111456}, 9), (SPOOF, None, None, 1))
     ]  # fmt: skip
     assert report.write_overview(tmp_path, bank) == str(tmp_path / "summary.md")
     _, _, fsc, spoof = (line for line in (tmp_path / "summary.md").read_text().splitlines() if line.startswith("|"))
     head = bank[0]["headline"]
+    side = "level" if abs(head["mean"] - 0.25) <= head["half_width_95"] else "above"
     assert [part.strip() for part in fsc.split("|")[1:-1]] == [
         "[fsc](fsc/summary.md)",
         "exact match",
@@ -148,10 +153,11 @@ def test_a_bank_has_a_row_a_task(tmp_path):
         f"{100 * head['mean']:.2f} ± {100 * head['half_width_95']:.2f}",
         "40",
         "25.00",
-        f"{100 * head['mean'] - 25:+.2f} (above the floor)",
+        "20.00",
+        f"{100 * head['mean'] - 25:+.2f} ({side})",
     ]
     assert "(lower is better) | prompt length 24, learning rate 0.01 | – | 93.75" in spoof
-    assert spoof.endswith("| 40 | – | – |")
+    assert spoof.endswith("| 40 | – | – | – |")
     assert (
         "\nPrompt length 24, learning rate 0.01 (of 9 tried: [sweep](sweep.md)).\n"
         in (tmp_path / "fsc" / "summary.md").read_text()

@@ -110,7 +110,7 @@ def _assert_close(workdir: Path, expected: Path) -> None:
             np.testing.assert_allclose(here[name], leaf, rtol=1e-5, atol=1e-5, err_msg=f"{path.parent.name} {name}")
     for path in sorted(expected.rglob("results.json")):
         here, there = (json.loads(file.read_text()) for file in (workdir / path.relative_to(expected), path))
-        for key in ("headline", "valid", "floor", "setting", "parameters", "confusions"):
+        for key in ("headline", "valid", "baselines", "setting", "parameters", "confusions"):
             assert here[key] == there[key], key
     for path in sorted(expected.rglob("predictions/*.gz")):
         assert _answers(workdir / path.relative_to(expected)) == _answers(path)
@@ -153,7 +153,7 @@ def _killed(processes: Sequence[subprocess.Popen[str]], who: int) -> None:
 
 @pytest.mark.slow
 def test_a_bank_whose_process_was_killed_goes_on_alone(place: Place, alone: Callable[..., Path]) -> None:
-    """Two processes, one of them killed; one goes on. Curves, prompts, scores, floors: as of one undisturbed."""
+    """Two processes, one of them killed; one goes on. Curves, prompts, scores, baselines: as of one undisturbed."""
     _killed_and_continued(place, alone, BANK, who=1, first=2, then=1)
 
 

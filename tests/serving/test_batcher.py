@@ -34,7 +34,7 @@ from tests.speech2unit import bad_files, recordings
 from tests.speech2unit.hubert_models import TINY, speechlike, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
-LIMITS = Limits(timeout=30.0)
+LIMITS = Limits(timeout=600.0)
 
 
 @pytest.fixture(scope="module")

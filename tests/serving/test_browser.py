@@ -30,7 +30,7 @@ gradio_client = pytest.importorskip("gradio_client", reason="gradio is in requir
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is in requirements-serve.txt")
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-LIMITS = Limits(max_bytes=300_000, max_seconds=6, queue=64, timeout=60)
+LIMITS = Limits(max_bytes=300_000, max_seconds=6, queue=64, timeout=600)
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -108,7 +108,7 @@ def browser(speech: Path) -> Iterator[Any]:
 def tab(browser: Any, url: str) -> Iterator[Any]:
     """The page, freshly opened; whatever it asks for must come from its own server."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(120_000)
     view = context.new_page()
     asked: list[str] = []
     failures: list[str] = []
@@ -326,8 +326,8 @@ def test_it_fits_a_telephone(browser: Any, url: str, speech: Path, tmp_path: Pat
 def test_the_calls_that_the_page_shows_work(tab: Any, predictor: SpeechPrompt, speech: Path, tmp_path: Path):
     """Word by word, as somebody copies them into a folder with recordings of those names."""
     tab.get_by_role("tab", name="Use via API").last.click()
+    tab.locator("#calls pre").nth(1).wait_for()
     calls = [one.inner_text() for one in tab.locator("#calls pre").all()]
-    tab.wait_for_timeout(100)
     assert len(calls) == 2
     for name in ("speech.wav", "a.wav", "b.wav"):
         shutil.copy(speech, tmp_path / name)

@@ -23,7 +23,7 @@ from tests.serving import page_world, world
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-LIMITS = Limits(max_bytes=3_000_000, max_seconds=12, queue=32, timeout=30)
+LIMITS = Limits(max_bytes=3_000_000, max_seconds=12, queue=32, timeout=600)
 
 
 @pytest.fixture(scope="module")

@@ -75,6 +75,8 @@ def contents() -> dict[str, tuple[str, bytes]]:
     return {
         "empty": ("wav", b""),
         "text": ("wav", b"what was said: stop\n" * 100),
+        "UTF-16 text": ("mp3", "what was said: stop\n".encode("utf-16") * 20),
+        "UTF-16 text, the other way round": ("mp3", b"\xfe\xff" + ("what was said: stop\n" * 20).encode("utf-16-be")),
         "web page": ("wav", b"<!DOCTYPE html><html><head><title>404 Not Found</title></head><body></body></html>"),
         "large file pointer": ("wav", pointer.encode()),
         "image": ("wav", png()),

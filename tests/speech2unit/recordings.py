@@ -86,6 +86,26 @@ def put(data: bytes, position: int, form: str, value: int) -> bytes:
     return data[:position] + struct.pack(form, value) + data[position + struct.calcsize(form) :]
 
 
+def ape(content: bytes, header: bool = True) -> bytes:
+    """An APE tag of one item, as version 2 with a header or as version 1 without."""
+    item = struct.pack("<II", len(content), 0) + b"Comment\0" + content
+    head, foot = (
+        b"APETAGEX" + struct.pack("<IIII", 2000, len(item) + 32, 1, flags) + bytes(8)
+        for flags in (0xA0 << 24, 0x80 << 24 if header else 0)
+    )
+    return (head if header else b"") + item + foot
+
+
+def pages(data: bytes) -> list[bytes]:
+    """The pages of an Ogg file."""
+    found = []
+    while data:
+        length = 27 + data[26] + sum(data[27 : 27 + data[26]])
+        found.append(data[:length])
+        data = data[length:]
+    return found
+
+
 def id3(size: int, content: bytes = b"", footer: bool = False) -> bytes:
     """An ID3v2 tag of so many bytes after its header."""
     length = bytes(size >> shift & 127 for shift in (21, 14, 7, 0))

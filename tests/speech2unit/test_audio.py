@@ -57,6 +57,8 @@ def test_every_kind_of_bad_file_is_refused_by_name(bad_files, kind):
     [
         ("empty", "is empty (0 bytes)"),
         ("text", "is no audio"),
+        ("UTF-16 text", "it is text in UTF-16"),
+        ("UTF-16 text, the other way round", "it is text in UTF-16"),
         ("no samples", "holds no samples"),
         ("header only", "is cut off: its header promises 16044 bytes, 44 are there"),
         ("last sample missing", "promises 16044 bytes, 16042 are there"),

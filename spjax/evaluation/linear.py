@@ -1,0 +1,119 @@
+"""A linear classifier as a baseline: multinomial logistic regression (scikit-learn), every choice made on valid.
+
+Two variants: a model a slot, and one model over the combinations of labels seen in training (for a single slot they
+are the same). The regularisation of a variant and the variant itself are chosen on valid; test is only scored. Valid
+may choose the variant that is worse on test (few speakers), so both are reported: a claim should clear the better one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from spjax.evaluation import metrics
+from spjax.tasks import LOWER_IS_BETTER, Task
+
+STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # scikit-learn's C, the inverse of the regularisation
+HELD_OUT = ("valid", "test")
+
+
+def fit_linear(
+    task: Task,
+    features: Mapping[str, Any],
+    classes: Mapping[str, np.ndarray],
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    done: Callable[[], object] = lambda: None,
+) -> dict[str, Any]:
+    """Fit each variant with each strength on train; score the best of them, by valid, on test.
+
+    Args:
+      task: K slots.
+      features: of "train", "valid" and "test", [n, F] each, dense or sparse.
+      classes: likewise int [n, K], class ids over all slots.
+      strengths: values of C to choose from, on valid.
+      done: called after every fit.
+
+    Returns:
+      {"train_utterances", "chosen": name of the better variant on valid, "valid", "test": its headline scores,
+      "variants": {"per_slot" and, with several slots, "joint": {"strength", "valid", "test": spjax.evaluation
+      .metrics.score of the split}}}. Equal scores on valid go to the smaller strength, and to per_slot.
+
+    Raises:
+      ValueError: an empty split, or classes that do not fit the task.
+    """
+    for split, of_split in classes.items():
+        if not len(of_split):
+            raise ValueError(f"{task.name!r}: no {split} utterances, so there is no baseline")
+    local = metrics.slot_classes(task, classes["train"], "train classes")
+    sign = -1 if task.metric in LOWER_IS_BETTER else 1
+    variants: dict[str, dict[str, Any]] = {}
+    for name, strength in fits(task, strengths):
+        answer = _per_slot if name == "per_slot" else _joint
+        found = answer(task, features["train"], local, [features[split] for split in HELD_OUT], strength)
+        scores = {
+            split: metrics.score(task, classes[split], predicted, probabilities)
+            for split, (predicted, probabilities) in zip(HELD_OUT, found, strict=True)
+        }
+        best = variants.get(name)
+        if best is None or sign * scores["valid"]["headline"] > sign * best["valid"]["headline"]:
+            variants[name] = {"strength": float(strength), **scores}
+        done()
+    chosen = max(variants, key=lambda name: sign * variants[name]["valid"]["headline"])
+    return {
+        "train_utterances": len(local),
+        "chosen": chosen,
+        **{split: variants[chosen][split]["headline"] for split in HELD_OUT},
+        "variants": variants,
+    }
+
+
+def fits(task: Task, strengths: Sequence[float]) -> Iterator[tuple[str, float]]:
+    """Every (variant, strength) that `fit_linear` fits."""
+    for name in ("per_slot", "joint") if len(task.slots) > 1 else ("per_slot",):
+        for strength in sorted(strengths):
+            yield name, strength
+
+
+_Answers = list[tuple[np.ndarray, list[np.ndarray]]]  # a split each: classes [n, K] over all slots, K times [n, C_k]
+
+
+def _per_slot(task: Task, features: Any, local: np.ndarray, others: list[Any], strength: float) -> _Answers:
+    fits = [
+        _probabilities(features, local[:, k], others, len(slot.labels), strength) for k, slot in enumerate(task.slots)
+    ]
+    return [
+        (np.stack([p.argmax(1) for p in slots], 1) + task.slot_offsets[:-1], list(slots))
+        for slots in zip(*fits, strict=True)
+    ]
+
+
+def _joint(task: Task, features: Any, local: np.ndarray, others: list[Any], strength: float) -> _Answers:
+    seen, combination = np.unique(local, axis=0, return_inverse=True)
+    membership = [np.eye(len(slot.labels))[seen[:, k]] for k, slot in enumerate(task.slots)]  # [combinations, C_k]
+    return [
+        (seen[p.argmax(1)] + task.slot_offsets[:-1], [p @ member for member in membership])
+        for p in _probabilities(features, combination.reshape(-1), others, len(seen), strength)
+    ]
+
+
+def _probabilities(
+    features: Any, target: np.ndarray, others: list[Any], size: int, strength: float
+) -> list[np.ndarray]:
+    """Fit `target` [n] in 0..size-1 and answer [n', size] for each of `others`; classes never trained get 0."""
+    from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
+
+    known = np.unique(target)
+    if len(known) == 1:  # nothing to separate, which scikit-learn refuses
+        fitted = [np.ones((other.shape[0], 1)) for other in others]
+    else:
+        with threadpool_limits(1):  # the vectors of lbfgs are short: more threads only wait for each other
+            model = LogisticRegression(C=strength, max_iter=1000, tol=1e-5).fit(features, target)
+        fitted = [model.predict_proba(other) for other in others]
+    answers = [np.zeros((other.shape[0], size)) for other in others]
+    for answer, probabilities in zip(answers, fitted, strict=True):
+        answer[:, known] = probabilities
+    return answers

@@ -1,0 +1,52 @@
+"""The linear probe: how much of a task the frozen LM's hidden states hold before anything of it is adapted.
+
+An utterance's feature is the mean of its units' hidden states behind one layer (Alain and Bengio 2017, "Understanding
+intermediate layers using linear classifier probes"), standardised on train; then `linear.fit_linear`. The layer is
+chosen on valid, with the first of the strengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from spjax.evaluation import linear
+from spjax.tasks import LOWER_IS_BETTER, Task
+
+STRENGTHS = (0.01, 0.001, 0.1, 1.0)  # of scikit-learn's C
+
+
+def probe_baseline(
+    task: Task,
+    states: Mapping[str, np.ndarray],
+    classes: Mapping[str, np.ndarray],
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+) -> dict[str, Any]:
+    """Fit and score the probe.
+
+    Args:
+      task: K slots.
+      states: of "train", "valid" and "test", float32 [L, n, D] as `spjax.training.pooling.pooled_states` gives them.
+      classes: likewise int [n, K], class ids over all slots.
+      strengths: values of scikit-learn's C to choose from, on valid; layers are compared with the first.
+
+    Returns:
+      As `linear.fit_linear`, and "layer": 1..L, the layer whose states are taken.
+
+    Raises:
+      ValueError: as `linear.fit_linear`.
+    """
+    sign = -1 if task.metric in LOWER_IS_BETTER else 1
+
+    def fit(layer: int, strengths: Sequence[float]) -> dict[str, Any]:
+        train = states["train"][layer]
+        mean, scale = train.mean(axis=0), train.std(axis=0) + 1e-6
+        features = {split: (every[layer] - mean) / scale for split, every in states.items()}
+        return linear.fit_linear(task, features, classes, strengths=strengths) | {"layer": layer + 1}
+
+    tried = [fit(layer, strengths[:1]) for layer in range(len(states["train"]))]
+    best = max(tried, key=lambda found: sign * found["valid"])
+    return fit(best["layer"] - 1, strengths)
