@@ -24,7 +24,7 @@ from spjax.convert.hubert import HUGGING_FACE
 from spjax.models.config import Compute
 from spjax.models.hubert_config import HubertConfig
 from spjax.storage import files
-from spjax.storage.huberts import hubert_shapes
+from spjax.storage.encoders import hubert_shapes
 from spjax.types import Params
 
 OURS = ("ours-float32", "ours-bfloat16")

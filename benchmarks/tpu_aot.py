@@ -219,7 +219,7 @@ def programs(config: Any, size: Size, lm: UnitLMConfig | None = None) -> dict[st
     from spjax.serving.frozen import KINDS, narrow
     from spjax.serving.scoring import Programs, Shape
     from spjax.speech2unit import hubert
-    from spjax.storage.huberts import hubert_shapes
+    from spjax.storage.encoders import hubert_shapes
     from spjax.training import masks, sharding, train
 
     devices = _devices(size.topology)

@@ -73,9 +73,12 @@ def add_encoder_flags(parser: argparse.ArgumentParser) -> None:
     """What makes features of speech, and what to do about files that hold none."""
     group = parser.add_argument_group("encoder")
     group.add_argument(
-        "--encoder", type=place, required=True, help="mfcc, log_mel, or the directory of a HuBERT (local or gs://)"
+        "--encoder",
+        type=place,
+        required=True,
+        help="mfcc, log_mel, or the directory of a HuBERT or Whisper (local or gs://)",
     )
-    group.add_argument("--layer", type=int, default=6, help="of a HuBERT (%(default)s)")
+    group.add_argument("--layer", type=int, default=6, help="of a HuBERT or Whisper (%(default)s)")
     group.add_argument("--plain-chunks", action="store_true", help="cut long audio as the reference does")
     group.add_argument("--lowpass", type=float, metavar="HZ", help="hear nothing above, in files of any band width")
     parser.add_argument(

@@ -121,9 +121,9 @@ def extract_all(
 
     Args:
       wanted: the data sets.
-      encoder: "mfcc", "log_mel", or the directory of a HuBERT.
+      encoder: "mfcc", "log_mel", or the directory of a HuBERT or Whisper.
       kmeans: directory of its centroids.
-      layer: of a HuBERT.
+      layer: of a HuBERT or Whisper.
       plain_chunks: cut long audio as the reference does.
       lowpass: Hz above which nothing is heard; None for all.
       merge: merge runs of equal units.
@@ -254,7 +254,7 @@ def _acoustic(encoder: str) -> bool:
 
 
 def _weights(encoder: str) -> str:
-    """Hash of a HuBERT's weights; "" of an encoder that has none."""
+    """Hash of an encoder's weights; "" of an encoder that has none."""
     if _acoustic(encoder):
         return ""
     card = epath.Path(encoder) / "config.json"

@@ -48,11 +48,11 @@ class Job:
 
     Attributes:
       raw: root of the data set, local or gs://.
-      encoder: name, or directory (local or gs://) of a HuBERT.
+      encoder: name, or directory (local or gs://) of a HuBERT or Whisper.
       kmeans: directory of the centroids.
       identity: what makes two jobs the same in spite of other places: encoder and k-means by their hashes.
       clips: path under `raw`, start and duration (seconds, None: to its end) of every clip.
-      layer: of a HuBERT.
+      layer: of a HuBERT or Whisper.
       plain_chunks: cut long audio as the reference does.
       lowpass: Hz above which nothing is heard; None for all.
       merge: merge runs of equal units.

@@ -1,7 +1,7 @@
 """spjax: adapt a frozen speech unit language model to classification tasks by prompt tuning.
 
 Public API: `SpeechPrompt`, the predictor (spjax/serving/predictor.py), and `PromptPack`, what it answers with
-(spjax/storage/packs.py; banks and the hub: spjax/storage); `load_encoder`, `encode`, `speaker_f0`
+(spjax/storage/packs.py; banks and the hub: spjax/storage); `load_encoder`, `encode`, `features`, `speaker_f0`
 (spjax/speech2unit/encoder.py); `load_unit_lm`, `load_prompt`, `classify_units` (spjax/serving/classify.py).
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spjax.serving.classify import UnitLM, classify_units, load_prompt, load_unit_lm
     from spjax.serving.predictor import SpeechPrompt
-    from spjax.speech2unit.encoder import Encoder, encode, load_encoder, speaker_f0
+    from spjax.speech2unit.encoder import Encoder, encode, features, load_encoder, speaker_f0
     from spjax.storage.packs import PromptPack
 
 _HOMES = {
@@ -23,6 +23,7 @@ _HOMES = {
     "UnitLM": "serving.classify",
     "classify_units": "serving.classify",
     "encode": "speech2unit.encoder",
+    "features": "speech2unit.encoder",
     "load_encoder": "speech2unit.encoder",
     "load_prompt": "serving.classify",
     "load_unit_lm": "serving.classify",
@@ -36,6 +37,7 @@ __all__ = [
     "UnitLM",
     "classify_units",
     "encode",
+    "features",
     "load_encoder",
     "load_prompt",
     "load_unit_lm",

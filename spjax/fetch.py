@@ -41,7 +41,7 @@ from spjax.convert.hubert import import_hubert
 from spjax.convert.pgslm import F0_BINS, import_pgslm, read_f0_edges
 from spjax.convert.sklearn import import_kmeans
 from spjax.storage import KMeans, StorageError, save_kmeans, save_unit_lm
-from spjax.storage.huberts import save_hubert
+from spjax.storage.encoders import save_encoder
 
 CACHE = "~/.cache/spjax"
 ENCODER, LAYER = "hubert_base_ls960", 6  # what the published k-means are of
@@ -413,7 +413,7 @@ def _make_hubert(file: File, path: Path, target: Path) -> None:
     found = import_hubert(path)
     for note in found.provenance.get("notes", ()):
         print(note)
-    save_hubert(target, found.config, found.params, ENCODER, {**found.provenance, "url": file.url})
+    save_encoder(target, found.config, found.params, ENCODER, {**found.provenance, "url": file.url})
 
 
 def _make_kmeans(file: File, path: Path, target: Path) -> None:

@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
 
     refresh = jobs.add_parser("refresh", help="add the hash of its card to what an older spjax wrote")
     refresh.add_argument(
-        "paths", metavar="PATH", type=place, nargs="+", help="a pack, bank, unit LM, HuBERT or k-means"
+        "paths", metavar="PATH", type=place, nargs="+", help="a pack, bank, unit LM, encoder or k-means"
     )
 
     push = jobs.add_parser(

@@ -77,8 +77,8 @@ def _run(options: argparse.Namespace) -> bool:
         raise ValueError("nothing to answer: give recordings, or unit records by --data=RECORDS")
     if options.files and not options.encoder:
         raise ValueError(
-            "recordings want an encoder and its k-means: give --encoder=mfcc, log_mel or a HuBERT's directory, and "
-            "--kmeans=DIR"
+            "recordings want an encoder and its k-means: give --encoder=mfcc, log_mel or the directory of a "
+            "HuBERT or Whisper, and --kmeans=DIR"
         )
     lm = load_unit_lm(options.lm)
     predictor = load_predictor(options, lm)

@@ -24,7 +24,7 @@ from spjax import fetch as fetching
 from spjax.convert import ConvertError
 from spjax.fetch import SETS, FetchError, FetchSet, File, download, fetch, main, unpack
 from spjax.storage import load_kmeans, read_unit_lm
-from spjax.storage.huberts import load_hubert
+from spjax.storage.encoders import read_encoder
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 QUICK = {"wait": 0.01, "timeout": 10.0}
@@ -370,7 +370,7 @@ def test_gslm_is_downloaded_and_converted(server: Server, gslm, golden: Path, tm
     ]
     assert sorted(p.name for p in out.iterdir()) == ["downloads", "fetched.json", "hubert", "kmeans", "unit_lm"]
 
-    config, _, info = load_hubert(out / "hubert")
+    config, _, info = read_encoder(out / "hubert")
     assert (config.dim, info["name"]) == (48, "hubert_base_ls960")
     assert info["provenance"]["url"] == "https://dl.fbaipublicfiles.com/hubert/hubert_base_ls960.pt"
     kmeans = load_kmeans(out / "kmeans")

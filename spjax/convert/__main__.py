@@ -1,4 +1,4 @@
-"""`python -m spjax.convert unit_lm|pgslm|prompt|kmeans|hubert SRC OUT`: imports files of the original code."""
+"""`python -m spjax.convert unit_lm|pgslm|prompt|kmeans|hubert|whisper SRC OUT`: imports files of the original code."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from spjax.command_line import Parser, local_path, output, place
-from spjax.convert import ConvertError, fairseq, hubert, pgslm, sklearn
+from spjax.convert import ConvertError, fairseq, hubert, pgslm, sklearn, whisper
 from spjax.convert.checkpoint import Checkpoint, read_checkpoint
 from spjax.convert.options import parse
 from spjax.models.config import UnitLMConfig
-from spjax.storage import StorageError, kinds, places, read_unit_lm, save_hubert, save_kmeans, save_pack, save_unit_lm
+from spjax.storage import StorageError, kinds, places, read_unit_lm, save_encoder, save_kmeans, save_pack, save_unit_lm
 from spjax.tasks import TASKS
 from spjax.types import Params
 
@@ -132,13 +132,27 @@ def _parser() -> argparse.ArgumentParser:
         help="fairseq checkpoint; or Hugging Face's model.safetensors or pytorch_model.bin with config.json beside it, "
         "or the directory of both",
     )
-    encoder.add_argument(
-        "out", metavar="OUT", type=output, help="directory to write: config.json and model.safetensors"
+
+    speech = jobs.add_parser(
+        "whisper",
+        help="encoder of a Hugging Face Whisper -> Whisper directory",
+        description="Import the encoder of a Whisper of any size. The decoder is left out and counted.",
+        epilog="example: python -m spjax.convert whisper whisper-tiny.en/ whispers/whisper_tiny_en",
     )
-    encoder.add_argument("--name", metavar="NAME", help="what records call the encoder (default: as SRC is called)")
+    speech.add_argument(
+        "source",
+        metavar="SRC",
+        type=local_path,
+        help="directory of config.json and model.safetensors (in shards or not) or pytorch_model.bin, or such a file",
+    )
+    for job in (encoder, speech):
+        job.add_argument(
+            "out", metavar="OUT", type=output, help="directory to write: config.json and model.safetensors"
+        )
+        job.add_argument("--name", metavar="NAME", help="what records call the encoder (default: as SRC is called)")
     for job in (lm, streams):
         job.add_argument("--heads", metavar="H", type=int, help="attention heads, if the checkpoint does not say")
-    for job in (lm, streams, prompt, encoder):
+    for job in (lm, streams, prompt, encoder, speech):
         job.add_argument(
             "--option",
             metavar="NAME=VALUE",
@@ -147,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
             help="an option of the training run that the checkpoint does not hold (--option=activation_fn=relu); kept "
             "in the provenance as given",
         )
-    for job in (lm, streams, prompt, kmeans, encoder):
+    for job in (lm, streams, prompt, kmeans, encoder, speech):
         job.add_argument("--force", action="store_true", help="replace what an earlier import wrote to OUT")
     return parser
 
@@ -219,19 +233,25 @@ def _import_kmeans(options: argparse.Namespace) -> None:
     print(f"id {kmeans.id}")
 
 
-def _import_hubert(options: argparse.Namespace) -> None:
-    made = hubert.import_hubert(options.source, parse(options.option))
+def _import_encoder(options: argparse.Namespace) -> None:
+    title, read = _ENCODERS[options.job]
+    made = read(options.source, parse(options.option))
     name = options.name or made.name
     if name is None:
         raise ConvertError(f"{options.source} is named by a hash. Say what the model is called: --name=NAME.")
-    identity = save_hubert(options.out, made.config, made.params, name, made.provenance)
+    identity = save_encoder(options.out, made.config, made.params, name, made.provenance)
     for note in made.provenance.get("notes", ()):
         print(note)
     config = made.config
     sizes = f"{config.layers} layers, dim {config.dim}, {config.heads} heads, ffn {config.ffn_dim}"
-    print(f"{options.out}: HuBERT {name} of {config.num_params:,} parameters ({sizes})")
-    print(f"read {made.read:,} parameters of {made.title}'s; left out: {', '.join(made.unused) or 'nothing'}")
+    print(f"{options.out}: {title} {name} of {config.num_params:,} parameters ({sizes})")
+    left = ", ".join(made.unused[:8]) + (f" and {len(made.unused) - 8} more" if len(made.unused) > 8 else "")
+    counted = f"{left} ({made.left_out:,} parameters)" if left else "nothing"
+    print(f"read {made.read:,} parameters of {made.title}'s; left out: {counted}")
     print(f"hash {identity}")
+
+
+_ENCODERS = {"hubert": ("HuBERT", hubert.import_hubert), "whisper": ("Whisper", whisper.import_whisper)}
 
 
 @places.plainly()
@@ -240,7 +260,7 @@ def _check_places(options: argparse.Namespace) -> None:
     there = places.at(options.out).exists() or os.path.lexists(options.out)  # in a bucket, or a dangling link
     if there and not options.force:
         raise ConvertError(f"{options.out} exists. Choose another directory, or replace it with --force.")
-    if options.source.is_dir() and (options.job != "hubert" or kinds.ours(options.source)):
+    if options.source.is_dir() and (options.job not in _ENCODERS or kinds.ours(options.source)):
         what, todo = kinds.describe(options.source)
         todo = "It needs no import." if kinds.ours(options.source) else todo or "Give the file."
         raise ConvertError(f"{options.source} is {what or 'a directory'}, not a file to import. {todo}")
@@ -263,7 +283,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "pgslm": _import_pgslm,
             "prompt": _import_prompt,
             "kmeans": _import_kmeans,
-            "hubert": _import_hubert,
+            "hubert": _import_encoder,
+            "whisper": _import_encoder,
         }
         imports[options.job](options)
     except (ConvertError, StorageError, OSError) as error:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 from tqdm import tqdm
 
-from spjax.convert import ConvertError, why
-from spjax.convert.checkpoint import check_kind, provenance, read_checkpoint, read_tensor
+from spjax.convert import ConvertError
+from spjax.convert.checkpoint import check_kind, provenance, read_checkpoint
+from spjax.convert.huggingface import Imported, Reader, Tensors, model_name, read_config, read_tensors, weights_of
 from spjax.convert.options import Options
 from spjax.convert.safe_pickle import shown
-from spjax.convert.torch_file import Tensor, read_torch_file
 from spjax.models.hubert_config import HubertConfig
-from spjax.storage import files, places
-from spjax.storage.kinds import load_json
+from spjax.storage import files, kinds
 from spjax.types import Params
 
 
@@ -137,50 +134,6 @@ HUGGING_FACE = Dialect(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Imported:
-    """What an import found.
-
-    Attributes:
-      config: the architecture.
-      params: float32 tree (docs/design.md), the weight norm resolved.
-      source: the file that held the tensors.
-      title: of the library that wrote it.
-      read: parameters that were read, two of the weight norm for one direction of ours.
-      unused: names of the tensors that features do not depend on, which were left out.
-      name: what the model is called where it comes from; None where only a cache's hash is known.
-      provenance: of the file, with the options that it does not hold.
-    """
-
-    config: HubertConfig
-    params: Params
-    source: Path
-    title: str
-    read: int
-    unused: tuple[str, ...]
-    name: str | None
-    provenance: dict[str, Any]
-
-
-class _Array:
-    """An array with what is used of a `Tensor`."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.dtype, self.shape, self.numpy = array.dtype, array.shape, array.view
-
-
-class _Reader:
-    """Takes tensors by name and keeps account of them."""
-
-    def __init__(self, path: Path, tensors: Mapping[str, Tensor | _Array]) -> None:
-        self.path, self.tensors = path, tensors
-        self.used: set[str] = set()
-
-    def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        self.used.add(name)
-        return read_tensor(self.path, name, self.tensors, shape, "a HuBERT of the base kind")
-
-
 def import_hubert(source: str | Path, given: Mapping[str, Any] | None = None) -> Imported:
     """Reads a HuBERT that others wrote; nothing that a file names is imported or run.
 
@@ -195,10 +148,10 @@ def import_hubert(source: str | Path, given: Mapping[str, Any] | None = None) ->
     """
     path = Path(source)
     if path.is_dir():
-        path = _weights_of(path)
-    if path.suffix in (".safetensors", ".bin"):
-        dialect, options = HUGGING_FACE, Options(path, _read_options(path.with_name("config.json")), given)
-        tensors: Mapping[str, Tensor | _Array] = _without_prefix(path, _read_tensors(path))
+        path = weights_of(path)
+    if path.suffix in (".safetensors", ".bin", ".json"):
+        dialect, options = HUGGING_FACE, Options(path, read_config(path.with_name("config.json")), given)
+        tensors: Tensors = _without_prefix(path, read_tensors(path))
         notes: list[str] = []
     else:
         checkpoint = read_checkpoint(path, given)
@@ -207,18 +160,11 @@ def import_hubert(source: str | Path, given: Mapping[str, Any] | None = None) ->
         notes = checkpoint.notes
     config = _config(path, dialect, options)
     options.check_given()
-    read = _Reader(path, tensors)
+    read = Reader(path, tensors, "a HuBERT of the base kind")
     params = _tree(read, dialect, config)
-    left = sorted(tensors.keys() - read.used)
-    unknown = [name for name in left if not re.fullmatch(dialect.unused, name)]
-    if unknown:
-        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
-        raise ConvertError(
-            f"{path} has tensors that the import has no place for: {', '.join(unknown[:8])}{more}. "
-            "Only HuBERTs of the base kind are imported."
-        )
+    left, left_out = read.leftover(dialect.unused, "HuBERTs of the base kind")
     count = sum(array.size for array in files.flatten(params).values())
-    read_count = sum(int(np.prod(tensors[name].shape)) for name in read.used)
+    read_count = read.count(read.used)
     if count != config.num_params or read_count != count + config.position_width:
         raise ConvertError(
             f"{path}: {read_count:,} parameters make {count:,}, but a HuBERT of these sizes has {config.num_params:,}."
@@ -226,75 +172,22 @@ def import_hubert(source: str | Path, given: Mapping[str, Any] | None = None) ->
     origin = {**provenance(path, f"HuBERT ({dialect.title})"), **options.record()}
     if notes := [*notes, *options.remarks(dialect.title)]:
         origin["notes"] = notes
-    name = _name(path, options.get("_name_or_path"))
-    return Imported(config, params, path, dialect.title, read_count, tuple(left), name, origin)
+    name = model_name(path, options.get("_name_or_path"))
+    return Imported(config, params, path, dialect.title, read_count, left, name, origin, left_out)
 
 
-_HASH = r"[0-9a-f]{40,64}"  # as caches name revisions, blobs and addresses
-
-
-def _name(path: Path, origin: Any) -> str | None:
-    """What a model is called where it comes from: its repository, the name in its config, or its file or directory."""
-    path = Path(os.path.abspath(path))  # not resolved: caches are full of links to files that are named by their hash
-    for part in path.parts:
-        if part.startswith("models--"):  # the hub's cache: models--ORGANISATION--NAME/snapshots/HASH/FILE
-            return part.rpartition("--")[2].replace("-", "_")
-    if path.stem in ("model", "pytorch_model"):  # as every model's file is called
-        path = path.parent
-    name = re.sub(rf"^{_HASH}\.(?=.)", "", path.name if path.is_dir() else path.stem)  # s3prl's cache: HASH.NAME.pt
-    if re.fullmatch(_HASH, name):
-        name = origin.rstrip("/").rpartition("/")[2] if isinstance(origin, str) else ""
-    return None if not name or re.fullmatch(_HASH, name) else name.replace("-", "_")
-
-
-def _without_prefix(path: Path, tensors: Mapping[str, Tensor | _Array]) -> Mapping[str, Tensor | _Array]:
+def _without_prefix(path: Path, tensors: Tensors) -> Tensors:
     """A model with a head has the encoder under a name: `hubert.`."""
     bare = {name.removeprefix("hubert."): tensor for name, tensor in tensors.items()}
     if len(bare) != len(tensors):
         raise ConvertError(f"{path} has tensors twice, with `hubert.` before their names and without.")
     if not any(name.startswith("feature_projection.") for name in bare):
+        todo = kinds.describe(path.parent)[1]
         raise ConvertError(
-            f"{path} is not a HuBERT of Hugging Face: it has no feature_projection, but {', '.join(list(bare)[:3])}."
+            f"{path} is not a HuBERT of Hugging Face: it has no feature_projection, but {', '.join(list(bare)[:3])}. "
+            f"{'Give one.' if 'convert hubert' in todo else todo}"
         )
     return bare
-
-
-def _weights_of(directory: Path) -> Path:
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (directory / name).is_file():
-            return directory / name
-    held = ", ".join(sorted(entry.name for entry in directory.iterdir())[:8]) or "nothing"
-    raise ConvertError(
-        f"{directory} holds neither model.safetensors nor pytorch_model.bin (it has {held}). Give the directory of a "
-        "Hugging Face model in one file, or fairseq's checkpoint."
-    )
-
-
-def _read_options(path: Path) -> dict[str, Any]:
-    try:
-        options = load_json(path)
-    except (OSError, ValueError) as error:
-        raise ConvertError(f"{path} cannot be read ({why(error)}). It must be beside the model's weights.") from error
-    if not isinstance(options, dict):
-        raise ConvertError(f"{path} is no JSON object. Take it from the model's source again.")
-    return options
-
-
-def _read_tensors(path: Path) -> Mapping[str, Tensor | _Array]:
-    """Tensors of a model.safetensors or pytorch_model.bin."""
-    if path.suffix == ".bin":
-        state = read_torch_file(path)
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise ConvertError(f"{path} is no dict of tensors. Give a pytorch_model.bin.")
-        return state
-    try:
-        with places.open_regular(path):
-            pass
-        with safetensors.safe_open(path, framework="flax") as file:  # numpy knows no bfloat16
-            loaded = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ConvertError(f"{path} is truncated or damaged ({why(error)}). Copy or download it again.") from error
-    return {name: _Array(array) for name, array in loaded.items()}
 
 
 def _convolutions(path: Path, text: Any) -> dict[str, tuple[int, ...]]:
@@ -356,7 +249,7 @@ def _config(path: Path, dialect: Dialect, options: Options) -> HubertConfig:
         raise ConvertError(f"{path}: {error}.") from error
 
 
-def _tree(read: _Reader, dialect: Dialect, config: HubertConfig) -> Params:
+def _tree(read: Reader, dialect: Dialect, config: HubertConfig) -> Params:
     c, d, f = config.conv_dim, config.dim, config.ffn_dim
 
     def dense(name: str, rows: int, columns: int, number: int = 0) -> Params:
@@ -390,7 +283,7 @@ def _tree(read: _Reader, dialect: Dialect, config: HubertConfig) -> Params:
     }
 
 
-def _position(read: _Reader, dialect: Dialect, config: HubertConfig) -> Params:
+def _position(read: Reader, dialect: Dialect, config: HubertConfig) -> Params:
     """The positional convolution, its weight norm (over all but the width) resolved."""
     name, width, part = dialect.names["position"], config.position_width, config.dim // config.position_groups
     spellings = [mix for mix in dialect.mix if f"{name}.{mix[1]}" in read.tensors]

@@ -142,23 +142,23 @@ def _shortened(name: str) -> str:
     return name if len(name) <= _NAME else f"{name[: _NAME - 16]}…{name[-15:]}"
 
 
-def utterance(wave: np.ndarray, units: Sequence[int], durations: Sequence[int], hop: int) -> str:
+def utterance(wave: np.ndarray, units: Sequence[int], durations: Sequence[int], hop: int, center: int = 200) -> str:
     """HTML: an utterance's waveform, and under it its units, each as wide as it lasts. It wraps as text does.
 
     Args:
       wave: float32 [n] at 16 kHz.
       units: [U] units.
       durations: [U] frames of each.
-      hop: samples between frames, as of an `Encoder`.
+      hop, center: samples between frames, and the one that the first is centred on, as of an `Encoder`.
 
     Of a long utterance the beginning is drawn.
     """
     loud = float(np.quantile(np.abs(wave), 0.998)) if len(wave) else 0.0  # a click must not make speech a line
     wave = np.clip(wave / (loud or 1.0), -1, 1)
-    origin = 200 - hop // 2  # frame t is centred on sample 200 + hop t, and reaches half a hop to both sides
+    origin = center - hop // 2  # frame t is centred on sample center + hop t, and reaches half a hop to both sides
     tiles, shown = [], 0
     for unit, start, frames, said in itertools.islice(_pieces(units, durations), _MOST_PIECES):
-        own = wave[max(0, origin + start * hop) : origin + (start + frames) * hop]
+        own = wave[max(0, origin + start * hop) : max(0, origin + (start + frames) * hop)]
         tiles.append(_tile(unit, own, start, frames, said, hop / SAMPLE_RATE))
         shown = start + frames
     total = sum(durations)

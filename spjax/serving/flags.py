@@ -15,9 +15,11 @@ def add_predictor_flags(parser: argparse.ArgumentParser, speech: bool = True) ->
     parser.add_argument(
         "--lm", type=place, required=True, help="directory of the unit LM that the packs were trained with"
     )
-    parser.add_argument("--encoder", type=place, required=speech, help="mfcc, log_mel, or the directory of a HuBERT")
+    parser.add_argument(
+        "--encoder", type=place, required=speech, help="mfcc, log_mel, or the directory of a HuBERT or Whisper"
+    )
     parser.add_argument("--kmeans", type=place, required=speech, help="directory of the encoder's k-means")
-    parser.add_argument("--layer", type=int, default=6, help="of a HuBERT (%(default)s)")
+    parser.add_argument("--layer", type=int, default=6, help="of a HuBERT or Whisper (%(default)s)")
     parser.add_argument("--lowpass", type=float, metavar="HZ", help="of the encoder, if the packs were trained so")
     parser.add_argument(
         "--packs", type=pack_place, required=True, action="append", metavar="[NAME=]DIR",

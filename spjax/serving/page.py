@@ -404,8 +404,8 @@ async def _ask(desk: Batcher, audio: str, tasks: Sequence[str]) -> Answered:
 
 def _drawn(audio: str, encoded: Encoded, desk: Batcher) -> str:
     assert desk.predictor.encoder is not None
-    wave, hop = read_upload(audio, desk.limits).wave, desk.predictor.encoder.hop
-    return drawing.utterance(wave, encoded.units.tolist(), encoded.durations.tolist(), hop)
+    wave, encoder = read_upload(audio, desk.limits).wave, desk.predictor.encoder
+    return drawing.utterance(wave, encoded.units.tolist(), encoded.durations.tolist(), encoder.hop, encoder.center)
 
 
 async def _table(

@@ -83,11 +83,12 @@ class SpeechPrompt:
 
         Args:
           lm: a unit LM or multi-stream LM, or its directory.
-          encoder: an encoder with a k-means; or "mfcc", "log_mel" or the directory of a HuBERT; None: units only.
+          encoder: an encoder with a k-means; or "mfcc", "log_mel" or the directory of a HuBERT or Whisper; None: units
+            only.
           packs: packs or their directories by name; or a list of packs and of places that `storage.load_packs` takes
             (packs, banks, directories of them, a job's, say), or one of them. A pack is called as its task.
           kmeans: directory of the encoder's k-means, where `encoder` is a name or directory.
-          layer: of a HuBERT, likewise.
+          layer: of a HuBERT or Whisper, likewise.
           lowpass: of the encoder, likewise.
           compute: float32, bfloat16 or int8 kernels of the LM (`frozen.narrow`); units come of float32 in any case.
           max_units: the most units of an utterance (1024: about 40 s of speech); None for no limit.

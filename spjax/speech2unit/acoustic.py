@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -87,13 +87,7 @@ def features(wave: np.ndarray, config: AcousticConfig) -> np.ndarray:
     if wave.ndim != 1 or len(wave) < config.window:
         raise ValueError(f"wave has shape {list(wave.shape)}, must be [n] of {config.window} samples or more")
     bank, window = _filters(config)
-    parts = np.lib.stride_tricks.sliding_window_view(wave, config.window)[:: config.hop]
-    mel = np.concatenate(
-        [
-            np.square(np.abs(np.fft.rfft(parts[first : first + _BLOCK] * window))) @ bank
-            for first in range(0, len(parts), _BLOCK)
-        ]
-    )
+    mel = mel_power(np.lib.stride_tricks.sliding_window_view(wave, config.window)[:: config.hop], window, bank)
     level = librosa.power_to_db(mel, amin=_SILENCE, top_db=_RANGE)
     if config.kind == "mfcc":
         level = level @ _cosines(config)
@@ -105,6 +99,27 @@ def features(wave: np.ndarray, config: AcousticConfig) -> np.ndarray:
     x = x - x.mean(axis=0)
     spread = x.std(axis=0)
     return np.divide(x, spread, out=np.zeros_like(x), where=spread > _CONSTANT)
+
+
+def mel_power(parts: np.ndarray, window: np.ndarray, bank: np.ndarray) -> np.ndarray:
+    """Power of frames in mel bands: frames [F, W], a window [W], filters [W // 2 + 1, mels] → [F, mels]."""
+    blocks = (parts[first : first + _BLOCK] for first in range(0, len(parts), _BLOCK))
+    return np.concatenate([np.square(np.abs(np.fft.rfft(block * window))) @ bank for block in blocks])
+
+
+def one_thread() -> Any:
+    """A context in which NumPy multiplies matrices in one thread.
+
+    These are too small to share: beside XLA's threads several of BLAS's took five times as long.
+    """
+    return _threads().limit(limits=1, user_api="blas")
+
+
+@functools.cache
+def _threads() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 @functools.lru_cache(maxsize=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import numbers
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from spjax.speech2unit import acoustic, prosody
 from spjax.speech2unit import audio as audio_in
-from spjax.speech2unit.audio import Audio, prepare, read_audio
+from spjax.speech2unit.audio import MIN_SAMPLES, SAMPLE_RATE, Audio, prepare, read_audio
 from spjax.speech2unit.units import merge as merge_runs
 from spjax.storage import KMeans, places
 from spjax.types import Encoded
@@ -26,12 +27,13 @@ class Encoder:
     """Waves to features to units; `load_encoder` makes one.
 
     Attributes:
-      name: "mfcc", "log_mel", or what its directory calls a HuBERT; and the low-pass, where there is one.
-      layer: of a HuBERT; None for the others.
-      hop: samples between frames. Frame t is centred on sample `hop * t + 200`.
+      name: "mfcc", "log_mel", or what its directory calls it; and the low-pass, where there is one.
+      layer: of a HuBERT or Whisper; None for the others.
+      hop: samples between frames. Frame t is centred on sample `hop * t + center`.
       features: waves float32 [n] each (16 kHz, n at least 400) → features float32 [F, D] each, as if encoded alone.
       kmeans: centroids [C, D]; None where only features are wanted.
       chunk: samples that are encoded apart, each chunk losing the frames across its end; None: nothing is lost.
+      margin: samples of silence before and after a wave that make its frames those of whole windows of 400 samples.
     """
 
     name: str
@@ -40,6 +42,12 @@ class Encoder:
     features: Callable[[Sequence[np.ndarray]], list[np.ndarray]]
     kmeans: KMeans | None = None
     chunk: int | None = None
+    margin: tuple[int, int] = (0, 0)
+
+    @property
+    def center(self) -> int:
+        """The sample that frame 0 is centred on."""
+        return MIN_SAMPLES // 2 - self.margin[0]
 
     def units(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Waves float32 [n] each → units int32 [F] each, one a frame.
@@ -55,6 +63,7 @@ class Encoder:
 
     def log_f0(self, wave: np.ndarray) -> np.ndarray:
         """Wave float32 [n] → log f0 float32 [F] of the frames that it is encoded to, NaN where unvoiced (prosody)."""
+        wave = np.pad(wave, self.margin)
         size = self.chunk or len(wave)
         chunks = [wave[first : first + size] for first in range(0, len(wave), size)]
         return np.concatenate([prosody.log_f0(part, self.hop) for part in chunks if len(part) >= prosody.MIN_SAMPLES])
@@ -71,9 +80,9 @@ def load_encoder(
     """Loads an encoder.
 
     Args:
-      encoder: "mfcc", "log_mel", or the directory of a HuBERT.
+      encoder: "mfcc", "log_mel", or the directory of a HuBERT or Whisper.
       kmeans: directory of a k-means that was fitted on this encoder's features; None for features only.
-      layer: of a HuBERT, from 1.
+      layer: of a HuBERT or Whisper, from 1.
       plain_chunks: HuBERT encodes chunks of 100 s apart, as the reference does.
       lowpass: Hz above which nothing is heard, where recordings of different band widths must not be told by that. It
         is part of the encoder's name: its k-means and unit LM are others.
@@ -84,18 +93,7 @@ def load_encoder(
     """
     if lowpass is not None:
         audio_in.check_lowpass(lowpass)
-    name = os.fspath(encoder)
-    if name in ACOUSTIC:
-        config = ACOUSTIC[name]
-        loaded = Encoder(name, None, config.hop, functools.partial(_acoustic_features, config))
-        dim = config.dim
-    elif places.at(name).is_dir():
-        loaded, dim = _load_hubert(name, layer, plain_chunks)
-    else:
-        raise ValueError(
-            f"encoder {name!r} is neither {' nor '.join(ACOUSTIC)} nor the directory of a HuBERT. "
-            "Import one by `python -m spjax.convert hubert`."
-        )
+    loaded, dim = _load(os.fspath(encoder), layer, plain_chunks)
     if lowpass is not None:
         narrow = functools.partial(_narrow_features, loaded.features, lowpass)
         loaded = dataclasses.replace(loaded, name=f"{loaded.name}_lowpass_{lowpass:g}", features=narrow)
@@ -150,6 +148,39 @@ def encode(
     return Encoded(units, durations, prosody.normalise(*segments, speaker_f0), said.repairs)
 
 
+def features(
+    audio: str | os.PathLike[str] | Audio | Any,
+    encoder: str | os.PathLike[str],
+    layer: int = 3,
+    pad_seconds: float | None = None,
+) -> np.ndarray:
+    """Features of one utterance. It loads the encoder: for many, `load_encoder(...).features(waves)` is faster.
+
+    Args:
+      audio: an audio file; or the samples of one utterance as an array, mono at 16 kHz (`audio.prepare`).
+      encoder: directory of a HuBERT or Whisper; "mfcc" or "log_mel".
+      layer: 1 to L: its output, of Whisper's last layer after the final norm, as transformers numbers
+        `hidden_states`; 0: the input of the first. "mfcc" and "log_mel" have none.
+      pad_seconds: a shorter wave is padded with zeros to so many seconds, up to an hour, and the frames of the padding
+        are returned too: 30 is what Whisper's own code does, which gives 1,500 frames. None for no padding.
+
+    Returns:
+      float32 [F, D].
+
+    Raises:
+      ValueError: no such encoder or layer, or a pad_seconds that is none; AudioError, StorageError (both of them) where
+        the audio or the encoder cannot be used.
+    """
+    number = isinstance(pad_seconds, numbers.Real) and not isinstance(pad_seconds, bool)
+    if pad_seconds is not None and not (number and 0 < pad_seconds <= 3600):
+        raise ValueError(f"pad_seconds is {pad_seconds!r}, must be None or a number of seconds over 0, up to 3600")
+    if not isinstance(audio, Audio):
+        audio = read_audio(audio) if isinstance(audio, str | os.PathLike) else prepare(audio, SAMPLE_RATE)
+    loaded, _ = _load(os.fspath(encoder), layer, lowest=0)
+    missing = 0 if pad_seconds is None else round(pad_seconds * SAMPLE_RATE) - len(audio.wave)
+    return loaded.features([np.pad(audio.wave, (0, max(0, missing)))])[0]
+
+
 def speaker_f0(recordings: Sequence[str | os.PathLike[str] | Audio], encoder: Encoder) -> float:
     """A speaker's mean log f0 (Hz), for `encode`: over the voiced frames of some recordings, the more the better.
 
@@ -168,16 +199,8 @@ def speaker_f0(recordings: Sequence[str | os.PathLike[str] | Audio], encoder: En
 
 
 def _acoustic_features(config: acoustic.AcousticConfig, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
-    # Products too small to share: beside XLA's threads several of BLAS's took five times as long.
-    with _threads().limit(limits=1, user_api="blas"):
+    with acoustic.one_thread():
         return [acoustic.features(wave, config) for wave in waves]
-
-
-@functools.cache
-def _threads() -> Any:
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()
 
 
 def _narrow_features(
@@ -186,20 +209,43 @@ def _narrow_features(
     return features([audio_in.lowpass(wave, hertz) for wave in waves])
 
 
-def _load_hubert(directory: str, layer: int, plain_chunks: bool) -> tuple[Encoder, int]:
-    """The encoder, and D."""
-    from spjax.speech2unit import hubert
-    from spjax.storage.huberts import load_hubert
+def _load(name: str, layer: int, plain_chunks: bool = False, lowest: int = 1) -> tuple[Encoder, int]:
+    """An encoder by its name, or of the kind that its directory's config.json says; and D."""
+    if name in ACOUSTIC:
+        config = ACOUSTIC[name]
+        return Encoder(name, None, config.hop, functools.partial(_acoustic_features, config)), config.dim
+    if places.at(name).is_dir():
+        return _load_directory(name, layer, plain_chunks, lowest)
+    raise ValueError(
+        f"encoder {name!r} is neither {' nor '.join(ACOUSTIC)} nor the directory of a HuBERT or Whisper. "
+        "Import one by `python -m spjax.convert hubert` or `whisper`."
+    )
 
-    config, params, info = load_hubert(directory)
-    if type(layer) is not int or not 1 <= layer <= config.layers:
-        raise ValueError(f"{directory} has the layers 1 to {config.layers}, {layer!r} is none of them")
-    params = hubert.place(params, layer)  # on the device once, not at every call
+
+def _load_directory(directory: str, layer: int, plain_chunks: bool, lowest: int) -> tuple[Encoder, int]:
+    from spjax.speech2unit import hubert, whisper
+    from spjax.speech2unit.transformer import place
+    from spjax.storage.encoders import read_encoder
+
+    config, params, info = read_encoder(directory)
+    whole = isinstance(layer, numbers.Integral) and not isinstance(layer, bool)
+    if not whole or not lowest <= layer <= config.layers:
+        raise ValueError(
+            f"{directory} has the layers {lowest} to {config.layers}, {layer!r} is none of them: choose one (--layer)"
+        )
+    layer = int(layer)
+    params = place(params, layer)  # on the device once, not at every call
+    loaded = functools.partial(Encoder, info["name"], layer, config.hop)
+    if isinstance(config, whisper.WhisperConfig):
+        if plain_chunks:
+            raise ValueError(f"{directory} is a Whisper encoder, plain_chunks is for HuBERT: leave it out")
+        features = functools.partial(whisper.extract, params, config, layer=layer)
+        return loaded(features, margin=whisper.MARGIN), config.dim
     features = functools.partial(hubert.extract, params, config, layer=layer)
     if not plain_chunks:
-        return Encoder(info["name"], layer, config.hop, features), config.dim
+        return loaded(features), config.dim
     features = functools.partial(features, plain_chunks=True, chunk=PLAIN_CHUNK)
-    return Encoder(info["name"], layer, config.hop, features, chunk=PLAIN_CHUNK), config.dim
+    return loaded(features, chunk=PLAIN_CHUNK), config.dim
 
 
 def _load_kmeans(directory: str, encoder: Encoder, dim: int) -> KMeans:

@@ -9,28 +9,36 @@ A wave has C channels per step and T steps in the convolutions, F frames of widt
 from __future__ import annotations
 
 import functools
-import itertools
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from spjax.models.config import Compute
 from spjax.models.contract import contract
 from spjax.models.hubert_config import HubertConfig
 from spjax.models.unit_lm import EPS, FLOAT32, layer_norm
+from spjax.speech2unit.transformer import (
+    BATCH_FRAMES,
+    Piece,
+    attention,
+    check_layer,
+    check_wave,
+    conv,
+    dense,
+    gelu,
+    place,
+    run_pieces,
+    windows,
+)
 from spjax.types import Params
 
 __all__ = ["ChannelNorm", "HubertConfig", "channel_norm", "extract", "features", "place"]
 
 CHUNK = 1_600_000  # samples of a chunk, 100 s: what the reference encodes whole is encoded whole here
 OVERLAP = 160_000  # samples that neighbouring chunks share, 10 s: a kept frame sees 5 s or more on either side
-BATCH_FRAMES = 2048  # frames of a batch, 41 s
-_QUERIES = 512  # frames whose attention is computed at once: bounds the memory of long utterances
 _SEGMENT = 512  # frames of a batch whose convolutions are computed at once: bounds their memory (64 steps a frame)
 
 
@@ -73,7 +81,7 @@ def features(
     Raises:
       ValueError: no such layer, or waves shorter than a frame.
     """
-    _check_layer(config, layer)
+    check_layer("HuBERT", config.layers, layer)
     frames = config.frames(waves.shape[1])
     if not frames:
         raise ValueError(f"HuBERT: waves of {waves.shape[1]} samples; a frame takes {config.field}")
@@ -81,41 +89,15 @@ def features(
         norm = _measure(params, config, waves, lengths)
     real = jnp.arange(frames) < ((lengths - config.field) // config.hop + 1)[:, None]
     x = _convolve(params["conv"], config, waves, norm, params["conv_norm"], compute)
-    x = _dense(params["project"], layer_norm(x, params["project_norm"]), compute)
+    x = dense(params["project"], layer_norm(x, params["project_norm"]), compute)
     x = jnp.where(real[..., None], x, 0)
-    x = layer_norm(x + _gelu(_position(params["position"], config, x, compute)), params["norm"])
+    x = layer_norm(x + gelu(_position(params["position"], config, x, compute)), params["norm"])
     for number in range(layer):
         x = _block(params["layers"][str(number)], config, x, real, compute)
     return x
 
 
-def _check_layer(config: HubertConfig, layer: int) -> None:
-    if not 0 <= layer <= config.layers:
-        raise ValueError(f"HuBERT: layer {layer} asked for, it has 1 to {config.layers} (0: the input of the first)")
-
-
-def _gelu(x: jax.Array) -> jax.Array:
-    # The exact form. By erf, as jax.nn.gelu's erfc takes five times as long on CPUs.
-    return 0.5 * x * (1 + jax.lax.erf(x * np.float32(0.5**0.5)))
-
-
-def _dense(weights: Params, x: jax.Array, compute: Compute) -> jax.Array:
-    return contract("btd,de->bte", x, weights["kernel"], compute.operand) + weights["bias"]
-
-
 # Convolutions over the wave
-
-
-def _conv(kernel: jax.Array, x: jax.Array, operand: jnp.dtype, **settings: Any) -> jax.Array:
-    """Convolution over time: kernel [k, C_in, C], x [B, T, C_in]; operands of type `operand`, sums in float32."""
-    return jax.lax.conv_general_dilated(
-        x.astype(operand),
-        kernel.astype(operand),
-        dimension_numbers=("NWC", "WIO", "NWC"),
-        precision=jax.lax.Precision.HIGHEST if operand == jnp.float32 else None,  # or TPUs and GPUs would round
-        preferred_element_type=jnp.float32,
-        **settings,
-    )
 
 
 def _convolve(
@@ -128,10 +110,10 @@ def _convolve(
         for number, stride in enumerate(config.conv_strides):
             # The first has ten multiplications a number: nothing to gain from narrow operands.
             operand = jnp.dtype(jnp.float32) if number == 0 else compute.operand
-            x = _conv(convs[str(number)]["kernel"], x, operand, window_strides=(stride,), padding="VALID")
+            x = conv(convs[str(number)]["kernel"], x, operand, window_strides=(stride,), padding="VALID")
             if number == 0:
                 x = (x - norm.mean[:, None]) * (norm.scale * affine["scale"])[:, None] + affine["bias"]
-            x = _gelu(x)
+            x = gelu(x)
         return x
 
     frames = config.frames(waves.shape[1])
@@ -153,7 +135,7 @@ def _convolve(
 def _measure(params: Params, config: HubertConfig, waves: jax.Array, lengths: jax.Array) -> ChannelNorm:
     """Statistics of each wave of a padded batch, two passes over the first convolution's output."""
     kernel, stride = params["conv"]["0"]["kernel"], config.conv_strides[0]
-    x = _conv(kernel, waves[..., None], jnp.dtype(jnp.float32), window_strides=(stride,), padding="VALID")
+    x = conv(kernel, waves[..., None], jnp.dtype(jnp.float32), window_strides=(stride,), padding="VALID")
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % 128), (0, 0)))
     steps = (lengths - config.conv_kernels[0]) // stride + 1
     weight = (jnp.arange(x.shape[1]) < steps[:, None]) / jnp.maximum(steps, 1)[:, None]
@@ -202,73 +184,19 @@ def _position(weights: Params, config: HubertConfig, x: jax.Array, compute: Comp
     left = config.position_width // 2
     sides = [(left, config.position_width - 1 - left)]
     groups = config.position_groups
-    x = _conv(weights["kernel"], x, compute.operand, window_strides=(1,), padding=sides, feature_group_count=groups)
+    x = conv(weights["kernel"], x, compute.operand, window_strides=(1,), padding=sides, feature_group_count=groups)
     return x + weights["bias"]
 
 
 def _block(weights: Params, config: HubertConfig, x: jax.Array, real: jax.Array, compute: Compute) -> jax.Array:
     """One post-norm layer, [B, F, D] to [B, F, D]; `real` [B, F] says which frames may be looked at."""
-    query, key, value = (
-        _dense(weights[name], x, compute).reshape(*x.shape[:2], config.heads, config.head_dim)
-        for name in ("query", "key", "value")
-    )
-    mixed = _attend(query * config.head_dim**-0.5, key, value, real).reshape(x.shape)
-    x = layer_norm(x + _dense(weights["out"], mixed, compute), weights["attn_norm"])
-    h = _dense(weights["ffn_out"], _gelu(_dense(weights["ffn_in"], x, compute)), compute)
+    mixed = attention(weights, config.heads, x, real, compute)
+    x = layer_norm(x + mixed, weights["attn_norm"])
+    h = dense(weights["ffn_out"], gelu(dense(weights["ffn_in"], x, compute)), compute)
     return layer_norm(x + h, weights["ffn_norm"])
 
 
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array, real: jax.Array) -> jax.Array:
-    """Attention among frames, all [B, F, H, Dh], in float32; a block of queries after the other where they are many."""
-    product = functools.partial(contract, dtype=jnp.dtype(jnp.float32))
-
-    def some(query: jax.Array) -> jax.Array:
-        scores = jnp.where(real[:, None, None], product("bqhd,bkhd->bhqk", query, key), jnp.finfo(jnp.float32).min)
-        return product("bhqk,bkhd->bqhd", jax.nn.softmax(scores), value)
-
-    batch, frames, *head = query.shape
-    if frames <= _QUERIES:
-        return some(query)
-    blocks = -(-frames // _QUERIES)
-    query = jnp.pad(query, ((0, 0), (0, blocks * _QUERIES - frames), (0, 0), (0, 0)))
-    mixed = jax.lax.map(some, jnp.swapaxes(query.reshape(batch, blocks, _QUERIES, *head), 0, 1))
-    return jnp.swapaxes(mixed, 0, 1).reshape(batch, -1, *head)[:, :frames]
-
-
 # Any number of waves
-
-
-class _Piece(NamedTuple):
-    """A stretch of a wave that is run as one row, and which of its frames are kept."""
-
-    wave: np.ndarray
-    utterance: int
-    norm: ChannelNorm
-    first: int  # first kept frame
-    last: int  # one behind the last
-
-
-def place(params: Params, layer: int, compute: Compute = FLOAT32) -> Params:
-    """What features up to `layer` need, on the device, kernels in the operand type: `extract` then moves nothing.
-
-    Args:
-      params: the encoder's weights, float32.
-      layer: 0 to L.
-      compute: as `extract` will be given.
-
-    Returns:
-      The tree without the later layers. The first convolution's kernel stays float32.
-    """
-    needed = {**params, "layers": {str(number): params["layers"][str(number)] for number in range(layer)}}
-
-    def put(path: tuple[Any, ...], leaf: Any) -> jax.Array:
-        names = [str(entry.key) for entry in path]
-        narrow = names[-1] == "kernel" and names[:2] != ["conv", "0"]
-        return jnp.asarray(leaf, compute.operand if narrow else jnp.float32)
-
-    placed: Params = jax.tree_util.tree_map_with_path(put, needed)
-    return placed
-
 
 _run = jax.jit(features, static_argnames=("config", "layer", "compute"))
 
@@ -313,98 +241,46 @@ def extract(
     Raises:
       ValueError: no such layer, a wave that is too short, of another type or not finite, sizes that cannot be.
     """
-    _check_layer(config, layer)
+    check_layer("HuBERT", config.layers, layer)
     if chunk < config.field or batch_frames < 1:
         raise ValueError(f"HuBERT: chunk {chunk} must be {config.field} or more, batch_frames {batch_frames} 1 or more")
     if not plain_chunks and not 0 <= overlap <= chunk // 2:
         raise ValueError(f"HuBERT: overlap {overlap} must lie between 0 and half of the chunk, {chunk // 2}")
     for number, wave in enumerate(waves):
-        _check_wave(config, number, wave)
+        check_wave("HuBERT", number, wave, config.field)
     params = place(params, layer, compute)
     kernel = np.asarray(params["conv"]["0"]["kernel"])
     cut = _plain if plain_chunks else functools.partial(_overlapped, overlap=overlap)
     pieces = [
         piece for number, wave in enumerate(waves) for piece in cut(config, kernel, number, np.asarray(wave), chunk)
     ]
-    found: list[np.ndarray | None] = [None] * len(pieces)
-    bar = tqdm(
-        total=sum(len(piece.wave) for piece in pieces) / 16000,
-        desc=f"HuBERT layer {layer}", unit="s", disable=not progress, file=sys.stderr,
-    )  # fmt: skip
-    with bar:
-        for frames, batch in _batches(config, pieces, batch_frames):
-            rows = [pieces[number] for number in batch]
-            padded = np.zeros((len(rows), (frames - 1) * config.hop + config.field), np.float32)
-            for row, piece in zip(padded, rows, strict=True):
-                # Samples that no frame of the shape reaches are left off: there are fewer than a hop.
-                row[: len(piece.wave)] = piece.wave[: len(row)]
-            lengths = np.asarray([len(piece.wave) for piece in rows], np.int32)
-            norm = ChannelNorm(*(np.stack(parts) for parts in zip(*(piece.norm for piece in rows), strict=True)))
-            done = np.asarray(_run(params, config, padded, lengths, layer, norm=norm, compute=compute))
-            for number, piece, row in zip(batch, rows, done, strict=True):
-                found[number] = row[piece.first : piece.last].copy()
-            bar.update(float(lengths.sum()) / 16000)
-    parts: list[list[np.ndarray]] = [[] for _ in waves]
-    for piece, part in zip(pieces, found, strict=True):
-        if part is not None:
-            parts[piece.utterance].append(part)
-    return [own[0] if len(own) == 1 else np.concatenate(own) for own in parts]
+
+    def run(frames: int, rows: list[Piece]) -> jax.Array:
+        padded = np.zeros((len(rows), (frames - 1) * config.hop + config.field), np.float32)
+        for row, piece in zip(padded, rows, strict=True):
+            # Samples that no frame of the shape reaches are left off: there are fewer than a hop.
+            row[: piece.samples] = piece.data[0][: len(row)]
+        lengths = np.asarray([piece.samples for piece in rows], np.int32)
+        norm = ChannelNorm(*(np.stack(parts) for parts in zip(*(piece.data[1] for piece in rows), strict=True)))
+        return _run(params, config, padded, lengths, layer, norm=norm, compute=compute)
+
+    title = f"HuBERT layer {layer}"
+    return run_pieces(title, len(waves), pieces, run, batch_frames=batch_frames, progress=progress)
 
 
-def _check_wave(config: HubertConfig, number: int, wave: np.ndarray) -> None:
-    if wave.ndim != 1 or wave.dtype != np.float32:
-        raise ValueError(f"HuBERT: wave {number} is {wave.dtype} {list(wave.shape)}, must be float32 [samples]")
-    if len(wave) < config.field:
-        raise ValueError(
-            f"HuBERT: wave {number} has {len(wave)} samples; the shortest that gives a frame has {config.field}. "
-            "Leave it out or pad it."
-        )
-    if not np.isfinite(wave).all():
-        raise ValueError(f"HuBERT: wave {number} holds NaN or infinity")
-
-
-def _plain(config: HubertConfig, kernel: np.ndarray, utterance: int, wave: np.ndarray, chunk: int) -> Iterator[_Piece]:
+def _plain(config: HubertConfig, kernel: np.ndarray, utterance: int, wave: np.ndarray, chunk: int) -> Iterator[Piece]:
     for start in range(0, len(wave), chunk):
         part = wave[start : start + chunk]
-        if config.frames(len(part)):
+        if frames := config.frames(len(part)):
             norm = channel_norm(kernel, config.conv_strides[0], part)
-            yield _Piece(part, utterance, norm, 0, config.frames(len(part)))
+            yield Piece(utterance, frames, 0, frames, len(part), (part, norm))
 
 
 def _overlapped(
     config: HubertConfig, kernel: np.ndarray, utterance: int, wave: np.ndarray, chunk: int, overlap: int
-) -> Iterator[_Piece]:
+) -> Iterator[Piece]:
     """Chunks of one length; the last is moved back to end where the wave ends."""
     norm = channel_norm(kernel, config.conv_strides[0], wave)
-    frames, size = config.frames(len(wave)), config.frames(chunk)
-    if len(wave) <= chunk:
-        yield _Piece(wave, utterance, norm, 0, frames)
-        return
-    step = max(1, size - overlap // config.hop)
-    starts = [*range(0, frames - size, step), frames - size]
-    # A border lies in the middle of what two neighbours share.
-    borders = [0, *((a + size + b) // 2 for a, b in itertools.pairwise(starts)), frames]
-    for number, start in enumerate(starts):
-        samples = wave[start * config.hop : (start + size - 1) * config.hop + config.field]
-        yield _Piece(samples, utterance, norm, borders[number] - start, borders[number + 1] - start)
-
-
-def _padded(frames: int) -> int:
-    """The next of 16, 18, 20 ... 32, 36, 40 ... 64, 72 ...: eight sizes an octave, so few shapes are ever compiled."""
-    if frames <= 16:
-        return 16
-    step = 1 << ((frames - 1).bit_length() - 4)
-    return -(-frames // step) * step
-
-
-def _batches(config: HubertConfig, pieces: Sequence[_Piece], batch_frames: int) -> Iterator[tuple[int, list[int]]]:
-    """(frames to pad to, numbers of pieces), longest first; rows by powers of two, the shortest 3/4 of the longest."""
-    lengths = [config.frames(len(piece.wave)) for piece in pieces]
-    order = sorted(range(len(pieces)), key=lambda number: -lengths[number])
-    while order:
-        frames = _padded(lengths[order[0]])
-        limit = order[: max(1, batch_frames // frames)]
-        count = sum(4 * lengths[number] >= 3 * lengths[order[0]] for number in limit)
-        rows = 1 << (count.bit_length() - 1)
-        yield frames, order[:rows]
-        order = order[rows:]
+    for start, first, last in windows(config.frames(len(wave)), config.frames(chunk), overlap // config.hop):
+        part = wave[start * config.hop : (start + config.frames(chunk) - 1) * config.hop + config.field]
+        yield Piece(utterance, config.frames(len(part)), first, last, len(part), (part, norm))

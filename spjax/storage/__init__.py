@@ -1,10 +1,10 @@
-"""What is kept on disk, as directories of JSON and safetensors: unit LMs, HuBERTs, k-means, prompt packs and banks."""
+"""What is kept on disk, as directories of JSON and safetensors: unit LMs, encoders, k-means, prompt packs and banks."""
 
 from __future__ import annotations
 
 from spjax.storage.banks import load_bank, load_packs, save_bank, split_bank
+from spjax.storage.encoders import read_encoder, save_encoder
 from spjax.storage.files import StorageError
-from spjax.storage.huberts import load_hubert, save_hubert
 from spjax.storage.kmeans_store import KMeans, load_kmeans, save_kmeans
 from spjax.storage.packs import PackCard, PromptPack, check_pack, load_pack, make_card, save_pack
 from spjax.storage.unit_lms import read_unit_lm, save_unit_lm, unit_lm_hash
@@ -16,14 +16,14 @@ __all__ = [
     "StorageError",
     "check_pack",
     "load_bank",
-    "load_hubert",
     "load_kmeans",
     "load_pack",
     "load_packs",
     "make_card",
+    "read_encoder",
     "read_unit_lm",
     "save_bank",
-    "save_hubert",
+    "save_encoder",
     "save_kmeans",
     "save_pack",
     "save_unit_lm",

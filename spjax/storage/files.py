@@ -132,23 +132,24 @@ def json_writer(value: Mapping[str, Any]) -> Writer:
 
 
 @places.plainly()
-def read_json(path: Path, kind: str, version: int) -> dict[str, Any]:
-    """Reads a JSON object that carries `"format": kind` and `"version"` up to `version`.
+def read_json(path: Path, kind: str | tuple[str, ...], version: int) -> dict[str, Any]:
+    """Reads a JSON object that carries `"format": kind`, or one of several kinds, and `"version"` up to `version`.
 
     Raises:
       StorageError: absent, no JSON, another format, or a newer version.
     """
+    accepted = (kind,) if isinstance(kind, str) else kind
     if not path.is_file():
         aside = path.parent.parent / _aside_name(path.parent)
         saved = f" An interrupted save left the earlier one in {aside}: move it back." if aside.is_dir() else ""
-        raise StorageError(f"{kinds.mixed_up(path, kind)}{saved}")
+        raise StorageError(f"{kinds.mixed_up(path, accepted[0])}{saved}")
     try:
         value = kinds.load_json(path)
     except (OSError, ValueError) as error:
         raise StorageError(f"{path} is no readable JSON ({error}). Take it from its source again.") from error
     found = value.get("format") if isinstance(value, dict) else None
-    if found != kind:
-        raise StorageError(kinds.mixed_up(path, kind))
+    if found not in accepted:
+        raise StorageError(kinds.mixed_up(path, accepted[0]))
     if type(value.get("version")) is not int or value["version"] < 1:
         raise StorageError(f"{path} has the version {value.get('version')!r:.80}, must be a positive number.")
     if value["version"] > version:

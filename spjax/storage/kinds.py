@@ -28,6 +28,11 @@ _OURS = {  # format: what it is called, the file that describes it, how one is m
         "config.json",
         "Give a HuBERT's directory; `python -m spjax.convert hubert` makes one from a checkpoint.",
     ),
+    "spjax-whisper": (
+        "a Whisper encoder",
+        "config.json",
+        "Give a Whisper encoder's directory; `python -m spjax.convert whisper` makes one from Hugging Face's.",
+    ),
     "spjax-kmeans": (
         "a k-means",
         "card.json",
@@ -119,9 +124,9 @@ def describe(place: Path) -> tuple[str, str]:
         if file == "config.json" and ("model_type" in value or "architectures" in value):
             name = value.get("model_type")
             todo = (
-                f"Import it first: `python -m spjax.convert hubert {place} OUT`."
-                if name == "hubert"
-                else "spjax imports unit LMs of fairseq and HuBERTs only."
+                f"Import it first: `python -m spjax.convert {name} {place} OUT`."
+                if name in ("hubert", "whisper")
+                else "spjax imports unit LMs of fairseq, HuBERTs and Whisper encoders only."
             )
             return f"a Hugging Face model ({name!s:.40})", todo
     held = sorted(entry.name for entry in place.iterdir()) if place.is_dir() else []

@@ -28,7 +28,7 @@ class KMeans:
 
     Attributes:
       centroids: float32 [C, D], the centre of each unit.
-      card: what they belong to: "encoder" (its name), "layer" (of a HuBERT; None for encoders without layers),
+      card: what they belong to: "encoder" (its name), "layer" (of a HuBERT or Whisper; None for those without),
         "fitted_on" (free: corpus, frames, seed) and "provenance" (free: the file it was imported from).
     """
 

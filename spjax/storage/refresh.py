@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from spjax.storage import banks, files, huberts, kinds, kmeans_store, packs, places, unit_lms
+from spjax.storage import banks, encoders, files, kinds, kmeans_store, packs, places, unit_lms
 from spjax.storage.files import StorageError
 
 # format → what reads and checks such a directory, and the fields of its card that its hash leaves out
 _LOADERS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...], int]] = {
     unit_lms.FORMAT: (unit_lms.read_unit_lm, unit_lms.FREE, unit_lms.VERSION),
-    huberts.FORMAT: (huberts.load_hubert, huberts.FREE, huberts.VERSION),
+    **dict.fromkeys(encoders.KINDS, (encoders.read_encoder, encoders.FREE, encoders.VERSION)),
     kmeans_store.FORMAT: (kmeans_store.load_kmeans, kmeans_store.FREE, kmeans_store.VERSION),
 }
 
@@ -30,7 +30,7 @@ def _refreshed(place: Path, described: dict[str, Any]) -> dict[str, Any]:
 
 @places.plainly()
 def refresh(directory: str | Path) -> Path:
-    """Writes the card of a pack, bank, unit LM, HuBERT or k-means anew, with its hash; nothing else changes.
+    """Writes the card of a pack, bank, unit LM, encoder or k-means anew, with its hash; nothing else changes.
 
     Returns:
       The card's path.
@@ -49,9 +49,9 @@ def refresh(directory: str | Path) -> Path:
             files.write_file(path, files.json_bytes(_refreshed(place, described)))
             return path
     if not place.exists():
-        raise StorageError(f"{place} does not exist. Give a pack, bank, unit LM, HuBERT or k-means.")
+        raise StorageError(f"{place} does not exist. Give a pack, bank, unit LM, encoder or k-means.")
     what, todo = kinds.describe(place)
     raise StorageError(
         f"{place} is {what or 'not a directory of spjax'}: there is no card to refresh. "
-        f"{todo or 'Give a pack, bank, unit LM, HuBERT or k-means.'}"
+        f"{todo or 'Give a pack, bank, unit LM, encoder or k-means.'}"
     )

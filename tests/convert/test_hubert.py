@@ -18,7 +18,7 @@ from spjax.convert import ConvertError
 from spjax.convert.__main__ import main
 from spjax.convert.hubert import FAIRSEQ, HUGGING_FACE, Dialect, import_hubert
 from spjax.models.hubert_config import HubertConfig
-from spjax.storage import files, load_hubert
+from spjax.storage import files, read_encoder
 from tests.speech2unit.hubert_models import TINY, weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -263,7 +263,7 @@ def test_command_line(tmp_path: Path, fairseq_file: Any, capsys: pytest.CaptureF
     printed = capsys.readouterr().out
     assert f"HuBERT tiny of {TINY.num_params:,} parameters (2 layers, dim 24, 2 heads, ffn 32)" in printed
     assert "left out: final_proj.bias, final_proj.weight, label_embs_concat, mask_emb" in printed
-    config, params, info = load_hubert(out)
+    config, params, info = read_encoder(out)
     assert config == TINY
     assert info["name"] == "tiny"
     assert info["provenance"]["source"] == "tiny.pt"
@@ -273,10 +273,10 @@ def test_command_line(tmp_path: Path, fairseq_file: Any, capsys: pytest.CaptureF
     with pytest.raises(SystemExit, match="exists"):
         main(["hubert", str(source), str(out)])
     main(["hubert", str(source), str(out), "--force", "--name=mine"])
-    assert load_hubert(out)[2]["name"] == "mine"
+    assert read_encoder(out)[2]["name"] == "mine"
     folder = hugging_face(tmp_path / "hubert-base-ls960", {**state(HUGGING_FACE), **MASK})
     main(["hubert", str(folder / "model.safetensors"), str(tmp_path / "hf")])
-    assert load_hubert(tmp_path / "hf")[2]["name"] == "hubert_base_ls960"
+    assert read_encoder(tmp_path / "hf")[2]["name"] == "hubert_base_ls960"
     assert "of Hugging Face's" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"error: .*extractor_mode"):
         main(["hubert", str(fairseq_file(extractor_mode="layer_norm")), str(tmp_path / "other")])
@@ -300,7 +300,7 @@ def test_options_that_are_missing_are_asked_for(fairseq_file: Any, tmp_path: Pat
     with pytest.raises(SystemExit, match=f"does not say {name}.* --option={name}="):
         main(command)
     main([*command, f"--option={name}={str(OPTIONS[name]).replace('False', 'false')}"])
-    assert load_hubert(tmp_path / "out")[2]["provenance"]["options_given"] == {name: OPTIONS[name]}
+    assert read_encoder(tmp_path / "out")[2]["provenance"]["options_given"] == {name: OPTIONS[name]}
 
 
 def test_an_activation_that_config_json_lacks_is_noted(tmp_path: Path):
@@ -396,7 +396,7 @@ def test_names_are_the_models(tmp_path: Path, where: str, origin: str | None, na
             main(command)
         command.append("--name=given")
     main(command)
-    assert load_hubert(tmp_path / "out")[2]["name"] == (name or "given")
+    assert read_encoder(tmp_path / "out")[2]["name"] == (name or "given")
 
 
 def test_a_hash_before_a_checkpoints_name_is_no_part_of_it(fairseq_file: Any, tmp_path: Path):

@@ -36,9 +36,9 @@ from spjax.data.tfrecords import RecordError
 from spjax.models.hubert_config import HubertConfig
 from spjax.speech2unit.audio import read_audio
 from spjax.speech2unit.encoder import Encoder, encode, load_encoder
-from spjax.storage import KMeans, save_hubert, save_kmeans
+from spjax.storage import KMeans, save_encoder, save_kmeans
+from spjax.storage.encoders import hubert_shapes
 from spjax.storage.files import unflatten
-from spjax.storage.huberts import hubert_shapes
 from tests.data_pipelines.builders.raw_trees import distinct
 from tests.data_pipelines.corpus import COUNTS, TASK, make_corpus, tone
 from tests.speech2unit.bad_files import make_bad_files
@@ -240,7 +240,7 @@ def test_units_of_a_hubert_in_parallel(tmp_path):
         path: (0.3 * rng.standard_normal(shape) + path.endswith("scale")).astype(np.float32)
         for path, shape in hubert_shapes(config).items()
     }
-    save_hubert(tmp_path / "hubert", config, unflatten(params), "tiny")
+    save_encoder(tmp_path / "hubert", config, unflatten(params), "tiny")
     centroids = rng.standard_normal((50, config.dim)).astype(np.float32)
     save_kmeans(tmp_path / "km", KMeans(centroids, {"encoder": "tiny", "layer": 1}))
     splits: Splits = {"test": []}

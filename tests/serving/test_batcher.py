@@ -26,7 +26,7 @@ from spjax.serving.uploads import read_upload
 from spjax.speech2unit import libav
 from spjax.speech2unit.audio import Audio, AudioError, prepare
 from spjax.speech2unit.encoder import load_encoder
-from spjax.storage import KMeans, save_hubert, save_kmeans
+from spjax.storage import KMeans, save_encoder, save_kmeans
 from spjax.types import Encoded
 from tests.serving import world
 from tests.serving.page_world import predictor as make_predictor
@@ -334,7 +334,7 @@ def test_warming_up_leaves_nothing_to_compile(tmp_path: Path):
 
 def hubert_folder(folder: Path) -> Path:
     """A tiny HuBERT `h` and a k-means `km` of its first layer."""
-    save_hubert(folder / "h", TINY, weights(), "tiny")
+    save_encoder(folder / "h", TINY, weights(), "tiny")
     frames = load_encoder(folder / "h", layer=1).features([speechlike(16_000)])[0]
     save_kmeans(folder / "km", KMeans(frames[:30], {"encoder": "tiny", "layer": 1}))
     return folder

@@ -10,7 +10,7 @@ import pytest
 
 from spjax.models.hubert_config import HubertConfig
 from spjax.storage import files
-from spjax.storage.huberts import hubert_shapes
+from spjax.storage.encoders import hubert_shapes
 from spjax.types import Params
 
 TINY = HubertConfig(conv_dim=16, dim=24, layers=2, heads=2, ffn_dim=32, position_width=12, position_groups=4)

@@ -15,7 +15,7 @@ from spjax.speech2unit import acoustic, audio, encoder, prosody
 from spjax.speech2unit.audio import AudioError
 from spjax.speech2unit.encoder import Encoder, encode, load_encoder, speaker_f0
 from spjax.speech2unit.units import expand
-from spjax.storage import KMeans, StorageError, save_hubert, save_kmeans
+from spjax.storage import KMeans, StorageError, save_encoder, save_kmeans
 from tests.speech2unit.bad_files import encoded as audio_file
 from tests.speech2unit.hubert_models import TINY, speechlike, weights
 
@@ -39,7 +39,7 @@ def fitted(features: list[np.ndarray], name: str, layer: int | None, clusters: i
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny HuBERT under `hubert`, and a k-means for each encoder under `km_<encoder>`."""
     place = tmp_path_factory.mktemp("encoders")
-    save_hubert(place / "hubert", TINY, weights(), "tiny")
+    save_encoder(place / "hubert", TINY, weights(), "tiny")
     for name in ("mfcc", "log_mel", "hubert"):
         loaded = load_encoder(place / name if name == "hubert" else name, layer=2)
         save_kmeans(place / f"km_{name}", fitted(loaded.features(waves()), loaded.name, loaded.layer))
@@ -230,7 +230,7 @@ def test_units_of_the_reference(golden, tmp_path):
     from spjax.convert.hubert import import_hubert
 
     imported = import_hubert(golden / "hubert" / "hubert_tiny.pt")
-    save_hubert(tmp_path / "hubert", imported.config, imported.params, "golden")
+    save_encoder(tmp_path / "hubert", imported.config, imported.params, "golden")
     with (
         np.load(golden / "kmeans" / "kmeans_sk1.0.1.npz") as kmeans,
         np.load(golden / "hubert" / "hubert_feats.npz") as hubert,

@@ -18,9 +18,9 @@ from jax import export
 from spjax.convert.hubert import import_hubert
 from spjax.models.config import Compute
 from spjax.models.hubert_config import HubertConfig
-from spjax.speech2unit import hubert
+from spjax.speech2unit import hubert, transformer
 from spjax.storage import files
-from spjax.storage.huberts import hubert_shapes
+from spjax.storage.encoders import hubert_shapes
 from spjax.training.speed import equations
 from spjax.types import Params
 from tests.speech2unit.hubert_models import TINY, error, speechlike, weights
@@ -162,18 +162,14 @@ def test_extract_keeps_order_and_lengths(lengths: list[int], batch_frames: int):
 
 def test_batches_are_few_shapes_and_no_more_than_asked_for():
     rng = np.random.default_rng(0)
-    norm = hubert.ChannelNorm(np.zeros(1), np.zeros(1))
-    wave = np.zeros(500_000, np.float32)
-    pieces = [
-        hubert._Piece(wave[:n], i, norm, 0, TINY.frames(n)) for i, n in enumerate(rng.integers(400, 480_000, 500))
-    ]
-    batches = list(hubert._batches(TINY, pieces, 2048))
+    lengths = [TINY.frames(n) for n in rng.integers(400, 480_000, 500).tolist()]
+    batches = list(transformer.batches(lengths, 2048))
     assert sorted(number for _, batch in batches for number in batch) == list(range(500))
     assert all(frames * len(batch) <= 2048 for frames, batch in batches)
-    assert all(TINY.frames(len(pieces[number].wave)) <= frames for frames, batch in batches for number in batch)
+    assert all(lengths[number] <= frames for frames, batch in batches for number in batch)
     assert len({(frames, len(batch)) for frames, batch in batches}) < 60
     padded = sum(frames * len(batch) for frames, batch in batches)
-    assert padded < 1.15 * sum(piece.last for piece in pieces)
+    assert padded < 1.15 * sum(lengths)
 
 
 @pytest.mark.parametrize("chunk", [32000, 32321])
@@ -207,14 +203,14 @@ def test_chunks_cover_every_frame_once_with_room_on_either_side():
         pieces = list(hubert._overlapped(TINY, kernel, 0, wave, chunk, overlap))
         kept = []
         for piece in pieces:
-            start = int(piece.wave[0]) // HOP
+            start = int(piece.data[0][0]) // HOP
             kept += range(start + piece.first, start + piece.last)
-            assert len(piece.wave) <= chunk
+            assert piece.samples <= chunk
             room = overlap // HOP // 2
             assert piece.first >= room or start == 0
-            assert TINY.frames(len(piece.wave)) - piece.last >= room or start + piece.last == TINY.frames(samples)
+            assert TINY.frames(piece.samples) - piece.last >= room or start + piece.last == TINY.frames(samples)
         assert kept == list(range(TINY.frames(samples)))
-        assert len({len(piece.wave) for piece in pieces}) == 1, "one shape"
+        assert len({piece.samples for piece in pieces}) == 1, "one shape"
 
 
 def test_segments_and_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch):
@@ -226,7 +222,7 @@ def test_segments_and_blocks_of_queries_change_nothing(monkeypatch: pytest.Monke
 
     whole = run()
     monkeypatch.setattr(hubert, "_SEGMENT", 50)
-    monkeypatch.setattr(hubert, "_QUERIES", 50)
+    monkeypatch.setattr(transformer, "QUERIES", 50)
     blocked = run()
     assert error(blocked[0], whole[0]) < 1e-5
     assert error(blocked[1, : TINY.frames(20_000)], whole[1, : TINY.frames(20_000)]) < 1e-5

@@ -19,7 +19,7 @@ import safetensors.numpy
 
 from spjax.convert.__main__ import main as convert
 from spjax.packs import main
-from spjax.storage import StorageError, hub, load_hubert, load_kmeans, load_pack, places, read_unit_lm
+from spjax.storage import StorageError, hub, load_kmeans, load_pack, places, read_encoder, read_unit_lm
 from spjax.storage.banks import load_bank, load_packs
 from tests.storage.test_seals import KINDS
 
@@ -28,13 +28,13 @@ from tests.storage.test_seals import KINDS
 def things(tmp_path: Path) -> dict[str, Path]:
     """One of everything that a path may be mistaken for."""
     made: dict[str, Path] = {}
-    for kind in ("pack", "bank", "lm", "hubert", "kmeans"):
+    for kind in ("pack", "bank", "lm", "hubert", "whisper", "kmeans"):
         made[kind] = tmp_path / "things" / f"a_{kind}"
         KINDS[kind][0](made[kind])
-    for name, config in {"hf": {"model_type": "hubert"}, "gpt2": {"model_type": "gpt2"}}.items():
+    for name, config in {"hf": "hubert", "hf whisper": "whisper", "gpt2": "gpt2"}.items():
         made[name] = tmp_path / name
         made[name].mkdir()
-        (made[name] / "config.json").write_text(json.dumps(config))
+        (made[name] / "config.json").write_text(json.dumps({"model_type": config}))
     made["artefact"] = tmp_path / "artefact"
     made["artefact"].mkdir()
     (made["artefact"] / "card.json").write_text('{"format": "spjax-served", "version": 2}')
@@ -64,8 +64,10 @@ NAMES = {
     "bank": "is a bank of prompt packs, not",
     "lm": "is a unit LM, not",
     "hubert": "is a HuBERT, not",
+    "whisper": "is a Whisper encoder, not",
     "kmeans": "is a k-means, not",
     "hf": "is a Hugging Face model (hubert), not",
+    "hf whisper": "is a Hugging Face model (whisper), not",
     "gpt2": "is a Hugging Face model (gpt2), not",
     "artefact": "is an exported artefact (programs for serving), not",
     "checkpoints": "is a directory of checkpoints (checkpoint_best.pt), not",
@@ -80,7 +82,7 @@ LOADERS: dict[str, Callable[[Any], Any]] = {
     "pack": load_pack,
     "bank": load_bank,
     "lm": read_unit_lm,
-    "hubert": load_hubert,
+    "hubert": read_encoder,
     "kmeans": load_kmeans,
 }
 
@@ -88,7 +90,7 @@ LOADERS: dict[str, Callable[[Any], Any]] = {
 def test_every_mix_up_is_named(things: dict[str, Path]):
     for wanted, load in LOADERS.items():
         for given, name in NAMES.items():
-            if given == wanted:
+            if given == wanted or {given, wanted} == {"hubert", "whisper"}:  # one loader for every encoder
                 load(things[given])
                 continue
             with pytest.raises(StorageError) as raised:
@@ -149,6 +151,7 @@ CONVERSIONS = [
     ["prompt", "{bad}", "{out}", "--lm={lm}"],
     ["kmeans", "{bad}", "{out}", "--encoder=x"],
     ["hubert", "{bad}", "{out}"],
+    ["whisper", "{bad}", "{out}"],
 ]
 
 
@@ -164,7 +167,8 @@ def test_only_regular_files_are_imported(tmp_path: Path, pipe: Path, things, com
         "empty file": tmp_path / "nothing",
     }
     places_ = {"bad": given.get(bad, bad), "out": tmp_path / "out", "lm": things["lm"]}
-    what = {"pipe": "named pipe", "directory": "directory|holds neither", "empty file": "empty"}.get(bad, "a device")
+    empty = "is no model of Hugging Face" if command[0] == "whisper" else "empty"
+    what = {"pipe": "named pipe", "directory": "directory|holds neither", "empty file": empty}.get(bad, "a device")
     with pytest.raises(SystemExit, match=what):
         convert([word.format(**places_) for word in command])
     assert not (tmp_path / "out").exists()

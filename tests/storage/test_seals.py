@@ -16,12 +16,12 @@ from spjax.packs import main
 from spjax.storage import (
     StorageError,
     files,
-    load_hubert,
     load_kmeans,
     load_pack,
     make_card,
+    read_encoder,
     read_unit_lm,
-    save_hubert,
+    save_encoder,
     save_kmeans,
     save_pack,
     save_unit_lm,
@@ -30,6 +30,7 @@ from spjax.storage.banks import load_bank, save_bank
 from spjax.storage.kmeans_store import KMeans
 from spjax.storage.unit_lms import unit_lm_shapes
 from spjax.tasks import Slot, Task
+from tests.speech2unit import whisper_models
 from tests.speech2unit.hubert_models import TINY, weights
 
 LM = UnitLMConfig(vocab_size=30, dim=8, layers=2, heads=2, ffn_dim=12)
@@ -74,7 +75,11 @@ def _streams(place: Path) -> None:
 
 
 def _hubert(place: Path) -> None:
-    save_hubert(place, TINY, weights(), "tiny", {"source": "mine"})
+    save_encoder(place, TINY, weights(), "tiny", {"source": "mine"})
+
+
+def _whisper(place: Path) -> None:
+    save_encoder(place, whisper_models.TINY, whisper_models.weights(), "tiny", {"source": "mine"})
 
 
 def _kmeans(place: Path) -> None:
@@ -87,7 +92,8 @@ KINDS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any], str]] = {
     "bank": (_bank, load_bank, "bank.json"),
     "lm": (_lm, read_unit_lm, "config.json"),
     "streams": (_streams, read_unit_lm, "config.json"),
-    "hubert": (_hubert, load_hubert, "config.json"),
+    "hubert": (_hubert, read_encoder, "config.json"),
+    "whisper": (_whisper, read_encoder, "config.json"),
     "kmeans": (_kmeans, load_kmeans, "card.json"),
 }
 
@@ -124,6 +130,8 @@ DECIDES = [
     ("hubert", lambda c: c.update(heads=4)),
     ("hubert", lambda c: c.update(name="other")),
     ("hubert", lambda c: c["conv_strides"].__setitem__(0, 4)),
+    ("whisper", lambda c: c.update(heads=4)),
+    ("whisper", lambda c: c.update(name="other")),
     ("kmeans", lambda c: c.update(encoder="other")),
     ("kmeans", lambda c: c.update(layer=3)),
     ("kmeans", lambda c: c.update(layer=None)),

@@ -11,8 +11,8 @@ import pytest
 import safetensors.numpy
 
 from spjax.models.hubert_config import HubertConfig
-from spjax.storage import StorageError, files, load_hubert, save_hubert
-from spjax.storage.huberts import hubert_shapes
+from spjax.storage import StorageError, files, read_encoder, save_encoder
+from spjax.storage.encoders import hubert_shapes
 from tests.speech2unit.hubert_models import TINY, weights
 
 
@@ -33,14 +33,14 @@ def rewrite(directory: Path, change) -> None:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    save_hubert(tmp_path / "h", TINY, weights(), "tiny")
+    save_encoder(tmp_path / "h", TINY, weights(), "tiny")
     return tmp_path / "h"
 
 
 def test_round_trip(tmp_path: Path):
     params, provenance = weights(), {"source": "mine", "hours": 960}
-    identity = save_hubert(tmp_path / "deep" / "h", TINY, params, "tiny", provenance)
-    config, read, info = load_hubert(tmp_path / "deep" / "h")
+    identity = save_encoder(tmp_path / "deep" / "h", TINY, params, "tiny", provenance)
+    config, read, info = read_encoder(tmp_path / "deep" / "h")
     assert config == TINY
     assert info == {"name": "tiny", "hash": identity, "parameters": TINY.num_params, "provenance": provenance}
     assert files.flatten(read).keys() == files.flatten(params).keys()
@@ -75,7 +75,7 @@ def test_counts(config: HubertConfig):
 def test_a_config_that_does_not_fit_is_refused(saved: Path, changes, message):
     edit(saved, **changes)
     with pytest.raises(StorageError, match=message) as raised:
-        load_hubert(saved)
+        read_encoder(saved)
     assert str(saved) in str(raised.value)
 
 
@@ -91,7 +91,7 @@ def test_a_config_that_does_not_fit_is_refused(saved: Path, changes, message):
 def test_tensors_that_do_not_fit_are_refused(saved: Path, change, message):
     rewrite(saved, change)
     with pytest.raises(StorageError, match=message) as raised:
-        load_hubert(saved)
+        read_encoder(saved)
     assert "model.safetensors" in str(raised.value)
 
 
@@ -100,14 +100,14 @@ def test_truncated_and_altered_files_are_refused(saved: Path):
     content = path.read_bytes()
     path.write_bytes(content[:-1])
     with pytest.raises(StorageError, match=r"model\.safetensors is truncated or damaged"):
-        load_hubert(saved)
+        read_encoder(saved)
     flipped = bytearray(content)
     flipped[-1] ^= 1
     path.write_bytes(flipped)
     with pytest.raises(StorageError, match="one of the two was altered"):
-        load_hubert(saved)
+        read_encoder(saved)
     with pytest.raises(StorageError, match="does not exist"):
-        load_hubert(saved / "absent")
+        read_encoder(saved / "absent")
 
 
 def test_what_cannot_be_read_back_is_not_saved(tmp_path: Path):
@@ -120,5 +120,5 @@ def test_what_cannot_be_read_back_is_not_saved(tmp_path: Path):
         (weights(), " ", "has the name ' '; give one"),
     ):
         with pytest.raises(StorageError, match=message):
-            save_hubert(tmp_path / "h", TINY, params, name)
+            save_encoder(tmp_path / "h", TINY, params, name)
     assert list(tmp_path.iterdir()) == []

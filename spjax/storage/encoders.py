@@ -1,25 +1,24 @@
-"""A HuBERT on disk: `config.json` beside `model.safetensors` (docs/design.md, Speech to units)."""
+"""An encoder with weights on disk: `config.json` beside `model.safetensors` (docs/design.md, Speech to units)."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from spjax.models.hubert_config import HubertConfig
+from spjax.models.whisper_config import WhisperConfig
 from spjax.storage import files, places
 from spjax.storage.files import Shape, StorageError
 from spjax.types import Params
 
-FORMAT = "spjax-hubert"
 VERSION = 2  # since 2 config.json carries a hash
 FREE = ("provenance",)  # fields of config.json that decide no answer
 CONFIG_FILE = "config.json"
 TENSOR_FILE = "model.safetensors"
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(HubertConfig))
-_WAY_OUT = "Take it from its source again, or import it again: `python -m spjax.convert hubert`."
+EncoderConfig = HubertConfig | WhisperConfig
 
 
 def hubert_shapes(config: HubertConfig) -> dict[str, Shape]:
@@ -43,19 +42,53 @@ def hubert_shapes(config: HubertConfig) -> dict[str, Shape]:
     return shapes
 
 
-def save_hubert(
+def whisper_shapes(config: WhisperConfig) -> dict[str, Shape]:
+    """Shape of every tensor of a Whisper encoder by its path, as `hubert_shapes`; keys are projected without a bias."""
+    d, f = config.dim, config.ffn_dim
+    shapes: dict[str, Shape] = {"position/table": (config.positions, d)}
+    shapes |= {
+        "conv/0/kernel": (3, config.mels, d),
+        "conv/1/kernel": (3, d, d),
+        "conv/0/bias": (d,),
+        "conv/1/bias": (d,),
+    }
+    norms = ["norm"]
+    for number in range(config.layers):
+        part = f"layers/{number}"
+        dense = dict.fromkeys(("query", "key", "value", "out"), (d, d)) | {"ffn_in": (d, f), "ffn_out": (f, d)}
+        shapes |= {f"{part}/{name}/kernel": shape for name, shape in dense.items()}
+        shapes |= {f"{part}/{name}/bias": shape[1:] for name, shape in dense.items() if name != "key"}
+        norms += [f"{part}/attn_norm", f"{part}/ffn_norm"]
+    return shapes | {f"{name}/{part}": (d,) for name in norms for part in ("scale", "bias")}
+
+
+class Kind(NamedTuple):
+    """A kind of encoder: what messages call it, its sizes, and the shapes of its tensors."""
+
+    title: str
+    config: type[HubertConfig] | type[WhisperConfig]
+    shapes: Callable[[Any], dict[str, Shape]]
+
+
+KINDS = {  # by the "format" of config.json
+    "spjax-hubert": Kind("HuBERT", HubertConfig, hubert_shapes),
+    "spjax-whisper": Kind("Whisper", WhisperConfig, whisper_shapes),
+}
+
+
+def save_encoder(
     directory: str | Path,
-    config: HubertConfig,
+    config: EncoderConfig,
     params: Params,
     name: str,
     provenance: Mapping[str, Any] | None = None,
 ) -> str:
-    """Writes a HuBERT, atomically; one that is already there is replaced.
+    """Writes an encoder, atomically; one that is already there is replaced.
 
     Args:
       directory: where to; parents are made.
       config: its architecture.
-      params: its weights, float32, as `hubert_shapes` lists them.
+      params: its weights, float32, as `hubert_shapes` or `whisper_shapes` lists them.
       name: what unit records will call the encoder, such as "hubert_base".
       provenance: where it comes from, any JSON.
 
@@ -65,12 +98,13 @@ def save_hubert(
     Raises:
       StorageError: tensors that do not fit the config, no name, or a directory with other files in it.
     """
+    form, kind = next((form, kind) for form, kind in KINDS.items() if isinstance(config, kind.config))
     if not isinstance(name, str) or not name.strip():
-        raise StorageError(f"a HuBERT to save has the name {name!r}; give one, such as 'hubert_base'.")
-    files.check_tensors(files.described(params), hubert_shapes(config), "HuBERT to save", "Give the whole tree.")
+        raise StorageError(f"a {kind.title} to save has the name {name!r}; give one, such as 'hubert_base'.")
+    files.check_tensors(files.described(params), kind.shapes(config), f"{kind.title} to save", "Give the whole tree.")
     identity = files.tree_hash(params)
     described: dict[str, Any] = {
-        "format": FORMAT,
+        "format": form,
         "version": VERSION,
         "name": name,
         **dataclasses.asdict(config),
@@ -85,11 +119,11 @@ def save_hubert(
     return identity
 
 
-def load_hubert(directory: str | Path) -> tuple[HubertConfig, Params, dict[str, Any]]:
-    """Reads a HuBERT and checks every tensor, and all of them against the hash in config.json.
+def read_encoder(directory: str | Path) -> tuple[EncoderConfig, Params, dict[str, Any]]:
+    """Reads an encoder of any kind and checks every tensor, and all of them against the hash in config.json.
 
     Args:
-      directory: as written by `save_hubert`.
+      directory: as written by `save_encoder`.
 
     Returns:
       Config; weights, numpy float32 arrays; info: "name", "hash", "parameters" and "provenance".
@@ -99,29 +133,32 @@ def load_hubert(directory: str | Path) -> tuple[HubertConfig, Params, dict[str, 
     """
     directory = places.at(directory)
     path = directory / CONFIG_FILE
-    described = files.read_json(path, FORMAT, VERSION)
+    described = files.read_json(path, tuple(KINDS), VERSION)
+    title, sizes_of, shapes_of = KINDS[described["format"]]
+    todo = f"Take it from its source again, or import it again: `python -m spjax.convert {title.lower()}`."
+    fields = tuple(field.name for field in dataclasses.fields(sizes_of))
     sealed = (files.SEAL,) if described["version"] >= VERSION else ()
-    files.check_keys(described, (*_FIELDS, *sealed, "name", "hash"), ("parameters", "provenance"), path, _WAY_OUT)
-    sizes: dict[str, Any] = {name: described[name] for name in _FIELDS}
+    files.check_keys(described, (*fields, *sealed, "name", "hash"), ("parameters", "provenance"), path, todo)
+    sizes: dict[str, Any] = {name: described[name] for name in fields}
     sizes = {name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()}
     try:
-        config = HubertConfig(**sizes)
+        config = sizes_of(**sizes)
     except ValueError as error:
-        raise StorageError(f"{path}: {error}. {_WAY_OUT}") from error
+        raise StorageError(f"{path}: {error}. {todo}") from error
     if not isinstance(described["name"], str) or not described["name"].strip():
-        raise StorageError(f"{path}: name is {described['name']!r:.80}, must be the encoder's. {_WAY_OUT}")
+        raise StorageError(f"{path}: name is {described['name']!r:.80}, must be the encoder's. {todo}")
 
     def shapes(found: Mapping[str, tuple[str, Shape]]) -> dict[str, Shape]:
         if config.layers > len(found):  # before so many names are made
-            raise StorageError(f"{path}: layers is {config.layers}, but there are {len(found)} tensors. {_WAY_OUT}")
-        return hubert_shapes(config)
+            raise StorageError(f"{path}: layers is {config.layers}, but there are {len(found)} tensors. {todo}")
+        return shapes_of(config)
 
     params = files.read_tensors(directory / TENSOR_FILE, shapes)
     identity = files.tree_hash(params)
     if identity != described["hash"]:
         raise StorageError(
             f"{directory / TENSOR_FILE} has the hash {identity}, but {path} says {described['hash']}: "
-            f"one of the two was altered. {_WAY_OUT}"
+            f"one of the two was altered. {todo}"
         )
     files.check_seal(described, FREE, VERSION, path)
     info = {

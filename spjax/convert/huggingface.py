@@ -1,0 +1,209 @@
+"""Encoders as Hugging Face keeps them: config.json beside model.safetensors (also in shards) or pytorch_model.bin."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from spjax.convert import ConvertError, why
+from spjax.convert.checkpoint import read_tensor
+from spjax.convert.torch_file import Tensor, read_torch_file
+from spjax.storage import kinds, places
+from spjax.storage.encoders import EncoderConfig
+from spjax.types import Params
+
+INDEX = "model.safetensors.index.json"
+_FILES = ("model.safetensors", INDEX, "pytorch_model.bin")
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """What an import found.
+
+    Attributes:
+      config: the architecture.
+      params: float32 tree (docs/design.md), the weight norm resolved.
+      source: the file that held the tensors.
+      title: of the library that wrote it.
+      read: parameters that were read, two of the weight norm for one direction of ours.
+      unused: names of the tensors that features do not depend on, which were left out.
+      name: what the model is called where it comes from; None where only a cache's hash is known.
+      provenance: of the file, with the options that it does not hold.
+      left_out: parameters of the unused tensors.
+    """
+
+    config: EncoderConfig
+    params: Params
+    source: Path
+    title: str
+    read: int
+    unused: tuple[str, ...]
+    name: str | None
+    provenance: dict[str, Any]
+    left_out: int = 0
+
+
+class Array:
+    """An array with what is used of a `Tensor`; None of one that was not read, of which the shape is known."""
+
+    def __init__(self, array: np.ndarray | None, shape: tuple[int, ...]) -> None:
+        self.array, self.shape = array, shape
+
+    @property
+    def dtype(self) -> Any:
+        """Of the elements."""
+        return self.numpy().dtype
+
+    def numpy(self) -> np.ndarray:
+        """The array."""
+        assert self.array is not None, "a tensor that was to be skipped"
+        return self.array
+
+
+Tensors = Mapping[str, Tensor | Array]
+
+
+class Reader:
+    """Takes tensors by name and keeps account of them. `model` is what the file should be, for messages."""
+
+    def __init__(self, path: Path, tensors: Tensors, model: str) -> None:
+        self.path, self.tensors, self.model = path, tensors, model
+        self.used: set[str] = set()
+
+    def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """A tensor as float32.
+
+        Raises:
+          ConvertError: as `read_tensor`.
+        """
+        self.used.add(name)
+        return read_tensor(self.path, name, self.tensors, shape, self.model)
+
+    def leftover(self, unused: str, only: str) -> tuple[tuple[str, ...], int]:
+        """Names of the tensors that nothing took, and their parameters.
+
+        Args:
+          unused: pattern of the names that may be left.
+          only: what is imported, for the message.
+
+        Raises:
+          ConvertError: others are left.
+        """
+        left = tuple(sorted(self.tensors.keys() - self.used))
+        unknown = [name for name in left if not re.fullmatch(unused, name)]
+        if unknown:
+            more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+            raise ConvertError(
+                f"{self.path} has tensors that the import has no place for: {', '.join(unknown[:8])}{more}. "
+                f"Only {only} are imported."
+            )
+        return left, self.count(left)
+
+    def count(self, names: Any) -> int:
+        """Parameters of some tensors."""
+        return sum(math.prod(self.tensors[name].shape) for name in names)
+
+
+_HASH = r"[0-9a-f]{40,64}"  # as caches name revisions, blobs and addresses
+
+
+def model_name(path: Path, origin: Any) -> str | None:
+    """What a model is called where it comes from: its repository, the name in its config, or its file or directory."""
+    path = Path(os.path.abspath(path))  # not resolved: caches are full of links to files that are named by their hash
+    for part in path.parts:
+        if part.startswith("models--"):  # the hub's cache: models--ORGANISATION--NAME/snapshots/HASH/FILE
+            return part.rpartition("--")[2].replace("-", "_")
+    if path.name in _FILES:  # as every model's file is called
+        path = path.parent
+    name = re.sub(rf"^{_HASH}\.(?=.)", "", path.name if path.is_dir() else path.stem)  # s3prl's cache: HASH.NAME.pt
+    if re.fullmatch(_HASH, name):
+        name = origin.rstrip("/").rpartition("/")[2] if isinstance(origin, str) else ""
+    return None if not name or re.fullmatch(_HASH, name) else name.replace("-", "_")
+
+
+def weights_of(directory: Path) -> Path:
+    """The file of a directory that holds the weights, or says which files do.
+
+    Raises:
+      ConvertError: it holds none.
+    """
+    for name in _FILES:
+        if (directory / name).is_file():
+            return directory / name
+    held = ", ".join(sorted(entry.name for entry in directory.iterdir())[:8]) or "nothing"
+    raise ConvertError(
+        f"{directory} holds neither {', '.join(_FILES[:-1])} nor {_FILES[-1]} (it has {held}). Give the directory of a "
+        "Hugging Face model."
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON object beside the weights.
+
+    Raises:
+      ConvertError: it is absent or unreadable.
+    """
+    try:
+        options = kinds.load_json(path)
+    except (OSError, ValueError) as error:
+        raise ConvertError(f"{path} cannot be read ({why(error)}). It must be beside the model's weights.") from error
+    if not isinstance(options, dict):
+        raise ConvertError(f"{path} is no JSON object. Take it from the model's source again.")
+    if kinds.ours(path.parent):
+        raise ConvertError(f"{path.parent} is {kinds.describe(path.parent)[0]}. It needs no import.")
+    return options
+
+
+def read_tensors(path: Path, skip: str = "") -> Tensors:
+    """Tensors by name.
+
+    Args:
+      path: a model.safetensors, the index of its shards, or a pytorch_model.bin.
+      skip: pattern of names of safetensors of which the shapes will do.
+
+    Raises:
+      ConvertError: a file is absent, truncated, damaged or of another kind.
+    """
+    if path.suffix == ".bin":
+        state = read_torch_file(path)
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise ConvertError(f"{path} is no dict of tensors. Give a pytorch_model.bin.")
+        return state
+    if path.suffix != ".json":
+        return _read_safetensors(path, skip)
+    files = read_config(path).get("weight_map")
+    shards = sorted(set(files.values())) if isinstance(files, dict) and set(map(type, files.values())) == {str} else []
+    if not shards or any(Path(shard).name != shard for shard in shards):  # nothing outside the directory is read
+        raise ConvertError(f"{path} has no weight_map of tensors to files beside it. Take it from its source again.")
+    tensors: dict[str, Array] = {}
+    for shard in shards:
+        if not path.with_name(shard).is_file():
+            raise ConvertError(f"{path.with_name(shard)} is missing, which {path.name} lists. Copy or download it too.")
+        more = _read_safetensors(path.with_name(shard), skip)
+        if twice := sorted(more.keys() & tensors.keys()):
+            raise ConvertError(f"{path.with_name(shard)} holds {twice[0]}, which another shard holds too.")
+        tensors |= more
+    return tensors
+
+
+def _read_safetensors(path: Path, skip: str) -> dict[str, Array]:
+    found: dict[str, Array] = {}
+    try:
+        with places.open_regular(path):
+            pass
+        with safetensors.safe_open(path, framework="flax") as file:  # numpy knows no bfloat16
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                skipped = bool(re.fullmatch(skip, name))
+                array = None if skipped else np.asarray(file.get_tensor(name))
+                found[name] = Array(array, tuple(file.get_slice(name).get_shape()))
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ConvertError(f"{path} is truncated or damaged ({why(error)}). Copy or download it again.") from error
+    return found

@@ -1,0 +1,152 @@
+"""The encoder of Hugging Face's Whisper models into ours; the decoder is left out and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spjax.convert import ConvertError, why
+from spjax.convert.checkpoint import provenance
+from spjax.convert.huggingface import Imported, Reader, Tensors, model_name, read_config, read_tensors, weights_of
+from spjax.convert.options import Options
+from spjax.convert.safe_pickle import shown
+from spjax.models.whisper_config import WhisperConfig
+from spjax.storage import kinds, places
+from spjax.types import Params
+
+MODEL = "a Whisper of Hugging Face"
+# Names start as in a model for transcription, a bare model, or an encoder alone.
+_UNUSED = r"((model\.)?decoder|proj_out|projector|classifier)\..*|layer_weights"
+_SIZES = {
+    "mels": "num_mel_bins",
+    "dim": "d_model",
+    "layers": "encoder_layers",
+    "heads": "encoder_attention_heads",
+    "ffn_dim": "encoder_ffn_dim",
+    "positions": "max_source_positions",
+}
+_LAYER = {
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "out": "self_attn.out_proj",
+    "ffn_in": "fc1",
+    "ffn_out": "fc2",
+    "attn_norm": "self_attn_layer_norm",
+    "ffn_norm": "final_layer_norm",
+}
+_FRONT_END = {  # what preprocessor_config.json may say, and the one value each that `whisper.log_mel` computes
+    "n_fft": 400,
+    "hop_length": 160,
+    "sampling_rate": 16000,
+    "padding_value": 0.0,
+    "dither": 0.0,
+    "do_normalize": False,
+}
+
+
+def import_whisper(source: str | Path, given: Mapping[str, Any] | None = None) -> Imported:
+    """Reads the encoder of a Whisper; nothing that a file names is imported or run.
+
+    Args:
+      source: the directory of a Hugging Face model, or its model.safetensors, the index of its shards, or its
+        pytorch_model.bin, with config.json beside it; preprocessor_config.json is checked where it is there.
+      given: options that config.json does not hold.
+
+    Raises:
+      ConvertError: unreadable; of another kind; another front end; a tensor that is missing, unknown, of a wrong shape,
+        or not finite.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = weights_of(path)
+    try:
+        with places.open_regular(path):
+            pass
+    except OSError as error:
+        raise ConvertError(f"{path} cannot be read ({why(error)}). Give the directory of {MODEL}.") from error
+    if path.suffix not in (".safetensors", ".bin", ".json"):
+        raise ConvertError(f"{path} is no model of Hugging Face. Give its directory, or its model.safetensors.")
+    options = Options(path, read_config(path.with_name("config.json")), given)
+    config = _config(path, options)
+    _check_front_end(path.with_name("preprocessor_config.json"), config)
+    tensors = read_tensors(path, skip=_UNUSED)
+    read = Reader(path, tensors, MODEL)
+    params = _tree(read, _prefix(path, tensors), config)
+    left, left_out = read.leftover(_UNUSED, "Whisper encoders")
+    origin = {**provenance(path, "Whisper (Hugging Face)"), **options.record()}
+    name = model_name(path, options.get("_name_or_path"))
+    return Imported(config, params, path, "Hugging Face", read.count(read.used), left, name, origin, left_out)
+
+
+def _config(path: Path, options: Options) -> WhisperConfig:
+    card = path.with_name("config.json")
+    if options.get("model_type", "whisper") != "whisper":
+        raise ConvertError(f"{path.parent} is {kinds.describe(path.parent)[0]}. {kinds.describe(path.parent)[1]}")
+    if options.get("activation_function", "gelu") != "gelu":
+        raise ConvertError(
+            f"{card} has activation_function={shown(options.get('activation_function'))}; spjax computes only 'gelu'. "
+            "Such a model cannot be imported."
+        )
+    defaults = WhisperConfig()
+    options.require({theirs: str(getattr(defaults, ours)) for ours, theirs in _SIZES.items()})
+    options.check_given()
+    try:
+        return WhisperConfig(**{ours: options.get(theirs) for ours, theirs in _SIZES.items()})
+    except ValueError as error:
+        raise ConvertError(f"{card}: {error}.") from error
+
+
+def _check_front_end(path: Path, config: WhisperConfig) -> None:
+    if not path.exists():
+        return
+    said = read_config(path)
+    for name, needed in {**_FRONT_END, "feature_size": config.mels}.items():
+        if said.get(name, needed) not in (needed, None):
+            raise ConvertError(
+                f"{path} has {name}={shown(said[name])}; spjax computes the spectrum with {name}={needed!r}. "
+                "Such a model cannot be imported."
+            )
+
+
+def _prefix(path: Path, tensors: Tensors) -> str:
+    prefixes = [name.removesuffix("conv1.weight") for name in tensors if name.endswith("conv1.weight")]
+    prefixes = [prefix for prefix in prefixes if prefix in ("", "encoder.", "model.encoder.")]
+    if len(prefixes) != 1:
+        raise ConvertError(
+            f"{path} has {len(prefixes)} tensors encoder.conv1.weight, must have one (it has "
+            f"{', '.join(list(tensors)[:3])}). Give {MODEL}."
+        )
+    return prefixes[0]
+
+
+def _tree(read: Reader, prefix: str, config: WhisperConfig) -> Params:
+    d, f = config.dim, config.ffn_dim
+
+    def conv(number: int, width: int) -> Params:
+        name = f"{prefix}conv{number + 1}"
+        kernel = read(f"{name}.weight", (d, width, 3)).transpose(2, 1, 0)
+        return {"kernel": np.ascontiguousarray(kernel), "bias": read(f"{name}.bias", (d,))}
+
+    def dense(name: str, rows: int, columns: int, bias: bool = True) -> Params:
+        kernel = {"kernel": np.ascontiguousarray(read(f"{name}.weight", (columns, rows)).T)}
+        return kernel | ({"bias": read(f"{name}.bias", (columns,))} if bias else {})
+
+    def norm(name: str) -> Params:
+        return {"scale": read(f"{name}.weight", (d,)), "bias": read(f"{name}.bias", (d,))}
+
+    def layer(number: int) -> Params:
+        names = {ours: f"{prefix}layers.{number}.{theirs}" for ours, theirs in _LAYER.items()}
+        tree = {name: dense(names[name], d, d, name != "key") for name in ("query", "key", "value", "out")}
+        tree |= {"ffn_in": dense(names["ffn_in"], d, f), "ffn_out": dense(names["ffn_out"], f, d)}
+        return tree | {name: norm(names[name]) for name in ("attn_norm", "ffn_norm")}
+
+    return {
+        "conv": {"0": conv(0, config.mels), "1": conv(1, d)},
+        "position": {"table": read(f"{prefix}embed_positions.weight", (config.positions, d))},
+        "layers": {str(number): layer(number) for number in range(config.layers)},
+        "norm": norm(f"{prefix}layer_norm"),
+    }

@@ -1,0 +1,209 @@
+"""What the encoders with weights (HuBERT, Whisper) share: their products and attention, and batches of long and short
+waves in few shapes and bounded memory."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from spjax.models.config import Compute
+from spjax.models.contract import contract
+from spjax.models.unit_lm import FLOAT32
+from spjax.speech2unit.audio import SAMPLE_RATE
+from spjax.types import Params
+
+BATCH_FRAMES = 2048  # frames of a batch, 41 s
+QUERIES = 512  # frames whose attention is computed at once: bounds the memory of long utterances
+
+
+def check_layer(model: str, layers: int, layer: int) -> None:
+    """Raises ValueError unless an encoder of so many layers has `layer`."""
+    if not 0 <= layer <= layers:
+        raise ValueError(f"{model}: layer {layer} asked for, it has 1 to {layers} (0: the input of the first)")
+
+
+def check_wave(model: str, number: int, wave: np.ndarray, least: int) -> None:
+    """Raises ValueError unless a wave is float32 [n], n at least `least`, and finite."""
+    if wave.ndim != 1 or wave.dtype != np.float32:
+        raise ValueError(f"{model}: wave {number} is {wave.dtype} {list(wave.shape)}, must be float32 [samples]")
+    if len(wave) < least:
+        raise ValueError(
+            f"{model}: wave {number} has {len(wave)} samples; the shortest that gives a frame has {least}. "
+            "Leave it out or pad it."
+        )
+    if not np.isfinite(wave).all():
+        raise ValueError(f"{model}: wave {number} holds NaN or infinity")
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact form. By erf, as jax.nn.gelu's erfc takes five times as long on CPUs."""
+    return 0.5 * x * (1 + jax.lax.erf(x * np.float32(0.5**0.5)))
+
+
+def dense(weights: Params, x: jax.Array, compute: Compute) -> jax.Array:
+    """[B, T, D] to [B, T, E]; the bias may be absent."""
+    y = contract("btd,de->bte", x, weights["kernel"], compute.operand)
+    return y + weights["bias"] if "bias" in weights else y
+
+
+def conv(kernel: jax.Array, x: jax.Array, operand: jnp.dtype, **settings: Any) -> jax.Array:
+    """Convolution over time: kernel [k, C_in, C], x [B, T, C_in]; operands of type `operand`, sums in float32."""
+    return jax.lax.conv_general_dilated(
+        x.astype(operand),
+        kernel.astype(operand),
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        precision=jax.lax.Precision.HIGHEST if operand == jnp.float32 else None,  # or TPUs and GPUs would round
+        preferred_element_type=jnp.float32,
+        **settings,
+    )
+
+
+def attention(weights: Params, heads: int, x: jax.Array, real: jax.Array, compute: Compute) -> jax.Array:
+    """Self-attention with its projections, [B, F, D] to [B, F, D]; `real` [B, F]: which frames may be looked at."""
+    query, key, value = (
+        dense(weights[name], x, compute).reshape(*x.shape[:2], heads, x.shape[2] // heads)
+        for name in ("query", "key", "value")
+    )
+    mixed = _attend(query * query.shape[-1] ** -0.5, key, value, real).reshape(x.shape)
+    return dense(weights["out"], mixed, compute)
+
+
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array, real: jax.Array) -> jax.Array:
+    """Attention among frames, all [B, F, H, Dh], in float32; a block of queries after the other where they are many."""
+    product = functools.partial(contract, dtype=jnp.dtype(jnp.float32))
+
+    def some(query: jax.Array) -> jax.Array:
+        scores = jnp.where(real[:, None, None], product("bqhd,bkhd->bhqk", query, key), jnp.finfo(jnp.float32).min)
+        return product("bhqk,bkhd->bqhd", jax.nn.softmax(scores), value)
+
+    batch, frames, *head = query.shape
+    if frames <= QUERIES:
+        return some(query)
+    blocks = -(-frames // QUERIES)
+    query = jnp.pad(query, ((0, 0), (0, blocks * QUERIES - frames), (0, 0), (0, 0)))
+    mixed = jax.lax.map(some, jnp.swapaxes(query.reshape(batch, blocks, QUERIES, *head), 0, 1))
+    return jnp.swapaxes(mixed, 0, 1).reshape(batch, -1, *head)[:, :frames]
+
+
+def place(params: Params, layer: int, compute: Compute = FLOAT32) -> Params:
+    """What features up to `layer` need, on the device, kernels in the operand type: `extract` then moves nothing.
+
+    Args:
+      params: the encoder's weights, float32.
+      layer: 0 to L.
+      compute: as `extract` will be given.
+
+    Returns:
+      The tree without the later layers. The first convolution's kernel stays float32.
+    """
+    needed = {**params, "layers": {str(number): params["layers"][str(number)] for number in range(layer)}}
+
+    def put(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        names = [str(entry.key) for entry in path]
+        narrow = names[-1] == "kernel" and names[:2] != ["conv", "0"]
+        return jnp.asarray(leaf, compute.operand if narrow else jnp.float32)
+
+    placed: Params = jax.tree_util.tree_map_with_path(put, needed)
+    return placed
+
+
+# Any number of waves
+
+
+class Piece(NamedTuple):
+    """A stretch of a wave that is run as one row, and which of its frames are kept.
+
+    Attributes:
+      utterance: number of the wave.
+      frames: how many the stretch has.
+      first: first kept frame.
+      last: one behind the last.
+      samples: of the wave, for the progress bar.
+      data: what the encoder runs.
+    """
+
+    utterance: int
+    frames: int
+    first: int
+    last: int
+    samples: int
+    data: Any
+
+
+def windows(frames: int, size: int, overlap: int) -> Iterator[tuple[int, int, int]]:
+    """Windows of at most `size` frames over an utterance: (start, first, last), of which [first, last) are kept.
+
+    All but that of a short utterance have `size` frames; the last is moved back to end where the utterance ends. Each
+    frame is kept from the window in which it is further from the ends.
+    """
+    starts = [*range(0, frames - size, max(1, size - overlap)), max(0, frames - size)]
+    # A border lies in the middle of what two neighbours share.
+    borders = [0, *((a + size + b) // 2 for a, b in itertools.pairwise(starts)), frames]
+    for number, start in enumerate(starts):
+        yield start, borders[number] - start, borders[number + 1] - start
+
+
+def run_pieces(
+    title: str,
+    utterances: int,
+    pieces: Sequence[Piece],
+    run: Callable[[int, list[Piece]], Any],
+    *,
+    batch_frames: int,
+    most: int | None = None,
+    progress: bool = False,
+) -> list[np.ndarray]:
+    """Runs pieces in batches and puts the kept frames of each utterance end to end.
+
+    Args:
+      title: of the progress bar.
+      utterances: how many there are.
+      pieces: of them, in order.
+      run: (frames to pad to, pieces of a batch) → float32 [rows, frames, D].
+      batch_frames: frames of a batch, padding included; a longer piece is a batch of one.
+      most: the most frames that a row may be padded to; None for no limit.
+      progress: show a bar.
+
+    Returns:
+      float32 [F, D] each.
+    """
+    found: dict[int, np.ndarray] = {}
+    total = sum(piece.samples for piece in pieces) / SAMPLE_RATE
+    with tqdm(total=total, desc=title, unit="s", disable=not progress, file=sys.stderr) as bar:
+        for frames, batch in batches([piece.frames for piece in pieces], batch_frames, most):
+            rows = [pieces[number] for number in batch]
+            for number, piece, row in zip(batch, rows, np.asarray(run(frames, rows)), strict=True):
+                found[number] = row[piece.first : piece.last].copy()
+            bar.update(sum(piece.samples for piece in rows) / SAMPLE_RATE)
+    parts: list[list[np.ndarray]] = [[] for _ in range(utterances)]
+    for number, piece in enumerate(pieces):
+        parts[piece.utterance].append(found.pop(number))
+    return [some[0] if len(some) == 1 else np.concatenate(some) for some in parts]
+
+
+def _padded(frames: int) -> int:
+    """The next of 16, 18, 20 ... 32, 36, 40 ... 64, 72 ...: eight sizes an octave, so few shapes are ever compiled."""
+    if frames <= 16:
+        return 16
+    step = 1 << ((frames - 1).bit_length() - 4)
+    return -(-frames // step) * step
+
+
+def batches(lengths: Sequence[int], batch_frames: int, most: int | None = None) -> Iterator[tuple[int, list[int]]]:
+    """(frames to pad to, numbers of pieces), longest first; rows by powers of two, the shortest 3/4 of the longest."""
+    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    while order:
+        frames = min(_padded(lengths[order[0]]), most or sys.maxsize)
+        limit = order[: max(1, batch_frames // frames)]
+        count = sum(4 * lengths[number] >= 3 * lengths[order[0]] for number in limit)
+        rows = 1 << (count.bit_length() - 1)
+        yield frames, order[:rows]
+        order = order[rows:]
