@@ -30,7 +30,7 @@ def locked(name: str) -> list[tuple[Requirement, list[str]]]:
     ]
 
 
-@pytest.mark.parametrize("python", ["3.11", "3.12"])
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
 @pytest.mark.parametrize("lock", LOCKS)
 def test_a_lock_pins_all_that_is_asked_for_once(lock: str, python: str):
     here = {"python_version": python, "python_full_version": f"{python}.1"}
