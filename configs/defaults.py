@@ -67,6 +67,17 @@ def small(task: str) -> ConfigDict:
     return config
 
 
+def speech(task: str, others: tuple[str, ...]) -> ConfigDict:
+    """A task on units of real speech, with a unit LM of its own train units and those of other tasks or sources.
+
+    `--config.pretraining.tasks` names one of the two alone for an LM of those, beside another `--config.lm`.
+    """
+    config = prompt_tuning(task)
+    config.lm = f"runs/{task}_ulm/lm"
+    config.pretraining.tasks = (task, *others)
+    return config
+
+
 def pretraining() -> ConfigDict:
     """A unit LM pretraining job on the train units of some tasks."""
     config = ConfigDict()

@@ -107,8 +107,8 @@ def chosen(args: argparse.Namespace, unit_text: bool = False) -> DataSet:
         if args.task not in CLIPS and has_frames(args.raw, args.task):
             if not unit_text:
                 raise BuildError(
-                    f"task {args.task} comes as unit text, of which there is nothing to extract: import it by python -m "
-                    f"data_pipelines.import_frames --task={args.task} --src={args.raw} --out=..."
+                    f"task {args.task} comes as unit text, of which there is nothing to extract: import it by "
+                    f"python -m data_pipelines.import_frames --task={args.task} --src={args.raw} --out=..."
                 )
             found = unit_splits(args.task, args.raw, args.protocol)
             return DataSet(found.task, found.splits, args.raw, {}, (f"protocol: {args.protocol}", *found.notes))

@@ -182,7 +182,8 @@ def digest(line: Line) -> str:
 def _read_file(folder: epath.Path, name: str, part: str) -> list[Line]:
     found = []
     for number, text in enumerate(io.StringIO(read_text(folder / name), newline=None), 1):
-        if not text.strip():
+        text = text.strip()
+        if not text:
             continue
         path = f"{name}:{number}"
         where = f"{folder / name}, line {number}"

@@ -230,6 +230,8 @@ def _dealt(
         pairs = list(zip(lines, clips, strict=True))
         splits = {split: [clip for line, clip in pairs if PARTS[line.part] == split] for split in SPLITS}
         return splits, "splits: as the files are named"
+    if len({clip.source for clip in clips}) < len(SPLITS):
+        raise BuildError(f"{src}: {source} has too few utterances to make {len(SPLITS)} splits: add some")
     if speaker:
         dealt = stratified([clip for clip in clips if clip.source == clip.id], FRACTIONS, seed=0)
         split_of = {clip.id: split for split, part in dealt.items() for clip in part}
