@@ -17,4 +17,6 @@ from configs import defaults
 
 def get_config(options: str = "") -> ConfigDict:
     """The experiment."""
-    return defaults.with_backbone(defaults.speech("esd_speaker", ("vctk_speaker", "ljspeech")), options)
+    config = defaults.speech("esd_speaker", ("vctk_speaker", "ljspeech"))
+    config.train.update({"epochs": 12, "max_rows": 8, "buckets": 2})  # few utterances, as in defaults.small
+    return defaults.with_backbone(config, options)
