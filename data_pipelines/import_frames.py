@@ -25,6 +25,7 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from etils import epath
 
@@ -132,7 +133,7 @@ def has_frames(folder: epath.PathLike, task: str) -> bool:
 
 
 def import_from(units: str, task: str, out: str) -> Card:
-    """Imports a task from whichever form of unit text it has in a folder or in the folders directly in it.
+    """Imports a task from whichever form of unit text it has in a folder, or else in the folders directly in it.
 
     Args:
       units: holds TASK/train.txt and so on (`import_units`) or SOURCE.PART.frames.txt (`import_frames`).
@@ -143,15 +144,21 @@ def import_from(units: str, task: str, out: str) -> Card:
       BuildError, RecordError: it is there twice; or as of the two functions.
     """
     root = places.at(units)
-    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
-    framed = [folder for folder in folders if has_frames(folder, task)]
-    plain = [folder / task for folder in folders if task not in UNIT_TEXT and (folder / task).is_dir()]
+    for folders in ([root], sorted(path for path in root.iterdir() if path.is_dir())):
+        framed = [folder for folder in folders if has_frames(folder, task)]
+        plain = [folder / task for folder in folders if task not in UNIT_TEXT and _has_text(folder / task)]
+        if framed or plain:
+            break
     if len(framed + plain) > 1:
         where = " and in ".join(map(str, framed + plain))
-        raise BuildError(f"units of {task} are in {where}: give the folder of one of them by --units")
+        raise BuildError(f"units of {task} are in {where}: give a folder by --units that has them once")
     if framed or task in UNIT_TEXT:
         return import_frames(task, (framed or [root])[0], out)
     return import_units(task, (plain or [root / task])[0], out)
+
+
+def _has_text(folder: Path) -> bool:
+    return any((folder / f"{split}{ending}").is_file() for split in SPLITS for ending in (".txt", ".named"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

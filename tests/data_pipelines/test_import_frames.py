@@ -195,8 +195,16 @@ def test_both_forms_are_found_in_a_folder_or_below(tmp_path: Path) -> None:
         out = tmp_path / f"{units.replace('/', '_')}_esd"
         assert import_from(str(tmp_path / units), "esd_speaker", str(out)).task.name == "esd_speaker"
     write(tmp_path / "units" / "other", "esd.frames.txt", GOOD)
-    with pytest.raises(BuildError, match=r"units of esd_emotion are in .*framed and in .*other: give the folder"):
+    with pytest.raises(BuildError, match=r"units of esd_emotion are in .*framed and in .*other: give a folder"):
         import_from(str(tmp_path / "units"), "esd_emotion", str(tmp_path / "no"))
+    # what is in the folder itself comes before what is below, and a folder may be called like the source in it
+    write(tmp_path / "units" / "esd", "esd.frames.txt", spoken())
+    assert import_from(str(tmp_path / "units" / "esd"), "esd", str(tmp_path / "once")).task.name == "esd"
+    assert import_from(str(tmp_path / "units" / "plain"), "fsc", str(tmp_path / "twice")).task.name == "fsc"
+    write(tmp_path / "units" / "plain" / "old" / "fsc", "train.txt", "1 <s> 0 6 20\n")
+    assert import_from(str(tmp_path / "units" / "plain"), "fsc", str(tmp_path / "still")).counts["train"] == 1
+    write(tmp_path / "sources" / "solo", "solo.frames.txt", spoken())
+    assert import_from(str(tmp_path / "sources"), "solo", str(tmp_path / "solo")).task.name == "solo"
     with pytest.raises(RecordError, match=r"units/gsc/train\.txt is missing"):
         import_from(str(tmp_path / "units"), "gsc", str(tmp_path / "no"))
     with pytest.raises(BuildError, match=r"plain has no vctk\.frames\.txt|plain/vctk_speakers\.csv is missing"):
