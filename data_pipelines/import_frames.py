@@ -24,6 +24,7 @@ if __name__ == "__main__":  # before the imports, which take their time
 import argparse
 import hashlib
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -89,6 +90,8 @@ def import_frames(
       BuildError: a file is missing or a line is not what it must be; names file, line, value and what to do.
       RecordError: the records cannot be written.
     """
+    if vocabulary < 1:
+        raise BuildError(f"--vocabulary={vocabulary}: give the number of units, at least 1")
     found = unit_splits(task, src, protocol, labels)
     lines = read_paths(src, [clip.path for part in found.splits.values() for clip in part])
     for path, line in lines.items():
@@ -154,6 +157,11 @@ def import_from(units: str, task: str, out: str) -> Card:
         raise BuildError(f"units of {task} are in {where}: give a folder by --units that has them once")
     if framed or task in UNIT_TEXT:
         return import_frames(task, (framed or [root])[0], out)
+    if not plain and task not in TASKS:
+        raise BuildError(
+            f"{root} holds no units of {task}, nor does a folder in it: put {task}/train.txt and so on there, or "
+            f"{task}{SUFFIX} or {task}.PART{SUFFIX}"
+        )
     return import_units(task, (plain or [root / task])[0], out)
 
 
@@ -223,8 +231,13 @@ def _own(src: epath.PathLike, source: str, labels: Sequence[str]) -> UnitSplits:
     except ValueError as error:
         raise BuildError(f"{src}: {error}; correct the labels of {source}") from error
     splits, how = _dealt(src, source, lines, clips, "speaker" in columns)
-    copies = len(clips) - len(first)
-    notes = [how, *([f"{copies:,} of {len(clips):,} utterances repeat the frames of an earlier one"] if copies else [])]
+    notes = [how]
+    if copies := len(clips) - len(first):
+        apart = sum(
+            n - 1 for n in Counter(name for part in splits.values() for name in {c.source for c in part}).values()
+        )
+        across = f", {apart:,} of them in another split than that" if apart else ""
+        notes.append(f"{copies:,} of {len(clips):,} utterances repeat the frames of an earlier one{across}")
     return UnitSplits(task, checked(splits, task), found.tables, tuple(notes))
 
 

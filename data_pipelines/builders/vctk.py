@@ -117,25 +117,25 @@ def _known(task: Task, read: Sequence[_Read], column: str) -> tuple[list[_Read],
 
 def _read(raw: epath.PathLike) -> list[_Read]:
     """Every utterance of both releases; labels are empty."""
+    there = [source for source in SOURCES if files_of(raw, source)] or SOURCES[:1]
+    lines = [line for source in there for line in read_source(raw, source)]
     table = epath.Path(raw) / TABLE
     rows = {
         row["Id"].strip(): {name: text.strip() for name, text in row.items()}
         for _, row in read_table(table, ("Id", "Sex", "Accent"))
     }
-    found = []
-    there = [source for source in SOURCES if files_of(raw, source)]
-    for source in there or SOURCES[:1]:
-        for line in read_source(raw, source):
-            where = f"{epath.Path(raw) / line.path} ({line.id})"
-            parts = _ID.fullmatch(line.id)
-            if parts is None or parts["speaker"] != line.speaker:
-                raise BuildError(
-                    f"{where} is not of speaker {line.speaker!r}, like `p225_001` of p225: correct the line"
-                )
-            if line.speaker not in rows:
-                raise BuildError(f"{where}: speaker {line.speaker!r} is not in {table}: add a row, or remove the line")
-            number = int(parts["number"])
-            sentence = f"sentence {number}" if number <= COMMON else f"{line.speaker}, sentence {number}"
-            clip = Clip(line.id, line.path, (), line.speaker, sentence)
-            found.append(_Read(clip, rows[line.speaker], number))
+    found: list[_Read] = []
+    taken: set[str] = set()
+    for line in lines:
+        where = f"{epath.Path(raw) / line.path} ({line.id})"
+        parts = _ID.fullmatch(line.id)
+        if parts is None or parts["speaker"] != line.speaker:
+            raise BuildError(f"{where} is not of speaker {line.speaker!r}, like `p225_001` of p225: correct the line")
+        if line.speaker not in rows:
+            raise BuildError(f"{where}: speaker {line.speaker!r} is not in {table}: add a row, or remove the line")
+        number = int(parts["number"])
+        sentence = f"sentence {number}" if number <= COMMON else f"{line.speaker}, sentence {number}"
+        name = f"{line.id}#2" if line.id in taken else line.id  # the other release may call its cut alike
+        taken.add(name)
+        found.append(_Read(Clip(name, line.path, (), line.speaker, sentence), rows[line.speaker], number))
     return found

@@ -82,8 +82,16 @@ def test_any_source_is_dealt_out_with_its_speakers_in_every_split(tmp_path: Path
     assert sum(any(name.startswith("twin") for name in part) for part in found.values()) == 1
     for split in found:
         assert set(read_unit_records(tmp_path / "out", split)[0].classes[:, 0].tolist()) == {0, 1, 2, 3}
-    again = import_frames("mine", tmp_path, tmp_path / "again")
-    assert again == card
+    assert import_frames("mine", tmp_path, tmp_path / "again") == card
+
+
+def test_copies_in_splits_that_were_given_are_counted(tmp_path: Path) -> None:
+    for split in ("train", "dev", "test"):
+        write(tmp_path, f"mine.{split}.frames.txt", f"{split}1|x|1\n{split}2|x|1\n{split}3|x|{len(split)}\n")
+    assert import_frames("mine", tmp_path, tmp_path / "out").notes == (
+        "splits: as the files are named",
+        "5 of 9 utterances repeat the frames of an earlier one, 2 of them in another split than that",
+    )
 
 
 def test_labels_of_a_table_leave_no_speaker_in_two_splits(tmp_path: Path) -> None:
@@ -205,9 +213,11 @@ def test_both_forms_are_found_in_a_folder_or_below(tmp_path: Path) -> None:
     assert import_from(str(tmp_path / "units" / "plain"), "fsc", str(tmp_path / "still")).counts["train"] == 1
     write(tmp_path / "sources" / "solo", "solo.frames.txt", spoken())
     assert import_from(str(tmp_path / "sources"), "solo", str(tmp_path / "solo")).task.name == "solo"
+    with pytest.raises(BuildError, match=r"units holds no units of mine, nor does a folder in it: put mine/train\.txt"):
+        import_from(str(tmp_path / "units"), "mine", str(tmp_path / "no"))
     with pytest.raises(RecordError, match=r"units/gsc/train\.txt is missing"):
         import_from(str(tmp_path / "units"), "gsc", str(tmp_path / "no"))
-    with pytest.raises(BuildError, match=r"plain has no vctk\.frames\.txt|plain/vctk_speakers\.csv is missing"):
+    with pytest.raises(BuildError, match=r"plain has no vctk\.frames\.txt and no vctk\.PART\.frames\.txt"):
         import_from(str(tmp_path / "units" / "plain"), "vctk_gender", str(tmp_path / "no"))
 
 
@@ -220,6 +230,8 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         main(args)
     main([*args, "--overwrite", "--protocol=speakers", "--vocabulary=200"])
     assert load_card(tmp_path / "out").vocabulary == 200
+    with pytest.raises(SystemExit, match="error: --vocabulary=0: give the number of units, at least 1"):
+        main([*args, "--overwrite", "--vocabulary=0"])
     with pytest.raises(SystemExit, match="error: protocol 'fair' is unknown"):
         main([*args, "--overwrite", "--protocol=fair"])
     capsys.readouterr()
