@@ -68,9 +68,9 @@ def small(task: str) -> ConfigDict:
 
 
 def speech(task: str, others: tuple[str, ...]) -> ConfigDict:
-    """A task on units of real speech, with a unit LM of its own train units and those of other tasks or sources.
+    """A task on units of real speech, with a unit LM of its train units and those of other tasks or sources.
 
-    `--config.pretraining.tasks` names one of the two alone for an LM of those, beside another `--config.lm`.
+    For an LM of one of the two alone, name those in `--config.pretraining.tasks`, and another `--config.lm`.
     """
     config = prompt_tuning(task)
     config.lm = f"runs/{task}_ulm/lm"

@@ -47,7 +47,7 @@ from data_pipelines.frames import (
     read_source,
 )
 from data_pipelines.import_units import import_units
-from data_pipelines.splits import SPLITS, BuildError, by_speaker, checked, stratified
+from data_pipelines.splits import SPLITS, BuildError, by_speaker, check_protocol, checked, stratified
 from data_pipelines.user_data import FRACTIONS
 from spjax.command_line import Parser, output, place
 from spjax.data.records import Card, Utterance, write_unit_records
@@ -127,7 +127,10 @@ def unit_splits(task: str, src: epath.PathLike, protocol: str = "paper", labels:
     """
     if labels and task in TASKS:
         raise BuildError(f"task {task} is known and has its own labels: leave --label out, or name another source")
-    return UNIT_TEXT[task].list(src, protocol) if task in UNIT_TEXT else _own(src, task, labels)
+    if task in UNIT_TEXT:
+        return UNIT_TEXT[task].list(src, protocol)
+    check_protocol(protocol)
+    return _any_source(src, task, labels)
 
 
 def has_frames(folder: epath.PathLike, task: str) -> bool:
@@ -211,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"unit records: {args.out}")
 
 
-def _own(src: epath.PathLike, source: str, labels: Sequence[str]) -> UnitSplits:
+def _any_source(src: epath.PathLike, source: str, labels: Sequence[str]) -> UnitSplits:
     """A source of any name: its columns' labels, or those of a task of this name; splits as the module says."""
     lines = read_source(src, source)
     known = TASKS.get(source)

@@ -5,8 +5,8 @@ be absent), and `vctk_speakers.csv` with the columns Id, Sex and Accent. An id i
 4,347 and 4,424 utterances of 109 speakers, of which 410 are in both (other cuts of one recording). They count as one
 source, so that both go to the same split. The published parts (val, test) share all speakers; they say nothing here.
 
-Every speaker reads sentences 1 to 24; sentences above have a text of the speaker's own under each number. (Some texts
-recur under other numbers with other speakers. Nothing says which; by their units these are a few per cent.)
+Every speaker reads sentences 1 to 24; what stands under higher numbers differs from speaker to speaker. (A few of those
+texts recur under other numbers with other speakers, as their units show; no file says which.)
 
 vctk_gender and vctk_accent, any protocol: speakers are dealt out by 60/20/20 % of their utterances, labels as even as
 that allows, and the sentences 1 to 24 by 60/20/20 % of theirs (seed 0). An utterance of those sentences is left out

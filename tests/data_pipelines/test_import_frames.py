@@ -185,6 +185,8 @@ def test_other_faults_are_named(tmp_path: Path) -> None:
     write(tmp_path, "mine.labels.tsv", rows)
     with pytest.raises(BuildError, match=r"2 groups .* cannot make 3 splits.*mine\.train\.frames\.txt"):
         import_frames("mine", tmp_path, tmp_path / "out", labels=("mood",))
+    with pytest.raises(BuildError, match="protocol 'fair' is unknown"):
+        import_frames("mine", tmp_path, tmp_path / "out", protocol="fair")
     with pytest.raises(BuildError, match="task esd_emotion is known and has its own labels"):
         import_frames("esd_emotion", tmp_path, tmp_path / "out", labels=("mood",))
 
