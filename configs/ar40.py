@@ -4,6 +4,8 @@
     python -m spjax.main --config=configs/ar40.py --workdir=runs/ar40
 
 Splits: data_pipelines/builders/ar40.py. The unit LM has seen the 4,400 train clips alone.
+
+N-gram floor, on these units: 71.6 %.
 """
 
 from __future__ import annotations
