@@ -67,6 +67,17 @@ def small(task: str) -> ConfigDict:
     return config
 
 
+def speech(task: str, others: tuple[str, ...]) -> ConfigDict:
+    """A task on units of real speech, with a unit LM of its train units and those of other tasks or sources.
+
+    For an LM of one of the two alone, name those in `--config.pretraining.tasks`, and another `--config.lm`.
+    """
+    config = prompt_tuning(task)
+    config.lm = f"runs/{task}_ulm/lm"
+    config.pretraining.tasks = (task, *others)
+    return config
+
+
 def pretraining() -> ConfigDict:
     """A unit LM pretraining job on the train units of some tasks."""
     config = ConfigDict()

@@ -105,7 +105,7 @@ def utterances(task: Task, splits: Splits, made: Sequence[Part], f0: bool) -> di
             Utterance(
                 id=clip.id,
                 units=units[where],
-                classes=_classes(clip, task),
+                classes=classes(clip, task),
                 durations=durations[where],
                 f0=prosody.normalise(pitch[where], voiced[where], mean_of.get(clip.speaker)) if f0 else None,
                 provenance=f"{clip.path}{crop}, {rates[row]} Hz",
@@ -114,8 +114,8 @@ def utterances(task: Task, splits: Splits, made: Sequence[Part], f0: bool) -> di
     return found
 
 
-def _classes(clip: Clip, task: Task) -> list[int]:
-    """Class ids over all slots."""
+def classes(clip: Clip, task: Task) -> list[int]:
+    """Class ids over all slots, of a clip's labels."""
     labels = zip(clip.labels, task.slots, task.slot_offsets[:-1], strict=True)
     return [first + slot.labels.index(label) for label, slot, first in labels]
 

@@ -86,8 +86,12 @@ def add_encoder_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def chosen(args: argparse.Namespace) -> DataSet:
+def chosen(args: argparse.Namespace, unit_text: bool = False) -> DataSet:
     """Lists the data set that the flags name.
+
+    Args:
+      args: the flags.
+      unit_text: whether a task that comes as units instead of recordings will do.
 
     Raises:
       BuildError: flags that do not go together, an unknown task, or data that are not what they must be.
@@ -101,7 +105,16 @@ def chosen(args: argparse.Namespace) -> DataSet:
         raise BuildError(f"--{wrong[0]} goes with {kinds} only: leave it out")
     if args.task:
         from data_pipelines.builders import CLIPS
+        from data_pipelines.import_frames import has_frames, unit_splits
 
+        if args.task not in CLIPS and has_frames(args.raw, args.task):
+            if not unit_text:
+                raise BuildError(
+                    f"task {args.task} comes as unit text, of which there is nothing to extract: import it by "
+                    f"python -m data_pipelines.import_frames --task={args.task} --src={args.raw} --out=..."
+                )
+            found = unit_splits(args.task, args.raw, args.protocol)
+            return DataSet(found.task, found.splits, args.raw, {}, (f"protocol: {args.protocol}", *found.notes))
         if args.task not in CLIPS:
             raise BuildError(
                 f"unknown task {args.task!r}: choose {', '.join(CLIPS)}, or bring your own data by --manifest or "

@@ -57,7 +57,7 @@ class Shared:
 
 @dataclasses.dataclass(frozen=True)
 class Told:
-    """Something that tells a label without listening.
+    """Something that stands in two splits and tells a label without listening.
 
     Attributes:
       slot: whose label.
@@ -81,7 +81,7 @@ class LeakReport:
     Attributes:
       task, protocol: what was split, and how.
       counts: split → clips.
-      speakers: split → known speakers.
+      speakers: split → known speakers. Where one of the labels is the speaker, no leak is made of that.
       speakerless: split → clips without a speaker.
       labels: slot → label → split → clips.
       missing: (slot, label, split) of labels that a split lacks.
@@ -168,7 +168,13 @@ def leak_report(
         "id": lambda clip: clip.id,
         "path": lambda clip: clip.path,
     }
-    told = _told(task, every, "speaker", {clip: clip.speaker for clip in every if clip.speaker})
+    if any(all(clip.labels[column] == clip.speaker for clip in every) for column in range(len(task.slots))):
+        del keys["speaker"]  # it is what the task asks for: every split must have all of them
+    told = []
+    if "speaker" in keys:
+        # A speaker of one split alone tells nothing about the others
+        times = Counter(speaker for clips in splits.values() for speaker in {clip.speaker for clip in clips} - {""})
+        told = _told(task, every, "speaker", {clip: clip.speaker for clip in every if times[clip.speaker] > 1})
     if files is not None:
         # The same bytes under the same name are seen as `path` already
         keys["content"] = lambda clip: files[clip.path].sha256
@@ -214,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if args.out and args.no_files:
             raise BuildError("--out writes the hashes of files too: leave --no-files out")
-        data = data_flags.chosen(args)
+        data = data_flags.chosen(args, unit_text=True)
         place = epath.Path(args.splits or args.manifest or args.folders or "")
         protocol = args.protocol if args.task else f"as given by {place.name}, seed {args.split_seed}"
         paths = [clip.path for clips in data.splits.values() for clip in clips]

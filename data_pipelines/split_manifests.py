@@ -7,6 +7,7 @@ A directory of `train.jsonl`, `valid.jsonl` and so on, a clip a line:
 
 and `splits.json`, which is written last: the task, the protocol, counts, the sha256 of every manifest. Hash, size, rate
 and length are those of the whole file at `path`; rate and length are null where libsndfile does not know the format.
+Of unit text (data_pipelines/frames.py), `path` is `FILE:LINE`, and hash and size are those of the line's units.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 from etils import epath
 from tqdm import tqdm
 
+from data_pipelines import frames
 from data_pipelines.clips import Clip, Splits
 from data_pipelines.splits import BuildError, checked, is_file, read_text
 from spjax.tasks import Slot, Task
@@ -61,7 +63,7 @@ class Manifest:
 
 
 def inspect_files(raw: epath.PathLike, paths: Iterable[str]) -> dict[str, FileFacts]:
-    """Reads every file once, under a progress bar.
+    """Reads every file once, under a progress bar; of unit text, the lines.
 
     Args:
       raw: root of the data set; local or gs://.
@@ -71,9 +73,13 @@ def inspect_files(raw: epath.PathLike, paths: Iterable[str]) -> dict[str, FileFa
       BuildError: a file is missing or cannot be read.
     """
     wanted = sorted(set(paths))
+    lines = frames.read_paths(raw, [path for path in wanted if frames.line_of(path)])
+    found = {path: FileFacts(frames.digest(line), 4 * len(line.frames), None, None) for path, line in lines.items()}
+    wanted = [path for path in wanted if path not in found]
     with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
         facts = pool.map(lambda path: _inspect(epath.Path(raw) / path), wanted)
-        return dict(zip(wanted, tqdm(facts, total=len(wanted), desc="hash", unit=" files"), strict=True))
+        progress = tqdm(facts, total=len(wanted), desc="hash", unit=" files", disable=not wanted)
+        return found | dict(zip(wanted, progress, strict=True))
 
 
 def write_splits(

@@ -34,7 +34,7 @@ WORKDIR = config_file.define_path(
 UNITS = config_file.define_path(
     "units",
     paths.given,
-    "Folder of unit text, TASK/{train,valid,test}.txt, to import absent unit records from.",
+    "Folder of unit text to import absent unit records from: TASK/{train,valid,test}.txt or SOURCE.PART.frames.txt.",
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -79,7 +79,7 @@ def _main(_: Sequence[str]) -> None:
 
 def _run() -> None:
     from data_pipelines import demo
-    from data_pipelines.import_units import import_units
+    from data_pipelines.import_frames import import_from
     from spjax import jobs
     from spjax.storage import places
     from spjax.training.loop import DivergedError, Interrupted
@@ -92,7 +92,7 @@ def _run() -> None:
         if units := UNITS.value:
             if not places.at(units).is_dir():
                 raise ValueError(f"--units={units} is no folder: give the one that holds TASK/train.txt and so on")
-            importer = lambda task, records: import_units(task, os.path.join(units, task), records)  # noqa: E731
+            importer = lambda task, records: import_from(units, task, records)  # noqa: E731
         jobs.check(config)
         with paths.writing(workdir):
             if "synthesis" in config:

@@ -81,6 +81,18 @@ def _words(text: str) -> tuple[str, ...]:
 _DM_SC = _words("one two three four five six seven eight nine close up down previous next in out left right home")
 _LT_SC = "ne ačiū stop įjunk išjunk į_viršų į_apačią į_dešinę į_kairę startas pauzė labas iki unknown silence"
 
+_AR40 = """
+    backward cancel close digit direction disable down eight enable enter five forward four left move next nine no ok
+    one open options previous receive record right rotate send seven six start stop three two undo up yes zero
+"""  # and "zoom in", "zoom out"
+
+_VCTK = """
+    225 226 227 228 229 230 231 232 233 234 236 237 238 239 240 241 243 244 245 246 247 248 249 250 251 252 253 254
+    255 256 257 258 259 260 261 262 263 264 265 266 267 268 269 270 271 272 273 274 275 276 277 278 279 280 281 282
+    283 284 285 286 287 288 292 293 294 295 297 298 299 300 301 302 303 304 305 306 307 308 310 311 312 313 314 316
+    317 318 323 326 329 330 333 334 335 336 339 340 341 343 345 347 351 360 361 362 363 364 374 376
+"""  # without 315, of whom there are few utterances
+
 _ESC50 = """
     dog rooster pig cow frog cat hen insects sheep crow
     rain sea_waves crackling_fire crickets chirping_birds water_drops wind pouring_water toilet_flush thunderstorm
@@ -131,5 +143,12 @@ TASKS: dict[str, Task] = {
         Task("vox1_speaker", (Slot("speaker", tuple(f"id{number}" for number in range(10001, 11252))),)),
         Task("vad", (Slot("activity", ("speech", "background")),)),
         Task("esc50", (Slot("sound", _words(_ESC50)),)),
+        Task("ar40", (Slot("command", (*_words(_AR40), "zoom in", "zoom out")),)),
+        Task("esd_emotion", (Slot("emotion", _words("neutral angry happy sad surprise")),)),
+        Task("esd_speaker", (Slot("speaker", tuple(f"{number:04d}" for number in range(11, 21))),)),
+        Task("vctk_gender", (Slot("gender", ("Female", "Male")),)),
+        # accents of five speakers or more
+        Task("vctk_accent", (Slot("accent", _words("English American Scottish Irish Canadian NorthernIrish")),)),
+        Task("vctk_speaker", (Slot("speaker", tuple(f"p{number}" for number in _words(_VCTK))),)),
     )
 }

@@ -1,18 +1,24 @@
-"""One module a data set: its raw tree → clips, labels, splits. `CLIPS` finds the function by the task's name."""
+"""One module a data set: its raw tree → clips, labels, splits. `CLIPS` finds the function by the task's name.
+
+`UNIT_TEXT` finds that of a task which comes as units instead of recordings.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from etils import epath
 
 from data_pipelines.builders import (
     accentdb,
+    ar40,
     ar_sc,
     asvspoof,
     dm_sc,
     easycall,
     esc50,
+    esd,
     fsc,
     grabo,
     gsc,
@@ -21,17 +27,20 @@ from data_pipelines.builders import (
     mustard,
     mustardpp,
     vad,
+    vctk,
     vox1_gender,
     vox1_speaker,
     voxforge,
 )
 from data_pipelines.clips import Splits
+from data_pipelines.frames import UnitSplits
 
 CLIPS: dict[str, Callable[[epath.Path, str], Splits]] = {
     "gsc": gsc.clips,
     "grabo": grabo.clips,
     "lt_sc": lt_sc.clips,
     "ar_sc": ar_sc.clips,
+    "ar40": ar40.clips,
     "dm_sc": dm_sc.clips,
     "dm_sc19": dm_sc.clips19,
     "fsc": fsc.clips,
@@ -46,4 +55,20 @@ CLIPS: dict[str, Callable[[epath.Path, str], Splits]] = {
     "vox1_speaker": vox1_speaker.clips,
     "vad": vad.clips,
     "esc50": esc50.clips,
+}
+
+
+class UnitText(NamedTuple):
+    """A task that comes as unit text: the sources it is in (data_pipelines/frames.py), and what lists it."""
+
+    sources: tuple[str, ...]
+    list: Callable[[epath.PathLike, str], UnitSplits]
+
+
+UNIT_TEXT: dict[str, UnitText] = {
+    "esd_emotion": UnitText(("esd",), esd.emotion),
+    "esd_speaker": UnitText(("esd",), esd.speaker),
+    "vctk_gender": UnitText(vctk.SOURCES, vctk.gender),
+    "vctk_accent": UnitText(vctk.SOURCES, vctk.accent),
+    "vctk_speaker": UnitText(vctk.SOURCES, vctk.speaker),
 }

@@ -55,8 +55,7 @@ def read_split(
     if absent:
         raise ValueError(
             f"{directory} holds no {' and no '.join(absent)}, which a multi-stream LM goes by: extract the recordings "
-            "again with --f0 of data_pipelines.extract (imported unit text has neither durations nor f0), or "
-            "take a unit LM"
+            "again with --f0 of data_pipelines.extract (imported unit text has no f0), or take a unit LM"
         )
     return units.with_interpolated_f0() if lm.prosody.interpolate_f0 else units, card
 

@@ -85,7 +85,12 @@ def test_missing_labels_and_tales_are_told():
         split: [one._replace(labels=("a" if one.speaker.endswith("0") else "b",)) for one in part]
         for split, part in clean().items()
     }
-    (one,) = leak_report(TASK, told, "paper").told
+    assert leak_report(TASK, told, "honest").clean  # the speakers of a split tell nothing of another's
+    apart = {
+        split: [one._replace(speaker=one.speaker[-1] if split != "test" else one.speaker) for one in part]
+        for split, part in told.items()
+    }
+    (one,) = leak_report(TASK, apart, "paper").told
     assert (one.slot, one.by, one.right, one.chance) == ("word", "speaker", 1.0, 0.5)
     rates = {
         one.path: FileFacts(one.path, 1, 8_000 if one.labels == ("a",) else 48_000, 1.0)
@@ -94,6 +99,18 @@ def test_missing_labels_and_tales_are_told():
     }
     (one,) = leak_report(TASK, clean(), "paper", rates).told
     assert (one.by, one.right, one.parts) == ("sampling rate", 1.0, True)
+
+
+def test_a_speaker_who_is_the_label_is_no_leak():
+    splits = {
+        split: [one._replace(speaker=one.labels[0], source=f"{split} tape") for one in part]
+        for split, part in clean().items()
+    }
+    assert leak_report(TASK, splits, "honest").clean
+    splits["test"][0] = splits["test"][0]._replace(speaker="c")  # the label is another: speakers count again
+    report = leak_report(TASK, splits, "honest")
+    assert {one.what for one in report.shared} == {"speaker"}
+    assert [one.by for one in report.told] == ["speaker"]
 
 
 def test_command_writes_report_and_manifests(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines.builders import CLIPS
+from data_pipelines.builders import CLIPS, UNIT_TEXT
 from data_pipelines.clips import Clip
 from data_pipelines.splits import PROTOCOLS, BuildError
 from data_pipelines.tfds_builder import builder, builder_of
@@ -84,4 +84,5 @@ def test_unknown_names_are_refused(tmp_path: Path):
 
 
 def test_every_task_can_be_listed():
-    assert CLIPS.keys() == TASKS.keys()
+    assert CLIPS.keys() | UNIT_TEXT.keys() == TASKS.keys()
+    assert not CLIPS.keys() & UNIT_TEXT.keys()

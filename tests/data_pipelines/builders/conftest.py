@@ -16,3 +16,12 @@ def audio() -> Path:
     if not folder.exists():
         pytest.skip("reference material audio is not beside this checkout (../shared)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def more_units() -> Path:
+    """Folder of the real units of ESD, VCTK and LJSpeech, one a frame."""
+    folder = SHARED / "units" / "hubert100_more"
+    if not folder.exists():
+        pytest.skip("reference material units/hubert100_more is not beside this checkout (../shared)")
+    return folder

@@ -1,0 +1,278 @@
+"""Unit text with a unit for every frame → unit records, merged, with durations.
+
+    python -m data_pipelines.import_frames --task=esd_emotion --src=UNITS --out=runs/units/esd_emotion
+    python -m data_pipelines.import_frames --task=mine --label=emotion --src=UNITS --out=runs/units/mine
+
+The form of the text is that of data_pipelines/frames.py, lines `id|speaker|frames`. A task that spjax knows in this
+form (esd_emotion, esd_speaker, vctk_gender, vctk_accent, vctk_speaker) has its labels and splits from
+data_pipelines/builders. Any other name is taken for a source: `mine` is all of `mine.frames.txt` and
+`mine.PART.frames.txt`. Its label is the speaker, which is of no account to pretraining, or what columns of
+`mine.labels.tsv` say (`--label`). Where its files are of PARTs train, valid (val, dev) and test, each and no others,
+those are the splits; otherwise all of it is dealt out by 80/10/10, no speaker in two splits unless the speaker is the
+label, equal utterances always together.
+
+`python -m spjax.main --units=UNITS` imports both forms of unit text in the same way, from UNITS or the folders in it.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports, which take their time
+    from spjax import process
+
+    process.run("data_pipelines.import_frames")
+
+import argparse
+import hashlib
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from etils import epath
+
+from data_pipelines.assemble import classes
+from data_pipelines.builders import UNIT_TEXT
+from data_pipelines.clips import Clip, Splits
+from data_pipelines.frames import (
+    PARTS,
+    SUFFIX,
+    Labels,
+    Line,
+    UnitSplits,
+    digest,
+    files_of,
+    line_of,
+    read_labels,
+    read_paths,
+    read_source,
+)
+from data_pipelines.import_units import import_units
+from data_pipelines.splits import SPLITS, BuildError, by_speaker, check_protocol, checked, stratified
+from data_pipelines.user_data import FRACTIONS
+from spjax.command_line import Parser, output, place
+from spjax.data.records import Card, Utterance, write_unit_records
+from spjax.data.tfrecords import RecordError
+from spjax.speech2unit.units import merge
+from spjax.storage import places
+from spjax.tasks import TASKS, Slot, Task
+
+UNKNOWN = "unknown"  # label of a speaker who is not known
+
+
+def import_frames(
+    task: str,
+    src: epath.PathLike,
+    out: epath.PathLike,
+    *,
+    labels: Sequence[str] = (),
+    protocol: str = "paper",
+    overwrite: bool = False,
+    vocabulary: int = 100,
+    encoder: str = "hubert_base_ls960",
+    layer: int = 6,
+    kmeans: str = "km100",
+) -> Card:
+    """Reads unit text with a unit for every frame, checks every line, and writes unit records (see the module).
+
+    Args:
+      task: one of `builders.UNIT_TEXT`, or the name of a source.
+      src: directory of the text.
+      out: directory of the records.
+      labels: columns of the source's tables, each a slot; none: the speaker is the label. Of a source alone.
+      protocol: of the splits of a task in `builders.UNIT_TEXT`.
+      overwrite: replace what `out` holds.
+      vocabulary, encoder, layer, kmeans: what made the units; goes into the card.
+
+    Returns:
+      The card of the records.
+
+    Raises:
+      BuildError: a file is missing or a line is not what it must be; names file, line, value and what to do.
+      RecordError: the records cannot be written.
+    """
+    if vocabulary < 1:
+        raise BuildError(f"--vocabulary={vocabulary}: give the number of units, at least 1")
+    found = unit_splits(task, src, protocol, labels)
+    lines = read_paths(src, [clip.path for part in found.splits.values() for clip in part])
+    for path, line in lines.items():
+        if (top := int(line.frames.max())) >= vocabulary:
+            raise BuildError(
+                f"{epath.Path(src) / path} ({line.id}) has the unit {top}, not one of 0..{vocabulary - 1}: correct it, "
+                "or give the number of units by --vocabulary of data_pipelines.import_frames"
+            )
+    files = sorted({where[0] for path in lines if (where := line_of(path))} | set(found.tables))
+    return write_unit_records(
+        out,
+        found.task,
+        {
+            split: [_utterance(clip, lines[clip.path], found.task) for clip in part]
+            for split, part in found.splits.items()
+        },
+        overwrite=overwrite,
+        vocabulary=vocabulary,
+        encoder=encoder,
+        layer=layer,
+        kmeans=kmeans,
+        merged=True,
+        sources={name: hashlib.sha256((epath.Path(src) / name).read_bytes()).hexdigest() for name in files},
+        notes=(f"protocol: {protocol}", *found.notes) if task in UNIT_TEXT else found.notes,
+    )
+
+
+def unit_splits(task: str, src: epath.PathLike, protocol: str = "paper", labels: Sequence[str] = ()) -> UnitSplits:
+    """A task that comes as unit text with a unit for every frame; the arguments are those of `import_frames`.
+
+    Raises:
+      BuildError: a file is missing or a line is not what it must be, or labels are given of a known task.
+    """
+    if labels and task in TASKS:
+        raise BuildError(f"task {task} is known and has its own labels: leave --label out, or name another source")
+    if task in UNIT_TEXT:
+        return UNIT_TEXT[task].list(src, protocol)
+    check_protocol(protocol)
+    return _any_source(src, task, labels)
+
+
+def has_frames(folder: epath.PathLike, task: str) -> bool:
+    """Whether a folder holds unit text of a task with a unit for every frame."""
+    return any(files_of(folder, source) for source in (UNIT_TEXT[task].sources if task in UNIT_TEXT else (task,)))
+
+
+def import_from(units: str, task: str, out: str) -> Card:
+    """Imports a task from whichever form of unit text it has in a folder, or else in the folders directly in it.
+
+    Args:
+      units: holds TASK/train.txt and so on (`import_units`) or SOURCE.PART.frames.txt (`import_frames`).
+      task: name of the task.
+      out: directory of the records.
+
+    Raises:
+      BuildError, RecordError: it is there twice; or as of the two functions.
+    """
+    root = places.at(units)
+    for folders in ([root], sorted(path for path in root.iterdir() if path.is_dir())):
+        framed = [folder for folder in folders if has_frames(folder, task)]
+        plain = [folder / task for folder in folders if task not in UNIT_TEXT and _has_text(folder / task)]
+        if framed or plain:
+            break
+    if len(framed + plain) > 1:
+        where = " and in ".join(map(str, framed + plain))
+        raise BuildError(f"units of {task} are in {where}: give a folder by --units that has them once")
+    if framed or task in UNIT_TEXT:
+        return import_frames(task, (framed or [root])[0], out)
+    if not plain and task not in TASKS:
+        raise BuildError(
+            f"{root} holds no units of {task}, nor does a folder in it: put {task}/train.txt and so on there, or "
+            f"{task}{SUFFIX} or {task}.PART{SUFFIX}"
+        )
+    return import_units(task, (plain or [root / task])[0], out)
+
+
+def _has_text(folder: Path) -> bool:
+    return any((folder / f"{split}{ending}").is_file() for split in SPLITS for ending in (".txt", ".named"))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line (`--help`)."""
+    parser = Parser(
+        prog="python -m data_pipelines.import_frames",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--task", required=True, help=f"one of {', '.join(UNIT_TEXT)}, or the name of a source")
+    parser.add_argument("--src", type=place, required=True, help="directory of the files *.frames.txt")
+    parser.add_argument(
+        "--out", type=output, required=True, help="directory of the unit records to make (local or gs://)"
+    )
+    parser.add_argument("--label", default="", help="columns of a source's *.labels.tsv, with commas (the speaker)")
+    parser.add_argument("--protocol", default="paper", help="splits of a known task: paper, honest (%(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
+    parser.add_argument("--vocabulary", type=int, default=100, help="number of units (%(default)s)")
+    parser.add_argument("--encoder", default="hubert_base_ls960", help="speech encoder of the units (%(default)s)")
+    parser.add_argument("--layer", type=int, default=6, help="layer of the encoder (%(default)s)")
+    parser.add_argument("--kmeans", default="km100", help="identity of the centroids (%(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        card = import_frames(
+            args.task,
+            args.src,
+            args.out,
+            labels=[label.strip() for label in args.label.split(",") if label.strip()],
+            protocol=args.protocol,
+            overwrite=args.overwrite,
+            vocabulary=args.vocabulary,
+            encoder=args.encoder,
+            layer=args.layer,
+            kmeans=args.kmeans,
+        )
+    except (BuildError, RecordError, OSError) as error:
+        sys.exit(f"error: {error}")
+    for split, count in card.counts.items():
+        print(f"{split}: {count:,} utterances")
+    for note in card.notes:
+        print(f"note: {note}")
+    print(f"unit records: {args.out}")
+
+
+def _any_source(src: epath.PathLike, source: str, labels: Sequence[str]) -> UnitSplits:
+    """A source of any name: its columns' labels, or those of a task of this name; splits as the module says."""
+    lines = read_source(src, source)
+    known = TASKS.get(source)
+    columns = tuple(slot.name for slot in known.slots) if known else tuple(labels) or ("speaker",)
+    found = Labels((), [{} for _ in lines])
+    if needed := [column for column in columns if column != "speaker"]:
+        found = read_labels(src, source, lines, needed)
+    first: dict[str, str] = {}  # of equal utterances
+    clips = []
+    for line, row in zip(lines, found.rows, strict=True):
+        values = {**row, "speaker": line.speaker or UNKNOWN}
+        copy_of = first.setdefault(digest(line), line.id)
+        clips.append(Clip(line.id, line.path, tuple(values[column] for column in columns), line.speaker, copy_of))
+    try:
+        slots = [Slot(column, tuple(sorted({clip.labels[i] for clip in clips}))) for i, column in enumerate(columns)]
+        task = known or Task(source, tuple(slots), "accuracy" if len(slots) == 1 else "exact_match")
+    except ValueError as error:
+        raise BuildError(f"{src}: {error}; correct the labels of {source}") from error
+    splits, how = _dealt(src, source, lines, clips, "speaker" in columns)
+    notes = [how]
+    if copies := len(clips) - len(first):
+        apart = sum(
+            n - 1 for n in Counter(name for part in splits.values() for name in {c.source for c in part}).values()
+        )
+        across = f", {apart:,} of them in another split than that" if apart else ""
+        notes.append(f"{copies:,} of {len(clips):,} utterances repeat the frames of an earlier one{across}")
+    return UnitSplits(task, checked(splits, task), found.tables, tuple(notes))
+
+
+def _dealt(
+    src: epath.PathLike, source: str, lines: Sequence[Line], clips: Sequence[Clip], speaker: bool
+) -> tuple[Splits, str]:
+    """The splits, and how they came about; speaker: it is a label, so that all of them must be in train."""
+    parts = {line.part for line in lines}
+    if parts <= PARTS.keys() and {PARTS[part] for part in parts} == set(SPLITS):
+        pairs = list(zip(lines, clips, strict=True))
+        splits = {split: [clip for line, clip in pairs if PARTS[line.part] == split] for split in SPLITS}
+        return splits, "splits: as the files are named"
+    if len({clip.source for clip in clips}) < len(SPLITS):
+        raise BuildError(f"{src}: {source} has too few utterances to make {len(SPLITS)} splits: add some")
+    if speaker:
+        dealt = stratified([clip for clip in clips if clip.source == clip.id], FRACTIONS, seed=0)
+        split_of = {clip.id: split for split, part in dealt.items() for clip in part}
+        splits = {split: [clip for clip in clips if split_of[clip.source] == split] for split in SPLITS}
+        return splits, "splits: made, utterances of every speaker in each"
+    try:
+        return by_speaker(clips, FRACTIONS, seed=0), "splits: made, no speaker in two"
+    except BuildError as error:
+        raise BuildError(
+            f"{src}: {error}; call the files {source}.train{SUFFIX}, {source}.valid{SUFFIX} and "
+            f"{source}.test{SUFFIX} to say what goes where"
+        ) from error
+
+
+def _utterance(clip: Clip, line: Line, task: Task) -> Utterance:
+    units, durations = merge(line.frames)
+    return Utterance(clip.id, units, classes(clip, task), durations, provenance=clip.path)
+
+
+if __name__ == "__main__":
+    main()
