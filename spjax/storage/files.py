@@ -109,7 +109,14 @@ def tensor_writer(tree: Params) -> Writer:
     """
     leaves = {path: np.ascontiguousarray(array) for path, array in flatten(tree).items()}
     _check_finite(leaves, "to save", "Train with a lower learning rate.")
-    return lambda path: safetensors.numpy.save_file(leaves, path)
+
+    def write(path: Path) -> None:
+        path.touch()
+        mode = path.stat().st_mode  # as the umask has it; safetensors lets nobody but the owner read
+        safetensors.numpy.save_file(leaves, path)
+        path.chmod(mode)
+
+    return write
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:

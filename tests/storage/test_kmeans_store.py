@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +126,12 @@ def test_saving_replaces_the_earlier_one(tmp_path: Path):
     (tmp_path / "km" / "notes.txt").write_text("mine")
     with pytest.raises(StorageError, match=r"holds notes\.txt, which saving there would delete"):
         save_kmeans(tmp_path / "km", kmeans(2))
+
+
+def test_others_may_read_it_where_the_umask_lets_them(tmp_path: Path):
+    before = os.umask(0o022)
+    try:
+        save_kmeans(tmp_path / "km", kmeans())
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "km").iterdir()} == {0o644}
