@@ -76,7 +76,7 @@ def add_encoder_flags(parser: argparse.ArgumentParser) -> None:
         "--encoder",
         type=place,
         required=True,
-        help="mfcc, log_mel, or the directory of a HuBERT or Whisper (local or gs://)",
+        help="mfcc, log_mel, tiny, or the directory of a HuBERT or Whisper (local or gs://)",
     )
     group.add_argument("--layer", type=int, default=6, help="of a HuBERT or Whisper (%(default)s)")
     group.add_argument("--plain-chunks", action="store_true", help="cut long audio as the reference does")

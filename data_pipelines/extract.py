@@ -3,9 +3,10 @@
     python -m data_pipelines.extract --task=lt_sc --raw=RAW/lt_sc --out=RECORDS/lt_sc --encoder=mfcc --clusters=100
     python -m data_pipelines.extract --task=fsc --raw=RAW/fsc --out=RECORDS/fsc --encoder=HUBERT/ --kmeans=KM100/
     python -m data_pipelines.extract --manifest=my.csv --out=RECORDS/my --encoder=mfcc --kmeans=KM/
+    python -m data_pipelines.extract --folders=DIR --out=RECORDS/my --encoder=tiny
 
-The units are those of a k-means that is there (`--kmeans`), or of one that is fitted on the train split first
-(`--clusters`) and kept beside the records, as `OUT-kmeans`.
+The units are those of a k-means that is there (`--kmeans`; the encoder `tiny`, which goes with spjax, has its own), or
+of one that is fitted on the train split first (`--clusters`) and kept beside the records, as `OUT-kmeans`.
 
 By default one worker process a core runs on this machine. Any other Beam runner is a flag away, its own options follow
 `--`; every place given must then be one that its workers reach, such as gs:// (docs/cluster_extraction.md):
@@ -52,7 +53,7 @@ from spjax import paths
 from spjax.command_line import Parser, output, place
 from spjax.data.records import Card, check_free, write_unit_records
 from spjax.data.tfrecords import RecordError
-from spjax.storage import places
+from spjax.storage import assets, places
 from spjax.tasks import Task
 
 PATIENCE_SECONDS = 900.0  # machines of a cloud take minutes to start
@@ -104,7 +105,7 @@ def extract_all(
     wanted: Sequence[Wanted],
     *,
     encoder: str,
-    kmeans: epath.PathLike,
+    kmeans: epath.PathLike | None,
     layer: int = 6,
     plain_chunks: bool = False,
     lowpass: float | None = None,
@@ -121,8 +122,9 @@ def extract_all(
 
     Args:
       wanted: the data sets.
-      encoder: "mfcc", "log_mel", or the directory of a HuBERT or Whisper.
-      kmeans: directory of its centroids.
+      encoder: "mfcc", "log_mel", or the directory of a HuBERT or Whisper; "tiny": "mfcc" with the k-means that goes
+        with spjax.
+      kmeans: directory of its centroids, or "tiny"; None for an encoder that has its own.
       layer: of a HuBERT or Whisper.
       plain_chunks: cut long audio as the reference does.
       lowpass: Hz above which nothing is heard; None for all.
@@ -149,6 +151,7 @@ def extract_all(
     if not wanted:
         return []
     _check_workers(runner, workers, patience)
+    encoder, kmeans = assets.find_encoder(encoder, kmeans)
     # absolute: workers may run in another directory
     encoder, kmeans = encoder if _acoustic(encoder) else places.absolute(encoder), places.absolute(kmeans)
     loaded = parts.load_encoder(encoder, kmeans, layer, plain_chunks, lowpass)
@@ -291,15 +294,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s (--task=NAME --raw=DIR | --manifest=CSV | --folders=DIR) --out=DIR --encoder=ENCODER "
-        "(--kmeans=DIR | --clusters=N) [flags] [-- flags of Beam]",
+        "[--kmeans=DIR | --clusters=N] [flags] [-- flags of Beam]",
     )
     data_flags.add_data_flags(parser)
     parser.add_argument(
         "--out", type=output, required=True, help="directory of the unit records to make (local or gs://)"
     )
     data_flags.add_encoder_flags(parser)
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--kmeans", metavar="DIR", type=place, help="centroids of the encoder's features")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--kmeans", metavar="DIR", type=place, help="centroids of the encoder's features; --encoder=tiny has its own"
+    )
     which.add_argument("--clusters", type=int, help="fit so many on the train split, and keep them as OUT-kmeans")
     parser.add_argument("--no-merge", action="store_true", help="a unit a frame: leave runs of equal units as they are")
     parser.add_argument("--f0", action="store_true", help="measure f0")
@@ -329,12 +334,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _extract_by(args: argparse.Namespace, beam_options: Sequence[str]) -> Card:
     _check_workers(args.runner, args.workers, args.patience)
+    _, kmeans = assets.find_encoder(args.encoder, args.kmeans)
+    if (kmeans is None) == (args.clusters is None):
+        raise ExtractError(
+            f"--encoder={args.encoder} has its own k-means: leave --clusters out, or give another encoder"
+            if kmeans
+            else f"--encoder={args.encoder} needs a k-means: give --kmeans=DIR, or --clusters=N to fit one"
+        )
     _check_out(args.out, args.overwrite)  # before a k-means is fitted
     if args.manifest or args.folders:  # jobs look for a task's records in a folder of its name
         args.name = args.name or args.out.rstrip("/").rpartition("/")[2]
     data = data_flags.chosen(args)
-    kmeans = args.kmeans or f"{args.out.rstrip('/')}-kmeans"
-    if not args.kmeans:
+    if kmeans is None:
+        kmeans = f"{args.out.rstrip('/')}-kmeans"
         fit_kmeans.fit_to(kmeans, data, args, overwrite=args.overwrite, tell_refused=False)
     return extract(
         data.task,

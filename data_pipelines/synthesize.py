@@ -63,7 +63,7 @@ class SynthesisConfig:
 # ---- what is heard
 
 
-def _voices(split: str, seed: int) -> dict[str, list[str]]:
+def split_voices(split: str, seed: int) -> dict[str, list[str]]:
     """The voices of a split by gender; those of all splits together are all there are."""
     mine = {}
     for gender, names in espeak.voices().items():
@@ -127,7 +127,7 @@ def utterance(line: Line, voice: str, rng: np.random.Generator) -> np.ndarray:
 
 def _said(name: str, number: int, split: str, config: SynthesisConfig) -> Iterator[tuple[Line, str, np.ndarray]]:
     """Line, voice and wave of each utterance of a task's split, which is the number-th."""
-    voices, made = _voices(split, config.seed), 0
+    voices, made = split_voices(split, config.seed), 0
     while made < getattr(config, split):
         rng = np.random.default_rng([config.seed, zlib.crc32(name.encode()), number, made])
         turn = lines(name, rng)

@@ -78,7 +78,7 @@ def _main(_: Sequence[str]) -> None:
 
 
 def _run() -> None:
-    from data_pipelines import demo
+    from data_pipelines import demo, foundation
     from data_pipelines.import_frames import import_from
     from spjax import jobs
     from spjax.storage import places
@@ -97,9 +97,13 @@ def _run() -> None:
         with paths.writing(workdir):
             if "synthesis" in config:
                 importer = demo.prepare(config, workdir)
+            if "speech" in config:
+                importer = foundation.prepare(config, workdir)
             jobs.run(config, workdir, importer, command)
             if "synthesis" in config:
                 demo.show_job(config, workdir)
+            if "speech" in config:
+                foundation.write_assets(config, workdir)
     except (ValueError, OSError, DivergedError) as error:
         sys.exit(f"error: {error}")
     except Interrupted as stop:

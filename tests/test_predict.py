@@ -129,7 +129,10 @@ def test_an_artefact_is_written(place: Path, tmp_path: Path, monkeypatch: pytest
         (["a.wav"], "recordings want an encoder and its k-means: give --encoder"),
         (["--data=none"], "none is no complete directory of unit records"),
         (["a.wav", "--encoder=mfcc"], "encoder mfcc has no k-means"),
-        (["a.wav", "--encoder=mfc"], "encoder 'mfc' is neither mfcc nor log_mel nor the directory of a HuBERT"),
+        (
+            ["a.wav", "--encoder=mfc"],
+            "encoder 'mfc' is neither mfcc nor log_mel nor tiny nor the directory of a HuBERT",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_told_in_a_line(place: Path, arguments: list[str], told: str):

@@ -18,7 +18,7 @@ from spjax.jobs.inputs import ImportUnits, backbone, made_by, read_split
 from spjax.jobs.workdirs import claim, refuse_another, say, whole
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.speech2unit import prosody
-from spjax.storage import places, unit_lms
+from spjax.storage import assets, places, unit_lms
 from spjax.training import optim, pretrain, sharding
 from spjax.training.agreement import agree
 
@@ -122,7 +122,7 @@ def make_absent_lm(config: ConfigDict, import_units: ImportUnits | None) -> None
       ValueError: as `run_pretraining` and `prompting.check_lengths`; or the LM that is there is told other streams
         than the config says.
     """
-    there = whole(config.lm, unit_lms.CONFIG_FILE)
+    there = whole(assets.find(config.lm, "lm"), unit_lms.CONFIG_FILE)
     agree({f"{config.lm} is there": there})
     if there:
         _check_streams(config)
@@ -131,9 +131,9 @@ def make_absent_lm(config: ConfigDict, import_units: ImportUnits | None) -> None
     units = [os.path.join(config.pretraining.data, task) for task in config.pretraining.tasks]
     if leaf != "lm" or (import_units is None and not all(whole(place, CARD) for place in units)):
         raise FileNotFoundError(
-            f"no unit LM at {config.lm}: give --config.lm=DIR of one, convert one with python -m spjax.convert "
-            f"unit_lm, or have one pretrained, for which it takes the records {', '.join(units)} (or --units=UNIT_TEXT "
-            "to import them from) and a --config.lm that ends in /lm"
+            f"no unit LM at {config.lm}: give --config.lm=DIR of one, or tiny, which goes with spjax; convert one with "
+            f"python -m spjax.convert unit_lm; or have one pretrained, for which it takes the records "
+            f"{', '.join(units)} (or --units=UNIT_TEXT to import them from) and a --config.lm that ends in /lm"
         )
     say(f"no unit LM at {config.lm}: pretraining one first (config.pretraining)")
     check(config.pretraining)

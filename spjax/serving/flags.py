@@ -13,12 +13,12 @@ from spjax.serving.predictor import SpeechPrompt
 def add_predictor_flags(parser: argparse.ArgumentParser, speech: bool = True) -> None:
     """Flags of what `load_predictor` loads. `speech`: nothing but recordings is answered, so an encoder is required."""
     parser.add_argument(
-        "--lm", type=place, required=True, help="directory of the unit LM that the packs were trained with"
+        "--lm", type=place, required=True, help="directory of the unit LM that the packs were trained with, or tiny"
     )
     parser.add_argument(
-        "--encoder", type=place, required=speech, help="mfcc, log_mel, or the directory of a HuBERT or Whisper"
+        "--encoder", type=place, required=speech, help="mfcc, log_mel, tiny, or the directory of a HuBERT or Whisper"
     )
-    parser.add_argument("--kmeans", type=place, required=speech, help="directory of the encoder's k-means")
+    parser.add_argument("--kmeans", type=place, help="directory of the encoder's k-means; --encoder=tiny has its own")
     parser.add_argument("--layer", type=int, default=6, help="of a HuBERT or Whisper (%(default)s)")
     parser.add_argument("--lowpass", type=float, metavar="HZ", help="of the encoder, if the packs were trained so")
     parser.add_argument(

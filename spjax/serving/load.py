@@ -62,7 +62,7 @@ _logits = jax.jit(unit_lm.logits, static_argnums=1)
 
 
 def load_unit_lm(path: str | os.PathLike[str]) -> UnitLM:
-    """Read a unit LM's directory (`python -m spjax.convert unit_lm`, or pretraining, writes one).
+    """Read a unit LM: a directory (`python -m spjax.convert unit_lm`, or pretraining, writes one), or "tiny" by name.
 
     Raises:
       StorageError: damaged, incomplete or of a newer format.

@@ -15,7 +15,7 @@ from spjax.speech2unit import acoustic, prosody
 from spjax.speech2unit import audio as audio_in
 from spjax.speech2unit.audio import MIN_SAMPLES, SAMPLE_RATE, Audio, prepare, read_audio
 from spjax.speech2unit.units import merge as merge_runs
-from spjax.storage import KMeans, places
+from spjax.storage import KMeans, assets, places
 from spjax.types import Encoded
 
 ACOUSTIC = {"mfcc": acoustic.MFCC, "log_mel": acoustic.LOG_MEL}  # encoders that need no weights
@@ -80,8 +80,9 @@ def load_encoder(
     """Loads an encoder.
 
     Args:
-      encoder: "mfcc", "log_mel", or the directory of a HuBERT or Whisper.
-      kmeans: directory of a k-means that was fitted on this encoder's features; None for features only.
+      encoder: "mfcc", "log_mel", or the directory of a HuBERT or Whisper; "tiny": "mfcc" with the k-means that goes
+        with spjax.
+      kmeans: "tiny", or directory of a k-means that was fitted on this encoder's features; None for features only.
       layer: of a HuBERT or Whisper, from 1.
       plain_chunks: HuBERT encodes chunks of 100 s apart, as the reference does.
       lowpass: Hz above which nothing is heard, where recordings of different band widths must not be told by that. It
@@ -93,7 +94,8 @@ def load_encoder(
     """
     if lowpass is not None:
         audio_in.check_lowpass(lowpass)
-    loaded, dim = _load(os.fspath(encoder), layer, plain_chunks)
+    name, kmeans = assets.find_encoder(encoder, kmeans)
+    loaded, dim = _load(name, layer, plain_chunks)
     if lowpass is not None:
         narrow = functools.partial(_narrow_features, loaded.features, lowpass)
         loaded = dataclasses.replace(loaded, name=f"{loaded.name}_lowpass_{lowpass:g}", features=narrow)
@@ -176,7 +178,7 @@ def features(
         raise ValueError(f"pad_seconds is {pad_seconds!r}, must be None or a number of seconds over 0, up to 3600")
     if not isinstance(audio, Audio):
         audio = read_audio(audio) if isinstance(audio, str | os.PathLike) else prepare(audio, SAMPLE_RATE)
-    loaded, _ = _load(os.fspath(encoder), layer, lowest=0)
+    loaded, _ = _load(assets.find_encoder(encoder, None)[0], layer, lowest=0)
     missing = 0 if pad_seconds is None else round(pad_seconds * SAMPLE_RATE) - len(audio.wave)
     return loaded.features([np.pad(audio.wave, (0, max(0, missing)))])[0]
 
@@ -217,8 +219,8 @@ def _load(name: str, layer: int, plain_chunks: bool = False, lowest: int = 1) ->
     if places.at(name).is_dir():
         return _load_directory(name, layer, plain_chunks, lowest)
     raise ValueError(
-        f"encoder {name!r} is neither {' nor '.join(ACOUSTIC)} nor the directory of a HuBERT or Whisper. "
-        "Import one by `python -m spjax.convert hubert` or `whisper`."
+        f"encoder {name!r} is neither {' nor '.join((*ACOUSTIC, *assets.NAMES))} nor the directory of a HuBERT or "
+        "Whisper. Import one by `python -m spjax.convert hubert` or `whisper`."
     )
 
 

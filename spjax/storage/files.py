@@ -76,10 +76,19 @@ def tree_hash(tree: Params) -> str:
     return digest.hexdigest()
 
 
+def as_type(tree: Params, dtype: Any) -> Params:
+    """A tree whose arrays are of another type."""
+    return unflatten({path: array.astype(dtype) for path, array in flatten(tree).items()})
+
+
 def check_tensors(
-    found: Mapping[str, tuple[str, Shape]], expected: Mapping[str, Shape], where: str | Path, way_out: str
+    found: Mapping[str, tuple[str, Shape]],
+    expected: Mapping[str, Shape],
+    where: str | Path,
+    way_out: str,
+    wanted: str = "float32",
 ) -> None:
-    """Compares tensors by name, type (always float32) and shape.
+    """Compares tensors by name, type and shape.
 
     Raises:
       StorageError: the first difference, by name.
@@ -90,8 +99,8 @@ def check_tensors(
         parts += [f"has {', '.join(extra)}, which do not belong"] if extra else []
         raise StorageError(f"{where} {' and '.join(parts)}. {way_out}")
     for name, (dtype, shape) in found.items():
-        if dtype != "float32":
-            raise StorageError(f"{where}: {name} is {dtype}, must be float32. {way_out}")
+        if dtype != wanted:
+            raise StorageError(f"{where}: {name} is {dtype}, must be {wanted}. {way_out}")
         if shape != expected[name]:
             raise StorageError(f"{where}: {name} has shape {list(shape)}, must be {list(expected[name])}. {way_out}")
 
@@ -226,15 +235,18 @@ def check_keys(
 
 
 @places.plainly()
-def read_tensors(path: Path, expected: Callable[[dict[str, tuple[str, Shape]]], Mapping[str, Shape]]) -> Params:
+def read_tensors(
+    path: Path, expected: Callable[[dict[str, tuple[str, Shape]]], Mapping[str, Shape]], dtype: str = "float32"
+) -> Params:
     """Reads a safetensors file whose tensors are exactly the expected ones.
 
     Args:
       path: the file.
       expected: from the (dtype, shape) found under each name to the shape that each name must have.
+      dtype: of all of them in the file.
 
     Returns:
-      Tree of numpy float32 arrays.
+      Tree of numpy arrays, float32 whatever they are in the file.
 
     Raises:
       StorageError: absent, truncated, damaged, or other tensors than expected.
@@ -252,8 +264,8 @@ def read_tensors(path: Path, expected: Callable[[dict[str, tuple[str, Shape]]], 
                 name: (names.get(part.get_dtype(), part.get_dtype()), tuple(part.get_shape()))
                 for name, part in slices.items()
             }
-            check_tensors(found, expected(found), path, way_out)
-            tensors = {name: file.get_tensor(name) for name in found}
+            check_tensors(found, expected(found), path, way_out, dtype)
+            tensors = {name: file.get_tensor(name).astype(np.float32, copy=False) for name in found}
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror or error}. {way_out}") from error
     except safetensors.SafetensorError as error:

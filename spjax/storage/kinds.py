@@ -21,7 +21,7 @@ _OURS = {  # format: what it is called, the file that describes it, how one is m
     "spjax-unit-lm": (
         "a unit LM",
         "config.json",
-        "Give a unit LM's directory; `python -m spjax.convert unit_lm` makes one from a checkpoint.",
+        "Give its directory, or tiny, which goes with spjax; `python -m spjax.convert unit_lm` imports a checkpoint.",
     ),
     "spjax-hubert": (
         "a HuBERT",
@@ -36,7 +36,7 @@ _OURS = {  # format: what it is called, the file that describes it, how one is m
     "spjax-kmeans": (
         "a k-means",
         "card.json",
-        "Give a k-means directory; `python -m spjax.convert kmeans` makes one from a km.bin.",
+        "Give its directory, or tiny, which goes with spjax; `python -m spjax.convert kmeans` imports a km.bin.",
     ),
     "spjax-served": ("an exported artefact (programs for serving)", "card.json", "Its README.md says how to run it."),
 }

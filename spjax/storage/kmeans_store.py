@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from spjax.storage import files, places
+from spjax.storage import assets, files, places
 from spjax.storage.files import StorageError
 
 FORMAT = "spjax-kmeans"
@@ -104,12 +104,12 @@ def load_kmeans(directory: str | Path) -> KMeans:
     """Reads a k-means and checks its centroids against the sizes and the hash in card.json.
 
     Args:
-      directory: as written by `save_kmeans`.
+      directory: as written by `save_kmeans`; or "tiny", the one that goes with spjax.
 
     Raises:
       StorageError: files absent, truncated, altered, of a newer format, or centroids that do not fit the card.
     """
-    directory = places.at(directory)
+    directory = places.at(assets.find(directory, "kmeans"))
     path, way_out = directory / CARD_FILE, "Take it from its source again."
     described = files.read_json(path, FORMAT, VERSION)
     sealed = (files.SEAL,) if described["version"] >= VERSION else ()

@@ -11,7 +11,7 @@ from spjax.storage.files import StorageError
 
 # format → what reads and checks such a directory, and the fields of its card that its hash leaves out
 _LOADERS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...], int]] = {
-    unit_lms.FORMAT: (unit_lms.read_unit_lm, unit_lms.FREE, unit_lms.VERSION),
+    unit_lms.FORMAT: (unit_lms.read_unit_lm, unit_lms.FREE, unit_lms.SEALED),
     **dict.fromkeys(encoders.KINDS, (encoders.read_encoder, encoders.FREE, encoders.VERSION)),
     kmeans_store.FORMAT: (kmeans_store.load_kmeans, kmeans_store.FREE, kmeans_store.VERSION),
 }
@@ -25,7 +25,7 @@ def _refreshed(place: Path, described: dict[str, Any]) -> dict[str, Any]:
         return banks.describe({name: pack.card for name, pack in banks.load_bank(place).items()})
     load, free, version = _LOADERS[described["format"]]
     load(place)
-    return {**described, "version": version, files.SEAL: files.seal(described, free)}
+    return {**described, "version": max(described["version"], version), files.SEAL: files.seal(described, free)}
 
 
 @places.plainly()

@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from spjax.models.config import SIZES, ProsodyConfig, UnitLMConfig
-from spjax.storage import files, places
+from spjax.storage import assets, files, places
 from spjax.storage.files import Shape, StorageError
 from spjax.types import Params
 
 FORMAT = "spjax-unit-lm"
-VERSION = 3  # 1: a unit LM, 2: a multi-stream LM; since 3 either, and config.json carries a hash
+VERSION = 4  # 1: a unit LM, 2: a multi-stream LM; since 3 either, and config.json carries a hash; 4: in bfloat16
+SEALED = 3
 FREE = ("provenance",)  # fields of config.json that decide no answer
 CONFIG_FILE = "config.json"
 TENSOR_FILE = "model.safetensors"
@@ -73,7 +75,12 @@ def unit_lm_hash(params: Params, prosody: ProsodyConfig | None = None) -> str:
 
 
 def save_unit_lm(
-    directory: str | Path, config: UnitLMConfig, params: Params, card: Mapping[str, Any] | None = None
+    directory: str | Path,
+    config: UnitLMConfig,
+    params: Params,
+    card: Mapping[str, Any] | None = None,
+    *,
+    bfloat16: bool = False,
 ) -> str:
     """Writes a unit LM, atomically; one that is already there is replaced.
 
@@ -82,27 +89,33 @@ def save_unit_lm(
       config: its architecture.
       params: the `lm` tree of docs/design.md, float32.
       card: where it comes from, any JSON ("source", "trained_on", "valid_perplexity"); kept as "provenance".
+      bfloat16: round its weights, for a file of half the size. It is another LM then, with another hash.
 
     Returns:
-      Its hash.
+      Its hash: that of the float32 tensors that `read_unit_lm` returns.
 
     Raises:
       StorageError: tensors that do not fit the config, a card that is no JSON, or a directory with other files in it.
     """
     files.check_tensors(files.described(params), unit_lm_shapes(config), "unit LM to save", "Give the whole lm tree.")
-    identity = unit_lm_hash(params, config.prosody)
+    if bfloat16:
+        stored = files.as_type(params, ml_dtypes.bfloat16)
+        identity = unit_lm_hash(files.as_type(stored, np.float32), config.prosody)
+    else:
+        stored, identity = params, unit_lm_hash(params, config.prosody)
     described = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION if bfloat16 else SEALED,  # so that earlier releases read what they can
         **{name: getattr(config, name) for name in SIZES},
         **({} if config.prosody is None else {"prosody": dataclasses.asdict(config.prosody)}),
+        **({"dtype": "bfloat16"} if bfloat16 else {}),
         "hash": identity,
         "parameters": config.num_params,
         "provenance": dict(card or {}),
     }
     described[files.SEAL] = files.seal(described, FREE)
     files.write_directory(
-        directory, {CONFIG_FILE: files.json_writer(described), TENSOR_FILE: files.tensor_writer(params)}
+        directory, {CONFIG_FILE: files.json_writer(described), TENSOR_FILE: files.tensor_writer(stored)}
     )
     return identity
 
@@ -119,7 +132,7 @@ def read_unit_lm(directory: str | Path) -> tuple[UnitLMConfig, Params, dict[str,
     """Reads a unit LM and checks every tensor, and all of them against the hash in config.json.
 
     Args:
-      directory: as written by `save_unit_lm`.
+      directory: as written by `save_unit_lm`; or "tiny", the unit LM that goes with spjax.
 
     Returns:
       Config; the `lm` tree of numpy float32 arrays; info: "hash", "parameters" and "provenance".
@@ -127,13 +140,17 @@ def read_unit_lm(directory: str | Path) -> tuple[UnitLMConfig, Params, dict[str,
     Raises:
       StorageError: files absent, truncated, altered, of a newer format, or tensors that do not fit the config.
     """
-    directory = places.at(directory)
+    directory = places.at(assets.find(directory, "lm"))
     path = directory / CONFIG_FILE
     described = files.read_json(path, FORMAT, VERSION)
     way_out = "Take it from its source again."
     more = {1: (), 2: ("prosody",)}.get(described["version"], (files.SEAL,))
-    optional = ("parameters", "provenance", *(("prosody",) if described["version"] >= VERSION else ()))
+    optional = ("parameters", "provenance", *(("prosody",) if described["version"] >= SEALED else ()))
+    rounded = described["version"] >= VERSION
+    more = (*more, "dtype") if rounded else more
     files.check_keys(described, (*SIZES, *more, "hash"), optional, path, way_out)
+    if rounded and described["dtype"] != "bfloat16":
+        raise StorageError(f"{path}: dtype is {described['dtype']!r:.80}, must be bfloat16. {way_out}")
     sizes = {name: described[name] for name in SIZES}
     try:
         if any(type(value) is not int for value in sizes.values()):  # true would pass for 1
@@ -141,14 +158,16 @@ def read_unit_lm(directory: str | Path) -> tuple[UnitLMConfig, Params, dict[str,
         config = UnitLMConfig(**sizes, prosody=_prosody(described.get("prosody")))
     except ValueError as error:
         raise StorageError(f"{path}: {error}. {way_out}") from error
-    params = files.read_tensors(directory / TENSOR_FILE, lambda _: unit_lm_shapes(config))
+    params = files.read_tensors(
+        directory / TENSOR_FILE, lambda _: unit_lm_shapes(config), "bfloat16" if rounded else "float32"
+    )
     identity = unit_lm_hash(params, config.prosody)
     if identity != described["hash"]:
         raise StorageError(
             f"{directory / TENSOR_FILE} has the hash {identity}, but {path} says {described['hash']}: "
             "one of the two was altered. Take both from their source again."
         )
-    files.check_seal(described, FREE, VERSION, path)
+    files.check_seal(described, FREE, SEALED, path)
     info = {
         "hash": identity,
         "parameters": config.num_params,

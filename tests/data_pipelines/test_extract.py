@@ -36,7 +36,7 @@ from spjax.data.tfrecords import RecordError
 from spjax.models.hubert_config import HubertConfig
 from spjax.speech2unit.audio import read_audio
 from spjax.speech2unit.encoder import Encoder, encode, load_encoder
-from spjax.storage import KMeans, save_encoder, save_kmeans
+from spjax.storage import KMeans, load_kmeans, save_encoder, save_kmeans
 from spjax.storage.encoders import hubert_shapes
 from spjax.storage.files import unflatten
 from tests.data_pipelines.builders.raw_trees import distinct
@@ -710,3 +710,26 @@ def test_real_recordings_from_the_command_line(tmp_path):
     assert "s of speech/s" in done.stderr
     assert "WARNING" not in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lt_sc", "lt_sc-kmeans"]
+
+
+def test_the_encoder_that_goes_with_the_package_has_its_k_means(tmp_path, raw, splits):
+    some = {"train": splits["train"][:3], "test": splits["test"][:2]}
+    named = extract(TASK, some, raw, tmp_path / "named", encoder="tiny", kmeans=None, runner=HERE)
+    spelled = extract(TASK, some, raw, tmp_path / "spelled", encoder="mfcc", kmeans="tiny", runner=HERE)
+    assert content(tmp_path / "named") == content(tmp_path / "spelled")
+    assert (named.encoder, named.kmeans, named.vocabulary) == ("mfcc", load_kmeans("tiny").id, 100)
+    assert spelled.kmeans == named.kmeans
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--encoder=tiny", "--clusters=5"), "--encoder=tiny has its own k-means: leave --clusters out"),
+        (("--encoder=mfcc",), "--encoder=mfcc needs a k-means: give --kmeans=DIR, or --clusters=N"),
+        (("--encoder=tiny", "--kmeans=other"), "encoder tiny has its own k-means, which other is not"),
+    ],
+)
+def test_an_encoder_has_one_k_means(tmp_path, flags, message):
+    with pytest.raises(SystemExit, match=message):
+        extraction.main([f"--folders={tmp_path}", f"--out={tmp_path / 'out'}", *flags])
+    assert not list(tmp_path.iterdir())

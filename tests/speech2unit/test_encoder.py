@@ -195,7 +195,7 @@ def test_a_kmeans_of_something_else_is_refused(folder, encoder_, layer, kmeans, 
 
 
 def test_encoders_that_are_not_there(folder, tmp_path):
-    with pytest.raises(ValueError, match="neither mfcc nor log_mel nor the directory of a HuBERT"):
+    with pytest.raises(ValueError, match="neither mfcc nor log_mel nor tiny nor the directory of a HuBERT"):
         load_encoder("mffc")
     with pytest.raises(StorageError, match=r"config\.json does not exist"):
         load_encoder(tmp_path)

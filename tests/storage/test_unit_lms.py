@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -92,6 +93,54 @@ def test_full_size_counts():
     assert sum(np.prod(shape) for shape in unit_lm_shapes(UnitLMConfig()).values()) == 151_263_232
 
 
+@pytest.mark.parametrize("config", [CONFIG, STREAMS], ids=["units", "streams"])
+def test_in_bfloat16_it_is_rounded_once(tmp_path: Path, config):
+    """Half the bytes; read as float32 whose hash is the card's; what is rounded already is stored bit for bit."""
+    identity = save_unit_lm(tmp_path / "lm", config, weights(config=config), bfloat16=True)
+    found, read, info = read_unit_lm(tmp_path / "lm")
+    assert found == config
+    assert info["hash"] == identity == unit_lm_hash(read, config.prosody)  # which takes float32 alone
+    for path, array in files.flatten(weights(config=config)).items():
+        np.testing.assert_array_equal(files.flatten(read)[path], array.astype(ml_dtypes.bfloat16).astype(np.float32))
+    assert save_unit_lm(tmp_path / "again", config, read, bfloat16=True) == identity
+    assert save_unit_lm(tmp_path / "wide", config, read) == identity
+    stored = safetensors.numpy.load_file(tmp_path / "lm" / "model.safetensors")
+    assert {array.dtype.name for array in stored.values()} == {"bfloat16"}
+    before = (tmp_path / "lm" / "config.json").read_text()
+    refresh(tmp_path / "lm")
+    assert (tmp_path / "lm" / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 3}, "unknown dtype"),
+        ({"dtype": None}, "lacks dtype"),
+        ({"dtype": "float32"}, "dtype is 'float32', must be bfloat16"),
+        ({"dtype": ["bfloat16"]}, "dtype is .*, must be bfloat16"),
+        ({"hash": "0" * 64}, "has the hash .*, but .* says 000"),
+    ],
+)
+def test_a_config_in_bfloat16_that_does_not_fit_is_refused(tmp_path: Path, changes, message):
+    save_unit_lm(tmp_path / "lm", CONFIG, weights(), bfloat16=True)
+    edit(tmp_path / "lm", **changes)
+    with pytest.raises(StorageError, match=message):
+        read_unit_lm(tmp_path / "lm")
+
+
+def test_tensors_of_another_type_than_the_config_says(tmp_path: Path):
+    for name, bfloat16 in (("half", True), ("whole", False)):
+        save_unit_lm(tmp_path / name, CONFIG, weights(), bfloat16=bfloat16)
+    tensors = [tmp_path / name / "model.safetensors" for name in ("half", "whole")]
+    contents = [path.read_bytes() for path in tensors]
+    for path, content, message in zip(
+        tensors, reversed(contents), ("float32, must be bf", "bfloat16, must be f"), strict=True
+    ):
+        path.write_bytes(content)
+        with pytest.raises(StorageError, match=message):
+            read_unit_lm(path.parent)
+
+
 def test_hash_tells_names_shapes_and_bits():
     base = {"a": np.zeros((2, 3), np.float32), "b": {"c": np.ones(2, np.float32)}}
     variants = [
@@ -110,7 +159,7 @@ def test_hash_tells_names_shapes_and_bits():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 9}, "version 9, known up to 3.*Update spjax"),
+        ({"version": 9}, "version 9, known up to 4.*Update spjax"),
         ({"version": 2}, "lacks prosody"),
         ({"prosody": dataclasses.asdict(ProsodyConfig())}, "lacks heads/duration"),
         ({"version": "1"}, "version '1'"),

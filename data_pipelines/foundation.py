@@ -1,0 +1,345 @@
+"""Unit records for pretraining a unit LM that goes with the package: synthesised speech of many languages, as units.
+
+A job whose config has `speech` (configs/pretrain_tiny.py) begins with `prepare` and ends with `write_assets`. Waves are
+not kept: a part of the utterances is spoken, encoded and written as units in one go, several parts at once. What is
+there is kept, so that a run that was stopped goes on. The voices are the demo's: those of its train split speak what is
+trained on, those of its valid split what is held out, and those of its test split nothing.
+
+An utterance depends on the seed, its split and number, and the releases of engine and numpy, not on the number of
+processes. (The engine's state outlives an utterance, so a part is made in a process of its own.)
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import importlib.metadata
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from data_pipelines import espeak, sentences, spoken_tasks, synthesize
+from data_pipelines.beam_worker import die_with
+from data_pipelines.spoken_tasks import Line
+from spjax import process
+from spjax.data.records import Utterance, write_unit_records
+from spjax.jobs import ImportUnits, workdirs
+from spjax.speech2unit.encoder import Encoder, load_encoder
+from spjax.speech2unit.units import merge
+from spjax.storage import files, load_kmeans, places, save_kmeans, unit_lms
+from spjax.tasks import Slot, Task
+
+ENCODER, CLUSTERS = "mfcc", 100
+# Kinds of utterances, each with its share: what the demo's tasks say, and sentences in and outside English.
+KINDS = {
+    "commands": 0.12, "intents": 0.14, "language": 0.10, "accent": 0.10, "voice_activity": 0.06,
+    "english": 0.24, "others": 0.24,
+}  # fmt: skip
+PART = 2000  # utterances: one takes 10 ms
+FITTED_ON = 1  # parts of train that k-means sees: 250,000 frames
+_SLOWED = 0.4  # share of utterances that are played slower or faster, as by a larger or smaller person
+_RATES = (0.87, 1.14)
+_ROOMS = 0.15  # share that is heard in a room
+_SPLITS = ("train", "valid")
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechConfig:
+    """How much is spoken.
+
+    Attributes:
+      train, valid: utterances of each split.
+      seed: of the utterances; voices are always those of the demo's seed 0.
+    """
+
+    train: int = 104_000
+    valid: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for split in _SPLITS:
+            if getattr(self, split) < 1:
+                raise ValueError(f"speech: {split} is {getattr(self, split)}, must be at least 1")
+
+
+class Said(NamedTuple):
+    """An utterance: its kind, language, voice ("" of noise), text and wave (float32 [n] at 16 kHz)."""
+
+    kind: str
+    language: str
+    voice: str
+    text: str
+    wave: np.ndarray
+
+
+def utterance(config: SpeechConfig, split: str, number: int) -> Said:
+    """The number-th utterance of a split."""
+    from spjax.speech2unit.audio import SAMPLE_RATE, prepare
+
+    rng = np.random.default_rng([config.seed, _SPLITS.index(split), number])
+    kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+    line = _line(kind, rng)
+    voices = synthesize.split_voices(split, 0)
+    known = voices[line.gender] if line.gender else [*voices["female"], *voices["male"]]
+    voice = known[int(rng.integers(len(known)))] if line.text else ""
+    wave = synthesize.utterance(line, voice, rng)
+    if rng.random() < _ROOMS:
+        wave = _in_room(wave, rng)
+    rate = int(SAMPLE_RATE * rng.uniform(*_RATES)) if rng.random() < _SLOWED else SAMPLE_RATE
+    return Said(kind, line.language if line.text else "none", voice, line.text, prepare(wave, rate).wave)
+
+
+def _line(kind: str, rng: np.random.Generator) -> Line:
+    if kind in spoken_tasks.TASKS:
+        return spoken_tasks.lines(kind, rng)[0]
+    languages = sentences.ENGLISH if kind == "english" else sentences.OTHERS
+    return sentences.line(languages[int(rng.integers(len(languages)))], rng)
+
+
+def _in_room(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The int16 wave with an echo that fades by 60 dB in 0.1 to 0.5 s, as long as it was."""
+    from scipy.signal import fftconvolve
+
+    seconds = rng.uniform(0.1, 0.5)
+    time = np.arange(int(seconds * synthesize.RATE)) / synthesize.RATE
+    echo = rng.standard_normal(len(time)) * 10 ** (-3 * time / seconds) * rng.uniform(0.02, 0.15)
+    echo[0] = 1
+    heard = fftconvolve(wave.astype(np.float64), echo)[: len(wave)]
+    return np.round(heard / np.abs(heard).max() * np.abs(wave.astype(np.int32)).max()).astype(np.int16)
+
+
+# ---- parts
+
+
+def _part(folder: str, config: SpeechConfig, split: str, part: int, kmeans: str | None) -> str:
+    """Write a part: the units of its utterances, or without k-means their features."""
+    from threadpoolctl import threadpool_limits
+
+    path = _path(folder, split, part, kmeans is None)
+    encoder = load_encoder(ENCODER, kmeans)
+    kinds, lengths, ids, arrays = [], [], [], []
+    with threadpool_limits(1):
+        for number in range(part * PART, min((part + 1) * PART, getattr(config, split))):
+            said = utterance(config, split, number)
+            frames = _features(encoder, said.wave) if kmeans is None else merge(_units(encoder, said.wave))[0]
+            arrays.append(frames.astype(np.float32 if kmeans is None else np.int16))
+            kinds.append(said.kind)
+            lengths.append(len(frames))
+            ids.append("\t".join((f"{split}-{number:06d}", said.language, said.voice, said.text)))
+    content = io.BytesIO()
+    np.savez(content, kinds=kinds, lengths=lengths, ids=ids, flat=np.concatenate(arrays))
+    files.write_file(path, content.getvalue())
+    return path
+
+
+def _features(encoder: Encoder, wave: np.ndarray) -> np.ndarray:
+    return encoder.features([wave])[0]
+
+
+def _units(encoder: Encoder, wave: np.ndarray) -> np.ndarray:
+    return encoder.units([wave])[0]
+
+
+def _path(folder: str, split: str, part: int, features: bool) -> str:
+    return os.path.join(folder, f"{split}-{part:04d}{'-features' if features else ''}.npz")
+
+
+def _make_parts(folder: str, config: SpeechConfig, wanted: list[tuple[str, int]], kmeans: str | None) -> None:
+    """Make the parts that are not there yet, as many at once as there are cores."""
+    missing = [one for one in wanted if not os.path.exists(_path(folder, *one, kmeans is None))]
+    if not missing:
+        return
+    espeak.data_path()
+    settings = {"initializer": die_with, "initargs": (os.getpid(),), "max_tasks_per_child": 1}
+    with process.worker_pool(min(len(missing), os.cpu_count() or 1), **settings) as pool:
+        jobs = [pool.submit(_part, folder, config, split, part, kmeans) for split, part in missing]
+        done = concurrent.futures.as_completed(jobs)
+        for job in tqdm(done, total=len(jobs), desc="speaking", unit=f" x {PART:,} utterances"):
+            job.result()
+
+
+def _numbers(config: SpeechConfig, split: str) -> range:
+    return range(-(-getattr(config, split) // PART))
+
+
+def _read(folder: str, split: str, part: int, features: bool) -> dict[str, Any]:
+    path = _path(folder, split, part, features)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in ("kinds", "lengths", "ids", "flat")}
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, and the same command makes it again") from error
+
+
+# ---- a job's records
+
+
+def prepare(config: ConfigDict, workdir: str) -> ImportUnits:
+    """What makes the unit records of a pretraining job; its `data` becomes WORKDIR/units.
+
+    Raises:
+      ValueError: a workdir in a bucket, a multi-stream LM, or tasks that are not the kinds of utterances.
+    """
+    if places.is_remote(workdir):
+        raise ValueError(f"--workdir={workdir} is in a bucket: speech is made and encoded here, give a local one")
+    if "prosody" in config.lm:
+        raise ValueError(
+            "config.lm has prosody: the f0 of this speech is not measured, pretrain a unit LM (backbone=gslm)"
+        )
+    if unknown := sorted(set(config.tasks) - set(KINDS)):
+        raise ValueError(f"config.tasks has {', '.join(unknown)}: choose among {', '.join(KINDS)}")
+    speech = SpeechConfig(**config.speech)
+    config.data = os.path.join(workdir, "units")
+    return lambda kind, directory: records(workdir, kind, directory, speech)
+
+
+def records(workdir: str, kind: str, directory: str, config: SpeechConfig) -> None:
+    """Write the unit records of a kind of utterances; speech of every kind, as units, is made first in WORKDIR/parts.
+
+    Raises:
+      SpeechError: espeak-ng is not installed.
+      ValueError: WORKDIR/parts are of another config, damaged, or hold no utterance of this kind.
+    """
+    folder, centroids = os.path.join(workdir, "parts"), os.path.join(workdir, "kmeans")
+    _claim(folder, config)
+    if not os.path.exists(centroids):
+        _fit(folder, config, centroids)
+    parts = [(split, part) for split in _SPLITS for part in _numbers(config, split)]
+    _make_parts(folder, config, parts, centroids)
+    languages = ("none", *sentences.LANGUAGES)
+    task = Task(kind, (Slot("language", languages),))
+    splits = {
+        split: list(_utterances(folder, [part for of, part in parts if of == split], split, kind, task))
+        for split in _SPLITS
+    }
+    for split, some in splits.items():
+        if not some:
+            raise ValueError(
+                f"none of the {getattr(config, split)} utterances of {split} is of kind {kind}: give more by "
+                f"--config.speech.{split}, or leave {kind} out of config.tasks"
+            )
+    write_unit_records(
+        directory, task, splits, vocabulary=CLUSTERS, encoder=ENCODER, layer=0, kmeans=load_kmeans(centroids).id,
+        notes=("speech synthesised by espeak-ng",),
+    )  # fmt: skip
+
+
+def _claim(folder: str, config: SpeechConfig) -> None:
+    """Write down of which config the parts are."""
+    path, wanted = os.path.join(folder, "config.json"), {**dataclasses.asdict(config), "part": PART, "kinds": KINDS}
+    if not os.path.exists(path):
+        workdirs.write_json(path, wanted)
+    elif (found := workdirs.read_json(path)) != wanted:
+        raise ValueError(f"{folder} was made with {found}, not {wanted}: remove it, or use another --workdir")
+
+
+def _fit(folder: str, config: SpeechConfig, centroids: str) -> None:
+    from spjax.speech2unit.kmeans import fit
+
+    parts = [("train", part) for part in _numbers(config, "train")[:FITTED_ON]]
+    _make_parts(folder, config, parts, None)
+    read = [_read(folder, *part, True) for part in parts]
+    fitted_on = {
+        "data": "synthesised speech: " + ", ".join(KINDS),
+        "split": "train",
+        "utterances": sum(len(part["lengths"]) for part in read),
+    }
+    card = {"encoder": ENCODER, "layer": None, "fitted_on": fitted_on}
+    save_kmeans(centroids, fit((part["flat"] for part in read), CLUSTERS, seed=config.seed, card=card))
+    for part in parts:
+        os.remove(_path(folder, *part, True))
+
+
+def _utterances(folder: str, parts: list[int], split: str, kind: str, task: Task) -> Iterator[Utterance]:
+    labels = task.slots[0].labels
+    for part in parts:
+        read = _read(folder, split, part, False)
+        flat = np.split(read["flat"], np.cumsum(read["lengths"])[:-1])
+        for units, of, name in zip(flat, read["kinds"], read["ids"], strict=True):
+            if of == kind:
+                number, language, voice, text = str(name).split("\t")
+                yield Utterance(number, units, [labels.index(language)], provenance=f"{voice}: {text}")
+
+
+# ---- what goes into the package
+
+
+def write_assets(config: ConfigDict, workdir: str) -> None:
+    """Write what belongs in spjax/assets/tiny to WORKDIR/assets: LM in bfloat16, k-means, log and README."""
+    import jax
+
+    if jax.process_index() > 0:
+        return
+    out, log = os.path.join(workdir, "assets"), Path(workdir, "log.jsonl").read_bytes()
+    kmeans = load_kmeans(os.path.join(workdir, "kmeans"))
+    save_kmeans(os.path.join(out, "kmeans"), kmeans)
+    lm_config, params, info = unit_lms.read_unit_lm(os.path.join(workdir, "lm"))
+    provenance = info["provenance"]
+    provenance["config"]["data"] = "units"  # no path of this machine
+    identity = unit_lms.save_unit_lm(os.path.join(out, "lm"), lm_config, params, provenance, bfloat16=True)
+    files.write_file(os.path.join(out, "log.jsonl"), log)
+    facts = {
+        "unit LM": f"{lm_config.num_params:,} parameters, bfloat16, hash {identity}",
+        "k-means": f"{CLUSTERS} clusters of {ENCODER}, hash {kmeans.hash}",
+        **_heard(workdir, SpeechConfig(**config.speech)),
+        "made with": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("espeakng-loader", "numpy")),
+    }
+    rows = [json.loads(line) for line in log.splitlines()]
+    hours = (rows[-1]["time"] - rows[0]["time"]) / 3600
+    facts["pretraining"] = (
+        f"{config.pretrain.epochs} epochs, seed {config.pretrain.seed}, {hours:.1f} h from first to last update"
+    )
+    files.write_file(os.path.join(out, "README.md"), _readme(facts, config.tasks, rows).encode())
+    print(f"to go into spjax/assets/tiny: {out}", flush=True)
+
+
+def _heard(workdir: str, config: SpeechConfig) -> dict[str, str]:
+    """What was spoken: how much of it, in how many languages, by whom."""
+    facts = {}
+    for split in _SPLITS:
+        parts = [_read(os.path.join(workdir, "parts"), split, part, False) for part in _numbers(config, split)]
+        said = [str(name).split("\t")[1:] for part in parts for name in part["ids"]]
+        units = sum(int(part["lengths"].sum()) for part in parts)
+        sentences_of = {(language, text) for language, _, text in said if text}
+        voices = sorted({voice for _, voice, _ in said if voice})
+        facts[split] = (
+            f"{len(said):,} utterances, {units:,} units, {len(sentences_of):,} different sentences, "
+            f"{len({language for language, _, text in said if text})} languages and accents, "
+            f"{len(voices)} voices: {', '.join(voices)}"
+        )
+    return facts
+
+
+def _readme(facts: dict[str, str], kinds: Sequence[str], log: list[dict[str, Any]]) -> str:
+    lines = [
+        "# tiny: a unit LM and its k-means",
+        "",
+        '`spjax.load_unit_lm("tiny")`, `spjax.load_encoder("tiny")`; of the commands `--lm=tiny --encoder=tiny`.',
+        "",
+        "Written by `python -m spjax.main --config=configs/pretrain_tiny.py`, which makes all of it anew. The voices",
+        "are those that the demo (configs/demo.py, seed 0) trains on; valid was spoken by those of its valid split;",
+        "none of its test voices was heard. With another `synthesis.seed` than 0 the demo draws other test voices, of",
+        "which most were heard here.",
+        "",
+        *(f"- {name}: {fact}" for name, fact in facts.items()),
+        "",
+        "Perplexity of a unit on valid, by kind of utterance (float32, before rounding):",
+        "",
+        f"| epoch | {' | '.join(kinds)} | loss (nats) |",
+        "|---" * (len(kinds) + 2) + "|",
+        *(
+            f"| {number} | {' | '.join(format(one['valid/' + kind + '/perplexity'], '.2f') for kind in kinds)} | "
+            f"{one['valid/nll']:.3f} |"
+            for number, one in enumerate((line for line in log if "valid/nll" in line), 1)
+        ),
+        "",
+    ]
+    return "\n".join(lines)
