@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from spjax.models import prompts
 from spjax.models.config import UnitLMConfig
+from spjax.models.prompts import PromptConfig
 from spjax.models.verbalizers import of_card
 from spjax.packs import main
 from spjax.storage import StorageError, load_pack, make_card, save_pack
@@ -79,7 +80,7 @@ def test_what_a_bank_holds_can_be_joined_and_parted(tmp_path: Path, shapes):
     joined = prompts.join([prompts.stack([one.params]) for one in found.values()])
     for row, (name, one) in enumerate(members.items()):
         verbalizer = of_card(one.card["verbalizer"], one.task)
-        own = prompts.part(joined, row, row + 1, verbalizer, one.params["key"].shape[1])
+        own = prompts.part(joined, row, row + 1, verbalizer, PromptConfig(length=one.params["key"].shape[1]))
         own = jax.tree.map(np.asarray, prompts.member(own, 0))
         assert {k: v.tobytes() for k, v in own.items()} == {k: v.tobytes() for k, v in found[name].params.items()}
 
