@@ -7,6 +7,7 @@ A and B, since Adam's steps depend on their size; `scaled` multiplies it into B 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -31,14 +32,12 @@ class Lora(NamedTuple):
     Attributes:
       a: by input (`INPUTS`), [L, n, in, k r], those of the k adapted kernels that read it side by side.
       b: by kernel, [L, n, r, out], multiplied by alpha / rank.
-      keys: random keys [L, B, C] of dropout, of each column that is run; None drops nothing.
-      rate: float32 [L], of dropout.
+      drop: random keys [L, B, C] of dropout, of each column that is run, and its rate [L]; None drops nothing.
     """
 
     a: dict[str, jax.Array]
     b: dict[str, jax.Array]
-    keys: jax.Array | None = None
-    rate: jax.Array | None = None
+    drop: tuple[jax.Array, jax.Array] | None = None
 
     def down(self, name: str, x: jax.Array, start: int, dtype: jnp.dtype) -> jax.Array | None:
         """x A of the kernels that read this input, float32 [B, T, k r]; None where none of them is adapted.
@@ -51,8 +50,9 @@ class Lora(NamedTuple):
         """
         if name not in self.a:
             return None
-        if self.keys is not None:
-            x = _drop(x, self.keys[:, start:][:, : x.shape[1]], list(INPUTS).index(name), self.rate)
+        if self.drop is not None:
+            keys, rate = self.drop
+            x = _drop(x, keys[:, start:][:, : x.shape[1]], list(INPUTS).index(name), rate)
         return _product(x, self.a[name], dtype)
 
     def up(self, target: str, low: jax.Array | None, dtype: jnp.dtype) -> jax.Array | float:
@@ -86,7 +86,7 @@ def _product(x: jax.Array, w: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return contract("nmd,nde->nme", rows, w, dtype).reshape(*x.shape[:2], w.shape[2])
 
 
-def _drop(x: jax.Array, keys: jax.Array, salt: int, rate: jax.Array | None) -> jax.Array:
+def _drop(x: jax.Array, keys: jax.Array, salt: int, rate: jax.Array) -> jax.Array:
     """x [B, T, D] with a share of its numbers 0, each column's by its key [B, T]."""
 
     def column(key: jax.Array, x: jax.Array) -> jax.Array:
@@ -103,17 +103,27 @@ def init_member(rng: jax.Array, rank: int, targets: Iterable[str], lm: UnitLMCon
     """
     tree: Params = {}
     for target in targets:
-        size, out = sizes(lm)[target]
+        size, out = sizes(lm.dim, lm.ffn_dim)[target]
         key, bound = jax.random.fold_in(rng, TARGETS.index(target)), size**-0.5
         tree[f"{target}_a"] = jax.random.uniform(key, (lm.layers, size, rank), minval=-bound, maxval=bound)
         tree[f"{target}_b"] = jnp.zeros((lm.layers, rank, out))
     return tree
 
 
-def sizes(lm: UnitLMConfig) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of every kernel that may be adapted."""
-    square = dict.fromkeys(("query", "key", "value", "out"), (lm.dim, lm.dim))
-    return {**square, "ffn_in": (lm.dim, lm.ffn_dim), "ffn_out": (lm.ffn_dim, lm.dim)}
+def sizes(dim: int, ffn_dim: int) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of every kernel that may be adapted, of an LM of this width and feed-forward width."""
+    square = dict.fromkeys(("query", "key", "value", "out"), (dim, dim))
+    return {**square, "ffn_in": (dim, ffn_dim), "ffn_out": (ffn_dim, dim)}
+
+
+def check(rank: int, alpha: float, targets: Sequence[str]) -> None:
+    """Raise ValueError for what is wrong with the adapters of a config or card, whose rank is not 0."""
+    if type(rank) is not int or rank < 1:
+        raise ValueError(f"rank is {rank!r}, must be a positive integer")
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"alpha is {alpha!r}, must be a positive number")
+    if not targets or list(targets) != [target for target in TARGETS if target in targets]:
+        raise ValueError(f"targets {tuple(targets)} must be one or more of {', '.join(TARGETS)}, in this order")
 
 
 def targets_of(tree: Mapping[str, object]) -> tuple[str, ...]:
@@ -171,4 +181,4 @@ def with_dropout(lora: Lora, keys: jax.Array, columns: jax.Array, rate: float) -
     each = jax.vmap(jax.random.fold_in, (None, 0))
     by_column = jax.vmap(each, (0, None))(keys, columns)  # [B, C]
     by_layer = jax.vmap(jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None)), (None, 0))
-    return lora._replace(keys=by_layer(by_column, jnp.arange(depth)), rate=jnp.full(depth, rate, jnp.float32))
+    return lora._replace(drop=(by_layer(by_column, jnp.arange(depth)), jnp.full(depth, rate, jnp.float32)))

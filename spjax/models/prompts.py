@@ -70,21 +70,25 @@ class PromptConfig:
                 raise ValueError(f"prompt: {name} is {getattr(self, name)}, must not be negative, nor infinite")
         if self.init not in ("normal", "units"):
             raise ValueError(f"prompt: init is {self.init!r}, must be normal or units")
-        if type(self.rank) is not int or self.rank < 0:
-            raise ValueError(f"prompt: rank is {self.rank!r}, must be an integer >= 0 (0: no low-rank adapters)")
-        if not 0 < self.alpha < math.inf:
-            raise ValueError(f"prompt: alpha is {self.alpha}, must be a positive number")
-        targets = (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
-        if self.rank and (not targets or len(set(targets)) < len(targets) or not set(targets) <= {*low_rank.TARGETS}):
-            raise ValueError(
-                f"prompt: targets {targets} must be different ones of {', '.join(low_rank.TARGETS)}, at least one"
-            )
-        object.__setattr__(self, "targets", tuple(one for one in low_rank.TARGETS if one in targets))
+        targets = (self.targets,) if isinstance(self.targets, str) else self.targets
+        # In one order, whatever the order in which a config names them; what is unknown stays, and is refused.
+        number = lambda name: low_rank.TARGETS.index(name) if name in low_rank.TARGETS else len(low_rank.TARGETS)  # noqa: E731
+        object.__setattr__(self, "targets", tuple(sorted(targets, key=number)))
+        try:
+            if self.rank != 0:
+                low_rank.check(self.rank, self.alpha, self.targets)
+        except ValueError as error:
+            raise ValueError(f"prompt: {error}") from error
 
     @property
     def scale(self) -> float:
         """What the low-rank adapters add is multiplied by this: alpha / rank."""
         return self.alpha / self.rank if self.rank else 1.0
+
+    @property
+    def lora(self) -> dict[str, Any] | None:
+        """What a pack's card says of the low-rank adapters; None where there are none."""
+        return {"rank": self.rank, "alpha": self.alpha, "targets": list(self.targets)} if self.rank else None
 
     @property
     def sizes(self) -> dict[str, int]:

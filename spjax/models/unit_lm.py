@@ -106,8 +106,8 @@ class Block(nn.Module):
         )
         new = KV(key, value)
         x, asked = _last(parts, queries), _trim(normed, queries)
-        low = _trim(low, queries) if "attention" in lora.a else [None] * len(asked)  # type: ignore[arg-type]
-        q = [self._project("query", part, lora, z) for part, z in zip(asked, low, strict=True)]
+        known = _trim([z for z in low if z is not None], queries) or [None] * len(asked)
+        q = [self._project("query", part, lora, z) for part, z in zip(asked, known, strict=True)]
         q = self._heads(jnp.concatenate(q, axis=1)) * self.config.head_dim**-0.5
 
         def project(name: str, x: jax.Array) -> jax.Array:
