@@ -106,7 +106,7 @@ class Block(nn.Module):
         )
         new = KV(key, value)
         x, asked = _last(parts, queries), _trim(normed, queries)
-        known = _trim([z for z in low if z is not None], queries) or [None] * len(asked)
+        known: list[Any] = _trim([z for z in low if z is not None], queries) or [None] * len(asked)
         q = [self._project("query", part, lora, z) for part, z in zip(asked, known, strict=True)]
         q = self._heads(jnp.concatenate(q, axis=1)) * self.config.head_dim**-0.5
 

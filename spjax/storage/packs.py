@@ -179,7 +179,7 @@ def make_card(
     combinations: Sequence[Sequence[int]] | np.ndarray | None = None,
     results: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
-    lora: LoraCard | None = None,
+    lora: Mapping[str, Any] | None = None,
 ) -> PackCard:
     """Card of a prompt; the fields are PackCard's.
 
@@ -198,7 +198,7 @@ def make_card(
       combinations: int [n, slots], class ids seen together in training; None allows all.
       results: any JSON.
       provenance: any JSON.
-      lora: of low-rank adapters; None where there are none.
+      lora: LoraCard of low-rank adapters; None where there are none.
     """
     card: PackCard = {
         "format": FORMAT,
@@ -224,7 +224,7 @@ def make_card(
         "hash": "",
         "card_hash": "",
     }
-    return {**card, "lora": lora} if lora else card
+    return {**card, "lora": cast(LoraCard, dict(lora))} if lora else card
 
 
 def tensor_shapes(card: PackCard, found: Mapping[str, tuple[str, Shape]]) -> dict[str, Shape]:
@@ -306,7 +306,7 @@ def _check_types(card: Mapping[str, Any], fail: Callable[[str], NoReturn]) -> No
     if card.get("version") != 1:
         expected["card_hash"] = text
     expected |= {name: text for name in ("licence", "description") if name in card}
-    parts = {
+    parts: dict[str, dict[str, tuple[type, ...]]] = {
         "verbalizer": {"kind": text, "codes": (list,), "feeds": (list,), "outputs": whole},
         "lm": {"hash": text, **dict.fromkeys(SIZES, whole)},
     }
@@ -321,7 +321,7 @@ def _check_types(card: Mapping[str, Any], fail: Callable[[str], NoReturn]) -> No
 
     if "lora" in card:
         expected["lora"] = (dict,)
-        parts["lora"] = {"rank": whole, "alpha": (float, int), "targets": (list,)}
+        parts["lora"] = {"rank": whole, "alpha": (int, float), "targets": (list,)}
     compare(card, expected, "card")
     for name, fields in parts.items():
         compare(card[name], fields, f"card.{name}")

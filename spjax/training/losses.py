@@ -134,7 +134,7 @@ def member_losses(
     if keys is not None:
         drop_key, noise_key, out_key = (jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in range(3))
         bank = prompts.dropout(bank, prompt, drop_key)
-        if prompt.rank and prompt.lora_dropout:
+        if prompt.lora_dropout:
             low_key = jax.vmap(jax.random.fold_in, (0, None))(keys, 3)
             each = jnp.arange(len(batch.last) // len(keys))
             by_row = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(low_key, each)

@@ -160,7 +160,7 @@ def test_prompts_that_do_not_fit_their_card_are_not_saved(tmp_path: Path, params
         ({"rank": 3}, r"query_a has shape \[2, 8, 2\], must be \[2, 8, 3\]"),
         ({"alpha": 0}, "alpha is 0, must be a positive number"),
         ({"alpha": float("inf")}, "alpha is inf"),
-        ({"alpha": "8"}, "lora.alpha is '8', must be float or int"),
+        ({"alpha": "8"}, "lora.alpha is '8', must be int or float"),
         ({"targets": []}, "must be one or more of query, key"),
         ({"targets": ["ffn_out", "query"]}, "in this order"),
         ({"targets": ["query", "query"]}, "in this order"),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from spjax.data import loader
 from spjax.data.unit_set import UnitSet
 from spjax.evaluation import decode
-from spjax.models import prompts, verbalizers
+from spjax.models import low_rank, prompts, verbalizers
 from spjax.models.config import Compute
 from spjax.models.prompts import PromptConfig
 from spjax.tasks import Slot, Task
@@ -34,7 +34,7 @@ TRAIN, VALID = toy.unit_set("toy", 80, 0), toy.unit_set("toy", 24, 1)
 
 def _setting(prompt: PromptConfig | None = None, loss: str = "slots") -> train.Setting:
     verbalizer = verbalizers.learnable(toy.TASK, 104)
-    prompt = prompt or PromptConfig(length=3, separators=2, steer=True, dropout=0.1, verbalizer_dropout=0.1)
+    prompt = prompt or PromptConfig(length=3, separators=2, steer=True, rank=1)
     tree = decode.label_tree(verbalizer, np.unique(TRAIN.classes, axis=0))
     return train.Setting(toy.LM, Compute(), prompt, losses.LossConfig(loss, noise=0.1), verbalizer, tree)
 
@@ -78,10 +78,10 @@ def test_a_member_of_a_bank_is_what_it_is_alone(bank: tuple[Path, train.Trained]
 
 
 def test_a_sweep_is_a_bank(tmp_path: Path) -> None:
-    """Two prompt lengths and two learning rates in one bank: each member is what it is alone, dropout and noise too."""
+    """Two shapes and two learning rates in one bank: each member is what it is alone, dropout and noise too."""
     run = dataclasses.replace(RUN, seeds=(0, 1), epochs=2)
-    dropout = {"separators": 2, "dropout": 0.2}
-    settings = [_setting(PromptConfig(length=length, **dropout)) for length in (2, 5)]
+    dropout = {"separators": 2, "dropout": 0.2, "lora_dropout": 0.2}
+    settings = [_setting(PromptConfig(length=p, rank=r, **dropout)) for p, r in ((0, 3), (5, 1))]
     common = {"train_ids": np.arange(80), "valid_set": VALID, "valid_ids": np.arange(24), "metric": train.exact_match}
     lessons = [train.Lesson(setting, TRAIN, lr=lr, **common) for setting in settings for lr in (1e-2, 5e-2)]
     starts = [train.first_params(toy.tiny_lm(), lesson.setting, run.seeds) for lesson in lessons]
@@ -93,7 +93,7 @@ def test_a_sweep_is_a_bank(tmp_path: Path) -> None:
         alone = train.train(starts[number], [dataclasses.replace(lesson, lr=None)], run, optimizer,
                             workdir=str(tmp_path / str(number)))  # fmt: skip
         found = train.lesson_params(together.params, lessons, run, number)["prompt"]
-        assert found["key"].shape == (2, toy.LM.layers, lesson.setting.prompt.length, toy.LM.dim)
+        assert found.keys() == alone.params["prompt"].keys()
         for path, leaf in masks.flatten(alone.params["prompt"]).items():
             np.testing.assert_allclose(leaf, masks.flatten(found)[path], atol=1e-5, err_msg=path)
         members = slice(2 * number, 2 * number + 2)
@@ -119,7 +119,8 @@ def test_a_checkpoint_holds_what_is_trained_and_no_frozen_leaf(bank: tuple[Path,
         "trained", "optimizer", "step", "seeds", "active", "best", "best_score", "best_epoch"
     }  # fmt: skip
     assert {part for path in paths for part in path if "/" in str(part)} == {
-        "prompt/key", "prompt/value", "prompt/sep", "prompt/sep_deep", "prompt/verbalizer"
+        "prompt/key", "prompt/value", "prompt/sep", "prompt/sep_deep", "prompt/verbalizer",
+        *(f"prompt/{name}" for name in low_rank.LEAVES),
     }  # fmt: skip
     size = sum(file.stat().st_size for file in latest.rglob("*") if file.is_file())
     trained = sum(leaf.nbytes for leaf in jax.tree.leaves(bank[1].params["prompt"]))
