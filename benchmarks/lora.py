@@ -81,7 +81,7 @@ def serving(args: argparse.Namespace) -> Sides:
     packs = low_rank.scaled(prompts.stack([pack(seed) for seed in range(args.packs)]), config.scale)
     layers = dict(lm["layers"])
     for name in low_rank.targets_of(packs):
-        more = packs[f"{name}_a"][0] @ packs[f"{name}_b"][0]
+        more = packs[f"{name}_a"][0].mT @ packs[f"{name}_b"][0]
         kernel = layers[name]["kernel"]
         layers[name] = {**layers[name], "kernel": (kernel + more).astype(kernel.dtype)}
     one = {name: leaf[:1] for name, leaf in packs.items() if name not in low_rank.LEAVES}

@@ -1,14 +1,15 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021) of the frozen kernels: y = x W + b + (alpha / rank) (x A) B.
+"""Low-rank adapters (LoRA, Hu et al. 2021) of the frozen kernels: y = x W + b + (alpha / rank) (x A^T) B.
 
-In a bank they are leaves `TARGET_a` [N, L, in, r] and `TARGET_b` [N, L, r, out]. Training keeps alpha / rank apart from
+In a bank they are leaves `TARGET_a` [N, L, r, in] and `TARGET_b` [N, L, r, out]. Training keeps alpha / rank apart from
 A and B, since Adam's steps depend on their size; `scaled` multiplies it into B where they are run.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -30,7 +31,7 @@ class Lora(NamedTuple):
     In a layer of the LM, every array is without L.
 
     Attributes:
-      a: by input (`INPUTS`), [L, n, in, k r], those of the k adapted kernels that read it side by side.
+      a: by input (`INPUTS`), [L, n, k r, in], those of the k adapted kernels that read it one below the other.
       b: by kernel, [L, n, r, out], multiplied by alpha / rank.
       drop: random keys [L, B, C] of dropout, of each column that is run, and its rate [L]; None drops nothing.
     """
@@ -40,7 +41,7 @@ class Lora(NamedTuple):
     drop: tuple[jax.Array, jax.Array] | None = None
 
     def down(self, name: str, x: jax.Array, start: int, dtype: jnp.dtype) -> jax.Array | None:
-        """x A of the kernels that read this input, float32 [B, T, k r]; None where none of them is adapted.
+        """x A^T of the kernels that read this input, float32 [B, T, k r]; None where none of them is adapted.
 
         Args:
           name: the input (`INPUTS`).
@@ -53,7 +54,7 @@ class Lora(NamedTuple):
         if self.drop is not None:
             keys, rate = self.drop
             x = _drop(x, keys[:, start:][:, : x.shape[1]], list(INPUTS).index(name), rate)
-        return _product(x, self.a[name], dtype)
+        return _by_member(_down, x, self.a[name], dtype)
 
     def up(self, target: str, low: jax.Array | None, dtype: jnp.dtype) -> jax.Array | float:
         """What is added to a kernel's output, float32 [B, T, out]; 0 where it is not adapted.
@@ -67,7 +68,7 @@ class Lora(NamedTuple):
             return 0.0
         beside = [name for name in _input_of(target) if name in self.b]
         rank, place = self.b[target].shape[-2], beside.index(target)
-        return _product(low[..., place * rank : (place + 1) * rank], self.b[target], dtype)
+        return _by_member(_up, low[..., place * rank : (place + 1) * rank], self.b[target], dtype)
 
 
 NONE = Lora({}, {})
@@ -78,12 +79,71 @@ def _input_of(target: str) -> tuple[str, ...]:
     return next(names for names in INPUTS.values() if target in names)
 
 
-def _product(x: jax.Array, w: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """x [B, T, i] by each member's w [n, i, o]: float32 [B, T, o]."""
-    if len(w) == 1:
-        return contract("btd,de->bte", x, w[0], dtype)
+# Products with a side of a few numbers take as long as it takes to read what they read. So they take operands as the
+# products beside them have them, a gradient comes in the layout that it is wanted in (A lies as [r, in] for that), and
+# what is added to a large array is a sum, which becomes part of what is done with that array.
+_FEW = 16
+
+
+def _product(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """`contract` of arrays with a leading axis of members, n in the spec; of a single one without it."""
+    if len(a) > 1:
+        return contract(spec, a, b, dtype)
+    return contract(spec.replace("n", ""), a[0], b[0], dtype)[None]
+
+
+def _spread(low: jax.Array, rows: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """low [n, m, r] by rows [n, r, e]: float32 [n, m, e]."""
+    rank = low.shape[2]
+    if rank > _FEW:
+        return _product("nmr,nre->nme", low, rows, dtype)
+    return sum((low[:, :, r, None] * rows[:, r, None] for r in range(1, rank)), low[:, :, 0, None] * rows[:, 0, None])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _down(x: jax.Array, a: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """x [n, m, in] by a [n, r, in], transposed: float32 [n, m, r]."""
+    return _product("nmd,nrd->nmr", x, a, dtype)
+
+
+def _down_forward(x: jax.Array, a: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    x = x.astype(dtype)
+    return _down(x, a, dtype), (x, a)
+
+
+def _down_backward(dtype: jnp.dtype, kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, a = kept
+    return _spread(g, a, dtype), _product("nmr,nmd->nrd", g, x, dtype)
+
+
+_down.defvjp(_down_forward, _down_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _up(low: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """low [n, m, r] by b [n, r, out]: float32 [n, m, out]."""
+    return _spread(low, b, dtype)
+
+
+def _up_forward(low: jax.Array, b: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _up(low, b, dtype), (low, b)
+
+
+def _up_backward(dtype: jnp.dtype, kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    low, b = kept
+    return _product("nme,nre->nmr", g, b, dtype), _product("nmr,nme->nre", low, g, dtype)
+
+
+_up.defvjp(_up_forward, _up_backward)
+
+
+def _by_member(
+    product: Callable[[jax.Array, jax.Array, jnp.dtype], jax.Array], x: jax.Array, w: jax.Array, dtype: jnp.dtype
+) -> jax.Array:
+    """`_down` or `_up` of [B, T, i] with each member's w [n, ..]: float32 [B, T, o]."""
     rows = x.reshape(len(w), len(x) // len(w) * x.shape[1], x.shape[2])
-    return contract("nmd,nde->nme", rows, w, dtype).reshape(*x.shape[:2], w.shape[2])
+    found = product(rows, w, dtype)
+    return found.reshape(*x.shape[:2], found.shape[2])
 
 
 def _drop(x: jax.Array, keys: jax.Array, salt: int, rate: jax.Array) -> jax.Array:
@@ -105,7 +165,7 @@ def init_member(rng: jax.Array, rank: int, targets: Iterable[str], lm: UnitLMCon
     for target in targets:
         size, out = sizes(lm.dim, lm.ffn_dim)[target]
         key, bound = jax.random.fold_in(rng, TARGETS.index(target)), size**-0.5
-        tree[f"{target}_a"] = jax.random.uniform(key, (lm.layers, size, rank), minval=-bound, maxval=bound)
+        tree[f"{target}_a"] = jax.random.uniform(key, (lm.layers, rank, size), minval=-bound, maxval=bound)
         tree[f"{target}_b"] = jnp.zeros((lm.layers, rank, out))
     return tree
 
@@ -162,7 +222,7 @@ def of_bank(bank: Params, prompt_id: jax.Array | None) -> Lora:
     for name, readers in INPUTS.items():
         own = [bank[f"{target}_a"] for target in readers if target in targets]
         if own:
-            a[name] = laid(jnp.concatenate(own, axis=-1) if len(own) > 1 else own[0])
+            a[name] = laid(jnp.concatenate(own, axis=2) if len(own) > 1 else own[0])
     return Lora(a, {target: laid(bank[f"{target}_b"]) for target in targets})
 
 

@@ -146,7 +146,7 @@ def shape_of(tree: Params) -> dict[str, Any]:
         "deep": "input" not in tree,
         "separators": len(tree["sep"]),
         "steer": "sep_deep" in tree,
-        "rank": tree[f"{targets[0]}_a"].shape[2] if targets else 0,
+        "rank": tree[f"{targets[0]}_a"].shape[1] if targets else 0,
         "targets": targets,
     }
 
@@ -193,11 +193,10 @@ def part(bank: Params, start: int, stop: int, verbalizer: Verbalizer, config: Pr
     if verbalizer.learnable:
         own["verbalizer"] = own["verbalizer"][:, : verbalizer.outputs]
     length, rank = config.length, config.rank
-    cut: dict[str, Any] = dict.fromkeys(("key", "value") if length or not rank else (), np.s_[:, :, :length])
-    for target in config.targets if rank else ():
-        cut |= {f"{target}_a": np.s_[..., :rank], f"{target}_b": np.s_[..., :rank, :]}
-    kept = {name: leaf[cut[name]] if name in cut else leaf for name, leaf in own.items()}
-    return {name: leaf for name, leaf in kept.items() if name in cut or name not in _FILLED}
+    size = dict.fromkeys(("key", "value") if length or not rank else (), length)
+    size |= {f"{target}_{part}": rank for target in config.targets if rank for part in "ab"}
+    kept = {name: leaf[:, :, : size[name]] if name in size else leaf for name, leaf in own.items()}
+    return {name: leaf for name, leaf in kept.items() if name in size or name not in _FILLED}
 
 
 def member(bank: Params, n: int) -> Params:

@@ -50,7 +50,7 @@ class VerbalizerCard(TypedDict):
 
 
 class LoraCard(TypedDict):
-    """Low-rank adapters: y = x W + b + (alpha / rank) (x A) B for every kernel W in `targets`."""
+    """Low-rank adapters: y = x W + b + (alpha / rank) (x A^T) B for every kernel W in `targets`."""
 
     rank: int
     alpha: float
@@ -100,7 +100,7 @@ class PromptPack:
     Attributes:
       params: one member's tree of numpy float32 arrays: `key` and `value` [L, P, D] (deep) or `input` [P, D] (shallow),
         `sep` [S, D], optionally `sep_deep` [L, S, D] and, for a learnable verbalizer, `verbalizer` [outputs, V]; with
-        low-rank adapters `TARGET_a` [L, in, r] and `TARGET_b` [L, r, out] of every target, with prompts or without.
+        low-rank adapters `TARGET_a` [L, r, in] and `TARGET_b` [L, r, out] of every target, with prompts or without.
       card: see PackCard.
     """
 
@@ -249,7 +249,7 @@ def tensor_shapes(card: PackCard, found: Mapping[str, tuple[str, Shape]]) -> dic
         rank, sizes = card["lora"]["rank"], low_rank.sizes(lm["dim"], lm["ffn_dim"])
         for target in card["lora"]["targets"]:
             rows, columns = sizes[target]
-            shapes |= {f"{target}_a": (lm["layers"], rows, rank), f"{target}_b": (lm["layers"], rank, columns)}
+            shapes |= {f"{target}_a": (lm["layers"], rank, rows), f"{target}_b": (lm["layers"], rank, columns)}
     return shapes
 
 

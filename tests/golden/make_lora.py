@@ -107,7 +107,8 @@ def case(config: PromptConfig) -> dict[str, np.ndarray]:
         for target in config.targets:
             for part in "ab":
                 weight = getattr(getattr(layer, target), f"lora_{part.upper()}")["default"].weight
-                weight.data = torch.tensor(bank[f"{target}_{part}"][number].T.copy())
+                leaf = bank[f"{target}_{part}"][number]
+                weight.data = torch.tensor(leaf if part == "a" else leaf.T.copy())
                 adapters.setdefault(f"{target}_{part}", []).append(weight)
     assert sum(p.requires_grad for p in model.parameters()) == sum(map(len, adapters.values()))
     classes = tiny.random_classes(tiny.TASK, len(LENGTHS))
@@ -126,7 +127,8 @@ def case(config: PromptConfig) -> dict[str, np.ndarray]:
 
     def ours(pick: Any) -> dict[str, np.ndarray]:
         plain = {name: pick(leaf) for name, leaf in trained.items()}
-        low = {name: torch.stack([pick(leaf).T for leaf in leaves]) for name, leaves in adapters.items()}
+        low = {name: torch.stack([pick(leaf) for leaf in leaves]) for name, leaves in adapters.items()}
+        low = {name: leaf if name.endswith("a") else leaf.mT for name, leaf in low.items()}
         return {name: leaf.detach().numpy().astype(np.float32) for name, leaf in {**plain, **low}.items()}
 
     flat = [*trained.values(), *(leaf for leaves in adapters.values() for leaf in leaves)]

@@ -113,7 +113,7 @@ def test_the_start_is_pefts() -> None:
 
 
 def test_a_merged_lm_is_the_adapted_one() -> None:
-    """W + scale A B in place of W, with the same prompts: the scores of every answer, cached steps and all."""
+    """W + scale A^T B in place of W, with the same prompts: the scores of every answer, cached steps and all."""
     config = PromptConfig(length=3, rank=2, alpha=3.0, separators=2, steer=True)
     bank, batch = tiny.bank(C, config, VERBALIZER, 1), rows()
     score = tiny.jit(functools.partial(decode.score, trees=[decode.label_tree(VERBALIZER, None)], config=C))
@@ -154,7 +154,7 @@ def _mixed() -> tuple[list[Params], Params]:
 def test_prompts_and_adapters_of_other_ranks_share_a_batch() -> None:
     """Each row by definition, whether rows name their member or are member-major."""
     own, joined = _mixed()
-    assert joined["ffn_in_a"].shape == (4, C.layers, C.dim, 3)
+    assert joined["ffn_in_a"].shape == (4, C.layers, 3, C.dim)
     assert joined["key"].shape == (4, C.layers, 4, C.dim)
     batch, feeds = rows(4, lengths=(3, 8)), np.asarray([[4, 9]] * 8)
     lengths = [config.length for config in MEMBERS]
@@ -200,8 +200,8 @@ def test_a_member_drops_the_same_alone_and_in_a_bank() -> None:
             assert relative(found[name], leaf) < 1e-5, name
         others, _ = measure(config)(member, rows(), keys[2:])
         assert abs(others[0] - alone[0]) > 1e-3, "it drops something"
-    assert not np.asarray(grads["out_a"])[:2, ..., 2:].any(), "what fills up a lower rank stays as it is"
-    assert not np.asarray(grads["out_b"])[:2, ..., 2:, :].any()
+    assert not np.asarray(grads["out_a"])[:2, :, 2:].any(), "what fills up a lower rank stays as it is"
+    assert not np.asarray(grads["out_b"])[:2, :, 2:].any()
 
 
 def test_dropout_is_of_the_input_alone() -> None:

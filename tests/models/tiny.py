@@ -126,10 +126,10 @@ def _norm(x: np.ndarray, weights: Any) -> np.ndarray:
 
 
 def merged(params: Params, prompt: Params, scale: float = 1.0) -> Params:
-    """The LM with a member's low-rank adapters in its kernels: W + scale A B."""
+    """The LM with a member's low-rank adapters in its kernels: W + scale A^T B."""
     layers = dict(params["layers"])
     for name in low_rank.targets_of(prompt):
-        more = scale * prompt[f"{name}_a"] @ prompt[f"{name}_b"]
+        more = scale * prompt[f"{name}_a"].swapaxes(-1, -2) @ prompt[f"{name}_b"]
         layers[name] = {**layers[name], "kernel": layers[name]["kernel"] + more}
     return {**params, "layers": layers}
 

@@ -30,7 +30,7 @@ def low_rank(lora, seed=0):
     shapes = {}
     for target in lora["targets"]:
         rows, columns = sizes.get(target, (8, 8))
-        shapes |= {f"{target}_a": (2, rows, lora["rank"]), f"{target}_b": (2, lora["rank"], columns)}
+        shapes |= {f"{target}_a": (2, lora["rank"], rows), f"{target}_b": (2, lora["rank"], columns)}
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -157,7 +157,7 @@ def test_prompts_that_do_not_fit_their_card_are_not_saved(tmp_path: Path, params
         ({"rank": 0}, "rank is 0, must be a positive integer"),
         ({"rank": 2.0}, "lora.rank is 2.0, must be int"),
         ({"rank": True}, "lora.rank is True, must be int"),
-        ({"rank": 3}, r"query_a has shape \[2, 8, 2\], must be \[2, 8, 3\]"),
+        ({"rank": 3}, r"query_a has shape \[2, 2, 8\], must be \[2, 3, 8\]"),
         ({"alpha": 0}, "alpha is 0, must be a positive number"),
         ({"alpha": float("inf")}, "alpha is inf"),
         ({"alpha": "8"}, "lora.alpha is '8', must be int or float"),
