@@ -40,6 +40,10 @@ class Lora(NamedTuple):
     b: dict[str, jax.Array]
     drop: tuple[jax.Array, jax.Array] | None = None
 
+    def settled(self, name: str, x: jax.Array) -> jax.Array:
+        """An input (`INPUTS`) that both the kernel and several members' A read: made once, not in each one's shape."""
+        return jax.lax.optimization_barrier(x) if name in self.a and len(self.a[name]) > 1 else x
+
     def down(self, name: str, x: jax.Array, start: int, dtype: jnp.dtype) -> jax.Array | None:
         """x A^T of the kernels that read this input, float32 [B, T, k r]; None where none of them is adapted.
 
