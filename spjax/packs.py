@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from spjax.command_line import Parser, output, pack_place, place
+from spjax.models.prompts import shape_of
 from spjax.storage import StorageError, banks, hub, places
 from spjax.storage.packs import PromptPack
 from spjax.storage.refresh import refresh
@@ -72,7 +73,12 @@ def describe(name: str, pack: PromptPack) -> str:
     """A pack in a few lines: task and labels, shape, results, and what it needs."""
     card, params = pack.card, pack.params
     slots = ", ".join(f"{slot['name']} ({len(slot['labels'])})" for slot in card["slots"])
-    length = f"{params['key'].shape[1]} in each layer" if "key" in params else f"{len(params['input'])} at the input"
+    shape, lora = shape_of(params), card.get("lora")
+    prompt = []
+    if shape["length"] or not lora:
+        prompt.append(f"{shape['length']} {'in each layer' if shape['deep'] else 'at the input'}")
+    if lora:
+        prompt.append(f"LoRA of rank {lora['rank']} (alpha {lora['alpha']:g}) on {', '.join(lora['targets'])}")
     scores = {split: s["headline"] for split, s in card["results"].items() if isinstance(s, dict) and "headline" in s}
     told = ", ".join(f"{split} {100 * value:.2f} %" for split, value in scores.items()) or "none recorded"
     units = [
@@ -85,7 +91,7 @@ def describe(name: str, pack: PromptPack) -> str:
         [
             f"{name}: {card['task']}, {card['parameters']:,} parameters",
             f"  slots    {slots}; {card['verbalizer']['kind']} verbalizer",
-            f"  prompt   {length}, separators {len(params['sep'])}",
+            f"  prompt   {'; '.join(prompt)}; separators {shape['separators']}",
             f"  results  {METRICS[card['metric']]}: {told}",
             f"  units    {', '.join(str(part) for part in units if part) or 'unknown'}",
             f"  unit LM  {lm['hash'][:12]} ({lm['layers']} layers, dim {lm['dim']}, vocabulary {lm['vocab_size']})",

@@ -16,6 +16,7 @@ import spjax
 from configs import bank, fsc, gsc, pretrain_ulm
 from spjax import jobs
 from spjax.data.records import read_unit_records
+from spjax.jobs import prompting
 from spjax.storage import packs
 from tests import toy
 from tests.conftest import Place
@@ -88,6 +89,40 @@ def test_the_pack_answers_what_the_report_says(place: Place, plain: tuple[Path, 
     truth = [{slot.name: task.classes[c][1] for slot, c in zip(task.slots, row, strict=True)} for row in units.classes]
     right = [answer["labels"] == true for answer, true in zip(answers, truth, strict=True)]
     assert np.mean(right) == pytest.approx(results["headline"]["mean"])
+
+
+def test_low_rank_adapters_without_a_prompt(run: Run, place: Place, tmp_path: Path) -> None:
+    """Ranks are swept; the pack says what it is, answers as the report says, and is a start with its own shape."""
+    adapters = {"prompt__length": 0, "prompt__targets": ("value", "query"), "prompt__alpha": 2.0, "optim__lr": 1e-2}
+    workdir, results = run(**adapters, sweep={"rank": (1, 3)}, train__epochs=1)
+    table = json.loads((workdir / "sweep.json").read_text())
+    assert [(one["length"], one["rank"]) for one in table] == [(0, 1), (0, 3)]
+    (rank,) = [one["rank"] for one in table if one["taken"]]
+    assert "| prompt length | LoRA rank |" in (workdir / "sweep.md").read_text()
+    assert results["setting"] == {"prompt length": 0, "LoRA rank": rank, "learning rate": 1e-2}
+    pack, lm = _pack(workdir), spjax.load_unit_lm(place.folder / "lm")
+    assert pack.card["lora"] == {"rank": rank, "alpha": 2.0, "targets": ["query", "value"]}
+    assert "key" not in pack.params
+    assert pack.card["parameters"] == results["parameters"]["trained"]
+    units, _ = read_unit_records(place.folder / "runs/units/fsc", "test")
+    answers = spjax.classify_units(lm, pack, [units.units_of(i).tolist() for i in range(len(units))])
+    said = [[slot.labels.index(answer["labels"][slot.name]) for slot in pack.task.slots] for answer in answers]
+    right = (np.asarray(said) + pack.task.slot_offsets[:-1] == units.classes).all(axis=1)
+    assert right.mean() == pytest.approx(results["headline"]["mean"])
+    config = fsc.get_config()
+    config.update_from_flattened_dict(SMALL | {"start_from": str(workdir / "packs" / "seed_0"), "prompt.alpha": 9.0})
+    shape = prompting.prompt_settings(config).prompt
+    assert (shape.length, shape.rank, shape.alpha, shape.targets) == (0, rank, 2.0, ("query", "value"))
+    config.sweep.rank = (4,)
+    with pytest.raises(ValueError, match=r"sweep.rank \(4,\) cannot be had: .* has its own rank"):
+        prompting.prompt_settings(config)
+
+
+def test_nothing_to_tune_is_refused() -> None:
+    config = fsc.get_config()
+    config.prompt.length = 0
+    with pytest.raises(ValueError, match=r"prompt.length and prompt.rank are 0, which leaves nothing to tune"):
+        prompting.prompt_settings(config)
 
 
 def test_a_sweep_takes_the_best_on_valid_and_reports_it_alone(

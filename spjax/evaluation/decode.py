@@ -121,7 +121,7 @@ def score(
 
     Args:
       lm: the LM's weights.
-      bank: prompt trees [N, ...].
+      bank: prompt trees [N, ...], `low_rank.scaled`.
       batch: B utterances; their classes are not looked at.
       trees: what may be said, a tree for each member of the bank, whose tasks may differ, or one for all. Where a tree
         has fewer combinations than another, the rest of its rows is -inf.
@@ -177,7 +177,7 @@ def greedy(
 
     Args:
       lm: the LM's weights.
-      bank: prompt trees [N, ...].
+      bank: prompt trees [N, ...], `low_rank.scaled`.
       batch: B utterances.
       max_steps: J, most steps.
       verbalizer: classes to outputs.
@@ -217,7 +217,7 @@ def greedy(
         x = jnp.where((token == vocab.BOS)[..., None], separator, unit_lm.embed_tokens(lm, token))
         x = x + nothing_said + table[first.position + step - 1][:, None]
         mask = jnp.concatenate([visible, jnp.ones((rows, 1), bool)], axis=1)[:, None]
-        hidden, new = unit_lm.extend(lm, config, (x,), cache, mask, compute=compute)
+        hidden, new = unit_lm.extend(lm, config, (x,), cache, mask, lora=first.lora, compute=compute)
         at = columns + step - 1
         write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=3)  # noqa: E731
         cache = jax.tree.map(write, cache, new)

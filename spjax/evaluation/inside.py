@@ -21,7 +21,7 @@ from spjax.data import loader
 from spjax.data.unit_set import UnitSet
 from spjax.evaluation import decode
 from spjax.evaluation.markdown import cell, table
-from spjax.models import prompted_lm, prompts
+from spjax.models import low_rank, prompted_lm, prompts
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.verbalizers import of_card
 from spjax.storage.packs import PromptPack
@@ -191,7 +191,7 @@ def attribute(
     if units.min() < 0 or units.max() >= config.num_units:
         raise ValueError(f"units {units.min()}..{units.max()} must be in 0..{config.num_units - 1}")
     compute = Compute(compute.dtype if compute else "float32", remat=True)
-    bank = prompts.stack([pack.params])
+    bank = low_rank.scaled(prompts.stack([pack.params]), pack.scale)
     bucket = max(32, 1 << (len(units) - 1).bit_length())  # few lengths, few programs
     if classes is None:
         one = loader.make_batch(utterance, np.zeros((1, 1)), bucket)

@@ -57,14 +57,19 @@ def prompt_settings(config: ConfigDict) -> Settings:
         for name, part in zip(("prompt", "loss", "optim", "train"), parts, strict=True):
             config[name].update(dataclasses.asdict(part))
     if config.start_from:  # a pack has the shape that it has
-        config.prompt.update(shape_of(packs.load_pack(config.start_from).params))
+        start = packs.load_pack(config.start_from)
+        config.prompt.update({**shape_of(start.params), **start.card.get("lora", {})})
     sweep = sweeping.SweepConfig(**config.sweep)
-    if sweep.length and config.start_from:
+    for name in ("length", "rank"):
+        if getattr(sweep, name) and config.start_from:
+            raise ValueError(
+                f"sweep.{name} {getattr(sweep, name)} cannot be had: start_from={config.start_from} has its own {name}"
+            )
+    if not (config.prompt.length or config.prompt.rank or sweep.length or sweep.rank):
         raise ValueError(
-            f"sweep.length {sweep.length} cannot be had: start_from={config.start_from} has its own length"
+            "prompt.length and prompt.rank are 0, which leaves nothing to tune: give 1 or more of prompt positions "
+            "(--config.prompt.length), or a rank of low-rank adapters (--config.prompt.rank)"
         )
-    if not config.prompt.length:
-        raise ValueError("prompt.length is 0, which leaves nothing to tune in front of the units: give 1 or more")
     if config.combinations not in ("seen", "all"):
         raise ValueError(f"combinations is {config.combinations!r}, must be seen or all")
     if config.few_shot < 0:
@@ -87,7 +92,7 @@ def check(config: ConfigDict) -> None:
     if len(set(names)) < len(names) or not all(name and name == name.strip() for name in names):
         raise ValueError(f"task is {config.task!r}, must be a name, or different ones with commas and no spaces")
     settings = prompt_settings(config)
-    tried = max(1, len(settings.sweep.lr)) * max(1, len(settings.sweep.length))
+    tried = math.prod(max(1, len(values)) for values in dataclasses.astuple(settings.sweep))
     mesh = sharding.make_mesh(config.model_parallel, config.weight_shards)
     members = len(names) * tried * len(settings.run.seeds)
     shards, most = sharding.batch_shards(mesh), settings.run.max_rows
@@ -421,7 +426,7 @@ def _report(
         taught.place.report, task=task, members=members, baselines=baselines,
         ensemble=answers(_together(log_probs)) if len(members) > 1 else None,
         parameters=counts, config=config.to_dict(),
-        setting={"prompt length": setting.prompt.length, "learning rate": lesson.lr or settings.optimizer.lr},
+        setting={**setting.prompt.sizes, "learning rate": lesson.lr or settings.optimizer.lr},
         tried=tried,
         provenance={
             "backbone": backbone(lm.config), "lm": config.lm, "lm_hash": lm.hash, "data": taught.place.data,
@@ -436,7 +441,7 @@ def _report(
             task, kind=verbalizer.kind, codes=verbalizer.codes, feeds=verbalizer.feeds, outputs=verbalizer.outputs,
             config=lm.config, lm_hash=lm.hash, encoder=card.encoder, layer=card.layer, kmeans=card.kmeans,
             merged=card.merged, combinations=taught.combinations, results=scored,
-            provenance={"seed": seed, "reference": bool(config.reference)},
+            provenance={"seed": seed, "reference": bool(config.reference)}, lora=setting.prompt.lora,
         )  # fmt: skip
         packs.save_pack(pack_place(taught.place, seed), member(params["prompt"], n), pack_card)
     _print_headline(task, results, taught.place.report)

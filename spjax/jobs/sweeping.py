@@ -1,4 +1,4 @@
-"""A sweep is a bank: every learning rate and prompt length a lesson of its own, trained together, chosen on valid."""
+"""A sweep is a bank: every learning rate, prompt length and rank a lesson, trained together, chosen on valid."""
 
 from __future__ import annotations
 
@@ -24,13 +24,17 @@ class SweepConfig:
     Attributes:
       lr: peak learning rates, instead of `optim.lr`.
       length: prompt lengths, instead of `prompt.length`.
+      rank: ranks of low-rank adapters, instead of `prompt.rank`; alpha is the same for all.
     """
 
     lr: tuple[float, ...] = ()
     length: tuple[int, ...] = ()
+    rank: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, kinds, told in (("lr", (int, float), "above 0"), ("length", (int,), "whole and above 0")):
+        kinds_of = {"lr": (int, float), "length": (int,), "rank": (int,)}
+        for name, kinds in kinds_of.items():
+            told = "above 0" if float in kinds else "whole and above 0"
             values = tuple(getattr(self, name))
             object.__setattr__(self, name, values)
             proper = all(type(value) in kinds and 0 < value < math.inf for value in values)
@@ -39,9 +43,10 @@ class SweepConfig:
 
 
 def lessons_of(lesson: train.Lesson, sweep: SweepConfig) -> list[train.Lesson]:
-    """A task's lesson with every prompt length and learning rate of the sweep."""
+    """A task's lesson with every prompt length, rank and learning rate of the sweep."""
     own = lesson.setting.prompt
-    prompts = [dataclasses.replace(own, length=length) for length in sweep.length] or [own]
+    shapes = itertools.product(sweep.length or (own.length,), sweep.rank or (own.rank,))
+    prompts = [dataclasses.replace(own, length=length, rank=rank) for length, rank in shapes]
     # Lessons that differ in the learning rate alone share a setting, and so the programs that answer.
     settings = [dataclasses.replace(lesson.setting, prompt=prompt) for prompt in prompts]
     return [
@@ -99,22 +104,25 @@ def write_table(
     """
     rows: list[list[str]] = []
     found: list[dict[str, Any]] = []
+    ranks = ["LoRA rank"] if any(lessons[number].setting.prompt.rank for number in own) else []
     for number in own:
         lesson, scores = lessons[number], _scores(result, run, number)
         mean, half = _mean(scores)
-        length, lr, taken = lesson.setting.prompt.length, lesson.lr, number == chosen and mean is not None
+        prompt, lr, taken = lesson.setting.prompt, lesson.lr, number == chosen and mean is not None
         spread = "" if half is None else f" ± {percent(half)}"
         shown = "as optim.lr" if lr is None else f"{lr:g}"
         valid = "diverged" if mean is None else percent(mean) + spread
-        rows.append([str(length), shown, valid, " ".join(map(percent, scores)), "yes" * taken])
-        found.append({"length": length, "lr": lr, "valid": scores, "mean": mean, "half_width_95": half, "taken": taken})
+        shape = [str(prompt.length), *([str(prompt.rank)] if ranks else [])]
+        rows.append([*shape, shown, valid, " ".join(map(percent, scores)), "yes" * taken])
+        known = {"valid": scores, "mean": mean, "half_width_95": half, "taken": taken}
+        found.append({"length": prompt.length, "rank": prompt.rank, "lr": lr, **known})
     text = [
         "# Sweep",
         "",
         f"The task's metric on valid, in %; mean and 95 % Student-t interval over {len(run.seeds)} seeds. Only the",
         "setting that is taken, the best of them on average, was scored on test.",
         "",
-        *table(["prompt length", "learning rate", "valid", "seeds", "taken"], rows),
+        *table(["prompt length", *ranks, "learning rate", "valid", "seeds", "taken"], rows),
         "",
     ]
     path = epath.Path(directory)
@@ -124,4 +132,5 @@ def write_table(
     if best["mean"] is None:
         return f"of {len(own)} settings there is none of which no seed diverged"
     told = "" if best["lr"] is None else f", learning rate {best['lr']:g}"
+    told = (f", LoRA rank {best['rank']}" if ranks else "") + told
     return f"of {len(own)} settings prompt length {best['length']}{told} is best on valid ({percent(best['mean'])} %)"

@@ -12,12 +12,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from spjax.models import prompts, streams, unit_lm
+from spjax.models import low_rank, prompts, streams, unit_lm
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.contract import contract
+from spjax.models.low_rank import Lora
 from spjax.models.unit_lm import FLOAT32
 from spjax.types import KV, Batch, Params, Streams
+
+_LIVE = 1 << 24  # number of the first live column, beyond any source
 
 
 class Prefilled(NamedTuple):
@@ -28,12 +32,14 @@ class Prefilled(NamedTuple):
       cache: KV of all C columns so far, prefix included, in blocks: nothing is copied to put more behind them.
       visible: bool [B, C], columns that a later column may see.
       position: int32 [B], row of the position table that the next column takes.
+      lora: low-rank adapters of the rows, without dropout.
     """
 
     hidden: jax.Array
     cache: tuple[KV, ...]
     visible: jax.Array
     position: jax.Array
+    lora: Lora = low_rank.NONE
 
 
 def run(
@@ -46,18 +52,20 @@ def run(
     queries: int,
     compute: Compute = FLOAT32,
     lengths: Sequence[int] | None = None,
+    drop: tuple[jax.Array, float] | None = None,
 ) -> Prefilled:
     """Run a batch behind its prompts.
 
     Args:
       lm: the LM's weights.
-      bank: prompt trees [N, ...].
+      bank: prompt trees [N, ...], `low_rank.scaled`.
       batch: B utterances of T source columns.
       feeds: int32 [B, J], labels fed back behind the separators, as tokens; J may be 0.
       config: the LM's architecture.
       queries: Q, how many of the last tail columns (1 + S + J of them) to compute.
       compute: operand type and remat.
       lengths: [N], columns that each member's deep prompt really has, where they differ; the rest of its P is not seen.
+      drop: random keys [B] and the rate of dropout in low-rank adapters.
 
     Returns:
       Prefilled.
@@ -101,10 +109,15 @@ def run(
         prompt = jnp.arange(columns) < prompts.rows_of(jnp.asarray(lengths), batch.prompt_id, rows)[:, None]
         prompt = jnp.broadcast_to(prompt, (rows, columns))
     mask, visible = _masks(real, shallow, tail, prompt)
+    lora = whole = low_rank.of_bank(bank, batch.prompt_id)
+    if drop is not None:
+        # A column's number does not depend on how many others fill up the source.
+        numbers = np.concatenate([np.arange(length), _LIVE + np.arange(shallow + tail)])
+        lora = low_rank.with_dropout(whole, drop[0], jnp.asarray(numbers), drop[1])
     hidden, new = unit_lm.extend(
-        lm, config, (source, live), prefix, mask, queries=queries, steer=steer, compute=compute
+        lm, config, (source, live), prefix, mask, queries=queries, steer=steer, lora=lora, compute=compute
     )
-    return Prefilled(hidden, (prefix, new), visible, positions[:, -1] + 1)
+    return Prefilled(hidden, (prefix, new), visible, positions[:, -1] + 1, whole)
 
 
 def _streams(batch: Batch, tail: int) -> tuple[Streams | None, Streams | None]:
@@ -175,9 +188,9 @@ def step(
     before = state.visible.shape[1] + steps - sees.shape[-1]
     old = jnp.broadcast_to(state.visible[:, None, :before], (rows, steps, before))
     mask = jnp.concatenate([old, jnp.broadcast_to(sees, (rows, *sees.shape[-2:]))], axis=2)
-    hidden, new = unit_lm.extend(lm, config, (x,), state.cache, mask, compute=compute)
+    hidden, new = unit_lm.extend(lm, config, (x,), state.cache, mask, lora=state.lora, compute=compute)
     visible = jnp.concatenate([state.visible, jnp.ones((rows, steps), bool)], axis=1)
-    return Prefilled(hidden, (*state.cache, new), visible, positions[:, -1] + 1)
+    return state._replace(hidden=hidden, cache=(*state.cache, new), visible=visible, position=positions[:, -1] + 1)
 
 
 def outputs(

@@ -1,19 +1,23 @@
-"""Prompts: what is trained. How one is made, and how it is turned into what the LM takes.
+"""What is trained: prompts, low-rank adapters (`low_rank`), or both. How a member is made, and what the LM takes of it.
 
-A prompt tree carries a bank axis N in front of every leaf (a single prompt is a bank of one); each utterance names its
-row of the bank, so that a batch of mixed tasks and seeds is one forward pass.
+A member's tree is called a prompt tree, with or without adapters in it. It carries a bank axis N in front of every leaf
+(a single prompt is a bank of one); each utterance names its row of the bank, so that a batch of mixed tasks and seeds
+is one forward pass.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from spjax import vocab
+from spjax.models import low_rank
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.contract import contract
 from spjax.models.split_kernel import gathered, recomputed
@@ -23,10 +27,10 @@ from spjax.types import KV, Params
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-    """Shape and start of a prompt.
+    """Shape and start of a member: its prompt, its low-rank adapters of the LM's kernels, or both.
 
     Attributes:
-      length: P, virtual positions of every layer.
+      length: P, virtual positions of every layer; 0 for none.
       deep: key/value prompts in every layer; False is the shallow input prompt.
       separators: S, trained vectors between units and labels; the reference has one.
       steer: separators also get a trained vector added in every layer (ours; the reference has none).
@@ -35,6 +39,10 @@ class PromptConfig:
       init: "normal" or "units" (prompts start as embeddings of sampled units).
       init_scale: standard deviation of a normal start.
       sep_scale: standard deviation of the separators' start; the reference's 1.0 is sqrt(D) times a unit vector's.
+      rank: r of the low-rank adapters; 0 for none.
+      alpha: what they add is multiplied by alpha / rank.
+      targets: the kernels that have one.
+      lora_dropout: rate on their input.
     """
 
     length: int = 5
@@ -46,11 +54,15 @@ class PromptConfig:
     init: str = "normal"
     init_scale: float = 1.0
     sep_scale: float = 1.0
+    rank: int = 0
+    alpha: float = 8.0
+    targets: tuple[str, ...] = low_rank.TARGETS
+    lora_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.length < 0 or self.separators < 1:
             raise ValueError(f"prompt: length {self.length} must be >= 0 and separators {self.separators} >= 1")
-        for name in ("dropout", "verbalizer_dropout"):
+        for name in ("dropout", "verbalizer_dropout", "lora_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"prompt: {name} is {getattr(self, name)}, must lie in [0, 1)")
         for name in ("init_scale", "sep_scale"):
@@ -58,6 +70,30 @@ class PromptConfig:
                 raise ValueError(f"prompt: {name} is {getattr(self, name)}, must not be negative, nor infinite")
         if self.init not in ("normal", "units"):
             raise ValueError(f"prompt: init is {self.init!r}, must be normal or units")
+        targets = (self.targets,) if isinstance(self.targets, str) else self.targets
+        # In one order, whatever the order in which a config names them; what is unknown stays, and is refused.
+        number = lambda name: low_rank.TARGETS.index(name) if name in low_rank.TARGETS else len(low_rank.TARGETS)  # noqa: E731
+        object.__setattr__(self, "targets", tuple(sorted(targets, key=number)))
+        try:
+            if self.rank != 0:
+                low_rank.check(self.rank, self.alpha, self.targets)
+        except ValueError as error:
+            raise ValueError(f"prompt: {error}") from error
+
+    @property
+    def scale(self) -> float:
+        """What the low-rank adapters add is multiplied by this: alpha / rank."""
+        return self.alpha / self.rank if self.rank else 1.0
+
+    @property
+    def lora(self) -> dict[str, Any] | None:
+        """What a pack's card says of the low-rank adapters; None where there are none."""
+        return {"rank": self.rank, "alpha": self.alpha, "targets": list(self.targets)} if self.rank else None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What says how large it is, in words."""
+        return {"prompt length": self.length} | ({"LoRA rank": self.rank} if self.rank else {})
 
 
 def init_member(
@@ -81,7 +117,10 @@ def init_member(
             return embed[rows].astype(jnp.float32) * lm.dim**0.5
         return jax.random.normal(key, (*shape, lm.dim)) * config.init_scale
 
-    if config.deep:
+    tree: Params = {}
+    if config.rank and not config.length:
+        pass
+    elif config.deep:
         tree = {name: vectors((lm.layers, config.length)) for name in ("key", "value")}
     else:
         tree = {"input": vectors((config.length,))}
@@ -93,14 +132,23 @@ def init_member(
         bound = lm.vocab_size**-0.5
         shape = (verbalizer.outputs, lm.vocab_size)
         tree["verbalizer"] = jax.random.uniform(next(keys), shape, minval=-bound, maxval=bound)
+    if config.rank:
+        tree |= low_rank.init_member(jax.random.fold_in(rng, 0), config.rank, config.targets, lm)
     return tree
 
 
-def shape_of(tree: Params) -> dict[str, int | bool]:
+def shape_of(tree: Params) -> dict[str, Any]:
     """The fields of PromptConfig that say what shape a member's tree has."""
-    deep = "key" in tree
-    length = tree["key"].shape[1] if deep else len(tree["input"])
-    return {"length": length, "deep": deep, "separators": len(tree["sep"]), "steer": "sep_deep" in tree}
+    length = tree["key"].shape[1] if "key" in tree else len(tree.get("input", ()))
+    targets = low_rank.targets_of(tree)
+    return {
+        "length": length,
+        "deep": "input" not in tree,
+        "separators": len(tree["sep"]),
+        "steer": "sep_deep" in tree,
+        "rank": tree[f"{targets[0]}_a"].shape[1] if targets else 0,
+        "targets": targets,
+    }
 
 
 def stack(members: list[Params]) -> Params:
@@ -108,29 +156,47 @@ def stack(members: list[Params]) -> Params:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
 
 
+_FILLED = ("key", "value", *low_rank.LEAVES)  # leaves that a member may lack where another has them
+_PADDED = ("verbalizer", *_FILLED)
+
+
 def join(banks: list[Params]) -> Params:
-    """One bank of several, in order. What is filled up nothing reads, as long as the members' lengths are told.
+    """One bank of several, in order. What is filled up nothing reads, as long as members' lengths are given where run.
 
-    Verbalizers of fewer outputs and deep prompts of fewer columns than another's are filled up with zeros.
+    Verbalizers of fewer outputs, deep prompts of fewer columns and low-rank adapters of a lower rank than another's are
+    filled up with zeros; so are members that have none of the latter two.
     """
+    names = dict.fromkeys(itertools.chain(*banks))
 
-    def widest(name: str, axis: int) -> list[Params]:
-        size = max(bank[name].shape[axis] for bank in banks)
-        fill = lambda leaf: [(0, size - n if i == axis else 0) for i, n in enumerate(leaf.shape)]  # noqa: E731
-        return [{**bank, name: jnp.pad(bank[name], fill(bank[name]))} for bank in banks]
+    def filled(bank: Params, name: str) -> jax.Array:
+        if name not in _PADDED:
+            return bank[name]
+        shapes = [other[name].shape[1:] for other in banks if name in other]
+        leaf = (
+            bank[name] if name in bank or name not in _FILLED else jnp.zeros((len(bank["sep"]), *[0] * len(shapes[0])))
+        )
+        return jnp.pad(leaf, [(0, 0), *((0, max(to) - n) for n, *to in zip(leaf.shape[1:], *shapes, strict=True))])
 
-    for name, axis in {"verbalizer": 1, "key": 2, "value": 2}.items():
-        if name in banks[0]:
-            banks = widest(name, axis)
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *banks)
+    return {name: jnp.concatenate([filled(bank, name) for bank in banks]) for name in names}
 
 
-def part(bank: Params, start: int, stop: int, verbalizer: Verbalizer, length: int | None = None) -> Params:
-    """Members start .. stop - 1 of a joined bank, all of one task and one prompt length: what was filled up is gone."""
+def part(bank: Params, start: int, stop: int, verbalizer: Verbalizer, config: PromptConfig) -> Params:
+    """Members start .. stop - 1 of a joined bank, all of one task and one shape: what was filled up is gone.
+
+    Args:
+      bank: prompt trees [N, ...].
+      start, stop: rows.
+      verbalizer: of their task.
+      config: their shape.
+    """
     own = {name: leaf[start:stop] for name, leaf in bank.items()}
     if verbalizer.learnable:
         own["verbalizer"] = own["verbalizer"][:, : verbalizer.outputs]
-    return own | {name: own[name][:, :, :length] for name in ("key", "value") if name in own}
+    length, rank = config.length, config.rank
+    size = dict.fromkeys(("key", "value") if length or not rank else (), length)
+    size |= {f"{target}_{part}": rank for target in config.targets if rank for part in "ab"}
+    kept = {name: leaf[:, :, : size[name]] if name in size else leaf for name, leaf in own.items()}
+    return {name: leaf for name, leaf in kept.items() if name in size or name not in _FILLED}
 
 
 def member(bank: Params, n: int) -> Params:
@@ -160,7 +226,7 @@ def dropout(bank: Params, config: PromptConfig, keys: jax.Array) -> Params:
       config: its `dropout` rate.
       keys: [N] one random key a member, so that a member drops the same alone and in a bank.
     """
-    if not config.dropout or not config.deep:
+    if not config.dropout or "key" not in bank:
         return bank
 
     def drop(leaf: jax.Array, salt: int) -> jax.Array:
@@ -177,8 +243,10 @@ def dropout(bank: Params, config: PromptConfig, keys: jax.Array) -> Params:
 def projected(bank: Params, lm: Params, config: UnitLMConfig, compute: Compute) -> Params:
     """The bank with its deep prompts as what the LM makes of them, once for all batches: key = W_k p + b_k.
 
+    A member's own low-rank adapters of W_k and W_v are part of them: prompts are columns like others.
+
     Args:
-      bank: prompt trees [N, ...]; shallow ones give an empty prefix.
+      bank: prompt trees [N, ...], `low_rank.scaled`; shallow ones give an empty prefix.
       lm: the LM's weights.
       config: its architecture.
       compute: operand type.
@@ -187,17 +255,21 @@ def projected(bank: Params, lm: Params, config: UnitLMConfig, compute: Compute) 
       The bank with `prefix`, KV [L, N, H, P, Dh], in place of `key` and `value`: to be run, not trained or stored.
     """
 
+    adapters = low_rank.of_bank(bank, None)
+
     def project(name: str) -> jax.Array:
         leaf = bank[name] if name in bank else jnp.zeros((len(bank["sep"]), config.layers, 0, config.dim))
         weights = lm["layers"][name]
 
-        def layer(p: jax.Array, weights: Params) -> jax.Array:
+        def layer(p: jax.Array, weights: Params, lora: low_rank.Lora) -> jax.Array:
             whole = gathered(weights)
-            return contract("npd,de->npe", p, whole["kernel"], compute.operand) + whole["bias"]
+            x = contract("npd,de->npe", p, whole["kernel"], compute.operand) + whole["bias"]
+            return x + lora.up(name, lora.down("attention", p, 0, compute.operand), compute.operand)
 
         layer = recomputed(layer, weights)
         # Layer by layer: of a kernel in pieces no more than a layer is ever put together.
-        x = jax.lax.scan(lambda _, each: (None, layer(*each)), None, (jnp.swapaxes(leaf, 0, 1), weights))[1]
+        layers = (jnp.swapaxes(leaf, 0, 1), weights, adapters)
+        x = jax.lax.scan(lambda _, each: (None, layer(*each)), None, layers)[1]
         return jnp.swapaxes(x.reshape(*x.shape[:-1], config.heads, config.head_dim), 2, 3)
 
     rest = {name: leaf for name, leaf in bank.items() if name not in ("key", "value")}

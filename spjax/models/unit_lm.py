@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from spjax import vocab
+from spjax.models import low_rank
 from spjax.models import streams as streams_of
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.contract import contract
+from spjax.models.low_rank import Lora
 from spjax.models.split_kernel import gathered, recomputed
 from spjax.types import KV, Params, Streams
 
@@ -68,15 +70,17 @@ class Block(nn.Module):
 
         return self.param(name, init)
 
-    def _project(self, weights: Params, x: jax.Array) -> jax.Array:
-        return contract("btd,de->bte", x, weights["kernel"], self.compute.operand) + weights["bias"]
+    def _project(self, name: str, x: jax.Array, lora: Lora, low: jax.Array | None) -> jax.Array:
+        weights = getattr(self, name)
+        y = contract("btd,de->bte", x, weights["kernel"], self.compute.operand) + weights["bias"]
+        return y + lora.up(name, low, self.compute.operand)
 
     def _heads(self, x: jax.Array) -> jax.Array:
         # Heads first, as the products of attention want them: a cache is laid out once, not in every step.
         return jnp.swapaxes(x.reshape(*x.shape[:2], self.config.heads, self.config.head_dim), 1, 2)
 
     def __call__(
-        self, parts: tuple[jax.Array, ...], prefix: Prefix, mask: jax.Array, queries: int
+        self, parts: tuple[jax.Array, ...], prefix: Prefix, mask: jax.Array, queries: int, lora: Lora = low_rank.NONE
     ) -> tuple[jax.Array, KV]:
         """Run the layer.
 
@@ -85,20 +89,34 @@ class Block(nn.Module):
           prefix: keys and values of C earlier columns, [n, H, C_i, Dh] a block: B / n rows after each other share them.
           mask: bool [B or 1, Q, C + T], which columns a query sees.
           queries: Q, how many of the last columns to compute.
+          lora: the layer's low-rank adapters.
 
         Returns:
           float32 [B, Q, D], and the keys and values of the T columns.
         """
-        normed = [layer_norm(x, self.attn_norm) for x in parts]
+        operand = self.compute.operand
+        normed = [lora.settled("attention", layer_norm(x, self.attn_norm)) for x in parts]
+        starts = np.cumsum([0, *(x.shape[1] for x in parts)]).tolist()
+        low = [lora.down("attention", x, start, operand) for x, start in zip(normed, starts, strict=False)]
         key, value = (
-            self._heads(jnp.concatenate([self._project(w, x) for x in normed], axis=1)) for w in (self.key, self.value)
+            self._heads(
+                jnp.concatenate([self._project(w, x, lora, z) for x, z in zip(normed, low, strict=True)], axis=1)
+            )
+            for w in ("key", "value")
         )
-        x, q = _last(parts, queries), [self._project(self.query, part) for part in _trim(normed, queries)]
         new = KV(key, value)
+        x, asked = _last(parts, queries), _trim(normed, queries)
+        known: list[Any] = _trim([z for z in low if z is not None], queries) or [None] * len(asked)
+        q = [self._project("query", part, lora, z) for part, z in zip(asked, known, strict=True)]
         q = self._heads(jnp.concatenate(q, axis=1)) * self.config.head_dim**-0.5
-        x = x + self._project(self.out, jax.checkpoint(self._attend)(q, new, prefix, mask))
-        h = nn.relu(self._project(self.ffn_in, layer_norm(x, self.ffn_norm)))
-        return x + self._project(self.ffn_out, h), new
+
+        def project(name: str, x: jax.Array) -> jax.Array:
+            x = lora.settled(name, x)
+            return self._project(name, x, lora, lora.down(name, x, -queries, operand))
+
+        x = x + project("out", jax.checkpoint(self._attend)(q, new, prefix, mask))
+        h = nn.relu(project("ffn_in", layer_norm(x, self.ffn_norm)))
+        return x + project("ffn_out", h), new
 
     def _attend(self, q: jax.Array, new: KV, prefix: Prefix, mask: jax.Array) -> jax.Array:
         # Blocks of columns apart, rows of a member together: a cache is not copied for every step, nor a prompt for
@@ -193,6 +211,7 @@ def extend(
     *,
     queries: int | None = None,
     steer: jax.Array | None = None,
+    lora: Lora = low_rank.NONE,
     compute: Compute = FLOAT32,
 ) -> tuple[jax.Array, KV]:
     """Run T new columns behind a prefix of C columns.
@@ -208,6 +227,7 @@ def extend(
       mask: bool [B or 1, T, C + T], which columns each new column sees (itself included).
       queries: Q, how many of the last columns are asked for; all of them by default.
       steer: float32 [L, B or 1, R, D], added to the last R columns where each layer reads them; None adds nothing.
+      lora: low-rank adapters of the kernels.
       compute: operand type and remat.
 
     Returns:
@@ -218,14 +238,14 @@ def extend(
     block = Block(config, compute)
 
     def run(layer: Any, parts: tuple[jax.Array, ...], seen: jax.Array) -> tuple[jax.Array, KV]:
-        weights, layer_prefix, nudge = layer
+        weights, layer_prefix, nudge, adapters = layer
         if nudge is not None:
             parts = (*parts[:-1], _add_to_last(parts[-1], nudge))
-        done: Any = block.apply({"params": gathered(weights)}, parts, layer_prefix, seen, seen.shape[1])
+        done: Any = block.apply({"params": gathered(weights)}, parts, layer_prefix, seen, seen.shape[1], adapters)
         return done
 
     run = recomputed(run, params["layers"], everything=compute.remat)
-    layers = (params["layers"], prefix, steer)
+    layers = (params["layers"], prefix, steer, lora)
     at = lambda i: jax.tree.map(lambda a: a[i], layers)  # noqa: E731
     if len(parts) == 1 and asked.shape[1] == total:  # all layers alike: one block to compile, not three
         x, new = jax.lax.scan(lambda x, layer: run(layer, (x,), mask), parts[0], layers)

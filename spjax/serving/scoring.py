@@ -21,7 +21,7 @@ from spjax.data import loader
 from spjax.data.unit_set import UnitSet
 from spjax.evaluation import decode
 from spjax.evaluation.decode import LabelTree
-from spjax.models import prompts
+from spjax.models import low_rank, prompts
 from spjax.models.config import UnitLMConfig
 from spjax.models.verbalizers import of_card
 from spjax.serving.frozen import KINDS
@@ -48,7 +48,7 @@ class Bank(NamedTuple):
 
     Attributes:
       packs: name to pack, in the order of the members.
-      params: prompt trees [N, ...], projected.
+      params: prompt trees [N, ...], scaled and projected.
       trees: what each task may say.
       lengths: columns that each member's prompt really has; None where they are all as long.
       programs: that score it.
@@ -150,8 +150,8 @@ def _programs(config: UnitLMConfig, kind: str, spelled: tuple[str, ...], lengths
 
 
 def _form(pack: PromptPack) -> tuple[Any, ...]:
-    """What packs of one bank have in common: what may differ is how many labels, and the length of deep prompts."""
-    shape = prompts.shape_of(pack.params)
+    """What packs of one bank have in common: how many labels, deep prompts' length and adapters may differ."""
+    shape = {name: size for name, size in prompts.shape_of(pack.params).items() if name not in ("rank", "targets")}
     if shape["deep"]:
         del shape["length"]
     steps = len(pack.card["slots"]) * len(pack.card["verbalizer"]["codes"][0])
@@ -187,9 +187,9 @@ def make_banks(config: UnitLMConfig, lm: Params, kind: str, packs: Mapping[str, 
             raise ValueError(f"prompt packs {', '.join(own)}: {error}") from error
         lengths = None
         if dict(shape)["deep"]:
-            found = tuple(pack.params["key"].shape[1] for pack in own.values())
+            found = tuple(prompts.shape_of(pack.params)["length"] for pack in own.values())
             lengths = found if len(set(found)) > 1 else None
-        joined = prompts.join([prompts.stack([pack.params]) for pack in own.values()])
+        joined = prompts.join([low_rank.scaled(prompts.stack([pack.params]), pack.scale) for pack in own.values()])
         params = _project(joined, lm, config, KINDS[kind])
         sizes = tuple((name, leaf.shape) for name, leaf in sorted(joined.items()))
         banks.append(Bank(own, params, trees, lengths, _programs(config, kind, spelled, lengths, sizes)))

@@ -28,12 +28,15 @@ _NAME = re.compile(r"\w[\w.+-]{0,99}")  # a member's name is a directory's too
 
 
 def _form(pack: PromptPack) -> dict[str, str]:
-    """What must agree for prompts to be run in one program. Length and verbalizer size need not: they are filled up."""
+    """What must agree for packs to be run in one program.
+
+    Length of deep prompts, low-rank adapters and size of the verbalizer need not: they are filled up.
+    """
     params = pack.params
     return {
         "lm": f"for the unit LM of hash {pack.card['lm']['hash']}",
         "sizes": f"for a unit LM of {json.dumps(pack.card['lm'])}",
-        "kind": "with prompts in every layer" if "key" in params else f"with an input prompt of {len(params['input'])}",
+        "kind": f"with an input prompt of {len(params['input'])}" if "input" in params else "without an input prompt",
         "separators": f"with {len(params['sep'])} separators",
         "steer": f"with{'' if 'sep_deep' in params else 'out'} separators steered in every layer",
         "verbalizer": f"with a {'learnable' if 'verbalizer' in params else 'rule'} verbalizer",
@@ -69,7 +72,7 @@ def save_bank(directory: str | Path, members: Mapping[str, PromptPack]) -> None:
     Args:
       directory: where to; parents are made.
       members: packs by name, in the order of the bank's rows. They share a unit LM and a form; task, labels, prompt
-        length and size of the verbalizer may differ.
+        length, low-rank adapters and size of the verbalizer may differ.
 
     Raises:
       StorageError: as `check_members`, or a directory with other files in it.

@@ -25,7 +25,7 @@ _TEXT = """\
 
 # {title}: a prompt pack
 
-A trained prompt of {parameters:,} numbers for a frozen speech-unit language model (spjax): {prompt}, {separators},
+A trained {what} of {parameters:,} numbers for a frozen speech-unit language model (spjax): {prompt}, {separators},
 a {verbalizer} verbalizer. The language model itself is not in here.
 
 ## Labels
@@ -87,11 +87,17 @@ def readme(card: PackCard, *, deep: bool, positions: int, separators: int) -> st
         "k-means (id)": card["kmeans"],
         "runs of equal units": {True: "merged", False: "kept", None: None}[card["merged"]],
     }
+    lora = card.get("lora")
+    parts = [f"{positions} virtual positions {'in every layer' if deep else 'at the input'}"]
+    if lora:
+        added = f"low-rank adapters of {', '.join(lora['targets'])} (rank {lora['rank']}, alpha {lora['alpha']:g})"
+        parts = [*parts[: positions > 0], added]
     return _TEXT.format(
-        front="\n".join(_front_matter(task, card["results"])),
+        front="\n".join(_front_matter(task, card["results"], lora is not None)),
         title=_cell(task.name),
         parameters=card["parameters"],
-        prompt=f"{positions} virtual positions {'in every layer' if deep else 'at the input'}",
+        what="adapter" if lora else "prompt",
+        prompt=", ".join(parts),
         separators=f"{separators} separator{'s' * (separators != 1)}",
         verbalizer=card["verbalizer"]["kind"],
         slots=_table(("slot", "labels", "number"), [(s.name, _labels(s.labels), len(s.labels)) for s in task.slots]),
@@ -119,10 +125,11 @@ def with_licence(text: str, licence: str) -> str:
     return "\n".join(["---", *lines, f"license: {licence}", "---", text[front.end() :]])
 
 
-def _front_matter(task: Task, results: Mapping[str, Any]) -> Iterator[str]:
+def _front_matter(task: Task, results: Mapping[str, Any], lora: bool) -> Iterator[str]:
     metric = _HUB_METRICS.get(task.metric, task.metric)
     yield from ("---", "library_name: spjax", "pipeline_tag: audio-classification", "tags:")
     yield from (f"- {tag}" for tag in ("spjax", "audio-classification", "speech", "speech-units", "prompt-tuning"))
+    yield from ("- lora",) * lora
     yield from ("metrics:", f"- {metric}", _NO_LICENCE)
     found = [(split, scores["headline"]) for split, scores in _splits(results) if "headline" in scores]
     if found:

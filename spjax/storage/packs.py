@@ -13,14 +13,17 @@ from typing import Any, NoReturn, NotRequired, TypedDict, cast
 
 import numpy as np
 
+from spjax.models import low_rank
 from spjax.models.config import SIZES, UnitLMConfig
+from spjax.models.prompts import shape_of
 from spjax.storage import files, pack_readme, places
 from spjax.storage.files import Shape, StorageError
 from spjax.tasks import LONGEST_LABEL, Slot, Task
 from spjax.types import Params
 
 FORMAT = "spjax-prompt-pack"
-VERSION = 2  # since 2 the card carries a hash
+VERSION = 3  # since 3 there may be low-rank adapters; a pack without them is written as version 2
+SEALED = 2  # since 2 the card carries a hash
 FREE = ("task", "metric", "results", "provenance", "licence", "description")  # fields that decide no answer
 CARD_FILE = "card.json"
 TENSOR_FILE = "prompt.safetensors"
@@ -46,6 +49,14 @@ class VerbalizerCard(TypedDict):
     outputs: int
 
 
+class LoraCard(TypedDict):
+    """Low-rank adapters: y = x W + b + (alpha / rank) (x A^T) B for every kernel W in `targets`."""
+
+    rank: int
+    alpha: float
+    targets: list[str]
+
+
 class LMCard(TypedDict):
     """The unit LM that the prompt was trained with: its identity and its sizes."""
 
@@ -61,7 +72,7 @@ class PackCard(TypedDict):
     """`card.json`. `make_card` makes one; `save_pack` fills in `parameters` and the hashes."""
 
     format: str  # "spjax-prompt-pack"
-    version: int  # 2
+    version: int  # 2, of a pack with low-rank adapters 3
     task: str
     slots: list[SlotCard]
     metric: str
@@ -77,6 +88,7 @@ class PackCard(TypedDict):
     parameters: int  # trained numbers
     hash: str  # of the prompt's tensors, made as a unit LM's
     card_hash: str  # of the fields that decide an answer (all but FREE), `hash` among them
+    lora: NotRequired[LoraCard]  # of a pack with low-rank adapters
     licence: NotRequired[str]
     description: NotRequired[str]
 
@@ -87,7 +99,8 @@ class PromptPack:
 
     Attributes:
       params: one member's tree of numpy float32 arrays: `key` and `value` [L, P, D] (deep) or `input` [P, D] (shallow),
-        `sep` [S, D], optionally `sep_deep` [L, S, D] and, for a learnable verbalizer, `verbalizer` [outputs, V].
+        `sep` [S, D], optionally `sep_deep` [L, S, D] and, for a learnable verbalizer, `verbalizer` [outputs, V]; with
+        low-rank adapters `TARGET_a` [L, r, in] and `TARGET_b` [L, r, out] of every target, with prompts or without.
       card: see PackCard.
     """
 
@@ -99,6 +112,12 @@ class PromptPack:
         """Slots, labels and metric as the rest of the code takes them."""
         slots = tuple(Slot(slot["name"], tuple(slot["labels"])) for slot in self.card["slots"])
         return Task(self.card["task"], slots, self.card["metric"])
+
+    @property
+    def scale(self) -> float:
+        """What its low-rank adapters add is multiplied by this, alpha / rank, where they are run."""
+        lora = self.card.get("lora")
+        return lora["alpha"] / lora["rank"] if lora else 1.0
 
     def save(self, directory: str | Path) -> PromptPack:
         """Writes it: `save_pack`."""
@@ -160,6 +179,7 @@ def make_card(
     combinations: Sequence[Sequence[int]] | np.ndarray | None = None,
     results: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    lora: Mapping[str, Any] | None = None,
 ) -> PackCard:
     """Card of a prompt; the fields are PackCard's.
 
@@ -178,10 +198,11 @@ def make_card(
       combinations: int [n, slots], class ids seen together in training; None allows all.
       results: any JSON.
       provenance: any JSON.
+      lora: LoraCard of low-rank adapters; None where there are none.
     """
-    return {
+    card: PackCard = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION if lora else SEALED,
         "task": task.name,
         "slots": [{"name": slot.name, "labels": list(slot.labels)} for slot in task.slots],
         "metric": task.metric,
@@ -203,6 +224,7 @@ def make_card(
         "hash": "",
         "card_hash": "",
     }
+    return {**card, "lora": cast(LoraCard, dict(lora))} if lora else card
 
 
 def tensor_shapes(card: PackCard, found: Mapping[str, tuple[str, Shape]]) -> dict[str, Shape]:
@@ -217,13 +239,23 @@ def tensor_shapes(card: PackCard, found: Mapping[str, tuple[str, Shape]]) -> dic
     shapes: dict[str, Shape] = {"sep": (sep, lm["dim"])}
     if "input" in found:
         shapes["input"] = (size("input", 0), lm["dim"])
-    else:
+    elif "key" in found or "lora" not in card:
         shapes["key"] = shapes["value"] = (lm["layers"], size("key", 1), lm["dim"])
     if "sep_deep" in found:
         shapes["sep_deep"] = (lm["layers"], sep, lm["dim"])
     if card["verbalizer"]["kind"] == "learnable":
         shapes["verbalizer"] = (card["verbalizer"]["outputs"], lm["vocab_size"])
+    if "lora" in card:
+        rank, sizes = card["lora"]["rank"], low_rank.sizes(lm["dim"], lm["ffn_dim"])
+        for target in card["lora"]["targets"]:
+            rows, columns = sizes[target]
+            shapes |= {f"{target}_a": (lm["layers"], rank, rows), f"{target}_b": (lm["layers"], rank, columns)}
     return shapes
+
+
+def _version(card: Mapping[str, Any]) -> int:
+    """The version that a card is written as: the oldest that can say what it says."""
+    return VERSION if "lora" in card else SEALED
 
 
 def check_card(card: Any, where: str | Path) -> None:
@@ -274,7 +306,7 @@ def _check_types(card: Mapping[str, Any], fail: Callable[[str], NoReturn]) -> No
     if card.get("version") != 1:
         expected["card_hash"] = text
     expected |= {name: text for name in ("licence", "description") if name in card}
-    parts = {
+    parts: dict[str, dict[str, tuple[type, ...]]] = {
         "verbalizer": {"kind": text, "codes": (list,), "feeds": (list,), "outputs": whole},
         "lm": {"hash": text, **dict.fromkeys(SIZES, whole)},
     }
@@ -287,6 +319,9 @@ def _check_types(card: Mapping[str, Any], fail: Callable[[str], NoReturn]) -> No
                 wanted = " or ".join("null" if t is opt else t.__name__ for t in types)
                 fail(f"{where}.{name} is {value[name]!r:.60}, must be {wanted}")
 
+    if "lora" in card:
+        expected["lora"] = (dict,)
+        parts["lora"] = {"rank": whole, "alpha": (int, float), "targets": (list,)}
     compare(card, expected, "card")
     for name, fields in parts.items():
         compare(card[name], fields, f"card.{name}")
@@ -300,6 +335,8 @@ def _check_values(card: PackCard, fail: Callable[[str], NoReturn]) -> None:
     try:
         task = PromptPack({}, card).task
         lm = UnitLMConfig(**{name: card["lm"][name] for name in SIZES})  # type: ignore[literal-required]
+        if "lora" in card:
+            low_rank.check(**card["lora"])
     except ValueError as error:
         fail(str(error))
     if not task.name.strip() or len(task.name) > LONGEST_LABEL:
@@ -360,7 +397,7 @@ def save_pack(directory: str | Path, params: Params, card: PackCard) -> PromptPa
     params = files.flatten(params)
     full: PackCard = {
         **card,
-        "version": VERSION if card["version"] == 1 else card["version"],
+        "version": _version(card) if card["version"] <= SEALED else card["version"],
         "parameters": sum(array.size for array in params.values()),
         "hash": files.tree_hash(params),
         "card_hash": "",
@@ -386,9 +423,8 @@ def save_pack(directory: str | Path, params: Params, card: PackCard) -> PromptPa
 
 def readme(pack: PromptPack) -> str:
     """The pack's README.md, as `save_pack` writes it."""
-    params, deep = pack.params, "key" in pack.params
-    positions = params["key"].shape[1] if deep else len(params["input"])
-    return pack_readme.readme(pack.card, deep=deep, positions=positions, separators=len(params["sep"]))
+    shape = shape_of(pack.params)
+    return pack_readme.readme(pack.card, deep=shape["deep"], positions=shape["length"], separators=shape["separators"])
 
 
 def load_pack(directory: str | Path) -> PromptPack:
@@ -413,8 +449,8 @@ def read_card(card: Any, where: str | Path, *, quiet: bool = False) -> PackCard:
       StorageError: a card that is not one, or that was edited.
     """
     check_card(card, where)
-    seal = files.check_seal(card, FREE, VERSION, where, quiet=quiet)
-    return cast(PackCard, {**card, "version": VERSION, "card_hash": seal})
+    seal = files.check_seal(card, FREE, SEALED, where, quiet=quiet)
+    return cast(PackCard, {**card, "version": _version(card), "card_hash": seal})
 
 
 def pack_of(params: Params, card: PackCard, otherwise: str) -> PromptPack:

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from spjax import vocab
-from spjax.models import prompted_lm, prompts
+from spjax.models import low_rank, prompted_lm, prompts
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.verbalizers import Verbalizer
 from spjax.types import Batch, Params
@@ -105,6 +105,7 @@ def member_losses(
     config: UnitLMConfig,
     compute: Compute,
     lengths: Sequence[int] | None = None,
+    scales: Sequence[float] | None = None,
     members: jax.Array | None = None,
 ) -> jax.Array:
     """Each member's loss on its rows, float32 [N].
@@ -120,14 +121,24 @@ def member_losses(
       config: the LM's architecture.
       compute: operand type and remat.
       lengths: [N], columns that each member's deep prompt really has, where they differ.
-      members: int32 [N], the number of each among `verbalizers` and `lengths`, where those are a larger bank's.
+      scales: [N], alpha / rank of each member's low-rank adapters, where they differ; None: all as `prompt` says.
+      members: int32 [N], the number of each among `verbalizers`, `lengths` and `scales`, where they are of a larger
+        bank.
 
     Raises:
       ValueError: verbalizers that cannot share a batch.
     """
+    own: Any = lambda told: told if told is None or members is None else jnp.asarray(told)[members]  # noqa: E731
+    bank = low_rank.scaled(bank, prompt.scale if scales is None else own(scales))
+    drop = None
     if keys is not None:
         drop_key, noise_key, out_key = (jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in range(3))
         bank = prompts.dropout(bank, prompt, drop_key)
+        if prompt.lora_dropout:
+            low_key = jax.vmap(jax.random.fold_in, (0, None))(keys, 3)
+            each = jnp.arange(len(batch.last) // len(keys))
+            by_row = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(low_key, each)
+            drop = by_row.reshape(-1), prompt.lora_dropout
         batch = replace_units(batch, noise_key, loss.noise, config)
     said = spell(verbalizers, batch, members)
     targets, feeds, steps = said.targets, said.feeds, said.targets.shape[1]
@@ -140,8 +151,9 @@ def member_losses(
         targets = jnp.concatenate([edges + vocab.BOS, targets, edges + vocab.EOS], axis=1)
     else:
         queries, feeds = steps, feeds[:, :-1]
-    columns: Any = lengths if lengths is None or members is None else jnp.asarray(lengths)[members]
-    state = prompted_lm.run(lm, bank, batch, feeds, config=config, queries=queries, compute=compute, lengths=columns)
+    state = prompted_lm.run(
+        lm, bank, batch, feeds, config=config, queries=queries, compute=compute, lengths=own(lengths), drop=drop
+    )
     scores = prompted_lm.outputs(lm, bank, state.hidden, batch.prompt_id, compute)
     if keys is not None and verbalizers[0].learnable:
         scores = _drop_outputs(scores, out_key, prompt.verbalizer_dropout)

@@ -24,7 +24,7 @@ from spjax.data import bank_plan, loader
 from spjax.data import plan as planning
 from spjax.data.unit_set import UnitSet, join
 from spjax.evaluation import decode
-from spjax.models import prompts
+from spjax.models import low_rank, prompts
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.verbalizers import Verbalizer
 from spjax.training import loop, losses, masks, optim, sharding, speed
@@ -134,7 +134,8 @@ class Setting:
         @jax.jit
         def answer(flat: masks.Flat, batch: Batch) -> jax.Array:
             params = masks.unflatten(flat)
-            return decode.score(params["lm"], params["prompt"], batch, [self.tree], **common)
+            bank = low_rank.scaled(params["prompt"], self.prompt.scale)
+            return decode.score(params["lm"], bank, batch, [self.tree], **common)
 
         @jax.jit
         def measure(flat: masks.Flat, batch: Batch) -> jax.Array:
@@ -156,7 +157,7 @@ class Lesson:
     """A task as the members that learn it see it. In a sweep, a task is several lessons.
 
     Attributes:
-      setting: what is trained. Lessons of one bank differ in verbalizer, tree and prompt length alone.
+      setting: what is trained. Lessons of one bank differ in verbalizer, tree, prompt length and rank alone.
       train_set: units and labels; `train_ids` are the utterances of it to use.
       train_ids: int [m].
       valid_set: what early stopping looks at; `valid_ids` likewise.
@@ -216,6 +217,7 @@ def make_update(
     verbalizers: Sequence[Verbalizer] = (),
     lengths: Sequence[int] | None = None,
     mesh: Mesh | None = None,
+    scales: Sequence[float] | None = None,
 ) -> Any:
     """One training step, to be compiled: (state, frozen, batch, members) -> (state, metrics).
 
@@ -231,6 +233,7 @@ def make_update(
       verbalizers: one a member where members learn different tasks; by default all have the setting's.
       lengths: of the members' prompts, where they differ.
       mesh: of the devices; None: one.
+      scales: alpha / rank of the members' low-rank adapters, where they differ.
     """
     spoken = verbalizers or [setting.verbalizer]
     laid = functools.partial(sharding.layerwise, mesh) if mesh else dict
@@ -254,7 +257,7 @@ def make_update(
             each = losses.member_losses(
                 params["lm"], params["prompt"], batch, keys,
                 loss=setting.loss, prompt=setting.prompt, verbalizers=spoken,
-                config=setting.config, compute=setting.compute, lengths=lengths, members=rows,
+                config=setting.config, compute=setting.compute, lengths=lengths, scales=scales, members=rows,
             )  # fmt: skip
             return jnp.sum(each), each
 
@@ -407,8 +410,10 @@ def train(
     state = sharding.place(state, where)
     frozen = sharding.place_frozen(mesh, frozen, setting.compute.operand)
     spoken = [lesson.setting.verbalizer for lesson in lessons for _ in seeds] if len(lessons) > 1 else []
-    lengths = [lesson.setting.prompt.length for lesson in lessons for _ in seeds]
-    update = make_update(setting, tx, spoken, lengths if len(set(lengths)) > 1 else None, mesh)
+    shapes = [lesson.setting.prompt for lesson in lessons for _ in seeds]
+    lengths, scales = ([getattr(shape, name) for shape in shapes] for name in ("length", "scale"))
+    differ = lambda told: told if len(set(told)) > 1 else None  # noqa: E731
+    update = make_update(setting, tx, spoken, differ(lengths), mesh, differ(scales))
     step_fn = jax.jit(update, donate_argnums=0, out_shardings=(where, None))
     least = speed.least_seconds(step_fn, setting.compute.operand)
 
@@ -457,8 +462,8 @@ def train(
 
     def name(n: int) -> str:
         lesson = lessons[n // own]
-        length, lr = lesson.setting.prompt.length, lesson.lr or optimizer.lr
-        return f"member {n} (seed {seeds[n % own]}, prompt length {length}, learning rate {lr:g})"
+        shape = ", ".join(f"{what} {size}" for what, size in lesson.setting.prompt.sizes.items())
+        return f"member {n} (seed {seeds[n % own]}, {shape}, learning rate {lesson.lr or optimizer.lr:g})"
 
     job = loop.Job(
         state=state,
@@ -486,7 +491,7 @@ def lesson_params(params: Params, lessons: Sequence[Lesson], run: TrainConfig, n
         return params
     own, setting = len(run.seeds), lessons[number].setting
     members = number * own, (number + 1) * own
-    return {**params, "prompt": prompts.part(params["prompt"], *members, setting.verbalizer, setting.prompt.length)}
+    return {**params, "prompt": prompts.part(params["prompt"], *members, setting.verbalizer, setting.prompt)}
 
 
 def _keep_best(state: dict[str, Any], epoch: int, score: np.ndarray, patience: int, where: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spjax import vocab
-from spjax.models import prompts, unit_lm
+from spjax.models import low_rank, prompts, unit_lm
 from spjax.models.config import ProsodyConfig, UnitLMConfig
 from spjax.models.prompts import PromptConfig
 from spjax.models.verbalizers import Verbalizer
@@ -44,7 +44,8 @@ def filled(shapes: Params, seed: int) -> Params:
 
     def fill(path: Any, leaf: Any) -> jax.Array:
         name = path[-1].key
-        numbers = rng.normal(size=leaf.shape) * {"kernel": 0.3, "embed": 0.3, "bias": 0.2, "scale": 0.2}.get(name, 1.0)
+        sizes = {"kernel": 0.3, "embed": 0.3, "bias": 0.2, "scale": 0.2} | dict.fromkeys(low_rank.LEAVES, 0.3)
+        numbers = rng.normal(size=leaf.shape) * sizes.get(name, 1.0)
         return jnp.asarray(numbers + (name == "scale"), jnp.float32)
 
     return jax.tree.map_with_path(fill, shapes)
@@ -124,6 +125,15 @@ def _norm(x: np.ndarray, weights: Any) -> np.ndarray:
     return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-5) * weights["scale"] + weights["bias"]
 
 
+def merged(params: Params, prompt: Params, scale: float = 1.0) -> Params:
+    """The LM with a member's low-rank adapters in its kernels: W + scale A^T B."""
+    layers = dict(params["layers"])
+    for name in low_rank.targets_of(prompt):
+        more = scale * prompt[f"{name}_a"].swapaxes(-1, -2) @ prompt[f"{name}_b"]
+        layers[name] = {**layers[name], "kernel": layers[name]["kernel"] + more}
+    return {**params, "layers": layers}
+
+
 def _project(weights: Any, x: np.ndarray) -> np.ndarray:
     return x @ weights["kernel"] + weights["bias"]
 
@@ -181,13 +191,13 @@ def hidden(
 
     Args:
       params: the LM's weights in float64.
-      prompt: one member of a bank (no bank axis) in float64.
+      prompt: one member of a bank (no bank axis) in float64; of low-rank adapters B as it is added, alpha / rank in it.
       c: the LM's architecture.
       units: unit numbers.
       feeds: J tokens.
       said: prosody of the units, for a multi-stream LM.
     """
-    root = c.dim**0.5
+    root, params = c.dim**0.5, merged(params, prompt)
     tokens = [vocab.EOS if said is None else vocab.BOS, *(unit + vocab.UNIT_OFFSET for unit in units)]
     first, last = len(tokens), len(tokens) + len(prompt["sep"])
     x = np.concatenate([params["embed"][tokens], prompt["sep"], params["embed"][list(feeds)]]) * root

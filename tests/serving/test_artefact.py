@@ -53,9 +53,9 @@ def test_the_artefact_answers_without_this_code(tmp_path: Path):
     """Plain float32, multi-stream with interpolated f0, and int8 kernels, each with banks of several tasks."""
     cases: list[tuple[SpeechPrompt, list[Any]]] = []
     for config, kind, names in (
-        (world.PLAIN, "float32", ("word", "mood", "order")),
+        (world.PLAIN, "float32", ("word", "low", "both", "order")),
         (world.SPOKEN, "float32", ("order",)),
-        (world.DEEPER, "int8", ("word",)),
+        (world.DEEPER, "int8", ("mood", "low")),
     ):
         model = world.lm(config)
         own = {name: world.packs(model)[name] for name in names}

@@ -53,10 +53,10 @@ def test_shapes_are_few_and_bounded_in_memory(device: str, rows: tuple[int, ...]
 def test_packs_of_one_form_share_a_bank():
     model = world.lm()
     banks = scoring.make_banks(model.config, model.params, "float32", world.packs(model))
-    assert [list(bank.packs) for bank in banks] == [["word", "mood"], ["order"], ["rule"], ["shallow"]]
-    assert [bank.lengths for bank in banks] == [(3, 5), None, None, None]
+    assert [list(bank.packs) for bank in banks] == [["word", "mood", "low", "both"], ["order"], ["rule"], ["shallow"]]
+    assert [bank.lengths for bank in banks] == [(3, 5, 0, 1), None, None, None]
     heads, width = model.config.heads, model.config.head_dim
-    assert banks[0].params["prefix"].key.shape == (1, 2, heads, 5, width), "projected once, not in every batch"
+    assert banks[0].params["prefix"].key.shape == (1, 4, heads, 5, width), "projected once, not in every batch"
     again = scoring.make_banks(model.config, model.params, "float32", world.packs(model))
     assert all(a.programs is b.programs for a, b in zip(banks, again, strict=True)), "made once"
     for a, b in itertools.combinations(banks, 2):

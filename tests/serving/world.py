@@ -55,17 +55,22 @@ def pack(
     params = {name: leaf * np.float32(soft.get(name, 1)) for name, leaf in params.items()}
     card = make_card(
         task, kind=kind, codes=verbalizer.codes, feeds=verbalizer.feeds, outputs=verbalizer.outputs,
-        config=model.config, lm_hash=model.hash, combinations=combinations, **units,
+        config=model.config, lm_hash=model.hash, combinations=combinations, lora=prompt.lora,
+        **units,
     )  # fmt: skip
     return PromptPack(params, card)
 
 
 def packs(model: UnitLM) -> dict[str, PromptPack]:
-    """Two packs of one form (labels and prompt lengths differ), and three of others."""
+    """Four packs of one form (labels, prompt lengths and low-rank adapters differ), and three of others."""
+    low = PromptConfig(length=0, separators=2, steer=True, rank=3, alpha=1.5)
+    both = dataclasses.replace(DEEP, length=1, rank=1, alpha=2.0, targets=("value", "ffn_in"))
     longer = PromptConfig(length=5, separators=2, steer=True)
     return {
         "word": pack(TASKS["word"], model),
         "mood": pack(TASKS["mood"], model, longer, seed=1),
+        "low": pack(TASKS["word"], model, low, seed=5),
+        "both": pack(TASKS["mood"], model, both, seed=6),
         "order": pack(TASKS["order"], model, seed=2, combinations=[(0, 3), (1, 3), (1, 4), (2, 4)]),
         "rule": pack(TASKS["word"], model, kind="identity", seed=3),
         "shallow": pack(TASKS["mood"], model, PromptConfig(length=2, deep=False), seed=4),

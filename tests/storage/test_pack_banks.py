@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spjax.models import prompts
+from spjax.models import low_rank, prompts
 from spjax.models.config import UnitLMConfig
+from spjax.models.prompts import PromptConfig
 from spjax.models.verbalizers import of_card
 from spjax.packs import main
 from spjax.storage import StorageError, load_pack, make_card, save_pack
@@ -27,15 +28,19 @@ OLD = Path(__file__).parent / "pack_version_1"
 
 
 def pack(
-    tmp_path: Path, name="a", labels=3, length=2, seed=0, learnable=True, lm="abc", config=LM, **more
+    tmp_path: Path, name="a", labels=3, length=2, seed=0, learnable=True, lm="abc", config=LM, lora=None, **more
 ) -> PromptPack:
-    """A saved pack; `more` are tensors, None for one less."""
+    """A saved pack; `more` are tensors, None for one less; `lora` is a PromptConfig of adapters."""
     rng = np.random.default_rng(seed)
     task = Task(name, (Slot("word", tuple(f"w{i}" for i in range(labels))),))
     codes = np.arange(labels)[:, None] + 4
     kind, outputs = ("learnable", labels + 4) if learnable else ("random", config.vocab_size)
-    card = make_card(task, kind=kind, codes=codes, feeds=codes, outputs=outputs, config=config, lm_hash=lm)
-    shapes = {"key": (2, length, 8), "value": (2, length, 8), "sep": (1, 8)}
+    card = make_card(task, kind=kind, codes=codes, feeds=codes, outputs=outputs, config=config, lm_hash=lm,
+                     lora=lora and lora.lora)  # fmt: skip
+    shapes = {"sep": (1, 8)} | ({"key": (2, length, 8), "value": (2, length, 8)} if length or not lora else {})
+    if lora:
+        drawn = low_rank.init_member(jax.random.key(seed), lora.rank, lora.targets, config)
+        shapes |= {key: leaf.shape for key, leaf in drawn.items()}
     shapes |= {"verbalizer": (outputs, config.vocab_size)} if learnable else {}
     tree = {key: rng.normal(size=shape).astype(np.float32) for key, shape in shapes.items()} | more
     return save_pack(tmp_path / f"{name}-{seed}", {k: v for k, v in tree.items() if v is not None}, card)
@@ -57,6 +62,8 @@ def test_packs_come_out_of_a_bank_as_they_went_in(tmp_path: Path):
         "first": pack(tmp_path, "a", labels=2, length=5, sep=odd),
         "second": pack(tmp_path, "b", labels=7, length=1, seed=1),
         "no.prompt+1": pack(tmp_path, "c", labels=3, length=0, seed=2),
+        "low-rank": pack(tmp_path, "d", length=0, seed=3, lora=PromptConfig(length=0, rank=2, alpha=1.0)),
+        "both": pack(tmp_path, "e", length=1, seed=4, lora=PromptConfig(length=1, rank=3, targets=("out", "key"))),
     }
     save_bank(tmp_path / "bank", members)
     found = load_bank(tmp_path / "bank")
@@ -64,22 +71,26 @@ def test_packs_come_out_of_a_bank_as_they_went_in(tmp_path: Path):
     assert all(same(found[name], members[name]) for name in members)
     paths = split_bank(tmp_path / "bank", tmp_path / "split")
     assert [path.name for path in paths] == list(members)
-    for path, saved in zip(paths, ("a-0", "b-1", "c-2"), strict=True):
+    for path, saved in zip(paths, ("a-0", "b-1", "c-2", "d-3", "e-4"), strict=True):
         assert contents(path) == contents(tmp_path / saved)  # every file, to the byte
     save_bank(tmp_path / "again", {path.name: load_pack(path) for path in paths})
     assert contents(tmp_path / "again") == contents(tmp_path / "bank")
 
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(shapes=st.lists(st.tuples(st.integers(1, 6), st.integers(0, 4)), min_size=1, max_size=4))
+@given(shapes=st.lists(st.tuples(st.integers(1, 6), st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=4))
 def test_what_a_bank_holds_can_be_joined_and_parted(tmp_path: Path, shapes):
-    members = {f"m{i}": pack(tmp_path, f"t{i}", n, p, seed=i) for i, (n, p) in enumerate(shapes)}
+    forms = [PromptConfig(length=p, rank=r, targets=low_rank.TARGETS[i:]) for i, (_, p, r) in enumerate(shapes)]
+    members = {
+        f"m{i}": pack(tmp_path, f"t{i}", n, p, seed=i, lora=forms[i] if r else None)
+        for i, (n, p, r) in enumerate(shapes)
+    }
     save_bank(tmp_path / "bank", members)
     found = load_bank(tmp_path / "bank")
     joined = prompts.join([prompts.stack([one.params]) for one in found.values()])
     for row, (name, one) in enumerate(members.items()):
         verbalizer = of_card(one.card["verbalizer"], one.task)
-        own = prompts.part(joined, row, row + 1, verbalizer, one.params["key"].shape[1])
+        own = prompts.part(joined, row, row + 1, verbalizer, forms[row])
         own = jax.tree.map(np.asarray, prompts.member(own, 0))
         assert {k: v.tobytes() for k, v in own.items()} == {k: v.tobytes() for k, v in found[name].params.items()}
 
@@ -109,7 +120,7 @@ WIDE = UnitLMConfig(vocab_size=30, dim=8, layers=2, heads=4, ffn_dim=12)
         ({"sep_deep": np.zeros((2, 1, 8), np.float32)}, "without separators steered .* b with separators steered"),
         (
             {"key": None, "value": None, "input": np.zeros((4, 8), np.float32)},
-            "with prompts in every layer, b with an input prompt of 4. .*: merge b into another bank",
+            "without an input prompt, b with an input prompt of 4. .*: merge b into another bank",
         ),
     ],
 )
@@ -163,7 +174,7 @@ def test_damaged_and_newer_banks_are_refused(tmp_path: Path):
     refused("no name of its own", members=[{**described["members"][0], "name": "../../outside"}])
     newer = copy.deepcopy(described["members"])
     newer[1]["card"]["version"] = 9
-    refused("bank.json, b: the card of prompt pack 'b' has the version 9, known up to 2: a newer spjax", members=newer)
+    refused("bank.json, b: the card of prompt pack 'b' has the version 9, known up to 3: a newer spjax", members=newer)
     swapped = [
         {"name": "a", "card": described["members"][1]["card"]},
         {"name": "b", "card": described["members"][0]["card"]},

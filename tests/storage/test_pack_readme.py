@@ -52,6 +52,18 @@ def test_a_packs_directory_tells_about_itself(tmp_path: Path):
     assert "2 virtual positions in every layer, 1 separator," in text
 
 
+def test_low_rank_adapters_are_named():
+    pack = load_pack(PACK)
+    lora = {"rank": 4, "alpha": 8.0, "targets": ["query", "value"]}
+    both = readme(PromptPack(pack.params, {**pack.card, "lora": lora}))
+    assert "2 virtual positions in every layer, low-rank adapters of query, value (rank 4, alpha 8), 1 sep" in both
+    assert "lora" in front(both)["tags"]
+    alone = {name: leaf for name, leaf in pack.params.items() if name not in ("key", "value")}
+    text = readme(PromptPack(alone, {**pack.card, "lora": lora}))
+    assert "(spjax): low-rank adapters of query, value (rank 4, alpha 8), 1 separator" in text
+    assert "A trained adapter of" in text
+
+
 def test_splits_are_named_and_nothing_is_made_up():
     pack = load_pack(PACK)
     card = {

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from spjax.models.config import UnitLMConfig
+from spjax.models.low_rank import TARGETS
 from spjax.storage import StorageError, check_pack, load_pack, make_card, save_pack
 from spjax.tasks import TASKS, Slot, Task
 
@@ -20,11 +21,27 @@ LM = UnitLMConfig(vocab_size=30, dim=8, layers=2, heads=2, ffn_dim=12)
 TASK = Task("toy", (Slot("colour", ("red", "dark blue")), Slot("size", ("none", "small", "large"))), "exact_match")
 
 
+LORA = {"rank": 2, "alpha": 3.0, "targets": ["query", "ffn_out"]}
+
+
+def low_rank(lora, seed=0):
+    """Leaves of low-rank adapters of LM."""
+    rng, sizes = np.random.default_rng(seed), {"ffn_in": (8, 12), "ffn_out": (12, 8)}
+    shapes = {}
+    for target in lora["targets"]:
+        rows, columns = sizes.get(target, (8, 8))
+        shapes |= {f"{target}_a": (2, lora["rank"], rows), f"{target}_b": (2, lora["rank"], columns)}
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
 def card(learnable=True, task=TASK, **changes):
     classes = np.arange(task.num_classes)[:, None] + 4
     outputs = task.num_classes + 4 if learnable else LM.vocab_size
     kind = "learnable" if learnable else "frequency"
-    made = make_card(task, kind=kind, codes=classes, feeds=classes, outputs=outputs, config=LM, lm_hash="abc")
+    lora = changes.pop("lora", None)
+    made = make_card(
+        task, kind=kind, codes=classes, feeds=classes, outputs=outputs, config=LM, lm_hash="abc", lora=lora
+    )  # fmt: skip
     return {**made, **changes}
 
 
@@ -43,29 +60,38 @@ def bits(shape):
 
 @st.composite
 def prompts(draw):
-    """(tree, learnable) of every shape a prompt may have."""
+    """(tree, learnable, lora) of every shape a prompt may have."""
+    lora = draw(st.none() | st.builds(
+        lambda rank, alpha, targets: {"rank": rank, "alpha": alpha, "targets": [t for t in TARGETS if t in targets]},
+        st.integers(1, 3), st.floats(0.1, 100) | st.integers(1, 64), st.sets(st.sampled_from(TARGETS), min_size=1),
+    ))  # fmt: skip
     length, separators = draw(st.integers(0, 4)), draw(st.integers(1, 3))
     shapes = {"sep": (separators, 8)}
-    shapes |= {"input": (length, 8)} if draw(st.booleans()) else dict.fromkeys(("key", "value"), (2, length, 8))
+    if lora is None or draw(st.booleans()):
+        shapes |= {"input": (length, 8)} if draw(st.booleans()) else dict.fromkeys(("key", "value"), (2, length, 8))
     if draw(st.booleans()):
         shapes["sep_deep"] = (2, separators, 8)
     learnable = draw(st.booleans())
     if learnable:
         shapes["verbalizer"] = (9, 30)
-    return {name: draw(bits(shape)) for name, shape in shapes.items()}, learnable
+    tree = {name: draw(bits(shape)) for name, shape in shapes.items()}
+    return tree | (low_rank(lora, length) if lora else {}), learnable, lora
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(made=prompts(), text=st.text(max_size=20))
 def test_round_trip_bit_for_bit(tmp_path: Path, made, text):
-    params, learnable = made
-    described = card(learnable, results={"note": text, "accuracy": 0.1 + 0.2}, combinations=[[0, 2], [1, 4]])
+    params, learnable, lora = made
+    described = card(learnable, lora=lora, results={"note": text, "accuracy": 0.1 + 0.2}, combinations=[[0, 2], [1, 4]])
     saved = save_pack(tmp_path / "pack", params, described)
     pack = load_pack(tmp_path / "pack")
     assert pack.card == saved.card
     assert pack.card["results"] == {"note": text, "accuracy": 0.1 + 0.2}
     assert pack.card["parameters"] == sum(array.size for array in params.values())
     assert pack.task == TASK
+    assert pack.card.get("lora") == lora
+    assert pack.card["version"] == (3 if lora else 2), "what has no adapters can be read by a version that knows none"
+    assert pack.scale == (lora["alpha"] / lora["rank"] if lora else 1)
     assert pack.params.keys() == params.keys()
     for name, array in pack.params.items():
         assert array.dtype == np.float32
@@ -115,6 +141,7 @@ def test_only_its_own_lm_is_accepted(tmp_path: Path):
         ({"verbalizer": np.zeros((9, 104), np.float32)}, r"must be \[9, 30\]"),
         ({"input": np.zeros((3, 8), np.float32)}, "has key, value, which do not belong"),
         ({"bias": np.zeros(3, np.float32)}, "has bias, which do not belong"),
+        (low_rank(LORA), "has ffn_out_a, ffn_out_b, query_a, query_b, which do not belong"),
     ],
 )
 def test_prompts_that_do_not_fit_their_card_are_not_saved(tmp_path: Path, params, message):
@@ -122,6 +149,41 @@ def test_prompts_that_do_not_fit_their_card_are_not_saved(tmp_path: Path, params
     with pytest.raises(StorageError, match=message):
         save_pack(tmp_path / "pack", tree, card())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"rank": 0}, "rank is 0, must be a positive integer"),
+        ({"rank": 2.0}, "lora.rank is 2.0, must be int"),
+        ({"rank": True}, "lora.rank is True, must be int"),
+        ({"rank": 3}, r"query_a has shape \[2, 2, 8\], must be \[2, 3, 8\]"),
+        ({"alpha": 0}, "alpha is 0, must be a positive number"),
+        ({"alpha": float("inf")}, "alpha is inf"),
+        ({"alpha": "8"}, "lora.alpha is '8', must be int or float"),
+        ({"targets": []}, "must be one or more of query, key"),
+        ({"targets": ["ffn_out", "query"]}, "in this order"),
+        ({"targets": ["query", "query"]}, "in this order"),
+        ({"targets": ["query", 3]}, "in this order"),
+        ({"targets": ["query", ["ffn_out"]]}, "in this order"),
+        ({"targets": ["query"]}, "has ffn_out_a, ffn_out_b, which do not belong"),
+        ({"targets": ["query", "key", "ffn_out"]}, "lacks key_a, key_b"),
+        ({"more": 1}, "must have the fields rank, alpha, targets"),
+    ],
+)
+def test_adapters_that_do_not_fit_their_card_are_not_saved(tmp_path: Path, lora, message):
+    with pytest.raises(StorageError, match=message):
+        save_pack(tmp_path / "pack", prompt() | low_rank(LORA), card(lora={**LORA, **lora}))
+
+
+def test_alpha_is_covered_by_the_cards_hash(tmp_path: Path):
+    save_pack(tmp_path / "pack", prompt() | low_rank(LORA), card(lora=LORA))
+    file = tmp_path / "pack" / "card.json"
+    described = json.loads(file.read_text())
+    described["lora"]["alpha"] = 4.0
+    file.write_text(json.dumps(described))
+    with pytest.raises(StorageError, match=r"card\.json was altered"):
+        load_pack(tmp_path / "pack")
 
 
 def _changed(path: str, value):
@@ -139,7 +201,7 @@ def _changed(path: str, value):
 
 
 BAD_CARDS = [
-    ("version", 9, "version 9, known up to 2"),
+    ("version", 9, "version 9, known up to 3"),
     ("format", "spjax-unit-lm", "is a unit LM, not a"),
     ("task", KeyError, "must have the fields"),
     ("metric", 3, "card.metric is 3, must be str"),

@@ -38,7 +38,7 @@ def _measure(trainable: str, dtype: str, remat: bool, lr: float, model: int, sha
 
     config = UnitLMConfig(dim=DIM, layers=LAYERS, heads=4, ffn_dim=FFN)
     verbalizer = verbalizers.learnable(toy.TASK, config.vocab_size)
-    prompt = PromptConfig(length=8, separators=2, steer=True)
+    prompt = PromptConfig(length=8, separators=2, steer=True, rank=2, alpha=2.0)
     setting = train.Setting(
         config, Compute(dtype, remat), prompt, losses.LossConfig(), verbalizer, decode.label_tree(verbalizer, None)
     )

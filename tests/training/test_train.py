@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from spjax.data import loader
 from spjax.data.unit_set import UnitSet
 from spjax.evaluation import decode
-from spjax.models import prompts, verbalizers
+from spjax.models import low_rank, prompts, verbalizers
 from spjax.models.config import Compute
 from spjax.models.prompts import PromptConfig
 from spjax.tasks import Slot, Task
@@ -78,12 +78,12 @@ def test_a_member_of_a_bank_is_what_it_is_alone(bank: tuple[Path, train.Trained]
 
 
 def test_a_sweep_is_a_bank(tmp_path: Path) -> None:
-    """Two prompt lengths and two learning rates in one bank: each member is what it is alone, dropout and noise too."""
+    """Two shapes and two learning rates in one bank: each member is what it is alone, dropout and noise too."""
     run = dataclasses.replace(RUN, seeds=(0, 1), epochs=2)
-    dropout = {"separators": 2, "dropout": 0.2}
-    settings = [_setting(PromptConfig(length=length, **dropout)) for length in (2, 5)]
+    dropout = {"separators": 2, "dropout": 0.2, "lora_dropout": 0.2, "alpha": 1.0}
+    settings = [_setting(PromptConfig(length=p, rank=r, **dropout)) for p, r in ((0, 3), (5, 1))]
     common = {"train_ids": np.arange(80), "valid_set": VALID, "valid_ids": np.arange(24), "metric": train.exact_match}
-    lessons = [train.Lesson(setting, TRAIN, lr=lr, **common) for setting in settings for lr in (1e-2, 5e-2)]
+    lessons = [train.Lesson(setting, TRAIN, lr=lr, **common) for setting in settings for lr in (3e-3, 1e-2)]
     starts = [train.first_params(toy.tiny_lm(), lesson.setting, run.seeds) for lesson in lessons]
     params = {"lm": toy.tiny_lm(), "prompt": prompts.join([start["prompt"] for start in starts])}
     together = train.train(params, lessons, run, OPTIM, workdir=str(tmp_path / "bank"))
@@ -93,7 +93,7 @@ def test_a_sweep_is_a_bank(tmp_path: Path) -> None:
         alone = train.train(starts[number], [dataclasses.replace(lesson, lr=None)], run, optimizer,
                             workdir=str(tmp_path / str(number)))  # fmt: skip
         found = train.lesson_params(together.params, lessons, run, number)["prompt"]
-        assert found["key"].shape == (2, toy.LM.layers, lesson.setting.prompt.length, toy.LM.dim)
+        assert found.keys() == alone.params["prompt"].keys()
         for path, leaf in masks.flatten(alone.params["prompt"]).items():
             np.testing.assert_allclose(leaf, masks.flatten(found)[path], atol=1e-5, err_msg=path)
         members = slice(2 * number, 2 * number + 2)
@@ -151,6 +151,35 @@ def test_a_run_goes_on_from_its_checkpoint(
     jax.tree.map(np.testing.assert_array_equal, again.params, bank[1].params)
     assert again.history == bank[1].history
     assert again.best_epoch == bank[1].best_epoch
+
+
+def test_low_rank_adapters_are_learnt_kept_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone, without any prompt; killed and continued it ends at the same numbers, bit for bit."""
+
+    class Killed(Exception):  # noqa: N818 - no error
+        pass
+
+    def dies(*args: Any) -> Any:
+        for number, batch in enumerate(whole(*args)):
+            calls.append(number)
+            if len(calls) == 25:
+                raise Killed
+            yield batch
+
+    run = dataclasses.replace(RUN, seeds=(0,), epochs=3)
+    setting = _setting(PromptConfig(length=0, separators=2, rank=2, alpha=2.0))
+    whole, calls = loader.batches, []
+    expected = _train(tmp_path / "whole", run, setting)
+    assert expected.history[-1]["train_loss"][0] < 0.8 * expected.history[0]["train_loss"][0]
+    for name, leaf in expected.params["prompt"].items():
+        assert name in ("sep", "verbalizer", *low_rank.LEAVES)
+        assert np.abs(leaf).max() > 0, name
+    monkeypatch.setattr(loader, "batches", dies)
+    with pytest.raises(Killed):
+        _train(tmp_path / "cut", run, setting)
+    again = _train(tmp_path / "cut", run, setting)
+    jax.tree.map(np.testing.assert_array_equal, again.params, expected.params)
+    assert again.history == expected.history
 
 
 # ---- several tasks
