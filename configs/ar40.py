@@ -5,7 +5,7 @@
 
 Splits: data_pipelines/builders/ar40.py. The unit LM has seen the 4,400 train clips alone.
 
-N-gram floor, on these units: 71.6 %.
+N-gram baseline, on these units: 71.6 %.
 """
 
 from __future__ import annotations

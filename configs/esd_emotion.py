@@ -5,7 +5,7 @@
 UNITS holds esd, vctk and ljspeech as lines `id|speaker|frames`, with their tables: data_pipelines/frames.py.
 Splits: data_pipelines/builders/esd.py. The unit LM has seen the train units of this task and of other speech.
 
-N-gram floor: 30.5 % (most frequent label: 20.0 %).
+N-gram baseline: 30.5 % (most frequent label: 20.0 %).
 """
 
 from __future__ import annotations

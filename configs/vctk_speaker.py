@@ -5,7 +5,7 @@
 UNITS holds vctk, vctk_v1, esd and ljspeech as lines `id|speaker|frames`, with their tables: data_pipelines/frames.py.
 Splits: data_pipelines/builders/vctk.py. The unit LM has seen the train units of this task and of other speech.
 
-N-gram floor: 20.1 % (most frequent label: 1.3 %).
+N-gram baseline: 20.1 % (most frequent label: 1.3 %).
 """
 
 from __future__ import annotations
