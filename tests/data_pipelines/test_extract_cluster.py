@@ -458,7 +458,7 @@ def test_signs_of_life_are_waited_for(tmp_path, monkeypatch):
 
 
 def test_patience_must_outlast_a_few_beats(tmp_path, place):
-    with pytest.raises(ExtractError, match=r"--patience=10: .* every 5 s: give more"):
+    with pytest.raises(ExtractError, match=r"--patience=10: .* every 5 s: give 15 or more"):
         extract(TASK, {}, place.raw, tmp_path / "u", encoder="mfcc", kmeans=place.kmeans, patience=10)
 
 
