@@ -322,7 +322,7 @@ def _readme(facts: dict[str, str], kinds: Sequence[str], log: list[dict[str, Any
     lines = [
         "# tiny: a unit LM and its k-means",
         "",
-        '`spjax.load_unit_lm("tiny")`, `spjax.load_encoder("tiny")`; of the commands `--lm=tiny --encoder=tiny`.',
+        '`spjax.load_unit_lm("tiny")`, `spjax.load_encoder("tiny")`; `--lm=tiny --encoder=tiny` of spjax.predict.',
         "",
         "Written by `python -m spjax.main --config=configs/pretrain_tiny.py`, which makes all of it anew. The voices",
         "are those that the demo (configs/demo.py, seed 0) trains on; valid was spoken by those of its valid split;",

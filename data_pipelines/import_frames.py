@@ -91,7 +91,7 @@ def import_frames(
       RecordError: the records cannot be written.
     """
     if vocabulary < 1:
-        raise BuildError(f"--vocabulary={vocabulary}: give the number of units, at least 1")
+        raise BuildError(f"the vocabulary is {vocabulary}: give the number of units, at least 1")
     found = unit_splits(task, src, protocol, labels)
     lines = read_paths(src, [clip.path for part in found.splits.values() for clip in part])
     for path, line in lines.items():
@@ -126,7 +126,7 @@ def unit_splits(task: str, src: epath.PathLike, protocol: str = "paper", labels:
       BuildError: a file is missing or a line is not what it must be, or labels are given of a known task.
     """
     if labels and task in TASKS:
-        raise BuildError(f"task {task} is known and has its own labels: leave --label out, or name another source")
+        raise BuildError(f"task {task} is known and has its own labels: leave the labels out, or name another source")
     if task in UNIT_TEXT:
         return UNIT_TEXT[task].list(src, protocol)
     check_protocol(protocol)
@@ -157,7 +157,7 @@ def import_from(units: str, task: str, out: str) -> Card:
             break
     if len(framed + plain) > 1:
         where = " and in ".join(map(str, framed + plain))
-        raise BuildError(f"units of {task} are in {where}: give a folder by --units that has them once")
+        raise BuildError(f"units of {task} are in {where}: give --units of spjax.main a folder that has them once")
     if framed or task in UNIT_TEXT:
         return import_frames(task, (framed or [root])[0], out)
     if not plain and task not in TASKS:

@@ -233,7 +233,7 @@ def _load_directory(directory: str, layer: int, plain_chunks: bool, lowest: int)
     whole = isinstance(layer, numbers.Integral) and not isinstance(layer, bool)
     if not whole or not lowest <= layer <= config.layers:
         raise ValueError(
-            f"{directory} has the layers {lowest} to {config.layers}, {layer!r} is none of them: choose one (--layer)"
+            f"{directory} has the layers {lowest} to {config.layers}, {layer!r} is none of them: choose one"
         )
     layer = int(layer)
     params = place(params, layer)  # on the device once, not at every call

@@ -205,7 +205,7 @@ def test_both_forms_are_found_in_a_folder_or_below(tmp_path: Path) -> None:
         out = tmp_path / f"{units.replace('/', '_')}_esd"
         assert import_from(str(tmp_path / units), "esd_speaker", str(out)).task.name == "esd_speaker"
     write(tmp_path / "units" / "other", "esd.frames.txt", GOOD)
-    with pytest.raises(BuildError, match=r"units of esd_emotion are in .*framed and in .*other: give a folder"):
+    with pytest.raises(BuildError, match=r"units of esd_emotion are in .*framed and in .*other: give --units"):
         import_from(str(tmp_path / "units"), "esd_emotion", str(tmp_path / "no"))
     # what is in the folder itself comes before what is below, and a folder may be called like the source in it
     write(tmp_path / "units" / "esd", "esd.frames.txt", spoken())
@@ -232,7 +232,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         main(args)
     main([*args, "--overwrite", "--protocol=speakers", "--vocabulary=200"])
     assert load_card(tmp_path / "out").vocabulary == 200
-    with pytest.raises(SystemExit, match="error: --vocabulary=0: give the number of units, at least 1"):
+    with pytest.raises(SystemExit, match="error: the vocabulary is 0: give the number of units, at least 1"):
         main([*args, "--overwrite", "--vocabulary=0"])
     with pytest.raises(SystemExit, match="error: protocol 'fair' is unknown"):
         main([*args, "--overwrite", "--protocol=fair"])

@@ -254,7 +254,7 @@ def test_features_that_cannot_be(directories: dict[str, Path], tmp_path: Path):
     for layer in (4, -1, True, "2", None):
         with pytest.raises(ValueError, match="has the layers 0 to 3"):
             spjax.features(wave, whisper_, layer)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="neither mfcc nor log_mel nor the directory"):
+    with pytest.raises(ValueError, match="neither mfcc nor log_mel nor tiny nor the directory"):
         spjax.features(wave, tmp_path / "absent")
     with pytest.raises(StorageError, match=r"config\.json is missing"):
         spjax.features(wave, tmp_path)
