@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import bank, common
+from spjax.huge_pages import with_huge_pages
 from spjax.types import Params
 
 Sides = dict[str, Callable[[], Any]]
@@ -106,6 +107,7 @@ def race(sides: Sides, rounds: int, repeats: int) -> dict[str, list[common.Resul
 
 def main() -> None:
     """Race them all and print the ratios."""
+    with_huge_pages()  # as the commands that train and serve
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     bank.add_flags(parser)
     parser.set_defaults(rounds=9)

@@ -26,23 +26,19 @@ LEAVES = tuple(f"{target}_{part}" for target in TARGETS for part in "ab")
 
 
 class Lora(NamedTuple):
-    """Low-rank adapters as the LM takes them, of n members: B / n rows after each other share those of a member.
-
-    In a layer of the LM, every array is without L.
+    """Low-rank adapters of n members as the LM takes them. In a layer of it every array is without L.
 
     Attributes:
       a: by input (`INPUTS`), [L, n, k r, in], those of the k adapted kernels that read it one below the other.
       b: by kernel, [L, n, r, out], multiplied by alpha / rank.
+      rows: int [L, B], the member of each row; None where B / n rows after each other are a member's.
       drop: random keys [L, B, C] of dropout, of each column that is run, and its rate [L]; None drops nothing.
     """
 
     a: dict[str, jax.Array]
     b: dict[str, jax.Array]
+    rows: jax.Array | None = None
     drop: tuple[jax.Array, jax.Array] | None = None
-
-    def settled(self, name: str, x: jax.Array) -> jax.Array:
-        """An input (`INPUTS`) that both the kernel and several members' A read: made once, not in each one's shape."""
-        return jax.lax.optimization_barrier(x) if name in self.a and len(self.a[name]) > 1 else x
 
     def down(self, name: str, x: jax.Array, start: int, dtype: jnp.dtype) -> jax.Array | None:
         """x A^T of the kernels that read this input, float32 [B, T, k r]; None where none of them is adapted.
@@ -58,7 +54,7 @@ class Lora(NamedTuple):
         if self.drop is not None:
             keys, rate = self.drop
             x = _drop(x, keys[:, start:][:, : x.shape[1]], list(INPUTS).index(name), rate)
-        return _by_member(_down, x, self.a[name], dtype)
+        return _by_member(_down, x, self.a[name], self.rows, dtype)
 
     def up(self, target: str, low: jax.Array | None, dtype: jnp.dtype) -> jax.Array | float:
         """What is added to a kernel's output, float32 [B, T, out]; 0 where it is not adapted.
@@ -72,7 +68,7 @@ class Lora(NamedTuple):
             return 0.0
         beside = [name for name in _input_of(target) if name in self.b]
         rank, place = self.b[target].shape[-2], beside.index(target)
-        return _by_member(_up, low[..., place * rank : (place + 1) * rank], self.b[target], dtype)
+        return _by_member(_up, low[..., place * rank : (place + 1) * rank], self.b[target], self.rows, dtype)
 
 
 NONE = Lora({}, {})
@@ -142,11 +138,15 @@ _up.defvjp(_up_forward, _up_backward)
 
 
 def _by_member(
-    product: Callable[[jax.Array, jax.Array, jnp.dtype], jax.Array], x: jax.Array, w: jax.Array, dtype: jnp.dtype
+    product: Callable[[jax.Array, jax.Array, jnp.dtype], jax.Array],
+    x: jax.Array,
+    w: jax.Array,
+    rows: jax.Array | None,
+    dtype: jnp.dtype,
 ) -> jax.Array:
-    """`_down` or `_up` of [B, T, i] with each member's w [n, ..]: float32 [B, T, o]."""
-    rows = x.reshape(len(w), len(x) // len(w) * x.shape[1], x.shape[2])
-    found = product(rows, w, dtype)
+    """`_down` or `_up` of [B, T, i] with each member's w [n, ..], or each row's where they are named: [B, T, o]."""
+    w = w if rows is None else w[rows]
+    found = product(x.reshape(len(w), len(x) // len(w) * x.shape[1], x.shape[2]), w, dtype)
     return found.reshape(*x.shape[:2], found.shape[2])
 
 
@@ -212,22 +212,18 @@ def of_bank(bank: Params, prompt_id: jax.Array | None) -> Lora:
     Args:
       bank: trees [N, ...], `scaled`.
       prompt_id: int [B], row of the bank per utterance; None: member-major.
-
-    Returns:
-      Lora of n = B where rows name their members, else of n = N.
     """
-
-    def laid(leaf: jax.Array) -> jax.Array:
-        own = leaf if prompt_id is None or len(leaf) == 1 else leaf[prompt_id]
-        return jnp.swapaxes(own, 0, 1)
-
-    targets = targets_of(bank)
-    a = {}
+    laid = lambda leaf: jnp.swapaxes(leaf, 0, 1)  # noqa: E731
+    targets, a = targets_of(bank), {}
     for name, readers in INPUTS.items():
         own = [bank[f"{target}_a"] for target in readers if target in targets]
         if own:
             a[name] = laid(jnp.concatenate(own, axis=2) if len(own) > 1 else own[0])
-    return Lora(a, {target: laid(bank[f"{target}_b"]) for target in targets})
+    b = {target: laid(bank[f"{target}_b"]) for target in targets}
+    if not b or prompt_id is None or len(bank["sep"]) == 1:
+        return Lora(a, b)
+    depth = len(next(iter(b.values())))
+    return Lora(a, b, jnp.broadcast_to(prompt_id, (depth, len(prompt_id))))  # looked up layer by layer
 
 
 def with_dropout(lora: Lora, keys: jax.Array, columns: jax.Array, rate: float) -> Lora:

@@ -95,7 +95,7 @@ class Block(nn.Module):
           float32 [B, Q, D], and the keys and values of the T columns.
         """
         operand = self.compute.operand
-        normed = [lora.settled("attention", layer_norm(x, self.attn_norm)) for x in parts]
+        normed = [layer_norm(x, self.attn_norm) for x in parts]
         starts = np.cumsum([0, *(x.shape[1] for x in parts)]).tolist()
         low = [lora.down("attention", x, start, operand) for x, start in zip(normed, starts, strict=False)]
         key, value = (
@@ -111,7 +111,6 @@ class Block(nn.Module):
         q = self._heads(jnp.concatenate(q, axis=1)) * self.config.head_dim**-0.5
 
         def project(name: str, x: jax.Array) -> jax.Array:
-            x = lora.settled(name, x)
             return self._project(name, x, lora, lora.down(name, x, -queries, operand))
 
         x = x + project("out", jax.checkpoint(self._attend)(q, new, prefix, mask))

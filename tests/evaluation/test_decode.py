@@ -188,7 +188,7 @@ def test_tasks_of_a_mixed_batch_are_scored_as_alone():
         np.testing.assert_allclose(found[mine, : len(tree.combinations)], expected, rtol=0, atol=1e-5)
         assert (found[mine, len(tree.combinations) :] == -np.inf).all()
         # And of the joined bank each member is had back as it was.
-        back = prompts.part(bank, n, n + 1, spoken[n], lengths[n])
+        back = prompts.part(bank, n, n + 1, spoken[n], PromptConfig(length=lengths[n]))
         jax.tree.map(np.testing.assert_array_equal, back, banks[n])
 
 
