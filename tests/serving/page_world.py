@@ -30,6 +30,7 @@ def predictor(folder: Path) -> SpeechPrompt:
     save_kmeans(folder / "km", KMeans(drawn, {"encoder": "mfcc", "layer": None}))
     model = world.lm()
     packs = {**world.packs(model), "rooms & <b>places</b>": world.pack(NASTY, model, seed=7)}
+    del packs["both"]  # to a page no other than those beside it, and a telephone shows five prompts side by side
     return SpeechPrompt.load(model, load_encoder("mfcc", folder / "km"), packs)
 
 

@@ -166,7 +166,7 @@ def test_an_upload_is_answered_and_its_units_are_drawn(tab: Any, predictor: Spee
     # Fewer tasks, on the same recording.
     tab.get_by_label("mood", exact=True).first.uncheck()
     answer(tab)
-    tab.wait_for_function("document.querySelectorAll('#answers .card').length == 5")
+    tab.wait_for_function("document.querySelectorAll('#answers .card').length == 6")
     assert bars(tab) == expected(predictor, speech, [name for name in predictor.tasks if name != "mood"])
 
     # A look inside, at this recording.
