@@ -323,6 +323,7 @@ def test_quick_start(execute: Execute, tmp_path: Path):
     assert "status 0" in outputs(done, "stop")
 
 
+@pytest.mark.slow
 def test_own_data(execute: Execute, tmp_path: Path):
     recordings = small_recordings(tmp_path / "speech")
     (recordings / "speech" / "broken.wav").write_bytes(b"no audio")

@@ -63,6 +63,7 @@ def test_recordings_are_classified_at_the_end(done: tuple[Place, str]) -> None:
     assert heard[0][0] in (done[0].folder / "demo" / "examples.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_lost_is_made_again_and_nothing_else(done: tuple[Place, str]) -> None:
     place, _ = done
     demo = place.folder / "demo"

@@ -361,6 +361,7 @@ def _lines(count: int) -> Callable[[Path], bool]:
     return lambda workdir: len(_log(workdir)) >= count
 
 
+@pytest.mark.slow
 def test_killed_while_training_it_ends_at_the_same_numbers(place: Place, finished_run: Path) -> None:
     code, _, _ = _cut(place, "killed", _lines(2 * LOSS_LINES + 1))
     assert code == -signal.SIGKILL
@@ -518,6 +519,7 @@ def _two(place: Place, *flags: str) -> list[subprocess.Popen[str]]:
     return [place.start("fsc", *flags, where, "--processes=2", f"--process_id={i}") for i in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_processes_give_the_same_losses_and_go_on_after_a_stop(place: Place, finished_run: Path) -> None:
     """Records are absent at first: one process makes them. Then both are stopped, and both continue."""

@@ -692,6 +692,7 @@ def test_places_that_are_not_on_this_machine(tmp_path, raw, splits, kmeans, monk
     assert sorted(path.name for path in bucket.iterdir()) == ["km", "raw", "there"]
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_real_recordings_from_the_command_line(tmp_path):
     raw = ROOT.parent / "shared" / "audio" / "lt_sc"

@@ -154,6 +154,7 @@ def gone(pid: int, seconds: float = 30) -> bool:
 # ---- whole processes
 
 
+@pytest.mark.slow
 @ON_LINUX
 @pytest.mark.distributed
 def test_a_killed_worker_is_made_up_for(tmp_path, place, pool, job):
@@ -175,6 +176,7 @@ def test_a_killed_worker_is_made_up_for(tmp_path, place, pool, job):
     assert all(gone(pid) for pid in others)
 
 
+@pytest.mark.slow
 @ON_LINUX
 @pytest.mark.distributed
 def test_a_killed_job_service_ends_it_and_the_same_command_goes_on(tmp_path, place, pool, job, monkeypatch):

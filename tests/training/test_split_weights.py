@@ -130,6 +130,7 @@ def _assert_pieces(found: dict[str, Any]) -> None:
     assert "all-gather" in {kind for kind, _ in found["pieces"]["sent"]}
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_frozen_weights_in_pieces() -> None:
     found = _all("prompt/.*", "float32", False, 1e-2, count=2)

@@ -77,6 +77,7 @@ def test_a_member_of_a_bank_is_what_it_is_alone(bank: tuple[Path, train.Trained]
     assert alone.best_epoch[0] == together.best_epoch[n]
 
 
+@pytest.mark.slow
 def test_a_sweep_is_a_bank(tmp_path: Path) -> None:
     """Two shapes and two learning rates in one bank: each member is what it is alone, dropout and noise too."""
     run = dataclasses.replace(RUN, seeds=(0, 1), epochs=2)
@@ -555,7 +556,7 @@ def test_the_best_epoch_is_by_the_tasks_own_metric(tmp_path: Path, lower_is_bett
     assert [line["metric"] for line in kept.history] == [[0.3], [0.1], [0.4]]
 
 
-@pytest.mark.parametrize("rows", [1, 12])
+@pytest.mark.parametrize("rows", [pytest.param(1, marks=pytest.mark.slow), 12])
 def test_a_batch_may_hold_any_number_of_rows(tmp_path: Path, rows: int) -> None:
     run = dataclasses.replace(RUN, seeds=(0,), epochs=1, max_rows=rows, eval_rows=rows)
     logged = _logged(tmp_path, "train/loss") if _train(tmp_path, run) else []
