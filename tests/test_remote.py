@@ -98,6 +98,7 @@ def _losses(lines: str) -> dict[int, Any]:
     return {line["step"]: line["train/loss"] for line in map(json.loads, lines.splitlines()) if "train/loss" in line}
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_run_in_a_bucket_is_stopped_and_ends_as_one_that_nobody_stopped_here(
     remote: Remote, finished_run: Path
