@@ -81,12 +81,12 @@ _Answers = list[tuple[np.ndarray, list[np.ndarray]]]  # a split each: classes [n
 
 
 def _per_slot(task: Task, features: Any, local: np.ndarray, others: list[Any], strength: float) -> _Answers:
-    fits = [
+    slots_found = [
         _probabilities(features, local[:, k], others, len(slot.labels), strength) for k, slot in enumerate(task.slots)
     ]
     return [
         (np.stack([p.argmax(1) for p in slots], 1) + task.slot_offsets[:-1], list(slots))
-        for slots in zip(*fits, strict=True)
+        for slots in zip(*slots_found, strict=True)
     ]
 
 

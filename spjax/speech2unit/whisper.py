@@ -99,14 +99,14 @@ def features(
     steps = spectra.shape[1]
     if steps > 2 * config.positions:
         raise ValueError(f"Whisper: a spectrum of {steps} steps; there are positions for {2 * config.positions}")
-    heard = (jnp.arange(steps) < lengths[:, None])[..., None]
-    x = jnp.where(heard, spectra, 0)
+    real = (jnp.arange(steps) < lengths[:, None])[..., None]
+    x = jnp.where(real, spectra, 0)
     for number, operand in enumerate((jnp.dtype(jnp.float32), compute.operand)):
         weights = params["conv"][str(number)]
         x = conv(weights["kernel"], x, operand, window_strides=(number + 1,), padding=[(1, 1)])
         x = gelu(x + weights["bias"])
         if number == 0:
-            x = jnp.where(heard, x, 0)
+            x = jnp.where(real, x, 0)
     x = x + params["position"]["table"][: x.shape[1]]
     real = jnp.arange(x.shape[1]) < (lengths[:, None] + 1) // 2
     for number in range(layer):

@@ -128,7 +128,7 @@ def member_losses(
     Raises:
       ValueError: verbalizers that cannot share a batch.
     """
-    own: Any = lambda told: told if told is None or members is None else jnp.asarray(told)[members]  # noqa: E731
+    own: Any = lambda values: values if values is None or members is None else jnp.asarray(values)[members]  # noqa: E731
     bank = low_rank.scaled(bank, prompt.scale if scales is None else own(scales))
     drop = None
     if keys is not None:

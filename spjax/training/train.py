@@ -412,7 +412,7 @@ def train(
     spoken = [lesson.setting.verbalizer for lesson in lessons for _ in seeds] if len(lessons) > 1 else []
     shapes = [lesson.setting.prompt for lesson in lessons for _ in seeds]
     lengths, scales = ([getattr(shape, name) for shape in shapes] for name in ("length", "scale"))
-    differ = lambda told: told if len(set(told)) > 1 else None  # noqa: E731
+    differ = lambda values: values if len(set(values)) > 1 else None  # noqa: E731
     update = make_update(setting, tx, spoken, differ(lengths), mesh, differ(scales))
     step_fn = jax.jit(update, donate_argnums=0, out_shardings=(where, None))
     least = speed.least_seconds(step_fn, setting.compute.operand)
