@@ -67,6 +67,17 @@ def small(task: str) -> ConfigDict:
     return config
 
 
+def on_tiny(task: str) -> ConfigDict:
+    """Low-rank adapters of the LM that goes with spjax, on MFCC units: nothing to pretrain, nothing to download."""
+    config = prompt_tuning(task)
+    config.lm = "tiny"
+    config.prompt.update({"length": 0, "rank": 4, "separators": 1, "steer": False})
+    config.loss.noise = 0.0
+    config.optim.lr = 5e-3
+    config.train.update({"seeds": (0,), "epochs": 10, "max_rows": 16, "buckets": 2})
+    return config
+
+
 def speech(task: str, others: tuple[str, ...]) -> ConfigDict:
     """A task on units of real speech, with a unit LM of its train units and those of other tasks or sources.
 
