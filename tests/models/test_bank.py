@@ -24,7 +24,17 @@ from tests.models import tiny
 C = tiny.config(3)
 N = 3
 VERBALIZER = verbalizers.learnable(tiny.TASK, C.vocab_size)
-PROMPT = PromptConfig(length=3, separators=2, steer=True, dropout=0.3, verbalizer_dropout=0.2)
+PROMPT = PromptConfig(
+    length=3,
+    separators=2,
+    steer=True,
+    dropout=0.3,
+    verbalizer_dropout=0.2,
+    rank=2,
+    alpha=2.0,
+    lora_dropout=0.2,
+    targets=("query", "ffn_out"),
+)
 LENGTHS = (3, 8, 1) * N
 NOISY = LossConfig(noise=0.3)
 
@@ -61,6 +71,8 @@ def setting() -> tuple[Any, Batch, jax.Array]:
 
 def plain_losses(bank: Any, batch: Batch) -> np.ndarray:
     params, banks = tiny.double(tiny.lm(C)), tiny.double(bank)
+    for target in PROMPT.targets:
+        banks[f"{target}_b"] = banks[f"{target}_b"] * PROMPT.alpha / PROMPT.rank
     found = np.zeros((N, 2))
     for row, units in enumerate(tiny.utterances(C, LENGTHS)):
         if batch.weight[row]:

@@ -14,9 +14,10 @@ import yaml
 
 from spjax.storage import StorageError, load_pack
 from spjax.storage.hub import fetch_pack, push_pack
-from spjax.storage.packs import PromptPack
+from spjax.storage.packs import PromptPack, save_pack
 from tests.storage import hub_server
 from tests.storage.hub_server import READER, TOKEN, Hub
+from tests.storage.test_packs import card
 
 PACK = Path(__file__).parent / "pack_version_1"  # as it was saved before packs had a README.md
 FILES = {"card.json", "prompt.safetensors", "README.md"}
@@ -42,13 +43,24 @@ def same(a: PromptPack, b: PromptPack) -> bool:
     return a.card == b.card and all(a.params[name].tobytes() == b.params[name].tobytes() for name in a.params)
 
 
-def test_there_and_back_bit_for_bit(hub: Hub):
-    pack = PromptPack.load(PACK)
+def low_rank_pack(place: Path) -> Path:
+    """A pack of adapters alone, saved there."""
+    rng = np.random.default_rng(0)
+    shapes = {"sep": (1, 8), "verbalizer": (9, 30), "query_a": (2, 2, 8), "query_b": (2, 2, 8)}
+    lora = {"rank": 2, "alpha": 3.0, "targets": ["query"]}
+    save_pack(place, {name: rng.normal(size=s).astype(np.float32) for name, s in shapes.items()}, card(lora=lora))
+    return place
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_there_and_back_bit_for_bit(hub: Hub, tmp_path: Path, adapted: bool):
+    place = low_rank_pack(tmp_path / "pack") if adapted else PACK
+    pack = PromptPack.load(place)
     commit = pack.push_to_hub("someone/toy", private=True, licence="cc-by-4.0")
     assert "private" in (hub.created[0].get("visibility"), *hub.created[0])  # as newer and older clients say it
     on_hub = hub.commits["someone/toy"][commit]
     assert on_hub.keys() == FILES
-    assert on_hub["prompt.safetensors"] == (PACK / "prompt.safetensors").read_bytes()
+    assert on_hub["prompt.safetensors"] == (place / "prompt.safetensors").read_bytes()
     assert yaml.safe_load(on_hub["README.md"].decode().split("---\n")[1])["license"] == "cc-by-4.0"
     assert same(PromptPack.from_hub("someone/toy"), pack)
     assert same(PromptPack.from_hub("someone/toy", revision=commit), pack)
