@@ -16,6 +16,11 @@ def cell(text: Any) -> str:
     return str(text).replace("|", "\\|").replace("\n", " ")
 
 
+def shown(value: Any) -> str:
+    """A setting's value: a number in its shortest form, anything else as it is."""
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table."""
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]

@@ -20,7 +20,7 @@ from etils import epath
 from tqdm import tqdm
 
 from spjax.evaluation import metrics, plots
-from spjax.evaluation.markdown import cell, percent, table
+from spjax.evaluation.markdown import cell, percent, shown, table
 from spjax.evaluation.outcome import BASELINES, Member, Predictions
 from spjax.storage.files import write_file
 from spjax.tasks import LOWER_IS_BETTER, METRICS, Task
@@ -358,7 +358,7 @@ def _verdict(results: Mapping[str, Any]) -> str:
 
 def _setting(results: Mapping[str, Any], place: str) -> str:
     """What the members were trained with, and among how many it was chosen; `place`: of the task's report."""
-    told = ", ".join(f"{cell(name)} {value:g}" for name, value in results["setting"].items())
+    told = ", ".join(f"{cell(name)} {cell(shown(value))}" for name, value in results["setting"].items())
     return told + (f" (of {results['tried']} tried: [sweep]({place}sweep.md))" if results["tried"] > 1 else "")
 
 

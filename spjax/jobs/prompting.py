@@ -29,10 +29,11 @@ from spjax.jobs.inputs import ImportUnits, backbone, made_by, read_split
 from spjax.jobs.workdirs import claim, read_json, say, there, write_json
 from spjax.models import prompts, unit_lm, verbalizers
 from spjax.models.config import Compute, UnitLMConfig
-from spjax.models.prompts import PromptConfig, member, shape_of
+from spjax.models.prompts import REAL_STARTS, PromptConfig, member, shape_of
 from spjax.storage import packs, unit_lms
 from spjax.tasks import LOWER_IS_BETTER, Task
-from spjax.training import loop, losses, masks, optim, pooling, reference, sharding, train
+from spjax.training import loop, losses, masks, optim, pooling, reference, sharding, starts, train
+from spjax.types import Params
 
 
 class Settings(NamedTuple):
@@ -60,10 +61,15 @@ def prompt_settings(config: ConfigDict) -> Settings:
         start = packs.load_pack(config.start_from)
         config.prompt.update({**shape_of(start.params), **start.card.get("lora", {})})
     sweep = sweeping.SweepConfig(**config.sweep)
-    for name in ("length", "rank"):
+    for name in ("length", "rank", "alpha", "init"):
         if getattr(sweep, name) and config.start_from:
+            own = "is a start" if name == "init" else f"has its own {name}"
+            raise ValueError(f"sweep.{name} {getattr(sweep, name)} cannot be had: start_from={config.start_from} {own}")
+    for name, of in _SWEPT_WITH.items():
+        if getattr(sweep, name) and not (config.prompt[of] or getattr(sweep, of)):
             raise ValueError(
-                f"sweep.{name} {getattr(sweep, name)} cannot be had: start_from={config.start_from} has its own {name}"
+                f"sweep.{name} {getattr(sweep, name)} changes nothing where prompt.{of} is 0: leave it out, or give "
+                f"--config.prompt.{of}"
             )
     if not (config.prompt.length or config.prompt.rank or sweep.length or sweep.rank):
         raise ValueError(
@@ -76,7 +82,7 @@ def prompt_settings(config: ConfigDict) -> Settings:
         raise ValueError(f"few_shot is {config.few_shot}, must be positive, or 0 for all utterances")
     if config.verbalizer not in verbalizers.KINDS:
         raise ValueError(f"verbalizer is {config.verbalizer!r}, must be one of {', '.join(verbalizers.KINDS)}")
-    return Settings(
+    found = Settings(
         Compute(**config.compute),
         PromptConfig(**config.prompt),
         losses.LossConfig(**config.loss),
@@ -84,6 +90,14 @@ def prompt_settings(config: ConfigDict) -> Settings:
         train.TrainConfig(**config.train),
         sweep,
     )
+    for tried in sweep.tried:
+        for part in found.prompt, found.loss, found.optimizer:
+            sweeping.with_values(part, tried)  # which refuses what makes no sense
+    return found
+
+
+# What is swept in vain where a member has no prompt, or no adapters.
+_SWEPT_WITH = {"init": "length", "dropout": "length", "lora_dropout": "rank", "alpha": "rank"}
 
 
 def check(config: ConfigDict) -> None:
@@ -92,9 +106,8 @@ def check(config: ConfigDict) -> None:
     if len(set(names)) < len(names) or not all(name and name == name.strip() for name in names):
         raise ValueError(f"task is {config.task!r}, must be a name, or different ones with commas and no spaces")
     settings = prompt_settings(config)
-    tried = math.prod(max(1, len(values)) for values in dataclasses.astuple(settings.sweep))
     mesh = sharding.make_mesh(config.model_parallel, config.weight_shards)
-    members = len(names) * tried * len(settings.run.seeds)
+    members = len(names) * len(settings.sweep.tried) * len(settings.run.seeds)
     shards, most = sharding.batch_shards(mesh), settings.run.max_rows
     multiple = math.gcd(8, most)
     if all(rows * members % shards for rows in range(multiple, most + 1, multiple)):
@@ -315,12 +328,8 @@ def run_prompt_tuning(
     if len(kinds) > 1:
         raise ValueError(f"start_from={config.start_from} gives tasks of one bank {' and '.join(kinds)} verbalizers")
     (config.verbalizer,) = kinds
-    swept = [sweeping.lessons_of(taught.lesson, settings.sweep) for taught in tasks]
-    banks = [
-        train.first_params(lm.params, lesson.setting, run.seeds, start)
-        for lessons, (_, start) in zip(swept, pairs, strict=True)
-        for lesson in lessons
-    ]
+    swept = [sweeping.lessons_of(taught.lesson, settings.sweep, settings.optimizer) for taught in tasks]
+    banks = _first_banks(config, settings, lm, swept, [start for _, start in pairs])
     params = {"lm": lm.params, "prompt": prompts.join([bank["prompt"] for bank in banks])}
     counts = [_counts(bank, run) for bank in banks]
     trained = ", ".join(dict.fromkeys(f"{count['trained']:,}" for count in counts))
@@ -339,7 +348,8 @@ def run_prompt_tuning(
     for name, taught, own in zip(names, tasks, sweeping.runs_of(swept), strict=True):
         chosen = sweeping.choose(lessons, result, run, own)
         if len(own) > 1 and jax.process_index() == 0:
-            say(f"{name}: {sweeping.write_table(taught.place.report, lessons, result, run, own, chosen)}")
+            told = sweeping.write_table(taught.place.report, lessons, result, run, own, chosen, settings.optimizer)
+            say(f"{name}: {told}")
         members = slice(chosen * len(run.seeds), (chosen + 1) * len(run.seeds))
         lost = [seed for seed, best in zip(run.seeds, result.best_epoch[members], strict=True) if best < 0]
         if lost:
@@ -360,6 +370,31 @@ def run_prompt_tuning(
             "these seeds out, and use another --workdir"
         )
     return found
+
+
+def _placed(config: ConfigDict, settings: Settings, lm: LM) -> tuple[Any, Any]:
+    """The mesh, and the LM's weights on it."""
+    mesh = sharding.make_mesh(config.model_parallel, config.weight_shards)
+    flat = sharding.place_frozen(mesh, masks.flatten({"lm": lm.params}), settings.compute.operand)
+    return mesh, masks.unflatten(sharding.layerwise(mesh, flat))["lm"]
+
+
+def _first_banks(
+    config: ConfigDict, settings: Settings, lm: LM, swept: Sequence[Sequence[train.Lesson]], given: Sequence[Any]
+) -> list[Params]:
+    """{"lm", "prompt"} of every lesson at the start, task after task; `given`: of each task a prompt, or None."""
+    placed = functools.cache(lambda: _placed(config, settings, lm))
+    banks = []
+    for lessons, start in zip(swept, given, strict=True):
+        made: dict[tuple[str, int], list[Params]] = {}  # lessons of a sweep may start alike
+        for lesson in lessons:
+            prompt = lesson.setting.prompt
+            key = (prompt.init, prompt.length)
+            if start is None and prompt.init in REAL_STARTS and prompt.length and key not in made:
+                mesh, weights = placed()
+                made[key] = starts.from_utterances(weights, lesson, settings.run, mesh)
+            banks.append(train.first_params(lm.params, lesson.setting, settings.run.seeds, start, made.get(key)))
+    return banks
 
 
 def _counts(params: Any, run: train.TrainConfig) -> dict[str, int]:
@@ -426,7 +461,7 @@ def _report(
         taught.place.report, task=task, members=members, baselines=baselines,
         ensemble=answers(_together(log_probs)) if len(members) > 1 else None,
         parameters=counts, config=config.to_dict(),
-        setting={**setting.prompt.sizes, "learning rate": lesson.lr or settings.optimizer.lr},
+        setting=lesson.described(settings.optimizer),
         tried=tried,
         provenance={
             "backbone": backbone(lm.config), "lm": config.lm, "lm_hash": lm.hash, "data": taught.place.data,
@@ -473,9 +508,7 @@ def _make_baselines(config: ConfigDict, settings: Settings, lm: LM, tasks: Seque
     missing = [taught for taught in tasks if not there(_baselines_path(taught))]
     if not missing:
         return
-    mesh = sharding.make_mesh(config.model_parallel, config.weight_shards)
-    flat = sharding.place_frozen(mesh, masks.flatten({"lm": lm.params}), settings.compute.operand)
-    weights = masks.unflatten(sharding.layerwise(mesh, flat))["lm"]
+    mesh, weights = _placed(config, settings, lm)
     jobs: list[tuple[Taught, str, Callable[[], dict[str, Any]]]] = []
     for taught in missing:
         lesson, states, units = taught.lesson, {}, {}

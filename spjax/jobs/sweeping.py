@@ -1,4 +1,4 @@
-"""A sweep is a bank: every learning rate, prompt length and rank a lesson, trained together, chosen on valid."""
+"""A sweep is a bank: every setting that is tried is a lesson, all are trained together, and one is chosen on valid."""
 
 from __future__ import annotations
 
@@ -6,52 +6,89 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from spjax.evaluation import metrics
-from spjax.evaluation.markdown import percent, table
+from spjax.evaluation.markdown import percent, shown, table
 from spjax.storage.files import write_file
-from spjax.training import train
+from spjax.training import optim, train
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
-    """What is tried, each with each, by every seed; what is empty is as the other settings say.
+    """Values that are tried, each with each, by every seed, of fields of `prompt`, `loss` and `optim` by their names.
+
+    What is empty is as those say. Members of a bank may differ in these fields and in no others.
 
     Attributes:
-      lr: peak learning rates, instead of `optim.lr`.
-      length: prompt lengths, instead of `prompt.length`.
-      rank: ranks of low-rank adapters, instead of `prompt.rank`; alpha is the same for all.
+      length, rank, alpha, init, dropout, verbalizer_dropout, lora_dropout: of `PromptConfig`.
+      noise, label_smoothing: of `LossConfig`.
+      weight_decay, lr: of `OptimConfig`.
     """
 
-    lr: tuple[float, ...] = ()
     length: tuple[int, ...] = ()
     rank: tuple[int, ...] = ()
+    alpha: tuple[float, ...] = ()
+    init: tuple[str, ...] = ()
+    dropout: tuple[float, ...] = ()
+    verbalizer_dropout: tuple[float, ...] = ()
+    lora_dropout: tuple[float, ...] = ()
+    noise: tuple[float, ...] = ()
+    label_smoothing: tuple[float, ...] = ()
+    weight_decay: tuple[float, ...] = ()
+    lr: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        kinds_of = {"lr": (int, float), "length": (int,), "rank": (int,)}
-        for name, kinds in kinds_of.items():
-            told = "above 0" if float in kinds else "whole and above 0"
-            values = tuple(getattr(self, name))
-            object.__setattr__(self, name, values)
-            proper = all(type(value) in kinds and 0 < value < math.inf for value in values)
+        for field in dataclasses.fields(self):
+            given = getattr(self, field.name)
+            values = (given,) if isinstance(given, str) else tuple(given)
+            object.__setattr__(self, field.name, values)
+            kinds, least, must = _VALUES.get(field.name, _RATES)
+            proper = all(type(value) in kinds and (type(value) is str or least < value < math.inf) for value in values)
             if not proper or len(set(values)) < len(values):
-                raise ValueError(f"sweep: {name} {values} must be different numbers, {told}")
+                raise ValueError(f"sweep: {field.name} {values} must be different {must}")
+
+    @property
+    def tried(self) -> list[dict[str, Any]]:
+        """Every setting, by the fields' names; of an empty sweep one that says nothing."""
+        every = {name: values for name, values in dataclasses.asdict(self).items() if values}
+        return [dict(zip(every, values, strict=True)) for values in itertools.product(*every.values())]
 
 
-def lessons_of(lesson: train.Lesson, sweep: SweepConfig) -> list[train.Lesson]:
-    """A task's lesson with every prompt length, rank and learning rate of the sweep."""
-    own = lesson.setting.prompt
-    shapes = itertools.product(sweep.length or (own.length,), sweep.rank or (own.rank,))
-    prompts = [dataclasses.replace(own, length=length, rank=rank) for length, rank in shapes]
-    # Lessons that differ in the learning rate alone share a setting, and so the programs that answer.
-    settings = [dataclasses.replace(lesson.setting, prompt=prompt) for prompt in prompts]
+_WHOLE = ((int,), 0, "numbers, whole and above 0")
+_RATES = ((int, float), -1e-9, "numbers, 0 or more")
+_VALUES: dict[str, tuple[tuple[type, ...], float, str]] = {
+    "length": _WHOLE, "rank": _WHOLE, "init": ((str,), 0, "words"),
+    **dict.fromkeys(("lr", "alpha"), ((int, float), 0, "numbers, above 0")),
+}  # fmt: skip
+
+
+def with_values(config: Any, values: Mapping[str, Any]) -> Any:
+    """A part of the settings with those of the values that are its fields.
+
+    Raises:
+      ValueError: a value that the part refuses.
+    """
+    return dataclasses.replace(config, **{name: value for name, value in values.items() if hasattr(config, name)})
+
+
+def lessons_of(lesson: train.Lesson, sweep: SweepConfig, optimizer: optim.OptimConfig) -> list[train.Lesson]:
+    """A task's lesson with every setting of the sweep."""
+    setting = lesson.setting
     return [
-        dataclasses.replace(lesson, setting=setting, lr=lr)
-        for setting, lr in itertools.product(settings, sweep.lr or (lesson.lr,))
+        dataclasses.replace(
+            lesson,
+            # Replaced, not made anew: settings whose answers take the same programs share them.
+            setting=dataclasses.replace(
+                setting, prompt=with_values(setting.prompt, tried), loss=with_values(setting.loss, tried)
+            ),
+            optimizer=with_values(optimizer, tried),
+            tried=tried,
+        )
+        for tried in sweep.tried
     ]
 
 
@@ -96,33 +133,39 @@ def write_table(
     run: train.TrainConfig,
     own: range,
     chosen: int,
+    optimizer: optim.OptimConfig,
 ) -> str:
     """Write DIRECTORY/sweep.md and sweep.json: what each setting came to on valid, and which was taken.
+
+    Args:
+      directory: of the task's report.
+      lessons, result, run, own: as of `choose`.
+      chosen: what it returned.
+      optimizer: of the bank.
 
     Returns:
       A line that says what was taken.
     """
     rows: list[list[str]] = []
     found: list[dict[str, Any]] = []
-    ranks = ["LoRA rank"] if any(lessons[number].setting.prompt.rank for number in own) else []
-    for number in own:
+    described = [lessons[number].described(optimizer) for number in own]
+    for number, values in zip(own, described, strict=True):
         lesson, scores = lessons[number], _scores(result, run, number)
         mean, half = _mean(scores)
-        prompt, lr, taken = lesson.setting.prompt, lesson.lr, number == chosen and mean is not None
+        taken = number == chosen and mean is not None
         spread = "" if half is None else f" ± {percent(half)}"
-        shown = "as optim.lr" if lr is None else f"{lr:g}"
         valid = "diverged" if mean is None else percent(mean) + spread
-        shape = [str(prompt.length), *([str(prompt.rank)] if ranks else [])]
-        rows.append([*shape, shown, valid, " ".join(map(percent, scores)), "yes" * taken])
+        rows.append([*map(shown, values.values()), valid, " ".join(map(percent, scores)), "yes" * taken])
+        prompt, lr = lesson.setting.prompt, (lesson.optimizer or optimizer).lr
         known = {"valid": scores, "mean": mean, "half_width_95": half, "taken": taken}
-        found.append({"length": prompt.length, "rank": prompt.rank, "lr": lr, **known})
+        found.append({"length": prompt.length, "rank": prompt.rank, "lr": lr, **lesson.tried, **known})
     text = [
         "# Sweep",
         "",
         f"The task's metric on valid, in %; mean and 95 % Student-t interval over {len(run.seeds)} seeds. Only the",
         "setting that is taken, the best of them on average, was scored on test.",
         "",
-        *table(["prompt length", *ranks, "learning rate", "valid", "seeds", "taken"], rows),
+        *table([*described[0], "valid", "seeds", "taken"], rows),
         "",
     ]
     path = epath.Path(directory)
@@ -131,6 +174,5 @@ def write_table(
     best = found[chosen - own.start]
     if best["mean"] is None:
         return f"of {len(own)} settings there is none of which no seed diverged"
-    told = "" if best["lr"] is None else f", learning rate {best['lr']:g}"
-    told = (f", LoRA rank {best['rank']}" if ranks else "") + told
-    return f"of {len(own)} settings prompt length {best['length']}{told} is best on valid ({percent(best['mean'])} %)"
+    told = ", ".join(f"{name} {shown(value)}" for name, value in described[chosen - own.start].items())
+    return f"of {len(own)} settings {told} is best on valid ({percent(best['mean'])} %)"

@@ -32,7 +32,7 @@ class Lora(NamedTuple):
       a: by input (`INPUTS`), [L, n, k r, in], those of the k adapted kernels that read it one below the other.
       b: by kernel, [L, n, r, out], multiplied by alpha / rank.
       rows: int [L, B], the member of each row; None where B / n rows after each other are a member's.
-      drop: random keys [L, B, C] of dropout, of each column that is run, and its rate [L]; None drops nothing.
+      drop: random keys [L, B, C] of dropout, of each column that is run, and its rates [L, B]; None drops nothing.
     """
 
     a: dict[str, jax.Array]
@@ -52,8 +52,8 @@ class Lora(NamedTuple):
         if name not in self.a:
             return None
         if self.drop is not None:
-            keys, rate = self.drop
-            x = _drop(x, keys[:, start:][:, : x.shape[1]], list(INPUTS).index(name), rate)
+            keys, rates = self.drop
+            x = _drop(x, keys[:, start:][:, : x.shape[1]], list(INPUTS).index(name), rates)
         return _by_member(_down, x, self.a[name], self.rows, dtype)
 
     def up(self, target: str, low: jax.Array | None, dtype: jnp.dtype) -> jax.Array | float:
@@ -150,14 +150,19 @@ def _by_member(
     return found.reshape(*x.shape[:2], found.shape[2])
 
 
-def _drop(x: jax.Array, keys: jax.Array, salt: int, rate: jax.Array) -> jax.Array:
-    """x [B, T, D] with a share of its numbers 0, each column's by its key [B, T]."""
+def _drop(x: jax.Array, keys: jax.Array, salt: int, rates: jax.Array) -> jax.Array:
+    """x [B, T, D] with a share [B] of its numbers 0, each column's by its key [B, T]."""
 
-    def column(key: jax.Array, x: jax.Array) -> jax.Array:
+    def column(key: jax.Array, x: jax.Array, rate: jax.Array) -> jax.Array:
         kept = jax.random.bernoulli(jax.random.fold_in(key, salt), 1 - rate, x.shape)
         return jnp.where(kept, x / (1 - rate), 0)
 
-    return jax.vmap(jax.vmap(column))(keys, x)
+    return jax.vmap(jax.vmap(column, (0, 0, None)))(keys, x, rates)
+
+
+def is_zero(rate: float | jax.Array) -> bool:
+    """Whether a rate is known to be 0, of all members, when a program is made: then it needs no random numbers."""
+    return isinstance(rate, float | int) and not rate
 
 
 def init_member(rng: jax.Array, rank: int, targets: Iterable[str], lm: UnitLMConfig) -> Params:
@@ -226,19 +231,20 @@ def of_bank(bank: Params, prompt_id: jax.Array | None) -> Lora:
     return Lora(a, b, jnp.broadcast_to(prompt_id, (depth, len(prompt_id))))  # looked up layer by layer
 
 
-def with_dropout(lora: Lora, keys: jax.Array, columns: jax.Array, rate: float) -> Lora:
+def with_dropout(lora: Lora, keys: jax.Array, columns: jax.Array, rate: float | jax.Array) -> Lora:
     """The adapters with dropout on the input of every A, elementwise; kernels that read one input share its mask.
 
     Args:
       lora: of L layers.
       keys: random keys [B], one a row.
       columns: int [C], a number of each column that is run: what is dropped there depends on nothing else.
-      rate: share of the numbers that are 0.
+      rate: share of the numbers that are 0, of all rows or [B] of each.
     """
-    if not rate or not lora.b:
+    if is_zero(rate) or not lora.b:
         return lora
     depth = len(next(iter(lora.b.values())))
     each = jax.vmap(jax.random.fold_in, (None, 0))
     by_column = jax.vmap(each, (0, None))(keys, columns)  # [B, C]
     by_layer = jax.vmap(jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None)), (None, 0))
-    return lora._replace(drop=(by_layer(by_column, jnp.arange(depth)), jnp.full(depth, rate, jnp.float32)))
+    rates = jnp.broadcast_to(jnp.asarray(rate, jnp.float32), (depth, len(keys)))
+    return lora._replace(drop=(by_layer(by_column, jnp.arange(depth)), rates))

@@ -52,7 +52,7 @@ def run(
     queries: int,
     compute: Compute = FLOAT32,
     lengths: Sequence[int] | None = None,
-    drop: tuple[jax.Array, float] | None = None,
+    drop: tuple[jax.Array, float | jax.Array] | None = None,
 ) -> Prefilled:
     """Run a batch behind its prompts.
 
@@ -65,7 +65,7 @@ def run(
       queries: Q, how many of the last tail columns (1 + S + J of them) to compute.
       compute: operand type and remat.
       lengths: [N], columns that each member's deep prompt really has, where they differ; the rest of its P is not seen.
-      drop: random keys [B] and the rate of dropout in low-rank adapters.
+      drop: random keys [B] and the rate of dropout in low-rank adapters, of all rows or [B] of each.
 
     Returns:
       Prefilled.

@@ -24,6 +24,9 @@ from spjax.models.split_kernel import gathered, recomputed
 from spjax.models.verbalizers import Verbalizer
 from spjax.types import KV, Params
 
+STARTS = ("normal", "units", "zeros", "utterances", "class_means")
+REAL_STARTS = ("utterances", "class_means")  # made of what the LM makes of utterances (`training.starts`)
+
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
@@ -36,7 +39,9 @@ class PromptConfig:
       steer: separators also get a trained vector added in every layer (ours; the reference has none).
       dropout: rate on key and value prompts, one mask a step for a member's whole batch.
       verbalizer_dropout: rate on the verbalizer's outputs.
-      init: "normal" or "units" (prompts start as embeddings of sampled units).
+      init: start of the prompt. "normal"; "units": embeddings of sampled units; "zeros": keys as in "normal", values 0
+        (keys alike would stay alike); "utterances": each position a column of a train utterance, with the keys and
+        values that the frozen LM has there; "class_means": each position the mean over utterances of a class.
       init_scale: standard deviation of a normal start.
       sep_scale: standard deviation of the separators' start; the reference's 1.0 is sqrt(D) times a unit vector's.
       rank: r of the low-rank adapters; 0 for none.
@@ -68,8 +73,10 @@ class PromptConfig:
         for name in ("init_scale", "sep_scale"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"prompt: {name} is {getattr(self, name)}, must not be negative, nor infinite")
-        if self.init not in ("normal", "units"):
-            raise ValueError(f"prompt: init is {self.init!r}, must be normal or units")
+        if self.init not in STARTS:
+            raise ValueError(f"prompt: init is {self.init!r}, must be one of {', '.join(STARTS)}")
+        if self.init == "zeros" and not self.deep:
+            raise ValueError("prompt: init is 'zeros', which is a start of deep prompts: input prompts need another")
         targets = (self.targets,) if isinstance(self.targets, str) else self.targets
         # In one order, whatever the order in which a config names them; what is unknown stays, and is refused.
         number = lambda name: low_rank.TARGETS.index(name) if name in low_rank.TARGETS else len(low_rank.TARGETS)  # noqa: E731
@@ -97,7 +104,12 @@ class PromptConfig:
 
 
 def init_member(
-    rng: jax.Array, config: PromptConfig, lm: UnitLMConfig, verbalizer: Verbalizer, embed: jax.Array
+    rng: jax.Array,
+    config: PromptConfig,
+    lm: UnitLMConfig,
+    verbalizer: Verbalizer,
+    embed: jax.Array,
+    real: Params | None = None,
 ) -> Params:
     """One member's fresh prompt tree (no bank axis).
 
@@ -107,7 +119,13 @@ def init_member(
       lm: architecture of the unit LM.
       verbalizer: tells whether there is a matrix, and its size.
       embed: [V, D], the LM's embedding, for `init="units"`.
+      real: "key" and "value" [L, P, D], or "input" [P, D], for the starts that are made of utterances.
+
+    Raises:
+      ValueError: such a start without `real`.
     """
+    if config.init in REAL_STARTS and config.length and real is None:
+        raise ValueError(f"prompt: init {config.init!r} needs train utterances: see spjax.training.starts")
     keys = iter(jax.random.split(rng, 5))
 
     def vectors(shape: tuple[int, ...]) -> jax.Array:
@@ -117,6 +135,7 @@ def init_member(
             return embed[rows].astype(jnp.float32) * lm.dim**0.5
         return jax.random.normal(key, (*shape, lm.dim)) * config.init_scale
 
+    # What else is random does not depend on the prompt's start: members of one seed differ in it alone.
     tree: Params = {}
     if config.rank and not config.length:
         pass
@@ -124,6 +143,9 @@ def init_member(
         tree = {name: vectors((lm.layers, config.length)) for name in ("key", "value")}
     else:
         tree = {"input": vectors((config.length,))}
+    if config.init == "zeros" and "value" in tree:
+        tree["value"] = jnp.zeros_like(tree["value"])
+    tree |= real or {}
     tree["sep"] = jax.random.normal(next(keys), (config.separators, lm.dim)) * config.sep_scale
     if config.steer:
         tree["sep_deep"] = jnp.zeros((lm.layers, config.separators, lm.dim))
@@ -218,24 +240,25 @@ def rows_of(leaf: jax.Array, prompt_id: jax.Array | None, rows: int) -> jax.Arra
     return jnp.repeat(leaf, rows // len(leaf), axis=0) if prompt_id is None else leaf[prompt_id]
 
 
-def dropout(bank: Params, config: PromptConfig, keys: jax.Array) -> Params:
+def dropout(bank: Params, rate: float | jax.Array, keys: jax.Array) -> Params:
     """Key and value prompts with dropout; one mask a member, the same however long others' prompts are.
 
     Args:
       bank: prompt trees [N, ...].
-      config: its `dropout` rate.
+      rate: of all members, or [N] of each.
       keys: [N] one random key a member, so that a member drops the same alone and in a bank.
     """
-    if not config.dropout or "key" not in bank:
+    if low_rank.is_zero(rate) or "key" not in bank:
         return bank
+    rates = jnp.broadcast_to(jnp.asarray(rate, jnp.float32), keys.shape)
 
     def drop(leaf: jax.Array, salt: int) -> jax.Array:
-        def one(key: jax.Array, x: jax.Array) -> jax.Array:
+        def one(key: jax.Array, x: jax.Array, rate: jax.Array) -> jax.Array:
             columns = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, salt), jnp.arange(x.shape[1]))
-            draw = lambda column: jax.random.bernoulli(column, 1 - config.dropout, (x.shape[0], x.shape[2]))  # noqa: E731
-            return jnp.where(jax.vmap(draw, out_axes=1)(columns), x / (1 - config.dropout), 0)
+            draw = lambda column: jax.random.bernoulli(column, 1 - rate, (x.shape[0], x.shape[2]))  # noqa: E731
+            return jnp.where(jax.vmap(draw, out_axes=1)(columns), x / (1 - rate), 0)
 
-        return jax.vmap(one)(keys, leaf)
+        return jax.vmap(one)(keys, leaf, rates)
 
     return {**bank, "key": drop(bank["key"], 0), "value": drop(bank["value"], 1)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,16 +29,27 @@ class LossConfig:
         over utterances. "reference": negative log likelihood of separator, labels and end over all outputs, summed,
         divided by all target tokens, units included (FACTS.md, Loss and optimiser).
       noise: share of the source units replaced by a random unit while training; their durations and f0 stay.
+      label_smoothing: share of the probability that training asks for which is spread over all labels of the slot,
+        instead of the right one alone; of "slots" only. Not in the loss that is measured on valid.
     """
 
     kind: str = "slots"
     noise: float = 0.0
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in ("slots", "reference"):
             raise ValueError(f"loss: kind is {self.kind!r}, must be slots or reference")
-        if not 0 <= self.noise < 1:
-            raise ValueError(f"loss: noise is {self.noise}, must lie in [0, 1)")
+        for name in ("noise", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"loss: {name} is {getattr(self, name)}, must lie in [0, 1)")
+        if self.label_smoothing and self.kind != "slots":
+            raise ValueError(
+                f"loss: label_smoothing is {self.label_smoothing}, but kind={self.kind!r} has none: give kind='slots'"
+            )
+
+
+RATES = ("dropout", "verbalizer_dropout", "lora_dropout", "noise", "label_smoothing")  # of training, not of measuring
 
 
 class Spelled(NamedTuple):
@@ -104,8 +115,7 @@ def member_losses(
     verbalizers: Sequence[Verbalizer],
     config: UnitLMConfig,
     compute: Compute,
-    lengths: Sequence[int] | None = None,
-    scales: Sequence[float] | None = None,
+    differing: Mapping[str, Sequence[float]] | None = None,
     members: jax.Array | None = None,
 ) -> jax.Array:
     """Each member's loss on its rows, float32 [N].
@@ -115,31 +125,37 @@ def member_losses(
       bank: prompt trees [N, ...].
       batch: N * b rows, member-major.
       keys: [N] random keys of this step for dropout and noise; None measures without either.
-      loss: which loss.
-      prompt: dropout rates.
+      loss: which loss, and its rates.
+      prompt: dropout rates, and the adapters' scale.
       verbalizers: classes to outputs, one a member or one for all. Members' tasks may differ in slots.
       config: the LM's architecture.
       compute: operand type and remat.
-      lengths: [N], columns that each member's deep prompt really has, where they differ.
-      scales: [N], alpha / rank of each member's low-rank adapters, where they differ; None: all as `prompt` says.
-      members: int32 [N], the number of each among `verbalizers`, `lengths` and `scales`, where they are of a larger
-        bank.
+      differing: [N] values of what members do not have alike, by name: "length", the columns that each one's deep
+        prompt really has; "scale", alpha / rank of its low-rank adapters; any of `RATES`. The rest is as `loss` and
+        `prompt` say.
+      members: int32 [N], the number of each among `verbalizers` and `differing`, where they are of a larger bank.
 
     Raises:
       ValueError: verbalizers that cannot share a batch.
     """
-    own: Any = lambda values: values if values is None or members is None else jnp.asarray(values)[members]  # noqa: E731
-    bank = low_rank.scaled(bank, prompt.scale if scales is None else own(scales))
+
+    def own(name: str, common: Any) -> Any:
+        if differing is None or name not in differing:
+            return common
+        values = jnp.asarray(differing[name])
+        return values if members is None else values[members]
+
+    bank = low_rank.scaled(bank, own("scale", prompt.scale))
     drop = None
     if keys is not None:
         drop_key, noise_key, out_key = (jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in range(3))
-        bank = prompts.dropout(bank, prompt, drop_key)
-        if prompt.lora_dropout:
+        bank = prompts.dropout(bank, own("dropout", prompt.dropout), drop_key)
+        if not low_rank.is_zero(low := own("lora_dropout", prompt.lora_dropout)):
             low_key = jax.vmap(jax.random.fold_in, (0, None))(keys, 3)
             each = jnp.arange(len(batch.last) // len(keys))
             by_row = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(low_key, each)
-            drop = by_row.reshape(-1), prompt.lora_dropout
-        batch = replace_units(batch, noise_key, loss.noise, config)
+            drop = by_row.reshape(-1), jnp.repeat(jnp.broadcast_to(low, keys.shape), len(each))
+        batch = replace_units(batch, noise_key, own("noise", loss.noise), config)
     said = spell(verbalizers, batch, members)
     targets, feeds, steps = said.targets, said.feeds, said.targets.shape[1]
     whole = loss.kind == "reference"
@@ -152,14 +168,16 @@ def member_losses(
     else:
         queries, feeds = steps, feeds[:, :-1]
     state = prompted_lm.run(
-        lm, bank, batch, feeds, config=config, queries=queries, compute=compute, lengths=own(lengths), drop=drop
+        lm, bank, batch, feeds, config=config, queries=queries, compute=compute, lengths=own("length", None), drop=drop
     )
     scores = prompted_lm.outputs(lm, bank, state.hidden, batch.prompt_id, compute)
     if keys is not None and verbalizers[0].learnable:
-        scores = _drop_outputs(scores, out_key, prompt.verbalizer_dropout)
+        scores = _drop_outputs(scores, out_key, own("verbalizer_dropout", prompt.verbalizer_dropout))
     if not whole:
         scores = jnp.where(said.allowed, scores, NEVER)
     nll = optax.softmax_cross_entropy_with_integer_labels(scores, targets)
+    if keys is not None and not low_rank.is_zero(smoothing := own("label_smoothing", loss.label_smoothing)):
+        nll = _smoothed(nll, scores, said.allowed, jnp.broadcast_to(smoothing, keys.shape))
     if not whole:
         nll = jnp.where(jnp.arange(steps) < said.steps[:, None], nll, 0)
     size = batch.source_length + steps + 2 if whole else said.steps
@@ -169,16 +187,26 @@ def member_losses(
     return total / jnp.maximum(count, 1)
 
 
-def replace_units(batch: Batch, keys: jax.Array, rate: float, config: UnitLMConfig) -> Batch:
+def _smoothed(nll: jax.Array, scores: jax.Array, allowed: jax.Array, rates: jax.Array) -> jax.Array:
+    """Cross-entropy [B, K] with a share [N] of each target spread evenly over all outputs allowed at its step."""
+    log_probs = jnp.where(allowed, jax.nn.log_softmax(scores), 0)  # NEVER has no share, and times 0 it would have none
+    spread = -log_probs.sum(axis=2) / allowed.sum(axis=2)
+    share = jnp.repeat(rates, len(nll) // len(rates))[:, None]
+    return (1 - share) * nll + share * spread
+
+
+def replace_units(batch: Batch, keys: jax.Array, rate: float | jax.Array, config: UnitLMConfig) -> Batch:
     """The batch with a share of its source units replaced by random ones, drawn from each member's own key.
 
-    Column by column: a member's draws are the same however long the batches of others are.
+    Column by column: a member's draws are the same however long the batches of others are. `rate` is that of all
+    members, or [N] of each.
     """
-    if not rate:
+    if low_rank.is_zero(rate):
         return batch
+    rates = jnp.broadcast_to(jnp.asarray(rate, jnp.float32), keys.shape)
     source = batch.source.reshape(len(keys), -1, batch.source.shape[1])
 
-    def one(key: jax.Array, rows: jax.Array) -> jax.Array:
+    def one(key: jax.Array, rows: jax.Array, rate: jax.Array) -> jax.Array:
         size = rows.shape[::-1]
         hit = _by_column(lambda own, n: jax.random.bernoulli(own, rate, n), jax.random.fold_in(key, 0), size)
         unit = _by_column(
@@ -187,20 +215,21 @@ def replace_units(batch: Batch, keys: jax.Array, rate: float, config: UnitLMConf
         )  # fmt: skip
         return jnp.where(hit.T & (rows >= vocab.UNIT_OFFSET), unit.T, rows)
 
-    return batch._replace(source=jax.vmap(one)(keys, source).reshape(batch.source.shape))
+    return batch._replace(source=jax.vmap(one)(keys, source, rates).reshape(batch.source.shape))
 
 
-def _drop_outputs(scores: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
+def _drop_outputs(scores: jax.Array, keys: jax.Array, rate: float | jax.Array) -> jax.Array:
     """Scores [B, K, O] with a share of them 0, by each member's own key, whatever K and O others need."""
-    if not rate:
+    if low_rank.is_zero(rate):
         return scores
+    rates = jnp.broadcast_to(jnp.asarray(rate, jnp.float32), keys.shape)
     members = scores.reshape(len(keys), -1, *scores.shape[1:])
 
-    def one(key: jax.Array, own: jax.Array) -> jax.Array:
+    def one(key: jax.Array, own: jax.Array, rate: jax.Array) -> jax.Array:
         kept = _by_column(lambda key, n: jax.random.bernoulli(key, 1 - rate, n), key, own.shape[:0:-1] + own.shape[:1])
         return jnp.where(kept.T, own / (1 - rate), 0)
 
-    return jax.vmap(one)(keys, members).reshape(scores.shape)
+    return jax.vmap(one)(keys, members, rates).reshape(scores.shape)
 
 
 def _by_column(

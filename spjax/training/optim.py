@@ -27,7 +27,7 @@ class OptimConfig:
       b2: second moment's memory.
       eps: added to the root of the second moment.
       eps_before_correction: add eps before bias correction (fairseq's convention) instead of after.
-      weight_decay: decoupled, on matrices only.
+      weight_decay: decoupled (AdamW): times the learning rate, of every matrix; in a bank of all that a member trains.
       clip: largest gradient norm of a member; 0 for no clipping.
     """
 
@@ -122,12 +122,32 @@ def scale_members(config: OptimConfig, steps: Sequence[int], lrs: Sequence[float
     return optax.GradientTransformation(init, update)
 
 
+class Decay(NamedTuple):
+    """Weight decay of the members of a bank, [N]."""
+
+    rate: jax.Array
+
+
+def decay_members(rates: Sequence[float]) -> optax.GradientTransformation:
+    """Add each member's parameters, times its own rate, to its updates."""
+
+    def update(updates: Flat, state: Decay, params: Flat | None = None) -> tuple[Flat, Decay]:
+        add = lambda leaf, own: leaf + own * state.rate.reshape(-1, *[1] * (leaf.ndim - 1))  # noqa: E731
+        return jax.tree.map(add, updates, params), state
+
+    return optax.GradientTransformation(lambda params: Decay(jnp.asarray(rates, jnp.float32)), update)
+
+
 def make(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """The optimizer of a run of `steps` updates: one count for everything that is trained."""
-    return _chain(config, _adam(config), optax.scale_by_learning_rate(schedule(config, steps)))
+    matrices = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)  # noqa: E731
+    decay = optax.add_decayed_weights(config.weight_decay, mask=matrices) if config.weight_decay else optax.identity()
+    return _chain(config, _adam(config), decay, optax.scale_by_learning_rate(schedule(config, steps)))
 
 
-def make_bank(config: OptimConfig, steps: Sequence[int], lrs: Sequence[float]) -> optax.GradientTransformation:
+def make_bank(
+    config: OptimConfig, steps: Sequence[int], lrs: Sequence[float], decays: Sequence[float] | None = None
+) -> optax.GradientTransformation:
     """The optimizer of a bank: every member is stepped as if it were alone, whenever it takes part.
 
     Every leaf of its state has the bank axis in front. Rows of it, with those of parameters and gradients, are the
@@ -137,10 +157,13 @@ def make_bank(config: OptimConfig, steps: Sequence[int], lrs: Sequence[float]) -
       config: Adam settings.
       steps: updates of each member's whole run, [N].
       lrs: peak learning rate of each member, [N].
+      decays: weight decay of each member, [N]; None: all as `config` says.
     """
-    adam = _adam(config)
+    adam, decays = _adam(config), [config.weight_decay] * len(lrs) if decays is None else decays
     each = optax.GradientTransformation(jax.vmap(adam.init), jax.vmap(adam.update))
-    return _chain(config, each, scale_members(config, steps, lrs))
+    return _chain(
+        config, each, decay_members(decays) if any(decays) else optax.identity(), scale_members(config, steps, lrs)
+    )
 
 
 def _adam(config: OptimConfig) -> optax.GradientTransformation:
@@ -151,13 +174,5 @@ def _adam(config: OptimConfig) -> optax.GradientTransformation:
     return optax.inject_hyperparams(optax.scale_by_adam, static_args=("b1", "b2"))(b1=config.b1, b2=config.b2, eps=eps)
 
 
-def _chain(
-    config: OptimConfig, adam: optax.GradientTransformation, rate: optax.GradientTransformation
-) -> optax.GradientTransformation:
-    matrices = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)  # noqa: E731
-    return optax.chain(
-        clip_members(config.clip) if config.clip else optax.identity(),
-        adam,
-        optax.add_decayed_weights(config.weight_decay, mask=matrices) if config.weight_decay else optax.identity(),
-        rate,
-    )
+def _chain(config: OptimConfig, *steps: optax.GradientTransformation) -> optax.GradientTransformation:
+    return optax.chain(clip_members(config.clip) if config.clip else optax.identity(), *steps)

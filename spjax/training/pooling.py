@@ -1,8 +1,8 @@
-"""Hidden states of the frozen LM pooled over an utterance: what the linear probe takes."""
+"""States of the frozen LM at an utterance's columns: what the linear probe and prompts that start from them take."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -32,17 +32,79 @@ def pooled_states(
       mesh: of the devices.
       compute: operand type.
     """
-    run = jax.jit(lambda lm, batch: _means(lm, config, batch, compute))
-    found = np.full((config.layers, len(units), config.dim), np.nan, np.float32)
+
+    def run(lm: Params, batch: Batch) -> jax.Array:
+        return _layers(lm, config, batch, compute, lambda before, after, weights: _mean(after, batch))
+
+    return _by_utterance(run, lm, config.layers, config, units, plan, mesh)
+
+
+def layer_inputs(
+    lm: Params,
+    config: UnitLMConfig,
+    units: UnitSet,
+    plan: Sequence[Step],
+    mesh: Any,
+    compute: Compute,
+    columns: np.ndarray,
+    deep: bool = True,
+) -> np.ndarray:
+    """What keys and values are projections of, at a column of each utterance: float32 [L, n, D].
+
+    A deep prompt of them has the keys and values that the LM has there; an input prompt of embedded columns is what the
+    LM reads there.
+
+    Args:
+      lm, config, units, plan, mesh, compute: as of `pooled_states`.
+      columns: int [n]; 0 is the opener's, i that of the i-th unit; -1 takes the mean over all units.
+      deep: False gives the embedded columns with their positions instead, [1, n, D].
+    """
+    table = jnp.asarray(columns)
+
+    def run(lm: Params, batch: Batch) -> jax.Array:
+        column = table[jnp.maximum(batch.index, 0)][:, None, None]  # padding rows have no number
+
+        def read(x: jax.Array) -> jax.Array:
+            one = jnp.take_along_axis(x, jnp.maximum(column, 0), axis=1)[:, 0]
+            return jnp.where(column[:, 0] < 0, _mean(x, batch), one)
+
+        if not deep:
+            return read(_embedded(lm, config, batch))[:, None]
+        return _layers(
+            lm, config, batch, compute, lambda x, _, weights: read(unit_lm.layer_norm(x, weights["attn_norm"]))
+        )
+
+    return _by_utterance(run, lm, config.layers if deep else 1, config, units, plan, mesh)
+
+
+def _by_utterance(
+    run: Callable[[Params, Batch], jax.Array],
+    lm: Params,
+    layers: int,
+    config: UnitLMConfig,
+    units: UnitSet,
+    plan: Sequence[Step],
+    mesh: Any,
+) -> np.ndarray:
+    """What `run` gives of every batch, [B, layers, D], as [layers, n, D]; NaN where the plan has no utterance."""
+    run = jax.jit(run)
+    found = np.full((layers, len(units), config.dim), np.nan, np.float32)
     for batch in loader.prefetch(loader.batches(units, plan, *sharding.own_rows(mesh))):
         rows = sharding.shard_rows(mesh, batch)
-        means, index = sharding.fetch((run(lm, rows), rows.index))
-        found[:, index[index >= 0]] = means.swapaxes(0, 1)[:, index >= 0]
+        states, index = sharding.fetch((run(lm, rows), rows.index))
+        found[:, index[index >= 0]] = states.swapaxes(0, 1)[:, index >= 0]
     return found
 
 
-def _means(lm: Params, config: UnitLMConfig, batch: Batch, compute: Compute) -> jax.Array:
-    """float32 [B, L, D] of a batch, rows first so that devices keep theirs."""
+def _mean(x: jax.Array, batch: Batch) -> jax.Array:
+    """Mean of [B, T + 1, D] over the columns of the batch's units, [B, D]."""
+    columns = jnp.arange(x.shape[1])
+    pooled = (columns >= 1) & (columns <= batch.source_length[:, None])
+    return jnp.sum(jnp.where(pooled[..., None], x, 0), axis=1) / jnp.sum(pooled, axis=1, keepdims=True)
+
+
+def _embedded(lm: Params, config: UnitLMConfig, batch: Batch) -> jax.Array:
+    """The opener and all units of a batch as the first layer reads them, float32 [B, T + 1, D]."""
     columns = jnp.arange(batch.source.shape[1] + 1)
     length = batch.source_length[:, None]
 
@@ -54,15 +116,26 @@ def _means(lm: Params, config: UnitLMConfig, batch: Batch, compute: Compute) -> 
     if batch.streams is not None:
         beside = Streams(*(appended(known[:, :-2], known[:, -2]) for known in batch.streams))
     table = jnp.asarray(unit_lm.sinusoids(config.first_position + len(columns), config.dim))[config.first_position :]
-    x = unit_lm.embed_tokens(lm, appended(batch.source, batch.last)) + streams.embed(lm, config, beside) + table
-    pooled = (columns >= 1) & (columns <= length)
-    seen = jnp.tril(jnp.ones((1, len(columns), len(columns)), bool))
+    return unit_lm.embed_tokens(lm, appended(batch.source, batch.last)) + streams.embed(lm, config, beside) + table
+
+
+def _layers(
+    lm: Params,
+    config: UnitLMConfig,
+    batch: Batch,
+    compute: Compute,
+    read: Callable[[jax.Array, jax.Array, Params], jax.Array],
+) -> jax.Array:
+    """What `read` makes [B, D] of a layer's input, output and weights, [B, L, D], rows first as devices keep them."""
+    embedded = _embedded(lm, config, batch)
+    length = embedded.shape[1]
+    seen = jnp.tril(jnp.ones((1, length, length), bool))
     empty = unit_lm.empty_prefix(config)
     block = unit_lm.Block(config, compute)
 
     def layer(x: jax.Array, weights: Params) -> tuple[jax.Array, jax.Array]:
-        params = {"params": gathered(weights)}
-        x, _ = block.apply(params, (x,), KV(empty.key[0], empty.value[0]), seen, len(columns))
-        return x, jnp.sum(jnp.where(pooled[..., None], x, 0), axis=1) / jnp.sum(pooled, axis=1, keepdims=True)
+        whole = gathered(weights)
+        after, _ = block.apply({"params": whole}, (x,), KV(empty.key[0], empty.value[0]), seen, length)
+        return after, read(x, after, whole)
 
-    return jnp.swapaxes(jax.lax.scan(layer, x, lm["layers"])[1], 0, 1)
+    return jnp.swapaxes(jax.lax.scan(layer, embedded, lm["layers"])[1], 0, 1)

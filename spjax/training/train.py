@@ -11,7 +11,7 @@ import functools
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from spjax.data import bank_plan, loader
 from spjax.data import plan as planning
 from spjax.data.unit_set import UnitSet, join
 from spjax.evaluation import decode
+from spjax.evaluation.markdown import shown
 from spjax.models import low_rank, prompts
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.verbalizers import Verbalizer
@@ -112,6 +113,7 @@ class Setting:
       loss: which loss.
       verbalizer: classes to outputs.
       tree: label combinations that decoding chooses among.
+      compiled: programs made so far, by what they depend on; what `dataclasses.replace` makes shares them.
     """
 
     config: UnitLMConfig
@@ -120,15 +122,23 @@ class Setting:
     loss: losses.LossConfig
     verbalizer: Verbalizer
     tree: decode.LabelTree
+    compiled: dict[Any, tuple[Any, Any]] = dataclasses.field(default_factory=dict, repr=False)
 
-    @functools.cached_property
+    @property
     def programs(self) -> tuple[Any, Any]:
         """Of (flat parameters, batch): scores of every combination; and summed loss with its count, [2, N].
 
         Rows of a batch are member-major.
 
-        Compiled once for all splits and lessons of the setting, as long as there is one.
+        Compiled once for all splits and for lessons of a sweep, whose starts and rates of training they do not know.
         """
+        # What the numbers stand for is held by the programs, so that they stand for nothing else.
+        key = (self.config, self.compute, self.prompt.scale, self.loss.kind, id(self.verbalizer), id(self.tree))
+        if key not in self.compiled:
+            self.compiled[key] = self._compile()
+        return self.compiled[key]
+
+    def _compile(self) -> tuple[Any, Any]:
         common: dict[str, Any] = {"config": self.config, "compute": self.compute}
 
         @jax.jit
@@ -157,14 +167,16 @@ class Lesson:
     """A task as the members that learn it see it. In a sweep, a task is several lessons.
 
     Attributes:
-      setting: what is trained. Lessons of one bank differ in verbalizer, tree, prompt length and rank alone.
+      setting: what is trained. Lessons of one bank differ in verbalizer, tree, start, prompt length, rank, alpha and
+        rates (`losses.RATES`) alone.
       train_set: units and labels; `train_ids` are the utterances of it to use.
       train_ids: int [m].
       valid_set: what early stopping looks at; `valid_ids` likewise.
       valid_ids: int [m].
       metric: the task's score of a split, from log probabilities [n, M], the tree and classes [n, slots].
       lower_is_better: whether the best epoch is that of the lowest score.
-      lr: peak learning rate; None for the optimizer's.
+      optimizer: the lesson's, which differs from that of the bank in `lr` and `weight_decay` alone; None: that.
+      tried: the values of a sweep that make the lesson, by the field's name.
     """
 
     setting: Setting
@@ -174,7 +186,13 @@ class Lesson:
     valid_ids: np.ndarray
     metric: Metric
     lower_is_better: bool = False
-    lr: float | None = None
+    optimizer: optim.OptimConfig | None = None
+    tried: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def described(self, optimizer: optim.OptimConfig) -> dict[str, Any]:
+        """What it is trained with, for messages and reports; `optimizer`: of the bank."""
+        rest = {name: value for name, value in self.tried.items() if name not in ("length", "rank", "lr")}
+        return {**self.setting.prompt.sizes, "learning rate": (self.optimizer or optimizer).lr, **rest}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -192,16 +210,30 @@ class Trained:
     best_score: list[float]
 
 
-def first_params(lm: Params, setting: Setting, seeds: tuple[int, ...], start: Params | None = None) -> Params:
+def first_params(
+    lm: Params,
+    setting: Setting,
+    seeds: tuple[int, ...],
+    start: Params | None = None,
+    real: Sequence[Params] | None = None,
+) -> Params:
     """{"lm", "prompt"} at the start: a fresh bank, one member a seed, or every member a copy of `start` (a pack).
 
     A `start` without a verbalizer (another task's) gets a fresh one where the setting's is learnable.
+
+    Args:
+      lm: the LM's weights.
+      setting: what is trained.
+      seeds: of the members.
+      start: a prompt tree.
+      real: of each seed the prompt that it starts with, for those made of utterances (`starts.from_utterances`).
     """
+    prompt = setting.prompt if start is None else dataclasses.replace(setting.prompt, init="normal")
     new = functools.partial(
         prompts.init_member,
-        config=setting.prompt, lm=setting.config, verbalizer=setting.verbalizer, embed=jnp.asarray(lm["embed"]),
+        config=prompt, lm=setting.config, verbalizer=setting.verbalizer, embed=jnp.asarray(lm["embed"]),
     )  # fmt: skip
-    members = [new(jax.random.key(seed)) for seed in seeds]
+    members = [new(jax.random.key(seed), real=real[n] if real else None) for n, seed in enumerate(seeds)]
     if start is not None:
         fresh = {"verbalizer"} if setting.verbalizer.learnable else set()
         members = [
@@ -215,9 +247,8 @@ def make_update(
     setting: Setting,
     tx: Any,
     verbalizers: Sequence[Verbalizer] = (),
-    lengths: Sequence[int] | None = None,
+    differing: Mapping[str, Sequence[float]] | None = None,
     mesh: Mesh | None = None,
-    scales: Sequence[float] | None = None,
 ) -> Any:
     """One training step, to be compiled: (state, frozen, batch, members) -> (state, metrics).
 
@@ -231,9 +262,8 @@ def make_update(
       setting: what is trained.
       tx: the optimizer.
       verbalizers: one a member where members learn different tasks; by default all have the setting's.
-      lengths: of the members' prompts, where they differ.
+      differing: values of the members, as `losses.member_losses` takes them.
       mesh: of the devices; None: one.
-      scales: alpha / rank of the members' low-rank adapters, where they differ.
     """
     spoken = verbalizers or [setting.verbalizer]
     laid = functools.partial(sharding.layerwise, mesh) if mesh else dict
@@ -257,7 +287,7 @@ def make_update(
             each = losses.member_losses(
                 params["lm"], params["prompt"], batch, keys,
                 loss=setting.loss, prompt=setting.prompt, verbalizers=spoken,
-                config=setting.config, compute=setting.compute, lengths=lengths, scales=scales, members=rows,
+                config=setting.config, compute=setting.compute, differing=differing, members=rows,
             )  # fmt: skip
             return jnp.sum(each), each
 
@@ -389,12 +419,13 @@ def train(
             _log.info("epoch %d: programs are compiled, of members × utterances × columns %s", epoch + 1, told)
         return steps
 
-    lrs = [lesson.lr or optimizer.lr for lesson in lessons]
+    optimizers = [lesson.optimizer or optimizer for lesson in lessons]
     totals = [run.epochs * number for number in course.updates]
     if trains_lm:
-        tx = optim.make(dataclasses.replace(optimizer, lr=lrs[0]), totals[0])
+        tx = optim.make(optimizers[0], totals[0])
     else:
-        tx = optim.make_bank(optimizer, np.repeat(totals, own).tolist(), np.repeat(lrs, own).tolist())
+        parts = totals, [one.lr for one in optimizers], [one.weight_decay for one in optimizers]
+        tx = optim.make_bank(optimizer, *(np.repeat(part, own).tolist() for part in parts))
     tx = masks.masked(tx, trained, frozen)
     state = {
         "trained": trained,
@@ -410,10 +441,7 @@ def train(
     state = sharding.place(state, where)
     frozen = sharding.place_frozen(mesh, frozen, setting.compute.operand)
     spoken = [lesson.setting.verbalizer for lesson in lessons for _ in seeds] if len(lessons) > 1 else []
-    shapes = [lesson.setting.prompt for lesson in lessons for _ in seeds]
-    lengths, scales = ([getattr(shape, name) for shape in shapes] for name in ("length", "scale"))
-    differ = lambda values: values if len(set(values)) > 1 else None  # noqa: E731
-    update = make_update(setting, tx, spoken, differ(lengths), mesh, differ(scales))
+    update = make_update(setting, tx, spoken, _differing(lessons, own), mesh)
     step_fn = jax.jit(update, donate_argnums=0, out_shardings=(where, None))
     least = speed.least_seconds(step_fn, setting.compute.operand)
 
@@ -461,9 +489,8 @@ def train(
         return {**state, "active": sharding.place(sharding.fetch(state["active"]) & ~lost, where["active"])}
 
     def name(n: int) -> str:
-        lesson = lessons[n // own]
-        shape = ", ".join(f"{what} {size}" for what, size in lesson.setting.prompt.sizes.items())
-        return f"member {n} (seed {seeds[n % own]}, {shape}, learning rate {lesson.lr or optimizer.lr:g})"
+        described = lessons[n // own].described(optimizer).items()
+        return f"member {n} (seed {seeds[n % own]}, {', '.join(f'{what} {shown(value)}' for what, value in described)})"
 
     job = loop.Job(
         state=state,
@@ -483,6 +510,17 @@ def train(
     kept = masks.unflatten({**masks.flatten(params), **sharding.fetch(state["best"])})
     best_epoch, best_score = sharding.fetch((state["best_epoch"], state["best_score"]))
     return Trained(kept, history, best_epoch.tolist(), best_score.tolist())
+
+
+def _differing(lessons: Sequence[Lesson], seeds: int) -> dict[str, list[Any]]:
+    """What lessons do not have alike, [N] each, as `losses.member_losses` takes it; N lessons of so many seeds."""
+
+    def values(name: str) -> list[Any]:
+        settings = [lesson.setting for lesson in lessons for _ in range(seeds)]
+        return [getattr(one.prompt if hasattr(one.prompt, name) else one.loss, name) for one in settings]
+
+    every = {name: values(name) for name in ("length", "scale", *losses.RATES)}
+    return {name: found for name, found in every.items() if len(set(found)) > 1}
 
 
 def lesson_params(params: Params, lessons: Sequence[Lesson], run: TrainConfig, number: int) -> Params:

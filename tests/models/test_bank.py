@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from spjax import vocab
-from spjax.models import prompts, verbalizers
+from spjax.models import prompted_lm, prompts, verbalizers
 from spjax.models.config import Compute
 from spjax.models.prompts import PromptConfig
 from spjax.models.unit_lm import FLOAT32
@@ -36,7 +38,7 @@ PROMPT = PromptConfig(
     targets=("query", "ffn_out"),
 )
 LENGTHS = (3, 8, 1) * N
-NOISY = LossConfig(noise=0.3)
+PLAIN, NOISY = LossConfig(), LossConfig(noise=0.3)
 
 
 @functools.cache
@@ -150,7 +152,7 @@ def test_a_member_with_nothing_but_filling_rows_has_no_loss():
 def test_dropout_is_one_mask_a_member_that_keeps_the_mean():
     ones = {name: jnp.ones((2, 3, 40, 16)) for name in ("key", "value")} | {"sep": jnp.ones((2, 1, 16))}
     keys = jax.random.split(jax.random.key(0), 2)
-    found = prompts.dropout(ones, PromptConfig(dropout=0.25), keys)
+    found = prompts.dropout(ones, 0.25, keys)
     for name in ("key", "value"):
         assert {0.0, float(np.float32(1 / 0.75))} == set(np.unique(found[name]).tolist())
         assert abs(float(found[name].mean()) - 1) < 0.05
@@ -158,8 +160,11 @@ def test_dropout_is_one_mask_a_member_that_keeps_the_mean():
     assert (found["key"][0] != found["key"][1]).any()
     assert found["sep"] is ones["sep"]
     shallow = {"input": jnp.ones((2, 3, 16)), "sep": jnp.ones((2, 1, 16))}
-    assert prompts.dropout(shallow, PromptConfig(deep=False, dropout=0.25), keys) is shallow
-    assert prompts.dropout(ones, PromptConfig(dropout=0.0), keys) is ones
+    assert prompts.dropout(shallow, 0.25, keys) is shallow
+    assert prompts.dropout(ones, 0.0, keys) is ones
+    each = prompts.dropout(ones, jnp.asarray([0.25, 0.0]), keys)
+    np.testing.assert_array_equal(each["key"][0], found["key"][0])
+    np.testing.assert_array_equal(each["key"][1], ones["key"][1])
 
 
 def test_noise_replaces_units_only():
@@ -176,6 +181,80 @@ def test_noise_replaces_units_only():
     assert losses.replace_units(batch, keys, 0.0, C) is batch
 
 
-def test_a_loss_that_there_is_not():
-    with pytest.raises(ValueError, match="must be slots or reference"):
-        LossConfig("golden")
+RATES = {
+    "dropout": (0.2, 0.0, 0.4),
+    "verbalizer_dropout": (0.0, 0.3, 0.1),
+    "lora_dropout": (0.3, 0.1, 0.0),
+    "noise": (0.1, 0.0, 0.3),
+    "label_smoothing": (0.0, 0.2, 0.1),
+}
+
+
+def test_members_with_other_rates_are_what_they_are_alone():
+    """In one program: the loss and gradient of each are those of a bank of one with its rates, 0 among them."""
+    shape = PromptConfig(length=2, rank=2)
+    whole, batch, keys = tiny.bank(C, shape, VERBALIZER, 3), *setting()[1:]
+    lm, rows = tiny.lm(C), len(batch.last) // 3
+
+    def total(bank, batch, keys, prompt, loss, differing):
+        each = losses.member_losses(
+            lm, bank, batch, keys, loss=loss, prompt=prompt, verbalizers=[VERBALIZER], config=C, compute=FLOAT32,
+            differing=differing,
+        )  # fmt: skip
+        return each.sum(), each
+
+    def run(bank, batch, keys, prompt=shape, loss=PLAIN, differing=None):
+        one = functools.partial(total, prompt=prompt, loss=loss, differing=differing)
+        (_, each), grads = tiny.jit(jax.value_and_grad(one, has_aux=True))(bank, batch, keys)
+        return each, grads
+
+    each, grads = run(whole, batch._replace(prompt_id=None), keys, differing=RATES)
+    for n in range(3):
+        values = {name: rates[n] for name, rates in RATES.items()}
+        of_loss = {name: values.pop(name) for name in ("noise", "label_smoothing")}
+        own = batch._replace(prompt_id=None, streams=None)
+        own = jax.tree.map(lambda leaf, n=n: leaf[n * rows : (n + 1) * rows], own)
+        member = jax.tree.map(lambda leaf, n=n: leaf[n : n + 1], whole)
+        alone, found = run(member, own, keys[n : n + 1], dataclasses.replace(shape, **values), LossConfig(**of_loss))
+        np.testing.assert_allclose(each[n], alone[0], rtol=1e-5)
+        for name, leaf in found.items():
+            np.testing.assert_allclose(grads[name][n], leaf[0], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_smoothed_labels_are_optaxs():
+    bank, batch, keys = setting()
+    config = dataclasses.replace(PROMPT, dropout=0.0, verbalizer_dropout=0.0)
+    lm = tiny.lm(C)
+    common = {"prompt": config, "verbalizers": [VERBALIZER], "config": C, "compute": FLOAT32}
+    smooth = losses.member_losses(lm, bank, batch, keys, loss=LossConfig(label_smoothing=0.3), **common)
+    said = losses.spell([VERBALIZER], batch)
+    steps = VERBALIZER.steps
+    state = prompted_lm.run(lm, bank, batch, said.feeds[:, :-1], config=C, queries=steps)
+    scores = np.asarray(prompted_lm.outputs(lm, bank, state.hidden, batch.prompt_id))
+    expected = np.zeros((N, 3))
+    for k, slot in enumerate(tiny.TASK.slots):
+        allowed = np.flatnonzero(said.allowed[0, k])
+        assert len(allowed) == len(slot.labels)
+        hot = (np.asarray(said.targets)[:, k, None] == allowed).astype(np.float32)
+        labels = optax.smooth_labels(hot, 0.3)
+        expected += np.asarray(optax.softmax_cross_entropy(scores[:, k, allowed], labels)).reshape(N, 3)
+    real = np.asarray(batch.weight).reshape(N, 3) > 0
+    np.testing.assert_allclose(smooth, np.where(real, expected, 0).sum(1) / real.sum(1) / steps, rtol=1e-5)
+    plain, measured = (
+        losses.member_losses(lm, bank, batch, None, loss=LossConfig(label_smoothing=rate), **common)
+        for rate in (0.0, 0.3)
+    )
+    np.testing.assert_array_equal(plain, measured)  # what valid measures is the loss without
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"kind": "golden"}, "must be slots or reference"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1.0, must lie in"),
+        ({"kind": "reference", "label_smoothing": 0.1}, "kind='reference' has none: give kind='slots'"),
+    ],
+)
+def test_a_loss_that_there_is_not(wrong, told):
+    with pytest.raises(ValueError, match=told):
+        LossConfig(**wrong)

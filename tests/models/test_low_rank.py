@@ -46,7 +46,7 @@ def measure(config: PromptConfig, scales: tuple[float, ...] | None = None) -> An
     def total(bank: Params, batch: Batch, keys: Any) -> Any:
         each = losses.member_losses(
             tiny.lm(C), bank, batch, keys, loss=LossConfig(), prompt=config, verbalizers=[VERBALIZER], config=C,
-            compute=FLOAT32, scales=scales,
+            compute=FLOAT32, differing={"scale": scales} if scales else None,
         )  # fmt: skip
         return each.sum(), each
 

@@ -136,11 +136,12 @@ def test_weight_decay_leaves_vectors_alone() -> None:
 def test_a_member_of_a_bank_is_stepped_as_if_it_were_alone(eps_before: bool, taking_part: list[list[bool]]) -> None:
     """Whoever else takes part: clipping, moments, their count, warm-up, decay and learning rate are its own."""
     config = optim.OptimConfig(lr=1.0, warmup=0.3, clip=0.5, eps_before_correction=eps_before, weight_decay=0.1)
-    steps, lrs = [6, 9, 20], [1e-2, 5e-2, 2e-2]
-    bank = optim.make_bank(config, steps, lrs)
+    steps, lrs, decays = [6, 9, 20], [1e-2, 5e-2, 2e-2], [0.1, 0.0, 0.3]
+    bank = optim.make_bank(config, steps, lrs, decays)
     params = {path: leaf for path, leaf in _on_device(_random(0)).items() if path.startswith("prompt/")}
     state = bank.init(params)
-    alone = [optim.make(dataclasses.replace(config, lr=lr), total) for total, lr in zip(steps, lrs, strict=True)]
+    each = zip(steps, lrs, decays, strict=True)
+    alone = [optim.make(dataclasses.replace(config, lr=lr, weight_decay=decay), total) for total, lr, decay in each]
     own = [{path: leaf[n : n + 1] for path, leaf in params.items()} for n in range(3)]
     states = [one.init(some) for one, some in zip(alone, own, strict=True)]
     for number, flags in enumerate(taking_part):
@@ -161,7 +162,7 @@ def test_a_member_of_a_bank_is_stepped_as_if_it_were_alone(eps_before: bool, tak
 
 def test_every_leaf_of_a_banks_optimizer_has_its_members_in_front() -> None:
     for eps_before in (False, True):
-        config = optim.OptimConfig(eps_before_correction=eps_before)
+        config = optim.OptimConfig(eps_before_correction=eps_before, weight_decay=0.1)
         state = optim.make_bank(config, [5, 5, 5], [1e-2] * 3).init(
             {path: leaf for path, leaf in _on_device(_random(0)).items() if path.startswith("prompt/")}
         )

@@ -79,20 +79,21 @@ def test_a_member_of_a_bank_is_what_it_is_alone(bank: tuple[Path, train.Trained]
 
 @pytest.mark.slow
 def test_a_sweep_is_a_bank(tmp_path: Path) -> None:
-    """Two shapes and two learning rates in one bank: each member is what it is alone, dropout and noise too."""
+    """Shapes, starts, rates and optimizers in one bank: each member is what it is alone, dropout and noise too."""
     run = dataclasses.replace(RUN, seeds=(0, 1), epochs=2)
-    dropout = {"separators": 2, "dropout": 0.2, "lora_dropout": 0.2, "alpha": 1.0}
-    settings = [_setting(PromptConfig(length=p, rank=r, **dropout)) for p, r in ((0, 3), (5, 1))]
+    shapes = [{"length": 0, "rank": 3}, {"length": 5, "rank": 1, "lora_dropout": 0.2, "init": "zeros"}]
+    settings = [_setting(PromptConfig(separators=2, dropout=0.2, alpha=1.0, **shape)) for shape in shapes]
+    settings[1] = dataclasses.replace(settings[1], loss=losses.LossConfig(noise=0.0, label_smoothing=0.1))
+    optimizers = [dataclasses.replace(OPTIM, lr=lr, weight_decay=30 * lr) for lr in (3e-3, 1e-2)]
     common = {"train_ids": np.arange(80), "valid_set": VALID, "valid_ids": np.arange(24), "metric": train.exact_match}
-    lessons = [train.Lesson(setting, TRAIN, lr=lr, **common) for setting in settings for lr in (3e-3, 1e-2)]
+    lessons = [train.Lesson(setting, TRAIN, optimizer=one, **common) for setting in settings for one in optimizers]
     starts = [train.first_params(toy.tiny_lm(), lesson.setting, run.seeds) for lesson in lessons]
     params = {"lm": toy.tiny_lm(), "prompt": prompts.join([start["prompt"] for start in starts])}
     together = train.train(params, lessons, run, OPTIM, workdir=str(tmp_path / "bank"))
     for number in (1, 2):
-        lesson = lessons[number]
-        optimizer = dataclasses.replace(OPTIM, lr=lesson.lr)
-        alone = train.train(starts[number], [dataclasses.replace(lesson, lr=None)], run, optimizer,
-                            workdir=str(tmp_path / str(number)))  # fmt: skip
+        lesson = dataclasses.replace(lessons[number], optimizer=None)
+        workdir = str(tmp_path / str(number))
+        alone = train.train(starts[number], [lesson], run, optimizers[number % 2], workdir=workdir)
         found = train.lesson_params(together.params, lessons, run, number)["prompt"]
         assert found.keys() == alone.params["prompt"].keys()
         for path, leaf in masks.flatten(alone.params["prompt"]).items():
@@ -335,7 +336,7 @@ def test_a_run_whose_members_stop_goes_on_from_its_checkpoint(tmp_path: Path, mo
 
 def _swept(*rates: float) -> list[train.Lesson]:
     lesson = _words(20, 9)
-    return [dataclasses.replace(lesson, lr=lr) for lr in rates]
+    return [dataclasses.replace(lesson, optimizer=dataclasses.replace(OPTIM, lr=lr)) for lr in rates]
 
 
 DIVERGING = dataclasses.replace(RUN, seeds=(0, 1), epochs=3, max_rows=8, checkpoint_every=2)
