@@ -116,6 +116,9 @@ def test_low_rank_adapters_without_a_prompt(run: Run, place: Place, tmp_path: Pa
     config.sweep.rank = (4,)
     with pytest.raises(ValueError, match=r"sweep.rank \(4,\) cannot be had: .* has its own rank"):
         prompting.prompt_settings(config)
+    config.sweep.update({"rank": (), "init": ("zeros",)})
+    with pytest.raises(ValueError, match=r"sweep.init \('zeros',\) cannot be had: .* is a start"):
+        prompting.prompt_settings(config)
 
 
 def test_nothing_to_tune_is_refused() -> None:
@@ -143,6 +146,27 @@ def test_a_sweep_takes_the_best_on_valid_and_reports_it_alone(
     assert table[3]["valid"][0] == pytest.approx(plain[1]["members"][0]["best_valid"])
     assert f"of 4 settings prompt length {taken['length']}, learning rate 0.03 is best" in capsys.readouterr().out
     assert "| yes |" in (workdir / "sweep.md").read_text()
+
+
+def test_a_sweep_names_any_setting_in_which_members_may_differ(
+    run: Run, plain: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The member with the plain run's settings has its numbers, beside others' starts, rates and weight decay."""
+    workdir, results = run(sweep={"init": ("normal", "class_means"), "weight_decay": (0.0, 30.0), "noise": (0.1,)})
+    table = json.loads((workdir / "sweep.json").read_text())
+    assert [(one["init"], one["weight_decay"], one["noise"]) for one in table] == [
+        ("normal", 0.0, 0.1), ("normal", 30.0, 0.1), ("class_means", 0.0, 0.1), ("class_means", 30.0, 0.1)
+    ]  # fmt: skip
+    assert table[0]["valid"] == pytest.approx([plain[1]["members"][0]["best_valid"]])
+    (taken,) = [one for one in table if one["taken"]]
+    values = {"init": taken["init"], "noise": 0.1, "weight_decay": taken["weight_decay"]}
+    assert results["setting"] == {"prompt length": 4, "learning rate": 3e-2, **values}
+    assert (
+        "| prompt length | learning rate | init | noise | weight_decay | valid |" in (workdir / "sweep.md").read_text()
+    )
+    told = f"init {taken['init']}, noise 0.1, weight_decay {taken['weight_decay']:g}"
+    assert f"of 4 settings prompt length 4, learning rate 0.03, {told} is best" in capsys.readouterr().out
+    assert told in (workdir / "summary.md").read_text()
 
 
 def test_a_bank_of_two_tasks_with_members_that_stop(place: Place, tmp_path: Path) -> None:
@@ -178,6 +202,10 @@ def test_a_bank_of_two_tasks_with_members_that_stop(place: Place, tmp_path: Path
         ({"length": (2.5,)}, "sweep: length .* whole and above 0"),
         ({"length": (4, 4)}, "sweep: length .* different numbers"),
         ({"length": (0,)}, "sweep: length .* whole and above 0"),
+        ({"init": ("zeros", "random")}, "init is 'random', must be one of"),
+        ({"noise": (0.1, 2.0)}, "noise is 2.0, must lie in"),
+        ({"noise": (-0.1,)}, "sweep: noise .* different numbers, 0 or more"),
+        ({"lora_dropout": (0.1, 0.2)}, "sweep.lora_dropout .* changes nothing where prompt.rank is 0"),
     ],
 )
 def test_a_sweep_that_makes_no_sense_is_told(run: Run, sweep: dict[str, Any], told: str) -> None:

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 from spjax.jobs import sweeping
+from spjax.models.config import Compute
 from spjax.models.prompts import PromptConfig
 from spjax.training import train
+from spjax.training.losses import LossConfig
 from spjax.training.optim import OptimConfig
+from tests import toy
 
 RUN = train.TrainConfig(seeds=(0, 1))
 
@@ -25,6 +28,26 @@ def _bank(scores: list[float | None], lower_is_better: bool = False) -> tuple[li
     lessons = [dataclasses.replace(lesson, optimizer=OptimConfig(lr=10.0**n)) for n in range(len(scores) // 2)]
     kept = [-1 if score is None else 0 for score in scores]
     return lessons, train.Trained({}, [{"metric": scores}], kept, [score or 0.0 for score in scores])
+
+
+def test_settings_whose_answers_take_the_same_programs_share_them() -> None:
+    lessons, _ = _bank([0.0, 0.0])
+    setting = dataclasses.replace(
+        lessons[0].setting, config=toy.LM, compute=Compute(), loss=LossConfig(), prompt=PromptConfig(length=3, rank=2)
+    )
+    sweep = sweeping.SweepConfig(init=("normal", "zeros"), noise=(0.0, 0.1), alpha=(4.0, 8.0), lr=(1e-3, 1e-2))
+    found = sweeping.lessons_of(dataclasses.replace(lessons[0], setting=setting), sweep, OptimConfig())
+    assert len(found) == 16
+    by_alpha = {alpha: [one for one in found if one.setting.prompt.alpha == alpha] for alpha in (4.0, 8.0)}
+    for some in by_alpha.values():
+        assert len({id(one.setting.programs) for one in some}) == 1
+        assert {(one.setting.prompt.init, one.setting.loss.noise) for one in some} == {
+            ("normal", 0.0), ("normal", 0.1), ("zeros", 0.0), ("zeros", 0.1)
+        }  # fmt: skip
+    four, eight = (some[0].setting.programs for some in by_alpha.values())
+    assert four is not eight
+    assert found[-1].tried == {"alpha": 8.0, "init": "zeros", "noise": 0.1, "lr": 1e-2}
+    assert found[-1].optimizer == OptimConfig(lr=1e-2)
 
 
 @pytest.mark.parametrize("lower_is_better", [False, True])

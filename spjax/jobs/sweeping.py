@@ -43,8 +43,7 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            given = getattr(self, field.name)
-            values = (given,) if isinstance(given, str) else tuple(given)
+            values = tuple(getattr(self, field.name))
             object.__setattr__(self, field.name, values)
             kinds, least, must = _VALUES.get(field.name, _RATES)
             proper = all(type(value) in kinds and (type(value) is str or least < value < math.inf) for value in values)
