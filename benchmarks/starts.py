@@ -1,8 +1,8 @@
 """How much of a result is the start of the prompt: the same job for each start, by many seeds.
 
-    python -m benchmarks.starts --workdir=runs/starts --config=configs/fsc.py --config.few_shot=10 ...
+    python -m benchmarks.starts --workdir=runs/starts -- --config=configs/fsc.py --config.few_shot=10 ...
 
-Every flag but --workdir and --starts is passed on to spjax.main, which runs once for each start in WORKDIR/START; what
+What stands behind `--` is passed on to spjax.main, which runs once for each start in WORKDIR/START; what
 is done is kept, so the same command goes on. The table is printed and written to WORKDIR/starts.md: mean, standard
 deviation, lowest and highest score of the seeds, on valid and on test. Nothing is chosen by it.
 """
@@ -54,10 +54,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, default=Path("runs/starts"))
     parser.add_argument("--starts", default=",".join(STARTS), help="those to try, with commas between")
-    args, flags = parser.parse_known_args()
+    parser.add_argument("flags", nargs="+", help="of spjax.main, behind --")
+    args = parser.parse_args()
     found: dict[str, list[dict[str, Any]]] = {}
     for start in args.starts.split(","):
-        found[start] = run(start, args.workdir / start, flags)
+        found[start] = run(start, args.workdir / start, args.flags)
         header = ["task", "start", "seeds"]
         header += [f"{split} {what}" for split in SPLITS.values() for what in ("mean", "sd", "lowest", "highest")]
         text = "\n".join(table(header, rows_of(found)))
