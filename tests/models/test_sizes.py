@@ -141,7 +141,7 @@ def test_stack_and_member_are_inverse():
         (lambda: PromptConfig(separators=0), "separators 0"),
         (lambda: PromptConfig(dropout=1.0), "dropout is 1.0"),
         (lambda: PromptConfig(verbalizer_dropout=-0.1), "verbalizer_dropout is -0.1"),
-        (lambda: PromptConfig(init="zeros"), "'zeros', must be normal or units"),
+        (lambda: PromptConfig(init="ones"), "'ones', must be one of normal, units"),
     ],
 )
 def test_sizes_that_make_no_sense_are_refused(make: Any, told: str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -66,7 +67,8 @@ def test_an_utterance_as_prompt_is_the_utterance_in_front(deep: bool, prosody: P
     real = {"key": found, "value": found} if deep else {"input": found[0]}
     bank = train.first_params(lm, lesson.setting, (0,), real=[real])["prompt"]
     batch = loader.make_batch(units, np.asarray([[1]]), int(units.lengths[1]))
-    acts = prompted_lm.run(lm, bank, batch, np.zeros((1, 0), np.int32), config=config, queries=2)
+    run = functools.partial(prompted_lm.run, feeds=np.zeros((1, 0), np.int32), config=config, queries=2)
+    acts = jax.jit(run)(lm, bank, batch)
 
     first = loader.make_batch(units, np.asarray([[0]]), int(units.lengths[0]))
     rows = [np.concatenate([one.source, one.last[:, None]], axis=1) for one in (first, batch)]
@@ -88,7 +90,7 @@ def test_an_utterance_as_prompt_is_the_utterance_in_front(deep: bool, prosody: P
     separators = bank["sep"] * config.dim**0.5 + streams.embed(lm, config, of_tail) + table[length : length + 2]
     x = jnp.concatenate([*both, separators], axis=1)
     seen = jnp.tril(jnp.ones((1, x.shape[1], x.shape[1]), bool))
-    expected, _ = unit_lm.extend(lm, config, (x,), unit_lm.empty_prefix(config), seen)
+    expected, _ = jax.jit(lambda lm, x: unit_lm.extend(lm, config, (x,), unit_lm.empty_prefix(config), seen))(lm, x)
     np.testing.assert_allclose(acts.hidden, expected[:, -2:], atol=1e-5)
 
 
