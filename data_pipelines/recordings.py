@@ -37,7 +37,7 @@ PUBLISHED = "gslm_hubert100"  # of `fetch.SETS`
 ADAPTER = {"length": 0, "rank": 2, "targets": ("query", "value"), "separators": 1, "steer": False}
 ADAPTER_LR = 1e-3
 LAYER, CLUSTERS = 6, 100
-IN_PROCESS = 256  # clips of an encoder without weights: they are encoded before worker processes would have started
+IN_PROCESS = 256  # clips that are encoded before worker processes would have started
 _CONTENT = "recordings"  # what the card calls the hash of all files' bytes
 _OF_ENCODER = ("encoder", "kmeans", "on-error")
 LEAST_UPDATES = 150  # of adapters on recordings of your own: an epoch of a handful has one or two
@@ -198,7 +198,7 @@ def _extract_flags(
     words.append(f"--kmeans={kmeans}" if kmeans else f"--clusters={CLUSTERS}")
     if name not in ACOUSTIC:
         words.append(f"--layer={_layer(name, kmeans)}")
-    elif sum(map(len, data.splits.values())) <= IN_PROCESS:
+    if sum(map(len, data.splits.values())) <= IN_PROCESS:
         words.append("--runner=FnApiRunner")
     if "prosody" in config.pretraining.lm:
         words.append("--f0")

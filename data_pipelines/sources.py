@@ -98,7 +98,7 @@ def _absent(config: ConfigDict, task: str, directory: str) -> NoReturn:
             f"{what}, which the LM {config.lm} is to be pretrained on: give --config.lm=DIR of one that is there, "
             f"--units=DIR, where the units of {task} are too, or by --config.pretraining.tasks the tasks to pretrain on"
         )
-    ways = [f"  --units=DIR                units as text (docs/unit_text.md)"]
+    ways = ["  --units=DIR                units as text (docs/unit_text.md)"]
     if config.get("task") in CLIPS:
         ways = [
             f"  --raw=DIR --encoder=tiny   the data set {task}, unpacked in DIR; nothing is downloaded",
