@@ -241,7 +241,7 @@ def _check_out(out: epath.PathLike, overwrite: bool) -> None:
     """Whether records can be written there, as far as that can be known before any work is done."""
     out = epath.Path(out)
     if out.exists() and not out.is_dir():
-        raise ExtractError(f"{out} is a file: choose another --out, a directory that is made if it is absent")
+        raise ExtractError(f"{out} is a file: choose another place for the records, a directory that is made if it is absent")
     try:
         check_free(out, overwrite)
     except RecordError as error:

@@ -40,7 +40,7 @@ LAYER, CLUSTERS = 6, 100
 IN_PROCESS = 256  # clips that are encoded before worker processes would have started
 _CONTENT = "recordings"  # what the card calls the hash of all files' bytes
 _OF_ENCODER = ("encoder", "kmeans", "on-error")
-LEAST_UPDATES = 150  # of adapters on recordings of your own: an epoch of a handful has one or two
+LEAST_UPDATES = 100  # of adapters on recordings of your own: an epoch of a handful has one or two
 
 
 def source(config: ConfigDict, workdir: str, flags: Mapping[str, Any], overrides: Collection[str]) -> Source:
@@ -118,8 +118,9 @@ def _listed(config: ConfigDict, own: bool, flags: Mapping[str, Any]) -> data_fla
     """The clips and splits that the flags name."""
     parser = Parser(prog="python -m spjax.main")
     data_flags.add_data_flags(parser)
-    words = flag_table.words({name: value for name, value in flags.items() if name not in _OF_ENCODER})
-    data = data_flags.chosen(parser.parse_args(words if own else [f"--task={config.task}", *words]))
+    named = {name: value for name, value in flags.items() if name not in _OF_ENCODER}
+    words = flag_table.words(named if own else {"task": config.task, **named})
+    data = data_flags.chosen(parser.parse_args(words))
     if not own:
         return data
     task = data.task
@@ -192,17 +193,16 @@ def _extract_flags(
     config: ConfigDict, data: data_flags.DataSet, encoder: str, kmeans: str | None, flags: Mapping[str, Any]
 ) -> argparse.Namespace:
     """What `data_pipelines.extract` is asked for."""
-    words = [f"--task={data.task.name}", f"--out={config.data}", f"--encoder={encoder}"]
-    words += flag_table.words({name: flags[name] for name in flags if name == "on-error"})
     name, kmeans = assets.find_encoder(encoder, kmeans)
-    words.append(f"--kmeans={kmeans}" if kmeans else f"--clusters={CLUSTERS}")
+    asked: dict[str, Any] = {"task": data.task.name, "out": config.data, "encoder": encoder}
+    asked |= {flag: flags[flag] for flag in ("on-error",) if flag in flags}
+    asked |= {"kmeans": kmeans} if kmeans else {"clusters": CLUSTERS}
     if name not in ACOUSTIC:
-        words.append(f"--layer={_layer(name, kmeans)}")
+        asked["layer"] = _layer(name, kmeans)
     if sum(map(len, data.splits.values())) <= IN_PROCESS:
-        words.append("--runner=FnApiRunner")
-    if "prosody" in config.pretraining.lm:
-        words.append("--f0")
-    return extract.parser().parse_args(words)
+        asked["runner"] = "FnApiRunner"
+    asked["f0"] = "prosody" in config.pretraining.lm
+    return extract.parser().parse_args(flag_table.words(asked))
 
 
 def _layer(encoder: str, kmeans: str | None) -> int:
@@ -253,8 +253,9 @@ def _check_models(records: str, args: argparse.Namespace, advice: str) -> None:
 def _predict_line(config: ConfigDict, data: data_flags.DataSet, args: argparse.Namespace, pack: str) -> str:
     """The command that answers for a recording of the test split."""
     clip = data.splits["test"][0]
-    words = ["python", "-m", "spjax.predict", f"--lm={config.lm}", f"--encoder={args.encoder}"]
+    asked = {"lm": config.lm, "encoder": args.encoder}
     if args.encoder not in assets.NAMES:
-        words.append(f"--kmeans={args.kmeans or extract.kmeans_of(args.out)}")
-        words += [] if args.encoder in ACOUSTIC else [f"--layer={args.layer}"]
-    return shlex.join([*words, f"--packs={pack}", os.path.join(data.raw, clip.path)])
+        asked["kmeans"] = args.kmeans or extract.kmeans_of(args.out)
+        asked |= {} if args.encoder in ACOUSTIC else {"layer": args.layer}
+    words = flag_table.words({**asked, "packs": pack})
+    return shlex.join(["python", "-m", "spjax.predict", *words, os.path.join(data.raw, clip.path)])

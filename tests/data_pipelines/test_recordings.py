@@ -244,6 +244,20 @@ def test_published_models_get_an_adapter_of_less_than_150_000_numbers(raw: Path)
 # ---- to the end
 
 
+def test_the_last_line_is_a_command_for_a_recording_of_the_best_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, source = planned("own", Path("my run"), folders=classes(Path("my words"), "yes", "nein ü"))
+    members = [{"seed": 3, "best_valid": 0.5}, {"seed": 4, "best_valid": 0.7}]
+    Path("my run/packs/seed_4").mkdir(parents=True)
+    Path("my run/results.json").write_text(json.dumps({"lower_is_better": False, "members": members}))
+    source.finish()
+    options = predict._parser().parse_args(command(capsys.readouterr().out.splitlines()[-1]))
+    assert (options.lm, options.encoder, options.packs) == ("tiny", "tiny", ["my run/packs/seed_4"])
+    assert [Path(file).is_file() for file in options.files] == [True]
+
+
 SMALL = {"compute.dtype": "float32", "train.epochs": 2, "train.buckets": 1, "train.seeds": (0,)}
 
 
@@ -257,16 +271,22 @@ def last_line(
     return capsys.readouterr().out.strip().splitlines()[-1]
 
 
-def answered(line: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """What the command of the last line prints."""
+def command(line: str) -> list[str]:
+    """The arguments of spjax.predict that a job's last line gives."""
     python, module, name, *words = shlex.split(line.removeprefix("to try it: "))
     assert (python, module, name) == ("python", "-m", "spjax.predict")
+    return words
+
+
+def answered(line: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command of the last line prints."""
     with pytest.raises(SystemExit) as end:
-        predict.main([*words, "--compilation-cache="])
+        predict.main([*command(line), "--compilation-cache="])
     assert end.value.code == 0
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compile")
 def test_from_a_folder_to_a_pack_a_report_and_an_answer(
     tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -285,6 +305,7 @@ def test_from_a_folder_to_a_pack_a_report_and_an_answer(
     assert again == line
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compile")
 def test_from_a_known_data_set_and_published_models_to_an_answer(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home = publish()
