@@ -44,6 +44,7 @@ from etils import epath
 from data_pipelines import assemble, data_flags, fit_kmeans, flag_table, parts
 from data_pipelines.clips import Splits
 from data_pipelines.heartbeats import BEAT_SECONDS
+from data_pipelines.import_units import print_card
 from data_pipelines.make_parts import make_parts
 from data_pipelines.parts import Job
 from data_pipelines.pipeline import LOCAL, ExtractError
@@ -241,7 +242,9 @@ def _check_out(out: epath.PathLike, overwrite: bool) -> None:
     """Whether records can be written there, as far as that can be known before any work is done."""
     out = epath.Path(out)
     if out.exists() and not out.is_dir():
-        raise ExtractError(f"{out} is a file: choose another place for the records, a directory that is made if it is absent")
+        raise ExtractError(
+            f"{out} is a file: choose another place for the records, a directory that is made if it is absent"
+        )
     try:
         check_free(out, overwrite)
     except RecordError as error:
@@ -328,11 +331,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             card = _extract_by(args, beam_options)
     except (ValueError, OSError) as error:  # every error of ours is a ValueError
         sys.exit(f"error: {error}")
-    for split, count in card.counts.items():
-        print(f"{split}: {count:,} utterances in {len(card.shards[split])} file(s)")
-    for note in card.notes:
-        print(f"note: {note}")
-    print(f"unit records: {args.out}")
+    print_card(card, args.out)
 
 
 def _extract_by(args: argparse.Namespace, beam_options: Sequence[str]) -> Card:
