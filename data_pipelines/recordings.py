@@ -53,6 +53,7 @@ def source(config: ConfigDict, workdir: str, flags: Mapping[str, Any], overrides
     own = "folders" in flags or "manifest" in flags
     _check_config(config, own, workdir, flags)
     data = _listed(config, own, flags)
+    config.data = config.data.rstrip("/")
     if own:
         config.task = data.task.name
         config.data = os.path.join(workdir, config.data, data.task.name)
@@ -142,8 +143,8 @@ def _content_hash(data: data_flags.DataSet) -> str:
 def _choose_models(config: ConfigDict, flags: Mapping[str, Any], overrides: Collection[str]) -> tuple[str, str | None]:
     """Encoder and k-means (None: to be fitted, or its own); sets the LM in the config, and how it is pretrained."""
     encoder, kmeans = flags.get("encoder"), flags.get("kmeans")
-    if encoder is None and config.lm in assets.NAMES:  # an LM takes the units that it knows
-        encoder = config.lm
+    if encoder is None and (config.lm in assets.NAMES or "raw" not in flags or "manifest" in flags):
+        encoder = assets.NAMES[0]  # an LM takes the units that it knows; those of your own data are to be had at once
     streams = "prosody" in config.pretraining.lm
     if published := encoder is None:
         home = fetch.SETS[PUBLISHED].default_out()
@@ -162,6 +163,11 @@ def _choose_models(config: ConfigDict, flags: Mapping[str, Any], overrides: Coll
         "data": os.path.dirname(config.data),
         "lm.vocab_size": clusters + vocab.UNIT_OFFSET,
     }
+    settled = published or config.lm in assets.NAMES or workdirs.there(config.lm)
+    if not settled and os.path.basename(config.data) != config.task:
+        raise ValueError(
+            f"--config.data={config.data} must end in /{config.task}, where the LM's pretraining looks for records"
+        )
     config.pretraining.update_from_flattened_dict(
         {name: value for name, value in pretraining.items() if f"pretraining.{name}" not in overrides}
     )

@@ -281,8 +281,16 @@ def test_missing_units_are_told(place: Place) -> None:
         code, printed = place.run("fsc", *flags)
         assert code == 1
         told = printed[printed.index("error: ") :]
-        assert told.startswith("error: no unit records of fsc at nowhere, and nothing to make them of. Add one of these")
-        ways = ("--raw=DIR --encoder=tiny", "--raw=DIR  ", "--units=DIR", "configs/demo.py", "configs/own.py --folders=DIR")
+        assert told.startswith(
+            "error: no unit records of fsc at nowhere, and nothing to make them of. Add one of these"
+        )
+        ways = (
+            "--raw=DIR --encoder=tiny",
+            "--raw=DIR  ",
+            "--units=DIR",
+            "configs/demo.py",
+            "configs/own.py --folders=DIR",
+        )
         assert [told.index(way) for way in ways] == sorted(map(told.index, ways))  # the easiest first
         assert "Traceback" not in printed
         assert not (place.folder / "nowhere").exists()

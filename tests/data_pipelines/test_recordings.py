@@ -144,6 +144,15 @@ def test_what_cannot_be_split_is_told_with_what_is_needed(tmp_path: Path) -> Non
         planned("own", tmp_path / "run", folders=classes(tmp_path / "two", "a", "b", clips=2))
 
 
+def test_records_to_pretrain_on_are_in_a_folder_of_the_task(raw: Path) -> None:
+    settings = {"data": "elsewhere/records/"}
+    with pytest.raises(ValueError, match=r"--config\.data=elsewhere/records must end in /fsc"):
+        planned("fsc", Path("run"), settings, raw=raw, encoder="mfcc")
+    config, _ = planned("fsc", Path("run"), {"data": "elsewhere/fsc/"}, raw=raw, encoder="mfcc")
+    assert config.lm == "elsewhere/fsc-ulm/lm"
+    assert planned("fsc", Path("run"), settings, raw=raw, encoder="tiny")[0].data == "elsewhere/records"
+
+
 @pytest.mark.parametrize(
     ("config", "flags", "said"),
     [
