@@ -126,6 +126,7 @@ def with_backbone(config: ConfigDict, options: str) -> ConfigDict:
         config.lm.prosody = prosody()
     elif options == "backbone=pgslm":
         with_backbone(config.pretraining, options)
-        folder, leaf = os.path.split(config.lm)
+        # what goes with spjax has no streams: an LM of its own is pretrained
+        folder, leaf = os.path.split(config.lm if "/" in config.lm else f"runs/{config.task}_ulm/lm")
         config.lm = os.path.join(f"{folder}_pgslm", leaf)
     return config

@@ -1,6 +1,7 @@
 """Fluent Speech Commands: action, object and location of a command; exact match of all three.
 
     python -m spjax.main --config=configs/fsc.py --units=UNIT_TEXT --workdir=runs/fsc
+    python -m spjax.main --config=configs/fsc.py --raw=RAW/fsc --workdir=runs/fsc
 
 Published: 97.2 % (GSLM), 97.3 % (GSLM, learnable verbalizer), 98.4 % (SpeechPrompt v1).
 Ours: 98.46 % ± 0.08 over 3 seeds (n-gram baseline 98.37 %).

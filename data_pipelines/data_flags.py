@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from data_pipelines import flag_table
 from data_pipelines.clips import Splits
 from data_pipelines.manifests import read_user_data
 from data_pipelines.split_manifests import read_splits
 from data_pipelines.splits import BuildError
-from spjax.command_line import place, seed
+from spjax.command_line import place
 from spjax.tasks import METRICS, TASKS, Task
 
 _OF_A_MANIFEST = ("labels", "text", "crops", "source")
@@ -46,44 +47,29 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--splits", metavar="DIR", type=place, help="splits written down earlier, of the data set in --raw"
     )
-    which.add_argument(
-        "--manifest", metavar="CSV", type=place, help="your own data: columns path, labels, maybe split, speaker, ..."
-    )
-    which.add_argument(
-        "--folders", metavar="DIR", type=place, help="your own data: a folder a class, maybe below a folder a split"
-    )
-    group.add_argument(
-        "--raw", metavar="DIR", type=place, help="root of the data set (by default of --manifest: where it lies)"
-    )
-    group.add_argument("--protocol", default="paper", help="splits of --task: paper, honest, a fold (%(default)s)")
-    group.add_argument("--labels", metavar="A,B", help="label columns of --manifest (by default all unknown columns)")
-    group.add_argument(
-        "--text", metavar="A,B", help="columns of --manifest: free text, no labels, maybe with line ends"
-    )
-    group.add_argument("--crops", action="store_true", help="columns start, duration of --manifest: crops, in seconds")
-    group.add_argument("--source", metavar="A", help="column of --manifest that says what recordings were cut from")
+    flag_table.add(which, "manifest", metavar="CSV")
+    flag_table.add(which, "folders", metavar="DIR")
+    flag_table.add(group, "raw", metavar="DIR")
+    flag_table.add(group, "protocol", default="paper")
+    flag_table.add(group, "labels", metavar="A,B")
+    flag_table.add(group, "text", metavar="A,B")
+    flag_table.add(group, "crops")
+    flag_table.add(group, "source", metavar="A")
     group.add_argument(
         "--name", help="what to call your own task (by default as --out of extraction, else as its file or folder)"
     )
-    group.add_argument("--metric", choices=tuple(METRICS), help="of your own task (accuracy; exact_match of several)")
-    group.add_argument("--split-seed", type=seed, default=0, help="of splits made for your own data (%(default)s)")
+    flag_table.add(group, "metric", choices=tuple(METRICS))
+    flag_table.add(group, "split-seed", default=0)
 
 
 def add_encoder_flags(parser: argparse.ArgumentParser) -> None:
     """What makes features of speech, and what to do about files that hold none."""
     group = parser.add_argument_group("encoder")
-    group.add_argument(
-        "--encoder",
-        type=place,
-        required=True,
-        help="mfcc, log_mel, tiny, or the directory of a HuBERT or Whisper (local or gs://)",
-    )
+    flag_table.add(group, "encoder", required=True)
     group.add_argument("--layer", type=int, default=6, help="of a HuBERT or Whisper (%(default)s)")
     group.add_argument("--plain-chunks", action="store_true", help="cut long audio as the reference does")
     group.add_argument("--lowpass", type=float, metavar="HZ", help="hear nothing above, in files of any band width")
-    parser.add_argument(
-        "--on-error", choices=("stop", "skip"), default="stop", help="at a file that cannot be used (%(default)s)"
-    )
+    flag_table.add(parser, "on-error", choices=("stop", "skip"), default="stop")
 
 
 def chosen(args: argparse.Namespace, unit_text: bool = False) -> DataSet:

@@ -1,11 +1,10 @@
 """The embedded default: speech made on the spot, its unit records, and what trained prompts say of some recordings.
 
-A job whose config has `synthesis` (configs/demo.py, demo_prosody.py) begins with `prepare` and ends with `show_job`.
+The source of jobs whose config has `synthesis` (configs/demo.py, demo_prosody.py).
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ from ml_collections import ConfigDict
 from data_pipelines import synthesize
 from data_pipelines.extract import Wanted, extract_all
 from data_pipelines.fit_kmeans import fit_kmeans
-from spjax.jobs import ImportUnits, comparing
+from data_pipelines.sources import Source, best_pack
+from spjax.jobs import comparing
 from spjax.serving.classify import classify_units, load_prompt, load_unit_lm
 from spjax.speech2unit.encoder import encode, load_encoder
 from spjax.storage import places, save_kmeans
@@ -28,8 +28,8 @@ CLUSTERS = 100
 FITTED_ON = 1500  # train recordings that k-means sees, of all tasks together: 200,000 frames
 
 
-def prepare(config: ConfigDict, workdir: str) -> ImportUnits:
-    """What makes the unit records of a job; its places, relative to WORKDIR until now, are made those in it.
+def source(config: ConfigDict, workdir: str) -> Source:
+    """The source of a job; its places, relative to WORKDIR until now, are made those in it.
 
     Raises:
       ValueError: a workdir in a bucket, or speech of another config is in the way.
@@ -44,10 +44,13 @@ def prepare(config: ConfigDict, workdir: str) -> ImportUnits:
     )
     config.data = data if "," in config.task else os.path.join(data, config.task)
     f0 = config.job == "compare" or "prosody" in config.pretraining.lm
-    return lambda _, directory: records(workdir, os.path.dirname(directory), spoken, synthesis, f0=f0)
+    return Source(
+        lambda _, directory: records(workdir, os.path.dirname(directory), spoken, synthesis, f0=f0),
+        lambda: _show_job(config, workdir),
+    )
 
 
-def show_job(config: ConfigDict, workdir: str) -> None:
+def _show_job(config: ConfigDict, workdir: str) -> None:
     """Print what the prompts of a finished job answer for some recordings, once where several processes ran it."""
     if jax.process_index() > 0:
         return
@@ -118,7 +121,7 @@ def show(workdir: str, models: Mapping[str, tuple[str, str]], tasks: Sequence[st
         for model, (_, job) in models.items():
             lm = lms[model]
             # A single task's report stands in the job's directory itself.
-            pack = load_prompt(_best_pack(Path(job, name) if len(tasks) > 1 else Path(job)))
+            pack = load_prompt(best_pack(os.path.join(job, name) if len(tasks) > 1 else job))
             taken = encoded if lm.config.prosody else [one.units.tolist() for one in encoded]
             answers = classify_units(lm, pack, taken)
             columns.append([_told(task, clip.labels, a) for clip, a in zip(clips, answers, strict=True)])
@@ -127,14 +130,6 @@ def show(workdir: str, models: Mapping[str, tuple[str, str]], tasks: Sequence[st
     text = "\n".join([*lines, ""])
     Path(workdir, "examples.md").write_text(text, encoding="utf-8")
     return text
-
-
-def _best_pack(task: Path) -> str:
-    """The pack of the seed that was best on valid."""
-    results = json.loads((task / "results.json").read_text())
-    sign = -1 if results["lower_is_better"] else 1
-    best = max(results["members"], key=lambda member: sign * member["best_valid"])
-    return str(task / "packs" / f"seed_{best['seed']}")
 
 
 def _told(task: Task, labels: tuple[str, ...], answer: Mapping[str, Any]) -> str:

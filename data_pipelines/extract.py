@@ -41,16 +41,17 @@ from typing import Any, Literal, NamedTuple
 
 from etils import epath
 
-from data_pipelines import assemble, data_flags, fit_kmeans, parts
+from data_pipelines import assemble, data_flags, fit_kmeans, flag_table, parts
 from data_pipelines.clips import Splits
 from data_pipelines.heartbeats import BEAT_SECONDS
+from data_pipelines.import_units import print_card
 from data_pipelines.make_parts import make_parts
 from data_pipelines.parts import Job
 from data_pipelines.pipeline import LOCAL, ExtractError
 from data_pipelines.run_pipeline import KEPT
 from data_pipelines.splits import checked
 from spjax import paths
-from spjax.command_line import Parser, output, place
+from spjax.command_line import Parser, output
 from spjax.data.records import Card, check_free, write_unit_records
 from spjax.data.tfrecords import RecordError
 from spjax.storage import assets, places
@@ -241,7 +242,9 @@ def _check_out(out: epath.PathLike, overwrite: bool) -> None:
     """Whether records can be written there, as far as that can be known before any work is done."""
     out = epath.Path(out)
     if out.exists() and not out.is_dir():
-        raise ExtractError(f"{out} is a file: choose another --out, a directory that is made if it is absent")
+        raise ExtractError(
+            f"{out} is a file: choose another place for the records, a directory that is made if it is absent"
+        )
     try:
         check_free(out, overwrite)
     except RecordError as error:
@@ -285,51 +288,50 @@ def _orderly_end() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line (`--help`)."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    beam_options = argv[argv.index("--") + 1 :] if "--" in argv else []
-    parser = Parser(
+def parser() -> Parser:
+    """The flags, but those of Beam behind `--`."""
+    made = Parser(
         prog="python -m data_pipelines.extract",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s (--task=NAME --raw=DIR | --manifest=CSV | --folders=DIR) --out=DIR --encoder=ENCODER "
         "[--kmeans=DIR | --clusters=N] [flags] [-- flags of Beam]",
     )
-    data_flags.add_data_flags(parser)
-    parser.add_argument(
+    data_flags.add_data_flags(made)
+    made.add_argument(
         "--out", type=output, required=True, help="directory of the unit records to make (local or gs://)"
     )
-    data_flags.add_encoder_flags(parser)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--kmeans", metavar="DIR", type=place, help="centroids of the encoder's features; --encoder=tiny has its own"
-    )
+    data_flags.add_encoder_flags(made)
+    which = made.add_mutually_exclusive_group()
+    flag_table.add(which, "kmeans", metavar="DIR")
     which.add_argument("--clusters", type=int, help="fit so many on the train split, and keep them as OUT-kmeans")
-    parser.add_argument("--no-merge", action="store_true", help="a unit a frame: leave runs of equal units as they are")
-    parser.add_argument("--f0", action="store_true", help="measure f0")
-    fit_kmeans.add_fit_flags(parser)
-    parser.add_argument("--runner", default=LOCAL, help="of Beam (%(default)s: processes on this machine)")
-    parser.add_argument("--workers", type=int, help="processes of the DirectRunner (default: one a core)")
-    parser.add_argument(
+    made.add_argument("--no-merge", action="store_true", help="a unit a frame: leave runs of equal units as they are")
+    made.add_argument("--f0", action="store_true", help="measure f0")
+    fit_kmeans.add_fit_flags(made)
+    made.add_argument("--runner", default=LOCAL, help="of Beam (%(default)s: processes on this machine)")
+    made.add_argument("--workers", type=int, help="processes of the DirectRunner (default: one a core)")
+    made.add_argument(
         "--patience",
         type=float,
         metavar="SECONDS",
         default=PATIENCE_SECONDS,
         help="without a sign of life of any worker, after which a job is given up (%(default)g)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the records that --out holds")
-    args = parser.parse_args(argv[: argv.index("--")] if "--" in argv else argv)
+    made.add_argument("--overwrite", action="store_true", help="replace the records that --out holds")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line (`--help`)."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    beam_options = argv[argv.index("--") + 1 :] if "--" in argv else []
+    args = parser().parse_args(argv[: argv.index("--")] if "--" in argv else argv)
     try:
         with _orderly_end(), places.plainly(), paths.writing(args.out):
             card = _extract_by(args, beam_options)
     except (ValueError, OSError) as error:  # every error of ours is a ValueError
         sys.exit(f"error: {error}")
-    for split, count in card.counts.items():
-        print(f"{split}: {count:,} utterances in {len(card.shards[split])} file(s)")
-    for note in card.notes:
-        print(f"note: {note}")
-    print(f"unit records: {args.out}")
+    print_card(card, args.out)
 
 
 def _extract_by(args: argparse.Namespace, beam_options: Sequence[str]) -> Card:
@@ -344,9 +346,23 @@ def _extract_by(args: argparse.Namespace, beam_options: Sequence[str]) -> Card:
     _check_out(args.out, args.overwrite)  # before a k-means is fitted
     if args.manifest or args.folders:  # jobs look for a task's records in a folder of its name
         args.name = args.name or args.out.rstrip("/").rpartition("/")[2]
-    data = data_flags.chosen(args)
-    if kmeans is None:
-        kmeans = f"{args.out.rstrip('/')}-kmeans"
+    return extract_data(data_flags.chosen(args), args, beam_options)
+
+
+def extract_data(data: data_flags.DataSet, args: argparse.Namespace, beam_options: Sequence[str] = ()) -> Card:
+    """Extract a data set as the flags say; with `clusters` a k-means is fitted first and kept as OUT-kmeans.
+
+    Args:
+      data: what `data_flags.chosen` found.
+      args: the flags of `parser`.
+      beam_options: as of `extract_all`.
+
+    Raises:
+      As `extract_all` and `fit_kmeans.fit_to`.
+    """
+    kmeans = args.kmeans
+    if args.clusters is not None:
+        kmeans = kmeans_of(args.out)
         fit_kmeans.fit_to(kmeans, data, args, overwrite=args.overwrite, tell_refused=False)
     return extract(
         data.task,
@@ -369,3 +385,8 @@ def _extract_by(args: argparse.Namespace, beam_options: Sequence[str]) -> Card:
         patience=args.patience,
         overwrite=args.overwrite,
     )
+
+
+def kmeans_of(out: str) -> str:
+    """Where a k-means that was fitted for records is kept."""
+    return f"{out.rstrip('/')}-kmeans"

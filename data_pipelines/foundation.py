@@ -1,8 +1,8 @@
 """Unit records for pretraining a unit LM that goes with the package: synthesised speech of many languages, as units.
 
-A job whose config has `speech` (configs/pretrain_tiny.py) begins with `prepare` and ends with `write_assets`. Waves are
-not kept: a part of the utterances is spoken, encoded and written as units in one go, several parts at once. What is
-there is kept, so that a run that was stopped goes on. The voices are the demo's: those of its train split speak what is
+The source of a job whose config has `speech` (configs/pretrain_tiny.py), which ends with `write_assets`. Waves are not
+kept: a part of the utterances is spoken, encoded and written as units in one go, several parts at once. What is there
+is kept, so that a run that was stopped goes on. The voices are the demo's: those of its train split speak what is
 trained on, those of its valid split what is held out, and those of its test split nothing.
 
 An utterance depends on the seed, its split and number, and the releases of engine and numpy, not on the number of
@@ -28,10 +28,11 @@ from tqdm import tqdm
 
 from data_pipelines import espeak, sentences, spoken_tasks, synthesize
 from data_pipelines.beam_worker import die_with
+from data_pipelines.sources import Source
 from data_pipelines.spoken_tasks import Line
 from spjax import process
 from spjax.data.records import Utterance, write_unit_records
-from spjax.jobs import ImportUnits, workdirs
+from spjax.jobs import workdirs
 from spjax.speech2unit.encoder import Encoder, load_encoder
 from spjax.speech2unit.units import merge
 from spjax.storage import files, load_kmeans, places, save_kmeans, unit_lms
@@ -182,8 +183,8 @@ def _read(folder: str, split: str, part: int, features: bool) -> dict[str, Any]:
 # ---- a job's records
 
 
-def prepare(config: ConfigDict, workdir: str) -> ImportUnits:
-    """What makes the unit records of a pretraining job; its `data` becomes WORKDIR/units.
+def source(config: ConfigDict, workdir: str) -> Source:
+    """The source of a pretraining job; its `data` becomes WORKDIR/units.
 
     Raises:
       ValueError: a workdir in a bucket, a multi-stream LM, or tasks that are not the kinds of utterances.
@@ -198,7 +199,9 @@ def prepare(config: ConfigDict, workdir: str) -> ImportUnits:
         raise ValueError(f"config.tasks has {', '.join(unknown)}: choose among {', '.join(KINDS)}")
     speech = SpeechConfig(**config.speech)
     config.data = os.path.join(workdir, "units")
-    return lambda kind, directory: records(workdir, kind, directory, speech)
+    return Source(
+        lambda kind, directory: records(workdir, kind, directory, speech), lambda: write_assets(config, workdir)
+    )
 
 
 def records(workdir: str, kind: str, directory: str, config: SpeechConfig) -> None:

@@ -27,6 +27,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
@@ -46,10 +47,10 @@ from data_pipelines.frames import (
     read_paths,
     read_source,
 )
-from data_pipelines.import_units import import_units
+from data_pipelines.import_units import add_import_flags, import_settings, import_units, print_card
 from data_pipelines.splits import SPLITS, BuildError, by_speaker, check_protocol, checked, stratified
 from data_pipelines.user_data import FRACTIONS
-from spjax.command_line import Parser, output, place
+from spjax.command_line import Parser
 from spjax.data.records import Card, Utterance, write_unit_records
 from spjax.data.tfrecords import RecordError
 from spjax.speech2unit.units import merge
@@ -68,9 +69,7 @@ def import_frames(
     protocol: str = "paper",
     overwrite: bool = False,
     vocabulary: int = 100,
-    encoder: str = "hubert_base_ls960",
-    layer: int = 6,
-    kmeans: str = "km100",
+    **made_by: Any,
 ) -> Card:
     """Reads unit text with a unit for every frame, checks every line, and writes unit records (see the module).
 
@@ -81,7 +80,7 @@ def import_frames(
       labels: columns of the source's tables, each a slot; none: the speaker is the label. Of a source alone.
       protocol: of the splits of a task in `builders.UNIT_TEXT`.
       overwrite: replace what `out` holds.
-      vocabulary, encoder, layer, kmeans: what made the units; goes into the card.
+      vocabulary, made_by: as of `import_units`.
 
     Returns:
       The card of the records.
@@ -110,9 +109,7 @@ def import_frames(
         },
         overwrite=overwrite,
         vocabulary=vocabulary,
-        encoder=encoder,
-        layer=layer,
-        kmeans=kmeans,
+        **made_by,
         merged=True,
         sources={name: hashlib.sha256((epath.Path(src) / name).read_bytes()).hexdigest() for name in files},
         notes=(f"protocol: {protocol}", *found.notes) if task in UNIT_TEXT else found.notes,
@@ -180,17 +177,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--task", required=True, help=f"one of {', '.join(UNIT_TEXT)}, or the name of a source")
-    parser.add_argument("--src", type=place, required=True, help="directory of the files *.frames.txt")
-    parser.add_argument(
-        "--out", type=output, required=True, help="directory of the unit records to make (local or gs://)"
-    )
+    add_import_flags(parser, "directory of the files *.frames.txt")
     parser.add_argument("--label", default="", help="columns of a source's *.labels.tsv, with commas (the speaker)")
     parser.add_argument("--protocol", default="paper", help="splits of a known task: paper, honest (%(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
-    parser.add_argument("--vocabulary", type=int, default=100, help="number of units (%(default)s)")
-    parser.add_argument("--encoder", default="hubert_base_ls960", help="speech encoder of the units (%(default)s)")
-    parser.add_argument("--layer", type=int, default=6, help="layer of the encoder (%(default)s)")
-    parser.add_argument("--kmeans", default="km100", help="identity of the centroids (%(default)s)")
     args = parser.parse_args(argv)
     try:
         card = import_frames(
@@ -199,19 +188,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.out,
             labels=[label.strip() for label in args.label.split(",") if label.strip()],
             protocol=args.protocol,
-            overwrite=args.overwrite,
-            vocabulary=args.vocabulary,
-            encoder=args.encoder,
-            layer=args.layer,
-            kmeans=args.kmeans,
+            **import_settings(args),
         )
     except (BuildError, RecordError, OSError) as error:
         sys.exit(f"error: {error}")
-    for split, count in card.counts.items():
-        print(f"{split}: {count:,} utterances")
-    for note in card.notes:
-        print(f"note: {note}")
-    print(f"unit records: {args.out}")
+    print_card(card, args.out)
 
 
 def _any_source(src: epath.PathLike, source: str, labels: Sequence[str]) -> UnitSplits:

@@ -41,7 +41,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -68,9 +68,7 @@ def import_units(
     shards: int | None = None,
     overwrite: bool = False,
     vocabulary: int = 100,
-    encoder: str = "hubert_base_ls960",
-    layer: int = 6,
-    kmeans: str = "km100",
+    **made_by: Any,
 ) -> Card:
     """Reads unit text (form: this module's docstring), checks every line, and writes unit records.
 
@@ -84,7 +82,7 @@ def import_units(
         every line: a score over fewer utterances is another score.
       shards: files a split, as of `write_unit_records`.
       overwrite: replace what `out` holds.
-      vocabulary, encoder, layer, kmeans: what made the units; goes into the card.
+      vocabulary, made_by: what made the units (encoder, layer, kmeans); as of `Card`, into which they go.
 
     Returns:
       The card of the records.
@@ -127,9 +125,7 @@ def import_units(
         shards=shards,
         overwrite=overwrite,
         vocabulary=vocabulary,
-        encoder=encoder,
-        layer=layer,
-        kmeans=kmeans,
+        **made_by,
         merged=merged,
         sources=sources,
         notes=notes,
@@ -167,10 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--task", required=True, help=f"one of {', '.join(TASKS)}; any other name together with --slots"
     )
-    parser.add_argument("--src", type=place, required=True, help="directory of <split>.txt and <split>.named")
-    parser.add_argument(
-        "--out", type=output, required=True, help="directory of the unit records to make (local or gs://)"
-    )
+    add_import_flags(parser, "directory of <split>.txt and <split>.named")
     parser.add_argument("--splits", default=",".join(SPLITS), help="splits to import, with commas (%(default)s)")
     parser.add_argument("--slots", type=place, help='JSON of a new task\'s slots: {"slot": ["label", ...], ...}')
     parser.add_argument(
@@ -181,11 +174,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--dedup", action="store_true", help="drop repeated lines of every split but test")
     parser.add_argument("--shards", type=int, help="files a split is cut into (default: 50,000 utterances a file)")
-    parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
-    parser.add_argument("--vocabulary", type=int, default=100, help="number of units (%(default)s)")
-    parser.add_argument("--encoder", default="hubert_base_ls960", help="speech encoder of the units (%(default)s)")
-    parser.add_argument("--layer", type=int, default=6, help="layer of the encoder (%(default)s)")
-    parser.add_argument("--kmeans", default="km100", help="identity of the centroids (%(default)s)")
     args = parser.parse_args(argv)
     try:
         if args.slots and args.task in TASKS:
@@ -200,19 +188,38 @@ def main(argv: Sequence[str] | None = None) -> None:
             labels=args.labels,
             dedup=args.dedup,
             shards=args.shards,
-            overwrite=args.overwrite,
-            vocabulary=args.vocabulary,
-            encoder=args.encoder,
-            layer=args.layer,
-            kmeans=args.kmeans,
+            **import_settings(args),
         )
     except (RecordError, OSError) as error:
         sys.exit(f"error: {error}")
+    print_card(card, args.out)
+
+
+def add_import_flags(parser: argparse.ArgumentParser, src: str) -> None:
+    """The flags of every import: from where, to where, and what made the units. `src`: help of --src."""
+    parser.add_argument("--src", type=place, required=True, help=src)
+    parser.add_argument(
+        "--out", type=output, required=True, help="directory of the unit records to make (local or gs://)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
+    parser.add_argument("--vocabulary", type=int, default=100, help="number of units (%(default)s)")
+    parser.add_argument("--encoder", default="hubert_base_ls960", help="speech encoder of the units (%(default)s)")
+    parser.add_argument("--layer", type=int, default=6, help="layer of the encoder (%(default)s)")
+    parser.add_argument("--kmeans", default="km100", help="identity of the centroids (%(default)s)")
+
+
+def import_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags of `add_import_flags` say of the records."""
+    return {name: getattr(args, name) for name in ("overwrite", "vocabulary", "encoder", "layer", "kmeans")}
+
+
+def print_card(card: Card, out: str) -> None:
+    """Print what was made."""
     for split, count in card.counts.items():
         print(f"{split}: {count:,} utterances in {len(card.shards[split])} file(s)")
     for note in card.notes:
         print(f"note: {note}")
-    print(f"unit records: {args.out}")
+    print(f"unit records: {out}")
 
 
 def _known_task(name: str) -> Task:

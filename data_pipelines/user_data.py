@@ -70,7 +70,9 @@ def finish(
     for number, column in enumerate(columns):
         counts = Counter(clip.labels[number] for clip in every)
         if len(counts) < 2:
-            raise BuildError(f"{place}, {column}: every label is {next(iter(counts))!r}, nothing to tell apart{advice}")
+            raise BuildError(
+                f"{place}, {column}: every label is {next(iter(counts))!r}, nothing to tell apart: give two{advice}"
+            )
         try:
             slots.append(Slot(column, tuple(sorted(counts))))
         except ValueError as error:

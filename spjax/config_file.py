@@ -42,7 +42,7 @@ def parse_flags(argv: Sequence[str], module: str) -> list[str]:
     files = list(_config_files(argv))
     known = [f"--{flag.name}" for flag in values.get_key_flags_for_module(module)]
     for word in argv[1:]:  # before the config is read, whose errors would come first
-        name = re.match(r"--?(no)?([A-Za-z]\w*)(?==|$)", word)
+        name = re.match(r"--?(no)?([A-Za-z][\w-]*)(?==|$)", word)
         if name and name[2] not in values and f"{name[1] or ''}{name[2]}" not in values:
             _refuse(f"unknown flag {name[0]}{nearest(f'--{name[2]}', known)}")
     if not files:

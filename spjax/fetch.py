@@ -585,6 +585,21 @@ def fetch(
     return out
 
 
+def by_hand(name: str) -> str:
+    """What to put where, a line a file, where a set of `SETS` cannot be downloaded."""
+    entry = SETS[name]
+    out = entry.default_out()
+    missing = [file for file in entry.files if not (out / file.product).exists()]
+    lines = [f"  {file.url}\n    to {out / DOWNLOADS / file.filename}" for file in missing]
+    return "\n".join(
+        [
+            "Put these files where they are looked for, then give the same command again, which converts them:",
+            *lines,
+            f"Or, where there is a network: python -m spjax.fetch {name} --out=DIR, and copy DIR to {out}.",
+        ]
+    )
+
+
 def _listing() -> str:
     lines = []
     for entry in SETS.values():

@@ -1,4 +1,8 @@
-"""`python -m spjax.main --config=configs/fsc.py --units=UNIT_TEXT --workdir=runs/fsc`: from unit text to a test score.
+"""`python -m spjax.main --config=configs/own.py --folders=DIR`: from recordings, or units as text, to a test score.
+
+    python -m spjax.main --config=configs/own.py --folders=DIR    recordings of your own, a folder a class
+    python -m spjax.main --config=configs/fsc.py --raw=DIR        a data set that spjax knows, unpacked in DIR
+    python -m spjax.main --config=configs/fsc.py --units=DIR      its units as text
 
 Unit records and the unit LM that the config names are made first where they are absent. A work directory is continued.
 """
@@ -23,6 +27,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from data_pipelines import flag_table
 from spjax import config_file, paths
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file in configs/.", lock_config=True)
@@ -36,6 +41,13 @@ UNITS = config_file.define_path(
     paths.given,
     "Folder of unit text to import absent unit records from: TASK/{train,valid,test}.txt or SOURCE.PART.frames.txt.",
 )
+for _name, (_kind, _text) in flag_table.FLAGS.items():
+    if _kind == "path":
+        config_file.define_path(_name, paths.given, _text)
+    elif _kind == "switch":
+        flags.DEFINE_boolean(_name, False, _text)
+    else:
+        flags.DEFINE_string(_name, None, _text)
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
@@ -78,32 +90,20 @@ def _main(_: Sequence[str]) -> None:
 
 
 def _run() -> None:
-    from data_pipelines import demo, foundation
-    from data_pipelines.import_frames import import_from
+    from data_pipelines.sources import source_of
     from spjax import jobs
-    from spjax.storage import places
     from spjax.training.loop import DivergedError, Interrupted
 
     config = CONFIG.value
     command = "python -m spjax.main " + shlex.join(sys.argv[1:])
+    given = {name: flags.FLAGS[name].value for name in ("units", *flag_table.FLAGS)}
     try:
         workdir = WORKDIR.value or paths.to_write(config_file.default_workdir())
-        importer: jobs.ImportUnits | None = None
-        if units := UNITS.value:
-            if not places.at(units).is_dir():
-                raise ValueError(f"--units={units} is no folder: give the one that holds TASK/train.txt and so on")
-            importer = lambda task, records: import_from(units, task, records)  # noqa: E731
         jobs.check(config)
         with paths.writing(workdir):
-            if "synthesis" in config:
-                importer = demo.prepare(config, workdir)
-            if "speech" in config:
-                importer = foundation.prepare(config, workdir)
-            jobs.run(config, workdir, importer, command)
-            if "synthesis" in config:
-                demo.show_job(config, workdir)
-            if "speech" in config:
-                foundation.write_assets(config, workdir)
+            source = source_of(config, workdir, given, config_flags.get_override_values(flags.FLAGS["config"]))
+            jobs.run(config, workdir, source.make, command)
+            source.finish()
     except (ValueError, OSError, DivergedError) as error:
         sys.exit(f"error: {error}")
     except Interrupted as stop:

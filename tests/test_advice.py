@@ -116,11 +116,8 @@ def _imported(path: Path) -> tuple[str, ...]:
 ALL_COMMANDS = ["spjax.main", *commands()]
 # What a command reaches without ever coming to the messages in it.
 APART = {
-    # The demo's data are no data set that flags name, they are extracted on this machine, and its places are checked.
-    "spjax.main": re.compile(
-        r"data_pipelines\.(data_flags|manifests|listing|user_data|doubts|split_manifests|splits|builders|pipeline"
-        r"|extract)\b"
-    ),
+    # It fetches published files alone, and gives the advice itself (`fetch.by_hand`); runner and workers are its own.
+    "spjax.main": re.compile(r"spjax\.(convert|fetch)\b|data_pipelines\.(pipeline|extract)\b"),
     # Published files hold all that is asked for here, and no prompts are among them.
     "spjax.fetch": re.compile(r"spjax\.convert\b"),
     "data_pipelines.import_units": re.compile(r"data_pipelines\.splits\b"),  # of which it reads no tables

@@ -21,7 +21,6 @@ import nbclient
 import nbformat
 import numpy as np
 import pytest
-import soundfile
 from packaging.requirements import Requirement
 
 from tests import toy
@@ -370,25 +369,6 @@ def test_own_data_without_data(execute: Execute, tmp_path: Path):
     assert "not published" in outputs(done, "hub")
 
 
-def fsc_tree(raw: Path) -> None:
-    """Recordings of tones where Fluent Speech Commands has speech, in its layout."""
-    from spjax.tasks import TASKS
-
-    classes = TASKS["fsc"].classes
-    number = 0
-    for split, count in {"train": 24, "valid": 8, "test": 8}.items():
-        lines = [",path,speakerId,transcription,action,object,location"]
-        for i in range(count):
-            path = f"wavs/speakers/{split}/{number:03d}.wav"
-            (raw / path).parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(raw / path, corpus.tone(number, 0.4, 16_000), 16_000)
-            labels = [classes[c][1] for c in toy.COMBINATIONS["fsc"][i % len(toy.COMBINATIONS["fsc"])]]
-            lines.append(",".join([str(i), path, split, "words", *labels]))
-            number += 1
-        (raw / "data").mkdir(exist_ok=True)
-        (raw / "data" / f"{split}_data.csv").write_text("\n".join(lines) + "\n")
-
-
 def published_checkpoints(golden: Path, folder: Path) -> None:
     """The golden HuBERT and unit LM under their published names, and a k-means of 100 clusters between them."""
     import joblib
@@ -405,7 +385,7 @@ def published_checkpoints(golden: Path, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_fsc_published_weights(execute: Execute, tmp_path: Path, golden: Path):
-    fsc_tree(tmp_path / "raw")
+    corpus.fsc_tree(tmp_path / "raw")
     published_checkpoints(golden, tmp_path / "checkpoints")
     done = execute(
         read("fsc_published_weights"),

@@ -229,6 +229,8 @@ def test_without_a_config_of_ones_own_ours_are_listed(tmp_path: Path) -> None:
     ("flag", "why"),
     [
         ("--wrkdir=x", "unknown flag --wrkdir: did you mean --workdir?"),
+        ("--split-sed=1", "unknown flag --split-sed: did you mean --split-seed?"),
+        ("--folders=https://x/y", "flag --folders=https://x/y: https://x/y is a https:// address"),
         ("-unit=x", "unknown flag -unit: did you mean --units?"),
         ("--zzzzz", "unknown flag --zzzzz: see --help"),
         ("--processes=x", "flag --processes=x: invalid literal for int() with base 10: 'x'"),
@@ -265,7 +267,7 @@ def test_help_needs_no_config(tmp_path: Path, flag: str) -> None:
         timeout=100, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    for name in ("config", "units", "workdir", "coordinator", "compilation_cache"):
+    for name in ("config", "units", "folders", "split-seed", "workdir", "coordinator", "compilation_cache"):
         assert f"  --{name}: " in done.stdout
 
 
@@ -275,9 +277,30 @@ def test_an_unknown_setting_is_told(place: Place) -> None:
 
 
 def test_missing_units_are_told(place: Place) -> None:
-    line = _fails(place, "--config.data=nowhere", "--config.lm=lm")
-    assert "no unit records at nowhere: give --units=UNIT_TEXT" in line
-    assert not (place.folder / "nowhere").exists()
+    for flags in (("--config.data=nowhere", "--config.lm=lm"), ("--config.data=nowhere",)):
+        code, printed = place.run("fsc", *flags)
+        assert code == 1
+        told = printed[printed.index("error: ") :]
+        assert told.startswith(
+            "error: no unit records of fsc at nowhere, and nothing to make them of. Add one of these"
+        )
+        ways = (
+            "--raw=DIR --encoder=tiny",
+            "--raw=DIR  ",
+            "--units=DIR",
+            "configs/demo.py",
+            "configs/own.py --folders=DIR",
+        )
+        assert [told.index(way) for way in ways] == sorted(map(told.index, ways))  # the easiest first
+        assert "Traceback" not in printed
+        assert not (place.folder / "nowhere").exists()
+
+
+def test_missing_units_to_pretrain_on_are_told(place: Place) -> None:
+    line = _fails(place, "--config.lm=runs/none/lm", "--config.pretraining.tasks=('fsc','other')")
+    assert "no unit records of other at runs/units/other" in line
+    assert "which the LM runs/none/lm is to be pretrained on" in line
+    assert "--config.pretraining.tasks" in line
 
 
 def test_a_missing_lm_is_told(place: Place) -> None:

@@ -135,9 +135,9 @@ def make_absent_lm(config: ConfigDict, import_units: ImportUnits | None) -> None
             f"python -m spjax.convert unit_lm; or have one pretrained, for which it takes the records "
             f"{', '.join(units)} (or --units=UNIT_TEXT to import them from) and a --config.lm that ends in /lm"
         )
-    say(f"no unit LM at {config.lm}: pretraining one first (config.pretraining)")
     check(config.pretraining)
     prompting.check_lengths(config, _lm_config(config.pretraining), import_units)
+    say(f"no unit LM at {config.lm}: pretraining one first (config.pretraining)")
     places.at(workdir).mkdir(parents=True, exist_ok=True)
     run_pretraining(config.pretraining, workdir, import_units, part="pretraining.")
 

@@ -8,7 +8,8 @@ import numpy as np
 import soundfile
 
 from data_pipelines.clips import Clip, Splits
-from spjax.tasks import Slot, Task
+from spjax.tasks import TASKS, Slot, Task
+from tests import toy
 
 TASK = Task("toy", (Slot("pitch", ("low", "high")), Slot("noise", ("none", "some"))), "exact_match")
 COUNTS = {"train": 100, "valid": 30, "test": 20}
@@ -44,3 +45,20 @@ def make_corpus(raw: Path, counts: dict[str, int] | None = None) -> Splits:
     crops = [Clip(f"long@{i}", "long.flac", ("low", "none"), start=i / 2, duration=0.5) for i in range(4)]
     splits["train"] += crops
     return splits
+
+
+def fsc_tree(raw: Path) -> None:
+    """Recordings of tones where Fluent Speech Commands has speech, in its layout."""
+    classes = TASKS["fsc"].classes
+    number = 0
+    for split, count in {"train": 24, "valid": 8, "test": 8}.items():
+        lines = [",path,speakerId,transcription,action,object,location"]
+        for i in range(count):
+            path = f"wavs/speakers/{split}/{number:03d}.wav"
+            (raw / path).parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(raw / path, tone(number, 0.4, 16_000), 16_000)
+            labels = [classes[c][1] for c in toy.COMBINATIONS["fsc"][i % len(toy.COMBINATIONS["fsc"])]]
+            lines.append(",".join([str(i), path, split, "words", *labels]))
+            number += 1
+        (raw / "data").mkdir(exist_ok=True)
+        (raw / "data" / f"{split}_data.csv").write_text("\n".join(lines) + "\n")

@@ -147,11 +147,11 @@ def test_a_config_that_makes_no_sense_is_refused(tmp_path: Path, change, message
     config = pretrain_tiny.get_config()
     config.update(change)
     with pytest.raises(ValueError, match=message):
-        foundation.prepare(config, str(tmp_path))
+        foundation.source(config, str(tmp_path))
     with pytest.raises(ValueError, match="is in a bucket"):
-        foundation.prepare(pretrain_tiny.get_config(), "gs://bucket/run")
+        foundation.source(pretrain_tiny.get_config(), "gs://bucket/run")
     with pytest.raises(ValueError, match="pretrain a unit LM"):
-        foundation.prepare(pretrain_tiny.get_config("backbone=pgslm"), str(tmp_path))
+        foundation.source(pretrain_tiny.get_config("backbone=pgslm"), str(tmp_path))
 
 
 @pytest.mark.slow

@@ -1,0 +1,125 @@
+"""The one place that decides how `spjax.main` makes unit records that are absent.
+
+A config may make them itself: `synthesis` (the demo) and `speech` (the corpus that tiny was pretrained on). Otherwise a
+flag says what they come from: `--units` (units as text), `--raw` (a data set that spjax knows), `--folders` or
+`--manifest` (recordings of your own).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple, NoReturn
+
+from ml_collections import ConfigDict
+
+from spjax.jobs import ImportUnits, workdirs
+from spjax.storage import places
+
+WAYS = ("units", "raw", "folders", "manifest")
+OWN = "own"  # the task of a config for recordings of your own, until they name it
+
+
+def _nothing() -> None:
+    return None
+
+
+class Source(NamedTuple):
+    """How a job gets its unit records.
+
+    Attributes:
+      make: makes those of a task that are absent.
+      finish: is called when the job is done.
+    """
+
+    make: ImportUnits
+    finish: Callable[[], None] = _nothing
+
+
+def source_of(config: ConfigDict, workdir: str, given: Mapping[str, Any], overrides: Collection[str]) -> Source:
+    """The source of a job's records.
+
+    Args:
+      config: of the job; what follows from the flags (its task, its LM) is set in it.
+      workdir: of the job.
+      given: values of `--units` and of the flags of `flag_table`, by name; None or False where they are not given.
+      overrides: settings that the command line gives by `--config.NAME`.
+
+    Raises:
+      ValueError: flags that do not go together, or with this config.
+      OSError: what a flag names is not there.
+    """
+    flags = {name: value for name, value in given.items() if value not in (None, False)}
+    ways = [name for name in WAYS if name in flags]
+    made = next((name for name in ("synthesis", "speech") if name in config), None)
+    if made and flags:
+        raise ValueError(
+            f"--{next(iter(flags))}: this config makes its own records (config.{made}): leave the flag out"
+        )
+    if made == "synthesis":
+        from data_pipelines import demo
+
+        return demo.source(config, workdir)
+    if made == "speech":
+        from data_pipelines import foundation
+
+        return foundation.source(config, workdir)
+    if len(ways) > 1 and ways != ["raw", "manifest"]:  # --raw may be the root of a CSV's paths
+        raise ValueError(f"--{ways[0]} and --{ways[1]} both say where the units come from: give one of them")
+    of_recordings = bool(ways) and ways != ["units"]
+    if flags.keys() - set(WAYS) and not of_recordings:
+        name = next(name for name in flags if name not in WAYS)
+        raise ValueError(f"--{name} is for recordings: give --folders, --manifest or --raw too, or leave it out")
+    if of_recordings:
+        from data_pipelines import recordings
+
+        return recordings.source(config, workdir, flags, overrides)
+    if config.get("task") == OWN:
+        raise ValueError(
+            "this config is for recordings of your own: give --folders=DIR, a folder a class, or --manifest=CSV"
+        )
+    if not ways:
+        return Source(lambda task, directory: _absent(config, task, directory))
+    units = flags["units"]
+    if not places.at(units).is_dir():
+        raise ValueError(f"--units={units} is no folder: give the one that holds TASK/train.txt and so on")
+    from data_pipelines.import_frames import import_from
+
+    return Source(lambda task, directory: import_from(units, task, directory))
+
+
+def _absent(config: ConfigDict, task: str, directory: str) -> NoReturn:
+    """Say what to type where there are no records and nothing to make them of, the easiest first."""
+    from data_pipelines.builders import CLIPS
+
+    what = f"no unit records of {task} at {directory}, and nothing to make them of"
+    if config.job == "prompt" and task not in config.task.split(","):
+        raise FileNotFoundError(
+            f"{what}, which the LM {config.lm} is to be pretrained on: give --config.lm=DIR of one that is there, "
+            f"--units=DIR, where the units of {task} are too, or by --config.pretraining.tasks the tasks to pretrain on"
+        )
+    ways = ["  --units=DIR                units as text (docs/unit_text.md)"]
+    if config.get("task") in CLIPS:
+        ways = [
+            f"  --raw=DIR --encoder=tiny   the data set {task}, unpacked in DIR; nothing is downloaded",
+            "  --raw=DIR                  the same with the published HuBERT and its LM, which are fetched first",
+            *ways,
+        ]
+    else:
+        ways.append("  --config.data=DIR          records that are there, or made by python -m data_pipelines.extract")
+    lines = [
+        f"{what}. Add one of these to the command:",
+        *ways,
+        "Or try spjax on other data:",
+        "  python -m spjax.main --config=configs/demo.py                speech made on the spot",
+        "  python -m spjax.main --config=configs/own.py --folders=DIR   your recordings, a folder a class",
+    ]
+    raise FileNotFoundError("\n".join(lines))
+
+
+def best_pack(report: str) -> str:
+    """The pack of the seed that was best on valid, in the directory of a task's report."""
+    results = workdirs.read_json(os.path.join(report, "results.json"))
+    sign = -1 if results["lower_is_better"] else 1
+    best = max(results["members"], key=lambda member: sign * member["best_valid"])
+    return os.path.join(report, "packs", f"seed_{best['seed']}")
