@@ -2,9 +2,9 @@
 
     python -m spjax.main --config=configs/bank.py --units=UNIT_TEXT --workdir=runs/bank
 
-36 members against one frozen unit LM in one program, each of which learns what it would learn alone. gsc has twice
-the utterances of fsc: with train.sampling=1 each task makes its own passes and fsc rests for the remaining steps; with
-0, fsc goes round again. What rests, or has stopped by its patience, is not computed. Which setting is taken is chosen
+36 members against one frozen unit LM, each of which learns what it would learn alone; the 18 of a task share its steps,
+and the tasks take turns. gsc has twice the utterances of fsc: with train.sampling=1 each task makes its own passes;
+with 0, fsc goes round again. What has stopped by its patience is not computed. Which setting is taken is chosen
 on valid, task by task (WORKDIR/TASK/sweep.md); it alone is scored on test (WORKDIR/summary.md). A sweep of one task, or
 of other values:
 

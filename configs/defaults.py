@@ -73,8 +73,9 @@ def on_tiny(task: str) -> ConfigDict:
     config.lm = "tiny"
     config.prompt.update({"length": 0, "rank": 4, "separators": 1, "steer": False})
     config.loss.noise = 0.0
-    config.optim.lr = 5e-3
-    config.train.update({"seeds": (0,), "epochs": 10, "max_rows": 16, "buckets": 2})
+    config.optim.lr = 2e-3
+    # Tasks of a bank share programs, since lengths are multiples of 40: four up to 160 units.
+    config.train.update({"seeds": (0,), "epochs": 10, "max_rows": 8, "buckets": 4, "multiple": 40})
     return config
 
 
@@ -122,6 +123,11 @@ def with_backbone(config: ConfigDict, options: str) -> ConfigDict:
     """
     if options not in ("", "backbone=gslm", "backbone=pgslm"):
         raise ValueError(f"{options!r} behind the config's colon is unknown: say backbone=gslm or backbone=pgslm")
+    if options == "backbone=pgslm" and config.lm == "tiny":
+        raise ValueError(
+            f"backbone=pgslm is no backbone of {config.lm}, a unit LM: take a config that pretrains, such as "
+            "configs/demo_prosody.py"
+        )
     if options == "backbone=pgslm" and config.job == "pretrain":
         config.lm.prosody = prosody()
     elif options == "backbone=pgslm":

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import defaults, demo
+from configs import defaults
 
 TASKS = ("melody", "emphasis", "style", "commands", "intents")
 
@@ -27,13 +27,18 @@ def _variant(**inputs: bool) -> ConfigDict:
 
 def get_config(options: str = "") -> ConfigDict:
     """The experiment. `data`, `lm` and `pretraining.data` are relative to the work directory."""
-    config = demo.get_config()
-    config.task = ",".join(TASKS)
-    config.synthesis.update({"train": 600, "valid": 150, "test": 300})
+    config = defaults.prompt_tuning(",".join(TASKS))
+    config.synthesis = ConfigDict({"train": 600, "valid": 150, "test": 300, "seed": 0})
     config.data = config.pretraining.data = "records"
+    config.lm = "ulm/lm"
     config.pretraining.tasks = TASKS
-    config.pretraining.pretrain.epochs = 12  # at 5, prompts find little of f0 in the LM
-    config.train.update({"seeds": (0, 1, 2, 3, 4), "epochs": 6})
+    config.pretraining.lm = ConfigDict({"vocab_size": 104, "dim": 128, "layers": 4, "heads": 4, "ffn_dim": 512})
+    # Little data: small batches take more steps. At 5 epochs of the LM, prompts find little of f0 in it.
+    config.pretraining.pretrain.update({"rows": 16, "epochs": 12})
+    config.prompt.update({"length": 24, "separators": 8})
+    config.loss.noise = 0.0
+    config.optim.lr = 2e-2
+    config.train.update({"seeds": (0, 1, 2, 3, 4), "epochs": 6, "max_rows": 8, "buckets": 2})
     if options:
         return defaults.with_backbone(config, options)
     config.job = "compare"

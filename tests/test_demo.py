@@ -1,4 +1,4 @@
-"""The README's first command, made small: from an empty directory to what the prompts say of a few recordings."""
+"""The README's first command, made small: from an empty directory to what is predicted for a few recordings."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from spjax import load_unit_lm
+from spjax.storage import load_kmeans
 from tests.conftest import Place
 
 pytest.importorskip("espeakng_loader", reason="the demo's voice is optional (requirements-demo.txt)")
 
 SMALL = (
-    "--workdir=demo", "--config.task=voice_activity,commands",
-    "--config.pretraining.tasks=('voice_activity', 'commands')", "--config.synthesis.train=48",
-    "--config.synthesis.valid=12", "--config.synthesis.test=16", "--config.pretraining.pretrain.epochs=2",
-    "--config.pretraining.lm.dim=32", "--config.pretraining.lm.layers=2", "--config.train.epochs=2",
-    "--config.train.buckets=1",
+    "--workdir=demo", "--config.task=voice_activity,commands", "--config.synthesis.train=48",
+    "--config.synthesis.valid=12", "--config.synthesis.test=16", "--config.train.epochs=2", "--config.train.buckets=1",
 )  # fmt: skip
 
 
@@ -33,13 +32,18 @@ def done(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Place, 
 def test_every_stage_leaves_its_work(done: tuple[Place, str]) -> None:
     demo = done[0].folder / "demo"
     for path in (
-        "speech/commands/clips.jsonl", "kmeans/card.json", "units/voice_activity/unit_card.json", "ulm/lm/config.json",
-        "commands/results.json", "commands/packs/seed_0/card.json", "summary.md", "overview.png", "examples.md",
+        "speech/commands/clips.jsonl", "units/voice_activity/unit_card.json", "commands/results.json",
+        "commands/packs/seed_0/card.json", "summary.md", "overview.png", "examples.md",
     ):  # fmt: skip
         assert (demo / path).is_file(), path
     card = json.loads((demo / "units" / "commands" / "unit_card.json").read_text())
     assert card["encoder"] == "mfcc"
     assert any("espeak-ng" in note for note in card["notes"])
+    assert card["kmeans"] == load_kmeans("tiny").id
+    assert not {"kmeans", "ulm"} & {path.name for path in demo.iterdir()}  # nothing is fitted or pretrained
+    pack = json.loads((demo / "commands/packs/seed_0/card.json").read_text())
+    assert pack["lm_hash"] == load_unit_lm("tiny").hash
+    assert pack["lora"]["rank"] == 4
 
 
 def test_the_report_puts_the_baselines_beside_every_task(done: tuple[Place, str]) -> None:
@@ -112,7 +116,7 @@ def test_wrong_tasks_are_told_before_anything_is_made(done: tuple[Place, str], t
 @pytest.mark.slow
 def test_a_single_task(done: tuple[Place, str]) -> None:
     place, _ = done
-    for stage in ("speech", "kmeans", "units", "ulm"):
+    for stage in ("speech", "units"):
         shutil.copytree(place.folder / "demo" / stage, place.folder / "single" / stage)
     code, printed = place.run("demo", *SMALL, "--workdir=single", "--config.task=voice_activity")
     assert code == 0, printed[-3000:]

@@ -15,15 +15,17 @@ from spjax.data import plan as planning
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BankPlan:
-    """Tasks side by side, each learnt by a member a seed; members are numbered task after task.
+    """Tasks in turns, each learnt by a member a seed; members are numbered task after task.
 
-    A member has the batches that it has alone, in their order: they depend on its seed and its task alone.
+    A step is of one task: of its members side by side, and those of other tasks with the same utterances (a sweep). A
+    member has the batches that it has alone, in their order: they depend on its seed and its task alone.
 
     Attributes:
       lengths: int [n], units of the utterances of all tasks.
       ids: of each task int [m], its utterances; what several tasks share they may both name.
       seeds: of the members of each task.
       buckets: most bucket lengths of a task.
+      multiple: bucket lengths are multiples of this.
       max_rows: most utterances of a member in a batch.
       max_tokens: most source columns of a member in a batch.
       passes: over its utterances that a task's own epoch has.
@@ -40,6 +42,7 @@ class BankPlan:
     buckets: int
     max_rows: int
     max_tokens: int
+    multiple: int = 8
     passes: int = 1
     sampling: float = 1.0
     shards: int = 1
@@ -54,7 +57,7 @@ class BankPlan:
     @functools.cached_property
     def edges(self) -> list[tuple[int, ...]]:
         """Bucket lengths of each task."""
-        return [planning.buckets(self.lengths[own], self.buckets) for own in self.ids]
+        return [planning.buckets(self.lengths[own], self.buckets, self.multiple) for own in self.ids]
 
     @functools.cached_property
     def sizes(self) -> list[int]:
@@ -67,10 +70,17 @@ class BankPlan:
         return planning.updates([size * self.passes for size in self.sizes], self.sampling)
 
     @functools.cached_property
+    def groups(self) -> list[list[int]]:
+        """Tasks of the same utterances, which share all of their steps."""
+        found: dict[bytes, list[int]] = {}
+        for task, own in enumerate(self.ids):
+            found.setdefault(own.tobytes(), []).append(task)
+        return list(found.values())
+
+    @functools.cached_property
     def most(self) -> int:
-        """The most steps that an epoch can have: tasks of the same utterances share all of theirs."""
-        apart = {own.tobytes(): updates for own, updates in zip(self.ids, self.updates, strict=True)}
-        return sum(apart.values())
+        """The most steps that an epoch can have."""
+        return sum(self.updates[task] for task, *_ in self.groups)
 
     def epoch(self, number: int, active: np.ndarray) -> list[planning.Step]:
         """The steps of an epoch.
@@ -79,14 +89,23 @@ class BankPlan:
           number: of the epoch.
           active: bool [tasks × seeds], members that take part.
         """
-        plans = []
-        for task, who in enumerate(map(np.flatnonzero, active.reshape(len(self.ids), -1))):
+        plans, own = [], np.arange(len(self.seeds))
+        for task, *others in self.groups:
+            members = np.concatenate([one * len(own) + own for one in (task, *others)])
+            who = members[active[members]]
             if len(who):
-                steps = itertools.islice(self._steps(task, number, who), self.updates[task])
-                members = (task * len(self.seeds) + who).astype(np.int32)
-                arranged = planning.arrange(list(steps), seed=0, epoch=number)
-                plans.append([step._replace(members=members) for step in arranged])
-        return planning.abreast(plans, bank=active.size, shards=self.shards)
+                steps = itertools.islice(self._steps(task, number, who % len(own)), self.updates[task])
+                plans.append([self._filled_up(step, who, len(members)) for step in steps])
+        return planning.take_turns(plans)
+
+    def _filled_up(self, step: planning.Step, who: np.ndarray, group: int) -> planning.Step:
+        """The step of members `who`, of a group of so many, as one of the bank: few numbers of members, so programs."""
+        bank, rows = len(self.ids) * len(self.seeds), step.ids.shape[1]
+        if len(who) == bank:
+            return step
+        more = planning.width(len(who), group, self.shards // math.gcd(rows, self.shards)) - len(who)
+        ids = np.pad(step.ids, ((0, more), (0, 0)), constant_values=-1)
+        return step._replace(ids=ids, members=np.pad(who, (0, more), constant_values=bank).astype(np.int32))
 
     def _steps(self, task: int, epoch: int, who: np.ndarray) -> Iterator[planning.Step]:
         """A task's steps from the first of an epoch on: its passes go on where the epoch before left off."""

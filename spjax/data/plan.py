@@ -7,7 +7,6 @@ which numpy guarantees never to change, so a plan outlives an upgrade.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -90,19 +89,19 @@ def rows_per_step(bucket: int, max_tokens: int, max_rows: int, row_multiple: int
     return rows
 
 
-def longest(max_tokens: int, max_rows: int) -> int:
+def longest(max_tokens: int, max_rows: int, multiple: int = 8) -> int:
     """The most units of an utterance that a batch of a training plan can hold, by the limits of `TrainConfig`.
 
     Raises:
       ValueError: it holds none of a bucket's least length.
     """
     rows = math.gcd(8, max_rows)
-    if max_tokens < 8 * rows:
+    if max_tokens < multiple * rows:
         raise ValueError(
-            f"train.max_tokens={max_tokens} holds no batch of {rows} utterances of 8 units: "
-            f"give --config.train.max_tokens={8 * rows} or more"
+            f"train.max_tokens={max_tokens} holds no batch of {rows} utterances of {multiple} units: "
+            f"give --config.train.max_tokens={multiple * rows} or more"
         )
-    return max_tokens // rows // 8 * 8
+    return max_tokens // rows // multiple * multiple
 
 
 def plan(
@@ -185,31 +184,11 @@ def updates(batches: Sequence[int], sampling: float) -> list[int]:
     return [round(max(batches) ** (1 - sampling) * own**sampling) for own in batches]
 
 
-def arrange(steps: Sequence[Step], *, seed: int, epoch: int) -> list[Step]:
-    """The steps of an epoch in an order that puts long batches of all tasks at the same places.
-
-    For every place a random rank among the lengths is drawn, the same for every task, however many steps it has: what
-    then stands beside each other is of about the same share of its task's lengths. The order depends on no other task.
-    Steps of one bucket keep their order.
-
-    Args:
-      steps: of one task.
-      seed: of the places.
-      epoch: number of the epoch.
-    """
-    places = _permutation(len(steps), seed, epoch, 3)  # by rank: the draws of fewer steps are the first of more
-    found: dict[int, Step] = {}
-    for _, group in itertools.groupby(sorted(steps, key=lambda step: step.bucket), key=lambda step: step.bucket):
-        alike = list(group)
-        found |= zip(sorted(places[len(found) :][: len(alike)].tolist()), alike, strict=True)
-    return [found[place] for place in range(len(steps))]
-
-
 def width(taking_part: int, bank: int, multiple: int = 1) -> int:
     """Members that a step is made for where so many of a bank take part: its size, 7/8, 6/8, 5/8, 1/2, 7/16 .. of it.
 
-    At most a quarter more (but for rounding) than take part, so that a bank whose members rest or stop one after
-    another needs few programs. Rounded up to a `multiple`.
+    At most a quarter more (but for rounding) than take part, so that a bank whose members stop one after another needs
+    few programs. Rounded up to a `multiple`.
     """
     sizes = (-(-bank * part // 2 ** (k + 3)) for k in range(bank.bit_length() + 1) for part in (8, 7, 6, 5))
     return -(-min(size for size in sizes if size >= taking_part) // multiple) * multiple
@@ -235,74 +214,10 @@ def check_rows(rows: int, bank: int, shards: int) -> None:
         )
 
 
-CLOSE = 1.2  # columns that batches may take side by side, of those that they take apart
-
-
-def abreast(plans: Sequence[Sequence[Step]], *, bank: int, shards: int = 1) -> list[Step]:
-    """One plan for members of several tasks: each has its own batches in its own order.
-
-    The next batches of several tasks share a step where this takes few columns more than apart: at most `CLOSE` times
-    as many. Others wait; a member makes its updates by its own count, whenever. Of the steps that can be made, the one
-    with the most members is next, and of such the one with the task that has the most left. Tasks whose batches are all
-    of like shapes, as those of a sweep, stand beside each other throughout. No step has a shape that is no batch's, so
-    rows times bucket of a member stay within the limit of its own batches.
-
-    Args:
-      plans: a plan a task, whose steps say their members, the same in all of a plan.
-      bank: members of all.
-      shards: devices among which the rows of a step must divide.
-
-    Returns:
-      Steps of [bank, rows] where all members take part, in their order; others have the `width` of fewer.
-
-    Raises:
-      ValueError: as `check_rows`.
-    """
-    alike: dict[tuple[tuple[int, int], ...], list[Sequence[Step]]] = {}
-    for steps in plans:
-        if steps:
-            alike.setdefault(tuple((step.bucket, step.ids.shape[1]) for step in steps), []).append(steps)
-    lanes = list(alike)
-    counts = [sum(len(steps[0].ids) for steps in some) for some in alike.values()]
-    shapes = sorted({shape for lane in lanes for shape in lane})
-    done, found = [0] * len(lanes), []
-    while heads := {n: lane[done[n]] for n, lane in enumerate(lanes) if done[n] < len(lane)}:
-
-        def merit(choice: tuple[tuple[int, int], list[int]]) -> tuple[int, float, int]:
-            (bucket, rows), some = choice
-            left = max((1 - done[n] / len(lanes[n]) for n in some), default=0.0)
-            return sum(counts[n] for n in some), left, -bucket * rows
-
-        shape, some = max(((shape, _close(shape, heads, counts)) for shape in shapes), key=merit)
-        parts = [steps[done[n]] for n in some for steps in alike[lanes[n]]]
-        found.append(_side_by_side(parts, shape, bank, shards))
-        for n in some:
-            done[n] += 1
-    return found
-
-
-def _close(shape: tuple[int, int], heads: dict[int, tuple[int, int]], counts: Sequence[int]) -> list[int]:
-    """Of batches [bucket, rows] by number, as many as fit a shape and fill it well: the largest first."""
-    size = lambda one: one[0] * one[1]  # noqa: E731
-    inside = [n for n, head in heads.items() if head[0] <= shape[0] and head[1] <= shape[1]]
-    inside.sort(key=lambda n: -size(heads[n]))
-    members = np.cumsum([counts[n] for n in inside])
-    apart = np.cumsum([counts[n] * size(heads[n]) for n in inside])
-    return inside[: int((members * size(shape) <= CLOSE * apart).sum())]
-
-
-def _side_by_side(parts: Sequence[Step], shape: tuple[int, int], bank: int, shards: int) -> Step:
-    """One step of this [bucket, rows] of the members of all parts, in the order of the bank."""
-    numbers = np.concatenate([step.members for step in parts])
-    bucket, rows = shape
-    check_rows(rows, bank, shards)
-    taking_part = width(len(numbers), bank, shards // math.gcd(rows, shards))
-    ids, members = np.full((taking_part, rows), -1, np.int32), np.full(taking_part, bank, np.int32)
-    members[: len(numbers)] = np.sort(numbers)
-    ids[: len(numbers)] = np.concatenate(
-        [np.pad(step.ids, ((0, 0), (0, rows - step.ids.shape[1])), constant_values=-1) for step in parts]
-    )[np.argsort(numbers)]
-    return Step(bucket, ids, None if len(numbers) == bank else members)
+def take_turns(plans: Sequence[Sequence[Step]]) -> list[Step]:
+    """The steps of several plans as one: each plan keeps its order, and all are as far along as each other."""
+    turns = [((2 * n + 1) / len(steps), number, n) for number, steps in enumerate(plans) for n in range(len(steps))]
+    return [plans[number][n] for _, number, n in sorted(turns)]
 
 
 def host_slice(step: Step, host: int | Sequence[int], hosts: int) -> tuple[np.ndarray, np.ndarray]:

@@ -71,7 +71,7 @@ def label_tree(verbalizer: Verbalizer, combinations: Sequence[Sequence[int]] | n
     return LabelTree(combos, feeds, parents, path, codes, verbalizer.allowed)
 
 
-class _Grove(NamedTuple):
+class Tables(NamedTuple):
     """Trees side by side, filled up to the largest: a leading axis of trees, and lists by depth."""
 
     feeds: list[np.ndarray]  # int32 [trees, J]
@@ -83,9 +83,12 @@ class _Grove(NamedTuple):
     real: np.ndarray  # bool [trees, M]
 
 
-def _side_by_side(trees: Sequence[LabelTree]) -> _Grove:
-    def filled(arrays: Sequence[np.ndarray]) -> np.ndarray:
+def tables(trees: Sequence[LabelTree], multiple: int = 1) -> Tables:
+    """What `score` takes of trees. Sizes but for label steps are multiples of `multiple`: few, so few programs."""
+
+    def filled(arrays: Sequence[np.ndarray], axis: int = 0) -> np.ndarray:
         shape = np.max([array.shape for array in arrays], axis=0)
+        shape[axis] = -(-shape[axis] // multiple) * multiple
         return np.stack([np.pad(x, [(0, n - m) for n, m in zip(shape, x.shape, strict=True)]) for x in arrays])
 
     nothing = np.zeros(0, np.int32)
@@ -100,16 +103,17 @@ def _side_by_side(trees: Sequence[LabelTree]) -> _Grove:
         above = np.concatenate([np.take_along_axis(above, parents[:, :, None], axis=1), own], axis=2)
         feeds.append(fed)
         sees.append(above)
-    path, codes, allowed = (filled([getattr(tree, name) for tree in trees]) for name in ("path", "codes", "allowed"))
+    path, codes = (filled([getattr(tree, name) for tree in trees]) for name in ("path", "codes"))
+    allowed = filled([tree.allowed for tree in trees], axis=1)
     steps = np.asarray([tree.codes.shape[1] for tree in trees])
-    return _Grove(feeds, sees, path, codes, allowed, steps, filled([np.ones(len(tree.codes), bool) for tree in trees]))
+    return Tables(feeds, sees, path, codes, allowed, steps, filled([np.ones(len(tree.codes), bool) for tree in trees]))
 
 
 def score(
     lm: Params,
     bank: Params,
     batch: Batch,
-    trees: Sequence[LabelTree],
+    trees: Sequence[LabelTree] | Tables,
     *,
     config: UnitLMConfig,
     compute: Compute = FLOAT32,
@@ -124,22 +128,24 @@ def score(
       bank: prompt trees [N, ...], `low_rank.scaled`.
       batch: B utterances; their classes are not looked at.
       trees: what may be said, a tree for each member of the bank, whose tasks may differ, or one for all. Where a tree
-        has fewer combinations than another, the rest of its rows is -inf.
+        has fewer combinations than another, the rest of its rows is -inf. Their tables may have more outputs than the
+        verbalizers, none of them allowed.
       config: the LM's architecture.
       compute: operand type.
       lengths: columns that each member's prompt really has, where they differ.
     """
-    grove = _side_by_side(trees)
+    grove = trees if isinstance(trees, Tables) else tables(trees)
     nothing = jnp.zeros((len(batch.last), 0), jnp.int32)
     state = prompted_lm.run(lm, bank, batch, nothing, config=config, queries=1, compute=compute, lengths=lengths)
     base, rows = state.position, jnp.arange(len(batch.last))[:, None]
     # One tree for all rows needs no gather by row.
-    own = prompts.rows_of(jnp.arange(len(trees)), batch.prompt_id, len(batch.last))
+    own = prompts.rows_of(jnp.arange(len(grove.path)), batch.prompt_id, len(batch.last))
     path, codes, steps = (jnp.asarray(table)[own] for table in (grove.path, grove.codes, grove.steps))
 
     def said(hidden: jax.Array, depth: int) -> jax.Array:
         scores = prompted_lm.outputs(lm, bank, hidden, batch.prompt_id, compute)
         allowed = jnp.asarray(grove.allowed[:, depth])[own][:, None]
+        scores = jnp.pad(scores, ((0, 0), (0, 0), (0, allowed.shape[2] - scores.shape[2])))
         log_probs = jax.nn.log_softmax(jnp.where(allowed, scores, jnp.finfo(jnp.float32).min))
         return jnp.where(depth < steps[:, None], log_probs[rows, path[:, :, depth], codes[:, :, depth]], 0)
 

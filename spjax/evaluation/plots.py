@@ -18,6 +18,7 @@ TOP_CONFUSIONS = 25  # that are listed where not all are drawn
 _NUMBERED_CLASSES = 24  # a confusion plot prints its counts up to so many classes,
 _DRAWN_CLASSES = 60  # and is a bar chart of the commonest confusions beyond so many
 _LEGEND_MEMBERS = 10
+_SIDES = {"above": "tab:green", "level": "dimgray", "below": "tab:red"}
 
 
 def learning_curves(task: Task, members: Sequence[Member]) -> bytes:
@@ -49,10 +50,13 @@ def learning_curves(task: Task, members: Sequence[Member]) -> bytes:
 
 
 def overview(reports: Sequence[Mapping[str, Any]]) -> bytes:
-    """PNG: of every task (content of its results.json) our score with its `interval`, beside the baselines."""
+    """PNG: of every task (content of its results.json) our score with its `interval`, beside the baselines.
+
+    Above it, in words: whether it is above, level with or below the better baseline.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(max(6, 1.2 * len(reports)), 4), dpi=130, layout="constrained")
+    figure = Figure(figsize=(max(6, 1.5 * len(reports)), 4.2), dpi=130, layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(reports))
     ours = [100 * results["headline"]["mean"] for results in reports]
@@ -65,11 +69,31 @@ def overview(reports: Sequence[Mapping[str, Any]]) -> bytes:
     for n, name in enumerate(kinds):
         heights = [100 * r["baselines"].get(name, {}).get(r["split"], math.nan) for r in reports]
         axes.bar(first + (n + 1) * width, heights, 0.95 * width, color=f"{0.75 - 0.25 * n}", label=BASELINES[name])
+    for place, results in zip(places, reports, strict=True):
+        if found := against_baselines(results):
+            text = f"{found[1]} ({100 * found[0]:+.1f})"
+            axes.text(float(place), 104, text, ha="center", fontsize=8, color=_SIDES[found[1]], fontweight="bold")
     axes.set_xticks(places, [f"{r['task']}\n{METRICS[r['metric']]}" for r in reports], parse_math=False, fontsize=8)
-    axes.set(ylabel=f"{reports[0]['split']}, %", ylim=(0, 105))
+    axes.set(ylabel=f"{reports[0]['split']}, %", ylim=(0, 110), yticks=range(0, 101, 20))
     axes.legend(frameon=False, fontsize=8, ncols=1 + len(kinds), loc="upper center", bbox_to_anchor=(0.5, 1.12))
     axes.spines[["top", "right"]].set_visible(False)
     return png(figure)
+
+
+def against_baselines(results: Mapping[str, Any]) -> tuple[float, str] | None:
+    """Our score less that of the better baseline, more being better, and the side: "above", "level" or "below".
+
+    Level is where our `interval` holds the baseline. None without baselines.
+    """
+    scores = [baseline[results["split"]] for baseline in results["baselines"].values()]
+    if not scores:
+        return None
+    sign = -1 if results["lower_is_better"] else 1
+    best = max(scores, key=lambda score: sign * score)
+    mean = results["headline"]["mean"]
+    low, high = interval(results) or (mean, mean)
+    ahead = sign * (mean - best)
+    return ahead, "level" if low <= best <= high else "above" if ahead > 0 else "below"
 
 
 def interval(results: Mapping[str, Any]) -> tuple[float, float] | None:

@@ -344,16 +344,9 @@ def _with_interval(results: Mapping[str, Any]) -> str:
 
 
 def _verdict(results: Mapping[str, Any]) -> str:
-    """How our score stands to the better baseline, in points; level where our interval holds the baseline."""
-    scores = [baseline[results["split"]] for baseline in results["baselines"].values()]
-    if not scores:
-        return "–"
-    sign = -1 if results["lower_is_better"] else 1
-    best = max(scores, key=lambda score: sign * score)
-    mean = results["headline"]["mean"]
-    low, high = plots.interval(results) or (mean, mean)
-    side = "level" if low <= best <= high else "above" if sign * (mean - best) > 0 else "below"
-    return f"{100 * sign * (mean - best):+.2f} ({side})"
+    """As `plots.against_baselines`, in points."""
+    found = plots.against_baselines(results)
+    return f"{100 * found[0]:+.2f} ({found[1]})" if found else "–"
 
 
 def _setting(results: Mapping[str, Any], place: str) -> str:

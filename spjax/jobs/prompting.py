@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -158,10 +158,10 @@ def read_splits(
     Raises:
       ValueError: there are such and `overlength` is "error", or as `loader.fit_length` and `inputs.read_split`.
     """
-    held = planning.longest(run.max_tokens, run.max_rows)
+    held = planning.longest(run.max_tokens, run.max_rows, run.multiple)
     limit = min(config.max_length or held, held)
     read = {split: read_split(directory, name, split, lm, import_units) for split in ("train", "valid", "test")}
-    longest = math.ceil(max(units.lengths.max() for units, _ in read.values()) / 8) * 8
+    longest = math.ceil(max(units.lengths.max() for units, _ in read.values()) / run.multiple) * run.multiple
     splits, notes = [], []
     for split, (units, card) in read.items():
         try:
@@ -502,42 +502,50 @@ def _baselines_path(taught: Taught) -> str:
 
 def _make_baselines(config: ConfigDict, settings: Settings, lm: LM, tasks: Sequence[Taught]) -> None:
     """The baselines of every task that has none yet: fitted by process 0, beside each other."""
-    from spjax.evaluation.ngram import ngram_baseline
-    from spjax.evaluation.probe import probe_baseline
-
     missing = [taught for taught in tasks if not there(_baselines_path(taught))]
     if not missing:
         return
-    mesh, weights = _placed(config, settings, lm)
-    jobs: list[tuple[Taught, str, Callable[[], dict[str, Any]]]] = []
-    for taught in missing:
-        lesson, states, units = taught.lesson, {}, {}
-        for split, (some, ids) in {
-            "train": (lesson.train_set, lesson.train_ids),
-            "valid": (lesson.valid_set, lesson.valid_ids),
-            "test": (taught.test_set, taught.test_ids),
-        }.items():
-            plan = train.evaluation_plan(lesson, settings.run, some, ids, mesh)
-            pooled = pooling.pooled_states(weights, lm.config, some, plan, mesh, settings.compute)
-            states[split], units[split] = pooled[:, ids], some.take(ids)
-        classes = {split: some.classes for split, some in units.items()}
-        ngram = functools.partial(ngram_baseline, taught.card.task, *units.values(), progress=False)
-        probe = functools.partial(probe_baseline, taught.card.task, states, classes)
-        jobs += [(taught, "ngram", ngram), (taught, "probe", probe)]
-    if jax.process_index() > 0:
-        return
-    found: dict[str, dict[str, Any]] = {_baselines_path(taught): {} for taught in missing}
-    if len(missing) == 1:  # small, more often than not: no processes are started for it
-        found[_baselines_path(missing[0])] = {kind: fit() for _, kind, fit in jobs}
-    else:
-        with process.worker_pool(min(len(jobs), os.cpu_count() or 1)) as pool:
-            futures = {pool.submit(fit): (_baselines_path(taught), kind) for taught, kind, fit in jobs}
-            done = concurrent.futures.as_completed(futures)
-            for future in tqdm(done, desc="baselines", total=len(futures), unit="fit"):
-                path, kind = futures[future]
-                found[path][kind] = future.result()
+    cores = os.cpu_count() or 1
+    # One task is small, more often than not: no processes are started for it.
+    beside = len(missing) > 1 and jax.process_index() == 0
+    with process.worker_pool(min(2 * len(missing), cores)) if beside else contextlib.nullcontext() as pool:
+        begin = (lambda fit: pool.submit(fit).result) if pool else (lambda fit: fit)
+        fits = [(taught, kind, begin(fit)) for taught, kind, fit in _baseline_fits(config, settings, lm, missing)]
+        if jax.process_index() > 0:
+            return
+        found: dict[str, dict[str, Any]] = {_baselines_path(taught): {} for taught in missing}
+        for taught, kind, result in tqdm(fits, desc="baselines", unit="fit", disable=not beside):
+            found[_baselines_path(taught)][kind] = result()
     for path, baselines in found.items():
         write_json(path, {kind: baselines[kind] for kind in outcome.BASELINES})
+
+
+def _baseline_fits(
+    config: ConfigDict, settings: Settings, lm: LM, tasks: Sequence[Taught]
+) -> Iterator[tuple[Taught, str, Callable[[], dict[str, Any]]]]:
+    """Of every task what fits each baseline; first those that need no hidden states, which take their time."""
+    from spjax.evaluation.ngram import ngram_baseline
+    from spjax.evaluation.probe import probe_baseline
+
+    splits = [
+        {
+            "train": (taught.lesson.train_set, taught.lesson.train_ids),
+            "valid": (taught.lesson.valid_set, taught.lesson.valid_ids),
+            "test": (taught.test_set, taught.test_ids),
+        }
+        for taught in tasks
+    ]
+    for taught, own in zip(tasks, splits, strict=True):
+        units = [some.take(ids) for some, ids in own.values()]
+        yield taught, "ngram", functools.partial(ngram_baseline, taught.card.task, *units, progress=False)
+    mesh, weights = _placed(config, settings, lm)
+    for taught, own in zip(tasks, splits, strict=True):
+        states, classes = {}, {}
+        for split, (some, ids) in own.items():
+            plan = train.evaluation_plan(taught.lesson, settings.run, some, ids, mesh)
+            states[split] = pooling.pooled_states(weights, lm.config, some, plan, mesh, settings.compute)[:, ids]
+            classes[split] = some.classes[ids]
+        yield taught, "probe", functools.partial(probe_baseline, taught.card.task, states, classes)
 
 
 def _print_headline(task: Task, results: dict[str, Any], workdir: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,11 +33,17 @@ def pooled_states(
       mesh: of the devices.
       compute: operand type.
     """
+    return _by_utterance(_means(config, compute), lm, config.layers, config, units, plan, mesh)
+
+
+@functools.lru_cache(maxsize=8)
+def _means(config: UnitLMConfig, compute: Compute) -> Callable[[Params, Batch], jax.Array]:
+    """What `pooled_states` runs: one function, so that all splits and tasks share its programs."""
 
     def run(lm: Params, batch: Batch) -> jax.Array:
         return _layers(lm, config, batch, compute, lambda before, after, weights: _mean(after, batch))
 
-    return _by_utterance(run, lm, config.layers, config, units, plan, mesh)
+    return run
 
 
 def layer_inputs(

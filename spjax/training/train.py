@@ -1,7 +1,7 @@
 """Prompt tuning: a bank of prompts trained against one frozen LM, each member as if it were trained alone.
 
-A member has its own seed, order of utterances, clipping, optimizer state, schedule and early stop. A step computes the
-members that have an update to make, and nothing for those that rest until the next epoch or have stopped.
+A member has its own seed, order of utterances, clipping, optimizer state, schedule and early stop. Tasks take turns: a
+step computes the members of one task, and nothing for those that have stopped.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ class TrainConfig:
       trainable: regex over parameter paths; `.*` fine-tunes the whole LM.
       max_rows: most utterances of a member in a batch; a batch holds a multiple of its greatest common divisor with 8.
       max_tokens: most source columns of a member in a batch.
-      buckets: most lengths of a task's batches; a step that tasks share has one of theirs. Each length, with its rows
-        and the number of members that take part, is a program to compile.
+      buckets: most lengths of a task's batches. Each length, with its rows and the number of members that take part, is
+        a program to compile, which tasks share.
+      multiple: lengths of batches are multiples of this; with a larger one, tasks share more of them.
       checkpoint_every: updates between checkpoints.
       eval_rows: utterances of an evaluation batch; as many as divide among the devices, where these are more.
       profile: updates of which a profiler trace is written, once the first are done (docs/profiling.md); 0: none.
@@ -72,6 +73,7 @@ class TrainConfig:
     max_rows: int = 32
     max_tokens: int = 4096
     buckets: int = 4
+    multiple: int = 8
     checkpoint_every: int = 250
     eval_rows: int = 64
     profile: int = 0
@@ -97,7 +99,8 @@ class TrainConfig:
             re.compile(self.trainable)
         except re.error as error:
             raise ValueError(f"train: trainable {self.trainable!r} is no regular expression ({error})") from error
-        for name in ("epochs", "passes", "max_rows", "max_tokens", "buckets", "checkpoint_every", "eval_rows"):
+        sizes = ("epochs", "passes", "max_rows", "max_tokens", "buckets", "multiple", "checkpoint_every", "eval_rows")
+        for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"train: {name} is {getattr(self, name)}, must be at least 1")
 
@@ -122,44 +125,36 @@ class Setting:
     loss: losses.LossConfig
     verbalizer: Verbalizer
     tree: decode.LabelTree
-    compiled: dict[Any, tuple[Any, Any]] = dataclasses.field(default_factory=dict, repr=False)
+    compiled: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
-    def programs(self) -> tuple[Any, Any]:
-        """Of (flat parameters, batch): scores of every combination; and summed loss with its count, [2, N].
-
-        Rows of a batch are member-major.
+    def measure(self) -> Any:
+        """Of (flat parameters, batch): summed loss with its count, [2, N]. Rows of a batch are member-major.
 
         Compiled once for all splits and for lessons of a sweep, whose starts and rates of training they do not know.
         """
-        # What the numbers stand for is held by the programs, so that they stand for nothing else.
-        key = (self.config, self.compute, self.prompt.scale, self.loss.kind, id(self.verbalizer), id(self.tree))
+        # What the numbers stand for is held by the program, so that they stand for nothing else.
+        key = (self.config, self.compute, self.prompt.scale, self.loss.kind, id(self.verbalizer))
         if key not in self.compiled:
             self.compiled[key] = self._compile()
         return self.compiled[key]
 
-    def _compile(self) -> tuple[Any, Any]:
-        common: dict[str, Any] = {"config": self.config, "compute": self.compute}
-
-        @jax.jit
-        def answer(flat: masks.Flat, batch: Batch) -> jax.Array:
-            params = masks.unflatten(flat)
-            bank = low_rank.scaled(params["prompt"], self.prompt.scale)
-            return decode.score(params["lm"], bank, batch, [self.tree], **common)
+    def _compile(self) -> Any:
 
         @jax.jit
         def measure(flat: masks.Flat, batch: Batch) -> jax.Array:
             params = masks.unflatten(flat)
             each = losses.member_losses(
                 params["lm"], params["prompt"], batch, None,
-                loss=self.loss, prompt=self.prompt, verbalizers=[self.verbalizer], **common,
+                loss=self.loss, prompt=self.prompt, verbalizers=[self.verbalizer],
+                config=self.config, compute=self.compute,
             )  # fmt: skip
             whole = self.loss.kind == "reference"
             size = (batch.source_length + self.verbalizer.steps + 2 if whole else 1) * batch.weight
             count = size.reshape(len(each), -1).sum(axis=1)
             return jnp.stack([each * count, count])
 
-        return answer, measure
+        return measure
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -315,7 +310,7 @@ class Evaluator:
     def __init__(self, setting: Setting, units: UnitSet, plan: list[planning.Step], mesh: Any) -> None:
         """`plan`: an unshuffled plan over the split for one member."""
         self._setting, self._units, self._plan, self._mesh = setting, units, plan, mesh
-        self._answer, self._measure = setting.programs
+        self._tables = decode.tables([setting.tree], multiple=16)
 
     def _batches(self, what: str, members: int) -> Iterator[tuple[Batch, Batch]]:
         """Batches with the member of every row, and as programs take them."""
@@ -334,19 +329,35 @@ class Evaluator:
           who: int [N], members of the bank that answer; None: all.
         """
         flat, members, count = _some(sharding.layerwise(self._mesh, flat), who)
-        found = np.full((members, len(self._units), len(self._setting.tree.combinations)), np.nan, np.float32)
+        setting, most = self._setting, len(self._setting.tree.combinations)
+        if "prompt/verbalizer" in flat:
+            matrix = flat["prompt/verbalizer"]
+            more = self._tables.allowed.shape[2] - matrix.shape[1]
+            flat = {**flat, "prompt/verbalizer": jnp.pad(matrix, ((0, 0), (0, more), (0, 0)))}
+        found = np.full((members, len(self._units), most), np.nan, np.float32)
         for rows, batch in self._batches("decoding", members):
-            scores, index, member = sharding.fetch((self._answer(flat, batch), rows.index, rows.prompt_id))
+            answers = _answer(flat, setting.prompt.scale, self._tables, batch, setting.config, setting.compute)
+            scores, index, member = sharding.fetch((answers, rows.index, rows.prompt_id))
             real = index >= 0
-            found[member[real], index[real]] = scores[real]
+            found[member[real], index[real]] = scores[real, :most]
         return found[:count]
 
     def loss(self, flat: masks.Flat, who: np.ndarray | None = None) -> np.ndarray:
         """The training loss on the split, [N]; arguments as of `log_probs`."""
         flat, members, number = _some(sharding.layerwise(self._mesh, flat), who)
-        parts = [sharding.fetch(self._measure(flat, batch)) for _, batch in self._batches("loss", members)]
+        parts = [sharding.fetch(self._setting.measure(flat, batch)) for _, batch in self._batches("loss", members)]
         total, count = np.stack(parts).sum(axis=0, dtype=np.float64)
         return (total / np.maximum(count, 1))[:number]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "compute"))
+def _answer(
+    flat: masks.Flat, scale: float, tables: decode.Tables, batch: Batch, config: UnitLMConfig, compute: Compute
+) -> jax.Array:
+    """Scores of every combination: a program for all tasks of like sizes, whatever their labels are."""
+    params = masks.unflatten(flat)
+    bank = low_rank.scaled(params["prompt"], scale)
+    return decode.score(params["lm"], bank, batch, tables, config=config, compute=compute)
 
 
 def _some(flat: masks.Flat, who: np.ndarray | None) -> tuple[masks.Flat, int, int]:
@@ -405,8 +416,8 @@ def train(
     first = {id(one): start for one, start in zip(sets, starts, strict=False)}
     ids = [lesson.train_ids + first[id(lesson.train_set)] for lesson in lessons]
     course = bank_plan.BankPlan(
-        train_set.lengths, ids, run.seeds, run.buckets, run.max_rows, run.max_tokens, run.passes, run.sampling,
-        sharding.batch_shards(mesh),
+        train_set.lengths, ids, run.seeds, run.buckets, run.max_rows, run.max_tokens, run.multiple, run.passes,
+        run.sampling, sharding.batch_shards(mesh),
     )  # fmt: skip
     programs: set[tuple[int, ...]] = set()
 
@@ -572,8 +583,8 @@ def evaluation_plan(
     """
     lengths = units.lengths
     multiple = math.lcm(math.gcd(8, run.eval_rows, run.max_rows), sharding.batch_shards(mesh))
-    edges = planning.buckets(lesson.train_set.lengths[lesson.train_ids], run.buckets)
-    longest = math.ceil(lengths[ids].max() / 8) * 8
+    edges = planning.buckets(lesson.train_set.lengths[lesson.train_ids], run.buckets, run.multiple)
+    longest = math.ceil(lengths[ids].max() / run.multiple) * run.multiple
     edges += (longest,) if longest > edges[-1] else ()
     return planning.plan(
         lengths, seed=0, epoch=0, buckets=edges, ids=ids, shuffle=False,

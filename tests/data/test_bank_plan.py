@@ -61,11 +61,34 @@ def test_passes_go_on_where_the_epoch_before_left_off(sizes: list[int], sampling
         assert sampling < 1 or (counts == 3).all()
 
 
-def test_lessons_of_a_sweep_share_all_steps_and_tasks_of_other_lengths_none() -> None:
+def test_lessons_of_a_sweep_share_all_steps_and_tasks_none() -> None:
     sweep = _bank([[5, 20, 20, 60] * 10])
     sweep = dataclasses.replace(sweep, ids=sweep.ids * 3)
     steps = sweep.epoch(0, np.ones(6, bool))
     assert len(steps) == sweep.most == sweep.updates[0]
     assert all(step.members is None for step in steps)
     apart = _bank([[8] * 40, [56] * 40])
-    assert len(apart.epoch(0, np.ones(4, bool))) == apart.most == sum(apart.updates)
+    steps = apart.epoch(0, np.ones(4, bool))
+    assert len(steps) == apart.most == sum(apart.updates)
+    assert {tuple(step.members.tolist()) for step in steps} == {(0, 1), (2, 3)}
+    assert [step.bucket for step in steps] == [8, 56] * 5  # they take turns
+
+
+def test_tasks_share_programs_where_lengths_are_multiples_of_many_columns() -> None:
+    """Tasks as the demo's: a step has the shape of any other of its length."""
+    tasks = [[*range(8, 38)] * 3, [*range(20, 128)], [*range(52, 136)]]
+    shapes = [
+        {(step.bucket, step.ids.shape) for step in _bank(tasks, (0,), **more).epoch(0, np.ones(3, bool))}
+        for more in ({"max_tokens": 4096}, {"max_tokens": 4096, "buckets": 4, "multiple": 40})
+    ]
+    assert shapes[1] == {(length, (1, 8)) for length in (40, 80, 120, 160)}
+    assert len(shapes[0]) == 6
+
+
+def test_stopped_members_are_not_computed_but_for_few_widths() -> None:
+    bank = _bank([[8] * 40, [56] * 40], seeds=(1, 2, 3, 4))
+    steps = bank.epoch(0, np.asarray([True, True, False, True, False, False, False, False]))
+    assert {tuple(step.members.tolist()) for step in steps} == {(0, 1, 3)}
+    steps = bank.epoch(0, np.asarray([False, False, False, False, True, False, False, True]))
+    assert {tuple(step.members.tolist()) for step in steps} == {(4, 7)}
+    assert bank.epoch(0, np.zeros(8, bool)) == []

@@ -15,13 +15,12 @@ from hypothesis import strategies as st
 
 from spjax.data.plan import (
     Step,
-    abreast,
-    arrange,
     buckets,
     few_shot,
     host_slice,
     plan,
     rows_per_step,
+    take_turns,
     updates,
     width,
     within_limit,
@@ -193,39 +192,6 @@ def test_hosts_that_cannot_share_evenly_are_told() -> None:
 
 # ---- tasks side by side
 
-sizes_of = st.lists(st.sampled_from([8, 16, 24, 40]), min_size=1, max_size=60)
-
-
-def _steps(sizes: list[int], members: tuple[int, ...] = (0,), rows: int = 2) -> list[Step]:
-    """Steps of these buckets, whose ids are their number."""
-    who = np.asarray(members, np.int32)
-    return [Step(size, np.full((len(who), rows), i, np.int32), who) for i, size in enumerate(sizes)]
-
-
-@given(sizes=sizes_of, epoch=st.integers(0, 9))
-def test_arranging_loses_nothing_and_keeps_the_order_of_a_length(sizes: list[int], epoch: int) -> None:
-    found = arrange(_steps(sizes), seed=0, epoch=epoch)
-    assert sorted(int(step.ids[0, 0]) for step in found) == list(range(len(sizes)))
-    for size in set(sizes):
-        alike = [int(step.ids[0, 0]) for step in found if step.bucket == size]
-        assert alike == sorted(alike) == [i for i, one in enumerate(sizes) if one == size]
-
-
-@given(sizes=sizes_of, epoch=st.integers(0, 9))
-def test_plans_as_long_as_each_other_have_their_lengths_side_by_side(sizes: list[int], epoch: int) -> None:
-    """However the lengths of the second are distributed, the longest stand where those of the first stand."""
-    other = [size * 3 for size in reversed(sizes)]
-    ours, theirs = (arrange(_steps(some), seed=0, epoch=epoch) for some in (sizes, other))
-    assert [step.bucket * 3 for step in ours] == [step.bucket for step in theirs]
-
-
-def test_plans_of_other_length_have_about_their_lengths_side_by_side() -> None:
-    random = np.random.default_rng(0)
-    plans = [arrange(_steps(random.integers(1, 100, n).tolist()), seed=0, epoch=1) for n in (400, 150)]
-    pairs = np.asarray([(a.bucket, b.bucket) for a, b in zip(*plans, strict=False)])
-    assert np.corrcoef(pairs.T)[0, 1] > 0.9
-    assert list(pairs[:, 0]) != sorted(pairs[:, 0])
-
 
 @given(
     batches=st.lists(st.integers(1, 1000), min_size=1, max_size=5),
@@ -250,68 +216,15 @@ def test_a_bank_has_few_widths_that_waste_little(bank: int) -> None:
     assert width(1, bank) == 1
 
 
-tasks_of = st.lists(
-    st.tuples(sizes_of, st.integers(1, 3), st.integers(0, 3), st.integers(1, 4)), min_size=1, max_size=4
-)
-
-
-def _plans(tasks: list) -> tuple[list[list[Step]], int]:
-    """Plans of tasks of `sizes`, with members that take part, members that stopped, and rows a batch; and the bank."""
-    plans, start = [], 0
-    for sizes, active, stopped, rows in tasks:
-        plans.append(_steps(sizes, tuple(range(start, start + active)), rows))
-        start += active + stopped
-    return plans, start
-
-
-@given(tasks=tasks_of)
-def test_side_by_side_everyone_has_its_own_batches_in_its_own_order(tasks: list) -> None:
-    plans, bank = _plans(tasks)
-    found = abreast(plans, bank=bank)
-    for own in plans:
-        for member in own[0].members:
-            whose = [(np.arange(bank) if step.members is None else step.members) == member for step in found]
-            rows = [step.ids[mine][0] for step, mine in zip(found, whose, strict=True) if mine.any()]
-            assert [row[row >= 0].tolist() for row in rows] == [step.ids[0].tolist() for step in own]
-    for step in found:
-        who = np.arange(bank) if step.members is None else step.members
-        here = who[who < bank]
-        assert here.tolist() == sorted(set(here.tolist()))
-        assert (step.members is None) == (len(here) == bank)
-        assert len(who) == len(step.ids) == width(len(here), bank)
-        assert (step.ids[who == bank] == -1).all()
-
-
-@given(tasks=tasks_of)
-def test_side_by_side_takes_few_columns_more_than_apart(tasks: list) -> None:
-    plans, bank = _plans(tasks)
-    found = abreast(plans, bank=bank)
-    everyone = list(itertools.chain(*plans))
-    own = {(step.bucket, step.ids.shape[1]) for step in everyone}
-    assert {(step.bucket, step.ids.shape[1]) for step in found} <= own  # so a member's tokens stay within the limit
-    columns = lambda step, members: step.bucket * step.ids.shape[1] * members  # noqa: E731
-    apart = sum(columns(step, len(step.ids)) for step in everyone)
-    took = [bank if step.members is None else int((step.members < bank).sum()) for step in found]
-    assert sum(map(columns, found, took)) <= 1.2 * apart
-    assert max(map(len, plans)) <= len(found) <= len(everyone)
-
-
-@given(sizes=sizes_of, counts=st.lists(st.integers(1, 3), min_size=1, max_size=5))
-def test_tasks_of_like_batches_stand_abreast_throughout(sizes: list[int], counts: list[int]) -> None:
-    plans, bank = _plans([(sizes, count, 0, 2) for count in counts])
-    found = abreast(plans, bank=bank)
-    assert [(step.bucket, step.members) for step in found] == [(size, None) for size in sizes]
-
-
-def test_tasks_of_other_lengths_take_turns() -> None:
-    """Speech commands of 24 and 32 columns beside utterances of 56 to 224, whose longest batches have fewer rows."""
-    random = np.random.default_rng(0)
-    short = _steps(random.choice([24, 32], 400).tolist(), (0, 1, 2), rows=32)
-    long = _steps(random.choice([56, 72, 104], 180).tolist(), (3, 4, 5), rows=32)
-    long += _steps([224] * 20, (3, 4, 5), rows=16)
-    found = abreast([short, long], bank=6)
-    assert len(found) == 600
-    assert len({(step.bucket, *step.ids.shape) for step in found}) == 6
+@given(counts=st.lists(st.integers(0, 40), min_size=1, max_size=4))
+def test_plans_that_take_turns_are_as_far_along_as_each_other(counts: list[int]) -> None:
+    plans = [[Step(8, np.asarray([[number, n]])) for n in range(count)] for number, count in enumerate(counts)]
+    found = [tuple(step.ids[0].tolist()) for step in take_turns(plans)]
+    for number, count in enumerate(counts):
+        assert [n for plan, n in found if plan == number] == list(range(count))
+    for place in range(len(found)):
+        done = np.bincount([plan for plan, _ in found[: place + 1]], minlength=len(counts))
+        assert (abs(done - (place + 1) * np.asarray(counts) / len(found)) <= len(counts)).all()
 
 
 # ---- buckets
