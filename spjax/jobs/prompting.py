@@ -31,7 +31,7 @@ from spjax.models import prompts, unit_lm, verbalizers
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.prompts import REAL_STARTS, PromptConfig, member, shape_of
 from spjax.storage import packs, unit_lms
-from spjax.tasks import LOWER_IS_BETTER, Task
+from spjax.tasks import BASELINES, LOWER_IS_BETTER, Task
 from spjax.training import loop, losses, masks, optim, pooling, reference, sharding, starts, train
 from spjax.types import Params
 
@@ -471,7 +471,15 @@ def _report(
     )  # fmt: skip
     verbalizer = setting.verbalizer
     for n, seed in enumerate(kept_seeds(config, lm.config)):
-        scored = {"valid": {"headline": members[n].best_valid}, "test": results["members"][n]["metrics"]}
+        ours = results["members"][n]
+        scored = {
+            "valid": {"headline": members[n].best_valid},
+            "test": {**ours["metrics"], "interval_95": ours["interval_95"]},
+            "baselines": {
+                kind: {split: baseline[split] for split in ("valid", "test")}
+                for kind, baseline in results["baselines"].items()
+            },
+        }
         pack_card = packs.make_card(
             task, kind=verbalizer.kind, codes=verbalizer.codes, feeds=verbalizer.feeds, outputs=verbalizer.outputs,
             config=lm.config, lm_hash=lm.hash, encoder=card.encoder, layer=card.layer, kmeans=card.kmeans,
@@ -537,7 +545,7 @@ def _make_baselines(config: ConfigDict, settings: Settings, lm: LM, tasks: Seque
                 path, kind = futures[future]
                 found[path][kind] = future.result()
     for path, baselines in found.items():
-        write_json(path, {kind: baselines[kind] for kind in outcome.BASELINES})
+        write_json(path, {kind: baselines[kind] for kind in BASELINES})
 
 
 def _print_headline(task: Task, results: dict[str, Any], workdir: str) -> None:
@@ -548,5 +556,5 @@ def _print_headline(task: Task, results: dict[str, Any], workdir: str) -> None:
         + " ".join(f"{100 * v:.2f}" for v in head["values"])
     )
     for kind, baseline in results["baselines"].items():
-        say(f"{task.name}: {outcome.BASELINES[kind]}: {100 * baseline['test']:.2f} %")
+        say(f"{task.name}: {BASELINES[kind]}: {100 * baseline['test']:.2f} %")
     say(f"{task.name}: report: {os.path.join(workdir, 'summary.md')}")
