@@ -367,7 +367,7 @@ def test_utterances_over_the_limit_are_counted_and_cut_only_if_told(
         ({"loss__kind": "mean"}, "kind is 'mean'"),
         ({"optim__decay": "linear"}, "decay is 'linear'"),
         ({"compute__dtype": "float16"}, "compute dtype is 'float16'"),
-        ({"job": "serve"}, "config.job is 'serve', must be prompt, pretrain or compare"),
+        ({"job": "serve"}, "config.job is 'serve', must be prompt, pretrain, compare or methods"),
         ({"overlength": "shorten", "max_length": 8}, "overlength='shorten' is unknown"),
         ({"start_from": "nowhere"}, "nowhere/card.json does not exist"),
         ({"train__epochs": 0}, "train: epochs is 0, must be at least 1"),

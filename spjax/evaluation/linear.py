@@ -39,7 +39,8 @@ def fit_linear(
     Returns:
       {"train_utterances", "chosen": name of the better variant on valid, "valid", "test": its headline scores,
       "variants": {"per_slot" and, with several slots, "joint": {"strength", "parameters": trained numbers, "valid",
-      "test": spjax.evaluation.metrics.score of the split}}}. Equal scores on valid go to the smaller strength, and to per_slot.
+      "test": spjax.evaluation.metrics.score of the split}}}. Equal scores on valid go to the smaller strength, and to
+      per_slot.
 
     Raises:
       ValueError: an empty split, or classes that do not fit the task.
