@@ -60,7 +60,7 @@ def variant_of(config: ConfigDict, name: str, workdir: str) -> ConfigDict:
         override(one, overrides)
         prompting.check(one)
         pretraining.check(one.pretraining)
-    except ValueError as error:
+    except (AttributeError, ValueError) as error:  # the first: a number where settings belong
         raise ValueError(f"variants.{name}: {error}") from error
     return one
 
