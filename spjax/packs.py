@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from spjax.command_line import Parser, output, pack_place, place
 from spjax.models.prompts import shape_of
 from spjax.storage import StorageError, banks, hub, places
+from spjax.storage.pack_readme import baselines, intervals
 from spjax.storage.packs import PromptPack
 from spjax.storage.refresh import refresh
 from spjax.tasks import METRICS
@@ -79,8 +80,13 @@ def describe(name: str, pack: PromptPack) -> str:
         prompt.append(f"{shape['length']} {'in each layer' if shape['deep'] else 'at the input'}")
     if lora:
         prompt.append(f"LoRA of rank {lora['rank']} (alpha {lora['alpha']:g}) on {', '.join(lora['targets'])}")
-    scores = {split: s["headline"] for split, s in card["results"].items() if isinstance(s, dict) and "headline" in s}
-    told = ", ".join(f"{split} {100 * value:.2f} %" for split, value in scores.items()) or "none recorded"
+    results = card["results"]
+    scores = {split: s["headline"] for split, s in results.items() if isinstance(s, dict) and "headline" in s}
+    ends = {split: f" ({100 * low:.2f} to {100 * high:.2f})" for split, (low, high) in intervals(results).items()}
+    shown = [f"{split} {100 * value:.2f} %{ends.get(split, '')}" for split, value in scores.items()]
+    shown += [
+        f"{name} {split} {100 * value:.2f} %" for name, of in baselines(results).items() for split, value in of.items()
+    ]
     units = [
         card["encoder"],
         card["layer"] and f"layer {card['layer']}",
@@ -92,7 +98,7 @@ def describe(name: str, pack: PromptPack) -> str:
             f"{name}: {card['task']}, {card['parameters']:,} parameters",
             f"  slots    {slots}; {card['verbalizer']['kind']} verbalizer",
             f"  prompt   {'; '.join(prompt)}; separators {shape['separators']}",
-            f"  results  {METRICS[card['metric']]}: {told}",
+            f"  results  {METRICS[card['metric']]}: {', '.join(shown) or 'none recorded'}",
             f"  units    {', '.join(str(part) for part in units if part) or 'unknown'}",
             f"  unit LM  {lm['hash'][:12]} ({lm['layers']} layers, dim {lm['dim']}, vocabulary {lm['vocab_size']})",
         ]

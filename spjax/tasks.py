@@ -8,6 +8,8 @@ import unicodedata
 METRICS = {"accuracy": "accuracy", "exact_match": "exact match", "eer": "EER", "weighted_f1": "weighted F1"}
 LONGEST_LABEL = 1000  # characters
 LOWER_IS_BETTER = frozenset({"eer"})
+# Baselines beside a score, by their name in results.json and in the card of a pack.
+BASELINES = {"ngram": "n-gram", "probe": "linear probe"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,8 @@ sys.modules["triton"] = None  # type: ignore[assignment]
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
-PACE = ("time", "utt_s", "peak_share", "input_wait")  # what differs between two logs of the same run
+# What differs between two logs of the same run.
+PACE = ("time", "utt_s", "step_s", "step_bytes", "peak_share", "input_wait")
 
 # The first example of a property often pays for a compilation, and the machine may be busy.
 hypothesis.settings.register_profile("spjax", deadline=None)

@@ -75,6 +75,7 @@ def test_a_pack_says_what_it_is(place: Place, plain: tuple[Path, dict[str, Any]]
     assert card["combinations"] == [list(c) for c in toy.COMBINATIONS["fsc"]]
     assert card["parameters"] == results["parameters"]["trained"]
     assert card["results"]["test"]["exact_match"] == results["members"][0]["metrics"]["exact_match"]
+    assert card["results"]["test"]["interval_95"] == results["members"][0]["interval_95"]
     assert card["provenance"]["seed"] == 0
 
 
@@ -298,6 +299,8 @@ def test_the_baselines_are_of_the_utterances_that_we_are_scored_on(run: Run, pla
         assert baseline["train_utterances"] == (units.lengths <= 10).sum() < 96
     results = json.loads((workdir / "results.json").read_text())
     assert results["baselines"] == baselines
+    beside = _pack(workdir).card["results"]["baselines"]
+    assert beside == {kind: {split: one[split] for split in ("valid", "test")} for kind, one in baselines.items()}
     assert 0 <= results["ensemble"]["headline"] <= 1
 
 
@@ -364,7 +367,7 @@ def test_utterances_over_the_limit_are_counted_and_cut_only_if_told(
         ({"loss__kind": "mean"}, "kind is 'mean'"),
         ({"optim__decay": "linear"}, "decay is 'linear'"),
         ({"compute__dtype": "float16"}, "compute dtype is 'float16'"),
-        ({"job": "serve"}, "config.job is 'serve', must be prompt, pretrain or compare"),
+        ({"job": "serve"}, "config.job is 'serve', must be prompt, pretrain, compare or methods"),
         ({"overlength": "shorten", "max_length": 8}, "overlength='shorten' is unknown"),
         ({"start_from": "nowhere"}, "nowhere/card.json does not exist"),
         ({"train__epochs": 0}, "train: epochs is 0, must be at least 1"),

@@ -38,8 +38,9 @@ def fit_linear(
 
     Returns:
       {"train_utterances", "chosen": name of the better variant on valid, "valid", "test": its headline scores,
-      "variants": {"per_slot" and, with several slots, "joint": {"strength", "valid", "test": spjax.evaluation
-      .metrics.score of the split}}}. Equal scores on valid go to the smaller strength, and to per_slot.
+      "variants": {"per_slot" and, with several slots, "joint": {"strength", "parameters": trained numbers, "valid",
+      "test": spjax.evaluation.metrics.score of the split}}}. Equal scores on valid go to the smaller strength, and to
+      per_slot.
 
     Raises:
       ValueError: an empty split, or classes that do not fit the task.
@@ -52,14 +53,14 @@ def fit_linear(
     variants: dict[str, dict[str, Any]] = {}
     for name, strength in fits(task, strengths):
         answer = _per_slot if name == "per_slot" else _joint
-        found = answer(task, features["train"], local, [features[split] for split in HELD_OUT], strength)
+        found, parameters = answer(task, features["train"], local, [features[split] for split in HELD_OUT], strength)
         scores = {
             split: metrics.score(task, classes[split], predicted, probabilities)
             for split, (predicted, probabilities) in zip(HELD_OUT, found, strict=True)
         }
         best = variants.get(name)
         if best is None or sign * scores["valid"]["headline"] > sign * best["valid"]["headline"]:
-            variants[name] = {"strength": float(strength), **scores}
+            variants[name] = {"strength": float(strength), "parameters": parameters, **scores}
         done()
     chosen = max(variants, key=lambda name: sign * variants[name]["valid"]["headline"])
     return {
@@ -77,43 +78,48 @@ def fits(task: Task, strengths: Sequence[float]) -> Iterator[tuple[str, float]]:
             yield name, strength
 
 
-_Answers = list[tuple[np.ndarray, list[np.ndarray]]]  # a split each: classes [n, K] over all slots, K times [n, C_k]
+# A split each: classes [n, K] over all slots, K times [n, C_k]; and how many numbers were trained.
+_Answers = tuple[list[tuple[np.ndarray, list[np.ndarray]]], int]
 
 
 def _per_slot(task: Task, features: Any, local: np.ndarray, others: list[Any], strength: float) -> _Answers:
-    slots_found = [
+    fitted = [
         _probabilities(features, local[:, k], others, len(slot.labels), strength) for k, slot in enumerate(task.slots)
     ]
-    return [
+    answers = [
         (np.stack([p.argmax(1) for p in slots], 1) + task.slot_offsets[:-1], list(slots))
-        for slots in zip(*slots_found, strict=True)
+        for slots in zip(*(found for found, _ in fitted), strict=True)
     ]
+    return answers, sum(parameters for _, parameters in fitted)
 
 
 def _joint(task: Task, features: Any, local: np.ndarray, others: list[Any], strength: float) -> _Answers:
     seen, combination = np.unique(local, axis=0, return_inverse=True)
     membership = [np.eye(len(slot.labels))[seen[:, k]] for k, slot in enumerate(task.slots)]  # [combinations, C_k]
+    found, parameters = _probabilities(features, combination.reshape(-1), others, len(seen), strength)
     return [
-        (seen[p.argmax(1)] + task.slot_offsets[:-1], [p @ member for member in membership])
-        for p in _probabilities(features, combination.reshape(-1), others, len(seen), strength)
-    ]
+        (seen[p.argmax(1)] + task.slot_offsets[:-1], [p @ member for member in membership]) for p in found
+    ], parameters
 
 
 def _probabilities(
     features: Any, target: np.ndarray, others: list[Any], size: int, strength: float
-) -> list[np.ndarray]:
-    """Fit `target` [n] in 0..size-1 and answer [n', size] for each of `others`; classes never trained get 0."""
+) -> tuple[list[np.ndarray], int]:
+    """Fit `target` [n] in 0..size-1 and answer [n', size] for each of `others`; classes never trained get 0.
+
+    The number is that of trained weights.
+    """
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
-    known = np.unique(target)
+    known, parameters = np.unique(target), 0
     if len(known) == 1:  # nothing to separate, which scikit-learn refuses
         fitted = [np.ones((other.shape[0], 1)) for other in others]
     else:
         with threadpool_limits(1):  # the vectors of lbfgs are short: more threads only wait for each other
             model = LogisticRegression(C=strength, max_iter=1000, tol=1e-5).fit(features, target)
-        fitted = [model.predict_proba(other) for other in others]
+        fitted, parameters = [model.predict_proba(other) for other in others], model.coef_.size + model.intercept_.size
     answers = [np.zeros((other.shape[0], size)) for other in others]
     for answer, probabilities in zip(answers, fitted, strict=True):
         answer[:, known] = probabilities
-    return answers
+    return answers, parameters

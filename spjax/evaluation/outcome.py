@@ -8,9 +8,6 @@ from typing import Any
 
 import numpy as np
 
-# Baselines beside our number, by their name in results.json.
-BASELINES = {"ngram": "n-gram", "probe": "linear probe"}
-
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from spjax.evaluation import metrics
-from spjax.evaluation.outcome import BASELINES, Member
-from spjax.tasks import METRICS, Task
+from spjax.evaluation.outcome import Member
+from spjax.tasks import BASELINES, METRICS, Task
 
 TOP_CONFUSIONS = 25  # that are listed where not all are drawn
 _NUMBERED_CLASSES = 24  # a confusion plot prints its counts up to so many classes,

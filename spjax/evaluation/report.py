@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from spjax.evaluation import metrics, plots
 from spjax.evaluation.markdown import cell, percent, shown, table
-from spjax.evaluation.outcome import BASELINES, Member, Predictions
+from spjax.evaluation.outcome import Member, Predictions
 from spjax.storage.files import write_file
-from spjax.tasks import LOWER_IS_BETTER, METRICS, Task
+from spjax.tasks import BASELINES, LOWER_IS_BETTER, METRICS, Task
 
 
 def write_report(
@@ -53,7 +53,7 @@ def write_report(
       task: slots, labels, metric.
       members: at least one, their seeds distinct.
       split: which split the predictions are of.
-      baselines: by their name in `outcome.BASELINES`, what `linear.fit_linear` returned of each.
+      baselines: by their name in `tasks.BASELINES`, what `linear.fit_linear` returned of each.
       ensemble: answers of all members together, by their mean log probabilities.
       parameters: counts by name, e.g. {"trained": 126816, "frozen": 151263232}; of a single member.
       setting: what the members were trained with, by name, e.g. {"prompt length": 48, "learning rate": 0.01}.

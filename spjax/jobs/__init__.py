@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from spjax import paths
-from spjax.jobs import comparing, pretraining, prompting
-from spjax.jobs.inputs import ImportUnits
+from spjax.jobs import comparing, methods, pretraining, prompting
+from spjax.jobs.inputs import ImportUnits, check_places
 from spjax.jobs.workdirs import settings_of
 from spjax.storage import places
 from spjax.training import sharding
@@ -14,7 +13,12 @@ from spjax.training.agreement import agree
 
 __all__ = ["ImportUnits", "check", "run"]
 
-_CHECKS = {"prompt": prompting.check, "pretrain": pretraining.check, "compare": comparing.check}
+_CHECKS = {
+    "prompt": prompting.check,
+    "pretrain": pretraining.check,
+    "compare": comparing.check,
+    "methods": methods.check,
+}
 
 
 def check(config: ConfigDict) -> None:
@@ -25,22 +29,11 @@ def check(config: ConfigDict) -> None:
       OSError: a bucket that it names cannot be used.
     """
     if config.get("job") not in _CHECKS:
-        raise ValueError(f"config.job is {config.get('job')!r}, must be prompt, pretrain or compare")
-    _check_places(config)
+        raise ValueError(f"config.job is {config.get('job')!r}, must be prompt, pretrain, compare or methods")
+    check_places(config)
     places.check_buckets(settings_of(config.to_dict()).values())
     _CHECKS[config.job](config)
     sharding.make_mesh(config.model_parallel, config.weight_shards)
-
-
-def _check_places(config: ConfigDict) -> None:
-    """Replace paths in a config by what `paths.given` makes of them."""
-    for part, name in [(config, "data"), (config, "lm"), (config, "start_from"), (config.get("pretraining"), "data")]:
-        value = part.get(name) if part else None
-        if isinstance(value, str) and (value or name != "start_from"):
-            try:
-                part[name] = paths.given(value)
-            except ValueError as error:
-                raise ValueError(f"--config.{'' if part is config else 'pretraining.'}{name}: {error}") from error
 
 
 @places.plainly()
@@ -67,5 +60,7 @@ def run(config: ConfigDict, workdir: str, import_units: ImportUnits | None, comm
         pretraining.run_pretraining(config, workdir, import_units)
     elif config.job == "prompt":
         prompting.run_prompt_tuning(config, workdir, import_units, command)
+    elif config.job == "methods":
+        methods.run_methods(config, workdir, import_units, command)
     else:
         comparing.run_comparison(config, workdir, import_units, command)

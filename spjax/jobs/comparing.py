@@ -10,13 +10,12 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from spjax.data import records
 from spjax.evaluation import compare
 from spjax.jobs import pretraining, prompting
 from spjax.jobs.inputs import ImportUnits, backbone
-from spjax.jobs.workdirs import refuse_another, say, settings_of, there, write_json
+from spjax.jobs.workdirs import override, refuse_another, say, settings_of, write_json
 from spjax.models.config import ProsodyConfig, UnitLMConfig
-from spjax.storage import places, unit_lms
+from spjax.storage import places
 from spjax.training.agreement import agree
 
 # What variants must have in common to be compared, or what a comparison settles itself.
@@ -58,12 +57,10 @@ def variant_of(config: ConfigDict, name: str, workdir: str) -> ConfigDict:
         if "prosody" in overrides.get("pretraining", {}).get("lm", {}) and "prosody" not in one.pretraining.lm:
             one.pretraining.lm.prosody = ConfigDict(dataclasses.asdict(ProsodyConfig()))
         one.lock()
-        one.update(overrides)
+        override(one, overrides)
         prompting.check(one)
         pretraining.check(one.pretraining)
-    except (KeyError, TypeError, AttributeError) as error:  # of update
-        raise ValueError(f"variants.{name}: {error.args[0]}") from error
-    except ValueError as error:
+    except (AttributeError, ValueError) as error:  # the first: a number where settings belong
         raise ValueError(f"variants.{name}: {error}") from error
     return one
 
@@ -115,7 +112,7 @@ def run_comparison(
     for number, (name, job) in enumerate(jobs.items(), 1):
         own = os.path.join(workdir, name)
         told = f"variant {number} of {len(jobs)}, {name}: {backbone(_lm_config(job))}"
-        finished = _finished(job, own)
+        finished = prompting.finished(job, own)
         agree({f"{own} is finished": finished})
         if finished:
             say(f"{told}: finished")
@@ -130,25 +127,3 @@ def run_comparison(
     found = compare.write_comparison(workdir, reports, config.baseline)
     say(f"comparison: {os.path.join(workdir, 'summary.md')}")
     return found
-
-
-def _finished(job: ConfigDict, workdir: str) -> bool:
-    """Whether a variant's reports are there and of these records and this LM.
-
-    Raises:
-      ValueError: they are of others.
-    """
-    tasks = prompting.places(job, workdir).values()
-    needed = [job.lm, *(os.path.join(place.data, records.CARD) for place in tasks)]
-    needed += [os.path.join(place.report, "results.json") for place in tasks]
-    needed += [
-        prompting.pack_place(place, seed) for place in tasks for seed in prompting.kept_seeds(job, _lm_config(job))
-    ]
-    needed += [os.path.join(workdir, "summary.md")]
-    if not all(map(there, needed)):
-        return False
-    _, _, info = unit_lms.read_unit_lm(job.lm)
-    cards = [records.load_card(place.data) for place in tasks]
-    if not job.random_lm:
-        refuse_another(workdir, job, prompting.inputs_of(info["hash"], cards))
-    return True

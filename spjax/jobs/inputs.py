@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from spjax import paths
 from spjax.data.records import CARD, Card, read_unit_records
 from spjax.data.unit_set import UnitSet
 from spjax.jobs.workdirs import whole
@@ -31,18 +34,7 @@ def read_split(
       ValueError: records of another task, or without the streams that the LM takes; RecordError (one of them) where
         they are damaged.
     """
-
-    def import_absent() -> None:
-        if whole(directory, CARD):
-            return
-        if import_units is None:
-            raise FileNotFoundError(
-                f"no unit records at {directory}: give --units=UNIT_TEXT (a folder holding {task}/train.txt ...), "
-                f"or of recordings: python -m data_pipelines.extract --task={task} --raw=... --out={directory} ..."
-            )
-        import_units(task, directory)
-
-    sharding.first_does(f"the records of {task}", import_absent)
+    import_absent(directory, task, import_units)
     units, card = read_unit_records(directory, split)
     if card.task.name != task:
         raise ValueError(
@@ -58,6 +50,42 @@ def read_split(
             "again with --f0 of data_pipelines.extract (imported unit text has no f0), or take a unit LM"
         )
     return units.with_interpolated_f0() if lm.prosody.interpolate_f0 else units, card
+
+
+def import_absent(directory: str, task: str, import_units: ImportUnits | None) -> None:
+    """Import unit records that are absent; arguments as of `read_split`.
+
+    Raises:
+      FileNotFoundError: there is no way to make them.
+      ValueError: what they are imported from is wrong.
+    """
+
+    def imported() -> None:
+        if whole(directory, CARD):
+            return
+        if import_units is None:
+            raise FileNotFoundError(
+                f"no unit records at {directory}: give --units=UNIT_TEXT (a folder holding {task}/train.txt ...), "
+                f"or of recordings: python -m data_pipelines.extract --task={task} --raw=... --out={directory} ..."
+            )
+        import_units(task, directory)
+
+    sharding.first_does(f"the records of {task}", imported)
+
+
+def check_places(config: ConfigDict) -> None:
+    """Replace paths in a config by what `paths.given` makes of them.
+
+    Raises:
+      ValueError: one is a URL; names the setting.
+    """
+    for part, name in [(config, "data"), (config, "lm"), (config, "start_from"), (config.get("pretraining"), "data")]:
+        value = part.get(name) if part else None
+        if isinstance(value, str) and (value or name != "start_from"):
+            try:
+                part[name] = paths.given(value)
+            except ValueError as error:
+                raise ValueError(f"--config.{'' if part is config else 'pretraining.'}{name}: {error}") from error
 
 
 def made_by(card: Card) -> dict[str, Any]:

@@ -20,18 +20,18 @@ from tqdm import tqdm
 from spjax import process
 from spjax.data import loader
 from spjax.data import plan as planning
-from spjax.data.records import Card
+from spjax.data.records import CARD, Card, load_card
 from spjax.data.unit_set import UnitSet
 from spjax.evaluation import decode, metrics, outcome, report
 from spjax.evaluation.published import published
 from spjax.jobs import sweeping
 from spjax.jobs.inputs import ImportUnits, backbone, made_by, read_split
-from spjax.jobs.workdirs import claim, read_json, say, there, write_json
+from spjax.jobs.workdirs import claim, read_json, refuse_another, say, there, write_json
 from spjax.models import prompts, unit_lm, verbalizers
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.prompts import REAL_STARTS, PromptConfig, member, shape_of
-from spjax.storage import packs, unit_lms
-from spjax.tasks import LOWER_IS_BETTER, Task
+from spjax.storage import assets, packs, unit_lms
+from spjax.tasks import BASELINES, LOWER_IS_BETTER, Task
 from spjax.training import loop, losses, masks, optim, pooling, reference, sharding, starts, train
 from spjax.types import Params
 
@@ -208,6 +208,27 @@ def inputs_of(lm_hash: str, cards: Iterable[Card]) -> dict[str, Any]:
     """What a prompt job's config.json says of its LM and of the records of its tasks."""
     shards = [shard.sha256 for card in cards for shard in itertools.chain(*card.shards.values())]
     return {"lm_hash": lm_hash, "units": shards}
+
+
+def finished(config: ConfigDict, workdir: str) -> bool:
+    """Whether the reports of a job are there and of these records and this LM.
+
+    Raises:
+      ValueError: they are of others.
+    """
+    tasks = places(config, workdir).values()
+    needed = [assets.find(config.lm, "lm"), os.path.join(workdir, "summary.md")]
+    needed += [os.path.join(place.data, CARD) for place in tasks]
+    needed += [os.path.join(place.report, "results.json") for place in tasks]
+    if not all(map(there, needed)):
+        return False
+    lm, _, info = unit_lms.read_unit_lm(config.lm)
+    if not all(there(pack_place(place, seed)) for place in tasks for seed in kept_seeds(config, lm)):
+        return False
+    cards = [load_card(place.data) for place in tasks]
+    if not config.random_lm:
+        refuse_another(workdir, config, inputs_of(info["hash"], cards))
+    return True
 
 
 class Taught(NamedTuple):
@@ -471,7 +492,15 @@ def _report(
     )  # fmt: skip
     verbalizer = setting.verbalizer
     for n, seed in enumerate(kept_seeds(config, lm.config)):
-        scored = {"valid": {"headline": members[n].best_valid}, "test": results["members"][n]["metrics"]}
+        ours = results["members"][n]
+        scored = {
+            "valid": {"headline": members[n].best_valid},
+            "test": {**ours["metrics"], "interval_95": ours["interval_95"]},
+            "baselines": {
+                kind: {split: baseline[split] for split in ("valid", "test")}
+                for kind, baseline in results["baselines"].items()
+            },
+        }
         pack_card = packs.make_card(
             task, kind=verbalizer.kind, codes=verbalizer.codes, feeds=verbalizer.feeds, outputs=verbalizer.outputs,
             config=lm.config, lm_hash=lm.hash, encoder=card.encoder, layer=card.layer, kmeans=card.kmeans,
@@ -517,7 +546,7 @@ def _make_baselines(config: ConfigDict, settings: Settings, lm: LM, tasks: Seque
         for taught, kind, result in tqdm(fits, desc="baselines", unit="fit", disable=not beside):
             found[_baselines_path(taught)][kind] = result()
     for path, baselines in found.items():
-        write_json(path, {kind: baselines[kind] for kind in outcome.BASELINES})
+        write_json(path, {kind: baselines[kind] for kind in BASELINES})
 
 
 def _baseline_fits(
@@ -556,5 +585,5 @@ def _print_headline(task: Task, results: dict[str, Any], workdir: str) -> None:
         + " ".join(f"{100 * v:.2f}" for v in head["values"])
     )
     for kind, baseline in results["baselines"].items():
-        say(f"{task.name}: {outcome.BASELINES[kind]}: {100 * baseline['test']:.2f} %")
+        say(f"{task.name}: {BASELINES[kind]}: {100 * baseline['test']:.2f} %")
     say(f"{task.name}: report: {os.path.join(workdir, 'summary.md')}")

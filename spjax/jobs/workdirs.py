@@ -20,7 +20,7 @@ from spjax.training.agreement import agree
 _FREE = re.compile(
     r"data|lm|baselines|pretraining\..*|model_parallel|weight_shards|.*\.(checkpoint_every|eval_rows|profile)"
 )
-_MADE = ("checkpoints", "results.json", "baselines.json", "lm", "comparison.json")
+_MADE = ("checkpoints", "results.json", "baselines.json", "lm", "comparison.json", "methods.json")
 
 
 def refuse_another(workdir: str, config: ConfigDict, inputs: dict[str, Any], flag: str = "--workdir") -> None:
@@ -72,6 +72,18 @@ def claim(workdir: str, config: ConfigDict, inputs: dict[str, Any], flag: str = 
 
 
 SEEN_WITHIN = 30  # seconds after which what one machine wrote to shared storage is surely seen by the others
+
+
+def override(config: ConfigDict, settings: dict[str, Any]) -> None:
+    """Change settings of a locked config, in place.
+
+    Raises:
+      ValueError: it has no such setting, or the value is of another type.
+    """
+    try:
+        config.update(settings)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(str(error.args[0])) from error
 
 
 def write_json(path: str, content: dict[str, Any]) -> None:

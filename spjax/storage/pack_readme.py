@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from spjax.storage.files import StorageError
-from spjax.tasks import METRICS, Slot, Task
+from spjax.tasks import BASELINES, METRICS, Slot, Task
 from spjax.vocab import UNIT_OFFSET
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _TEXT = """\
 
 # {title}: a prompt pack
 
-A trained {what} of {parameters:,} numbers for a frozen speech-unit language model (spjax): {prompt}, {separators},
+A trained {what} of {parameters:,} parameters for a frozen speech-unit language model (spjax): {prompt}, {separators},
 a {verbalizer} verbalizer. The language model itself is not in here.
 
 ## Labels
@@ -162,7 +162,33 @@ def _results(task: Task, results: Mapping[str, Any]) -> str:
     rows = [(METRICS.get(name, name), *(_number(name, s.get(name)) for _, s in splits)) for name in names]
     if not rows:
         rows = [(METRICS[task.metric], *(_number(task.metric, s.get("headline")) for _, s in splits))]
+    for split, interval in intervals(results).items():
+        cells = [_range(interval) if name == split else "–" for name, _ in splits]
+        rows.append((f"{METRICS[task.metric]}, 95 % interval over utterances", *cells))
+    for name, scores in baselines(results).items():
+        cells = [_number(task.metric, scores.get(split)) for split, _ in splits]
+        rows.append((f"{METRICS[task.metric]} of the {name} baseline", *cells))
     return _table(("metric", *(f"{split} split" for split, _ in splits)), rows)
+
+
+def intervals(results: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """By split, the 95 % interval of the score over utterances, where the card of a pack says it."""
+    found = {split: scores.get("interval_95") for split, scores in results.items() if isinstance(scores, Mapping)}
+    return {
+        split: (value[0], value[1])
+        for split, value in found.items()
+        if isinstance(value, list) and len(value) == 2 and all(type(end) in (int, float) for end in value)
+    }
+
+
+def baselines(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """By its name for readers, the scores of each baseline on each split, where the card of a pack says them."""
+    found = results.get("baselines")
+    return {BASELINES.get(name, name): scores for name, scores in _splits(found if isinstance(found, Mapping) else {})}
+
+
+def _range(interval: tuple[float, float]) -> str:
+    return " to ".join(f"{100 * end:.2f}" for end in interval) + " %"
 
 
 def _number(name: str, value: float | None) -> str:

@@ -29,6 +29,7 @@ from spjax.storage import files, places
 from spjax.training import checkpoints, sharding
 from spjax.training.pace import Pace
 from spjax.training.profile import Trace
+from spjax.training.speed import Cost
 
 State = Any  # a tree of arrays
 
@@ -63,7 +64,7 @@ class Job:
       without: (state, who of the learners diverged so far) -> the state in which they take no further part; called at
         the end of an epoch, before it is evaluated. `update` must leave theirs as it was. None: one ends the run.
       names: what messages call the learners.
-      least: (state, batch) -> seconds that the update would take at the devices' peak (`speed.least_seconds`).
+      cost: (state, batch) -> what the update takes (`speed.cost_of`).
     """
 
     state: State
@@ -75,7 +76,7 @@ class Job:
     finished: Callable[[State], bool]
     without: Callable[[State, np.ndarray], State] | None = None
     names: Sequence[str] = ()
-    least: Callable[[State, Any], float] = lambda state, batch: 0.0
+    cost: Callable[[State, Any], Cost] = lambda state, batch: Cost(0.0, 0)
 
 
 def diverged(metrics: Mapping[str, Any]) -> Any:
@@ -155,7 +156,7 @@ def fit(
                     started = True
                 with bar:  # closed by whatever ends the epoch: what is printed then stands below it
                     for done, (batch, utterances) in enumerate(pace.each(job.batches(steps[start:])), start + 1):
-                        pace.done(utterances, job.least(state, batch))
+                        pace.done(utterances, job.cost(state, batch))
                         with trace.step():
                             state, metrics = job.update(state, batch)
                         trace.done(metrics)

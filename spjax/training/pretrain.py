@@ -340,8 +340,8 @@ def pretrain(
         metrics["nll"] = nll / units
         return state, metrics, -metrics["nll"]
 
-    least = speed.least_seconds(update, compute.operand)
-    job = loop.Job(state, steps, plan, read, update, evaluate, lambda _: False, least=least)
+    cost = speed.cost_of(update, compute.operand)
+    job = loop.Job(state, steps, plan, read, update, evaluate, lambda _: False, cost=cost)
     state, history = loop.fit(
         job, workdir, epochs=run.epochs, checkpoint_every=run.checkpoint_every, profile=run.profile
     )

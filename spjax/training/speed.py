@@ -1,12 +1,13 @@
-"""How fast an update could be: its matrix products at the peak of the devices, which the log compares it to."""
+"""What an update costs: the time its matrix products take at the peak of the devices, and the memory it needs."""
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,24 +29,45 @@ PEAKS = {
 }
 
 
-def least_seconds(step: Any, operand: Any) -> Callable[..., float]:
-    """A function of an update's arguments: seconds that all devices would take for its matrix products at their peak.
+class Cost(NamedTuple):
+    """What one update takes.
+
+    Attributes:
+      seconds: that all devices would take for its matrix products at their peak.
+      bytes: of a device's memory that the compiled program needs: its arguments (LM, adapters, optimizer state,
+        batch), results and intermediate values. 0 where the compiler does not report it.
+    """
+
+    seconds: float
+    bytes: int
+
+
+def cost_of(step: Any, operand: Any) -> Callable[..., Cost]:
+    """A function of an update's arguments: what the update takes, worked out once for each shape of them.
 
     Args:
-      step: the jitted update, of a global batch.
+      step: the jitted update, of a global batch. It is compiled here; the first call of it uses that program.
       operand: type of the products' operands.
     """
-    known: dict[Any, float] = {}
+    known: dict[Any, Cost] = {}
+    at_peak = functools.cache(lambda: peak(operand))
 
-    def least(*args: Any) -> float:
+    def cost(*args: Any) -> Cost:
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(args[1:]))
-        if "peak" not in known:
-            known["peak"] = peak(operand)
         if shapes not in known:
-            known[shapes] = flops(step.trace(*args).jaxpr) / known["peak"]
+            traced = step.trace(*args)
+            known[shapes] = Cost(flops(traced.jaxpr) / at_peak(), _memory(traced.lower().compile()))
         return known[shapes]
 
-    return least
+    return cost
+
+
+def _memory(program: Any) -> int:
+    found = program.memory_analysis()
+    if found is None:
+        return 0
+    results = found.output_size_in_bytes - found.alias_size_in_bytes  # what is not written over an argument
+    return int(found.argument_size_in_bytes + results + found.temp_size_in_bytes)
 
 
 def flops(program: Any) -> float:

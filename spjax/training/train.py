@@ -454,7 +454,7 @@ def train(
     spoken = [lesson.setting.verbalizer for lesson in lessons for _ in seeds] if len(lessons) > 1 else []
     update = make_update(setting, tx, spoken, _differing(lessons, own), mesh)
     step_fn = jax.jit(update, donate_argnums=0, out_shardings=(where, None))
-    least = speed.least_seconds(step_fn, setting.compute.operand)
+    cost = speed.cost_of(step_fn, setting.compute.operand)
 
     def batches(steps: Sequence[planning.Step]) -> Iterator[tuple[tuple[Batch, jax.Array | None], int]]:
         own, runs = sharding.own_rows(mesh)
@@ -513,7 +513,7 @@ def train(
         finished=lambda state: not bool(sharding.fetch(state["active"]).any()),
         without=without,
         names=[name(n) for n in range(members)],
-        least=lambda state, item: least(state, frozen, *item),
+        cost=lambda state, item: cost(state, frozen, *item),
     )
     state, history = loop.fit(
         job, workdir, epochs=run.epochs, checkpoint_every=run.checkpoint_every, profile=run.profile

@@ -34,6 +34,8 @@ def test_the_layer_that_knows_is_chosen_on_valid(informed: int):
     assert found["test"] > 0.8
     assert set(found["variants"]) == {"per_slot", "joint"}
     assert {variant["strength"] for variant in found["variants"].values()} <= set(STRENGTHS)
+    per_slot, joint = (found["variants"][name]["parameters"] for name in ("per_slot", "joint"))
+    assert (per_slot, joint) == (3 * 9 + 9, 6 * 9), "of two labels, one is what the other is not"
     json.dumps(found, allow_nan=False)
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from spjax.models.config import UnitLMConfig
+from spjax.packs import describe
 from spjax.storage import StorageError, load_pack, make_card, save_pack, save_unit_lm
 from spjax.storage.pack_readme import with_licence
 from spjax.storage.packs import PromptPack, readme
@@ -81,6 +82,36 @@ def test_splits_are_named_and_nothing_is_made_up():
     assert "None are recorded" in text
     assert "| k-means (id) | unknown |" in text
     assert "answers with: all." in text
+
+
+def test_a_score_stands_between_its_interval_and_the_baselines(tmp_path: Path):
+    results = {
+        "valid": {"headline": 0.5},
+        "test": {"headline": 0.75, "exact_match": 0.75, "interval_95": [0.5, 1.0]},
+        "baselines": {"ngram": {"valid": 0.25, "test": 0.5}, "probe": {"test": 0.625}},
+    }
+    old = load_pack(PACK)
+    pack = PromptPack(old.params, {**old.card, "results": results}).save(tmp_path / "pack")
+    assert load_pack(tmp_path / "pack").card["results"] == results
+    for line in (
+        "| metric | valid split | test split |",
+        "| exact match | – | 75.00 % |",
+        "| exact match, 95 % interval over utterances | – | 50.00 to 100.00 % |",
+        "| exact match of the n-gram baseline | 25.00 % | 50.00 % |",
+        "| exact match of the linear probe baseline | – | 62.50 % |",
+    ):
+        assert line in readme(pack).splitlines(), line
+    assert f"of {pack.card['parameters']} parameters" in readme(pack)
+    told = "valid 50.00 %, test 75.00 % (50.00 to 100.00), n-gram valid 25.00 %, n-gram test 50.00 %"
+    assert f"results  exact match: {told}" in describe("p", pack)
+    assert "results  exact match: test 87.50 %\n" in describe("old", old), "of an older spjax, which says none of it"
+
+
+@pytest.mark.parametrize("odd", [[], "x", {"ngram": {"test": "high"}}, {"ngram": None}])
+def test_baselines_that_are_none_are_left_out(odd: object):
+    pack = load_pack(PACK)
+    results = {**pack.card["results"], "baselines": odd}
+    assert "baseline" not in readme(PromptPack(pack.params, {**pack.card, "results": results}))
 
 
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)

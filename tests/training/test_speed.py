@@ -14,6 +14,7 @@ import pytest
 
 from spjax.training import loop, profile, speed
 from spjax.training.pace import Pace
+from spjax.training.speed import Cost
 
 
 def test_operations_are_those_that_xla_counts() -> None:
@@ -36,7 +37,9 @@ def test_operations_are_those_that_xla_counts() -> None:
     assert speed.flops(again.trace(x).jaxpr) == 3 * 2 * 8 * 16 * 16, "what is computed again is work"
 
 
-def test_the_least_time_goes_by_the_batch_and_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cost_of_an_update_goes_by_the_batch_and_compiles_nothing_twice(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     traces: list[int] = []
 
     @jax.jit
@@ -45,12 +48,15 @@ def test_the_least_time_goes_by_the_batch_and_is_traced_once(monkeypatch: pytest
         return batch @ state
 
     monkeypatch.setattr(speed, "peak", lambda operand: 1e3)
-    least, state = speed.least_seconds(step, "float32"), jnp.ones((4, 4))
-    for rows in (2, 3, 2):
-        batch = jnp.ones((rows, 4))
-        assert least(state, batch) == pytest.approx(2 * rows * 16 / 1e3)
-        step(state, batch)
+    cost, state = speed.cost_of(step, "float32"), jnp.ones((4, 4))
+    with jax.log_compiles():
+        for rows in (2, 3, 2):
+            batch = jnp.ones((rows, 4))
+            assert cost(state, batch).seconds == pytest.approx(2 * rows * 16 / 1e3)
+            assert cost(state, batch).bytes >= 4 * (4 * 4 + 2 * rows * 4), "state, batch and result"
+            step(state, batch)
     assert len(traces) == 2, "the update's own trace is used"
+    assert sum("Finished XLA compilation of jit(step)" in line for line in caplog.messages) == 2
 
 
 class _Device:
@@ -97,10 +103,11 @@ def test_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     pace = Pace()
     for _ in pace.each(items()):
         now[0] += 3.0
-        pace.done(8, 1.5)
-    assert pace.read() == {"utt_s": 2.0, "peak_share": 0.375, "input_wait": 0.25}
+        pace.done(8, Cost(1.5, 10))
+    pace.done(0, Cost(0.0, 7))
+    assert pace.read() == {"utt_s": 2.0, "step_s": 3.2, "step_bytes": 10, "peak_share": 0.375, "input_wait": 0.25}
     now[0] += 1.0
-    assert pace.read() == {"utt_s": 0.0, "peak_share": 0.0, "input_wait": 0.0}
+    assert pace.read() == {"utt_s": 0.0, "step_s": 1.0, "step_bytes": 0, "peak_share": 0.0, "input_wait": 0.0}
 
 
 def _job(stop: int = 1000) -> loop.Job:
@@ -115,7 +122,7 @@ def _job(stop: int = 1000) -> loop.Job:
     start = {"x": jnp.zeros(())}
     return loop.Job(
         start, 20, lambda state, epoch: range(20), batches, update, lambda state, epoch: (state, {}, 0.0),
-        lambda state: False, least=lambda state, batch: 1e-9,
+        lambda state: False, cost=lambda state, batch: Cost(1e-9, 0),
     )  # fmt: skip
 
 
