@@ -73,7 +73,7 @@ def on_tiny(task: str) -> ConfigDict:
     config.lm = "tiny"
     config.prompt.update({"length": 0, "rank": 4, "separators": 1, "steer": False})
     config.loss.noise = 0.0
-    config.optim.lr = 5e-3
+    config.optim.lr = 2e-3
     config.train.update({"seeds": (0,), "epochs": 10, "max_rows": 16, "buckets": 2})
     return config
 
