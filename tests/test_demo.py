@@ -42,7 +42,7 @@ def test_every_stage_leaves_its_work(done: tuple[Place, str]) -> None:
     assert card["kmeans"] == load_kmeans("tiny").id
     assert not {"kmeans", "ulm"} & {path.name for path in demo.iterdir()}  # nothing is fitted or pretrained
     pack = json.loads((demo / "commands/packs/seed_0/card.json").read_text())
-    assert pack["lm_hash"] == load_unit_lm("tiny").hash
+    assert pack["lm"]["hash"] == load_unit_lm("tiny").hash
     assert pack["lora"]["rank"] == 4
 
 

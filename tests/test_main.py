@@ -221,7 +221,7 @@ def test_without_a_config_of_ones_own_ours_are_listed(tmp_path: Path) -> None:
     for words in ([], ["--config=configs/fcs.py"], ["--config", "fcs"]):
         assert listed in _refused(tmp_path, *words)
     assert _refused(ROOT, "--config=configs/gcs.py").startswith(
-        "error: --config=configs/gcs.py does not exist: did you mean configs/gsc.py? configs holds ar40.py"
+        "error: --config=configs/gcs.py does not exist: did you mean configs/gsc.py? configs holds adapters.py"
     )
 
 
