@@ -55,7 +55,7 @@ def _task(config: ConfigDict) -> ConfigDict:
 def get_config(options: str = "") -> ConfigDict:
     """The experiment."""
     config = defaults.with_backbone(defaults.prompt_tuning(""), options)
-    intents = defaults.on_tiny("intents")
+    intents = defaults.with_backbone(defaults.on_tiny("intents"), options)
     intents.data = "runs/demo/units/intents"
     config.job = "methods"
     config.tasks = ConfigDict(

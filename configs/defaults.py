@@ -131,7 +131,6 @@ def with_backbone(config: ConfigDict, options: str) -> ConfigDict:
         config.lm.prosody = prosody()
     elif options == "backbone=pgslm":
         with_backbone(config.pretraining, options)
-        # what goes with spjax has no streams: an LM of its own is pretrained
-        folder, leaf = os.path.split(config.lm if "/" in config.lm else f"runs/{config.task}_ulm/lm")
+        folder, leaf = os.path.split(config.lm)
         config.lm = os.path.join(f"{folder}_pgslm", leaf)
     return config

@@ -25,7 +25,7 @@ from data_pipelines.sources import OWN, Source, best_pack
 from spjax import fetch, vocab
 from spjax.command_line import Parser
 from spjax.convert import ConvertError
-from spjax.data.records import CARD, load_card
+from spjax.data.records import CARD, load_card, read_unit_records
 from spjax.jobs import workdirs
 from spjax.speech2unit.encoder import ACOUSTIC
 from spjax.storage import assets, places
@@ -36,6 +36,7 @@ PUBLISHED = "gslm_hubert100"  # of `fetch.SETS`
 # Its LM has 12 layers of 1,024: 98,304 numbers in adapters of rank 2, where prompts of length 5 alone have 122,880.
 ADAPTER = {"length": 0, "rank": 2, "targets": ("query", "value"), "separators": 1, "steer": False}
 ADAPTER_LR = 1e-3
+ADAPTER_TEXT = "low-rank adapters of rank 2 on query and value, unless --config.prompt.* says otherwise"
 LAYER, CLUSTERS = 6, 100
 IN_PROCESS = 256  # clips that are encoded before worker processes would have started
 _CONTENT = "recordings"  # what the card calls the hash of all files' bytes
@@ -57,9 +58,10 @@ def source(config: ConfigDict, workdir: str, flags: Mapping[str, Any], overrides
     if own:
         config.task = data.task.name
         config.data = os.path.join(workdir, config.data, data.task.name)
-        if not {"train.passes", "train.epochs"} & set(overrides):
-            updates = config.train.epochs * -(-len(data.splits["train"]) // config.train.max_rows)
-            config.train.passes = max(1, round(LEAST_UPDATES / updates))
+        if "train.passes" not in overrides:
+            train = data.splits["train"]
+            count = min(len(train), config.few_shot * len({clip.labels for clip in train}) or len(train))
+            config.train.passes = -(-LEAST_UPDATES // (config.train.epochs * -(-count // config.train.max_rows)))
     advice = (
         f"use another --workdir, or remove {workdir}" if own else f"give another --config.data, or remove {config.data}"
     )
@@ -152,9 +154,13 @@ def _choose_models(config: ConfigDict, flags: Mapping[str, Any], overrides: Coll
     if "lm" not in overrides:
         if published and not streams:
             config.lm = str(home / "unit_lm")
-            if not config.start_from and not config.reference and not any(n.startswith("prompt.") for n in overrides):
+            chosen = any(
+                n.startswith(("prompt.", "sweep.")) or n == "train.trainable" for n in set(overrides) - {"sweep.lr"}
+            )
+            if not config.start_from and not config.reference and not chosen:
                 config.prompt.update(ADAPTER)
                 config.optim.lr = config.optim.lr if "optim.lr" in overrides else ADAPTER_LR
+                workdirs.say(f"{config.lm}: {ADAPTER_TEXT}")
         else:
             config.lm = encoder if encoder in assets.NAMES and not streams else f"{config.data}-ulm/lm"
     clusters = len(parts.load_centroids(kmeans).centroids) if kmeans and not published else CLUSTERS
@@ -228,9 +234,11 @@ def _check_clips(records: str, data: data_flags.DataSet, advice: str) -> None:
     now |= {name: value for name, value in data.sources.items() if name == _CONTENT}
     if any(card.sources.get(name) != value for name, value in now.items()):
         raise ValueError(
-            f"{records} holds units of other recordings than are in {data.raw} now, where some were added, removed or "
-            f"changed since: {advice}"
+            f"{records} holds units of other recordings or splits than {data.raw} has now: some were added, removed, "
+            f"changed or split otherwise since; {advice}"
         )
+    if card.task != data.task:
+        raise ValueError(f"{records} holds units of {card.task}, not of {data.task}: {advice}")
 
 
 def _check_models(records: str, args: argparse.Namespace, advice: str) -> None:
@@ -258,7 +266,8 @@ def _check_models(records: str, args: argparse.Namespace, advice: str) -> None:
 
 def _predict_line(config: ConfigDict, data: data_flags.DataSet, args: argparse.Namespace, pack: str) -> str:
     """The command that answers for a recording of the test split."""
-    clip = data.splits["test"][0]
+    kept = set(read_unit_records(config.data, "test")[0].ids)  # files without speech may have been skipped
+    clip = next(clip for clip in data.splits["test"] if clip.id in kept)
     asked = {"lm": config.lm, "encoder": args.encoder}
     if args.encoder not in assets.NAMES:
         asked["kmeans"] = args.kmeans or extract.kmeans_of(args.out)

@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 
 from spjax.evaluation import metrics
-from spjax.evaluation.markdown import cell, percent, table
+from spjax.evaluation.markdown import cell, percent, shown, table
 from spjax.storage.files import write_file
 from spjax.tasks import BASELINES, METRICS
 
@@ -142,7 +142,7 @@ def _baseline(results: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 def _setting(setting: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in setting.items())
+    return ", ".join(f"{name} {shown(value)}" for name, value in setting.items())
 
 
 def _over_utterances(results: Mapping[str, Any], score: float) -> tuple[float, float] | None:

@@ -71,6 +71,7 @@ def run_methods(config: ConfigDict, workdir: str, import_units: ImportUnits | No
 
     Raises:
       ValueError: as `check`; WORKDIR holds another job; or runs of a task are of different LMs or test sets.
+      FileNotFoundError: none of the chosen tasks can be run.
     """
     refuse_another(workdir, ConfigDict({"job": config.job}), {})
     if jax.process_index() == 0:
@@ -85,7 +86,10 @@ def run_methods(config: ConfigDict, workdir: str, import_units: ImportUnits | No
             for seed in config.train.seeds:
                 _run(config, workdir, (task, method, seed), import_units, command)
                 _write(config, workdir, missing)
-    say(f"table: {os.path.join(workdir, 'summary.md')}")
+    table = os.path.join(workdir, "summary.md")
+    if all(missing.values()):
+        raise FileNotFoundError(f"nothing was run: each of {config.task} lacks units or an LM ({table})")
+    say(f"table: {table}")
 
 
 def _run(
@@ -107,7 +111,7 @@ def _missing(job: ConfigDict, import_units: ImportUnits | None) -> str:
     try:
         if not whole(job.data, CARD):
             import_absent(job.data, job.task, import_units)
-    except (FileNotFoundError, ValueError) as error:
+    except FileNotFoundError as error:
         say(f"{job.task} is left out: {error}")
         return "unit records"
     try:

@@ -71,6 +71,13 @@ def prompt_settings(config: ConfigDict) -> Settings:
                 f"sweep.{name} {getattr(sweep, name)} changes nothing where prompt.{of} is 0: leave it out, or give "
                 f"--config.prompt.{of}"
             )
+    vain = {
+        "verbalizer_dropout": config.verbalizer != "learnable" and f"with verbalizer={config.verbalizer}",
+        "dropout": not config.prompt.deep and "with prompt.deep=False",
+    }
+    for name, why in vain.items():
+        if getattr(sweep, name) and why:
+            raise ValueError(f"sweep.{name} {getattr(sweep, name)} changes nothing {why}: leave it out")
     if not (config.prompt.length or config.prompt.rank or sweep.length or sweep.rank):
         raise ValueError(
             "prompt.length and prompt.rank are 0, which leaves nothing to tune: give 1 or more of prompt positions "

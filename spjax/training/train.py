@@ -390,8 +390,7 @@ def train(
 ) -> Trained:
     """Train a bank of prompts, one member a lesson and seed; continue the run found in `workdir`.
 
-    An epoch is `run.passes` passes over a lesson's train split, or what `run.sampling` makes of it. A member that has
-    made its updates rests for the remaining steps of the epoch.
+    An epoch is `run.passes` passes over a lesson's train split, or what `run.sampling` makes of it; tasks take turns.
 
     Args:
       params: {"lm", "prompt"} at the start (`first_params`; of several lessons joined), lesson after lesson.
