@@ -3,8 +3,8 @@
     python -m spjax.main --config=configs/own.py --folders=DIR --workdir=runs/own
     python -m spjax.main --config=configs/own.py --manifest=CSV --workdir=runs/own
 
-A handful of recordings a class will do. Units, packs and the report land in the work directory; the last line printed
-is a command that answers for a recording. docs/own_data.md says what DIR and CSV may hold.
+A handful of recordings a class will do. Units, packs and the report are written to the work directory; the last line
+printed is a command that answers for a recording. docs/own_data.md says what DIR and CSV may hold.
 """
 
 from __future__ import annotations

@@ -36,7 +36,6 @@ PUBLISHED = "gslm_hubert100"  # of `fetch.SETS`
 # Its LM has 12 layers of 1,024: 98,304 numbers in adapters of rank 2, where prompts of length 5 alone have 122,880.
 ADAPTER = {"length": 0, "rank": 2, "targets": ("query", "value"), "separators": 1, "steer": False}
 ADAPTER_LR = 1e-3
-ADAPTER_TEXT = "low-rank adapters of rank 2 on query and value, unless --config.prompt.* says otherwise"
 LAYER, CLUSTERS = 6, 100
 IN_PROCESS = 256  # clips that are encoded before worker processes would have started
 _CONTENT = "recordings"  # what the card calls the hash of all files' bytes
@@ -81,8 +80,11 @@ def source(config: ConfigDict, workdir: str, flags: Mapping[str, Any], overrides
 
     def finish() -> None:
         pack = best_pack(workdir)
-        if workdirs.there(pack):  # none is kept of a random LM, or of one that is trained
-            print(f"to try it: {_predict_line(config, data, args, pack)}", flush=True)
+        kept = set(read_unit_records(config.data, "test")[0].ids)  # files without speech may have been skipped
+        whole = (clip for clip in data.splits["test"] if clip.id in kept and not clip.start and clip.duration is None)
+        clip = next(whole, None)  # spjax.predict takes whole files
+        if clip and workdirs.there(pack):  # none is kept of a random LM, or of one that is trained
+            print(f"to try it: {_predict_line(config, args, pack, os.path.join(data.raw, clip.path))}", flush=True)
 
     return Source(make, lambda: sharding.first_does("the last line", finish))
 
@@ -97,7 +99,7 @@ def _check_config(config: ConfigDict, own: bool, workdir: str, flags: Mapping[st
     if own and config.task != OWN:
         raise ValueError(
             f"--{way} is for recordings of your own, this config is for the task {config.task}: give "
-            f"--config=configs/own.py, or by --raw=DIR the data set {config.task}"
+            f"--config=configs/own.py without --config.task, or by --raw=DIR the data set {config.task}"
         )
     if not own and config.task == OWN:
         raise ValueError(
@@ -160,7 +162,10 @@ def _choose_models(config: ConfigDict, flags: Mapping[str, Any], overrides: Coll
             if not config.start_from and not config.reference and not chosen:
                 config.prompt.update(ADAPTER)
                 config.optim.lr = config.optim.lr if "optim.lr" in overrides else ADAPTER_LR
-                workdirs.say(f"{config.lm}: {ADAPTER_TEXT}")
+                workdirs.say(
+                    f"{config.lm}: low-rank adapters of rank 2 on query and value, unless --config.prompt.* says "
+                    "otherwise"
+                )
         else:
             config.lm = encoder if encoder in assets.NAMES and not streams else f"{config.data}-ulm/lm"
     clusters = len(parts.load_centroids(kmeans).centroids) if kmeans and not published else CLUSTERS
@@ -235,10 +240,13 @@ def _check_clips(records: str, data: data_flags.DataSet, advice: str) -> None:
     if any(card.sources.get(name) != value for name, value in now.items()):
         raise ValueError(
             f"{records} holds units of other recordings or splits than {data.raw} has now: some were added, removed, "
-            f"changed or split otherwise since; {advice}"
+            f"changed or split otherwise since: {advice}"
         )
-    if card.task != data.task:
-        raise ValueError(f"{records} holds units of {card.task}, not of {data.task}: {advice}")
+    if card.task != data.task:  # of the same recordings: only what their labels are called, or are measured by
+        raise ValueError(
+            f"{records} is for the metric {card.task.metric} of {', '.join(slot.name for slot in card.task.slots)}, "
+            f"now it is to be {data.task.metric} of {', '.join(slot.name for slot in data.task.slots)}: {advice}"
+        )
 
 
 def _check_models(records: str, args: argparse.Namespace, advice: str) -> None:
@@ -264,13 +272,11 @@ def _check_models(records: str, args: argparse.Namespace, advice: str) -> None:
         raise ValueError(f"{records} holds units that were made otherwise ({'; '.join(other)}): {advice}")
 
 
-def _predict_line(config: ConfigDict, data: data_flags.DataSet, args: argparse.Namespace, pack: str) -> str:
-    """The command that answers for a recording of the test split."""
-    kept = set(read_unit_records(config.data, "test")[0].ids)  # files without speech may have been skipped
-    clip = next(clip for clip in data.splits["test"] if clip.id in kept)
+def _predict_line(config: ConfigDict, args: argparse.Namespace, pack: str, recording: str) -> str:
+    """The command that answers for a recording."""
     asked = {"lm": config.lm, "encoder": args.encoder}
     if args.encoder not in assets.NAMES:
         asked["kmeans"] = args.kmeans or extract.kmeans_of(args.out)
         asked |= {} if args.encoder in ACOUSTIC else {"layer": args.layer}
     words = flag_table.words({**asked, "packs": pack})
-    return shlex.join(["python", "-m", "spjax.predict", *words, os.path.join(data.raw, clip.path)])
+    return shlex.join(["python", "-m", "spjax.predict", *words, recording])

@@ -56,7 +56,7 @@ def test_from_a_folder_of_recordings_to_an_answer(tmp_path: Path, cache: Path) -
     classes(tmp_path / "my words", "höch", clips=1, start=30)
     code, refused = run(place, "own", *flags)
     assert code == 1
-    assert "were added, removed or changed since: use another --workdir" in refused.splitlines()[-1]
+    assert "split otherwise since: use another --workdir" in refused.splitlines()[-1]
 
 
 def test_from_a_known_data_set_to_an_answer(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ def _bank(scores: list[float | None], lower_is_better: bool = False) -> tuple[li
     return lessons, train.Trained({}, [{"metric": scores}], kept, [score or 0.0 for score in scores])
 
 
-def test_settings_whose_answers_take_the_same_programs_share_them() -> None:
+def test_every_value_is_tried_with_every_other() -> None:
     lessons, _ = _bank([0.0, 0.0])
     setting = dataclasses.replace(
         lessons[0].setting, config=toy.LM, compute=Compute(), loss=LossConfig(), prompt=PromptConfig(length=3, rank=2)
@@ -40,12 +40,9 @@ def test_settings_whose_answers_take_the_same_programs_share_them() -> None:
     assert len(found) == 16
     by_alpha = {alpha: [one for one in found if one.setting.prompt.alpha == alpha] for alpha in (4.0, 8.0)}
     for some in by_alpha.values():
-        assert len({id(one.setting.measure) for one in some}) == 1
         assert {(one.setting.prompt.init, one.setting.loss.noise) for one in some} == {
             ("normal", 0.0), ("normal", 0.1), ("zeros", 0.0), ("zeros", 0.1)
         }  # fmt: skip
-    four, eight = (some[0].setting.measure for some in by_alpha.values())
-    assert four is not eight
     assert found[-1].tried == {"alpha": 8.0, "init": "zeros", "noise": 0.1, "lr": 1e-2}
     assert found[-1].optimizer == OptimConfig(lr=1e-2)
 

@@ -351,8 +351,8 @@ def _verdict(results: Mapping[str, Any]) -> str:
 
 def _setting(results: Mapping[str, Any], place: str) -> str:
     """What the members were trained with, and among how many it was chosen; `place`: of the task's report."""
-    told = ", ".join(f"{cell(name)} {cell(shown(value))}" for name, value in results["setting"].items())
-    return told + (f" (of {results['tried']} tried: [sweep]({place}sweep.md))" if results["tried"] > 1 else "")
+    values = ", ".join(f"{cell(name)} {cell(shown(value))}" for name, value in results["setting"].items())
+    return values + (f" (of {results['tried']} tried: [sweep]({place}sweep.md))" if results["tried"] > 1 else "")
 
 
 def _over_seeds(values: Sequence[float]) -> dict[str, Any]:

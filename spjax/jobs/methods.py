@@ -8,11 +8,10 @@ import re
 import jax
 from ml_collections import ConfigDict
 
-from spjax.data.records import CARD
 from spjax.evaluation import method_table
 from spjax.jobs import pretraining, prompting
 from spjax.jobs.inputs import ImportUnits, check_places, import_absent
-from spjax.jobs.workdirs import override, read_json, refuse_another, say, whole, write_json
+from spjax.jobs.workdirs import override, read_json, refuse_another, say, write_json
 from spjax.storage import unit_lms
 from spjax.training.agreement import agree
 
@@ -88,7 +87,10 @@ def run_methods(config: ConfigDict, workdir: str, import_units: ImportUnits | No
                 _write(config, workdir, missing)
     table = os.path.join(workdir, "summary.md")
     if all(missing.values()):
-        raise FileNotFoundError(f"nothing was run: each of {config.task} lacks units or an LM ({table})")
+        raise FileNotFoundError(
+            f"nothing was run, since each of {config.task} lacks units or an LM ({table}): docs/adapters.md says where "
+            "they are looked for"
+        )
     say(f"table: {table}")
 
 
@@ -109,8 +111,7 @@ def _run(
 def _missing(job: ConfigDict, import_units: ImportUnits | None) -> str:
     """What a task lacks, in a word; '' where it can be run. An absent LM is pretrained if there are records for it."""
     try:
-        if not whole(job.data, CARD):
-            import_absent(job.data, job.task, import_units)
+        import_absent(job.data, job.task, import_units)
     except FileNotFoundError as error:
         say(f"{job.task} is left out: {error}")
         return "unit records"

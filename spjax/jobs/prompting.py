@@ -65,19 +65,17 @@ def prompt_settings(config: ConfigDict) -> Settings:
         if getattr(sweep, name) and config.start_from:
             own = "is a start" if name == "init" else f"has its own {name}"
             raise ValueError(f"sweep.{name} {getattr(sweep, name)} cannot be had: start_from={config.start_from} {own}")
-    for name, of in _SWEPT_WITH.items():
-        if getattr(sweep, name) and not (config.prompt[of] or getattr(sweep, of)):
-            raise ValueError(
-                f"sweep.{name} {getattr(sweep, name)} changes nothing where prompt.{of} is 0: leave it out, or give "
-                f"--config.prompt.{of}"
-            )
-    vain = {
+    no_prompt = not (config.prompt.length or sweep.length) and "where prompt.length is 0"
+    no_adapters = not (config.prompt.rank or sweep.rank) and "where prompt.rank is 0"
+    for name, why in {
+        "init": no_prompt,
+        "dropout": no_prompt or (not config.prompt.deep and "with prompt.deep=False"),
+        "lora_dropout": no_adapters,
+        "alpha": no_adapters,
         "verbalizer_dropout": config.verbalizer != "learnable" and f"with verbalizer={config.verbalizer}",
-        "dropout": not config.prompt.deep and "with prompt.deep=False",
-    }
-    for name, why in vain.items():
+    }.items():
         if getattr(sweep, name) and why:
-            raise ValueError(f"sweep.{name} {getattr(sweep, name)} changes nothing {why}: leave it out")
+            raise ValueError(f"sweep.{name} {getattr(sweep, name)} changes nothing {why}: leave it out, or change that")
     if not (config.prompt.length or config.prompt.rank or sweep.length or sweep.rank):
         raise ValueError(
             "prompt.length and prompt.rank are 0, which leaves nothing to tune: give 1 or more of prompt positions "
@@ -101,10 +99,6 @@ def prompt_settings(config: ConfigDict) -> Settings:
         for part in found.prompt, found.loss, found.optimizer:
             sweeping.with_values(part, tried)  # which refuses what makes no sense
     return found
-
-
-# What is swept in vain where a member has no prompt, or no adapters.
-_SWEPT_WITH = {"init": "length", "dropout": "length", "lora_dropout": "rank", "alpha": "rank"}
 
 
 def check(config: ConfigDict) -> None:
@@ -376,8 +370,8 @@ def run_prompt_tuning(
     for name, taught, own in zip(names, tasks, sweeping.runs_of(swept), strict=True):
         chosen = sweeping.choose(lessons, result, run, own)
         if len(own) > 1 and jax.process_index() == 0:
-            told = sweeping.write_table(taught.place.report, lessons, result, run, own, chosen, settings.optimizer)
-            say(f"{name}: {told}")
+            line = sweeping.write_table(taught.place.report, lessons, result, run, own, chosen, settings.optimizer)
+            say(f"{name}: {line}")
         members = slice(chosen * len(run.seeds), (chosen + 1) * len(run.seeds))
         lost = [seed for seed, best in zip(run.seeds, result.best_epoch[members], strict=True) if best < 0]
         if lost:

@@ -80,7 +80,6 @@ def lessons_of(lesson: train.Lesson, sweep: SweepConfig, optimizer: optim.OptimC
     return [
         dataclasses.replace(
             lesson,
-            # Replaced, not made anew: settings whose answers take the same programs share them.
             setting=dataclasses.replace(
                 setting, prompt=with_values(setting.prompt, tried), loss=with_values(setting.loss, tried)
             ),
@@ -173,5 +172,5 @@ def write_table(
     best = found[chosen - own.start]
     if best["mean"] is None:
         return f"of {len(own)} settings there is none of which no seed diverged"
-    told = ", ".join(f"{name} {shown(value)}" for name, value in described[chosen - own.start].items())
-    return f"of {len(own)} settings {told} is best on valid ({percent(best['mean'])} %)"
+    setting = ", ".join(f"{name} {shown(value)}" for name, value in described[chosen - own.start].items())
+    return f"of {len(own)} settings {setting} is best on valid ({percent(best['mean'])} %)"

@@ -16,7 +16,7 @@ from spjax.tasks import Task
 KINDS = ("learnable", "frequency", "random", "identity")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Verbalizer:
     """Class c is output `codes[c, m]` at its m-th step, and is fed back as token `feeds[c, m]`.
 

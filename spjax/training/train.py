@@ -116,7 +116,6 @@ class Setting:
       loss: which loss.
       verbalizer: classes to outputs.
       tree: label combinations that decoding chooses among.
-      compiled: programs made so far, by what they depend on; what `dataclasses.replace` makes shares them.
     """
 
     config: UnitLMConfig
@@ -125,36 +124,6 @@ class Setting:
     loss: losses.LossConfig
     verbalizer: Verbalizer
     tree: decode.LabelTree
-    compiled: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
-
-    @property
-    def measure(self) -> Any:
-        """Of (flat parameters, batch): summed loss with its count, [2, N]. Rows of a batch are member-major.
-
-        Compiled once for all splits and for lessons of a sweep, whose starts and rates of training they do not know.
-        """
-        # What the numbers stand for is held by the program, so that they stand for nothing else.
-        key = (self.config, self.compute, self.prompt.scale, self.loss.kind, id(self.verbalizer))
-        if key not in self.compiled:
-            self.compiled[key] = self._compile()
-        return self.compiled[key]
-
-    def _compile(self) -> Any:
-
-        @jax.jit
-        def measure(flat: masks.Flat, batch: Batch) -> jax.Array:
-            params = masks.unflatten(flat)
-            each = losses.member_losses(
-                params["lm"], params["prompt"], batch, None,
-                loss=self.loss, prompt=self.prompt, verbalizers=[self.verbalizer],
-                config=self.config, compute=self.compute,
-            )  # fmt: skip
-            whole = self.loss.kind == "reference"
-            size = (batch.source_length + self.verbalizer.steps + 2 if whole else 1) * batch.weight
-            count = size.reshape(len(each), -1).sum(axis=1)
-            return jnp.stack([each * count, count])
-
-        return measure
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -345,7 +314,9 @@ class Evaluator:
     def loss(self, flat: masks.Flat, who: np.ndarray | None = None) -> np.ndarray:
         """The training loss on the split, [N]; arguments as of `log_probs`."""
         flat, members, number = _some(sharding.layerwise(self._mesh, flat), who)
-        parts = [sharding.fetch(self._setting.measure(flat, batch)) for _, batch in self._batches("loss", members)]
+        own = self._setting
+        same = own.prompt.scale, own.loss.kind, own.verbalizer, own.config, own.compute
+        parts = [sharding.fetch(_measure(flat, batch, *same)) for _, batch in self._batches("loss", members)]
         total, count = np.stack(parts).sum(axis=0, dtype=np.float64)
         return (total / np.maximum(count, 1))[:number]
 
@@ -358,6 +329,28 @@ def _answer(
     params = masks.unflatten(flat)
     bank = low_rank.scaled(params["prompt"], scale)
     return decode.score(params["lm"], bank, batch, tables, config=config, compute=compute)
+
+
+@functools.partial(jax.jit, static_argnames=("kind", "verbalizer", "config", "compute"))
+def _measure(
+    flat: masks.Flat,
+    batch: Batch,
+    scale: float,
+    kind: str,
+    verbalizer: Verbalizer,
+    config: UnitLMConfig,
+    compute: Compute,
+) -> jax.Array:
+    """Summed loss of every member with its count, [2, N]: a program for all lessons of a sweep. Rows: member-major."""
+    params = masks.unflatten(flat)
+    each = losses.member_losses(
+        params["lm"], params["prompt"], batch, None,
+        loss=losses.LossConfig(kind=kind), prompt=prompts.PromptConfig(), verbalizers=[verbalizer],
+        config=config, compute=compute, differing={"scale": [scale]},
+    )  # fmt: skip
+    size = (batch.source_length + verbalizer.steps + 2 if kind == "reference" else 1) * batch.weight
+    count = size.reshape(len(each), -1).sum(axis=1)
+    return jnp.stack([each * count, count])
 
 
 def _some(flat: masks.Flat, who: np.ndarray | None) -> tuple[masks.Flat, int, int]:

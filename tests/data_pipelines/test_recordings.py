@@ -109,7 +109,7 @@ def test_records_of_other_recordings_are_never_used(tmp_path: Path, change: Any,
     if not refused:
         planned("own", run, folders=folder)
         return
-    with pytest.raises(ValueError, match=r"units of other recordings or splits .* split otherwise since; use another"):
+    with pytest.raises(ValueError, match=r"units of other recordings or splits .* split otherwise since: use another"):
         planned("own", run, folders=folder)
     planned("own", tmp_path / "other", folders=folder)
     shutil.rmtree(run)
@@ -166,7 +166,7 @@ def test_records_to_pretrain_on_are_in_a_folder_of_the_task(raw: Path) -> None:
         ("own", {"folders": "words", "kmeans": "km"}, "--kmeans=km belongs to an encoder"),
         ("own", {"folders": "nowhere"}, "nowhere does not exist: correct the path"),
         ("own", {"folders": "."}, "--workdir=run is inside --folders=., where every folder is a class"),
-        ("fsc", {"folders": "words"}, "this config is for the task fsc: give --config=configs/own.py, or by --raw=DIR"),
+        ("fsc", {"folders": "words"}, "is for the task fsc: give --config=configs/own.py without"),
         ("fsc", {"encoder": "tiny"}, "--encoder is for recordings: give --folders, --manifest or --raw too"),
         ("fsc", {"raw": "words"}, "point to its root with --raw"),
         ("demo", {"folders": "words"}, "this config makes its own records"),
