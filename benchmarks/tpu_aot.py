@@ -170,7 +170,7 @@ def abstract_training(config: Any, setting: Any, mesh: Any, bank: int) -> tuple[
         "seeds": each(jnp.uint32),
         "active": each(bool),
         "best": trained,
-        "best_score": each(jnp.float32),
+        "best_score": jax.ShapeDtypeStruct((bank, 2), jnp.float32),
         "best_epoch": each(jnp.int32),
     }
     kernel = setting.compute.operand

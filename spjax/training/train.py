@@ -48,8 +48,9 @@ class TrainConfig:
         batches, beside the largest with m, gets m^(1 - sampling) n^sampling: with 1 its own passes, as trained alone;
         with 0 as many as the largest (its passes go round again).
       patience: evaluations without a better score after which a member stops; 0 never stops early.
-      select: score by which the best epoch is kept: "metric" (the task's own, on valid), "loss" (the training loss on
-        valid), or "last" (keep the last epoch; valid is only reported).
+      select: score by which the best epoch is kept: "metric" (the task's own, on valid; of equal ones, that of the
+        highest mean log probability of the labels), "loss" (the training loss on valid), or "last" (keep the last
+        epoch; valid is only reported).
       round_loss: decimals that a valid loss is rounded to before it is compared; the reference's 3. -1 does not round.
       trainable: regex over parameter paths; `.*` fine-tunes the whole LM.
       max_rows: most utterances of a member in a batch; a batch holds a multiple of its greatest common divisor with 8.
@@ -437,7 +438,7 @@ def train(
         "seeds": jnp.tile(seeds, len(lessons)),
         "active": jnp.ones(members, bool),
         "best": jax.tree.map(jnp.copy, trained),
-        "best_score": jnp.full(members, -jnp.inf, jnp.float32),  # not weakly typed: that would compile twice
+        "best_score": jnp.full((members, 2), -jnp.inf, jnp.float32),  # not weakly typed: that would compile twice
         "best_epoch": jnp.full(members, -1, jnp.int32),
     }
     where = sharding.state_shardings(mesh, state)
@@ -460,31 +461,39 @@ def train(
     def scores(
         flat: masks.Flat, who: np.ndarray, lesson: Lesson, evaluator: Evaluator, epoch: int
     ) -> dict[str, np.ndarray]:
-        """Of members `who`: "metric", "loss" where it is asked for, and "score", of which more is better."""
-        log_probs, classes = evaluator.log_probs(flat, who), lesson.valid_set.classes[lesson.valid_ids]
-        found = np.asarray([lesson.metric(one[lesson.valid_ids], lesson.setting.tree, classes) for one in log_probs])
+        """Of members `who`: "metric", "loss" where it is asked for, and "score", of which more is better: first [:, 0],
+        then, where that is equal, [:, 1]."""
+        tree, classes = lesson.setting.tree, lesson.valid_set.classes[lesson.valid_ids]
+        log_probs = evaluator.log_probs(flat, who)[:, lesson.valid_ids]
+        metric = np.asarray([lesson.metric(one, tree, classes) for one in log_probs])
+        found, tie = {"metric": metric}, np.zeros(len(metric))
         if run.select == "loss":
-            loss = evaluator.loss(flat, who)
-            score = -(np.round(loss, run.round_loss) if run.round_loss >= 0 else loss)
-            return {"metric": found, "loss": loss, "score": score}
-        if run.select == "last":
-            return {"metric": found, "score": np.full(len(found), float(epoch))}
-        return {"metric": found, "score": -found if lesson.lower_is_better else found}
+            found["loss"] = evaluator.loss(flat, who)
+            score = -(np.round(found["loss"], run.round_loss) if run.round_loss >= 0 else found["loss"])
+        elif run.select == "last":
+            score = np.full(len(metric), float(epoch))
+        else:
+            score = -metric if lesson.lower_is_better else metric
+            right = (tree.combinations == classes[:, None]).all(axis=2)  # no row's, of labels that train does not have
+            tie = log_probs[:, right].mean(axis=1) if right.any() else tie
+        return {**found, "score": np.stack([score, tie], axis=1)}
 
     def evaluate(state: dict[str, Any], epoch: int) -> tuple[dict[str, Any], dict[str, Any], float]:
         active, best_score = sharding.fetch((state["active"], state["best_score"]))
         whole = masks.unflatten({**state["trained"], **frozen})
-        found = {name: np.full(members, None) for name in ("metric", "score")}
+        score, found = np.full((members, 2), -np.inf), {"metric": np.full(members, None)}
         for number, (lesson, evaluator) in enumerate(zip(lessons, evaluators, strict=True)):
             who = np.flatnonzero(active[number * own : (number + 1) * own])
             if len(who):
                 flat = masks.flatten(lesson_params(whole, lessons, run, number))
-                for name, values in scores(flat, who, lesson, evaluator, epoch).items():
+                new = scores(flat, who, lesson, evaluator, epoch)
+                score[number * own + who] = new.pop("score")
+                for name, values in new.items():
                     found.setdefault(name, np.full(members, None))[number * own + who] = values
-        score = np.where(active, found.pop("score"), best_score).astype(float)
         score = np.where(np.isnan(score), -np.inf, score)
         metrics = {name: [None if one != one else one for one in value.tolist()] for name, value in found.items()}
-        known = score[np.isfinite(score)]
+        shared = np.where(active, score[:, 0], best_score[:, 0])
+        known = shared[np.isfinite(shared)]
         mean = float(known.mean()) if len(known) else -math.inf
         return _keep_best(state, epoch, score, run.patience, where), metrics, mean
 
@@ -512,7 +521,7 @@ def train(
     )
     kept = masks.unflatten({**masks.flatten(params), **sharding.fetch(state["best"])})
     best_epoch, best_score = sharding.fetch((state["best_epoch"], state["best_score"]))
-    return Trained(kept, history, best_epoch.tolist(), best_score.tolist())
+    return Trained(kept, history, best_epoch.tolist(), best_score[:, 0].tolist())
 
 
 def _differing(lessons: Sequence[Lesson], seeds: int) -> dict[str, list[Any]]:
@@ -536,9 +545,10 @@ def lesson_params(params: Params, lessons: Sequence[Lesson], run: TrainConfig, n
 
 
 def _keep_best(state: dict[str, Any], epoch: int, score: np.ndarray, patience: int, where: Any) -> dict[str, Any]:
-    """Members whose score is better than ever keep a copy; those without a better one for `patience` epochs stop."""
+    """Members whose score, [N, 2], is better than ever keep a copy; those without one for `patience` epochs stop."""
     small = sharding.fetch({name: state[name] for name in ("active", "best_score", "best_epoch")})
-    better = small["active"] & (score.astype(np.float32) > small["best_score"])
+    (new, tie), (best, best_tie) = score.astype(np.float32).T, small["best_score"].T
+    better = small["active"] & ((new > best) | (np.isfinite(new) & (new == best) & (tie > best_tie)))
     best_epoch = np.where(better, epoch, small["best_epoch"]).astype(np.int32)
     active = small["active"] & ((epoch - best_epoch < patience) if patience else True)
     for n in np.flatnonzero(small["active"] & ~active):
@@ -547,14 +557,14 @@ def _keep_best(state: dict[str, Any], epoch: int, score: np.ndarray, patience: i
         )
 
     def pick(path: str) -> jax.Array:
-        new, old = state["trained"][path], state["best"][path]
-        chosen = better.reshape(-1, *[1] * (new.ndim - 1)) if path.startswith("prompt/") else better[0]
-        return jnp.where(chosen, new, old)
+        trained, kept = state["trained"][path], state["best"][path]
+        chosen = better.reshape(-1, *[1] * (trained.ndim - 1)) if path.startswith("prompt/") else better[0]
+        return jnp.where(chosen, trained, kept)
 
     changed = {
         "best": {path: pick(path) for path in state["best"]},
         "active": active,
-        "best_score": np.where(better, score, small["best_score"]).astype(np.float32),
+        "best_score": np.where(better[:, None], score, small["best_score"]).astype(np.float32),
         "best_epoch": best_epoch,
     }
     return {**state, **sharding.place(changed, {name: where[name] for name in changed})}

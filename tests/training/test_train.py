@@ -283,7 +283,7 @@ def _patient(number: int, told: list[float]) -> train.Lesson:
 def test_stopped_members_are_not_computed_and_others_learn_as_if_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainable: str
 ) -> None:
-    told = [[0.5, 0.4], [0.1, 0.2, 0.3, 0.4, 0.5], [0.3, 0.3], [0.6, 0.7, 0.6]]
+    told = [[0.5, 0.4], [0.1, 0.2, 0.3, 0.4, 0.5], [0.3, 0.2], [0.6, 0.7, 0.6]]
     run = dataclasses.replace(RUN, seeds=(7,), epochs=5, patience=1, max_rows=8, trainable=trainable)
     lessons = [_patient(number, scores) for number, scores in enumerate(told)]
     widths, batches = [], loader.batches
@@ -388,6 +388,18 @@ def test_a_bank_of_which_nobody_is_left_has_diverged(tmp_path: Path) -> None:
         _both(_swept(1e30), DIVERGING, tmp_path)
 
 
+def test_of_epochs_with_equal_metrics_the_most_likely_labels_decide(tmp_path: Path) -> None:
+    likelihoods = []
+
+    def metric(log_probs: np.ndarray, tree: decode.LabelTree, classes: np.ndarray) -> float:
+        rows = [tree.combinations.tolist().index(row) for row in classes.tolist()]
+        likelihoods.append(np.mean(log_probs[np.arange(len(rows)), rows]))
+        return 0.5
+
+    kept = _train(tmp_path, dataclasses.replace(RUN, seeds=(0,), epochs=4), metric=metric)
+    assert kept.best_epoch == [int(np.argmax(likelihoods))] != [0]
+
+
 def test_a_metric_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
     told = iter([np.nan, 0.2, np.nan, np.nan, np.nan, np.nan])
     run = dataclasses.replace(RUN, seeds=(0, 1), epochs=3)
@@ -469,18 +481,22 @@ def test_seeds_cannot_share_an_lm_that_is_trained(tmp_path: Path) -> None:
 @settings(max_examples=60)
 @given(
     scores=st.lists(
-        st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=2, max_size=2), min_size=1, max_size=9
+        st.lists(st.tuples(*[st.sampled_from([-np.inf, 0.25, 0.5, 0.75])] * 2), min_size=2, max_size=2),
+        min_size=1,
+        max_size=9,
     ),
     patience=st.integers(0, 3),
 )
-def test_each_member_keeps_its_best_and_stops_by_its_own_patience(scores: list[list[float]], patience: int) -> None:
+def test_each_member_keeps_its_best_and_stops_by_its_own_patience(
+    scores: list[list[tuple[float, float]]], patience: int
+) -> None:
     """Against one member at a time, in plain Python. A member's parameter is the number of its epoch."""
     mesh = sharding.make_mesh()
     state: dict[str, Any] = {
         "trained": {"prompt/sep": np.zeros((2, 1, 1), np.float32)},
         "best": {"prompt/sep": np.zeros((2, 1, 1), np.float32)},
         "active": np.ones(2, bool),
-        "best_score": np.full(2, -np.inf, np.float32),
+        "best_score": np.full((2, 2), -np.inf, np.float32),
         "best_epoch": np.full(2, -1, np.int32),
     }
     where = sharding.state_shardings(mesh, state)
@@ -492,7 +508,7 @@ def test_each_member_keeps_its_best_and_stops_by_its_own_patience(scores: list[l
         }
         state = train._keep_best(state, epoch, np.asarray(score), patience, where)
     for n in range(2):
-        best, kept, stopped, last = -np.inf, -1, None, 0
+        best, kept, stopped, last = (-np.inf, np.inf), -1, None, 0
         for epoch, score in enumerate(row[n] for row in scores):
             if stopped is None:
                 last = epoch + 1
@@ -500,7 +516,7 @@ def test_each_member_keeps_its_best_and_stops_by_its_own_patience(scores: list[l
                     best, kept = score, epoch
                 if patience and epoch - kept >= patience:
                     stopped = epoch
-        assert float(state["best_score"][n]) == best
+        assert float(state["best_score"][n, 0]) == best[0]
         assert int(state["best_epoch"][n]) == kept
         assert float(state["best"]["prompt/sep"][n, 0, 0]) == kept + 1
         assert float(state["trained"]["prompt/sep"][n, 0, 0]) == last
