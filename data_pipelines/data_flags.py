@@ -17,8 +17,12 @@ from data_pipelines.splits import BuildError
 from spjax.command_line import place
 from spjax.tasks import METRICS, TASKS, Task
 
-_OF_A_MANIFEST = ("labels", "text", "crops", "source")
-_OF_OWN_DATA = ("name", "metric")
+# Flags that mean nothing but with some of --task, --splits, --manifest and --folders.
+_ONLY_WITH = {
+    **dict.fromkeys(("labels", "text", "crops", "source"), ("manifest",)),
+    **dict.fromkeys(("name", "metric", "split-seed"), ("manifest", "folders")),
+    "protocol": ("task",),
+}
 
 
 class DataSet(NamedTuple):
@@ -50,7 +54,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     flag_table.add(which, "manifest", metavar="CSV")
     flag_table.add(which, "folders", metavar="DIR")
     flag_table.add(group, "raw", metavar="DIR")
-    flag_table.add(group, "protocol", default="paper")
+    flag_table.add(group, "protocol")
     flag_table.add(group, "labels", metavar="A,B")
     flag_table.add(group, "text", metavar="A,B")
     flag_table.add(group, "crops")
@@ -59,7 +63,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         "--name", help="what to call your own task (by default as --out of extraction, else as its file or folder)"
     )
     flag_table.add(group, "metric", choices=tuple(METRICS))
-    flag_table.add(group, "split-seed", default=0)
+    flag_table.add(group, "split-seed")
 
 
 def add_encoder_flags(parser: argparse.ArgumentParser) -> None:
@@ -84,12 +88,11 @@ def chosen(args: argparse.Namespace, unit_text: bool = False) -> DataSet:
     """
     if (args.task or args.splits) and not args.raw:
         raise BuildError(f"--{'task' if args.task else 'splits'} needs --raw: the root of the unpacked data set")
-    others = () if args.manifest else _OF_A_MANIFEST if args.folders else (*_OF_A_MANIFEST, *_OF_OWN_DATA)
-    wrong = [flag for flag in others if getattr(args, flag)]
-    if wrong:
-        kinds = "--manifest or --folders" if wrong[0] in _OF_OWN_DATA else "--manifest"
-        raise BuildError(f"--{wrong[0]} goes with {kinds} only: leave it out")
+    for flag, ways in _ONLY_WITH.items():
+        if _given(getattr(args, flag.replace("-", "_"))) and not any(getattr(args, way) for way in ways):
+            raise BuildError(f"--{flag} goes with {' or '.join(f'--{way}' for way in ways)} only: leave it out")
     if args.task:
+        protocol = args.protocol or "paper"
         from data_pipelines.builders import CLIPS
         from data_pipelines.import_frames import has_frames, unit_splits
 
@@ -99,15 +102,15 @@ def chosen(args: argparse.Namespace, unit_text: bool = False) -> DataSet:
                     f"task {args.task} comes as unit text, of which there is nothing to extract: import it by "
                     f"python -m data_pipelines.import_frames --task={args.task} --src={args.raw} --out=..."
                 )
-            found = unit_splits(args.task, args.raw, args.protocol)
-            return DataSet(found.task, found.splits, args.raw, {}, (f"protocol: {args.protocol}", *found.notes))
+            found = unit_splits(args.task, args.raw, protocol)
+            return DataSet(found.task, found.splits, args.raw, {}, (f"protocol: {protocol}", *found.notes))
         if args.task not in CLIPS:
             raise BuildError(
                 f"unknown task {args.task!r}: choose {', '.join(CLIPS)}, or bring your own data by --manifest or "
                 "--folders"
             )
-        splits = CLIPS[args.task](epath.Path(args.raw), args.protocol)
-        return DataSet(TASKS[args.task], splits, args.raw, {}, (f"protocol: {args.protocol}",))
+        splits = CLIPS[args.task](epath.Path(args.raw), protocol)
+        return DataSet(TASKS[args.task], splits, args.raw, {}, (f"protocol: {protocol}",))
     if args.splits:
         manifest = read_splits(args.splits)
         names = [f"{split}.jsonl" for split in manifest.splits]
@@ -130,12 +133,16 @@ def chosen(args: argparse.Namespace, unit_text: bool = False) -> DataSet:
         args.raw,
         name=args.name,
         metric=args.metric,
-        seed=args.split_seed,
+        seed=args.split_seed or 0,
         **columns,
     )
     for note in data.notes:
         print(f"note: {note}", file=sys.stderr)
     return DataSet(data.task, data.splits, data.raw, {place.name: _sha256(place)} if args.manifest else {}, data.notes)
+
+
+def _given(value: Any) -> bool:
+    return value is not None and value is not False and value != ""
 
 
 def _names(flag: str | None) -> list[str] | None:

@@ -186,7 +186,7 @@ def extract_all(
     refused = [assemble.refused(some) for some in made]
     if on_error == "stop" and any(refused):
         why = next(why for some in refused for why in some.values())
-        raise ExtractError(f"{why} Or leave such files out by --on-error=skip of data_pipelines.extract. {KEPT}")
+        raise ExtractError(f"{why} Or leave such files out by --on-error=skip. {KEPT}")
     for (one, _, _), reasons in zip(jobs, refused, strict=True):
         _check_labels(one, reasons)
     cards = []

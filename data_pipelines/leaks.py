@@ -222,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise BuildError("--out writes the hashes of files too: leave --no-files out")
         data = data_flags.chosen(args, unit_text=True)
         place = epath.Path(args.splits or args.manifest or args.folders or "")
-        protocol = args.protocol if args.task else f"as given by {place.name}, seed {args.split_seed}"
+        protocol = (args.protocol or "paper") if args.task else f"as given by {place.name}, seed {args.split_seed or 0}"
         paths = [clip.path for clips in data.splits.values() for clip in clips]
         files = None if args.no_files else inspect_files(data.raw, paths)
         report = leak_report(data.task, data.splits, protocol, files)

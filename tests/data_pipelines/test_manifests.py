@@ -467,6 +467,9 @@ def test_flags_of_own_data_are_refused_elsewhere(tmp_path: Path):
         (["--folders=x", "--crops"], "--crops goes with --manifest only"),
         (["--task=fsc", "--raw=x", "--source=a"], "--source goes with --manifest only"),
         (["--task=fsc", "--raw=x", "--name=a"], "--name goes with --manifest or --folders only"),
+        (["--task=fsc", "--raw=x", "--split-seed=0"], "--split-seed goes with --manifest or --folders only"),
+        (["--splits=x", "--raw=x", "--protocol=honest"], "--protocol goes with --task only"),
+        (["--folders=x", "--protocol=honest"], "--protocol goes with --task only"),
     ]:
         with pytest.raises(BuildError, match=fault):
             data_flags.chosen(parser.parse_args(flags))
