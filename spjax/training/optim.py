@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -140,9 +140,16 @@ def decay_members(rates: Sequence[float]) -> optax.GradientTransformation:
 
 def make(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """The optimizer of a run of `steps` updates: one count for everything that is trained."""
-    matrices = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)  # noqa: E731
-    decay = optax.add_decayed_weights(config.weight_decay, mask=matrices) if config.weight_decay else optax.identity()
+    decay = optax.add_decayed_weights(config.weight_decay, mask=_matrices) if config.weight_decay else optax.identity()
     return _chain(config, _adam(config), decay, optax.scale_by_learning_rate(schedule(config, steps)))
+
+
+def _matrices(params: Flat) -> Any:
+    """Which leaves are matrices. Norm scales and biases are none, though those of stacked layers have two axes."""
+    vectors = ("scale", "bias")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.ndim > 1 and not str(path[-1].key).endswith(vectors), params
+    )
 
 
 def make_bank(

@@ -123,11 +123,13 @@ def test_the_shortest_runs_have_a_schedule(steps: int, decay: str) -> None:
 
 def test_weight_decay_leaves_vectors_alone() -> None:
     config = optim.OptimConfig(lr=1.0, warmup=0.0, decay="constant", weight_decay=0.1, clip=0.0)
-    flat = {"lm/layers/key/kernel": jnp.ones((2, 3, 3)), "lm/final_norm/scale": jnp.ones(3)}
+    vectors = {"lm/final_norm/scale": jnp.ones(3), "lm/layers/ffn_norm/scale": jnp.ones((2, 3))}
+    flat = {"lm/layers/key/kernel": jnp.ones((2, 3, 3)), **vectors}
     tx = optim.make(config, 1)
     updates, _ = tx.update({path: jnp.zeros(leaf.shape) for path, leaf in flat.items()}, tx.init(flat), flat)
     np.testing.assert_allclose(updates["lm/layers/key/kernel"], -0.1, rtol=1e-5)
-    np.testing.assert_allclose(updates["lm/final_norm/scale"], 0)
+    for path in vectors:
+        np.testing.assert_allclose(updates[path], 0)
 
 
 @pytest.mark.parametrize("eps_before", [False, True])
