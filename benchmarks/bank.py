@@ -65,14 +65,14 @@ def make_job(args: argparse.Namespace, rows: int, units: int) -> common.Job:
 
 
 def make_setting(args: argparse.Namespace, config: common.UnitLMConfig) -> Any:
-    """What is trained (`spjax.training.train.Setting`): FSC as configs/fsc.py has it, prompt sizes by the flags."""
+    """What is trained (`spjax.training.train.Setting`): FSC with prompts, of sizes by the flags."""
     from configs import defaults
     from spjax.evaluation import decode
     from spjax.models import prompts, verbalizers
     from spjax.models.config import Compute
     from spjax.training import losses, train
 
-    found = defaults.prompt_tuning("fsc")
+    found = defaults.with_prompts(defaults.prompt_tuning("fsc"))
     found.prompt.update(length=args.prompt, separators=args.separators)
     verbalizer = verbalizers.learnable(common.FSC, config.vocab_size)
     return train.Setting(
@@ -111,7 +111,7 @@ def start(setting: Any, lm: common.Params, seeds: Sequence[int]) -> tuple[dict[s
 
     flat = masks.flatten(train.first_params(lm, setting, tuple(seeds)))
     trained, frozen = masks.split(flat, "prompt/.*")
-    config = optim.OptimConfig(**defaults.prompt_tuning("fsc").optim)
+    config = optim.OptimConfig(**defaults.with_prompts(defaults.prompt_tuning("fsc")).optim)
     tx = masks.masked(optim.make_bank(config, [1000] * len(seeds), [config.lr] * len(seeds)), trained, frozen)
     state = {
         "trained": trained,

@@ -18,27 +18,24 @@ from ml_collections import ConfigDict
 
 from configs import defaults, esd_emotion, fsc, gsc, lt_sc
 
-# A learning rate a method, the same on every task: none was searched for here.
+# A learning rate a method, the same on every task: that of LoRA was chosen on the valid split of fsc, the others are
+# those of earlier experiments.
 METHODS: dict[str, dict[str, Any]] = {
     "speechprompt": {"reference": True},
     "prompts": {
         "prompt": {"length": 48, "rank": 0, "separators": 8, "steer": True},
-        "loss": {"noise": 0.1},
         "optim": {"lr": 1e-2},
     },
     "lora": {
         "prompt": {"length": 0, "rank": 4, "separators": 1, "steer": False},
-        "loss": {"noise": 0.0},
-        "optim": {"lr": 5e-3},
+        "optim": {"lr": 2e-3},
     },
     "prompts_and_lora": {
         "prompt": {"length": 16, "rank": 4, "separators": 1, "steer": False},
-        "loss": {"noise": 0.0},
-        "optim": {"lr": 5e-3},
+        "optim": {"lr": 2e-3},
     },
     "finetune": {
         "prompt": {"length": 1, "rank": 0, "separators": 1, "steer": False},
-        "loss": {"noise": 0.0},
         "optim": {"lr": 5e-4},
         "train": {"trainable": ".*"},
     },
@@ -46,8 +43,8 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def _task(config: ConfigDict) -> ConfigDict:
-    """What a task's config says of records, LM and length of training."""
-    own = {name: config[name] for name in ("data", "lm", "pretraining")}
+    """What a task's config says of records, LM, noise and length of training."""
+    own = {name: config[name] for name in ("data", "lm", "pretraining", "loss")}
     train = {name: config.train[name] for name in ("epochs", "max_rows", "buckets")}
     return ConfigDict({**own, "train": train})
 

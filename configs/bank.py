@@ -1,4 +1,4 @@
-"""One bank for everything: two tasks, each with every seed, learning rate and prompt length, trained together.
+"""One bank for everything: two tasks, each with every seed, learning rate and rank, trained together.
 
     python -m spjax.main --config=configs/bank.py --units=UNIT_TEXT --workdir=runs/bank
 
@@ -9,7 +9,7 @@ on valid, task by task (WORKDIR/TASK/sweep.md); it alone is scored on test (WORK
 of other values:
 
     python -m spjax.main --config=configs/bank.py --config.task=fsc --config.data=runs/units/fsc \\
-      --config.sweep.length="(8, 24, 48)"
+      --config.sweep.rank="(1, 2, 4)"
 """
 
 from __future__ import annotations
@@ -23,6 +23,6 @@ def get_config(options: str = "") -> ConfigDict:
     """The experiment."""
     config = defaults.prompt_tuning("fsc,gsc")
     config.data = "runs/units"
-    config.sweep.update({"lr": (5e-3, 1e-2, 2e-2), "length": (8, 48)})
+    config.sweep.update({"lr": (5e-4, 1e-3, 2e-3), "rank": (2, 4)})
     config.train.update({"seeds": (0, 1, 2), "epochs": 3, "patience": 1, "sampling": 1.0})
     return defaults.with_backbone(config, options)

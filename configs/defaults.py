@@ -21,7 +21,7 @@ def _fields(config: object) -> ConfigDict:
 
 
 def prompt_tuning(task: str) -> ConfigDict:
-    """A prompt tuning job on the records of a task, or of several with commas between: one bank of prompts for all."""
+    """Low-rank adapters on the records of a task, or of several with commas between: one bank for all of them."""
     config = ConfigDict()
     config.job = "prompt"
     config.task = task
@@ -44,13 +44,18 @@ def prompt_tuning(task: str) -> ConfigDict:
     config.weight_shards = 1  # devices among which the LM is divided, gathered layer by layer; 0: all
     config.compute = _fields(Compute(dtype="bfloat16"))
     # Separators start as large as a unit's embedding: 32 times that, as in the reference, drowns what they attend to.
-    config.prompt = _fields(
-        PromptConfig(length=48, separators=8, steer=True, dropout=0.0, verbalizer_dropout=0.0, sep_scale=0.0625)
-    )
+    config.prompt = _fields(PromptConfig(length=0, rank=4, separators=1, sep_scale=0.0625))
     config.loss = _fields(LossConfig(noise=0.1))
-    config.optim = _fields(OptimConfig(lr=1e-2))
+    config.optim = _fields(OptimConfig(lr=2e-3))
     config.sweep = _fields(SweepConfig())  # values of prompt, loss and optim that are tried in the same bank
     config.train = _fields(TrainConfig(seeds=(0, 1, 2), epochs=9))
+    return config
+
+
+def with_prompts(config: ConfigDict) -> ConfigDict:
+    """The config with prompts instead of low-rank adapters, in place."""
+    config.prompt.update({"length": 48, "rank": 0, "separators": 8, "steer": True})
+    config.optim.lr = 1e-2
     return config
 
 
@@ -61,8 +66,7 @@ def small(task: str) -> ConfigDict:
     config.pretraining.tasks = (task,)
     config.pretraining.lm.update({"dim": 128, "layers": 4, "heads": 4, "ffn_dim": 512})
     config.pretraining.pretrain.update({"rows": 16, "epochs": 12})
-    config.prompt.update({"length": 16})
-    config.optim.lr = 2e-2
+    config.optim.lr = 1e-3
     config.train.update({"seeds": (0, 1, 2, 3, 4), "epochs": 20, "max_rows": 8, "buckets": 2})
     return config
 
@@ -71,9 +75,7 @@ def on_tiny(task: str) -> ConfigDict:
     """Low-rank adapters of the LM that goes with spjax, on MFCC units: nothing to pretrain, nothing to download."""
     config = prompt_tuning(task)
     config.lm = "tiny"
-    config.prompt.update({"length": 0, "rank": 4, "separators": 1, "steer": False})
     config.loss.noise = 0.0
-    config.optim.lr = 2e-3
     config.train.update({"seeds": (0,), "epochs": 10, "max_rows": 16, "buckets": 2})
     return config
 

@@ -27,7 +27,7 @@ def _variant(**inputs: bool) -> ConfigDict:
 
 def get_config(options: str = "") -> ConfigDict:
     """The experiment. `data`, `lm` and `pretraining.data` are relative to the work directory."""
-    config = defaults.prompt_tuning(",".join(TASKS))
+    config = defaults.with_prompts(defaults.prompt_tuning(",".join(TASKS)))
     config.synthesis = ConfigDict({"train": 600, "valid": 150, "test": 300, "seed": 0})
     config.data = config.pretraining.data = "records"
     config.lm = "ulm/lm"
@@ -35,7 +35,7 @@ def get_config(options: str = "") -> ConfigDict:
     config.pretraining.lm = ConfigDict({"vocab_size": 104, "dim": 128, "layers": 4, "heads": 4, "ffn_dim": 512})
     # Little data: small batches take more steps. At 5 epochs of the LM, prompts find little of f0 in it.
     config.pretraining.pretrain.update({"rows": 16, "epochs": 12})
-    config.prompt.update({"length": 24, "separators": 8})
+    config.prompt.length = 24
     config.loss.noise = 0.0
     config.optim.lr = 2e-2
     config.train.update({"seeds": (0, 1, 2, 3, 4), "epochs": 6, "max_rows": 8, "buckets": 2})

@@ -34,7 +34,7 @@ from spjax.training import sharding
 
 PUBLISHED = "gslm_hubert100"  # of `fetch.SETS`
 # Its LM has 12 layers of 1,024: 98,304 numbers in adapters of rank 2, where prompts of length 5 alone have 122,880.
-ADAPTER = {"length": 0, "rank": 2, "targets": ("query", "value"), "separators": 1, "steer": False}
+ADAPTER = {"rank": 2, "targets": ("query", "value")}
 ADAPTER_LR = 1e-3
 LAYER, CLUSTERS = 6, 100
 IN_PROCESS = 256  # clips that are encoded before worker processes would have started
@@ -156,16 +156,10 @@ def _choose_models(config: ConfigDict, flags: Mapping[str, Any], overrides: Coll
     if "lm" not in overrides:
         if published and not streams:
             config.lm = str(home / "unit_lm")
-            chosen = any(
-                n.startswith(("prompt.", "sweep.")) or n == "train.trainable" for n in set(overrides) - {"sweep.lr"}
-            )
-            if not config.start_from and not config.reference and not chosen:
-                config.prompt.update(ADAPTER)
+            if not config.reference:
+                config.prompt.update({key: value for key, value in ADAPTER.items() if f"prompt.{key}" not in overrides})
                 config.optim.lr = config.optim.lr if "optim.lr" in overrides else ADAPTER_LR
-                workdirs.say(
-                    f"{config.lm}: low-rank adapters of rank 2 on query and value, unless --config.prompt.* says "
-                    "otherwise"
-                )
+                workdirs.say(f"{config.lm}: adapters of rank 2 on query and value, where --config.prompt.* sets no other")
         else:
             config.lm = encoder if encoder in assets.NAMES and not streams else f"{config.data}-ulm/lm"
     clusters = len(parts.load_centroids(kmeans).centroids) if kmeans and not published else CLUSTERS

@@ -25,7 +25,8 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 SMALL = {
     "compute.dtype": "float32", "train.seeds": (0,), "train.epochs": 3, "train.buckets": 1, "train.max_rows": 8,
-    "prompt.length": 4, "prompt.separators": 2, "optim.lr": 3e-2, "baselines": False,
+    "prompt.length": 4, "prompt.rank": 0, "prompt.separators": 2, "prompt.steer": True, "optim.lr": 3e-2,
+    "baselines": False,
 }  # fmt: skip
 Run = Callable[..., tuple[Path, dict[str, Any]]]
 
@@ -124,7 +125,7 @@ def test_low_rank_adapters_without_a_prompt(run: Run, place: Place, tmp_path: Pa
 
 def test_nothing_to_tune_is_refused() -> None:
     config = fsc.get_config()
-    config.prompt.length = 0
+    config.prompt.rank = 0
     with pytest.raises(ValueError, match=r"prompt.length and prompt.rank are 0, which leaves nothing to tune"):
         prompting.prompt_settings(config)
 
@@ -175,7 +176,7 @@ def test_a_bank_of_two_tasks_with_members_that_stop(place: Place, tmp_path: Path
     config = bank.get_config()
     config.update_from_flattened_dict(SMALL | {"train.epochs": 6, "train.patience": 1, "baselines": False})
     config.data, config.lm = str(place.folder / "runs" / "units"), str(place.folder / "lm")
-    config.sweep.update({"lr": (1e-6, 3e-2), "length": (4,)})
+    config.sweep.update({"lr": (1e-6, 3e-2), "rank": (), "length": (4,)})
     jobs.run(config, str(tmp_path / "bank"), None, "")
     lines = [json.loads(line) for line in (tmp_path / "bank" / "log.jsonl").read_text().splitlines()]
     valid = [line["valid/metric"] for line in lines if "valid/metric" in line]

@@ -26,7 +26,10 @@ SMALL = (
         f"--config.{flag}"
         for flag in ("compute.dtype=float32", "train.seeds=(0,)", "train.epochs=1", "baselines=False")
     ),
-    *(f"--config.{flag}" for flag in ("train.buckets=1", "train.max_rows=8", "prompt.length=2", "prompt.separators=2")),
+    *(
+        f"--config.{flag}"
+        for flag in ("train.buckets=1", "train.max_rows=8", "prompt.length=2", "prompt.rank=0", "prompt.separators=2")
+    ),
 )
 
 

@@ -45,7 +45,7 @@ def _config(place: Place, **settings: Any) -> ConfigDict:
     config.task, config.method = "fsc,gsc,intents", ",".join(METHODS)
     small = {
         "compute.dtype": "float32", "train.seeds": (0,), "train.epochs": 2, "train.buckets": 1, "train.max_rows": 8,
-        "prompt.length": 4, "prompt.separators": 2,
+        "prompt.length": 4, "prompt.rank": 0, "prompt.separators": 2, "prompt.steer": True,
     }  # fmt: skip
     config.update_from_flattened_dict(small | {name.replace("__", "."): value for name, value in settings.items()})
     return config

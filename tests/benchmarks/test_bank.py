@@ -17,7 +17,7 @@ def test_defaults_are_what_the_results_are_made_with() -> None:
     parser = argparse.ArgumentParser()
     bank.add_flags(parser)
     args = parser.parse_args([])
-    lm, found = defaults.pretraining().lm, defaults.prompt_tuning("fsc")
+    lm, found = defaults.pretraining().lm, defaults.with_prompts(defaults.prompt_tuning("fsc"))
     assert common.lm_config(args) == common.UnitLMConfig(**lm)
     assert (args.prompt, args.separators, args.dtype) == (
         found.prompt.length,

@@ -246,7 +246,7 @@ def test_published_models_get_an_adapter_of_less_than_150_000_numbers(raw: Path)
     shape, verbalizer = PromptConfig(**config.prompt), verbalizers.learnable(TASKS["fsc"], gslm.vocab_size)
     member = jax.eval_shape(lambda rng: prompts.init_member(rng, shape, gslm, verbalizer, None), jax.random.key(0))
     assert 98_304 < sum(leaf.size for leaf in member.values()) < 150_000
-    mine = {"prompt.length": 5, "optim.lr": 1e-2}
+    mine = {"prompt.length": 5, "prompt.rank": 0, "optim.lr": 1e-2}
     config, _ = planned("fsc", Path("run"), mine, raw=raw)
     assert (config.prompt.length, config.prompt.rank, config.optim.lr) == (5, 0, 1e-2)
 
