@@ -176,7 +176,7 @@ def test_a_bank_of_two_tasks_with_members_that_stop(place: Place, tmp_path: Path
     config = bank.get_config()
     config.update_from_flattened_dict(SMALL | {"train.epochs": 6, "train.patience": 1, "baselines": False})
     config.data, config.lm = str(place.folder / "runs" / "units"), str(place.folder / "lm")
-    config.sweep.update({"lr": (1e-6, 3e-2), "rank": (), "length": (4,)})
+    config.sweep.update({"lr": (1e-30, 3e-2), "rank": (), "length": (4,)})
     jobs.run(config, str(tmp_path / "bank"), None, "")
     lines = [json.loads(line) for line in (tmp_path / "bank" / "log.jsonl").read_text().splitlines()]
     valid = [line["valid/metric"] for line in lines if "valid/metric" in line]

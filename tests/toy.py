@@ -67,5 +67,6 @@ SMALL = tuple(
     "--config." + override
     for override in """
     lm=lm compute.dtype=float32 train.seeds=(0,1) train.epochs=6 train.buckets=1 train.max_rows=8
-    train.checkpoint_every=5 prompt.length=4 prompt.rank=0 prompt.separators=2 prompt.steer=True optim.lr=3e-2""".split()  # noqa: SIM905 - as on a command line
+    train.checkpoint_every=5 prompt.length=4 prompt.rank=0 prompt.separators=2 prompt.steer=True
+    optim.lr=3e-2""".split()  # noqa: SIM905 - as on a command line
 )

@@ -28,7 +28,8 @@ SIZES = {
 }
 QUICK = {
     "compute.dtype": "float32", "train.seeds": (0, 1), "train.epochs": 3, "train.passes": 5, "train.buckets": 1,
-    "train.max_rows": 8, "prompt.length": 4, "prompt.rank": 0, "prompt.separators": 2, "prompt.steer": True, "optim.lr": 3e-2, "baselines": False,
+    "train.max_rows": 8, "prompt.length": 4, "prompt.rank": 0, "prompt.separators": 2, "prompt.steer": True,
+    "optim.lr": 3e-2, "baselines": False,
 }  # fmt: skip
 
 
