@@ -108,7 +108,8 @@ def _absent(config: ConfigDict, task: str, directory: str) -> NoReturn:
     else:
         ways.append("  --config.data=DIR          records that are there, or made by python -m data_pipelines.extract")
     lines = [
-        f"{what}. Add one of these to the command:",
+        what,
+        "Add one of these to the command:",
         *ways,
         "Or try spjax on other data:",
         "  python -m spjax.main --config=configs/demo.py                speech made on the spot",

@@ -91,10 +91,9 @@ def test_the_table_is_read_from_the_runs(compared: Path) -> None:
 
 def test_a_task_that_lacks_something_is_named(compared: Path) -> None:
     rows, page = _rows(compared), (compared / "summary.md").read_text()
-    for method in (*METHODS, "n-gram", "linear probe"):
-        assert rows["gsc", method]["absent"] == "missing: no unit records"
-        assert rows["intents", method]["absent"] == "missing: no unit LM"
-        assert f"| gsc | {method} | – | – | – | – | – | missing: no unit records | – | – | – |" in page
+    assert rows["gsc", "all"]["absent"] == "missing: no unit records"
+    assert rows["intents", "all"]["absent"] == "missing: no unit LM"
+    assert "| gsc | all | – | – | – | – | – | missing: no unit records | – | – | – |" in page
     assert "- **fsc**: exact match on 24 test utterances; LM `" in page
     widths = {line.count("|") for line in page.splitlines() if line.startswith("|")}
     assert widths == {12}
@@ -121,7 +120,7 @@ def test_finished_runs_are_kept_and_others_are_added(
     assert row["half_width_95"] == pytest.approx(12.706 * abs(scores[0] - scores[1]) / 2, rel=1e-3)  # t of one degree
     assert [bool(one["baselines"]) for one in found] == [True, False]
     assert after["fsc", "whole"] == before["fsc", "whole"], "what was not chosen stays in the table"
-    assert after["gsc", "whole"]["absent"] == "not run"
+    assert after["gsc", "all"]["absent"] == "not run"
     with pytest.raises(ValueError, match=r"seed_0 holds a run with train\.epochs=2 \(now 3\)"):
         jobs.run(_config(place, task="fsc", train__epochs=3), str(compared), None, "")
 

@@ -282,7 +282,7 @@ def test_missing_units_are_told(place: Place) -> None:
         assert code == 1
         told = printed[printed.index("error: ") :]
         assert told.startswith(
-            "error: no unit records of fsc at nowhere, and nothing to make them of. Add one of these"
+            "error: no unit records of fsc at nowhere, and nothing to make them of\nAdd one of these"
         )
         ways = (
             "--raw=DIR --encoder=tiny",

@@ -65,7 +65,7 @@ def write(
 
 
 def _rows(task: str, methods: Mapping[str, Sequence[str]], missing: str) -> Iterator[dict[str, Any]]:
-    """A row a method, then one a baseline; those without runs say why in "absent"."""
+    """A row a method, then one a baseline; those without runs say why in "absent". Of a task without any, one row."""
     found = {method: [(place, _read(place)) for place in places] for method, places in methods.items()}
     every = [one for some in found.values() for one in some]
     for place, results in every:
@@ -75,6 +75,9 @@ def _rows(task: str, methods: Mapping[str, Sequence[str]], missing: str) -> Iter
                     f"{place} is of another {what} than {every[0][0]}: remove one, or use another --workdir"
                 )
     absent = f"missing: no {missing}" if missing else "not run"
+    if not every:
+        yield {"task": task, "method": "all", "absent": absent}
+        return
     for method, some in found.items():
         row = _row([place for place, _ in some], [results for _, results in some]) if some else {"absent": absent}
         yield {"task": task, "method": method, **row}

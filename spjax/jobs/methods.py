@@ -110,16 +110,14 @@ def _run(
 
 def _missing(job: ConfigDict, import_units: ImportUnits | None) -> str:
     """What a task lacks, in a word; '' where it can be run. An absent LM is pretrained if there are records for it."""
+    lacks = "unit records"
     try:
         import_absent(job.data, job.task, import_units)
-    except FileNotFoundError as error:
-        say(f"{job.task} is left out: {error}")
-        return "unit records"
-    try:
+        lacks = "unit LM"
         pretraining.make_absent_lm(job, import_units)
     except FileNotFoundError as error:
-        say(f"{job.task} is left out: {error}")
-        return "unit LM"
+        say(f"{job.task} is left out: {str(error).splitlines()[0]}")  # what follows is advice for a job of one task
+        return lacks
     prompting.check_lengths(job, unit_lms.read_unit_lm(job.lm)[0], import_units)
     return ""
 
