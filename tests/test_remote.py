@@ -226,11 +226,11 @@ def test_what_a_bucket_holds_and_lacks_is_told(remote: Remote, finished_run: Pat
     assert told["kmeans"] == kmeans.id
     assert told["check"] == "None"
     assert "there is no bucket gs://nobodys-bucket: check its name, or make it with gcloud storage" in told["bucket"]
-    assert "s3://bucket is no bucket of Cloud Storage" in told["scheme"]
+    assert "s3://bucket is not a Cloud Storage bucket" in told["scheme"]
     assert told["lm"] == json.loads(remote.bucket.objects["lm/config.json"])["hash"]
     assert "gs://spjax-tests/nowhere/config.json does not exist" in told["no lm"]
     assert told["packs"] == "['mine']"
-    assert "gs://spjax-tests/units is no prompt pack or bank" in told["no packs"]
+    assert "gs://spjax-tests/units is not a prompt pack, a bank" in told["no packs"]
 
 
 def test_who_is_refused_is_told_what_to_do(remote: Remote) -> None:

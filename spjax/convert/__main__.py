@@ -254,7 +254,7 @@ def _import_encoder(options: argparse.Namespace) -> None:
 _ENCODERS = {"hubert": ("HuBERT", hubert.import_hubert), "whisper": ("Whisper", whisper.import_whisper)}
 
 
-@places.plainly()
+@places.translate_bucket_errors()
 def _check_places(options: argparse.Namespace) -> None:
     """Raises ConvertError where OUT is there already, or SRC is a directory that is not imported."""
     there = places.at(options.out).exists() or os.path.lexists(options.out)  # in a bucket, or a dangling link

@@ -36,7 +36,7 @@ def check(config: ConfigDict) -> None:
     sharding.make_mesh(config.model_parallel, config.weight_shards)
 
 
-@places.plainly()
+@places.translate_bucket_errors()
 def run(config: ConfigDict, workdir: str, import_units: ImportUnits | None, command: str) -> None:
     """Do what `config.job` says, in `workdir`.
 

@@ -1,4 +1,4 @@
-"""What is kept on disk, as directories of JSON and safetensors: unit LMs, encoders, k-means, prompt packs and banks."""
+"""Directories of JSON and safetensors: unit LMs, speech encoders, k-means, prompt packs and banks of packs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An encoder with weights on disk: `config.json` beside `model.safetensors` (docs/design.md, Speech to units)."""
+"""A speech encoder on disk: `config.json` and `model.safetensors` (docs/design.md, Speech to units)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from spjax.storage import files, places
 from spjax.storage.files import Shape, StorageError
 from spjax.types import Params
 
-VERSION = 2  # since 2 config.json carries a hash
-FREE = ("provenance",)  # fields of config.json that decide no answer
+VERSION = 2  # since 2 config.json has a hash
+FREE = ("provenance",)  # fields of config.json that do not affect the output and are not hashed
 CONFIG_FILE = "config.json"
 TENSOR_FILE = "model.safetensors"
 
@@ -22,7 +22,7 @@ EncoderConfig = HubertConfig | WhisperConfig
 
 
 def hubert_shapes(config: HubertConfig) -> dict[str, Shape]:
-    """Shape of every tensor of a HuBERT by its path; kernels are [in, out], those of convolutions [width, in, out]."""
+    """Returns the shape of each HuBERT tensor by path; kernels are [in, out], of convolutions [width, in, out]."""
     c, d, f, part = config.conv_dim, config.dim, config.ffn_dim, config.dim // config.position_groups
     shapes: dict[str, Shape] = {}
     for number, width in enumerate(config.conv_kernels):
@@ -43,7 +43,7 @@ def hubert_shapes(config: HubertConfig) -> dict[str, Shape]:
 
 
 def whisper_shapes(config: WhisperConfig) -> dict[str, Shape]:
-    """Shape of every tensor of a Whisper encoder by its path, as `hubert_shapes`; keys are projected without a bias."""
+    """Returns the shape of each Whisper encoder tensor by path, as `hubert_shapes`; key projections have no bias."""
     d, f = config.dim, config.ffn_dim
     shapes: dict[str, Shape] = {"position/table": (config.positions, d)}
     shapes |= {
@@ -63,7 +63,7 @@ def whisper_shapes(config: WhisperConfig) -> dict[str, Shape]:
 
 
 class Kind(NamedTuple):
-    """A kind of encoder: what messages call it, its sizes, and the shapes of its tensors."""
+    """A kind of encoder: its title in messages, its config class, and the shapes of its tensors."""
 
     title: str
     config: type[HubertConfig] | type[WhisperConfig]
@@ -83,24 +83,24 @@ def save_encoder(
     name: str,
     provenance: Mapping[str, Any] | None = None,
 ) -> str:
-    """Writes an encoder, atomically; one that is already there is replaced.
+    """Writes an encoder, atomically; an existing one is replaced.
 
     Args:
-      directory: where to; parents are made.
-      config: its architecture.
-      params: its weights, float32, as `hubert_shapes` or `whisper_shapes` lists them.
-      name: what unit records will call the encoder, such as "hubert_base".
-      provenance: where it comes from, any JSON.
+      directory: target; parents are created.
+      config: architecture.
+      params: weights, float32, as `hubert_shapes` or `whisper_shapes` lists them.
+      name: the encoder's name in unit records, such as "hubert_base".
+      provenance: source of the weights, any JSON.
 
     Returns:
-      Its hash: sha256 (hex) over its tensors.
+      sha256 (hex) of the tensors.
 
     Raises:
-      StorageError: tensors that do not fit the config, no name, or a directory with other files in it.
+      StorageError: tensors that do not match the config, an empty name, or a directory that holds other files.
     """
     form, kind = next((form, kind) for form, kind in KINDS.items() if isinstance(config, kind.config))
     if not isinstance(name, str) or not name.strip():
-        raise StorageError(f"a {kind.title} to save has the name {name!r}; give one, such as 'hubert_base'.")
+        raise StorageError(f"a {kind.title} to save has the name {name!r}: give a name, such as 'hubert_base'.")
     files.check_tensors(files.described(params), kind.shapes(config), f"{kind.title} to save", "Give the whole tree.")
     identity = files.tree_hash(params)
     described: dict[str, Any] = {
@@ -120,16 +120,16 @@ def save_encoder(
 
 
 def read_encoder(directory: str | Path) -> tuple[EncoderConfig, Params, dict[str, Any]]:
-    """Reads an encoder of any kind and checks every tensor, and all of them against the hash in config.json.
+    """Reads an encoder of any kind and checks its tensors against the config and the hash in config.json.
 
     Args:
-      directory: as written by `save_encoder`.
+      directory: written by `save_encoder`.
 
     Returns:
       Config; weights, numpy float32 arrays; info: "name", "hash", "parameters" and "provenance".
 
     Raises:
-      StorageError: files absent, truncated, altered, of a newer format, or tensors that do not fit the config.
+      StorageError: missing, truncated, altered or newer files, or tensors that do not match the config.
     """
     directory = places.at(directory)
     path = directory / CONFIG_FILE
@@ -146,10 +146,10 @@ def read_encoder(directory: str | Path) -> tuple[EncoderConfig, Params, dict[str
     except ValueError as error:
         raise StorageError(f"{path}: {error}. {todo}") from error
     if not isinstance(described["name"], str) or not described["name"].strip():
-        raise StorageError(f"{path}: name is {described['name']!r:.80}, must be the encoder's. {todo}")
+        raise StorageError(f"{path}: name is {described['name']!r:.80}, must be the encoder's name. {todo}")
 
     def shapes(found: Mapping[str, tuple[str, Shape]]) -> dict[str, Shape]:
-        if config.layers > len(found):  # before so many names are made
+        if config.layers > len(found):  # bounds the number of names made below
             raise StorageError(f"{path}: layers is {config.layers}, but there are {len(found)} tensors. {todo}")
         return shapes_of(config)
 

@@ -1,4 +1,4 @@
-"""Files and directories that are written whole or not at all, and trees of float32 arrays in safetensors files."""
+"""Atomic writes of files and directories, and trees of float32 arrays in safetensors files."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from spjax.types import Params
 
 SEAL = "card_hash"
 _log = logging.getLogger(__name__)
-_noted: set[str] = set()  # cards of older versions that were reported
+_noted: set[str] = set()  # cards of older versions already warned about
 
 Shape = tuple[int, ...]
-Writer = Callable[[Path], object]  # writes a file at the path it is given
+Writer = Callable[[Path], object]  # writes the file at the given path
 
 
 _LONGEST_MESSAGE = 2000  # characters; a card may hold anything
 
 
 class StorageError(ValueError):
-    """A stored file cannot be used; the message names the file, the value and what to do."""
+    """A stored file cannot be used; the message names the file, the value and a fix."""
 
     def __init__(self, message: str) -> None:
         if len(message) > _LONGEST_MESSAGE:
@@ -45,7 +45,7 @@ class StorageError(ValueError):
 
 
 def flatten(tree: Params, prefix: str = "") -> dict[str, np.ndarray]:
-    """Leaves of a nested dict by path, path parts joined by "/"; arrays are fetched to the host."""
+    """Flattens a nested dict to {"a/b/c": array}; arrays are fetched to the host."""
     leaves: dict[str, np.ndarray] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
@@ -56,7 +56,7 @@ def flatten(tree: Params, prefix: str = "") -> dict[str, np.ndarray]:
 
 
 def unflatten(leaves: Mapping[str, np.ndarray]) -> Params:
-    """Inverse of `flatten`."""
+    """Inverts `flatten`."""
     tree: Params = {}
     for path, value in leaves.items():
         *parents, name = path.split("/")
@@ -68,7 +68,7 @@ def unflatten(leaves: Mapping[str, np.ndarray]) -> Params:
 
 
 def tree_hash(tree: Params) -> str:
-    """sha256 (hex) over the sorted paths, dtypes, shapes and little-endian bytes of a tree's arrays."""
+    """Returns the sha256 (hex) of the sorted paths, dtypes, shapes and little-endian bytes of a tree's arrays."""
     digest = hashlib.sha256()
     for path, array in sorted(flatten(tree).items()):
         digest.update(f"{path}\0{array.dtype.name}\0{list(array.shape)}\0".encode())
@@ -77,7 +77,7 @@ def tree_hash(tree: Params) -> str:
 
 
 def as_type(tree: Params, dtype: Any) -> Params:
-    """A tree whose arrays are of another type."""
+    """Casts every array of a tree."""
     return unflatten({path: array.astype(dtype) for path, array in flatten(tree).items()})
 
 
@@ -85,10 +85,17 @@ def check_tensors(
     found: Mapping[str, tuple[str, Shape]],
     expected: Mapping[str, Shape],
     where: str | Path,
-    way_out: str,
+    fix: str,
     wanted: str = "float32",
 ) -> None:
-    """Compares tensors by name, type and shape.
+    """Compares the names, dtypes and shapes of tensors.
+
+    Args:
+      found: (dtype, shape) by name.
+      expected: shape by name.
+      where: file or object, for the message.
+      fix: suggested fix, for the message.
+      wanted: dtype of every tensor.
 
     Raises:
       StorageError: the first difference, by name.
@@ -96,32 +103,32 @@ def check_tensors(
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or extra:
         parts = [f"lacks {', '.join(missing)}"] if missing else []
-        parts += [f"has {', '.join(extra)}, which do not belong"] if extra else []
-        raise StorageError(f"{where} {' and '.join(parts)}. {way_out}")
+        parts += [f"has unexpected {', '.join(extra)}"] if extra else []
+        raise StorageError(f"{where} {' and '.join(parts)}. {fix}")
     for name, (dtype, shape) in found.items():
         if dtype != wanted:
-            raise StorageError(f"{where}: {name} is {dtype}, must be {wanted}. {way_out}")
+            raise StorageError(f"{where}: {name} is {dtype}, must be {wanted}. {fix}")
         if shape != expected[name]:
-            raise StorageError(f"{where}: {name} has shape {list(shape)}, must be {list(expected[name])}. {way_out}")
+            raise StorageError(f"{where}: {name} has shape {list(shape)}, must be {list(expected[name])}. {fix}")
 
 
 def described(tree: Params) -> dict[str, tuple[str, Shape]]:
-    """(dtype, shape) of every leaf by path, as `check_tensors` takes them."""
+    """Returns (dtype, shape) of every leaf by path, for `check_tensors`."""
     return {path: (array.dtype.name, array.shape) for path, array in flatten(tree).items()}
 
 
 def tensor_writer(tree: Params) -> Writer:
-    """A function that writes the tree to a safetensors file, bit for bit.
+    """Returns a function that writes the tree to a safetensors file, bit for bit.
 
     Raises:
-      StorageError: a number that is not finite, which could not be read back.
+      StorageError: a NaN or infinite value, which `read_tensors` would refuse.
     """
     leaves = {path: np.ascontiguousarray(array) for path, array in flatten(tree).items()}
     _check_finite(leaves, "to save", "Train with a lower learning rate.")
 
     def write(path: Path) -> None:
         path.touch()
-        mode = path.stat().st_mode  # as the umask has it; safetensors lets nobody but the owner read
+        mode = path.stat().st_mode  # respects the umask; safetensors makes the file readable by the owner only
         safetensors.numpy.save_file(leaves, path)
         path.chmod(mode)
 
@@ -129,7 +136,7 @@ def tensor_writer(tree: Params) -> Writer:
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """A JSON object, readable and with a newline at its end.
+    """Encodes a JSON object, indented and with a final newline.
 
     Raises:
       StorageError: a value that JSON cannot hold (NaN included).
@@ -137,32 +144,32 @@ def json_bytes(value: Mapping[str, Any]) -> bytes:
     try:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
-        raise StorageError(f"not to be written as JSON: {error}. Keep to strings, finite numbers and lists.") from error
+        raise StorageError(f"cannot be written as JSON: {error}. Use strings, finite numbers and lists.") from error
     return text.encode()
 
 
 def json_writer(value: Mapping[str, Any]) -> Writer:
-    """A function that writes `json_bytes`; raises what they raise, at once."""
+    """Returns a function that writes `json_bytes(value)`; encoding errors are raised at once."""
     content = json_bytes(value)
     return lambda path: path.write_bytes(content)
 
 
-@places.plainly()
+@places.translate_bucket_errors()
 def read_json(path: Path, kind: str | tuple[str, ...], version: int) -> dict[str, Any]:
-    """Reads a JSON object that carries `"format": kind`, or one of several kinds, and `"version"` up to `version`.
+    """Reads a JSON object with `"format"` one of `kind` and `"version"` at most `version`.
 
     Raises:
-      StorageError: absent, no JSON, another format, or a newer version.
+      StorageError: a missing file, invalid JSON, another format, or a newer version.
     """
     accepted = (kind,) if isinstance(kind, str) else kind
     if not path.is_file():
         aside = path.parent.parent / _aside_name(path.parent)
-        saved = f" An interrupted save left the earlier one in {aside}: move it back." if aside.is_dir() else ""
+        saved = f" An interrupted save left the previous version in {aside}: move it back." if aside.is_dir() else ""
         raise StorageError(f"{kinds.mixed_up(path, accepted[0])}{saved}")
     try:
         value = kinds.load_json(path)
     except (OSError, ValueError) as error:
-        raise StorageError(f"{path} is no readable JSON ({error}). Take it from its source again.") from error
+        raise StorageError(f"{path} is not valid JSON ({error}). Take it from its source again.") from error
     found = value.get("format") if isinstance(value, dict) else None
     if found not in accepted:
         raise StorageError(kinds.mixed_up(path, accepted[0]))
@@ -170,15 +177,15 @@ def read_json(path: Path, kind: str | tuple[str, ...], version: int) -> dict[str
         raise StorageError(f"{path} has the version {value.get('version')!r:.80}, must be a positive number.")
     if value["version"] > version:
         raise StorageError(
-            f"{path} has the version {value['version']}, known up to {version}: a newer spjax wrote it. Update spjax."
+            f"{path} has the version {value['version']}, but this spjax reads up to {version}. Update spjax."
         )
     return value
 
 
 def seal(described: Mapping[str, Any], free: Iterable[str]) -> str:
-    """sha256 (hex) of what a card says: its fields in canonical JSON, without `free` ones, version and seal.
+    """Returns the sha256 (hex) of a card: its fields in canonical JSON, without `free` ones, version and seal.
 
-    Together with the hash of the tensors, which is such a field, it covers everything that decides an answer.
+    The tensors' hash is one of the fields, so the seal covers everything that affects predictions.
     """
     left_out = {*free, SEAL, "version"}
     kept = {name: value for name, value in described.items() if name not in left_out}
@@ -188,13 +195,13 @@ def seal(described: Mapping[str, Any], free: Iterable[str]) -> str:
 def check_seal(
     described: Mapping[str, Any], free: Iterable[str], since: int, path: str | Path, *, quiet: bool = False
 ) -> str:
-    """Compares a card with the hash that it carries; one of a version before `since` may lack it, which is logged once.
+    """Compares a card with the hash it contains; a card older than version `since` may lack it (one warning).
 
     Returns:
       The hash.
 
     Raises:
-      StorageError: it lacks the hash, or was edited.
+      StorageError: the hash is missing or does not match.
     """
     free = tuple(free)
     allowed = f"Only {', '.join(free)} may be edited; undo" if free else "Undo"
@@ -203,7 +210,7 @@ def check_seal(
         if not quiet and str(path) not in _noted:
             _noted.add(str(path))
             _log.warning(
-                "%s was written before cards carried a hash, so an edit of it would not be noticed; add the hash with "
+                "%s was written before cards had a hash, so edits cannot be detected; add the hash with "
                 "`python -m spjax.packs refresh %s`.",
                 path,
                 Path(path).parent,
@@ -218,12 +225,12 @@ def check_seal(
 
 
 def check_keys(
-    described: Mapping[str, Any], required: Iterable[str], optional: Iterable[str], where: Path, way_out: str
+    described: Mapping[str, Any], required: Iterable[str], optional: Iterable[str], where: Path, fix: str
 ) -> None:
-    """Compares the keys of what `read_json` read; "format" and "version" are known.
+    """Compares the keys of a card with the expected ones; "format" and "version" are always allowed.
 
     Raises:
-      StorageError: what is missing and what is unknown, by name.
+      StorageError: the missing and the unknown keys, by name.
     """
     required = tuple(required)
     missing = [name for name in required if name not in described]
@@ -231,29 +238,29 @@ def check_keys(
     if missing or unknown:
         parts = [f"lacks {', '.join(missing)}"] if missing else []
         parts += [f"has unknown {', '.join(unknown)}"] if unknown else []
-        raise StorageError(f"{where} {' and '.join(parts)}. {way_out}")
+        raise StorageError(f"{where} {' and '.join(parts)}. {fix}")
 
 
-@places.plainly()
+@places.translate_bucket_errors()
 def read_tensors(
     path: Path, expected: Callable[[dict[str, tuple[str, Shape]]], Mapping[str, Shape]], dtype: str = "float32"
 ) -> Params:
-    """Reads a safetensors file whose tensors are exactly the expected ones.
+    """Reads a safetensors file that must hold exactly the expected tensors.
 
     Args:
       path: the file.
-      expected: from the (dtype, shape) found under each name to the shape that each name must have.
-      dtype: of all of them in the file.
+      expected: maps the (dtype, shape) found under each name to the shape required of each name.
+      dtype: of every tensor in the file.
 
     Returns:
-      Tree of numpy arrays, float32 whatever they are in the file.
+      Tree of numpy float32 arrays, whatever the dtype in the file.
 
     Raises:
-      StorageError: absent, truncated, damaged, or other tensors than expected.
+      StorageError: a missing, truncated or damaged file, or other tensors than expected.
     """
-    way_out = "Take it from its source again."
+    fix = "Take it from its source again."
     if not path.exists():
-        raise StorageError(f"{path} does not exist. {way_out}")
+        raise StorageError(f"{path} does not exist. {fix}")
     names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
     try:
         with places.open_regular(path):
@@ -264,20 +271,20 @@ def read_tensors(
                 name: (names.get(part.get_dtype(), part.get_dtype()), tuple(part.get_shape()))
                 for name, part in slices.items()
             }
-            check_tensors(found, expected(found), path, way_out, dtype)
+            check_tensors(found, expected(found), path, fix, dtype)
             tensors = {name: file.get_tensor(name).astype(np.float32, copy=False) for name in found}
     except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror or error}. {way_out}") from error
+        raise StorageError(f"{path} cannot be read: {error.strerror or error}. {fix}") from error
     except safetensors.SafetensorError as error:
-        raise StorageError(f"{path} is truncated or damaged ({error}). {way_out}") from error
-    _check_finite(tensors, path, way_out)
+        raise StorageError(f"{path} is truncated or damaged ({error}). {fix}") from error
+    _check_finite(tensors, path, fix)
     return unflatten(tensors)
 
 
-def _check_finite(tensors: Mapping[str, np.ndarray], where: str | Path, way_out: str) -> None:
+def _check_finite(tensors: Mapping[str, np.ndarray], where: str | Path, fix: str) -> None:
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
-            raise StorageError(f"{where}: {name} holds NaN or infinity. {way_out}")
+            raise StorageError(f"{where}: {name} holds NaN or infinity. {fix}")
 
 
 def _aside_name(directory: Path) -> str:
@@ -292,29 +299,29 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
-def _naming_the_place(write: Callable[..., Any]) -> Any:
-    """A function that writes its first argument: an error of a temporary file beside that is raised of the place."""
+def _name_target_in_errors(write: Callable[..., Any]) -> Any:
+    """Wraps a function that writes its first argument, so that errors name that path and not a temporary file."""
 
     @functools.wraps(write)
     def named(place: epath.PathLike, *arguments: Any) -> Any:
         try:
             return write(place, *arguments)
-        except (OSError, safetensors.SafetensorError) as error:  # the latter where the disk is full, say
+        except (OSError, safetensors.SafetensorError) as error:  # safetensors raises its error on a full disk
             raise paths.unwritable(place, error) from error
 
     return named
 
 
-@_naming_the_place
+@_name_target_in_errors
 def write_file(path: epath.PathLike, content: bytes) -> None:
-    """Write a file whole or not at all: whoever reads it sees the old one or the new one.
+    """Writes a file atomically: readers see either the old or the new content.
 
     Args:
-      path: here or in a bucket; its directory is made.
-      content: of the file.
+      path: local or gs://; its directory is created.
+      content: bytes of the file.
 
     Raises:
-      OSError: it cannot be written; the message names `path`, not a temporary file.
+      OSError: the file cannot be written; the message names `path`, not a temporary file.
     """
     final = places.at(path)
     if places.is_remote(path):
@@ -327,13 +334,13 @@ def write_file(path: epath.PathLike, content: bytes) -> None:
         _fsync(fresh)
         fresh.replace(final)
     except BaseException:
-        with contextlib.suppress(OSError):  # that of the write is the one to raise
+        with contextlib.suppress(OSError):  # keep the error of the write
             fresh.unlink()
         raise
 
 
 def check_replaceable(final: Path, names: Collection[str]) -> None:
-    """Raises StorageError if a directory holds files of other names, which replacing it would delete."""
+    """Raises StorageError if a directory holds files other than `names`, which a replacement would delete."""
     if final.exists():
         foreign = sorted(p.name for p in final.iterdir() if p.name not in names) if final.is_dir() else [final.name]
         if foreign:
@@ -342,23 +349,22 @@ def check_replaceable(final: Path, names: Collection[str]) -> None:
             )
 
 
-@_naming_the_place
+@_name_target_in_errors
 def write_directory(directory: str | Path, writers: Mapping[str, Writer]) -> Path:
-    """Writes a directory of files so that its name never shows a half-written one.
+    """Writes a directory of files atomically.
 
-    The files go to a hidden sibling first and reach the disk before that is renamed. An earlier directory of the same
-    files is set aside, replaced and removed; a process killed between those renames leaves it as `.NAME.replaced`.
+    The files are written and synced in a hidden sibling, which is then renamed. An existing directory of the same files
+    is renamed to `.NAME.replaced` first and deleted last; a process killed in between leaves it there.
 
     Args:
-      directory: final name; parents are made.
-      writers: file name → function that writes that file at the path it is given. The first is the one by which readers
-        know the directory.
+      directory: final path; parents are created.
+      writers: file name → function that writes that file. Readers identify the directory by the first file.
 
     Returns:
-      The directory, absolute.
+      Absolute path of the directory.
 
     Raises:
-      StorageError: the directory is there and holds other files, which replacing it would delete.
+      StorageError: the directory exists and holds other files.
       OSError: it cannot be written; the message names `directory`, not a temporary one.
     """
     final = places.at(directory) if places.is_remote(directory) else Path(directory).resolve()
@@ -391,7 +397,7 @@ def write_directory(directory: str | Path, writers: Mapping[str, Writer]) -> Pat
 
 
 def _write_remote(final: Path, writers: Mapping[str, Writer]) -> None:
-    """Nothing is renamed in one step there: the first file is missing for as long as the others are not all new."""
+    """Writes to a bucket, which has no atomic rename: the first file is missing until all others are new."""
     known_by, *_ = writers
     with tempfile.TemporaryDirectory(prefix="spjax-") as folder:
         for name, write in writers.items():

@@ -1,7 +1,7 @@
-"""Prompt packs on the Hugging Face hub: a model repository each, in whose root lie the pack's files.
+"""Prompt packs on the Hugging Face hub: one model repository a pack, with the pack's files at its root.
 
-Everything goes through `huggingface_hub`, so its environment holds here: HF_TOKEN and `hf auth login` for who you
-are, HF_HUB_OFFLINE=1 for the local cache alone, HF_HOME for where that is, HF_ENDPOINT for another hub.
+`huggingface_hub` reads its usual environment variables: HF_TOKEN (or `hf auth login`), HF_HUB_OFFLINE=1 (use the local
+cache only), HF_HOME (location of the cache) and HF_ENDPOINT (another hub).
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ _FILES = (packs.CARD_FILE, packs.TENSOR_FILE, pack_readme.FILE)
 
 
 @contextlib.contextmanager
-def _told(repo_id: str, revision: str | None) -> Iterator[None]:
-    """The hub's errors as StorageErrors that say what to do."""
+def _translate_hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
+    """Raises the hub's errors as StorageErrors with a suggested fix."""
     from huggingface_hub import errors
 
     try:
         yield
     except errors.HFValidationError as error:
-        raise StorageError(f"{repo_id!r} is no repository's name: {error}. Give USER/NAME.") from error
+        raise StorageError(f"{repo_id!r} is not a valid repository name: {error}. Give USER/NAME.") from error
     except errors.RevisionNotFoundError as error:
         raise StorageError(
-            f"{repo_id} has no revision {revision!r}: give a branch, a tag or a commit of it."
+            f"{repo_id} has no revision {revision!r}: give one of its branches, tags or commits."
         ) from error
     except errors.GatedRepoError as error:
         raise StorageError(
@@ -40,27 +40,27 @@ def _told(repo_id: str, revision: str | None) -> Iterator[None]:
         ) from error
     except errors.LocalEntryNotFoundError as error:
         raise StorageError(
-            f"{repo_id} ({revision or 'main'}) is not whole in the local cache, and the hub was not reached: "
+            f"{repo_id} ({revision or 'main'}) is incomplete in the local cache, and the hub cannot be reached: "
             f"{_why(error)} "
-            "Connect (and unset HF_HUB_OFFLINE), or have the pack copied here and load it from its directory."
+            "Connect (and unset HF_HUB_OFFLINE), or copy the pack to this machine and load its directory."
         ) from error
     except errors.OfflineModeIsEnabled as error:
-        raise StorageError(f"{repo_id}: HF_HUB_OFFLINE is set, so the hub is not asked. Unset it.") from error
+        raise StorageError(f"{repo_id}: HF_HUB_OFFLINE is set, so the hub is not contacted. Unset it.") from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
-        way_out = {
+        fix = {
             401: "Log in with `hf auth login`, or set HF_TOKEN.",
-            403: "The token may not do that: make one with write access, and publish under your own name.",
+            403: "The token lacks the permission: create one with write access, and publish under your account.",
         }.get(status, "Try again later.")
-        raise StorageError(f"{repo_id}: the hub answers {status} ({_why(error)}) {way_out}") from error
+        raise StorageError(f"{repo_id}: the hub answers {status} ({_why(error)}) {fix}") from error
     except errors.LocalTokenNotFoundError as error:
-        raise StorageError(f"{repo_id}: there is no token. Log in with `hf auth login`, or set HF_TOKEN.") from error
-    except ValueError as error:  # what the hub's check of front matter found
+        raise StorageError(f"{repo_id}: no token was found. Log in with `hf auth login`, or set HF_TOKEN.") from error
+    except ValueError as error:  # from the hub's validation of the front matter
         raise StorageError(
-            f"{repo_id}: {pack_readme.FILE} is refused: {_why(error)} Mend it and push again."
+            f"{repo_id}: {pack_readme.FILE} is refused: {_why(error)} Correct it and push again."
         ) from error
-    except (errors.HTTPError, OSError) as error:  # httpx's, which no version of the hub turns into its own
-        raise StorageError(f"{repo_id}: the hub was not reached ({_why(error)}) Check the connection.") from error
+    except (errors.HTTPError, OSError) as error:  # huggingface_hub does not wrap httpx's errors
+        raise StorageError(f"{repo_id}: the hub cannot be reached ({_why(error)}) Check the connection.") from error
 
 
 def _why(error: BaseException) -> str:
@@ -78,22 +78,22 @@ def push_pack(
     licence: str | None = None,
     token: str | None = None,
 ) -> str:
-    """Publishes a prompt pack as it lies on disk, in one commit; its README.md, if you wrote it anew, is kept.
+    """Publishes a prompt pack directory in one commit; an edited README.md is kept.
 
     Args:
-      directory: of the pack. Where it has no README.md (packs of older versions), one is written for the hub.
-      repo_id: USER/NAME of a model repository; made where there is none.
-      private: of a new repository; by default what its owner's settings say.
-      revision: branch; by default main.
-      message: of the commit.
-      licence: identifier of the hub's, e.g. "cc-by-4.0", for the README's front matter; by default what that says.
-      token: of the hub; by default the one you are logged in with.
+      directory: of the pack. If it has no README.md (older versions), one is generated for the hub.
+      repo_id: USER/NAME of a model repository; created if absent.
+      private: visibility of a new repository; None for the account's default.
+      revision: branch; None for main.
+      message: of the commit; None for a default message.
+      licence: hub identifier, such as "cc-by-4.0", for the README's front matter; None keeps the current one.
+      token: hub token; None for the one you are logged in with.
 
     Returns:
-      Hash of the commit, which `fetch_pack` takes as a revision.
+      Hash of the commit, a valid `revision` of `fetch_pack`.
 
     Raises:
-      StorageError: a pack that `load_pack` refuses, no network, or a hub that refuses; the message says what to do.
+      StorageError: a pack that `load_pack` refuses, no network, or an error of the hub; the message suggests a fix.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -104,11 +104,11 @@ def push_pack(
     if licence is not None:
         text = pack_readme.with_licence(text, licence)
     content: dict[str, str | bytes] = {
-        packs.CARD_FILE: files.json_bytes(pack.card),  # that of an older version gets its hash
+        packs.CARD_FILE: files.json_bytes(pack.card),  # adds the hash to a card of an older version
         packs.TENSOR_FILE: str(directory / packs.TENSOR_FILE),
         pack_readme.FILE: text.encode(),
     }
-    with _told(repo_id, revision):
+    with _translate_hub_errors(repo_id, revision):
         api = HfApi(library_name="spjax", token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.create_commit(
@@ -123,23 +123,24 @@ def push_pack(
 def fetch_pack(
     repo_id: str, *, revision: str | None = None, cache_dir: str | Path | None = None, token: str | None = None
 ) -> Path:
-    """Brings a pack's files into the hub's local cache; what is there already is not fetched again.
+    """Downloads a pack into the hub's local cache, unless it is there.
 
     Args:
       repo_id: USER/NAME.
-      revision: branch, tag or commit; name a commit to get the same pack for ever. By default main.
-      cache_dir: by default the hub's own (HF_HOME).
-      token: of the hub; by default the one you are logged in with.
+      revision: branch, tag or commit; a commit pins the pack. None for main.
+      cache_dir: None for the hub's default (HF_HOME).
+      token: hub token; None for the one you are logged in with.
 
     Returns:
-      Directory in the cache, for `load_pack`. Without a network: the copy that is there, if it is whole.
+      Directory in the cache, for `load_pack`. Without a network: the cached copy, if complete.
 
     Raises:
-      StorageError: no such repository or revision, no pack in it, no network and no copy; the message says what to do.
+      StorageError: no such repository or revision, no pack in it, or no network and no copy; the message suggests a
+        fix.
     """
     from huggingface_hub import snapshot_download
 
-    with _told(repo_id, revision):
+    with _translate_hub_errors(repo_id, revision):
         directory = snapshot_download(
             repo_id,
             revision=revision,
@@ -150,5 +151,7 @@ def fetch_pack(
         )
     for name in (packs.CARD_FILE, packs.TENSOR_FILE):
         if not (Path(directory) / name).is_file():
-            raise StorageError(f"{repo_id} ({revision or 'main'}) has no {name}: it is no prompt pack. Check the name.")
+            raise StorageError(
+                f"{repo_id} ({revision or 'main'}) has no {name}: it is not a prompt pack. Check the name."
+            )
     return Path(directory)

@@ -1,4 +1,4 @@
-"""What a path holds (our directories, models of others, archives), for messages that name a mix-up."""
+"""Detects the kind of a path (our directories, other models, archives), for messages about a wrong path."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spjax.storage import places
 
 MAX_JSON = 64 << 20  # bytes; cards of the largest banks take 1 MiB
 
-_OURS = {  # format: what it is called, the file that describes it, how one is made from something else
+_OURS = {  # format: its title, the file that describes it, and how to make one
     "spjax-prompt-pack": ("a prompt pack", "card.json", "Give the directory of a trained prompt pack."),
     "spjax-prompt-bank": (
         "a bank of prompt packs",
@@ -21,7 +21,7 @@ _OURS = {  # format: what it is called, the file that describes it, how one is m
     "spjax-unit-lm": (
         "a unit LM",
         "config.json",
-        "Give its directory, or tiny, which goes with spjax; `python -m spjax.convert unit_lm` imports a checkpoint.",
+        "Give its directory, or tiny (bundled with spjax); `python -m spjax.convert unit_lm` imports a checkpoint.",
     ),
     "spjax-hubert": (
         "a HuBERT",
@@ -36,11 +36,11 @@ _OURS = {  # format: what it is called, the file that describes it, how one is m
     "spjax-kmeans": (
         "a k-means",
         "card.json",
-        "Give its directory, or tiny, which goes with spjax; `python -m spjax.convert kmeans` imports a km.bin.",
+        "Give its directory, or tiny (bundled with spjax); `python -m spjax.convert kmeans` imports a km.bin.",
     ),
     "spjax-served": ("an exported artefact (programs for serving)", "card.json", "Its README.md says how to run it."),
 }
-_CHECKPOINTS = (".pt", ".pth", ".bin", ".th", ".ckpt")  # these and .npz may be zip archives
+_CHECKPOINTS = (".pt", ".pth", ".bin", ".th", ".ckpt")  # these and .npz may be valid zip archives
 _ARRAYS = (".npy", ".npz", ".pkl", ".joblib")
 
 
@@ -48,36 +48,36 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"it names {next(name for name in names if names.count(name) > 1)!r:.80} twice")
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r:.80} occurs twice")
     return value
 
 
-def _no_number(name: str) -> None:
-    raise ValueError(f"it holds {name}, which JSON does not have")
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which is not valid JSON")
 
 
 def load_json(path: str | Path) -> Any:
-    """Reads a JSON file: a regular one of at most `MAX_JSON` bytes, every key once, finite numbers only.
+    """Reads a JSON file: a regular file of at most `MAX_JSON` bytes, with unique keys and finite numbers.
 
     Raises:
-      OSError: absent, not a regular file, or too large.
-      ValueError: not such JSON.
+      OSError: missing, not a regular file, or too large.
+      ValueError: invalid JSON.
     """
     try:
         text = places.read_limited(path, MAX_JSON).decode("utf-8-sig")
-        value = json.loads(text, object_pairs_hook=_pairs, parse_constant=_no_number)
-        if "\\ud" in text.lower():  # halves of characters, which cannot be written again
+        value = json.loads(text, object_pairs_hook=_pairs, parse_constant=_refuse_constant)
+        if "\\ud" in text.lower():  # lone surrogates cannot be encoded as UTF-8
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except RecursionError as error:
-        raise ValueError("it nests too deep") from error
+        raise ValueError("it is nested too deep") from error
 
 
 def archive(path: Path) -> str | None:
-    """What to do with a file that is an archive; None for other files."""
+    """Returns a message that says how to unpack `path` if it is an archive, else None."""
     try:
         with places.open_regular(path) as file:
-            start = file.read(512) or b""  # nothing yet, of some files of /proc
+            start = file.read(512) or b""  # some files of /proc return None
     except OSError:
         return None
     kind, command = paths.packed(start), ""
@@ -99,12 +99,12 @@ def _format(path: Path) -> tuple[str | None, dict[str, Any]]:
 
 
 def ours(place: Path) -> bool:
-    """Whether a directory is one that spjax wrote."""
+    """Returns whether spjax wrote the directory."""
     return any(_format(place / name)[0] in _OURS for name in ("card.json", "bank.json", "config.json"))
 
 
 def describe(place: Path) -> tuple[str, str]:
-    """(what a path is, what to do with it); ("", "") where nothing is known of it."""
+    """Returns the kind of a path and a suggested fix; ("", "") for an unknown kind."""
     if place.is_file():
         if place.suffix in _CHECKPOINTS:
             return "a checkpoint file", "Import it first: `python -m spjax.convert --help` lists the kinds."
@@ -126,7 +126,7 @@ def describe(place: Path) -> tuple[str, str]:
             todo = (
                 f"Import it first: `python -m spjax.convert {name} {place} OUT`."
                 if name in ("hubert", "whisper")
-                else "spjax imports unit LMs of fairseq, HuBERTs and Whisper encoders only."
+                else "spjax imports only unit LMs of fairseq, HuBERTs and Whisper encoders."
             )
             return f"a Hugging Face model ({name!s:.40})", todo
     held = sorted(entry.name for entry in place.iterdir()) if place.is_dir() else []
@@ -140,7 +140,7 @@ def describe(place: Path) -> tuple[str, str]:
 
 
 def mixed_up(path: Path, wanted: str) -> str:
-    """The message for a `path` that should be the card of a directory of format `wanted`, and is not."""
+    """Returns the message for a `path` that is not the card of a directory of format `wanted`."""
     place = path.parent
     called, file, suggestion = _OURS.get(wanted, (f"a {wanted} directory", path.name, "Point to one."))
     what, todo = describe(place)

@@ -1,4 +1,4 @@
-"""A k-means on disk: `card.json` beside `centroids.safetensors` (docs/design.md, Speech to units)."""
+"""A k-means on disk: `card.json` and `centroids.safetensors` (docs/design.md, Speech to units)."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from spjax.storage import assets, files, places
 from spjax.storage.files import StorageError
 
 FORMAT = "spjax-kmeans"
-VERSION = 2  # since 2 the card carries a hash
-FREE = ("fitted_on", "provenance")  # fields of the card that decide no answer
+VERSION = 2  # since 2 the card has a hash
+FREE = ("fitted_on", "provenance")  # fields of the card that do not affect the units and are not hashed
 CARD_FILE = "card.json"
 TENSOR_FILE = "centroids.safetensors"
 FILES = (CARD_FILE, TENSOR_FILE)
 
-_DESCRIBED = ("encoder", "layer", "fitted_on", "provenance")  # what the card of a `KMeans` holds
+_DESCRIBED = ("encoder", "layer", "fitted_on", "provenance")  # keys of `KMeans.card`
 _REQUIRED = ("encoder", "layer", "clusters", "dim", "hash")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class KMeans:
-    """Centroids of an encoder's features: with it, features become units.
+    """Centroids that quantise an encoder's features to units.
 
     Attributes:
-      centroids: float32 [C, D], the centre of each unit.
-      card: what they belong to: "encoder" (its name), "layer" (of a HuBERT or Whisper; None for those without),
-        "fitted_on" (free: corpus, frames, seed) and "provenance" (free: the file it was imported from).
+      centroids: float32 [C, D]; row i is the centre of unit i.
+      card: "encoder" (its name), "layer" (of a HuBERT or Whisper, else None), "fitted_on" (any JSON: corpus, frames,
+        seed) and "provenance" (any JSON: the file it was imported from).
     """
 
     centroids: np.ndarray
@@ -42,45 +42,45 @@ class KMeans:
 
     @property
     def hash(self) -> str:
-        """sha256 (hex) of its tensors."""
+        """sha256 (hex) of the centroids."""
         return files.tree_hash({"centroids": self.centroids})
 
     @property
     def id(self) -> str:
-        """The first 12 hex digits of `hash`: what unit records carry."""
+        """The first 12 hex digits of `hash`, as stored in unit records."""
         return self.hash[:12]
 
 
-def _check_card(card: dict[str, Any], where: str | Path, way_out: str) -> None:
+def _check_card(card: dict[str, Any], where: str | Path, fix: str) -> None:
     encoder, layer = card.get("encoder"), card.get("layer")
     if not isinstance(encoder, str) or not encoder:
-        raise StorageError(f"{where}: encoder is {encoder!r:.80}, must be the encoder's name. {way_out}")
+        raise StorageError(f"{where}: encoder is {encoder!r:.80}, must be the encoder's name. {fix}")
     if layer is not None and (type(layer) is not int or layer < 1):
-        raise StorageError(f"{where}: layer is {layer!r:.80}, must be 1 or more, or null. {way_out}")
+        raise StorageError(f"{where}: layer is {layer!r:.80}, must be 1 or more, or null. {fix}")
     for name in ("fitted_on", "provenance"):
         if not isinstance(card.get(name, {}), dict):
-            raise StorageError(f"{where}: {name} is {card[name]!r:.80}, must be an object. {way_out}")
+            raise StorageError(f"{where}: {name} is {card[name]!r:.80}, must be an object. {fix}")
 
 
 def save_kmeans(directory: str | Path, kmeans: KMeans) -> str:
-    """Writes a k-means, atomically; one that is already there is replaced.
+    """Writes a k-means, atomically; an existing one is replaced.
 
     Args:
-      directory: where to; parents are made.
-      kmeans: with a card of "encoder", and of "layer", "fitted_on" and "provenance" as far as they are known.
+      directory: target; parents are created.
+      kmeans: its card has "encoder" and, where known, "layer", "fitted_on" and "provenance".
 
     Returns:
       Its hash.
 
     Raises:
-      StorageError: a card with other keys or values, numbers that are not finite, or a directory with other files.
+      StorageError: a card with other keys or values, NaN or infinite centroids, or a directory that holds other files.
     """
     card = kmeans.card
-    way_out = 'Give {"encoder": NAME, "layer": NUMBER or None, "fitted_on": {}, "provenance": {}}.'
+    fix = 'Give {"encoder": NAME, "layer": NUMBER or None, "fitted_on": {}, "provenance": {}}.'
     unknown = sorted(map(str, card.keys() - set(_DESCRIBED)))
     if unknown:
-        raise StorageError(f"k-means to save: its card has unknown {', '.join(unknown)}. {way_out}")
-    _check_card(card, "k-means to save", way_out)
+        raise StorageError(f"k-means to save: its card has unknown {', '.join(unknown)}. {fix}")
+    _check_card(card, "k-means to save", fix)
     identity = kmeans.hash
     clusters, dim = kmeans.centroids.shape
     described: dict[str, Any] = {
@@ -104,20 +104,20 @@ def load_kmeans(directory: str | Path) -> KMeans:
     """Reads a k-means and checks its centroids against the sizes and the hash in card.json.
 
     Args:
-      directory: as written by `save_kmeans`; or "tiny", the one that goes with spjax.
+      directory: written by `save_kmeans`; or "tiny", the bundled one.
 
     Raises:
-      StorageError: files absent, truncated, altered, of a newer format, or centroids that do not fit the card.
+      StorageError: missing, truncated, altered or newer files, or centroids that do not match the card.
     """
     directory = places.at(assets.find(directory, "kmeans"))
-    path, way_out = directory / CARD_FILE, "Take it from its source again."
+    path, fix = directory / CARD_FILE, "Take it from its source again."
     described = files.read_json(path, FORMAT, VERSION)
     sealed = (files.SEAL,) if described["version"] >= VERSION else ()
-    files.check_keys(described, (*_REQUIRED, *sealed), _DESCRIBED, path, way_out)
-    _check_card(described, path, way_out)
+    files.check_keys(described, (*_REQUIRED, *sealed), _DESCRIBED, path, fix)
+    _check_card(described, path, fix)
     shape = (described["clusters"], described["dim"])
     if any(type(size) is not int or size < 1 for size in shape):
-        raise StorageError(f"{path}: clusters and dim are {shape!r:.80}, must be positive numbers. {way_out}")
+        raise StorageError(f"{path}: clusters and dim are {shape!r:.80}, must be positive numbers. {fix}")
     tensors = files.read_tensors(directory / TENSOR_FILE, lambda _: {"centroids": shape})
     kmeans = KMeans(
         tensors["centroids"],

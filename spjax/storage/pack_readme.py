@@ -1,4 +1,4 @@
-"""A prompt pack's README.md: what its card says, as a model card for people and for the Hugging Face hub."""
+"""Generates a prompt pack's README.md from its card: a model card for readers and for the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from spjax.storage.packs import PackCard
 
 FILE = "README.md"
-_NO_LICENCE = "# license: which one is for you to say, e.g. cc-by-4.0; mind the licence of the data it was trained on"
-_MOST_LABELS = 60  # that are written out
+_NO_LICENCE = "# license: add yours, e.g. cc-by-4.0; check the licence of the training data"
+_MOST_LABELS = 60  # labels listed a slot
 _SHARES = {*METRICS, "macro_f1"}  # results that are printed as percentages
-_HUB_METRICS = {"weighted_f1": "f1"}  # where the hub calls a metric otherwise
+_HUB_METRICS = {"weighted_f1": "f1"}  # our metric name → the hub's, where they differ
 
 _TEXT = """\
 {front}
@@ -26,20 +26,19 @@ _TEXT = """\
 # {title}: a prompt pack
 
 A trained {what} of {parameters:,} parameters for a frozen speech-unit language model (spjax): {prompt}, {separators},
-a {verbalizer} verbalizer. The language model itself is not in here.
+a {verbalizer} verbalizer. The language model is not included.
 
 ## Labels
 
 {slots}
 
-Combinations that it answers with: {seen}.
+Allowed combinations of labels: {seen}.
 
-## What it needs
+## Requirements
 
 {needs}
 
-Any other unit LM is refused. Units of another encoder, layer or k-means mean something else to it: it would answer,
-but not well.
+Any other unit LM is refused. Units of another encoder, layer or k-means are accepted, but predictions will be wrong.
 
 ## Results
 
@@ -59,22 +58,22 @@ From the hub: `pack = PromptPack.from_hub("USER/NAME")`, with `from spjax.storag
 
 ## Limits
 
-- It answers with one of its labels whatever it hears, and its probabilities were never checked beyond its own data.
-- Speakers, rooms, languages and recordings unlike those that it was trained on may be served worse. Test it on yours
-  before you rely on it, and do not decide about people by it alone.
-- Licence: for its author to choose, under `license` at the top. A prompt is made from data: check that their licence,
-  and those of the unit LM and the encoder, allow what you do with it.
+- It always predicts one of its labels, whatever the audio, and its probabilities were evaluated on its own data only.
+- Accuracy may be lower for other speakers, rooms, languages and microphones than those of the training data. Evaluate
+  it on your data before you rely on it, and do not use it alone for decisions about people.
+- Licence: set by its author, under `license` at the top. Check that the licences of the training data, the unit LM and
+  the encoder allow your use.
 """
 
 
 def readme(card: PackCard, *, deep: bool, positions: int, separators: int) -> str:
-    """README.md of a prompt pack: front matter as the hub reads it, then what it is, what it needs, how to use it.
+    """Returns README.md of a prompt pack: front matter for the hub, labels, requirements, results, use and limits.
 
     Args:
-      card: of a pack that was saved (`parameters` and `hash` filled in).
+      card: of a saved pack (`parameters` and `hash` filled in).
       deep: whether every layer has its own virtual positions.
-      positions: P.
-      separators: S.
+      positions: P, the number of virtual positions.
+      separators: S, the number of separators.
     """
     task = Task(card["task"], tuple(Slot(s["name"], tuple(s["labels"])) for s in card["slots"]), card["metric"])
     lm = card["lm"]
@@ -101,7 +100,7 @@ def readme(card: PackCard, *, deep: bool, positions: int, separators: int) -> st
         separators=f"{separators} separator{'s' * (separators != 1)}",
         verbalizer=card["verbalizer"]["kind"],
         slots=_table(("slot", "labels", "number"), [(s.name, _labels(s.labels), len(s.labels)) for s in task.slots]),
-        seen="all" if card["combinations"] is None else f"the {len(card['combinations']):,} that training saw",
+        seen="all" if card["combinations"] is None else f"the {len(card['combinations']):,} of the training data",
         needs=_table(("part", "value"), [(name, "unknown" if v is None else v) for name, v in needs.items()]),
         results=_results(task, card["results"]),
         units=", ".join(str(unit) for unit in (71, 12, 4) if unit < lm["vocab_size"] - UNIT_OFFSET) or "0",
@@ -109,17 +108,17 @@ def readme(card: PackCard, *, deep: bool, positions: int, separators: int) -> st
 
 
 def with_licence(text: str, licence: str) -> str:
-    """A README.md whose front matter names the licence (an identifier of the hub's, e.g. "cc-by-4.0"); else unchanged.
+    """Sets the licence (a hub identifier, such as "cc-by-4.0") in the front matter of a README.md.
 
     Raises:
-      StorageError: no identifier, or a file without front matter.
+      StorageError: not an identifier, or a file without front matter.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", licence):
-        raise StorageError(f"the licence {licence!r:.80} is no identifier such as cc-by-4.0 or apache-2.0.")
+        raise StorageError(f"{licence!r:.80} is not a licence identifier such as cc-by-4.0 or apache-2.0.")
     front = re.match(r"---\n(.*?\n)---\n", text, re.DOTALL)
     if not front:
         raise StorageError(
-            f"{FILE} has no front matter (between two lines ---) to name a licence in. Save the pack anew."
+            f"{FILE} has no front matter (between two --- lines) to set a licence in. Save the pack again."
         )
     lines = [line for line in front[1].splitlines() if not re.match(r"(# )?license:", line)]
     return "\n".join(["---", *lines, f"license: {licence}", "---", text[front.end() :]])
@@ -147,7 +146,7 @@ def _front_matter(task: Task, results: Mapping[str, Any], lora: bool) -> Iterato
 
 
 def _splits(results: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
-    """The numbers of each split, by name."""
+    """Returns the numeric results of each split, by name."""
     numbers = lambda scores: {k: v for k, v in scores.items() if type(v) in (int, float)}  # noqa: E731
     found = [(str(split), numbers(scores)) for split, scores in results.items() if isinstance(scores, Mapping)]
     return [(split, scores) for split, scores in found if scores]
@@ -158,7 +157,7 @@ def _results(task: Task, results: Mapping[str, Any]) -> str:
     if not splits:
         return "None are recorded in `card.json`."
     names = dict.fromkeys(itertools.chain.from_iterable(scores for _, scores in splits))
-    names.pop("headline", None)  # it is the task's metric, under its own name too
+    names.pop("headline", None)  # equals the task's metric, which has a row
     rows = [(METRICS.get(name, name), *(_number(name, s.get(name)) for _, s in splits)) for name in names]
     if not rows:
         rows = [(METRICS[task.metric], *(_number(task.metric, s.get("headline")) for _, s in splits))]
@@ -172,7 +171,7 @@ def _results(task: Task, results: Mapping[str, Any]) -> str:
 
 
 def intervals(results: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """By split, the 95 % interval of the score over utterances, where the card of a pack says it."""
+    """Returns, by split, the 95 % confidence interval over utterances, if the card has one."""
     found = {split: scores.get("interval_95") for split, scores in results.items() if isinstance(scores, Mapping)}
     return {
         split: (value[0], value[1])
@@ -182,7 +181,7 @@ def intervals(results: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
 
 
 def baselines(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """By its name for readers, the scores of each baseline on each split, where the card of a pack says them."""
+    """Returns the scores of each baseline on each split, by the baseline's display name, if the card has them."""
     found = results.get("baselines")
     return {BASELINES.get(name, name): scores for name, scores in _splits(found if isinstance(found, Mapping) else {})}
 
@@ -212,6 +211,6 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A YAML string in double quotes: whatever cannot stand as it is, by its number."""
+    """Returns a YAML string in double quotes, with special characters escaped."""
     keep = lambda c: c.isprintable() and c not in '"\\'  # noqa: E731
     return '"' + "".join(c if keep(c) else f"\\U{ord(c):08X}" for c in text) + '"'

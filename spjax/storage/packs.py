@@ -1,6 +1,6 @@
-"""A prompt pack on disk: `card.json` beside `prompt.safetensors`. One trained prompt, and all it takes to use it.
+"""A prompt pack on disk: `card.json` and `prompt.safetensors`, a trained prompt with all that is needed to use it.
 
-`README.md` beside them is written from the card, for people and the Hugging Face hub; nothing reads it back.
+`README.md` is generated from the card for readers and the Hugging Face hub; it is never read back.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from spjax.types import Params
 
 FORMAT = "spjax-prompt-pack"
 VERSION = 3  # since 3 there may be low-rank adapters; a pack without them is written as version 2
-SEALED = 2  # since 2 the card carries a hash
-FREE = ("task", "metric", "results", "provenance", "licence", "description")  # fields that decide no answer
+SEALED = 2  # since 2 the card has a hash
+FREE = ("task", "metric", "results", "provenance", "licence", "description")  # do not affect predictions; not hashed
 CARD_FILE = "card.json"
 TENSOR_FILE = "prompt.safetensors"
 
 
 class SlotCard(TypedDict):
-    """A slot: its name and its labels in class order."""
+    """Name of a slot and its labels in class order."""
 
     name: str
     labels: list[str]
 
 
 class VerbalizerCard(TypedDict):
-    """How a class is read off and fed back (docs/design.md, Verbalizers).
+    """How a class is encoded as output positions and as token ids (docs/design.md, Verbalizers).
 
-    `codes` and `feeds` are [C][M]; two classes of one slot are never spelled alike. An imported prompt may spell labels
-    of different slots alike.
+    `codes` and `feeds` are [C][M]. Codes of one slot are unique; an imported prompt may have equal codes in different
+    slots.
     """
 
     kind: str  # learnable | frequency | random | identity
@@ -58,7 +58,7 @@ class LoraCard(TypedDict):
 
 
 class LMCard(TypedDict):
-    """The unit LM that the prompt was trained with: its identity and its sizes."""
+    """Hash and sizes of the unit LM that the prompt was trained with."""
 
     hash: str
     vocab_size: int
@@ -69,26 +69,26 @@ class LMCard(TypedDict):
 
 
 class PackCard(TypedDict):
-    """`card.json`. `make_card` makes one; `save_pack` fills in `parameters` and the hashes."""
+    """Content of `card.json`. `make_card` makes one; `save_pack` fills in `parameters` and the hashes."""
 
     format: str  # "spjax-prompt-pack"
-    version: int  # 2, of a pack with low-rank adapters 3
+    version: int  # 2; 3 with low-rank adapters
     task: str
     slots: list[SlotCard]
     metric: str
     verbalizer: VerbalizerCard
     lm: LMCard
-    encoder: str | None  # speech encoder of the units it was trained on, e.g. "hubert_base"
+    encoder: str | None  # speech encoder of the training units, e.g. "hubert_base"
     layer: int | None  # the encoder's layer
     kmeans: str | None  # id of the k-means model
     merged: bool | None  # whether runs of equal units were merged
-    combinations: list[list[int]] | None  # class ids per slot that training saw together; null: all
+    combinations: list[list[int]] | None  # class ids per slot that occur together in training; null: all
     results: dict[str, Any]  # any JSON
     provenance: dict[str, Any]  # any JSON: source file, seed, protocol
-    parameters: int  # trained numbers
-    hash: str  # of the prompt's tensors, made as a unit LM's
-    card_hash: str  # of the fields that decide an answer (all but FREE), `hash` among them
-    lora: NotRequired[LoraCard]  # of a pack with low-rank adapters
+    parameters: int  # number of trained values
+    hash: str  # of the prompt's tensors (`files.tree_hash`)
+    card_hash: str  # of the fields that affect predictions (all but FREE), `hash` included
+    lora: NotRequired[LoraCard]  # only with low-rank adapters
     licence: NotRequired[str]
     description: NotRequired[str]
 
@@ -98,9 +98,9 @@ class PromptPack:
     """A trained prompt and its card.
 
     Attributes:
-      params: one member's tree of numpy float32 arrays: `key` and `value` [L, P, D] (deep) or `input` [P, D] (shallow),
-        `sep` [S, D], optionally `sep_deep` [L, S, D] and, for a learnable verbalizer, `verbalizer` [outputs, V]; with
-        low-rank adapters `TARGET_a` [L, r, in] and `TARGET_b` [L, r, out] of every target, with prompts or without.
+      params: tree of numpy float32 arrays: `key` and `value` [L, P, D] (deep) or `input` [P, D] (shallow), `sep` [S,
+        D], optionally `sep_deep` [L, S, D] and, for a learnable verbalizer, `verbalizer` [outputs, V]. Low-rank
+        adapters are `TARGET_a` [L, r, in] and `TARGET_b` [L, r, out] of each target, with or without prompts.
       card: see PackCard.
     """
 
@@ -109,23 +109,23 @@ class PromptPack:
 
     @property
     def task(self) -> Task:
-        """Slots, labels and metric as the rest of the code takes them."""
+        """The task: slots, labels and metric."""
         slots = tuple(Slot(slot["name"], tuple(slot["labels"])) for slot in self.card["slots"])
         return Task(self.card["task"], slots, self.card["metric"])
 
     @property
     def scale(self) -> float:
-        """What its low-rank adapters add is multiplied by this, alpha / rank, where they are run."""
+        """Factor of the low-rank adapters, alpha / rank; 1 without adapters."""
         lora = self.card.get("lora")
         return lora["alpha"] / lora["rank"] if lora else 1.0
 
     def save(self, directory: str | Path) -> PromptPack:
-        """Writes it: `save_pack`."""
+        """Writes the pack; see `save_pack`."""
         return save_pack(directory, self.params, self.card)
 
     @classmethod
     def load(cls, directory: str | Path) -> PromptPack:
-        """Reads one: `load_pack`."""
+        """Reads a pack; see `load_pack`."""
         return load_pack(directory)
 
     def push_to_hub(
@@ -138,7 +138,7 @@ class PromptPack:
         licence: str | None = None,
         token: str | None = None,
     ) -> str:
-        """Publishes it on the Hugging Face hub; see `spjax.storage.hub.push_pack`, which also gives what it returns."""
+        """Publishes the pack on the Hugging Face hub; see `spjax.storage.hub.push_pack` for arguments and result."""
         from spjax.storage import hub
 
         with tempfile.TemporaryDirectory() as folder:
@@ -157,7 +157,7 @@ class PromptPack:
         cache_dir: str | Path | None = None,
         token: str | None = None,
     ) -> PromptPack:
-        """Fetches one from the Hugging Face hub; see `spjax.storage.hub.fetch_pack`."""
+        """Downloads a pack from the Hugging Face hub; see `spjax.storage.hub.fetch_pack`."""
         from spjax.storage import hub
 
         return load_pack(hub.fetch_pack(repo_id, revision=revision, cache_dir=cache_dir, token=token))
@@ -181,24 +181,24 @@ def make_card(
     provenance: Mapping[str, Any] | None = None,
     lora: Mapping[str, Any] | None = None,
 ) -> PackCard:
-    """Card of a prompt; the fields are PackCard's.
+    """Makes the card of a prompt; see PackCard for the fields.
 
     Args:
       task: name, slots and metric.
-      kind: of the verbalizer.
-      codes: int [C, M].
-      feeds: int [C, M].
+      kind: of the verbalizer: learnable, frequency, random or identity.
+      codes: int [C, M], output positions of each class.
+      feeds: int [C, M], fed-back token ids of each class.
       outputs: width of the output.
-      config: the unit LM's.
-      lm_hash: the unit LM's.
-      encoder: None where unknown, as for the three that follow.
+      config: architecture of the unit LM.
+      lm_hash: hash of the unit LM.
+      encoder: name of the speech encoder; None if unknown, as for the next three.
       layer: of the encoder.
       kmeans: id of the k-means model.
       merged: whether runs of equal units were merged.
-      combinations: int [n, slots], class ids seen together in training; None allows all.
+      combinations: int [n, slots], class ids that occur together in training; None allows all.
       results: any JSON.
       provenance: any JSON.
-      lora: LoraCard of low-rank adapters; None where there are none.
+      lora: LoraCard; None without low-rank adapters.
     """
     card: PackCard = {
         "format": FORMAT,
@@ -228,7 +228,7 @@ def make_card(
 
 
 def tensor_shapes(card: PackCard, found: Mapping[str, tuple[str, Shape]]) -> dict[str, Shape]:
-    """Shapes that a prompt's tensors must have; only P, S and the optional `sep_deep` are read off what was found."""
+    """Returns the shapes that a prompt's tensors must have; P, S and `sep_deep` are taken from the tensors found."""
     lm = card["lm"]
 
     def size(name: str, axis: int) -> int:
@@ -254,19 +254,23 @@ def tensor_shapes(card: PackCard, found: Mapping[str, tuple[str, Shape]]) -> dic
 
 
 def _version(card: Mapping[str, Any]) -> int:
-    """The version that a card is written as: the oldest that can say what it says."""
+    """Returns the oldest format version that can hold the card."""
     return VERSION if "lora" in card else SEALED
 
 
 def check_card(card: Any, where: str | Path) -> None:
-    """Everything about a card that can be told without the tensors; it came from `where`.
+    """Checks everything about a card that needs no tensors.
+
+    Args:
+      card: parsed JSON.
+      where: its source, for messages.
 
     Raises:
-      StorageError: the first thing that is wrong.
+      StorageError: the first invalid field.
     """
 
     def fail(problem: str) -> NoReturn:
-        raise StorageError(f"{where}: {problem}. Take the pack from its source again, or make the card anew.")
+        raise StorageError(f"{where}: {problem}. Take the pack from its source again, or make a new card.")
 
     _check_types(card, fail)
     if card["format"] != FORMAT or card["version"] < 1:
@@ -275,8 +279,8 @@ def check_card(card: Any, where: str | Path) -> None:
         )
     if card["version"] > VERSION:
         raise StorageError(
-            f"{where}: the card of prompt pack {card['task']!r} has the version {card['version']}, known up to "
-            f"{VERSION}: a newer spjax wrote it. Update spjax."
+            f"{where}: the card of prompt pack {card['task']!r} has the version {card['version']}, but this spjax "
+            f"reads up to {VERSION}. Update spjax."
         )
     _check_values(card, fail)
 
@@ -360,11 +364,11 @@ def _check_values(card: PackCard, fail: Callable[[str], NoReturn]) -> None:
     if len(codes[0]) != len(feeds[0]):
         fail(f"the verbalizer has {len(codes[0])} codes but {len(feeds[0])} feeds a class")
     for slot, start, stop in zip(task.slots, offsets, offsets[1:], strict=False):
-        spelled: dict[tuple[int, ...], str] = {}
+        by_code: dict[tuple[int, ...], str] = {}
         for label, code in zip(slot.labels, codes[start:stop], strict=True):
-            twin = spelled.setdefault(tuple(code), label)
+            twin = by_code.setdefault(tuple(code), label)
             if twin != label:
-                fail(f"labels {twin!r} and {label!r} of slot {slot.name!r} are both spelled {code}")
+                fail(f"labels {twin!r} and {label!r} of slot {slot.name!r} have the same code {code}")
     kind = verbalizer["kind"]
     if kind not in ("learnable", "frequency", "random", "identity"):
         fail(f"the verbalizer's kind is {kind!r}, must be learnable, frequency, random or identity")
@@ -381,18 +385,18 @@ def _check_values(card: PackCard, fail: Callable[[str], NoReturn]) -> None:
 
 
 def save_pack(directory: str | Path, params: Params, card: PackCard) -> PromptPack:
-    """Writes a prompt pack, atomically; one that is already there is replaced.
+    """Writes a prompt pack, atomically; an existing one is replaced.
 
     Args:
-      directory: where to; parents are made.
-      params: one member's prompt tree (PromptPack.params), numpy or JAX arrays, float32.
+      directory: target; parents are created.
+      params: prompt tree without a bank axis (PromptPack.params), numpy or JAX arrays, float32.
       card: see `make_card`; `parameters` and the hashes are filled in here.
 
     Returns:
-      The pack as `load_pack` would give it.
+      The pack as `load_pack` would return it.
 
     Raises:
-      StorageError: a card that contradicts itself, tensors that do not fit it, or a directory with other files in it.
+      StorageError: an inconsistent card, tensors that do not match it, or a directory that holds other files.
     """
     params = files.flatten(params)
     full: PackCard = {
@@ -422,19 +426,19 @@ def save_pack(directory: str | Path, params: Params, card: PackCard) -> PromptPa
 
 
 def readme(pack: PromptPack) -> str:
-    """The pack's README.md, as `save_pack` writes it."""
+    """Returns the pack's README.md, as `save_pack` writes it."""
     shape = shape_of(pack.params)
     return pack_readme.readme(pack.card, deep=shape["deep"], positions=shape["length"], separators=shape["separators"])
 
 
 def load_pack(directory: str | Path) -> PromptPack:
-    """Reads a prompt pack, bit for bit as it was saved, and checks that card and tensors belong together.
+    """Reads a prompt pack, bit for bit as saved, and checks its tensors against its card.
 
     Args:
-      directory: as written by `save_pack`.
+      directory: written by `save_pack`.
 
     Raises:
-      StorageError: files absent, truncated, altered, of a newer format, or not fitting each other.
+      StorageError: missing, truncated, altered or newer files, or tensors that do not match the card.
     """
     directory = places.at(directory)
     card = read_card(files.read_json(directory / CARD_FILE, FORMAT, VERSION), directory / CARD_FILE)
@@ -443,49 +447,54 @@ def load_pack(directory: str | Path) -> PromptPack:
 
 
 def read_card(card: Any, where: str | Path, *, quiet: bool = False) -> PackCard:
-    """A card that came from `where`, checked and of the present version; `quiet`: without a note of an older one.
+    """Checks a card and upgrades it to the current version.
+
+    Args:
+      card: parsed JSON.
+      where: its source, for messages.
+      quiet: do not warn about a card without a hash.
 
     Raises:
-      StorageError: a card that is not one, or that was edited.
+      StorageError: an invalid or altered card.
     """
     check_card(card, where)
     seal = files.check_seal(card, FREE, SEALED, where, quiet=quiet)
     return cast(PackCard, {**card, "version": _version(card), "card_hash": seal})
 
 
-def pack_of(params: Params, card: PackCard, otherwise: str) -> PromptPack:
-    """A pack of tensors and card that were read, both checked by themselves.
+def pack_of(params: Params, card: PackCard, mismatch: str) -> PromptPack:
+    """Combines tensors and a card, each checked on its own.
 
     Raises:
-      StorageError: `otherwise`, where the tensors are not those that the card's hash and count tell of.
+      StorageError: the tensors differ from the card's hash or count; the message starts with `mismatch`.
     """
     if files.tree_hash(params) != card["hash"] or sum(array.size for array in params.values()) != card["parameters"]:
-        raise StorageError(f"{otherwise}: one of the two was altered. Take both from their source again.")
+        raise StorageError(f"{mismatch}: one of the two was altered. Take both from their source again.")
     return PromptPack(params, card)
 
 
 def check_pack(pack: PromptPack, lm_hash: str, config: UnitLMConfig) -> None:
-    """Refuses a unit LM other than the one that the prompt was trained with.
+    """Checks that a unit LM is the one that a prompt was trained with.
 
     Args:
       pack: the prompt pack.
-      lm_hash: `unit_lm_hash` of the LM at hand.
-      config: its architecture.
+      lm_hash: `unit_lm_hash` of the LM to use.
+      config: architecture of the LM to use.
 
     Raises:
-      StorageError: other sizes or another hash; a prompt means nothing to any other LM.
+      StorageError: other sizes or another hash.
     """
     theirs: dict[str, Any] = dict(pack.card["lm"])
     ours = {name: getattr(config, name) for name in SIZES}
     differing = [name for name in SIZES if theirs[name] != ours[name]]
-    way_out = "Load the LM that it was trained with, or train a prompt for this one."
+    fix = "Load the LM that it was trained with, or train a prompt for this one."
     if differing:
         wanted, found = (", ".join(f"{name} {sizes[name]}" for name in differing) for sizes in (theirs, ours))
         raise StorageError(
-            f"prompt pack {pack.card['task']!r} was trained with a unit LM of {wanted}, this one has {found}. {way_out}"
+            f"prompt pack {pack.card['task']!r} was trained with a unit LM of {wanted}, this one has {found}. {fix}"
         )
     if lm_hash != theirs["hash"]:
         raise StorageError(
             f"prompt pack {pack.card['task']!r} was trained with the unit LM of hash {theirs['hash']}, "
-            f"this one's is {lm_hash}. {way_out}"
+            f"this one's is {lm_hash}. {fix}"
         )

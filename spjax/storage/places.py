@@ -1,7 +1,7 @@
-"""Places: paths of this machine and of buckets (gs://), which are read and written alike.
+"""Paths of local files and of buckets (gs://) with one interface.
 
-In buckets everything goes through etils.epath and TensorFlow's file system, with the credentials of the machine. An
-object appears there once all of it has arrived, but no directory is renamed in one step.
+Buckets are accessed through etils.epath and TensorFlow's file system, with the machine's credentials. An object in a
+bucket appears when its upload is complete, but there is no atomic rename of directories.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from spjax.paths import given, is_remote
 
 
 def at(place: epath.PathLike) -> Path:
-    """A place as a path with the methods of pathlib's, whether it is here or in a bucket.
+    """Returns a path, local or in a bucket, with the methods of pathlib.
 
     Raises:
-      ValueError: as `given`; but `~` and file:// are left as they are.
+      ValueError: as `given`, except that `~` and file:// are left unchanged.
     """
     if is_remote(place):
         if given(place) != os.fspath(place):
@@ -35,13 +35,13 @@ def at(place: epath.PathLike) -> Path:
 
 
 def absolute(place: epath.PathLike) -> str:
-    """A place that stays the same whatever directory one works in; those in buckets are so already."""
+    """Returns an absolute path; paths in buckets are returned unchanged."""
     return os.fspath(place) if is_remote(place) else os.path.abspath(os.fspath(place))
 
 
 @contextlib.contextmanager
-def plainly() -> Iterator[None]:
-    """A block, or as a decorator a function, in which what TensorFlow's file system raises says what to do.
+def translate_bucket_errors() -> Iterator[None]:
+    """Raises errors of TensorFlow's file system as OSErrors with a suggested fix; context manager or decorator.
 
     Raises:
       OSError: instead of TensorFlow's errors.
@@ -51,20 +51,20 @@ def plainly() -> Iterator[None]:
     except Exception as error:
         if not type(error).__module__.startswith("tensorflow."):
             raise
-        what, way_out = _TOLD.get(type(error).__name__, ("a bucket cannot be used", "try again later"))
+        what, fix = _BUCKET_ERRORS.get(type(error).__name__, ("a bucket cannot be used", "try again later"))
         brief = " ".join(str(error).split())
-        raise OSError(f"{what} ({brief:.300}): {way_out}") from error
+        raise OSError(f"{what} ({brief:.300}): {fix}") from error
 
 
 _GRANT = (
-    "give who runs this (on a TPU VM its service account) roles/storage.objectUser and "
+    "grant the account that runs this (on a TPU VM its service account) roles/storage.objectUser and "
     "roles/storage.legacyBucketReader on the bucket; elsewhere log in first: gcloud auth application-default login"
 )
-_AGAIN = "check the connection, and the same command goes on"
-_TOLD = {  # by the name of TensorFlow's error
+_AGAIN = "check the connection and run the same command again to continue"
+_BUCKET_ERRORS = {  # name of TensorFlow's error: problem, suggested fix
     "PermissionDeniedError": ("a bucket refuses access", _GRANT),
     "UnauthenticatedError": ("a bucket refuses access", _GRANT),
-    "NotFoundError": ("a bucket does not hold that", "check the bucket's name and the path"),
+    "NotFoundError": ("an object or bucket does not exist", "check the bucket's name and the path"),
     "FailedPreconditionError": ("a bucket cannot be reached", _AGAIN),
     "UnavailableError": ("a bucket cannot be reached", _AGAIN),
     "AbortedError": ("a bucket cannot be reached", _AGAIN),
@@ -72,24 +72,24 @@ _TOLD = {  # by the name of TensorFlow's error
 }
 
 
-@plainly()
+@translate_bucket_errors()
 def check_buckets(places: Iterable[object]) -> None:
-    """Find out, before there is anything to lose, whether the buckets of some places can be used.
+    """Checks that the buckets of some paths exist and can be accessed, before any work is done.
 
     Args:
-      places: what is no path in a bucket is passed over.
+      places: paths; everything that is not a path in a bucket is ignored.
 
     Raises:
       ValueError: a scheme other than gs://.
-      OSError: there is no such bucket, it refuses access, or it is not reached.
+      OSError: a bucket does not exist, refuses access or cannot be reached.
     """
     remote = [os.fspath(place) for place in places if isinstance(place, str | os.PathLike) and is_remote(place)]
     for root in dict.fromkeys("/".join(place.split("/", 3)[:3]) for place in remote):
         if not root.startswith("gs://") or root == "gs://":
-            raise ValueError(f"{root} is no bucket of Cloud Storage: give gs://BUCKET/PATH, or a path of this machine")
+            raise ValueError(f"{root} is not a Cloud Storage bucket: give gs://BUCKET/PATH, or a local path")
         if not epath.Path(root).exists():
             raise FileNotFoundError(
-                f"there is no bucket {root}: check its name, or make it with gcloud storage buckets create {root} "
+                f"there is no bucket {root}: check its name, or create it with gcloud storage buckets create {root} "
                 "--location=REGION --uniform-bucket-level-access"
             )
 
@@ -104,14 +104,14 @@ _NOT_FILES = {
 
 
 def open_regular(path: epath.PathLike) -> IO[bytes]:
-    """Open a regular file for reading, here or in a bucket. Pipes and devices, which may never end, are refused.
+    """Opens a regular file for reading, local or in a bucket. Pipes and devices, which may never end, are refused.
 
     Raises:
-      OSError: absent, not readable, or not a regular file.
+      OSError: missing, not readable, or not a regular file.
     """
     if is_remote(path):
         return cast(IO[bytes], at(path).open("rb"))
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer would block
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe without a writer would block
     kind = stat.S_IFMT(os.fstat(handle).st_mode)
     if kind == stat.S_IFREG:
         return os.fdopen(handle, "rb")
@@ -120,21 +120,21 @@ def open_regular(path: epath.PathLike) -> IO[bytes]:
 
 
 def read_limited(path: epath.PathLike, limit: int) -> bytes:
-    """All bytes of a regular file of at most `limit` bytes.
+    """Reads all bytes of a regular file of at most `limit` bytes.
 
     Raises:
       OSError: as `open_regular`, or a larger file.
     """
     with open_regular(path) as file:
-        content = file.read(limit + 1) or b""  # nothing yet, of some files of /proc
+        content = file.read(limit + 1) or b""  # some files of /proc return None
     if len(content) > limit:
-        raise OSError(errno.EFBIG, f"it is larger than {limit >> 20} MiB, the most that is read here", os.fspath(path))
+        raise OSError(errno.EFBIG, f"it is larger than the limit of {limit >> 20} MiB", os.fspath(path))
     return content
 
 
 @contextlib.contextmanager
 def local(path: epath.PathLike) -> Iterator[Path]:
-    """The file as one of this machine, for libraries that know no others; that of a bucket is copied for the block."""
+    """Yields a local path of the file, for libraries without bucket support; a remote file is copied for the block."""
     if not is_remote(path):
         yield Path(path)
         return
@@ -145,12 +145,12 @@ def local(path: epath.PathLike) -> Iterator[Path]:
 
 
 def copy(source: epath.PathLike, target: epath.PathLike) -> None:
-    """Copy a file from or to a bucket."""
+    """Copies a file from or to a bucket."""
     found = at(source).stat()
-    total: int = found.length if is_remote(source) else found.st_size  # type: ignore[attr-defined]  # epath's own
-    told = f"{at(target).name} {'to' if is_remote(target) else 'from'} the bucket"
+    total: int = found.length if is_remote(source) else found.st_size  # type: ignore[attr-defined]  # epath's attribute
+    label = f"{at(target).name} {'to' if is_remote(target) else 'from'} the bucket"
     with (
-        tqdm(total=total, desc=told, unit="B", unit_scale=True, disable=total < _SHOWN) as bar,
+        tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=total < _SHOWN) as bar,
         at(source).open("rb") as read,
         at(target).open("wb") as write,
     ):
@@ -159,5 +159,5 @@ def copy(source: epath.PathLike, target: epath.PathLike) -> None:
             bar.update(len(part))
 
 
-_COPIED = 64 << 20  # bytes at a time
-_SHOWN = 256 << 20  # bytes from which a copy takes its time
+_COPIED = 64 << 20  # bytes a read
+_SHOWN = 256 << 20  # bytes from which a progress bar is shown

@@ -1,4 +1,4 @@
-"""Brings directories of older versions to the present one, in which a hash covers all that decides an answer."""
+"""Adds the hash of the current format to cards of directories that older versions wrote."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from spjax.storage import banks, encoders, files, kinds, kmeans_store, packs, places, unit_lms
 from spjax.storage.files import StorageError
 
-# format → what reads and checks such a directory, and the fields of its card that its hash leaves out
+# format → loader that checks such a directory, unhashed fields of its card, first version with a hash
 _LOADERS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...], int]] = {
     unit_lms.FORMAT: (unit_lms.read_unit_lm, unit_lms.FREE, unit_lms.SEALED),
     **dict.fromkeys(encoders.KINDS, (encoders.read_encoder, encoders.FREE, encoders.VERSION)),
@@ -18,7 +18,7 @@ _LOADERS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...], int]] = {
 
 
 def _refreshed(place: Path, described: dict[str, Any]) -> dict[str, Any]:
-    """A card of the present version; loading the directory checks the one that is there."""
+    """Returns the card in the current version, after loading the directory to check it."""
     if described["format"] == packs.FORMAT:
         return dict(packs.load_pack(place).card)
     if described["format"] == banks.FORMAT:
@@ -28,15 +28,15 @@ def _refreshed(place: Path, described: dict[str, Any]) -> dict[str, Any]:
     return {**described, "version": max(described["version"], version), files.SEAL: files.seal(described, free)}
 
 
-@places.plainly()
+@places.translate_bucket_errors()
 def refresh(directory: str | Path) -> Path:
-    """Writes the card of a pack, bank, unit LM, encoder or k-means anew, with its hash; nothing else changes.
+    """Rewrites the card of a pack, bank, unit LM, encoder or k-means with its hash; nothing else changes.
 
     Returns:
-      The card's path.
+      Path of the card.
 
     Raises:
-      StorageError: no such directory, or one that its loader refuses: what was altered stays refused.
+      StorageError: no such directory, or one that its loader refuses (an altered one is not accepted by this).
     """
     place = places.at(directory)
     for name in (packs.CARD_FILE, banks.CARD_FILE, unit_lms.CONFIG_FILE):
@@ -44,7 +44,7 @@ def refresh(directory: str | Path) -> Path:
         try:
             described = kinds.load_json(path) if path.is_file() else None
         except (OSError, ValueError) as error:
-            raise StorageError(f"{path} is no readable JSON ({error}). Take it from its source again.") from error
+            raise StorageError(f"{path} is not valid JSON ({error}). Take it from its source again.") from error
         if isinstance(described, dict) and described.get("format") in (packs.FORMAT, banks.FORMAT, *_LOADERS):
             files.write_file(path, files.json_bytes(_refreshed(place, described)))
             return path

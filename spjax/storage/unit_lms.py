@@ -1,4 +1,4 @@
-"""A unit LM on disk: `config.json` beside `model.safetensors` (docs/design.md, Files)."""
+"""A unit LM on disk: `config.json` and `model.safetensors` (docs/design.md, Files)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from spjax.storage.files import Shape, StorageError
 from spjax.types import Params
 
 FORMAT = "spjax-unit-lm"
-VERSION = 4  # 1: a unit LM, 2: a multi-stream LM; since 3 either, and config.json carries a hash; 4: in bfloat16
+VERSION = 4  # 1: a unit LM; 2: a multi-stream LM; 3: either, and config.json has a hash; 4: bfloat16 weights
 SEALED = 3
-FREE = ("provenance",)  # fields of config.json that decide no answer
+FREE = ("provenance",)  # fields of config.json that do not affect the output and are not hashed
 CONFIG_FILE = "config.json"
 TENSOR_FILE = "model.safetensors"
 
 _PROSODY = {field.name for field in dataclasses.fields(ProsodyConfig)}
-_PLAIN = ProsodyConfig()  # what the hash says nothing of
+_DEFAULTS = ProsodyConfig()  # fields with these values are not hashed
 
 
 def unit_lm_shapes(config: UnitLMConfig) -> dict[str, Shape]:
-    """Shape of every tensor of a unit LM by its path, as docs/design.md lists them."""
+    """Returns the shape of every tensor of a unit LM by path, as docs/design.md lists them."""
     stack, d, f = config.layers, config.dim, config.ffn_dim
     shapes: dict[str, Shape] = {"embed": (config.vocab_size, d)}
     for name, (rows, columns) in {
@@ -54,23 +54,23 @@ def unit_lm_shapes(config: UnitLMConfig) -> dict[str, Shape]:
 
 
 def unit_lm_hash(params: Params, prosody: ProsodyConfig | None = None) -> str:
-    """Identity of a unit LM, which prompt packs are bound to: sha256 (hex) over its float32 tensors.
+    """Returns the identity of a unit LM, to which prompt packs are bound: sha256 (hex) over its float32 tensors.
 
     Args:
       params: the `lm` tree of docs/design.md; numpy or JAX arrays.
-      prosody: of a multi-stream LM, hashed as one more tensor: other bin edges or inputs make another LM. Fields that
-        have their default are left out, so that one which a later release adds changes no hash.
+      prosody: of a multi-stream LM; hashed as one more tensor, because other bin edges or inputs make another LM.
+        Fields with default values are left out, so that fields added by later releases do not change the hash.
 
     Raises:
-      StorageError: a tensor that is not float32 (a rounded copy would have another identity).
+      StorageError: a tensor that is not float32 (a rounded copy would have another hash).
     """
     for path, (dtype, _) in files.described(params).items():
         if dtype != "float32":
-            raise StorageError(f"unit LM: {path} is {dtype}; its hash is that of the float32 weights. Give those.")
+            raise StorageError(f"unit LM: {path} is {dtype}, but the hash is that of the float32 weights. Give those.")
     if prosody is None:
         return files.tree_hash(params)
-    said = {name: value for name, value in dataclasses.asdict(prosody).items() if value != getattr(_PLAIN, name)}
-    text = json.dumps(said, sort_keys=True, separators=(",", ":"))
+    changed = {name: value for name, value in dataclasses.asdict(prosody).items() if value != getattr(_DEFAULTS, name)}
+    text = json.dumps(changed, sort_keys=True, separators=(",", ":"))
     return files.tree_hash({**params, "prosody": np.frombuffer(text.encode(), np.uint8)})
 
 
@@ -82,20 +82,21 @@ def save_unit_lm(
     *,
     bfloat16: bool = False,
 ) -> str:
-    """Writes a unit LM, atomically; one that is already there is replaced.
+    """Writes a unit LM, atomically; an existing one is replaced.
 
     Args:
-      directory: where to; parents are made.
-      config: its architecture.
+      directory: target; parents are created.
+      config: architecture.
       params: the `lm` tree of docs/design.md, float32.
-      card: where it comes from, any JSON ("source", "trained_on", "valid_perplexity"); kept as "provenance".
-      bfloat16: round its weights, for a file of half the size. It is another LM then, with another hash.
+      card: any JSON ("source", "trained_on", "valid_perplexity"); stored as "provenance".
+      bfloat16: store rounded weights, which halves the file. The result is another LM, with another hash.
 
     Returns:
       Its hash: that of the float32 tensors that `read_unit_lm` returns.
 
     Raises:
-      StorageError: tensors that do not fit the config, a card that is no JSON, or a directory with other files in it.
+      StorageError: tensors that do not match the config, a card that is not JSON, or a directory that holds other
+        files.
     """
     files.check_tensors(files.described(params), unit_lm_shapes(config), "unit LM to save", "Give the whole lm tree.")
     if bfloat16:
@@ -105,7 +106,7 @@ def save_unit_lm(
         stored, identity = params, unit_lm_hash(params, config.prosody)
     described = {
         "format": FORMAT,
-        "version": VERSION if bfloat16 else SEALED,  # so that earlier releases read what they can
+        "version": VERSION if bfloat16 else SEALED,  # earlier releases read version 3
         **{name: getattr(config, name) for name in SIZES},
         **({} if config.prosody is None else {"prosody": dataclasses.asdict(config.prosody)}),
         **({"dtype": "bfloat16"} if bfloat16 else {}),
@@ -129,35 +130,35 @@ def _prosody(value: Any) -> ProsodyConfig | None:
 
 
 def read_unit_lm(directory: str | Path) -> tuple[UnitLMConfig, Params, dict[str, Any]]:
-    """Reads a unit LM and checks every tensor, and all of them against the hash in config.json.
+    """Reads a unit LM and checks its tensors against the config and the hash in config.json.
 
     Args:
-      directory: as written by `save_unit_lm`; or "tiny", the unit LM that goes with spjax.
+      directory: written by `save_unit_lm`; or "tiny", the bundled unit LM.
 
     Returns:
       Config; the `lm` tree of numpy float32 arrays; info: "hash", "parameters" and "provenance".
 
     Raises:
-      StorageError: files absent, truncated, altered, of a newer format, or tensors that do not fit the config.
+      StorageError: missing, truncated, altered or newer files, or tensors that do not match the config.
     """
     directory = places.at(assets.find(directory, "lm"))
     path = directory / CONFIG_FILE
     described = files.read_json(path, FORMAT, VERSION)
-    way_out = "Take it from its source again."
+    fix = "Take it from its source again."
     more = {1: (), 2: ("prosody",)}.get(described["version"], (files.SEAL,))
     optional = ("parameters", "provenance", *(("prosody",) if described["version"] >= SEALED else ()))
     rounded = described["version"] >= VERSION
     more = (*more, "dtype") if rounded else more
-    files.check_keys(described, (*SIZES, *more, "hash"), optional, path, way_out)
+    files.check_keys(described, (*SIZES, *more, "hash"), optional, path, fix)
     if rounded and described["dtype"] != "bfloat16":
-        raise StorageError(f"{path}: dtype is {described['dtype']!r:.80}, must be bfloat16. {way_out}")
+        raise StorageError(f"{path}: dtype is {described['dtype']!r:.80}, must be bfloat16. {fix}")
     sizes = {name: described[name] for name in SIZES}
     try:
-        if any(type(value) is not int for value in sizes.values()):  # true would pass for 1
+        if any(type(value) is not int for value in sizes.values()):  # a bool is an instance of int
             raise ValueError(f"{sizes} are not all whole numbers")
         config = UnitLMConfig(**sizes, prosody=_prosody(described.get("prosody")))
     except ValueError as error:
-        raise StorageError(f"{path}: {error}. {way_out}") from error
+        raise StorageError(f"{path}: {error}. {fix}") from error
     params = files.read_tensors(
         directory / TENSOR_FILE, lambda _: unit_lm_shapes(config), "bfloat16" if rounded else "float32"
     )

@@ -360,7 +360,7 @@ class Log:
         start = time.monotonic()
         if not self._file.closed:
             self._writer.flush()
-        with places.plainly():
+        with places.translate_bucket_errors():
             for path in self._here.rglob("*"):
                 if path.is_file():
                     places.copy(path, self._workdir / path.relative_to(self._here).as_posix())

@@ -175,7 +175,7 @@ def test_packs_are_named_by_their_tasks_or_by_who_gives_them(plain: spjax.UnitLM
         SpeechPrompt.load(plain, None, [tmp_path / "packs" / "word", made[0]])
     save_bank(tmp_path / "bank", {"one": made[0], "other": made[0]})
     assert list(SpeechPrompt.load(plain, None, [tmp_path / "bank", made[1]]).tasks) == ["one", "other", "order"]
-    with pytest.raises(StorageError, match=r"lm is no prompt pack or bank, nor a directory of them"):
+    with pytest.raises(StorageError, match=r"lm is not a prompt pack, a bank or a directory of them"):
         SpeechPrompt.load(plain, None, tmp_path / "lm")
     with pytest.raises(ValueError, match="no packs: give one"):
         SpeechPrompt.load(plain, None, {})

@@ -94,7 +94,7 @@ def test_a_directory_of_that_name(elsewhere: Path):
     (elsewhere / "tiny").mkdir()
     assert assets.find("tiny", "lm") == str(TINY / "lm")
     shutil.copytree(TINY / "lm", elsewhere / "tiny", dirs_exist_ok=True)
-    with pytest.raises(StorageError, match=r"a directory tiny with a config.json is here too: write ./tiny"):
+    with pytest.raises(StorageError, match=r"the directory tiny here holds a config.json too: write ./tiny"):
         spjax.load_unit_lm("tiny")
     card = json.loads((elsewhere / "tiny" / "config.json").read_text())
     assert spjax.load_unit_lm("./tiny").hash == card["hash"]

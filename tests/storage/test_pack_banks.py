@@ -115,7 +115,10 @@ WIDE = UnitLMConfig(vocab_size=30, dim=8, layers=2, heads=4, ffn_dim=12)
     [
         ({"lm": "abd"}, "a is for the unit LM of hash abc, b for the unit LM of hash abd. A bank serves one unit LM"),
         ({"config": WIDE}, "a is for a unit LM of .*A bank serves one unit LM: merge b into another bank"),
-        ({"learnable": False}, "with a learnable verbalizer, b with a rule verbalizer. A bank runs its prompts"),
+        (
+            {"learnable": False},
+            "with a learnable verbalizer, b with a rule verbalizer. A bank needs prompts of one structure",
+        ),
         ({"sep": np.zeros((2, 8), np.float32)}, "with 1 separators, b with 2 separators"),
         ({"sep_deep": np.zeros((2, 1, 8), np.float32)}, "without separators steered .* b with separators steered"),
         (
@@ -140,7 +143,7 @@ def test_a_bank_needs_members_with_names(tmp_path: Path):
     with pytest.raises(StorageError, match="at least one"):
         save_bank(tmp_path / "bank", {})
     for name in ("", "..", "a/b", ".hidden", "a b", "x" * 101):
-        with pytest.raises(StorageError, match="is none for a bank's member"):
+        with pytest.raises(StorageError, match="is not a valid member name"):
             save_bank(tmp_path / "bank", {name: load_pack(OLD)})
 
 
@@ -165,23 +168,23 @@ def test_damaged_and_newer_banks_are_refused(tmp_path: Path):
     ):
         load_bank(tmp_path / "bank")
     tensors.write_bytes(content)
-    refused("version 9, known up to 2: a newer spjax wrote it. Update spjax", version=9)
+    refused("version 9, but this spjax reads up to 2. Update spjax", version=9)
     refused("is a prompt pack, not a bank", format="spjax-prompt-pack")
-    refused("names no members", members=[])
-    refused("names no members", members="all")
+    refused("lists no members", members=[])
+    refused("lists no members", members="all")
     refused("bank.json was altered", members=described["members"][:1])
-    refused("no name of its own", members=described["members"] + described["members"][:1])
-    refused("no name of its own", members=[{**described["members"][0], "name": "../../outside"}])
+    refused("needs a unique name and a card", members=described["members"] + described["members"][:1])
+    refused("needs a unique name and a card", members=[{**described["members"][0], "name": "../../outside"}])
     newer = copy.deepcopy(described["members"])
     newer[1]["card"]["version"] = 9
-    refused("bank.json, b: the card of prompt pack 'b' has the version 9, known up to 3: a newer spjax", members=newer)
+    refused("bank.json, b: the card of prompt pack 'b' has the version 9, but this spjax reads up to 3", members=newer)
     swapped = [
         {"name": "a", "card": described["members"][1]["card"]},
         {"name": "b", "card": described["members"][0]["card"]},
     ]
     refused("bank.json was altered", members=swapped)
     card.write_text(card.read_text()[:-20])
-    with pytest.raises(StorageError, match="no readable JSON"):
+    with pytest.raises(StorageError, match="is not valid JSON"):
         load_bank(tmp_path / "bank")
 
 
@@ -203,7 +206,7 @@ def test_packs_are_found_wherever_they_lie(tmp_path: Path):
     assert list(some) == ["c", "mine"]
     with pytest.raises(StorageError, match="is a k-means, not a prompt pack"):
         load_packs(tmp_path / "runs" / "kmeans")
-    with pytest.raises(StorageError, match="is no prompt pack or bank, nor a directory of them"):
+    with pytest.raises(StorageError, match="is not a prompt pack, a bank or a directory of them"):
         load_packs(tmp_path / "absent")
 
 
@@ -227,10 +230,10 @@ def test_the_command_merges_shows_and_splits(tmp_path: Path, capsys):
         (["split", bank, f"--out={tmp_path / 'out'}"], "already holds a"),
         (
             ["merge", paths[0], paths[0], f"--out={tmp_path / 'x'}"],
-            "would be called a-seed_0. Leave some out",
+            "have the name a-seed_0. Leave some out",
         ),
         (["merge", f"a={tmp_path / 'absent'}", f"--out={tmp_path / 'x'}"], "does not exist"),
-        (["show", str(tmp_path / "absent")], "is no prompt pack or bank"),
+        (["show", str(tmp_path / "absent")], "is not a prompt pack, a bank"),
     ):
         with pytest.raises(SystemExit, match=message):
             main(words)

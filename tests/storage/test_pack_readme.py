@@ -47,7 +47,7 @@ def test_a_packs_directory_tells_about_itself(tmp_path: Path):
         "| metric | test split |",
         "| exact match | 87.50 % |",
         "| accuracy | 93.75 % |",
-        "Combinations that it answers with: the 2 that training saw.",
+        "Allowed combinations of labels: the 2 of the training data.",
     ):
         assert line in text.splitlines(), line
     assert "2 virtual positions in every layer, 1 separator," in text
@@ -81,7 +81,7 @@ def test_splits_are_named_and_nothing_is_made_up():
     assert "model-index" not in front(text)
     assert "None are recorded" in text
     assert "| k-means (id) | unknown |" in text
-    assert "answers with: all." in text
+    assert "combinations of labels: all." in text
 
 
 def test_a_score_stands_between_its_interval_and_the_baselines(tmp_path: Path):
@@ -169,7 +169,7 @@ def test_the_licence_is_its_authors_to_name():
     assert "# license" not in mit.split("---\n")[1]
     assert front(with_licence(mit, "cc-by-nc-4.0"))["license"] == "cc-by-nc-4.0"
     assert mit.split("---\n", 2)[2] == text.split("---\n", 2)[2]
-    with pytest.raises(StorageError, match="no identifier such as"):
+    with pytest.raises(StorageError, match="is not a licence identifier such as"):
         with_licence(text, "mit\ntags: [x]")
     with pytest.raises(StorageError, match="no front matter"):
         with_licence("# Hello\n", "mit")

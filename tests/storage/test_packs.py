@@ -139,9 +139,9 @@ def test_only_its_own_lm_is_accepted(tmp_path: Path):
         ({"value": None}, "lacks value"),
         ({"verbalizer": None}, "lacks verbalizer"),
         ({"verbalizer": np.zeros((9, 104), np.float32)}, r"must be \[9, 30\]"),
-        ({"input": np.zeros((3, 8), np.float32)}, "has key, value, which do not belong"),
-        ({"bias": np.zeros(3, np.float32)}, "has bias, which do not belong"),
-        (low_rank(LORA), "has ffn_out_a, ffn_out_b, query_a, query_b, which do not belong"),
+        ({"input": np.zeros((3, 8), np.float32)}, "has unexpected key, value"),
+        ({"bias": np.zeros(3, np.float32)}, "has unexpected bias"),
+        (low_rank(LORA), "has unexpected ffn_out_a, ffn_out_b, query_a, query_b"),
     ],
 )
 def test_prompts_that_do_not_fit_their_card_are_not_saved(tmp_path: Path, params, message):
@@ -166,7 +166,7 @@ def test_prompts_that_do_not_fit_their_card_are_not_saved(tmp_path: Path, params
         ({"targets": ["query", "query"]}, "in this order"),
         ({"targets": ["query", 3]}, "in this order"),
         ({"targets": ["query", ["ffn_out"]]}, "in this order"),
-        ({"targets": ["query"]}, "has ffn_out_a, ffn_out_b, which do not belong"),
+        ({"targets": ["query"]}, "has unexpected ffn_out_a, ffn_out_b"),
         ({"targets": ["query", "key", "ffn_out"]}, "lacks key_a, key_b"),
         ({"more": 1}, "must have the fields rank, alpha, targets"),
     ],
@@ -201,7 +201,7 @@ def _changed(path: str, value):
 
 
 BAD_CARDS = [
-    ("version", 9, "version 9, known up to 3"),
+    ("version", 9, "version 9, but this spjax reads up to 3"),
     ("format", "spjax-unit-lm", "is a unit LM, not a"),
     ("task", KeyError, "must have the fields"),
     ("metric", 3, "card.metric is 3, must be str"),
@@ -214,7 +214,7 @@ BAD_CARDS = [
     ("verbalizer.kind", "magic", "'magic'"),
     ("verbalizer.kind", "frequency", "has the 30 outputs of the LM, not 9"),
     ("verbalizer.codes.1", [9], "codes hold 9, outside 0..8"),
-    ("verbalizer.codes.1", [4], "'red' and 'dark blue' of slot 'colour' are both spelled"),
+    ("verbalizer.codes.1", [4], "'red' and 'dark blue' of slot 'colour' have the same code"),
     ("verbalizer.codes.1", [5, 6], "differ in length"),
     ("verbalizer.feeds.2", [30], "feeds hold 30, outside 0..29"),
     ("verbalizer.feeds", [[4, 4]] * 5, "1 codes but 2 feeds"),

@@ -305,11 +305,11 @@ def test_whatever_stands_anywhere_in_a_card_is_refused_in_a_sentence(tmp_path: P
 BAD_JSON = [
     (lambda text: text.replace('"layer": 6', '"layer": NaN'), "holds NaN"),
     (lambda text: text.replace('"layer": 6', '"layer": -Infinity'), "holds -Infinity"),
-    (lambda text: text.replace('"layer": 6', '"layer": 6, "layer": 6'), "names 'layer' twice"),
-    (lambda text: "[" * 100_000, "nests too deep|Expecting value"),
+    (lambda text: text.replace('"layer": 6', '"layer": 6, "layer": 6'), "the key 'layer' occurs twice"),
+    (lambda text: "[" * 100_000, "nested too deep|Expecting value"),
     (lambda text: "", "Expecting value"),
     (lambda text: "\x00" * 20, "Expecting value"),
-    (lambda text: text.replace('"layer": 6', '"layer": ' + "9" * 5000), "no readable JSON"),
+    (lambda text: text.replace('"layer": 6', '"layer": ' + "9" * 5000), "is not valid JSON"),
 ]
 
 

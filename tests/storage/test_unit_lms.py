@@ -159,7 +159,7 @@ def test_hash_tells_names_shapes_and_bits():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 9}, "version 9, known up to 4.*Update spjax"),
+        ({"version": 9}, "version 9, but this spjax reads up to 4.*Update spjax"),
         ({"version": 2}, "lacks prosody"),
         ({"prosody": dataclasses.asdict(ProsodyConfig())}, "lacks heads/duration"),
         ({"version": "1"}, "version '1'"),
@@ -281,7 +281,7 @@ def test_what_a_later_release_adds_to_prosody_may_be_absent(tmp_path: Path):
     ("changes", "message"),
     [
         ({"version": 1}, "has unknown card_hash, prosody"),
-        ({"prosody": None}, "has heads/duration.* which do not belong"),
+        ({"prosody": None}, "has unexpected heads/duration"),
         ({"prosody": [1]}, r"prosody is \[1\], may have discrete, duration_input, f0_edges"),
         ({"discrete": 1}, "discrete is 1, must be true or false"),
         ({"discrete": False}, "continuous LM has no f0_edges"),
@@ -291,7 +291,7 @@ def test_what_a_later_release_adds_to_prosody_may_be_absent(tmp_path: Path):
         ({"max_duration": 6}, r"has shape \[10, 8\], must be \[11, 8\]"),
         ({"f0_edges": "0.5"}, "f0_edges as a list"),
         ({"f0_edges": [0.1, "0.2", 0.3]}, "finite numbers"),
-        ({"f0_edges": [0.1, float("nan"), 0.3]}, "holds NaN, which JSON does not have"),
+        ({"f0_edges": [0.1, float("nan"), 0.3]}, "holds NaN, which is not valid JSON"),
         ({"f0_edges": [0.3, 0.2, 0.4]}, "rising order"),
         ({"f0_edges": [0.3, 0.4]}, r"has shape \[8, 8\], must be \[7, 8\]"),
         ({"f0_edges": [-0.25, 0.0, 0.4]}, "has the hash"),
@@ -312,7 +312,7 @@ def test_prosody_that_does_not_fit_is_refused(tmp_path: Path, changes, message):
 def test_streams_of_another_kind_are_refused(tmp_path: Path):
     with pytest.raises(StorageError, match=r"lacks streams/duration/bias, streams/duration/kernel"):
         save_unit_lm(tmp_path / "lm", CONTINUOUS, weights(config=STREAMS))
-    with pytest.raises(StorageError, match=r"has heads/duration, .* do not belong"):
+    with pytest.raises(StorageError, match=r"has unexpected heads/duration"):
         save_unit_lm(tmp_path / "lm", CONFIG, weights(config=STREAMS))
 
 
@@ -335,7 +335,7 @@ def test_a_prompt_is_bound_to_prosody_too(tmp_path: Path):
     ("change", "message"),
     [
         (lambda t: t.pop("layers/query/bias"), "lacks layers/query/bias"),
-        (lambda t: t.update(stray=np.ones(1, np.float32)), "has stray, which do not belong"),
+        (lambda t: t.update(stray=np.ones(1, np.float32)), "has unexpected stray"),
         (lambda t: t.update(embed=t["embed"].astype(np.float16)), "embed is float16, must be float32"),
         (lambda t: t.update(embed=t["embed"][:-1]), r"embed has shape \[19, 8\]"),
     ],
@@ -365,7 +365,7 @@ def test_truncated_and_altered_files_are_refused(tmp_path: Path):
     with pytest.raises(StorageError, match=r"model\.safetensors does not exist"):
         read_unit_lm(tmp_path / "lm")
     (tmp_path / "lm" / "config.json").write_text("{")
-    with pytest.raises(StorageError, match="no readable JSON"):
+    with pytest.raises(StorageError, match="is not valid JSON"):
         read_unit_lm(tmp_path / "lm")
     with pytest.raises(StorageError, match="does not exist"):
         read_unit_lm(tmp_path / "absent")
@@ -460,7 +460,7 @@ files.write_directory({str(tmp_path / "lm")!r}, {{"config.json": lambda p: p.wri
 """
     assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2]).returncode == -9
     aside = tmp_path / ".lm.replaced"
-    with pytest.raises(StorageError, match=r"interrupted save left the earlier one in .*lm\.replaced"):
+    with pytest.raises(StorageError, match=r"interrupted save left the previous version in .*lm\.replaced"):
         read_unit_lm(tmp_path / "lm")
     assert read_unit_lm(aside)[2]["hash"] == unit_lm_hash(weights(0))
     save_unit_lm(tmp_path / "lm", CONFIG, weights(1))
