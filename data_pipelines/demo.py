@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import synthesize
 from data_pipelines.extract import Wanted, extract_all
-from data_pipelines.sources import Source, best_pack
+from data_pipelines.source import Source, best_pack
 from spjax.jobs import comparing
 from spjax.serving import scoring
 from spjax.serving.load import load_prompt, load_unit_lm

@@ -327,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     beam_options = argv[argv.index("--") + 1 :] if "--" in argv else []
     args = parser().parse_args(argv[: argv.index("--")] if "--" in argv else argv)
     try:
-        with _orderly_end(), places.plainly(), paths.writing(args.out):
+        with _orderly_end(), places.translate_bucket_errors(), paths.writing(args.out):
             card = _extract_by(args, beam_options)
     except (ValueError, OSError) as error:  # every error of ours is a ValueError
         sys.exit(f"error: {error}")

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from data_pipelines import espeak, sentences, spoken_tasks, synthesize
 from data_pipelines.beam_worker import die_with
-from data_pipelines.sources import Source
+from data_pipelines.source import Source
 from data_pipelines.spoken_tasks import Line
 from spjax import process
 from spjax.data.records import Utterance, write_unit_records

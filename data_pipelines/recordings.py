@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import data_flags, extract, flag_table, parts
 from data_pipelines.builders import UNIT_TEXT
-from data_pipelines.sources import OWN, Source, best_pack
+from data_pipelines.source import OWN, Source, best_pack
 from spjax import fetch, vocab
 from spjax.command_line import Parser
 from spjax.convert import ConvertError

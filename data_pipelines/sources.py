@@ -7,33 +7,15 @@ flag says what they come from: `--units` (units as text), `--raw` (a data set th
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Collection, Mapping
+from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from spjax.jobs import ImportUnits, workdirs
+from data_pipelines.source import OWN, Source
 from spjax.storage import places
 
 WAYS = ("units", "raw", "folders", "manifest")
-OWN = "own"  # the task of a config for recordings of your own, until they name it
-
-
-def _nothing() -> None:
-    return None
-
-
-class Source(NamedTuple):
-    """How a job gets its unit records.
-
-    Attributes:
-      make: makes those of a task that are absent.
-      finish: is called when the job is done.
-    """
-
-    make: ImportUnits
-    finish: Callable[[], None] = _nothing
 
 
 def source_of(config: ConfigDict, workdir: str, given: Mapping[str, Any], overrides: Collection[str]) -> Source:
@@ -116,11 +98,3 @@ def _absent(config: ConfigDict, task: str, directory: str) -> NoReturn:
         "  python -m spjax.main --config=configs/own.py --folders=DIR   your recordings, a folder a class",
     ]
     raise FileNotFoundError("\n".join(lines))
-
-
-def best_pack(report: str) -> str:
-    """The pack of the seed that was best on valid, in the directory of a task's report."""
-    results = workdirs.read_json(os.path.join(report, "results.json"))
-    sign = -1 if results["lower_is_better"] else 1
-    best = max(results["members"], key=lambda member: sign * member["best_valid"])
-    return os.path.join(report, "packs", f"seed_{best['seed']}")

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from spjax.command_line import Parser, output, pack_place, place
 from spjax.models.prompts import shape_of
-from spjax.storage import StorageError, banks, hub, places
+from spjax.storage import StorageError, banks, places
 from spjax.storage.pack_readme import baselines, intervals
-from spjax.storage.packs import PromptPack
+from spjax.storage.packs import PromptPack, push_pack
 from spjax.storage.refresh import refresh
 from spjax.tasks import METRICS
 
@@ -129,7 +129,7 @@ def _refresh(options: argparse.Namespace) -> None:
 
 
 def _push(options: argparse.Namespace) -> None:
-    commit = hub.push_pack(
+    commit = push_pack(
         options.pack,
         options.repository,
         private=options.private,

@@ -140,6 +140,16 @@ def test_rooms_do_not_import_in_a_circle():
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
+def test_files_do_not_import_in_a_circle():
+    """Of imports inside functions too: a circle that is only broken at start is one."""
+    paths = {module_name(path): path for path in files(*CODE)}
+    graph = {
+        module: {name for name, _, _ in imports(parse(path))} & paths.keys() - {module}
+        for module, path in paths.items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()
+
+
 @pytest.mark.parametrize(
     ("module", "source", "wrong"),
     [

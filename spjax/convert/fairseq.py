@@ -21,7 +21,7 @@ from spjax.evaluation.decode import MOST_COMBINATIONS
 from spjax.models.config import UnitLMConfig
 from spjax.storage import places
 from spjax.storage.kinds import MAX_JSON, load_json
-from spjax.storage.packs import PackCard, make_card
+from spjax.storage.pack_card import PackCard, make_card
 from spjax.tasks import TASKS, Slot, Task
 from spjax.types import Params
 

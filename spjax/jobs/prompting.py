@@ -30,7 +30,7 @@ from spjax.jobs.workdirs import claim, read_json, refuse_another, say, there, wr
 from spjax.models import prompts, unit_lm, verbalizers
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.prompts import REAL_STARTS, PromptConfig, member, shape_of
-from spjax.storage import assets, packs, unit_lms
+from spjax.storage import assets, pack_card, packs, unit_lms
 from spjax.tasks import BASELINES, LOWER_IS_BETTER, Task
 from spjax.training import loop, losses, masks, optim, pooling, reference, sharding, starts, train
 from spjax.types import Params
@@ -502,13 +502,13 @@ def _report(
                 for kind, baseline in results["baselines"].items()
             },
         }
-        pack_card = packs.make_card(
+        described = pack_card.make_card(
             task, kind=verbalizer.kind, codes=verbalizer.codes, feeds=verbalizer.feeds, outputs=verbalizer.outputs,
             config=lm.config, lm_hash=lm.hash, encoder=card.encoder, layer=card.layer, kmeans=card.kmeans,
             merged=card.merged, combinations=taught.combinations, results=scored,
             provenance={"seed": seed, "reference": bool(config.reference)}, lora=setting.prompt.lora,
         )  # fmt: skip
-        packs.save_pack(pack_place(taught.place, seed), member(params["prompt"], n), pack_card)
+        packs.save_pack(pack_place(taught.place, seed), member(params["prompt"], n), described)
     _print_headline(task, results, taught.place.report)
     return results
 

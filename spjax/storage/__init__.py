@@ -6,7 +6,8 @@ from spjax.storage.banks import load_bank, load_packs, save_bank, split_bank
 from spjax.storage.encoders import read_encoder, save_encoder
 from spjax.storage.files import StorageError
 from spjax.storage.kmeans_store import KMeans, load_kmeans, save_kmeans
-from spjax.storage.packs import PackCard, PromptPack, check_pack, load_pack, make_card, save_pack
+from spjax.storage.pack_card import PackCard, make_card
+from spjax.storage.packs import PromptPack, check_pack, load_pack, save_pack
 from spjax.storage.unit_lms import read_unit_lm, save_unit_lm, unit_lm_hash
 
 __all__ = [

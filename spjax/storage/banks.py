@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spjax.storage import files, kinds, packs, places
+from spjax.storage import files, kinds, pack_card, packs, places
 from spjax.storage.files import Shape, StorageError
-from spjax.storage.packs import PackCard, PromptPack
+from spjax.storage.pack_card import PackCard
+from spjax.storage.packs import PromptPack
 
 FORMAT = "spjax-prompt-bank"
 VERSION = 2  # since 2 the card has a hash of the members' names and card hashes, in order
@@ -116,7 +117,7 @@ def _read_card(path: Path) -> dict[str, PackCard]:
         if sealed and isinstance(card, dict) and files.SEAL not in card:
             raise StorageError(f"{path}: the card of {member['name']} lacks {files.SEAL}. {fix}")
         # Members of an older bank have no hashes; one warning for the bank is enough.
-        cards[member["name"]] = packs.read_card(card, f"{path}, {member['name']}", quiet=not sealed)
+        cards[member["name"]] = pack_card.read_card(card, f"{path}, {member['name']}", quiet=not sealed)
     if not cards:
         raise StorageError(f"{path} lists no members. {fix}")
     stated = {name: described[name] for name in sealed}
@@ -140,7 +141,7 @@ def load_bank(directory: str | Path) -> dict[str, PromptPack]:
         expected: dict[str, Shape] = {}
         for name, card in cards.items():
             part = {path[len(name) + 1 :]: kind for path, kind in found.items() if path.startswith(f"{name}/")}
-            expected |= {f"{name}/{path}": shape for path, shape in packs.tensor_shapes(card, part).items()}
+            expected |= {f"{name}/{path}": shape for path, shape in pack_card.tensor_shapes(card, part).items()}
         return expected
 
     tensors = files.read_tensors(directory / TENSOR_FILE, shapes)
@@ -219,7 +220,7 @@ def _at(place: str | Path) -> list[_Found]:
         parts = file.relative_to(place).parts[:-1]
         if any(part.startswith(".") for part in parts):  # left by an interrupted save
             continue
-        if file.name == packs.CARD_FILE and _is(file, packs.FORMAT):
+        if file.name == packs.CARD_FILE and _is(file, pack_card.FORMAT):
             found.append(_named_by_task(packs.load_pack(file.parent), [part for part in parts if part != "packs"]))
         elif file.name == CARD_FILE and _is(file, FORMAT):
             prefix = "-".join(part for part in parts if part != "packs")

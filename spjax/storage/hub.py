@@ -7,13 +7,10 @@ cache only), HF_HOME (location of the cache) and HF_ENDPOINT (another hub).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from spjax.storage import files, kinds, pack_readme, packs, places
 from spjax.storage.files import StorageError
-
-_FILES = (packs.CARD_FILE, packs.TENSOR_FILE, pack_readme.FILE)
 
 
 @contextlib.contextmanager
@@ -56,9 +53,7 @@ def _translate_hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
     except errors.LocalTokenNotFoundError as error:
         raise StorageError(f"{repo_id}: no token was found. Log in with `hf auth login`, or set HF_TOKEN.") from error
     except ValueError as error:  # from the hub's validation of the front matter
-        raise StorageError(
-            f"{repo_id}: {pack_readme.FILE} is refused: {_why(error)} Correct it and push again."
-        ) from error
+        raise StorageError(f"{repo_id}: README.md is refused: {_why(error)} Correct it and push again.") from error
     except (errors.HTTPError, OSError) as error:  # huggingface_hub does not wrap httpx's errors
         raise StorageError(f"{repo_id}: the hub cannot be reached ({_why(error)}) Check the connection.") from error
 
@@ -68,75 +63,70 @@ def _why(error: BaseException) -> str:
     return text[:200].rstrip(".") + "."
 
 
-def push_pack(
-    directory: str | Path,
+def push(
     repo_id: str,
+    content: Mapping[str, str | bytes],
     *,
+    message: str,
     private: bool | None = None,
     revision: str | None = None,
-    message: str | None = None,
-    licence: str | None = None,
     token: str | None = None,
 ) -> str:
-    """Publishes a prompt pack directory in one commit; an edited README.md is kept.
+    """Publishes files in one commit of a model repository, which is created if absent.
 
     Args:
-      directory: of the pack. If it has no README.md (older versions), one is generated for the hub.
-      repo_id: USER/NAME of a model repository; created if absent.
+      repo_id: USER/NAME.
+      content: bytes, or the path of a local file, by name in the repository.
+      message: of the commit.
       private: visibility of a new repository; None for the account's default.
       revision: branch; None for main.
-      message: of the commit; None for a default message.
-      licence: hub identifier, such as "cc-by-4.0", for the README's front matter; None keeps the current one.
       token: hub token; None for the one you are logged in with.
 
     Returns:
-      Hash of the commit, a valid `revision` of `fetch_pack`.
+      Hash of the commit.
 
     Raises:
-      StorageError: a pack that `load_pack` refuses, no network, or an error of the hub; the message suggests a fix.
+      StorageError: no network, or an error of the hub; the message suggests a fix.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    directory = Path(directory)
-    pack = packs.load_pack(directory)
-    readme = directory / pack_readme.FILE
-    text = places.read_limited(readme, kinds.MAX_JSON).decode() if readme.is_file() else packs.readme(pack)
-    if licence is not None:
-        text = pack_readme.with_licence(text, licence)
-    content: dict[str, str | bytes] = {
-        packs.CARD_FILE: files.json_bytes(pack.card),  # adds the hash to a card of an older version
-        packs.TENSOR_FILE: str(directory / packs.TENSOR_FILE),
-        pack_readme.FILE: text.encode(),
-    }
     with _translate_hub_errors(repo_id, revision):
         api = HfApi(library_name="spjax", token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.create_commit(
             repo_id,
             operations=[CommitOperationAdd(name, path) for name, path in content.items()],
-            commit_message=message or f"Prompt pack {pack.card['task']}",
+            commit_message=message,
             revision=revision,
         )
     return commit.oid
 
 
-def fetch_pack(
-    repo_id: str, *, revision: str | None = None, cache_dir: str | Path | None = None, token: str | None = None
+def fetch(
+    repo_id: str,
+    required: Sequence[str],
+    optional: Sequence[str] = (),
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
 ) -> Path:
-    """Downloads a pack into the hub's local cache, unless it is there.
+    """Downloads files of a repository into the hub's local cache, unless they are there.
 
     Args:
       repo_id: USER/NAME.
-      revision: branch, tag or commit; a commit pins the pack. None for main.
+      required: names of files it must have.
+      optional: names of files it may have.
+      revision: branch, tag or commit; a commit pins the content. None for main.
       cache_dir: None for the hub's default (HF_HOME).
       token: hub token; None for the one you are logged in with.
 
     Returns:
-      Directory in the cache, for `load_pack`. Without a network: the cached copy, if complete.
+      Directory in the cache. Without a network: the cached copy, if complete.
 
     Raises:
-      StorageError: no such repository or revision, no pack in it, or no network and no copy; the message suggests a
-        fix.
+      StorageError: no such repository or revision, a file missing from it, or no network and no copy; the message
+        suggests a fix.
     """
     from huggingface_hub import snapshot_download
 
@@ -146,10 +136,10 @@ def fetch_pack(
             revision=revision,
             cache_dir=cache_dir,
             token=token,
-            allow_patterns=list(_FILES),
+            allow_patterns=[*required, *optional],
             library_name="spjax",
         )
-    for name in (packs.CARD_FILE, packs.TENSOR_FILE):
+    for name in required:
         if not (Path(directory) / name).is_file():
             raise StorageError(
                 f"{repo_id} ({revision or 'main'}) has no {name}: it is not a prompt pack. Check the name."

@@ -12,7 +12,7 @@ from spjax.tasks import BASELINES, METRICS, Slot, Task
 from spjax.vocab import UNIT_OFFSET
 
 if TYPE_CHECKING:
-    from spjax.storage.packs import PackCard
+    from spjax.storage.pack_card import PackCard
 
 FILE = "README.md"
 _NO_LICENCE = "# license: add yours, e.g. cc-by-4.0; check the licence of the training data"

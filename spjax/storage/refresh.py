@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from spjax.storage import banks, encoders, files, kinds, kmeans_store, packs, places, unit_lms
+from spjax.storage import banks, encoders, files, kinds, kmeans_store, pack_card, packs, places, unit_lms
 from spjax.storage.files import StorageError
 
 # format → loader that checks such a directory, unhashed fields of its card, first version with a hash
@@ -19,7 +19,7 @@ _LOADERS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...], int]] = {
 
 def _refreshed(place: Path, described: dict[str, Any]) -> dict[str, Any]:
     """Returns the card in the current version, after loading the directory to check it."""
-    if described["format"] == packs.FORMAT:
+    if described["format"] == pack_card.FORMAT:
         return dict(packs.load_pack(place).card)
     if described["format"] == banks.FORMAT:
         return banks.describe({name: pack.card for name, pack in banks.load_bank(place).items()})
@@ -45,7 +45,7 @@ def refresh(directory: str | Path) -> Path:
             described = kinds.load_json(path) if path.is_file() else None
         except (OSError, ValueError) as error:
             raise StorageError(f"{path} is not valid JSON ({error}). Take it from its source again.") from error
-        if isinstance(described, dict) and described.get("format") in (packs.FORMAT, banks.FORMAT, *_LOADERS):
+        if isinstance(described, dict) and described.get("format") in (pack_card.FORMAT, banks.FORMAT, *_LOADERS):
             files.write_file(path, files.json_bytes(_refreshed(place, described)))
             return path
     if not place.exists():

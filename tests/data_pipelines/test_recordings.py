@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines.sources import Source, source_of
+from data_pipelines.source import Source
+from data_pipelines.sources import source_of
 from spjax import fetch, jobs, predict
 from spjax.data.records import load_card
 from spjax.models import prompts, verbalizers

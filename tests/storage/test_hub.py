@@ -13,8 +13,7 @@ import pytest
 import yaml
 
 from spjax.storage import StorageError, load_pack
-from spjax.storage.hub import fetch_pack, push_pack
-from spjax.storage.packs import PromptPack, save_pack
+from spjax.storage.packs import PromptPack, push_pack, save_pack
 from tests.storage import hub_server
 from tests.storage.hub_server import READER, TOKEN, Hub
 from tests.storage.test_packs import card
@@ -91,14 +90,15 @@ def test_a_readme_that_was_written_anew_is_kept(hub: Hub, tmp_path: Path):
         push_pack(tmp_path / "pack", "someone/toy")
 
 
-def test_only_a_packs_files_are_fetched_and_only_once(hub: Hub):
+def test_only_a_packs_files_are_fetched_and_only_once(hub: Hub, tmp_path: Path):
     files = {path.name: path.read_bytes() for path in PACK.iterdir()}
     hub.commit("someone/toy", "main", {**files, "model.pkl": b"never fetched", "notes/big.bin": b"never either"})
-    directory = fetch_pack("someone/toy")
+    PromptPack.from_hub("someone/toy", cache_dir=tmp_path)
+    (directory,) = tmp_path.glob("models--someone--toy/snapshots/*")
     assert {path.name for path in directory.iterdir()} == {"card.json", "prompt.safetensors"}
     before = len([line for line in hub.asked if line.startswith("GET") and "/resolve/" in line])
     assert before == 2
-    fetch_pack("someone/toy")
+    PromptPack.from_hub("someone/toy", cache_dir=tmp_path)
     assert len([line for line in hub.asked if line.startswith("GET") and "/resolve/" in line]) == before
 
 

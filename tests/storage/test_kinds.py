@@ -19,8 +19,9 @@ import safetensors.numpy
 
 from spjax.convert.__main__ import main as convert
 from spjax.packs import main
-from spjax.storage import StorageError, hub, load_kmeans, load_pack, places, read_encoder, read_unit_lm
+from spjax.storage import StorageError, load_kmeans, load_pack, places, read_encoder, read_unit_lm
 from spjax.storage.banks import load_bank, load_packs
+from spjax.storage.packs import push_pack
 from tests.storage.test_seals import KINDS
 
 
@@ -120,7 +121,7 @@ def test_load_packs_names_them_too(things: dict[str, Path]):
 
 
 def test_a_bank_given_as_a_pack_is_split_by_the_command_of_the_message(things: dict[str, Path], capsys):
-    for use in (load_pack, lambda path: hub.push_pack(path, "someone/toy"), lambda path: load_packs(f"mine={path}")):
+    for use in (load_pack, lambda path: push_pack(path, "someone/toy"), lambda path: load_packs(f"mine={path}")):
         with pytest.raises(StorageError, match="Split it first") as raised:
             use(things["bank"])
     main(str(raised.value).split("spjax.packs ")[1].split("`")[0].split())
