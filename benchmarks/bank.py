@@ -1,18 +1,18 @@
-"""A bank of prompts trained together against as many single runs, and against one prompt, at the same total work.
+"""Training a bank of prompts, compared with as many single runs and with one prompt on the same number of utterances.
 
     python -m benchmarks.bank
 
-The small LM that the results are made with, FSC's slots, prompt and loss (configs/defaults.py). N is the bank, b the
-utterances a member sees in an update:
+Uses the small LM of the published results and FSC's slots, prompt and loss (configs/defaults.py). N is the size of the
+bank, b the utterances of a member in an update:
 
 - `bank`: one update of a bank of N, N * b utterances.
-- `singles`: N updates of a bank of one, b utterances each, one after the other: a step of N runs.
-- `one`: one update of one prompt on all N * b utterances: what a bank would cost if its members cost nothing.
-- `half`: one update of the bank of which every other member has stopped, N / 2 * b utterances.
+- `singles`: N updates of a bank of one, b utterances each, in sequence: a step of N runs.
+- `one`: one update of one prompt on all N * b utterances: the cost of the bank if members had no overhead.
+- `half`: one update of the bank after every other member has stopped, N / 2 * b utterances.
 
-Members of the bank and single runs start alike and see the same utterances; that their losses agree, member by member
-and step by step, is checked. Each side has its process; they take turns, and ratios are of one round: of seconds, and
-of the processor's seconds, which tell how much was computed even where others take most of the machine.
+Members of the bank and single runs start from the same weights and see the same utterances; their losses are checked to
+agree, member by member and step by step. Each side runs in a separate process; they alternate, and ratios are taken
+within a round, for seconds and for CPU seconds, which measure the computation even if other processes load the machine.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from benchmarks import common, decoding
 from spjax.types import Batch
 
 SIDES = ("bank", "singles", "one", "half")
-LOSSES_AGREE = {"float32": 1e-3, "bfloat16": 5e-2}  # relative, over the few steps that a race takes
+LOSSES_AGREE = {"float32": 1e-3, "bfloat16": 5e-2}  # relative, over the few steps of a benchmark
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Sizes of LM and prompt, by default those that the results are made with; rounds and output."""
+    """Adds flags of LM and prompt sizes (defaults: those of the published results), rounds and output."""
     parser.add_argument("--dim", type=int, default=256, help="model width; heads of 64, feed-forward of 4 widths")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--units", type=int, default=50, help="units of an utterance")
@@ -45,27 +45,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """A flag's list of positive integers, "8,32".
+    """Parses a list of positive integers, such as "8,32".
 
     Raises:
-      argparse.ArgumentTypeError: it is none.
+      argparse.ArgumentTypeError: not such a list.
     """
     try:
         found = tuple(int(part) for part in text.split(","))
     except ValueError:
         found = ()
     if not found or min(found) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of positive integers such as 8,32")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of positive integers such as 8,32")
     return found
 
 
 def make_job(args: argparse.Namespace, rows: int, units: int) -> common.Job:
-    """LM weights and `rows` utterances of so many units, the same in every process."""
+    """Makes LM weights and `rows` utterances of `units` units each, equal in every process."""
     return common.make_job(argparse.Namespace(dim=args.dim, layers=args.layers, batch=rows, units=units))
 
 
 def make_setting(args: argparse.Namespace, config: common.UnitLMConfig) -> Any:
-    """What is trained (`spjax.training.train.Setting`): FSC with prompts, of sizes by the flags."""
+    """Makes the training setup (`spjax.training.train.Setting`): FSC with prompts of the flags' sizes."""
     from configs import defaults
     from spjax.evaluation import decode
     from spjax.models import prompts, verbalizers
@@ -86,13 +86,13 @@ def make_setting(args: argparse.Namespace, config: common.UnitLMConfig) -> Any:
 
 
 def bank_batch(job: common.Job, members: int) -> Batch:
-    """The job's B utterances as a batch of a bank: B / members of each member, member-major."""
+    """Makes a bank's batch of the job's B utterances: B / members of each member, member-major."""
     rows = len(job.units) // members
     return common.our_batch(job)._replace(prompt_id=np.repeat(np.arange(members, dtype=np.int32), rows))
 
 
 def half_batch(job: common.Job, members: int) -> tuple[Batch, np.ndarray]:
-    """Of such a batch what every other member has, and the numbers of these members."""
+    """Returns the rows of every other member of such a batch, and the numbers of these members."""
     import jax
 
     who = np.arange(0, members, 2, dtype=np.int32)
@@ -102,7 +102,7 @@ def half_batch(job: common.Job, members: int) -> tuple[Batch, np.ndarray]:
 
 
 def start(setting: Any, lm: common.Params, seeds: Sequence[int]) -> tuple[dict[str, Any], Any, Callable[..., Any]]:
-    """A training's (state, frozen leaves, update), one member a seed, as `spjax.training.train.train` makes them."""
+    """Returns (state, frozen leaves, update) of a training, one member a seed, as `spjax.training.train.train` does."""
     import jax
     import jax.numpy as jnp
 
@@ -123,10 +123,10 @@ def start(setting: Any, lm: common.Params, seeds: Sequence[int]) -> tuple[dict[s
 
 
 def runner(side: str, args: argparse.Namespace, rows: int) -> Callable[[], common.Result]:
-    """A side's update of `rows` utterances a member as a timed run.
+    """Returns a timed run of a side's update of `rows` utterances a member.
 
-    Its result has the losses of all members [N] (of `one`: [1]; of members that stopped: 0), `cpu`, the seconds of all
-    its threads, and `compile`, those that compiling took, once.
+    Its result has `losses` of all members [N] (of `one`: [1]; 0 for stopped members), `cpu`, the CPU seconds of all
+    threads, and `compile`, the CPU seconds of the compilation.
     """
     import jax
 
@@ -134,10 +134,10 @@ def runner(side: str, args: argparse.Namespace, rows: int) -> Callable[[], commo
     setting, lm = make_setting(args, job.config), common.our_params(job, args.dtype)["lm"]
     seeds = range(1 if side == "one" else args.bank)
     runs = [[seed] for seed in seeds] if side == "singles" else [list(seeds)]
-    whole = bank_batch(job, 1)  # of single prompts: every row of it is member 0's
+    single = bank_batch(job, 1)  # all rows belong to member 0
     items: list[tuple[Batch, np.ndarray | None]] = [(bank_batch(job, len(seeds)), None)]
     if side == "singles":
-        items = [(jax.tree.map(lambda leaf: leaf[n * rows : (n + 1) * rows], whole), None) for n in seeds]  # noqa: B023
+        items = [(jax.tree.map(lambda leaf: leaf[n * rows : (n + 1) * rows], single), None) for n in seeds]  # noqa: B023
     elif side == "half":
         items = [half_batch(job, len(seeds))]
 
@@ -160,41 +160,42 @@ def runner(side: str, args: argparse.Namespace, rows: int) -> Callable[[], commo
 
 
 def check_losses(results: dict[str, list[common.Result]], rows: int, dtype: str) -> float:
-    """Largest relative difference between the losses of a member in the bank and alone, over all steps.
+    """Returns the largest relative difference between a member's losses in the bank and alone, over all steps.
 
     Raises:
-      AssertionError: it is more than rounding: the sides do not do the same job.
+      AssertionError: the difference exceeds rounding error, so the sides do different work.
     """
     bank, alone = (np.array([r["losses"] for r in results[f"{side}-{rows}"]]) for side in SIDES[:2])
-    apart = float(np.max(np.abs(bank / alone - 1)))
-    if not apart <= LOSSES_AGREE[dtype]:
+    difference = float(np.max(np.abs(bank / alone - 1)))
+    if not difference <= LOSSES_AGREE[dtype]:
         raise AssertionError(
-            f"{rows} utterances a member: losses in the bank and alone differ by {apart:.1e} > {LOSSES_AGREE[dtype]}"
+            f"{rows} utterances a member: losses in the bank and alone differ by {difference:.1e} > "
+            f"{LOSSES_AGREE[dtype]}"
         )
-    return apart
+    return difference
 
 
 def tables(results: dict[str, list[common.Result]], args: argparse.Namespace) -> list[str]:
-    """The report's parts: times of each side, and ratios of one round."""
+    """Makes the parts of the report: times of each side, and ratios within a round."""
     times = [["utterances a member", "side", "s", "CPU s", "utterances/s", "CPU s to compile"]]
-    ratios = [["utterances a member", "of", "singles : bank", "bank : one", "half : bank", "members' losses apart"]]
+    ratios = [["utterances a member", "of", "singles : bank", "bank : one", "half : bank", "difference of losses"]]
     for rows in args.batches:
         runs = {side: results[f"{side}-{rows}"] for side in SIDES}
         for side, each in runs.items():
             seconds, cpu, compiling = (common.median(each, key) for key in ("seconds", "cpu", "compile"))
             rate = each[0]["utterances"] / seconds
             times.append([rows, side, f"{seconds:.3f}", f"{cpu:.3f}", f"{rate:.0f}", f"{compiling:.1f}"])
-        apart = check_losses(results, rows, args.dtype)
+        difference = check_losses(results, rows, args.dtype)
         for what, key in (("seconds", "seconds"), ("CPU seconds", "cpu")):
             bank, singles, one, half = ([result[key] for result in runs[side]] for side in SIDES)
             compared = [common.ratio(*pair) for pair in ((singles, bank), (bank, one), (half, bank))]
-            ratios.append([rows, what, *compared, f"{apart:.1e}"])
-    note = "`singles` compiles once here; as many runs, each a process of its own, would compile each."
+            ratios.append([rows, what, *compared, f"{difference:.1e}"])
+    note = "`singles` compiles once here; as separate processes, each run would compile."
     return [common.table(times), note, common.table(ratios)]
 
 
 def main() -> None:
-    """Serve one side, or race them all."""
+    """Runs one side, or compares all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)
     parser.add_argument("--bank", type=int, default=16, help="N, prompts trained together")
@@ -209,7 +210,7 @@ def main() -> None:
     names = ("dim", "layers", "units", "prompt", "separators", "dtype", "bank")
     sizes = [f"--{name}={getattr(args, name)}" for name in names]
     results: dict[str, list[common.Result]] = {}
-    for rows in args.batches:  # one size after the other: only four processes are alive at a time
+    for rows in args.batches:  # in sequence, so that only four processes are alive at a time
         sides = [f"{side}-{rows}" for side in SIDES]
         commands = {side: [sys.executable, "-m", "benchmarks.bank", f"--side={side}", *sizes] for side in sides}
         results |= common.race(commands, args.rounds)

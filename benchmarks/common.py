@@ -1,8 +1,8 @@
-"""What the benchmarks share: the job that both sides do, FLOP counts, the machine, and timing in pairs.
+"""Shared code of the benchmarks: the common job, FLOP counts, machine facts, and paired timing.
 
-Each side runs in a process of its own, so that thread pools do not fight, and answers one timed run per line of its
-input. `race` lets the sides take turns, round after round; what is reported is the ratio within a round, so that a
-machine that others load or that changes its clock slows both sides of a ratio.
+Each side runs in a separate process, so that thread pools do not compete, and prints one timed run for each line of its
+input. `race` alternates between the sides, round after round, and reports ratios within a round, so that load from
+other processes or a changing clock affects both sides of a ratio.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from spjax.vocab import BOS, EOS, UNIT_OFFSET
 Result = dict[str, Any]
 FSC = TASKS["fsc"]
 PROMPT_LENGTH = 5
-BUSY = 0.1  # share of the machine that others may take before a run is called disturbed
+BUSY = 0.1  # fraction of the machine used by others above which a run is reported as disturbed
 
 
 class Job(NamedTuple):
@@ -41,8 +41,8 @@ class Job(NamedTuple):
 
     Attributes:
       config: sizes of the unit LM.
-      lm: its weights, numpy (docs/design.md).
-      prompt: one member's prompt, numpy, with the `input` prompt that the reference carries along.
+      lm: weights of the LM, numpy (docs/design.md).
+      prompt: one prompt, numpy, including the `input` prompt of the reference.
       units: int [B, T], unit tokens.
       classes: int [B, slots], class ids.
     """
@@ -55,7 +55,7 @@ class Job(NamedTuple):
 
 
 def add_flags(parser: argparse.ArgumentParser, sides: Sequence[str]) -> None:
-    """Sizes of the job (by default the full-size LM and 32 utterances of 50 units), rounds and output."""
+    """Adds flags of the job's sizes (default: the full-size LM and 32 utterances of 50 units), rounds and output."""
     parser.add_argument("--batch", type=int, default=32, help="utterances in a batch")
     parser.add_argument("--units", type=int, default=50, help="units of an utterance")
     parser.add_argument("--layers", type=int, default=12)
@@ -66,18 +66,18 @@ def add_flags(parser: argparse.ArgumentParser, sides: Sequence[str]) -> None:
 
 
 def side_commands(module: str, sides: Sequence[str], args: argparse.Namespace) -> dict[str, list[str]]:
-    """For `race`: each side is the module itself, with the same sizes and `--side`."""
+    """Returns the commands for `race`: the module with the same sizes and a `--side`."""
     sizes = [f"--{name}={getattr(args, name)}" for name in ("batch", "units", "layers", "dim")]
     return {side: [sys.executable, "-m", module, f"--side={side}", *sizes] for side in sides}
 
 
 def lm_config(args: argparse.Namespace) -> UnitLMConfig:
-    """The unit LM that the flags ask for."""
+    """Returns the architecture of the unit LM that the flags set."""
     return UnitLMConfig(dim=args.dim, layers=args.layers, heads=max(args.dim // 64, 1), ffn_dim=4 * args.dim)
 
 
 def make_job(args: argparse.Namespace, seed: int = 0) -> Job:
-    """The job of the flags, the same in every process: random weights, FSC's slots, learnable verbalizer."""
+    """Makes the job of the flags, equal in every process: random weights, FSC's slots, learnable verbalizer."""
     config, rng = lm_config(args), np.random.default_rng(seed)
     depth, d, f, v = config.layers, config.dim, config.ffn_dim, config.vocab_size
 
@@ -104,7 +104,7 @@ def make_job(args: argparse.Namespace, seed: int = 0) -> Job:
 
 
 def our_batch(job: Job) -> Batch:
-    """The job as our batch: no padding, one prompt for all."""
+    """Converts the job to our batch, without padding and with one prompt for all rows."""
     rows, length = job.units.shape
     return Batch(
         source=np.concatenate([np.full((rows, 1), EOS), job.units[:, :-1]], axis=1).astype(np.int32),
@@ -118,7 +118,7 @@ def our_batch(job: Job) -> Batch:
 
 
 def our_params(job: Job, dtype: str) -> Params:
-    """The job's weights as ours, on the device: kernels in the operands' type, one prompt as a bank of one."""
+    """Puts the job's weights on the device: kernels in `dtype`, the prompt as a bank of one."""
     import jax
     import jax.numpy as jnp
 
@@ -130,23 +130,23 @@ def our_params(job: Job, dtype: str) -> Params:
 
 
 def sentences(job: Job) -> tuple[np.ndarray, np.ndarray]:
-    """The reference's rows, int64 [B, T + K + 2] each: `</s> units <s> labels` and what follows each token."""
+    """Makes the reference's inputs and targets, int64 [B, T + K + 2] each, of rows `</s> units <s> labels </s>`."""
     edge = np.full((len(job.units), 1), EOS)
-    whole = np.concatenate([edge, job.units, 0 * edge + BOS, job.classes + UNIT_OFFSET, edge], axis=1)
-    return whole[:, :-1], whole[:, 1:]
+    rows = np.concatenate([edge, job.units, 0 * edge + BOS, job.classes + UNIT_OFFSET, edge], axis=1)
+    return rows[:, :-1], rows[:, 1:]
 
 
 # FLOPs of matrix products, two a multiply-add; norms, softmax and the optimizer are left out.
 
 
 def _row(config: UnitLMConfig) -> tuple[int, int, int]:
-    """FLOPs a row and layer: of one D x D projection, of the feed-forward, of the whole layer."""
+    """Returns FLOPs of a row in a layer: of one D x D projection, of the feed-forward block, of the layer."""
     projection, ffn = 2 * config.dim**2, 4 * config.dim * config.ffn_dim
     return projection, ffn, 4 * projection + ffn
 
 
 def peer_training_flops(config: UnitLMConfig, batch: int, tokens: int) -> int:
-    """What the reference's step computes: every layer, every position, prompts included, forward and backward to x."""
+    """FLOPs of the reference's step: every layer and position, prompts included, forward and backward to inputs."""
     rows = batch * (tokens + PROMPT_LENGTH)
     attention = 2 * batch * (tokens + PROMPT_LENGTH) ** 2 * config.dim  # QK and PV, the causal half of each
     head = 2 * rows * config.vocab_size * config.dim
@@ -154,11 +154,11 @@ def peer_training_flops(config: UnitLMConfig, batch: int, tokens: int) -> int:
 
 
 def training_floor_flops(config: UnitLMConfig, batch: int, tokens: int, scored: int) -> int:
-    """The least a step must compute for the same gradients.
+    """FLOPs that a step needs at least for the same gradients.
 
-    Prompts are a key/value prefix, so only tokens are rows. In the last layer all rows need keys and values, only the
-    scored ones the rest. Backward, the first layer's units lead to no trained parameter: its attention and feed-forward
-    are crossed, its query, key and value projections only at the separator.
+    Prompts are a key/value prefix, so only tokens are rows. In the last layer all rows need keys and values, and only
+    scored rows need the rest. In the backward pass, the first layer's units lead to no trained parameter: it needs its
+    attention and feed-forward block, but its query, key and value projections only at the separator.
     """
     projection, ffn, layer = _row(config)
     rows, ends = batch * tokens, batch * scored
@@ -171,24 +171,24 @@ def training_floor_flops(config: UnitLMConfig, batch: int, tokens: int, scored: 
 
 
 def decoding_floor_flops(config: UnitLMConfig, units: int, labels: int) -> int:
-    """The least that the labels of one utterance take: each token runs once, the last layer for label steps only."""
+    """FLOPs that the labels of one utterance need at least: each token once, the last layer for label steps only."""
     projection, ffn, layer = _row(config)
-    tokens = 1 + units + 1 + labels - 1  # </s>, units, <s>, and all labels but the last
+    tokens = 1 + units + 1 + labels - 1  # </s>, units, <s>, and all but the last label
     last = 2 * projection * tokens + (2 * projection + ffn) * labels
     attention = (config.layers - 1) * tokens * _mixing(config, tokens / 2) + labels * _mixing(config, tokens)
     return int((config.layers - 1) * layer * tokens + last + attention)
 
 
 def _mixing(config: UnitLMConfig, seen: float) -> float:
-    """FLOPs of one query's attention over so many tokens and the prompt."""
+    """FLOPs of one query's attention over `seen` tokens and the prompt."""
     return 4 * config.dim * (seen + PROMPT_LENGTH)
 
 
-# The machine
+# ---- the machine
 
 
 def machine() -> Result:
-    """Processor, cores, memory, versions and load: what a number means nothing without."""
+    """Describes the machine: processor, cores, memory, versions and load."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
     fields = {name.strip(): value.strip() for name, value in fields.items()}
@@ -210,31 +210,31 @@ def machine() -> Result:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ticks(pid: int) -> tuple[int, int, int] | None:
-    """Clock ticks so far of (all cores, all cores idle, process `pid`); None where /proc does not tell."""
+    """Returns clock ticks of (all cores, all idle cores, process `pid`); None if /proc is not available."""
     try:
         total = [int(x) for x in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-        own = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        process = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):
         return None
-    return sum(total), total[3] + total[4], int(own[11]) + int(own[12])
+    return sum(total), total[3] + total[4], int(process[11]) + int(process[12])
 
 
-# Sides and rounds
+# ---- sides and rounds
 
 
 def serve(run: Callable[[], Result]) -> None:
-    """Answer each line of standard input with `run`'s result and its `seconds`, as JSON.
+    """Answers each line of standard input with `run`'s result and its `seconds`, as JSON.
 
-    The first answer comes unasked, once all is compiled. Every timed run follows one that is not timed: a training
-    takes its steps one after another, and the first step after a pause pays for memory that others took in between.
+    The first answer is sent without a request, after compilation. Every timed run follows an untimed one, since the
+    first step after a pause is slower: other processes have used caches and memory in between.
     """
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints must not look like an answer
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries must not be read as an answer
     for _ in itertools.chain([""], sys.stdin):
         run()
         start = time.perf_counter()
@@ -244,7 +244,7 @@ def serve(run: Callable[[], Result]) -> None:
 
 
 class _Side:
-    """A process that serves timed runs."""
+    """A process that runs `serve`."""
 
     def __init__(self, name: str, command: Sequence[str]) -> None:
         self.name = name
@@ -253,7 +253,7 @@ class _Side:
     def answer(self) -> Result:
         line = self.process.stdout.readline()  # type: ignore[union-attr]
         if not line:
-            raise RuntimeError(f"side {self.name!r} ended with code {self.process.wait()}; its own words stand above")
+            raise RuntimeError(f"side {self.name!r} ended with code {self.process.wait()}; see its output above")
         return json.loads(line)
 
     def run(self) -> Result:
@@ -262,8 +262,8 @@ class _Side:
         self.process.stdin.flush()  # type: ignore[union-attr]
         result, after = self.answer(), _ticks(self.process.pid)
         if before and after and after[0] > before[0]:
-            total, idle, own = (b - a for a, b in zip(before, after, strict=True))
-            result["others"] = max(0.0, 1 - (idle + own) / total)
+            total, idle, process = (b - a for a, b in zip(before, after, strict=True))
+            result["others"] = max(0.0, 1 - (idle + process) / total)
         return result
 
     def close(self) -> None:
@@ -273,11 +273,11 @@ class _Side:
 
 
 def race(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[Result]]:
-    """Let the sides take turns: each result list has one entry a round, in order.
+    """Runs the sides alternately; each result list has one entry a round, in order.
 
     Args:
-      commands: side to the command of its process, which calls `serve`.
-      rounds: how many; the order of the sides turns round in every other one.
+      commands: side → command of its process, which calls `serve`.
+      rounds: number of rounds; the order of the sides is reversed in every other one.
 
     Raises:
       RuntimeError: a side ended.
@@ -287,7 +287,7 @@ def race(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[R
     with contextlib.ExitStack() as stack:
         steps = tqdm(total=len(commands) * (rounds + 1), desc="warm-up", file=sys.stderr)
         stack.callback(steps.close)
-        for name, command in commands.items():  # one after the other: warming up is heavy too
+        for name, command in commands.items():  # in sequence, since warming up needs the cores too
             sides.append(_Side(name, command))
             stack.callback(sides[-1].close)
             sides[-1].answer()
@@ -301,7 +301,7 @@ def race(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[R
 
 
 class Ratio(NamedTuple):
-    """A ratio of paired runs: median, least and greatest of the rounds."""
+    """A ratio of paired runs: median, minimum and maximum over the rounds."""
 
     median: float
     low: float
@@ -312,18 +312,18 @@ class Ratio(NamedTuple):
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> Ratio:
-    """Round by round `over / under`."""
+    """Returns the statistics of `over / under` within each round."""
     each = [a / b for a, b in zip(over, under, strict=True)]
     return Ratio(statistics.median(each), min(each), max(each))
 
 
 def cost(result: Result) -> float:
-    """Seconds an utterance."""
+    """Returns seconds an utterance."""
     return result["seconds"] / result["utterances"]
 
 
 def goals(results: Mapping[str, Sequence[Result]], wanted: Sequence[tuple[str, str, float]]) -> str:
-    """A table of how many times faster we are than the peer, round by round.
+    """Makes a table of our speed relative to the peer's, by rounds.
 
     Args:
       results: runs of the sides `ours-...` and `peer-PRECISION[-variant]`.
@@ -340,18 +340,18 @@ def goals(results: Mapping[str, Sequence[Result]], wanted: Sequence[tuple[str, s
 
 
 def median(results: Sequence[Result], key: str = "seconds") -> float:
-    """Median over the rounds."""
+    """Returns the median over the rounds."""
     return statistics.median(result[key] for result in results)
 
 
 def table(rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; the first row is the head."""
+    """Formats a Markdown table; the first row is the header."""
     head, *body = [[str(cell) for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *body])
 
 
 def report(name: str, args: argparse.Namespace, parts: Sequence[str], results: Mapping[str, Sequence[Result]]) -> None:
-    """Print a Markdown report of the machine and the parts; write it with every single run to `args.out` if given."""
+    """Prints a Markdown report of the machine and the parts; also writes it, with every run, to `args.out` if given."""
     described = machine()
     lines = [f"{key}: {value}  " for key, value in described.items()]
     worst = max((result.get("others", 0.0) for rounds in results.values() for result in rounds), default=0.0)

@@ -1,14 +1,14 @@
-"""Labels of an utterance: our batched, cached, constrained decoding against the reference's way in plain PyTorch.
+"""Decoding labels: our batched, cached, constrained decoding compared with the reference's method in plain PyTorch.
 
     python -m benchmarks.decoding
 
 Both sides label the same utterances (50 units, FSC's three slots, learnable verbalizer, P = 5) with the same weights,
-and that they say the same labels is checked. The reference takes one utterance at a time, runs the whole prefix again
-for every label and once more to find the end; the rate without that last pass is shown too. Ours takes the batch of 32
-at once:
+and their labels are checked to agree. The reference takes one utterance at a time and runs the entire prefix for every
+label, and once more to find the end; its rate without that last pass is reported too. Ours takes the batch of 32 at
+once:
 
-- `ours`: the likeliest label of each slot, one after the other, as the peer does; this is the race.
-- `ours-all`: the probability of each of FSC's 31 label combinations, which is what the product answers with.
+- `ours`: the most likely label of each slot, greedily, as the peer does; this is the comparison.
+- `ours-all`: the probability of each of FSC's 31 label combinations, which the product returns.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ OURS = ("ours-float32", "ours-bfloat16", "ours-all-float32", "ours-all-bfloat16"
 PEERS = ("peer-float32", "peer-float32-onednn", "peer-bfloat16", "peer-bfloat16-onednn")
 GOALS = (("ours-float32", "float32", 5.0), ("ours-bfloat16", "bfloat16", 5.0), ("ours-bfloat16", "float32", 10.0))
 GOALS_ALL = tuple((f"ours-all-{side.split('-')[1]}", precision, goal) for side, precision, goal in GOALS)
-PEER_UTTERANCES = 2  # of the batch that the peer labels in a timed run
+PEER_UTTERANCES = 2  # utterances that the peer labels in a timed run
 LABELS = len(common.FSC.slots)
 
-# What is said in Fluent Speech Commands: object and locations by action.
+# Combinations in Fluent Speech Commands: objects and locations by action.
 _ANYWHERE = ("none", "kitchen", "bedroom", "washroom")
 _ON_AND_OFF = {"lights": _ANYWHERE, "lamp": ("none",), "music": ("none",)}
 _LOUDNESS = {"heat": _ANYWHERE, "volume": ("none",)}
-_SAID = {
+_COMBINATIONS = {
     "change language": dict.fromkeys(("none", "Chinese", "Korean", "English", "German"), ("none",)),
     "activate": _ON_AND_OFF,
     "deactivate": _ON_AND_OFF,
@@ -45,18 +45,18 @@ _SAID = {
 
 
 def combinations() -> list[tuple[int, int, int]]:
-    """Class ids of FSC's 31 combinations of action, object and location."""
+    """Returns the class ids of FSC's 31 combinations of action, object and location."""
     ids = {label: number for number, label in enumerate(common.FSC.classes)}
     return [
         (ids["action", action], ids["object", thing], ids["location", place])
-        for action, things in _SAID.items()
+        for action, things in _COMBINATIONS.items()
         for thing, places in things.items()
         for place in places
     ]
 
 
 def ours(job: common.Job, dtype: str, every: bool) -> Callable[[], common.Result]:
-    """Our decoding of the whole batch as a timed run: greedy, or the scores of every combination."""
+    """Returns a timed run of our decoding of the batch: greedy, or with the scores of every combination."""
     import jax
 
     from spjax.evaluation import decode
@@ -78,14 +78,14 @@ def ours(job: common.Job, dtype: str, every: bool) -> Callable[[], common.Result
 
     def run() -> common.Result:
         found = np.asarray(label(params, batch))
-        said = verbalizer.codes[tree.combinations[found.argmax(1)], 0] if every else found
-        return {"utterances": len(found), "labels": said.tolist()}
+        labels = verbalizer.codes[tree.combinations[found.argmax(1)], 0] if every else found
+        return {"utterances": len(found), "labels": labels.tolist()}
 
     return run
 
 
 def peer(job: common.Job, dtype: str, onednn: bool) -> Callable[[], common.Result]:
-    """The reference's decoding of a few utterances as a timed run."""
+    """Returns a timed run of the reference's decoding of a few utterances."""
     import torch
 
     from benchmarks import torch_peer
@@ -100,7 +100,7 @@ def peer(job: common.Job, dtype: str, onednn: bool) -> Callable[[], common.Resul
         labels, last_passes = [], 0.0
         for source in sources:
             ticks: list[float] = []
-            said = torch_peer.decode(
+            decoded = torch_peer.decode(
                 lm,
                 prompts,
                 source,
@@ -109,7 +109,7 @@ def peer(job: common.Job, dtype: str, onednn: bool) -> Callable[[], common.Resul
                 allowed=allowed,
                 tick=lambda t=ticks: t.append(time.perf_counter()),
             )
-            labels.append(said[:LABELS])
+            labels.append(decoded[:LABELS])
             last_passes += ticks[-1] - ticks[-2]
         return {"utterances": len(sources), "labels": labels, "last_passes": last_passes}
 
@@ -117,7 +117,7 @@ def peer(job: common.Job, dtype: str, onednn: bool) -> Callable[[], common.Resul
 
 
 def runner(side: str, job: common.Job) -> Callable[[], common.Result]:
-    """The timed run of a side's name."""
+    """Returns the timed run of a side."""
     who, *rest = side.split("-")
     if who == "ours":
         return ours(job, rest[-1], "all" in rest)
@@ -125,20 +125,20 @@ def runner(side: str, job: common.Job) -> Callable[[], common.Result]:
 
 
 def check_labels(results: dict[str, list[common.Result]]) -> None:
-    """Both sides say the same.
+    """Checks that both sides predict the same labels.
 
     Raises:
-      AssertionError: greedy labels in float32 differ: the sides do not do the same job.
+      AssertionError: greedy labels in float32 differ, so the sides do different work.
     """
     want = results["peer-float32"][0]["labels"]
     for side in ("ours-float32", "peer-float32-onednn"):
         got = results[side][0]["labels"][: len(want)]
         if got != want:
-            raise AssertionError(f"{side} says {got}, the float32 peer says {want}: not one job")
+            raise AssertionError(f"{side} predicts {got}, the float32 peer {want}: the sides do different work")
 
 
 def main() -> None:
-    """Serve one side, or race them all."""
+    """Runs one side, or compares all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common.add_flags(parser, (*OURS, *PEERS))
     args = parser.parse_args()
@@ -159,9 +159,13 @@ def main() -> None:
         dtype = "bfloat16" if "bfloat16" in side else "float32"
         peak = common.median(results[f"peak-jax-{dtype}"], "peak")
         per_second = [1 / common.cost(result) for result in results[side]]
-        whole = [r["utterances"] / (r["seconds"] - r.get("last_passes", 0.0)) for r in results[side]]
+        without = [r["utterances"] / (r["seconds"] - r.get("last_passes", 0.0)) for r in results[side]]
         rate = float(np.median(per_second))
-        cells = [f"{rate:.2f}", f"{np.median(whole):.2f}" if side in PEERS else "", f"{rate * floor / 1e9 / peak:.0%}"]
+        cells = [
+            f"{rate:.2f}",
+            f"{np.median(without):.2f}" if side in PEERS else "",
+            f"{rate * floor / 1e9 / peak:.0%}",
+        ]
         rows.append([side, *cells])
     note = f"The labels of an utterance need {floor / 1e9:.1f} GFLOP."
     parts = [common.table(rows), note, common.goals(results, (*GOALS, *GOALS_ALL))]

@@ -1,12 +1,12 @@
-"""Speech to features: full-size HuBERT to layer 6, ours against transformers' HubertModel on PyTorch.
+"""Feature extraction: full-size HuBERT to layer 6, ours compared with transformers' HubertModel on PyTorch.
 
     python -m benchmarks.encoding
 
-Both sides have the same random weights and waves, and that their float32 features agree is checked. The peer gets six
-layers, so that it too runs none for nothing, and its weight norm is resolved beforehand. Its products run by `F.linear`
-and by oneDNN's own kernel (`-onednn`), as in the other races; its convolutions are oneDNN's either way. Ours is
-`hubert.extract`, waves in and features out: padding to a shape, group norm statistics and all. CPU seconds, of all
-threads, say more than seconds where others use the machine.
+Both sides have the same random weights and waveforms, and their float32 features are checked to agree. The peer has six
+layers only, and its weight norm is removed beforehand. Its products run by `F.linear` and by oneDNN's kernel
+(`-onednn`), as in the other benchmarks; its convolutions use oneDNN in both. Ours is `hubert.extract`, from waveforms
+to features, with padding and group norm statistics. CPU seconds, of all threads, are more reliable than seconds when
+other processes use the machine.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ PEERS = ("peer-float32", "peer-float32-onednn", "peer-bfloat16", "peer-bfloat16-
 GOALS = (("ours-float32", "float32", 1.3), ("ours-bfloat16", "bfloat16", 1.3))
 LAYER = 6
 RATE = 16000
-APART = 1e-3  # largest difference of float32 features, which are of scale 1
+MAX_DIFFERENCE = 1e-3  # of float32 features, which are of scale 1
 
 
 def config_of(args: argparse.Namespace) -> HubertConfig:
-    """The encoder that the flags ask for, its layers up to the sixth."""
+    """Returns the architecture of the encoder that the flags set, with its first six layers."""
     heads = max(args.dim // 64, 1)
     return HubertConfig(conv_dim=args.conv_dim, dim=args.dim, layers=LAYER, heads=heads, ffn_dim=4 * args.dim)
 
 
 def make_job(args: argparse.Namespace, seed: int = 0) -> tuple[HubertConfig, Params, np.ndarray]:
-    """Config, random weights and waves float32 [B, n], the same in every process."""
+    """Makes config, random weights and waveforms float32 [B, n], equal in every process."""
     config, rng = config_of(args), np.random.default_rng(seed)
 
     def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -56,7 +56,7 @@ def make_job(args: argparse.Namespace, seed: int = 0) -> tuple[HubertConfig, Par
 
 
 def floor_flops(config: HubertConfig, samples: int) -> int:
-    """FLOPs of the products that one wave needs up to the last layer, two a multiply-add."""
+    """FLOPs of the matrix products that one waveform needs up to the last layer, two a multiply-add."""
     frames, c, d = config.frames(samples), config.conv_dim, config.dim
     total, steps, channels = 0, samples, 1
     for kernel, stride in zip(config.conv_kernels, config.conv_strides, strict=True):
@@ -69,7 +69,7 @@ def floor_flops(config: HubertConfig, samples: int) -> int:
 
 
 def ours(config: HubertConfig, params: Params, waves: np.ndarray, dtype: str) -> Callable[[], common.Result]:
-    """`extract` of all waves as a timed run."""
+    """Returns a timed run of `extract` on all waveforms."""
     from spjax.speech2unit import hubert
 
     compute = Compute(dtype)
@@ -84,12 +84,12 @@ def ours(config: HubertConfig, params: Params, waves: np.ndarray, dtype: str) ->
 
 
 def digest(found: np.ndarray) -> dict[str, Any]:
-    """A few numbers of one wave's features [F, D], by which sides are compared."""
+    """Samples one waveform's features [F, D], for a comparison of the sides."""
     return {"features": found[:: max(1, len(found) // 8), :8].astype(float).tolist()}
 
 
 def peer_state(params: Params, config: HubertConfig) -> dict[str, np.ndarray]:
-    """Our tree under the names and in the shapes of transformers, the weight norm resolved."""
+    """Converts our tree to the names and shapes of transformers, without weight norm."""
     state: dict[str, np.ndarray] = {"masked_spec_embed": np.zeros(config.dim, np.float32)}
     for path, array in files.flatten(params).items():
         *folders, kind = path.split("/")
@@ -100,7 +100,7 @@ def peer_state(params: Params, config: HubertConfig) -> dict[str, np.ndarray]:
 
 
 def peer(config: HubertConfig, params: Params, waves: np.ndarray, dtype: str, onednn: bool) -> Callable[[], Any]:
-    """transformers' model on all waves as a timed run."""
+    """Returns a timed run of transformers' model on all waveforms."""
     import torch
     import transformers
     from torch.nn.utils import parametrize
@@ -138,7 +138,7 @@ def peer(config: HubertConfig, params: Params, waves: np.ndarray, dtype: str, on
 
 
 def runner(side: str, args: argparse.Namespace) -> Callable[[], common.Result]:
-    """The timed run of a side's name."""
+    """Returns the timed run of a side."""
     job = make_job(args)
     who, dtype, *rest = side.split("-")
     encode = ours(*job, dtype) if who == "ours" else peer(*job, dtype, "onednn" in rest)
@@ -152,27 +152,29 @@ def runner(side: str, args: argparse.Namespace) -> Callable[[], common.Result]:
 
 
 def check_features(results: dict[str, list[common.Result]]) -> None:
-    """Both sides give the same features.
+    """Checks that both sides compute the same features.
 
     Raises:
-      AssertionError: in float32 they differ: the sides do not do the same job.
+      AssertionError: float32 features differ, so the sides do different work.
     """
     want = np.asarray(results["peer-float32"][0]["features"])
     for side in ("ours-float32", "peer-float32-onednn"):
-        apart = np.abs(np.asarray(results[side][0]["features"]) - want).max()
-        if not apart < APART:
-            raise AssertionError(f"{side}: features differ from the peer's by {apart:.1e}: not one job")
+        difference = np.abs(np.asarray(results[side][0]["features"]) - want).max()
+        if not difference < MAX_DIFFERENCE:
+            raise AssertionError(
+                f"{side}: features differ from the peer's by {difference:.1e}: the sides do different work"
+            )
 
 
 def main() -> None:
-    """Serve one side, or race them all, batch size after batch size."""
+    """Runs one side, or compares all of them, for each batch size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="waves in a batch")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of a wave")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="waveforms in a batch")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of a waveform")
     parser.add_argument("--dim", type=int, default=768, help="model width; heads of 64, feed-forward of 4 widths")
     parser.add_argument("--conv-dim", type=int, default=512, help="channels of the convolutions")
     parser.add_argument("--rounds", type=int, default=5, help="timed runs of each side")
-    parser.add_argument("--sides", nargs="+", choices=(*OURS, *PEERS), default=[*OURS, *PEERS], help="who races")
+    parser.add_argument("--sides", nargs="+", choices=(*OURS, *PEERS), default=[*OURS, *PEERS], help="sides to compare")
     parser.add_argument("--out", help="write every run to this JSON file")
     parser.add_argument("--side", choices=(*OURS, *PEERS), help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
@@ -196,12 +198,14 @@ def main() -> None:
             dtype = "bfloat16" if "bfloat16" in side else "float32"
             seconds = float(np.median([common.cost(result) for result in results[side]]))
             peak = common.median(results[f"peak-jax-{dtype}"], "peak")
-            spoken = batch * args.seconds / common.median(results[side], "cpu")
-            rows.append([side, f"{args.seconds / seconds:.1f}", f"{spoken:.1f}", f"{floor / seconds / 1e9 / peak:.0%}"])
+            per_cpu = batch * args.seconds / common.median(results[side], "cpu")
+            rows.append(
+                [side, f"{args.seconds / seconds:.1f}", f"{per_cpu:.1f}", f"{floor / seconds / 1e9 / peak:.0%}"]
+            )
         wanted = [goal for goal in GOALS if {goal[0], f"peer-{goal[1]}"} <= results.keys()]
         parts += [f"## Batch of {batch}", common.table(rows), common.goals(results, wanted)]
         every |= {f"{side} batch {batch}": runs for side, runs in results.items()}
-    note = f"A wave of {args.seconds} s needs {floor / 1e9:.1f} GFLOP."
+    note = f"A waveform of {args.seconds} s needs {floor / 1e9:.1f} GFLOP."
     common.report("Encoding", args, [*parts, note], every)
 
 

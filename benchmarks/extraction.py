@@ -1,10 +1,10 @@
-"""Speech to unit records: the Beam pipeline with one worker and with two.
+"""Extraction of unit records by the Beam pipeline, with one worker and with two.
 
     python -m benchmarks.extraction
 
-The recordings are short synthetic ones, made on the spot, and each run goes from files to finished records. A run of
-one part a worker tells what starting costs: processes, imports, loading; the speed beyond that is of the rest. Runs
-alternate, round after round; that their records are equal, byte by byte, is checked.
+The recordings are short and synthetic, and each run goes from audio files to finished records. A run of one part a
+worker measures the start-up (processes, imports, loading); the speed beyond it is computed from the rest. Runs
+alternate, round after round, and their records are checked to be equal byte by byte.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TASK = Task("noise", (Slot("kind", ("even", "odd")),))
 
 
 def make_clips(raw: Path, count: int, seconds: float) -> list[Clip]:
-    """Writes recordings of noise whose colour wanders, half to one and a half of `seconds` long."""
+    """Writes recordings of noise with varying colour, 0.5 to 1.5 times `seconds` long."""
     import soundfile
 
     rng = np.random.default_rng(0)
@@ -51,7 +51,7 @@ def make_clips(raw: Path, count: int, seconds: float) -> list[Clip]:
 
 
 def timed(clips: Sequence[Clip], raw: Path, out: Path, **settings: Any) -> common.Result:
-    """One extraction: its seconds, those of the processor, workers included, and the share that others took."""
+    """Runs one extraction; returns its seconds, CPU seconds with workers, and the load from other processes."""
     start, before, spent = time.perf_counter(), common._ticks(os.getpid()), sum(os.times()[:4])
     extract(TASK, {"test": list(clips)}, raw, out, overwrite=True, **settings)
     cpu, after = sum(os.times()[:4]) - spent, common._ticks(os.getpid())
@@ -63,16 +63,16 @@ def timed(clips: Sequence[Clip], raw: Path, out: Path, **settings: Any) -> commo
 
 
 def tables(results: dict[str, list[common.Result]], speech: float, workers: Sequence[int]) -> list[str]:
-    """The report's parts. `speech`: seconds of speech per utterance."""
+    """Makes the parts of the report. `speech`: seconds of speech an utterance."""
     head = ["s", "s to start", "CPU s", "CPU s to start", "utterances/s beyond", "s of speech/s beyond"]
     times: list[list[object]] = [["workers", *head]]
     for number in workers:
-        whole, first = results[f"{number} workers"], results[f"{number} workers, start"]
-        shown = [f"{common.median(runs, key):.1f}" for key in ("seconds", "cpu") for runs in (whole, first)]
-        more = whole[0]["utterances"] - first[0]["utterances"]
-        rate = more / (common.median(whole) - common.median(first))
+        full, first = results[f"{number} workers"], results[f"{number} workers, start"]
+        shown = [f"{common.median(runs, key):.1f}" for key in ("seconds", "cpu") for runs in (full, first)]
+        more = full[0]["utterances"] - first[0]["utterances"]
+        rate = more / (common.median(full) - common.median(first))
         times.append([number, *shown, f"{rate:.0f}", f"{rate * speech:.0f}"])
-    ratios: list[list[object]] = [["workers", "times as fast as one"]]
+    ratios: list[list[object]] = [["workers", "speed-up over one"]]
     for number in workers[1:]:
         seconds = [[result["seconds"] for result in results[f"{n} workers"]] for n in (workers[0], number)]
         ratios.append([number, common.ratio(*seconds)])
@@ -80,10 +80,10 @@ def tables(results: dict[str, list[common.Result]], speech: float, workers: Sequ
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make recordings, and let worker counts take turns at them."""
+    """Makes recordings and alternates between the numbers of workers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=10_000, help="recordings")
-    parser.add_argument("--seconds", type=float, default=1.5, help="mean length of one")
+    parser.add_argument("--clips", type=int, default=10_000, help="number of recordings")
+    parser.add_argument("--seconds", type=float, default=1.5, help="mean length of a recording")
     parser.add_argument("--encoder", default="mfcc", help="mfcc, log_mel, or the directory of a HuBERT or Whisper")
     parser.add_argument("--clusters", type=int, default=100)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", help="write every run to this JSON file")
     args = parser.parse_args(argv)
     if args.clips <= parts.CLIPS_PER_PART * max(args.workers):
-        parser.error(f"--clips={args.clips} are not more than a part a worker: {parts.CLIPS_PER_PART} each")
+        parser.error(f"--clips={args.clips}: give more than one part ({parts.CLIPS_PER_PART} clips) a worker")
     results: dict[str, list[common.Result]] = {}
     with tempfile.TemporaryDirectory() as folder:
         raw, kmeans, out = (Path(folder) / name for name in ("raw", "kmeans", "records"))
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         save_kmeans(kmeans, fitted)
         made: set[tuple[bytes, ...]] = set()
         settings = {"encoder": args.encoder, "kmeans": kmeans}
-        timed(clips[:1], raw, out, runner="FnApiRunner", **settings)  # what this process imports, it imports once
+        timed(clips[:1], raw, out, runner="FnApiRunner", **settings)  # imports modules before the timed runs
         for number in range(args.rounds):
             for workers in args.workers if number % 2 == 0 else args.workers[::-1]:
                 for name, some in (("", clips), (", start", clips[: parts.CLIPS_PER_PART * workers])):

@@ -1,13 +1,13 @@
-"""What a compiled XLA program does, read from its text: matrix products, traffic with main memory, collectives.
+"""Analyses a compiled XLA program from its text: matrix products, memory traffic, collectives.
 
-A compiled program's own `cost_analysis()` counts the body of a loop once, and a scan over layers is a loop. Here every
-instruction counts as often as the loops around it turn.
+A compiled program's `cost_analysis()` counts the body of a loop once, and a scan over layers is a loop. Here every
+instruction counts as often as its loops run.
 
-- FLOPs are those of `dot` and `convolution` (all that matrix units do), two a multiply-add, places that hold padding
-  or a dilation's holes left out. A float32 product of precision HIGHEST takes six passes of bfloat16 on a TPU, HIGH
+- FLOPs are those of `dot` and `convolution` (all that matrix units do), two a multiply-add, without positions in
+  padding or the holes of a dilation. A float32 product of precision HIGHEST takes six passes of bfloat16 on a TPU, HIGH
   three.
-- Bytes are what an instruction reads from and writes to main memory, tiles filled up as their layout has them. Arrays
-  in a TPU's vector memory, S(1) in their layout, cost nothing; of an operand that is only sliced, the slice counts.
+- Bytes are those read from and written to main memory, with arrays padded to the tiles of their layout. Arrays in a
+  TPU's vector memory, S(1) in their layout, cost nothing; of an operand that is only sliced, the slice counts.
 - A collective counts the bytes of its results on one chip.
 """
 
@@ -23,19 +23,19 @@ import numpy as np
 
 BITS = {"token": 0, "opaque": 0, "pred": 8, "bf16": 16, "c64": 64, "c128": 128, "f8e4m3fn": 8, "f8e5m2": 8}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
-PASSES = {"highest": 6, "high": 3}  # of the matrix unit, for a float32 product
-# What moves nothing: names for what is there, and the ends of what was counted when it began.
+PASSES = {"highest": 6, "high": 3}  # passes of the matrix unit for a float32 product
+# Instructions that move no data.
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier", "partition-id",
     "replica-id", "domain", "add-dependency",
 }  # fmt: skip
-ROLES = ("calls", "to_apply", "body", "condition", "true_computation", "false_computation")  # of other computations
+ROLES = ("calls", "to_apply", "body", "condition", "true_computation", "false_computation")  # of called computations
 SLICES = ("dynamic-slice", "slice", "gather")
-WHOLE = ("convolution", "dot", "reduce", "reduce-window", "sort", "scatter", "custom-call")  # read all for any part
+WHOLE = ("convolution", "dot", "reduce", "reduce-window", "sort", "scatter", "custom-call")  # read entire operands
 
 
 class Array(NamedTuple):
-    """A result of an instruction: type, dimensions, and its layout as the text has it, without braces."""
+    """A result of an instruction: dtype, dimensions, and layout as in the text, without braces."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -43,17 +43,17 @@ class Array(NamedTuple):
 
     @property
     def in_main_memory(self) -> bool:
-        """Neither in vector memory nor a semaphore."""
+        """Whether the array is in main memory, not in vector memory or a semaphore."""
         return not re.search(r"S\([1-9]\d*\)", self.layout)
 
     @property
     def nbytes(self) -> float:
-        """Bytes of its numbers alone."""
+        """Bytes without padding."""
         return self._bytes(self.dims)
 
     @property
     def size(self) -> float:
-        """Bytes in memory, tiles filled up."""
+        """Bytes in memory, padded to tiles."""
         dims = list(self.dims)
         order, _, rest = self.layout.partition(":")
         tile = re.match(r"T\(([\d,]+)\)", rest)
@@ -70,7 +70,7 @@ class Array(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """A line of a computation. `calls`: by role (calls, body, condition, ..) the computations that it names."""
+    """A line of a computation. `calls`: computations that it calls, by role (calls, body, condition, ..)."""
 
     name: str
     opcode: str
@@ -90,10 +90,10 @@ class Collective(NamedTuple):
     Attributes:
       kind: one of COLLECTIVES.
       arrays: dimensions of its results.
-      bytes: of them, each time, nothing filled up.
-      times: how often it runs.
+      bytes: of the results without padding, each time.
+      times: number of executions.
       groups: int [groups, members], partitions that take part together.
-      origin: `op_name` of the instruction, which says what it was made for.
+      origin: `op_name` of the instruction, which names its source.
     """
 
     kind: str
@@ -105,16 +105,16 @@ class Collective(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What an instruction costs each time, and how often it runs.
+    """Costs of one execution of an instruction, and the number of executions.
 
     Attributes:
       name: of the instruction.
       origin: its `op_name`.
-      times: how often it runs.
+      times: number of executions.
       flops: of matrix products.
-      passes: those FLOPs, each as often as the matrix unit passes over it.
+      passes: FLOPs times the number of passes of the matrix unit.
       bytes: read from and written to main memory.
-      cycles: the compiler's own estimate; 0 where it makes none.
+      cycles: the compiler's estimate; 0 if it has none.
     """
 
     name: str
@@ -127,14 +127,14 @@ class Work(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """Of a whole program, on one chip."""
+    """Costs of a program on one chip."""
 
     work: list[Work]
     collectives: list[Collective]
 
 
 class Program(NamedTuple):
-    """A compiled program: its computations by name, the one that runs, and how many partitions it is for."""
+    """A compiled program: computations by name, the entry computation, and the number of partitions."""
 
     computations: dict[str, Computation]
     entry: str
@@ -142,7 +142,7 @@ class Program(NamedTuple):
 
 
 def parse(text: str) -> Program:
-    """The program of `compiled.as_text()`.
+    """Parses the text of `compiled.as_text()`.
 
     Raises:
       ValueError: the text has no entry computation.
@@ -173,7 +173,7 @@ def _instruction(line: str) -> Instruction:
     opcode, rest = re.match(r"\s*([\w\-]+)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
     inside, attributes = _closed(rest)
     operands = () if opcode in ("constant", "parameter") else tuple(re.findall(r"%([\w.\-]+)", inside))
-    if opcode in ("constant", "parameter"):  # what it holds, or its number
+    if opcode in ("constant", "parameter"):  # the value, or the number
         attributes = inside + attributes
     calls = dict(re.findall(rf"\b({'|'.join(ROLES)})=%?([\w.\-]+)", attributes))
     branches = re.search(r"branch_computations=\{([^}]*)\}", attributes)
@@ -183,13 +183,13 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closed(text: str) -> tuple[str, str]:
-    """What the parentheses at the start of the text hold, and what follows them."""
+    """Splits a text that starts with a parenthesis into the parenthesised part and the rest."""
     depth = 0
     for place, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
         if not depth:
             return text[1:place], text[place + 1 :]
-    raise ValueError(f"hlo: parentheses that are never closed: {text[:80]!r}")
+    raise ValueError(f"hlo: unclosed parenthesis: {text[:80]!r}")
 
 
 def _arrays(shape: str) -> tuple[Array, ...]:
@@ -198,17 +198,17 @@ def _arrays(shape: str) -> tuple[Array, ...]:
 
 
 def costs(program: Program) -> Costs:
-    """What the program computes, moves and sends, loops turned.
+    """Returns the computation, memory traffic and communication of the program, with loops multiplied out.
 
     Raises:
-      ValueError: a loop whose number of turns the text does not tell, or a notation that is not known.
+      ValueError: a loop with an unknown number of iterations, or an unknown notation.
     """
     found = Costs([], [])
     channels: dict[str, Collective] = {}
     for one, computation, times in _running(program, program.entry, 1):
         for deep in (one, *(deep for called in one.calls.values() for deep in _inside(program, called))):
             if deep.opcode.removesuffix("-start") in COLLECTIVES:
-                # One that goes on beside other instructions stands with each of them, under one channel.
+                # An asynchronous collective is listed with each instruction that runs beside it, under one channel.
                 channel = re.search(r"channel_id=(\d+)", deep.attributes)
                 new = _collective(program, deep, times)
                 old = channels.setdefault(channel[1] if channel else deep.name, new)
@@ -217,9 +217,9 @@ def costs(program: Program) -> Costs:
             continue
         flops = passes = 0.0
         for deep, where in _products(program, one, computation):
-            own = _flops(deep, where)
-            flops += own
-            passes += own * _passes(deep)
+            each = _flops(deep, where)
+            flops += each
+            passes += each * _passes(deep)
         cycles = re.search(r'"estimated_cycles":"(\d+)"', one.attributes)
         moved = 0.0 if one.opcode.endswith("-done") else _traffic(program, one, computation)
         work = Work(one.name, _origin(one), times, flops, passes, moved, float(cycles[1]) if cycles else 0.0)
@@ -230,7 +230,7 @@ def costs(program: Program) -> Costs:
 
 
 def _running(program: Program, name: str, times: int) -> Iterator[tuple[Instruction, Computation, int]]:
-    """Instructions that run, each with its computation and how often; every branch of a conditional counts."""
+    """Yields executed instructions with computation and number of executions; every branch of a conditional counts."""
     computation = program.computations[name]
     for one in computation.values():
         if one.opcode == "while":
@@ -253,7 +253,7 @@ def _turns(program: Program, loop: Instruction, computation: Computation) -> int
     counter = next((side for side in sides if side.opcode == "get-tuple-element"), None)
     limit = next((side for side in sides if side.opcode == "constant"), None)
     if test.opcode != "compare" or "direction=LT" not in test.attributes or counter is None or limit is None:
-        raise ValueError(f"hlo: how often loop {loop.name} turns is not in the text: its test is {test.opcode}")
+        raise ValueError(f"hlo: the number of iterations of loop {loop.name} is unknown: its test is {test.opcode}")
     index = int(re.search(r"index=(\d+)", counter.attributes)[1])  # type: ignore[index]
     start = _constant(computation, computation[loop.operands[0]].operands[index])
     return int(re.match(r"\d+", limit.attributes)[0]) - start  # type: ignore[index]
@@ -265,7 +265,7 @@ def _constant(computation: Computation, name: str) -> int:
         one = computation[one.operands[0]]
     number = re.match(r"-?\d+", one.attributes)
     if one.opcode != "constant" or not number:
-        raise ValueError(f"hlo: a loop counts from {name}, which is no constant but {one.opcode}")
+        raise ValueError(f"hlo: a loop counts from {name}, which is not a constant but {one.opcode}")
     return int(number[0])
 
 
@@ -279,7 +279,7 @@ def _inside(program: Program, name: str) -> Iterator[Instruction]:
 def _products(
     program: Program, one: Instruction, computation: Computation
 ) -> Iterator[tuple[Instruction, Computation]]:
-    """Matrix products of an instruction: itself, or all within its fusion."""
+    """Yields the matrix products of an instruction: itself, or all in its fusion."""
     if one.opcode in ("dot", "convolution"):
         yield one, computation
     elif "calls" in one.calls:
@@ -321,7 +321,7 @@ def _flops(one: Instruction, computation: Computation) -> float:
 
 @functools.lru_cache(maxsize=4096)
 def _hits(source: int, out: int, size: int, stride: int, low: int, holes: int, far: int) -> int:
-    """Along an axis, how many pairs of output place and kernel place meet a number and no padding or hole."""
+    """Counts, along an axis, pairs of output and kernel positions that meet an input value, not padding or a hole."""
     start = np.arange(out) * stride - low
     last = (source - 1) * holes
     met = 0
@@ -342,7 +342,7 @@ def _origin(one: Instruction) -> str:
 
 
 def _traffic(program: Program, one: Instruction, computation: Computation) -> float:
-    """Bytes that an instruction reads from and writes to main memory."""
+    """Returns the bytes that an instruction reads from and writes to main memory."""
     if one.opcode.endswith("-start"):  # an asynchronous copy: its results are target, source and a semaphore
         written = next(array for array in one.results[1 if one.opcode == "slice-start" else 0 :])
         there = [written, Array(written.dtype, written.dims, computation[one.operands[0]].results[0].layout)]
@@ -378,37 +378,37 @@ def _parameters(within: Computation) -> dict[int, Instruction]:
 
 
 def _shares(program: Program, name: str, wanted: float = 1.0) -> dict[int, float]:
-    """Of each parameter of a fusion the share that is read, where a share `wanted` of its result is."""
+    """Returns the fraction of each fusion parameter that is read if the fraction `wanted` of its result is."""
     within = program.computations[name]
     share = dict.fromkeys(within, 0.0)
     for one in reversed(within.values()):
-        own = share[one.name] = wanted if one.root else share[one.name]
-        if not own:
+        needed = share[one.name] = wanted if one.root else share[one.name]
+        if not needed:
             continue
-        inner = _shares(program, one.calls["calls"], own) if one.opcode == "fusion" else {}
+        inner = _shares(program, one.calls["calls"], needed) if one.opcode == "fusion" else {}
         for number, source in enumerate(one.operands):
             known = share[source]
             if one.opcode in SLICES and number == 0:  # slices of one array add up
-                of_whole = math.prod(one.results[0].dims) / max(1, math.prod(_result(within, source).dims))
-                share[source] = min(1.0, known + own * of_whole)
+                fraction = math.prod(one.results[0].dims) / max(1, math.prod(_result(within, source).dims))
+                share[source] = min(1.0, known + needed * fraction)
             elif one.opcode == "pad" and number == 0:
-                share[source] = max(known, own * _kept(one, _result(within, source)))
-            elif one.opcode == "dynamic-update-slice":  # in place: what is there is not read
+                share[source] = max(known, needed * _kept(one, _result(within, source)))
+            elif one.opcode == "dynamic-update-slice":  # in place: the target is not read
                 share[source] = known if number == 0 else 1.0
             else:
-                share[source] = max(known, inner.get(number, 1.0 if one.opcode in WHOLE else own))
+                share[source] = max(known, inner.get(number, 1.0 if one.opcode in WHOLE else needed))
     return {number: share[one.name] for number, one in _parameters(within).items()}
 
 
 def _kept(pad: Instruction, source: Array) -> float:
-    """Of what is padded the share that is left: negative padding cuts."""
+    """Returns the fraction of a padded array that is kept; negative padding crops."""
     text = re.search(r"padding=([\d_x\-]+)", pad.attributes)
     sides = [[int(n) for n in axis.split("_")[:2]] for axis in text[1].split("x")] if text else []
     return math.prod((n + sum(min(side, 0) for side in ends)) / n for n, ends in zip(source.dims, sides, strict=False))
 
 
 def _written(program: Program, within: Computation, results: tuple[Array, ...]) -> float:
-    """Bytes that a fusion writes: of what it updates in place, the update."""
+    """Returns the bytes that a fusion writes; for an in-place update, those of the update."""
     root = next(one for one in within.values() if one.root)
     parts = [within[name] for name in root.operands] if root.opcode == "tuple" else [root]
     total = 0.0
@@ -429,7 +429,7 @@ def _written(program: Program, within: Computation, results: tuple[Array, ...]) 
 def _collective(program: Program, one: Instruction, times: int) -> Collective:
     kind = one.opcode.removesuffix("-start")
     arrays = list(one.results)
-    if one.opcode.endswith("-start") and kind != "all-reduce":  # operand, result, maybe semaphores
+    if one.opcode.endswith("-start") and kind != "all-reduce":  # operand, result, and possibly semaphores
         arrays = [max(arrays, key=lambda array: array.nbytes)]
     groups = replica_groups(one.attributes, program.partitions)
     dims = [array.dims for array in arrays]
@@ -437,11 +437,11 @@ def _collective(program: Program, one: Instruction, times: int) -> Collective:
 
 
 def replica_groups(attributes: str, partitions: int) -> np.ndarray:
-    """Who takes part together, int [groups, members], from an instruction's attributes.
+    """Parses the groups of a collective, int [groups, members], from an instruction's attributes.
 
     Args:
-      attributes: the text behind its operands, with `replica_groups` as lists, as `[2,2]<=[4]T(1,0)` or by axes of a
-        mesh; or with `source_target_pairs`.
+      attributes: the text after the operands, with `replica_groups` as lists, as `[2,2]<=[4]T(1,0)` or by mesh axes; or
+        with `source_target_pairs`.
       partitions: of the program; an empty list means all of them.
 
     Raises:
@@ -466,10 +466,10 @@ def replica_groups(attributes: str, partitions: int) -> np.ndarray:
         names = list(axes)
         ids = np.arange(math.prod(map(int, axes.values())))
         dims, turned = ([int(n) for n in part.split(",")] if part else None for part in mesh.group(2, 3))
-        if dims:  # the mesh's devices are not in their order
+        if dims:  # the devices of the mesh are permuted
             ids = ids.reshape(dims).transpose(turned)
         ids = ids.reshape([int(n) for n in axes.values()])
         order = [n for n, name in enumerate(names) if name not in taken] + [names.index(name) for name in taken]
         return ids.transpose(order).reshape(-1, math.prod(int(axes[name]) for name in taken))
     found = re.search(r"replica_groups=.{0,80}", attributes)
-    raise ValueError(f"hlo: a notation of groups that is not known: {found[0] if found else attributes[:80]!r}")
+    raise ValueError(f"hlo: unknown notation of groups: {found[0] if found else attributes[:80]!r}")

@@ -1,12 +1,12 @@
-"""A real server under load: many clients at once, a tenth of them sending rubbish, against serving a row at a time.
+"""Load test of a real server: many clients at once, a tenth of their requests invalid, compared with batch size 1.
 
     python -m benchmarks.load
 
-The server (`python -m spjax.serve`) runs with packs of one form on the small LM that the results are made with, log-mel
-features and a k-means fitted on tones and noise. Clients are in a process of their own; each sends a recording, asks
-for some tasks, waits for the answer and goes on. Every answer is held against the predictor's own to that recording:
-none may be wrong, none lost, and rubbish must be refused with a sentence. The same load then goes to a server that
-computes an utterance and task at a time (`--most-rows=1`). The server's memory is sampled every half second.
+The server (`python -m spjax.serve`) runs with packs of one structure on the small LM of the published results, log-mel
+features and a k-means fitted on tones and noise. Clients run in a separate process; each sends a recording with some
+tasks, waits for the answer and repeats. Every answer is compared with the predictor's for that recording: none may be
+wrong or missing, and invalid requests must be refused with a message. The same load then goes to a server that computes
+one utterance and task at a time (`--most-rows=1`). The server's memory is sampled every half second.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from benchmarks import common
 from benchmarks.bank import numbers
 
 SIDES = {"batched": (), "alone": ("--most-rows=1",)}
-AGREE = 1e-5  # probabilities
-FASTER, FLAT = 8.0, 1.05  # goals: throughput against rows alone, and memory's growth over the second half
+AGREE = 1e-5  # of probabilities
+FASTER, FLAT = 8.0, 1.05  # goals: throughput relative to batch size 1, and growth of memory over the second half
 RUBBISH = ("cut off", "text", "empty", "huge", "unknown task", "half sent", "hung up")
 RUBBISH_SHARE = 0.1
 SEED = 0
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Sizes of LM, prompts and load, and output."""
+    """Adds flags of the sizes of LM, prompts and load, and of the output."""
     parser.add_argument("--dim", type=int, default=256, help="model width; heads of 64, feed-forward of 4 widths")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--prompt", type=int, default=48, help="prompt length")
@@ -53,19 +53,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", type=int, default=8, help="packs that are served")
     parser.add_argument("--asked", type=numbers, default=(1, 2, 8), help="tasks of a request, in turn")
     parser.add_argument("--clients", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of load")
+    parser.add_argument("--seconds", type=float, default=60.0, help="duration of the load")
     parser.add_argument("--warm", type=float, default=10.0, help="seconds of load before anything is counted")
     parser.add_argument("--recordings", type=int, default=48)
-    parser.add_argument("--longest", type=float, default=1.2, help="seconds of a recording; the shortest has a third")
-    parser.add_argument("--sides", default="batched,alone", help="what is raced (%(default)s)")
+    parser.add_argument("--longest", type=float, default=1.2, help="seconds of the longest recording; 3 x the shortest")
+    parser.add_argument("--sides", default="batched,alone", help="sides to compare (%(default)s)")
     parser.add_argument("--out", help="write everything to this JSON file")
 
 
-# What is served and what is asked
+# ---- the server
 
 
 def make_place(folder: Path, args: argparse.Namespace) -> None:
-    """Writes an LM, packs, a k-means and recordings with the predictor's own answers to them."""
+    """Writes an LM, packs, a k-means, and recordings with the predictor's answers to them."""
     import soundfile
 
     from benchmarks import serving
@@ -93,7 +93,7 @@ def make_place(folder: Path, args: argparse.Namespace) -> None:
 
 
 def _sound(rng: np.random.Generator, seconds: float) -> np.ndarray:
-    """Tones that change several times a second, over noise: float32 [n]."""
+    """Makes tones that change several times a second, with noise: float32 [n]."""
     samples = int(16_000 * seconds)
     pitch = np.repeat(rng.uniform(100, 3000, samples // 1600 + 1), 1600)[:samples]
     tones = np.sin(2 * np.pi * np.cumsum(pitch) / 16_000)
@@ -102,10 +102,10 @@ def _sound(rng: np.random.Generator, seconds: float) -> np.ndarray:
 
 @contextlib.contextmanager
 def server(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server of the place: its process and its address. Unless it has ended, SIGTERM ends it, and it must end well.
+    """Runs a server of the folder; yields its process and address, and ends it by SIGTERM.
 
     Raises:
-      RuntimeError: it does not start, or does not end as it should.
+      RuntimeError: the server does not start, or ends with an error status.
     """
     command = [
         sys.executable, "-m", "spjax.serve", f"--lm={folder / 'lm'}", "--encoder=log_mel", f"--kmeans={folder / 'km'}",
@@ -127,11 +127,11 @@ def server(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], s
             process.kill()
 
 
-# Clients
+# ---- clients
 
 
 def rubbish(kind: str, wave: bytes) -> tuple[dict[str, str], bytes, tuple[int, ...]]:
-    """Of a kind of rubbish: query, body, and the statuses that refuse it."""
+    """Makes an invalid request of a kind: query, body, and the statuses that refuse it."""
     bodies = {"cut off": wave[: len(wave) // 2], "text": b"what was said: stop\n" * 50, "empty": b""}
     bodies["huge"] = bytes(1_200_000)
     query = {"tasks": "word_0,nothing"} if kind == "unknown task" else {}
@@ -139,7 +139,7 @@ def rubbish(kind: str, wave: bytes) -> tuple[dict[str, str], bytes, tuple[int, .
 
 
 async def drop(address: str, wave: bytes, whole: bool) -> None:
-    """Sends a request, or half of one, and leaves without an answer."""
+    """Sends a request, or half of one, and disconnects before the answer."""
     host, port = address.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
     head = f"POST /predict HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(wave)}\r\n\r\n".encode()
@@ -152,23 +152,23 @@ async def drop(address: str, wave: bytes, whole: bool) -> None:
 
 
 def wrong(found: Any, expected: dict[str, Any], tasks: list[str]) -> str:
-    """What is wrong with an answer; nothing if it is the predictor's own."""
+    """Describes the difference of an answer from the predictor's; "" if there is none."""
     if list(found.get("answers", ())) != tasks or len(found.get("units", ())) != len(found.get("durations", "-")):
         return f"no answer to {tasks}: {str(found)[:200]}"
     for name in tasks:
-        one, own = found["answers"][name], expected[name]
-        apart = max(
+        one, want = found["answers"][name], expected[name]
+        difference = max(
             abs(one["probabilities"][slot][label] - share)
-            for slot, shares in own["probabilities"].items()
+            for slot, shares in want["probabilities"].items()
             for label, share in shares.items()
         )
-        if not apart <= AGREE or one["labels"] != own["labels"]:
-            return f"{name}: {one['labels']} is not {own['labels']}, or probabilities differ ({apart:.1e})"
+        if not difference <= AGREE or one["labels"] != want["labels"]:
+            return f"{name}: {one['labels']} is not {want['labels']}, or probabilities differ ({difference:.1e})"
     return ""
 
 
 async def load(address: str, folder: Path, args: argparse.Namespace) -> common.Result:
-    """What clients saw: latencies of good answers in seconds, counts, and faults in words."""
+    """Returns the clients' results: latencies of correct answers in seconds, counts, and descriptions of faults."""
     import httpx
 
     answers = json.loads((folder / "answers.json").read_text())
@@ -177,7 +177,7 @@ async def load(address: str, folder: Path, args: argparse.Namespace) -> common.R
     faults: list[str] = []
     began = time.perf_counter() + args.warm
     until = began + args.seconds
-    context = httpx.create_ssl_context()  # one for all: each takes a while to make
+    context = httpx.create_ssl_context()  # shared, since each takes a while to make
 
     async def one(client: Any, rng: random.Random, turn: int) -> None:
         number = rng.randrange(len(waves))
@@ -196,10 +196,10 @@ async def load(address: str, folder: Path, args: argparse.Namespace) -> common.R
         start = time.perf_counter()
         reply = await client.post("/predict", params={"tasks": ",".join(tasks)}, content=waves[number])
         end = time.perf_counter()
-        told = f"status {reply.status_code}: {reply.text[:200]}"
-        told = wrong(reply.json(), answers[number], tasks) if reply.status_code == 200 else told
-        if told:
-            faults.append(told)
+        fault = f"status {reply.status_code}: {reply.text[:200]}"
+        fault = wrong(reply.json(), answers[number], tasks) if reply.status_code == 200 else fault
+        if fault:
+            faults.append(fault)
         if began <= end <= until:
             seconds.append(end - start)
             counts["good"] += 1
@@ -228,20 +228,20 @@ class Watch(threading.Thread):
         self.pid, self.samples, self.over = pid, list[float](), threading.Event()
 
     def run(self) -> None:
-        """Until it is over."""
+        """Samples until `over` is set."""
         while not self.over.wait(0.5):
             with contextlib.suppress(OSError, AttributeError):
                 self.samples.append(resident(self.pid))
 
 
 def resident(pid: int) -> float:
-    """Resident memory of a process, in MiB."""
+    """Returns the resident memory of a process in MiB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(r"VmRSS:\s+(\d+)", status).group(1)) / 1024  # type: ignore[union-attr]
 
 
 def race(folder: Path, side: str, args: argparse.Namespace, flags: Sequence[str] = ("--no-page",)) -> common.Result:
-    """A side under load: clients' counts, the server's metrics and memory. `flags`: more of the server's."""
+    """Loads one side; returns clients' counts, the server's metrics and memory. `flags`: further server flags."""
     import httpx
 
     sizes = [f"--{name}={getattr(args, name)}" for name in ("clients", "seconds", "warm")]
@@ -257,39 +257,39 @@ def race(folder: Path, side: str, args: argparse.Namespace, flags: Sequence[str]
         metrics = httpx.get(f"{address}/metrics").text
         health = httpx.get(f"{address}/health").json()
     result = json.loads(clients.stdout)
-    told = dict(re.findall(r"^(\S+) (\S+)$", metrics, re.MULTILINE))
-    batches = float(told["spjax_batch_rows_count"])
+    values = dict(re.findall(r"^(\S+) (\S+)$", metrics, re.MULTILINE))
+    batches = float(values["spjax_batch_rows_count"])
     memory = watch.samples[int(len(watch.samples) * args.warm / (args.warm + args.seconds)) :]
     half = len(memory) // 2
     if health["waiting"] or health["working"]:
-        result["faults"].append(f"left behind: {health}")
+        result["faults"].append(f"unfinished requests: {health}")
     return {
         **result,
         "seconds": args.seconds,
         "server_cpu": spent,
-        "all_rows": float(told["spjax_batch_rows_sum"]),  # with those before anything is counted
-        "rows_a_batch": float(told["spjax_batch_rows_sum"]) / max(1.0, batches),
+        "all_rows": float(values["spjax_batch_rows_sum"]),  # including the warm-up
+        "rows_a_batch": float(values["spjax_batch_rows_sum"]) / max(1.0, batches),
         "memory": memory,
         "growth": statistics.median(memory[half:]) / statistics.median(memory[:half]) if half else 1.0,
-        "outcomes": {k: float(v) for k, v in told.items() if k.startswith("spjax_requests_total")},
+        "outcomes": {k: float(v) for k, v in values.items() if k.startswith("spjax_requests_total")},
     }
 
 
 def _cpu(pid: int) -> float:
-    """Seconds of the processor that a process took so far."""
+    """Returns the CPU seconds that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def cpu(result: common.Result) -> float:
-    """Milliseconds of the processor that the server took for a row, refusing rubbish included."""
+    """Returns the server's CPU milliseconds a row, refused requests included."""
     return 1000 * result["server_cpu"] / max(1.0, result["all_rows"])
 
 
 def tables(results: dict[str, common.Result], args: argparse.Namespace) -> list[str]:
-    """The report's parts."""
-    rows = [["side", "good answers/s", "rows/s", "p50 s", "p99 s", "rows a batch", "CPU ms a row", "rubbish", "faults"]]
-    memory = [["side", "MiB at first", "in the end", "most", "second half : first", "goal"]]
+    """Makes the parts of the report."""
+    rows = [["side", "good answers/s", "rows/s", "p50 s", "p99 s", "rows a batch", "CPU ms a row", "invalid", "faults"]]
+    memory = [["side", "MiB at start", "at end", "maximum", "second half : first", "goal"]]
     for side, one in results.items():
         cuts = np.percentile(one["latencies"], (50, 99)) if one["latencies"] else (np.nan, np.nan)
         rate, row_rate = one["good"] / args.seconds, one["rows"] / args.seconds
@@ -305,15 +305,15 @@ def tables(results: dict[str, common.Result], args: argparse.Namespace) -> list[
         times = results["batched"]["good"] / max(1, results["alone"]["good"])
         cheaper = cpu(results["alone"]) / cpu(results["batched"])
         parts.append(
-            f"Batched against a row at a time: {times:.2f} times the good answers (goal ≥ {FASTER:g}), {cheaper:.2f} "
-            "times the rows for the server's CPU time."
+            f"Batched, compared with one row at a time: {times:.2f} times the good answers (goal ≥ {FASTER:g}), "
+            f"{cheaper:.2f} times the rows for the same CPU time of the server."
         )
     faults = [f"- {side}: {fault}" for side, one in results.items() for fault in one["faults"][:20]]
     return [*parts, "\n".join(["Faults:", *faults])] if faults else parts
 
 
 def main() -> None:
-    """Load the sides one after the other; or be the clients of one."""
+    """Loads the sides in sequence; or runs the clients of one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)
     parser.add_argument("--clients-of", help=argparse.SUPPRESS)
@@ -328,7 +328,7 @@ def main() -> None:
         results = {side: race(Path(folder), side, args) for side in sides}
     common.report(f"{args.clients} clients", args, tables(results, args), {k: [one] for k, one in results.items()})
     if any(one["faults"] for one in results.values()):
-        sys.exit("some answers were wrong, lost or no refusals: see above")
+        sys.exit("some answers were wrong or missing, or invalid requests were accepted: see above")
 
 
 if __name__ == "__main__":

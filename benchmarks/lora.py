@@ -1,12 +1,13 @@
-"""Low-rank adapters against prompts in training, and against one merged model in serving.
+"""Low-rank adapters compared with prompts in training, and with a merged model in serving.
 
     python -m benchmarks.lora
 
-The small LM that the results are made with, FSC's slots. In training, a step of a bank whose members have adapters of
-all kernels and no prompt (`lora`) against one whose members have the default prompt (`prompt`), on the same batch; in
-serving, the scores of a batch whose rows ask different packs of adapters (`mixed`) against those of the same batch by
-an LM with one pack's adapters in its kernels (`merged`). All sides run in this process and take turns; ratios are of
-one round: of seconds, and of the processor's seconds, which tell how much was computed where others use the machine.
+Uses the small LM of the published results and FSC's slots. Training compares a step of a bank whose members have
+adapters of all kernels and no prompt (`lora`) with one whose members have the default prompt (`prompt`), on the same
+batch. Serving compares the scores of a batch whose rows use different packs of adapters (`mixed`) with those of the
+same batch by an LM with one pack's adapters merged into its kernels (`merged`). All sides run in this process and
+alternate; ratios are taken within a round, for seconds and for CPU seconds, which measure the computation even if other
+processes load the machine.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Sides = dict[str, Callable[[], Any]]
 
 
 def training(args: argparse.Namespace, members: int) -> Sides:
-    """A step of `args.rows` utterances a member, of prompts and of adapters."""
+    """Makes a step of `args.rows` utterances a member, with prompts and with adapters."""
     import jax
 
     job = bank.make_job(args, members * args.rows, args.units)
@@ -51,7 +52,7 @@ def training(args: argparse.Namespace, members: int) -> Sides:
 
 
 def serving(args: argparse.Namespace) -> Sides:
-    """The scores of a batch: rows that ask different packs, and rows that ask one, merged into the LM."""
+    """Scores a batch whose rows use different packs, and one that uses a single pack merged into the LM."""
     import jax
     import jax.numpy as jnp
 
@@ -91,7 +92,7 @@ def serving(args: argparse.Namespace) -> Sides:
 
 
 def race(sides: Sides, rounds: int, repeats: int) -> dict[str, list[common.Result]]:
-    """Every side's seconds and processor's seconds of `repeats` runs, round by round."""
+    """Measures seconds and CPU seconds of `repeats` runs of every side, round by round."""
     found: dict[str, list[common.Result]] = {name: [] for name in sides}
     for run in sides.values():
         run()
@@ -106,8 +107,8 @@ def race(sides: Sides, rounds: int, repeats: int) -> dict[str, list[common.Resul
 
 
 def main() -> None:
-    """Race them all and print the ratios."""
-    with_huge_pages()  # as the commands that train and serve
+    """Runs all comparisons and prints the ratios."""
+    with_huge_pages()  # as the training and serving commands do
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     bank.add_flags(parser)
     parser.set_defaults(rounds=9)

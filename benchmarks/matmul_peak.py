@@ -1,9 +1,9 @@
-"""The machine's matrix-product peak at the shapes of the full-size LM: the ceiling that a step is held against.
+"""Peak of matrix products on this machine, at the shapes of the full-size LM: the upper bound for a step.
 
     python -m benchmarks.matmul_peak
 
 Products of [rows, D] with [D, D], [D, 4D] and [4D, D] kernels, forward and transposed as in the backward pass, in
-float32 and in bfloat16 with float32 sums (JAX keeps the float32 result, PyTorch rounds it to bfloat16).
+float32 and in bfloat16 with float32 accumulation (JAX keeps the float32 result, PyTorch rounds it to bfloat16).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ REPEATS = 3
 
 
 def shapes(rows: int, dim: int) -> list[tuple[int, int, int]]:
-    """(rows, in, out) of the LM's products."""
+    """Returns (rows, in, out) of the LM's products."""
     return [(rows, dim, dim), (rows, dim, 4 * dim), (rows, 4 * dim, dim)]
 
 
 def jax_products(rows: int, dim: int, dtype: str) -> list[tuple[str, int, Callable[[], object]]]:
-    """(name, FLOPs, blocking call) of each product in JAX."""
+    """Returns (name, FLOPs, blocking call) of each product in JAX."""
     import jax
     import jax.numpy as jnp
 
@@ -49,7 +49,7 @@ def jax_products(rows: int, dim: int, dtype: str) -> list[tuple[str, int, Callab
 
 
 def torch_products(rows: int, dim: int, dtype: str, onednn: bool) -> list[tuple[str, int, Callable[[], object]]]:
-    """(name, FLOPs, call) of each product in PyTorch, by F.linear or by oneDNN's kernel."""
+    """Returns (name, FLOPs, call) of each product in PyTorch, by F.linear or by oneDNN's kernel."""
     import torch
 
     torch.set_num_threads(common.cores())
@@ -67,7 +67,7 @@ def torch_products(rows: int, dim: int, dtype: str, onednn: bool) -> list[tuple[
 
 
 def runner(side: str, rows: int, dim: int) -> Callable[[], common.Result]:
-    """A timed run of one of SIDES: best GFLOP/s of each product, and the peak over all."""
+    """Returns a timed run of one of SIDES: best GFLOP/s of each product, and the maximum of all."""
     library, dtype, *onednn = side.split("-")
     if library == "jax":
         products = jax_products(rows, dim, dtype)
@@ -90,12 +90,12 @@ def runner(side: str, rows: int, dim: int) -> Callable[[], common.Result]:
 
 
 def command(side: str, rows: int, dim: int) -> list[str]:
-    """Command of the process that serves this side in a race."""
+    """Returns the command of the process of a side."""
     return [sys.executable, "-m", "benchmarks.matmul_peak", f"--side={side}", f"--rows={rows}", f"--dim={dim}"]
 
 
 def main() -> None:
-    """Serve one side, or let all of them take turns and print their peaks."""
+    """Runs one side, or alternates between all of them and prints their peaks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1760)
     parser.add_argument("--dim", type=int, default=1024)

@@ -1,10 +1,10 @@
-"""A real server's memory over thousands of mixed requests: it must be flat.
+"""Memory of a real server over thousands of mixed requests, which must stay constant.
 
     python -m benchmarks.memory
 
 The server (`python -m spjax.serve`, with its page) runs with a tiny LM and log-mel features. Clients send recordings of
-many formats and lengths for some of the tasks, rubbish, half requests, and calls of the page. The server's resident
-memory is printed every 500 requests; over the second half the largest must be within 2 % of the smallest.
+many formats and lengths for some of the tasks, invalid and interrupted requests, and calls of the page. The server's
+resident memory is printed every 500 requests; over the second half the maximum must be within 2 % of the minimum.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ import numpy as np
 
 from benchmarks import common, load
 
-FLAT = 1.02  # goal: the largest against the smallest over the second half
+FLAT = 1.02  # goal: maximum over minimum of the second half
 FORMATS = (("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III"))
 RATES = (8_000, 16_000, 22_050, 44_100, 48_000)  # Hz
 GETS = ("/health", "/tasks", "/metrics", "/", "/config", "/gradio_api/info", "/predict")
-SHARES = {"good": 0.7, "rubbish": 0.12, "page": 0.1, "get": 0.08}  # of the requests
+SHARES = {"good": 0.7, "rubbish": 0.12, "page": 0.1, "get": 0.08}  # fractions of the requests
 TINY = ["--dim=64", "--layers=1", "--prompt=3", "--separators=2", "--tasks=4", "--recordings=6", "--longest=0.6"]
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """How much is sent, and output."""
-    parser.add_argument("--requests", type=int, default=10_000, help="after those that warm up")
-    parser.add_argument("--warm", type=int, default=1_000, help="requests before anything is counted")
-    parser.add_argument("--every", type=int, default=500, help="requests between two looks at the memory")
+    """Adds flags of the number of requests and of the output."""
+    parser.add_argument("--requests", type=int, default=10_000, help="after the warm-up")
+    parser.add_argument("--warm", type=int, default=1_000, help="requests of the warm-up, which are not measured")
+    parser.add_argument("--every", type=int, default=500, help="requests between samples of the memory")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--recordings", type=int, default=200, help="recordings of different formats and lengths")
-    parser.add_argument("--seconds", type=float, default=2.4, help="of the longest recording")
+    parser.add_argument("--seconds", type=float, default=2.4, help="length of the longest recording")
     parser.add_argument("--out", help="write everything to this JSON file")
 
 
 def recordings(count: int, longest: float) -> Iterator[tuple[str, bytes]]:
-    """Name and content of recordings that differ in format, rate, channels and length."""
+    """Yields name and content of recordings that differ in format, rate, channels and length."""
     import soundfile
 
     rng = np.random.default_rng(load.SEED)
@@ -60,16 +60,16 @@ def recordings(count: int, longest: float) -> Iterator[tuple[str, bytes]]:
 
 
 async def call_page(client: Any, name: str, data: bytes, tasks: list[str]) -> str:
-    """What the page's `/predict` says to a program: the kind of its last event."""
+    """Calls the page's `/predict` by its API; returns the kind of the last event."""
     (place,) = (await client.post("/gradio_api/upload", files={"files": (name, data)})).json()
     given = [{"path": place, "meta": {"_type": "gradio.FileData"}}, tasks]
     event = (await client.post("/gradio_api/call/predict", json={"data": given})).json()["event_id"]
-    told = (await client.get(f"/gradio_api/call/predict/{event}")).text
-    return told.rpartition("event: ")[2].partition("\n")[0]
+    events = (await client.get(f"/gradio_api/call/predict/{event}")).text
+    return events.rpartition("event: ")[2].partition("\n")[0]
 
 
 async def one(client: Any, rng: random.Random, sent: list[tuple[str, bytes]], tasks: list[str]) -> tuple[str, str]:
-    """Sends a request of some kind; returns the kind, and what is wrong with its answer or nothing."""
+    """Sends a random request; returns its kind, and a description of a fault or ""."""
     (kind,) = rng.choices(list(SHARES), list(SHARES.values()))
     name, data = rng.choice(sent)
     chosen = rng.sample(tasks, rng.randint(1, len(tasks)))
@@ -79,14 +79,14 @@ async def one(client: Any, rng: random.Random, sent: list[tuple[str, bytes]], ta
         return kind, "" if reply.status_code in (200, 404, 405) else f"{place}: {reply.status_code}"
     if kind == "page":
         end = await call_page(client, name, data, chosen)
-        return kind, "" if end == "complete" else f"the page said {end!r} to {name}"
+        return kind, "" if end == "complete" else f"the page answered {end!r} to {name}"
     if kind == "rubbish":
         bad = rng.choice(load.RUBBISH)
         if bad in ("half sent", "hung up"):
             await load.drop(str(client.base_url).rstrip("/"), data, bad == "hung up")
             return kind, ""
         if bad == "cut off":
-            name, data = sent[0]  # of which half cannot be taken for a whole
+            name, data = sent[0]  # a format in which half a file is recognised as incomplete
         query, body, statuses = load.rubbish(bad, data)
         reply = await client.post("/predict", params=query, content=body)
         return kind, "" if reply.status_code in statuses else f"{bad}: {reply.status_code} {reply.text[:200]}"
@@ -95,7 +95,7 @@ async def one(client: Any, rng: random.Random, sent: list[tuple[str, bytes]], ta
 
 
 async def measure(address: str, pid: int, args: argparse.Namespace) -> common.Result:
-    """Resident memory in MiB after every so many requests, counts of what was sent, and faults in words."""
+    """Measures resident memory in MiB every `args.every` requests; also returns counts and descriptions of faults."""
     import httpx
 
     sent = list(recordings(args.recordings, args.seconds))
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> common.Result:
 
 
 def main() -> None:
-    """Measure, print, and fail where memory is not flat."""
+    """Measures, prints, and fails if memory grows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)
     args = parser.parse_args()

@@ -1,14 +1,14 @@
-"""The record reader against training: utterances a second that come off the disk, and that training consumes.
+"""Speed of the record reader compared with training, in utterances a second.
 
     python -m benchmarks.reader
 
-- `records`: `read_unit_records` of a split with durations, every check included, from files to memory. Done once a run.
-- `batches`: a plan and its batches, from memory to what a step is given. Done anew in every epoch.
-- `training`: one update of one prompt on 32 utterances, by default on the small LM that the results are made with
+- `records`: `read_unit_records` of a split with durations, with every check, from files to memory. Once a run.
+- `batches`: a plan and its batches, from memory to the input of a step. Once an epoch.
+- `training`: one update of one prompt on 32 utterances, by default on the small LM of the published results
   (benchmarks/bank.py); `--dim=1024 --layers=12` for the full-size one.
 
-Each side has its process; they take turns. The goal, reading at 20 times the speed of training, is held against the
-reader, and against reader and batches one after the other.
+Each side runs in a separate process; they alternate. The goal, reading at 20 times the speed of training, applies to
+the reader, and to reader and batches in sequence.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROWS = 32  # utterances of an update
 
 
 def write_records(folder: Path, args: argparse.Namespace, seed: int = 0) -> None:
-    """Records of `args.utterances` utterances of FSC, of `args.units` units give or take half."""
+    """Writes records of `args.utterances` utterances of FSC, with `args.units` units ± 50 %."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(args.units // 2, 2 * args.units - args.units // 2 + 1, args.utterances)
     offsets = common.FSC.slot_offsets
@@ -50,7 +50,7 @@ def write_records(folder: Path, args: argparse.Namespace, seed: int = 0) -> None
 
 
 def runner(side: str, args: argparse.Namespace) -> Callable[[], common.Result]:
-    """The timed run of a side."""
+    """Returns the timed run of a side."""
     if side == "training":
         return bank.runner("one", argparse.Namespace(**{**vars(args), "bank": 1}), ROWS)
     if side == "records":
@@ -69,7 +69,7 @@ def runner(side: str, args: argparse.Namespace) -> Callable[[], common.Result]:
 
 
 def tables(results: dict[str, list[common.Result]]) -> list[str]:
-    """The report's parts: speed of each side, and how many times faster than training."""
+    """Makes the parts of the report: speed of each side, and relative to training."""
     costs = {side: [common.cost(result) for result in results[side]] for side in SIDES}
     costs["records, then batches"] = [a + b for a, b in zip(costs["records"], costs["batches"], strict=True)]
     rows = [["side", "utterances/s", "times training", f"goal ≥ {GOAL:g}"]]
@@ -81,7 +81,7 @@ def tables(results: dict[str, list[common.Result]]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Serve one side, or race them all."""
+    """Runs one side, or compares all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     bank.add_flags(parser)
     parser.add_argument("--utterances", type=int, default=23_132, help="in the records (default: FSC's train split)")

@@ -1,14 +1,14 @@
-"""What a training step and an evaluation batch cost against length, batch and bank size.
+"""Cost of a training step and of an evaluation batch, by length, batch size and bank size.
 
     python -m benchmarks.scaling
 
-From one base (50 units, 32 utterances, one prompt) one size at a time is changed: T, units of an utterance; B,
-utterances of a batch; N, prompts in the bank, which share the B utterances, so that only what a member itself costs
-is seen (benchmarks/bank.py has banks against single runs). Evaluation scores all of FSC's 31 label combinations.
+Starting from a base (50 units, 32 utterances, one prompt) one size at a time is changed: T, units of an utterance; B,
+utterances of a batch; N, prompts in the bank, which share the B utterances, so that only the overhead of members shows
+(benchmarks/bank.py compares banks with single runs). Evaluation scores all of FSC's 31 label combinations.
 
-All sizes are compiled in one process and take turns, round after round, each timed run after an untimed one; growth is
-the ratio to the base of the same round, in the processor's seconds: they tell how much was computed even where others
-take most of the machine. Scratch is the compiled program's own count of temporary memory.
+All sizes are compiled in one process and alternate, round after round, each timed run after an untimed one. Growth is
+the ratio to the base in the same round, in CPU seconds, which measure the computation even if other processes load the
+machine. Scratch is the temporary memory that the compiled program reports.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Size(NamedTuple):
 
 
 def axes(args: argparse.Namespace) -> dict[str, list[Size]]:
-    """Sizes to measure along each axis, smallest first, the base among them.
+    """Returns the sizes to measure along each axis, in increasing order, the base included.
 
     Raises:
       ValueError: a bank's members cannot share the batch evenly.
@@ -54,7 +54,7 @@ def axes(args: argparse.Namespace) -> dict[str, list[Size]]:
 
 
 def runner(work: str, size: Size, args: argparse.Namespace) -> tuple[Callable[[], None], common.Result]:
-    """One batch of `training` or `evaluation` of a size, compiled, and what is known of it before it runs."""
+    """Compiles one batch of `training` or `evaluation` of a size; returns it and the facts known before it runs."""
     import jax
 
     from spjax.evaluation import decode
@@ -92,7 +92,7 @@ def runner(work: str, size: Size, args: argparse.Namespace) -> tuple[Callable[[]
 
 
 def measure(args: argparse.Namespace) -> dict[str, list[common.Result]]:
-    """Timed runs by `WORK T=.. B=.. N=..`, one a round, in order."""
+    """Returns timed runs by `WORK T=.. B=.. N=..`, one a round, in order."""
     sizes = dict.fromkeys(size for found in axes(args).values() for size in found)
     names = [(f"{work} {size}", work, size) for work in WORKS for size in sizes]
     runs = {}
@@ -114,7 +114,7 @@ def measure(args: argparse.Namespace) -> dict[str, list[common.Result]]:
 
 
 def tables(results: Mapping[str, list[common.Result]], args: argparse.Namespace) -> list[str]:
-    """One table an axis: cost of a batch and an utterance, growth over the base, scratch memory."""
+    """Makes one table an axis: cost of a batch and of an utterance, growth over the base, scratch memory."""
     base = Size(args.units, args.batch, 1)
     parts = []
     for axis, sizes in axes(args).items():
@@ -134,12 +134,12 @@ def tables(results: Mapping[str, list[common.Result]], args: argparse.Namespace)
                 cells += [f"{seconds:.3f}", f"{1e3 * cpu / size.B:.1f}", growth]
                 cells.append("" if scratch is None else f"{scratch:.0f}")
             rows.append(cells)
-        parts.append(f"Against {axis}, {fixed}:\n\n{common.table(rows)}")
+        parts.append(f"By {axis}, {fixed}:\n\n{common.table(rows)}")
     return parts
 
 
 def main() -> None:
-    """Measure every size and report."""
+    """Measures every size and prints the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     bank.add_flags(parser)
     parser.add_argument("--batch", type=int, default=32, help="utterances in a batch, of the base")
@@ -152,7 +152,7 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     results = measure(args)
-    common.report("Cost against length, batch and bank", args, tables(results, args), results)
+    common.report("Cost by length, batch and bank", args, tables(results, args), results)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""Serving: tasks mixed in a batch against a task a batch, and batches against one utterance at a time.
+"""Serving: batches of mixed tasks compared with one task a batch, and with one utterance at a time.
 
     python -m benchmarks.serving
 
-N packs of one form, as configs/defaults.py trains them, on the small LM that the results are made with, or on any
-other size; utterances of mixed lengths, each asked all N tasks. The sides answer the same rows:
+Uses N packs of one structure, as trained with configs/defaults.py, on the small LM of the published results, or on any
+other size; utterances of mixed lengths, each with all N tasks. The sides compute the same rows:
 
 - `mixed`: one call of one predictor: rows of all tasks share batches.
-- `single`: N calls of N predictors of one pack each: a task a batch.
-- `alone`: a call for each utterance and task of a part of them: batch-1 serving.
+- `single`: N calls of N predictors of one pack each: one task a batch.
+- `alone`: one call for each utterance and task of a subset: batch size 1.
 
-That all say the same is checked. Each side has its process; they take turns, and ratios are of one round: of seconds,
-and of the processor's seconds, which tell how much was computed even where others take most of the machine.
+Their answers are checked to agree. Each side runs in a separate process; they alternate, and ratios are taken within a
+round, for seconds and for CPU seconds, which measure the computation even if other processes load the machine.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from benchmarks import common
 from benchmarks.bank import numbers
 
 SIDES = ("mixed", "single", "alone")
-SLOTS = {"word": 12, "accent": 9, "mood": 4, "speaker": 40}  # labels of the tasks' slots, over and over
+SLOTS = {"word": 12, "accent": 9, "mood": 4, "speaker": 40}  # slot of each task and its number of labels, repeated
 ANSWERS_AGREE = {"float32": 1e-5, "bfloat16": 5e-2, "int8": 5e-2}  # probabilities
-MIXED, BATCHED = 1.05, 8.0  # goals: cost of a mixed row against a single task's, and of a row alone against it
+MIXED, BATCHED = 1.05, 8.0  # goals: cost of a mixed row relative to a single task's, and of a row alone to a mixed one
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Sizes of LM and prompts, how much is asked, rounds and output."""
+    """Adds flags of the sizes of LM and prompts, number of requests, rounds and output."""
     parser.add_argument("--dim", type=int, default=256, help="model width; heads of 64, feed-forward of 4 widths")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--prompt", type=int, default=48, help="prompt length")
@@ -41,14 +41,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", type=int, default=8, help="N, packs served together")
     parser.add_argument("--utterances", type=int, default=64)
     parser.add_argument("--units", type=numbers, default=(25, 40, 60), help="lengths of the utterances, in turn")
-    parser.add_argument("--alone", type=int, default=4, help="utterances that batch-1 serving answers in a timed run")
+    parser.add_argument("--alone", type=int, default=4, help="utterances of a timed run at batch size 1")
     parser.add_argument("--dtype", choices=sorted(ANSWERS_AGREE), default="float32", help="the LM's kernels")
     parser.add_argument("--rounds", type=int, default=5, help="timed runs of each side")
     parser.add_argument("--out", help="write every run to this JSON file")
 
 
 def make_packs(args: argparse.Namespace, lm: Any) -> dict[str, Any]:
-    """N random packs of one form, a task each, the same in every process."""
+    """Makes N random packs of one structure, one task each, equal in every process."""
     import jax
 
     from spjax.models import prompts, verbalizers
@@ -72,9 +72,9 @@ def make_packs(args: argparse.Namespace, lm: Any) -> dict[str, Any]:
 
 
 def runner(side: str, args: argparse.Namespace) -> Callable[[], common.Result]:
-    """A side's answers as a timed run.
+    """Returns a side's answers as a timed run.
 
-    Its result has `utterances` (rows: an utterance and a task each), `cpu`, the seconds of all its threads, and
+    Its result has `utterances` (rows: an utterance and a task each), `cpu`, the CPU seconds of all threads, and
     `answers`, the probabilities of the first utterances by task.
     """
     from spjax import SpeechPrompt, UnitLM
@@ -85,7 +85,7 @@ def runner(side: str, args: argparse.Namespace) -> Callable[[], common.Result]:
     lengths = [args.units[i % len(args.units)] for i in range(args.utterances)]
     units = [rng.integers(0, job.config.num_units, length).tolist() for length in lengths]
     groups = [{name: pack} for name, pack in packs.items()] if side == "single" else [packs]
-    predictors = [SpeechPrompt.load(lm, None, own, compute=args.dtype) for own in groups]
+    predictors = [SpeechPrompt.load(lm, None, group, compute=args.dtype) for group in groups]
     asked = units[: args.alone] if side == "alone" else units
 
     def run() -> common.Result:
@@ -94,7 +94,7 @@ def runner(side: str, args: argparse.Namespace) -> Callable[[], common.Result]:
         for predictor in predictors:
             if side == "alone":
                 answers = [
-                    {name: predictor.predict_units([own], name)[0][name] for name in predictor.tasks} for own in asked
+                    {name: predictor.predict_units([one], name)[0][name] for name in predictor.tasks} for one in asked
                 ]
             else:
                 answers = predictor.predict_units(asked)
@@ -108,28 +108,28 @@ def runner(side: str, args: argparse.Namespace) -> Callable[[], common.Result]:
 
 
 def shares(answer: dict[str, Any]) -> list[float]:
-    """Every probability of a task's answer."""
+    """Returns every probability of a task's answer."""
     return [share for slot in answer["probabilities"].values() for share in slot.values()]
 
 
 def check_answers(results: dict[str, list[common.Result]], dtype: str) -> float:
-    """Largest difference of a probability between sides.
+    """Returns the largest difference of a probability between sides.
 
     Raises:
-      AssertionError: it is more than rounding: the sides do not do the same job.
+      AssertionError: the difference exceeds rounding error, so the sides do different work.
     """
     flat = {
         side: np.concatenate([one for answer in results[side][0]["answers"] for one in answer.values()])
         for side in SIDES
     }
-    apart = max(float(np.abs(flat[side] - flat["mixed"]).max()) for side in SIDES)
-    if not apart <= ANSWERS_AGREE[dtype]:
-        raise AssertionError(f"probabilities differ between the sides by {apart:.1e} > {ANSWERS_AGREE[dtype]}")
-    return apart
+    difference = max(float(np.abs(flat[side] - flat["mixed"]).max()) for side in SIDES)
+    if not difference <= ANSWERS_AGREE[dtype]:
+        raise AssertionError(f"probabilities differ between the sides by {difference:.1e} > {ANSWERS_AGREE[dtype]}")
+    return difference
 
 
 def tables(results: dict[str, list[common.Result]], args: argparse.Namespace) -> list[str]:
-    """The report's parts: times of each side, and ratios of one round."""
+    """Makes the parts of the report: times of each side, and ratios within a round."""
     times = [["side", "rows", "s", "CPU s", "rows/s"]]
     for side in SIDES:
         each = results[side]
@@ -139,12 +139,12 @@ def tables(results: dict[str, list[common.Result]], args: argparse.Namespace) ->
     for what in ("seconds", "cpu"):
         mixed, single, alone = ([r[what] / r["utterances"] for r in results[side]] for side in SIDES)
         ratios.append([what, common.ratio(mixed, single), f"≤ {MIXED}", common.ratio(alone, mixed), f"≥ {BATCHED}"])
-    apart = f"Probabilities of the sides differ by {check_answers(results, args.dtype):.1e} at most."
-    return [common.table(times), common.table(ratios), apart]
+    note = f"Probabilities of the sides differ by {check_answers(results, args.dtype):.1e} at most."
+    return [common.table(times), common.table(ratios), note]
 
 
 def main() -> None:
-    """Serve one side, or race them all."""
+    """Runs one side, or compares all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)

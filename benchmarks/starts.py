@@ -1,10 +1,10 @@
-"""How much of a result is the start of the prompt: the same job for each start, by many seeds.
+"""Effect of the prompt's initialisation on results: the same job with each initialisation, over many seeds.
 
     python -m benchmarks.starts --workdir=runs/starts -- --config=configs/fsc.py --config.few_shot=10 ...
 
-What stands behind `--` is passed on to spjax.main, which runs once for each start in WORKDIR/START; what
-is done is kept, so the same command goes on. The table is printed and written to WORKDIR/starts.md: mean, standard
-deviation, lowest and highest score of the seeds, on valid and on test. Nothing is chosen by it.
+Flags after `--` are passed to spjax.main, which runs once for each initialisation in WORKDIR/START; finished runs are
+kept, so the same command continues. The table is printed and written to WORKDIR/starts.md: mean, standard deviation,
+minimum and maximum over the seeds, on valid and on test. It is not used to choose anything.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any
 from spjax.evaluation.markdown import percent, table
 from spjax.models.prompts import STARTS
 
-SPLITS = {"valid": "valid", "headline": "test"}  # by their names in results.json
+SPLITS = {"valid": "valid", "headline": "test"}  # key in results.json → split
 
 
 def run(start: str, workdir: Path, flags: Sequence[str]) -> list[dict[str, Any]]:
-    """Train with a start, unless that is done; the results of every task.
+    """Trains with an initialisation, unless that is done; returns the results of every task.
 
     Raises:
-      subprocess.CalledProcessError: training failed; it said why.
+      subprocess.CalledProcessError: training failed; its output has the reason.
     """
     command = [sys.executable, "-m", "spjax.main", *flags, f"--config.prompt.init={start}", f"--workdir={workdir}"]
     subprocess.run(command, check=True)
@@ -36,7 +36,7 @@ def run(start: str, workdir: Path, flags: Sequence[str]) -> list[dict[str, Any]]
 
 
 def rows_of(found: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
-    """Rows of the table, task after task, from every start's results."""
+    """Makes the rows of the table, sorted by task, from the results of every initialisation."""
     rows = []
     for start, results in found.items():
         for one in results:
@@ -46,15 +46,15 @@ def rows_of(found: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
                 spread = statistics.stdev(scores) if len(scores) > 1 else None
                 row += map(percent, (statistics.fmean(scores), spread, min(scores), max(scores)))
             rows.append(row)
-    return sorted(rows, key=lambda row: row[0])  # starts stay in their order
+    return sorted(rows, key=lambda row: row[0])  # stable, so initialisations stay in order
 
 
 def main() -> None:
-    """Run every start and write the table."""
+    """Runs every initialisation and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, default=Path("runs/starts"))
-    parser.add_argument("--starts", default=",".join(STARTS), help="those to try, with commas between")
-    parser.add_argument("flags", nargs="+", help="of spjax.main, behind --")
+    parser.add_argument("--starts", default=",".join(STARTS), help="initialisations to compare, comma-separated")
+    parser.add_argument("flags", nargs="+", help="of spjax.main, after --")
     args = parser.parse_args()
     found: dict[str, list[dict[str, Any]]] = {}
     for start in args.starts.split(","):

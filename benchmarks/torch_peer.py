@@ -1,10 +1,10 @@
-"""The same job in plain PyTorch, written the reference's way: what our speed is measured against.
+"""The benchmark job in plain PyTorch, by the reference's method: the baseline of our speed measurements.
 
-Prompts stand as P positions in front of the tokens and run through every layer, where the inputs of their keys and
-values are replaced; every position's logits over the whole vocabulary are computed; decoding takes one utterance at a
-time and runs the whole prefix again for every label. Beyond that it is written as well as we can: frozen weights hold
-no gradient, attention takes whichever form is faster in the precision at hand, and matrix products may go to oneDNN
-where PyTorch's own choice is slower (`Linear`). Held against the reference's own numbers by tests/benchmarks.
+Prompts are P positions before the tokens and run through every layer, where the inputs of their keys and values are
+replaced; logits over the entire vocabulary are computed at every position; decoding takes one utterance at a time and
+runs the entire prefix again for every label. Otherwise it is optimised: frozen weights have no gradient, attention uses
+the faster form for the precision, and matrix products may use oneDNN where PyTorch's default is slower (`Linear`).
+tests/benchmarks compares it with numbers of the reference.
 
 PyTorch is a benchmark-only dependency (requirements-bench.txt).
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from spjax.vocab import BOS, EOS, FIRST_POSITION, PAD
 
-Prompts = dict[str, Tensor]  # float32 leaves that train: input, key, value, sep, verbalizer (docs/design.md, no N axis)
+Prompts = dict[str, Tensor]  # trained float32 leaves: input, key, value, sep, verbalizer (docs/design.md, no N axis)
 POSITIONS = 2048  # rows of the position table
 
 
@@ -31,8 +31,8 @@ class Linear(NamedTuple):
     Attributes:
       weight: [out, in]
       bias: [out]
-      transposed: [in, out], `weight` transposed for the backward product of oneDNN; None runs F.linear, which in
-        float32 goes to MKL: on an AMD processor that was less than half as fast as oneDNN.
+      transposed: [in, out], `weight` transposed for the backward product of oneDNN; None uses F.linear, which in
+        float32 calls MKL: on an AMD processor that was less than half as fast as oneDNN.
     """
 
     weight: Tensor
@@ -40,14 +40,14 @@ class Linear(NamedTuple):
     transposed: Tensor | None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[..., in] to [..., out]."""
+        """Maps [..., in] to [..., out]."""
         if self.transposed is None:
             return F.linear(x, self.weight, self.bias)
         return _OneDNNLinear.apply(x, *self)
 
 
 class _OneDNNLinear(torch.autograd.Function):
-    """F.linear by oneDNN's dense kernel, with a gradient for x alone: the weights are frozen."""
+    """F.linear by oneDNN's dense kernel, with a gradient for x only, since the weights are frozen."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, transposed: Tensor) -> Tensor:
@@ -85,13 +85,13 @@ class FrozenLM(NamedTuple):
 
 
 def load_lm(tree: Mapping[str, Any], heads: int, dtype: torch.dtype = torch.float32, onednn: bool = False) -> FrozenLM:
-    """Frozen weights from our own parameter tree.
+    """Loads frozen weights from our parameter tree.
 
     Args:
-      tree: the `lm` tree of docs/design.md (arrays that numpy reads).
-      heads: attention heads.
-      dtype: float32, or bfloat16 for weights and activations (sums, norms and softmax stay float32 inside).
-      onednn: matrix products by oneDNN's kernel rather than F.linear.
+      tree: the `lm` tree of docs/design.md (arrays that numpy can read).
+      heads: number of attention heads.
+      dtype: float32, or bfloat16 for weights and activations (sums, norms and softmax use float32 internally).
+      onednn: use oneDNN's kernel for matrix products instead of F.linear.
     """
 
     def tensor(array: Any) -> Tensor:
@@ -121,7 +121,7 @@ def load_lm(tree: Mapping[str, Any], heads: int, dtype: torch.dtype = torch.floa
 
 
 def load_prompts(tree: Mapping[str, Any]) -> Prompts:
-    """Trainable float32 leaves from one member of a prompt tree (docs/design.md, without the N axis)."""
+    """Loads trainable float32 leaves from one prompt's tree (docs/design.md, without the N axis)."""
     return {name: torch.from_numpy(np.array(leaf, np.float32)).requires_grad_() for name, leaf in tree.items()}
 
 
@@ -133,7 +133,7 @@ def _sinusoids(dim: int) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: Tensor) -> Tensor:
-    """Causal attention, [B, T, D] each: fused in float32, spelled out in bfloat16, whichever is faster on a CPU."""
+    """Causal attention, [B, T, D] each: fused in float32, explicit in bfloat16, whichever is faster on a CPU."""
     batch, length, dim = q.shape
     q, k, v = (x.view(batch, length, heads, dim // heads).transpose(1, 2) for x in (q, k, v))
     if q.dtype == torch.float32:
@@ -146,7 +146,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: Tensor) -> Tens
 
 
 def _front(prompt: Tensor | None, x: Tensor, dropout: float) -> Tensor:
-    """x [B, P + T, D] with its first P columns replaced by a prompt [P, D] (one dropout mask for the whole batch)."""
+    """Replaces the first P columns of x [B, P + T, D] by a prompt [P, D] (one dropout mask for the batch)."""
     if prompt is None:
         return x
     prompt = F.dropout(prompt, dropout).to(x.dtype).expand(len(x), -1, -1)
@@ -154,11 +154,11 @@ def _front(prompt: Tensor | None, x: Tensor, dropout: float) -> Tensor:
 
 
 def forward(lm: FrozenLM, prompts: Prompts, tokens: Tensor, dropout: float = 0.0) -> Tensor:
-    """Every position's outputs, float32 [B, P + T, V], or [B, P + T, C + 4] with a learnable verbalizer.
+    """Returns every position's outputs, float32 [B, P + T, V], or [B, P + T, C + 4] with a learnable verbalizer.
 
     Args:
       lm: frozen weights.
-      prompts: trained vectors; without `key` and `value` the input prompt works as a shallow prompt.
+      prompts: trained vectors; without `key` and `value`, the input prompt acts as a shallow prompt.
       tokens: int64 [B, T], right-padded.
       dropout: rate on key and value prompts and on the verbalizer's output.
     """
@@ -182,21 +182,21 @@ def forward(lm: FrozenLM, prompts: Prompts, tokens: Tensor, dropout: float = 0.0
 
 
 def summed_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Negative log likelihood summed over separator, labels and end of each row (the reference's loss, undivided).
+    """Sums the negative log likelihood over separator, labels and end of each row (the reference's loss, undivided).
 
     Args:
       outputs: float32 [B, P + T, O].
-      targets: int64 [B, T], right-padded with PAD; what follows each token.
+      targets: int64 [B, T], right-padded with PAD; the token after each token.
     """
     log_probability = F.log_softmax(outputs, dim=-1)[:, -targets.shape[1] :]
     scored = ((targets == BOS).cumsum(1) > 0) & (targets != PAD)
-    # Units to the left are no outputs of the verbalizer: any index serves where nothing is scored.
+    # Unit targets are not outputs of the verbalizer; positions that are not scored may have any valid index.
     index = targets.where(scored, 0)[..., None]
     return -(log_probability.gather(2, index)[..., 0] * scored).sum()
 
 
 class Adam(NamedTuple):
-    """Moments per prompt leaf and the settings; eps is added before the bias correction, as the reference does."""
+    """Moments of each prompt leaf, and settings; eps is added before the bias correction, as in the reference."""
 
     mean: Prompts
     square: Prompts
@@ -207,7 +207,7 @@ class Adam(NamedTuple):
 
 
 def adam(prompts: Prompts, **settings: Any) -> Adam:
-    """Fresh optimizer state for the prompts; `settings` override those of `Adam`."""
+    """Makes a new optimizer state for the prompts; `settings` override those of `Adam`."""
     mean, square = ({name: torch.zeros_like(leaf) for name, leaf in prompts.items()} for _ in range(2))
     return Adam(mean, square, **settings)
 
@@ -215,13 +215,13 @@ def adam(prompts: Prompts, **settings: Any) -> Adam:
 def train_step(
     lm: FrozenLM, prompts: Prompts, state: Adam, step: int, tokens: Tensor, targets: Tensor, dropout: float = 0.0
 ) -> float:
-    """One step of the reference: loss over all target tokens, clip, Adam; changes prompts and state in place.
+    """Runs one step of the reference: loss over all target tokens, clipping, Adam; updates prompts and state in place.
 
     Args:
       lm: frozen weights.
       prompts: trained vectors.
       state: optimizer moments.
-      step: number of this step, from 1.
+      step: number of this step, starting at 1.
       tokens: int64 [B, T].
       targets: int64 [B, T].
       dropout: as in `forward`.
@@ -256,15 +256,15 @@ def decode(
     allowed: Tensor | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> list[int]:
-    """Greedy continuation of one utterance, as outputs; each step runs the whole prefix again.
+    """Decodes one utterance greedily; each step runs the entire prefix again.
 
     Args:
       lm: frozen weights.
       prompts: trained vectors.
       source: tokens `</s> u1 .. uT <s>`.
-      steps: most outputs to take.
-      end: output that ends it and is left out; None takes all the steps.
-      allowed: bool [K, O], outputs that may be said at each of the first K steps; the reference allows all.
+      steps: maximum number of outputs.
+      end: output that ends the decoding and is not returned; None decodes all steps.
+      allowed: bool [K, O], outputs allowed at each of the first K steps; the reference allows all.
       tick: called after each step.
     """
     tokens = list(source)

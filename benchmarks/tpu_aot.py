@@ -1,20 +1,20 @@
-"""What our programs cost on a TPU slice, compiled for it on a machine that has none.
+"""Costs of our programs on a TPU slice, compiled ahead of time on a machine without TPUs.
 
     pip install -r requirements-tpu-aot.txt
     python -m benchmarks.tpu_aot --config=configs/fsc.py --topology=v5e:16x16 --lm=151M --bank=16 --out=aot.jsonl
     python -m benchmarks.tpu_aot --show=aot.jsonl
 
-libtpu, a package on PyPI, holds the TPU's compiler, which needs no TPU. The programs are those that run: the training
+libtpu, a package on PyPI, contains the TPU compiler, which needs no TPU. The programs are the real ones: the training
 step of `spjax.training.train`, the evaluation's scores, HuBERT up to layer 6, and the predictor's scores, made for the
-mesh of all chips (the latter two for one chip, as they run) from shapes alone. Each is told a chip's memory, matrix
-products, traffic with main memory and collectives (benchmarks/hlo.py says how they are counted), and a time:
+mesh of all chips (the latter two for one chip, as in use) from shapes only. For each, the report has a chip's memory,
+matrix products, memory traffic and collectives (benchmarks/hlo.py documents how they are counted), and a time:
 
-- `roofline`: every instruction takes as long as the slower of its products at the chip's peak and its bytes at the
-  bandwidth of main memory; collectives are added, none hidden behind anything. Work of the vector unit counts nothing.
-- `compiler`: the sum of the cycles that the compiler expects of its instructions, collectives left out.
+- `roofline`: every instruction takes the maximum of its products at the chip's peak and its bytes at the memory
+  bandwidth; collectives are added without overlap. Work of the vector unit is not counted.
+- `compiler`: the sum of the compiler's cycle estimates of the instructions, without collectives.
 
-A training step must sum across data shards what the gradients of the prompts take and no frozen weight's; it is an
-error if a compiled one does not.
+A training step must sum across data shards only the gradients of the prompts and nothing of a frozen weight; any other
+compiled step is an error.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from tqdm import tqdm
 from benchmarks import common, hlo
 from spjax.models.config import UnitLMConfig
 
-# The published unit LM; and blocks of the sizes of OPT-1.3B and OPT-6.7B (Zhang et al. 2022, table 1).
+# The published unit LM, and the layer sizes of OPT-1.3B and OPT-6.7B (Zhang et al. 2022, table 1).
 LMS = {
     "151M": UnitLMConfig(),
     "1.3B": UnitLMConfig(dim=2048, layers=24, heads=32, ffn_dim=8192),
@@ -52,12 +52,12 @@ class Chip(NamedTuple):
     """Peaks of a chip, from the tables at cloud.google.com/tpu/docs/v5e and /v5p (read November 2026).
 
     Attributes:
-      flops: bfloat16 a second.
+      flops: bfloat16 FLOP/s.
       memory: bytes of main memory.
-      bandwidth: its bytes a second.
-      link: bytes a second of one link in one direction: the bidirectional bandwidth of a chip by its links and by two.
+      bandwidth: of main memory, bytes/s.
+      link: bytes/s of one link in one direction: the chip's bidirectional bandwidth over its links and two.
       axes: of the torus.
-      clock: cycles a second: the peak by the multiply-adds of all its matrix units (128 x 128 each) in a cycle.
+      clock: Hz: the peak over the multiply-adds of all its matrix units (128 x 128 each) in a cycle.
     """
 
     flops: float
@@ -72,28 +72,28 @@ CHIPS = {
     "v5e": Chip(197e12, 16 * 2**30, 819e9, 400e9 / 4 / 2, 2, 197e12 / (4 * 128**2 * 2)),
     "v5p": Chip(459e12, 95 * 2**30, 2765e9, 1200e9 / 6 / 2, 3, 459e12 / (8 * 128**2 * 2)),
 }
-HOP = 1e-6  # seconds from a chip to its neighbour
+HOP = 1e-6  # seconds of latency to a neighbouring chip
 HUBERT_LAYER = 6
-SECONDS = 2.5  # of each wave that HuBERT is given; FSC's are about as long
-PREDICTOR_ROWS = 64  # of the largest of the predictor's batches
+SECONDS = 2.5  # length of HuBERT's waveforms, about that of FSC's
+PREDICTOR_ROWS = 64  # of the predictor's largest batch
 
-Compile = Callable[[], Any]  # gives the compiled program
-FLAGS = flags.FlagValues()  # apart from those of spjax.main
+Compile = Callable[[], Any]  # returns the compiled program
+FLAGS = flags.FlagValues()  # separate from those of spjax.main
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What the programs are made for.
+    """Sizes of the programs and of the slice.
 
     Attributes:
-      topology: of the slice, `v5e:2x2`.
+      topology: of the slice, such as `v5e:2x2`.
       lm: one of LMS.
       bank: N.
       rows: utterances of a batch on each data shard.
       columns: T.
-      model: chips that compute a layer together.
-      shards: chips among which the LM is divided, gathered layer by layer; 0: all.
-      remat: activations are computed again backward.
+      model: number of chips that compute a layer together (tensor parallelism).
+      shards: number of chips over which the LM is sharded, with layers gathered one by one; 0: all.
+      remat: rematerialise activations in the backward pass.
     """
 
     topology: str
@@ -107,7 +107,7 @@ class Size:
 
 
 def _abstract(tree: Any, where: Any) -> Any:
-    """Shapes of arrays that lie as `where` says: one sharding, or a tree of them."""
+    """Returns shapes of arrays with shardings: one sharding for all, or a tree of them."""
     import jax
 
     put = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
@@ -117,10 +117,10 @@ def _abstract(tree: Any, where: Any) -> Any:
 
 
 def make_setting(config: Any, lm: UnitLMConfig) -> Any:
-    """What the config trains (`spjax.training.train.Setting`), FSC's answers being the 31 that its recordings have.
+    """Makes the training setup of a config (`spjax.training.train.Setting`); FSC has the 31 combinations of its data.
 
     Raises:
-      ValueError: a config whose verbalizer or labels cannot be known without its records.
+      ValueError: a config whose verbalizer or labels depend on its records.
     """
     from benchmarks import decoding
     from spjax.evaluation import decode
@@ -131,8 +131,8 @@ def make_setting(config: Any, lm: UnitLMConfig) -> Any:
 
     if config.task not in TASKS or config.verbalizer != "learnable":
         raise ValueError(
-            f"task {config.task!r} with verbalizer {config.verbalizer!r}: programs are made without records, for "
-            f"a task of {', '.join(TASKS)} and the learnable verbalizer: give --config.task and --config.verbalizer"
+            f"task {config.task!r} with verbalizer {config.verbalizer!r}: without records, only tasks of "
+            f"{', '.join(TASKS)} with the learnable verbalizer work: give --config.task and --config.verbalizer"
         )
     settings, task = prompt_settings(config), TASKS[config.task]
     verbalizer = verbalizers.learnable(task, lm.vocab_size)
@@ -141,7 +141,7 @@ def make_setting(config: Any, lm: UnitLMConfig) -> Any:
 
 
 def abstract_lm(config: UnitLMConfig) -> Any:
-    """Shapes of a unit LM's weights, float32."""
+    """Returns the shapes of a unit LM's weights, float32."""
     import jax
 
     from spjax.models import unit_lm
@@ -150,7 +150,7 @@ def abstract_lm(config: UnitLMConfig) -> Any:
 
 
 def abstract_training(config: Any, setting: Any, mesh: Any, bank: int) -> tuple[Any, Any, Any]:
-    """(optimizer, state, frozen leaves) as `spjax.training.train.train` lays them out, shapes alone."""
+    """Returns (optimizer, state, frozen leaves) with the shardings of `spjax.training.train.train`, as shapes."""
     import jax
     import jax.numpy as jnp
 
@@ -158,8 +158,8 @@ def abstract_training(config: Any, setting: Any, mesh: Any, bank: int) -> tuple[
     from spjax.training import masks, optim, sharding, train
 
     settings = prompt_settings(config)
-    whole = jax.eval_shape(lambda lm: train.first_params(lm, setting, tuple(range(bank))), abstract_lm(setting.config))
-    trained, frozen = masks.split(masks.flatten(whole), settings.run.trainable)
+    params = jax.eval_shape(lambda lm: train.first_params(lm, setting, tuple(range(bank))), abstract_lm(setting.config))
+    trained, frozen = masks.split(masks.flatten(params), settings.run.trainable)
     rates = [settings.optimizer.lr] * bank
     tx = masks.masked(optim.make_bank(settings.optimizer, [1000] * bank, rates), trained, frozen)
     each = lambda kind: jax.ShapeDtypeStruct((bank,), kind)  # noqa: E731
@@ -183,7 +183,7 @@ def abstract_training(config: Any, setting: Any, mesh: Any, bank: int) -> tuple[
 
 
 def abstract_batch(mesh: Any, rows: int, columns: int, slots: int) -> Any:
-    """Shapes of a batch of `rows` utterances, as the mesh splits them."""
+    """Returns the shapes of a batch of `rows` utterances, sharded over the mesh."""
     import jax
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
@@ -200,12 +200,12 @@ def abstract_batch(mesh: Any, rows: int, columns: int, slots: int) -> Any:
 
 
 def programs(config: Any, size: Size, lm: UnitLMConfig | None = None) -> dict[str, Compile]:
-    """The programs by name, each compiled for the slice when it is called.
+    """Returns functions that compile each program for the slice, by name.
 
     Args:
       config: of a prompt tuning job.
-      size: the slice and what is on it.
-      lm: another LM than `size.lm`.
+      size: sizes of the slice and of the programs.
+      lm: architecture to use instead of `size.lm`.
 
     Raises:
       ValueError: a bank that does not divide the batch, chips that do not divide, an unknown config or topology.
@@ -244,8 +244,8 @@ def programs(config: Any, size: Size, lm: UnitLMConfig | None = None) -> dict[st
 
         def answer(flat: masks.Flat, batch: Any) -> jax.Array:
             params = masks.unflatten(sharding.layerwise(mesh, flat))
-            own = sharding.member_major(mesh, batch, size.bank)
-            return decode.score(params["lm"], params["prompt"], own, [setting.tree], **common_settings)
+            local = sharding.member_major(mesh, batch, size.bank)
+            return decode.score(params["lm"], params["prompt"], local, [setting.tree], **common_settings)
 
         return jax.jit(answer).lower({**state["trained"], **frozen}, batch).compile()
 
@@ -285,7 +285,7 @@ def programs(config: Any, size: Size, lm: UnitLMConfig | None = None) -> dict[st
 
 
 def sent(costs: hlo.Costs, model: int) -> tuple[list[hlo.Collective], list[hlo.Collective]]:
-    """Collectives among chips that share a layer, and those across data shards.
+    """Splits collectives into those among chips that share a layer, and those across data shards.
 
     Args:
       costs: of a program for a mesh (data, model), partitions numbered row by row.
@@ -300,19 +300,20 @@ def sent(costs: hlo.Costs, model: int) -> tuple[list[hlo.Collective], list[hlo.C
 
 
 def check_frozen(across: Sequence[hlo.Collective], trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> float:
-    """That no gradient but the prompts' is summed across data shards: all bytes summed, of those that the prompts take.
+    """Checks that only gradients of the prompts are summed across data shards; returns all bytes summed over theirs.
 
-    Kernels that lie in pieces may be gathered, a layer at a time; others are not sent at all.
+    Sharded kernels may be gathered, one layer at a time; others must not be communicated.
 
     Args:
       across: collectives of a training step that cross data shards.
-      trained: leaves by path, with shapes and types.
+      trained: leaves by path, with shapes and dtypes.
       frozen: leaves by path, with shapes and shardings.
 
     Raises:
-      AssertionError: more is summed, or something sent of the shape of a frozen kernel, of all layers or of one.
+      AssertionError: more is summed, or an array of the shape of a frozen kernel, of all layers or one, is
+        communicated.
     """
-    plain = lambda dims: tuple(sorted(n for n in dims if n > 1))  # noqa: E731 - whatever the order of axes
+    plain = lambda dims: tuple(sorted(n for n in dims if n > 1))  # noqa: E731 - ignores the order of axes
     kernels = {path: leaf for path, leaf in frozen.items() if path.endswith("kernel")}
     split = {
         path
@@ -342,18 +343,18 @@ def check_frozen(across: Sequence[hlo.Collective], trained: Mapping[str, Any], f
 
 
 def _parts(leaf: Any) -> list[tuple[int, ...]]:
-    """Shapes in which a leaf's numbers may be sent: as they lie, whole but for what `model` or `shard` divides."""
+    """Returns the shapes in which a leaf may be communicated: sharded, or sharded only by `model` or by `shard`."""
     spec, mesh = leaf.sharding.spec, leaf.sharding.mesh
 
     def divided(by: str) -> tuple[int, ...]:
         axes = itertools.zip_longest(leaf.shape, spec[: len(leaf.shape)])
-        return tuple(size // mesh.shape[by] if own == by else size for size, own in axes)
+        return tuple(size // mesh.shape[by] if axis == by else size for size, axis in axes)
 
     return [leaf.sharding.shard_shape(leaf.shape), divided("model"), divided("shard")]
 
 
 def link_seconds(one: hlo.Collective, chip: Chip) -> float:
-    """How long a collective takes once: a ring over one link, one way, and a hop for each chip along the torus."""
+    """Estimates the seconds of a collective: a ring over one link, one way, and a hop for each chip of the torus."""
     members = one.groups.shape[1]
     share = (members - 1) / members
     rounds = {"all-reduce": 2 * share, "reduce-scatter": members - 1, "collective-permute": 1}.get(one.kind, share)
@@ -362,7 +363,7 @@ def link_seconds(one: hlo.Collective, chip: Chip) -> float:
 
 
 def described(compiled: Any, size: Size, chip: Chip, model: int) -> dict[str, Any]:
-    """What a compiled program costs a chip, as JSON."""
+    """Returns the costs of a compiled program on a chip, as JSON."""
     memory = compiled.memory_analysis()
     costs = hlo.costs(hlo.parse(compiled.as_text()))
     within, across = sent(costs, model)
@@ -392,16 +393,16 @@ def described(compiled: Any, size: Size, chip: Chip, model: int) -> dict[str, An
 
 
 def measure(config: Any, size: Size, names: Sequence[str], lm: UnitLMConfig | None = None) -> Iterator[dict[str, Any]]:
-    """A row a program: its size, its costs, seconds to compile; or what the compiler says of one that does not fit.
+    """Yields a row for each program: sizes, costs, seconds to compile; or the compiler's error if it does not fit.
 
     Args:
       config: of a prompt tuning job.
-      size: the slice and what is on it.
-      names: of programs.
-      lm: another LM than `size.lm`.
+      size: sizes of the slice and of the programs.
+      names: of the programs.
+      lm: architecture to use instead of `size.lm`.
 
     Raises:
-      ValueError: an unknown program or chip, and what `programs` refuses.
+      ValueError: an unknown program or chip, and as `programs`.
       AssertionError: a training step sends more than gradients of prompts across data shards.
     """
     import jax
@@ -410,10 +411,10 @@ def measure(config: Any, size: Size, names: Sequence[str], lm: UnitLMConfig | No
 
     kind = size.topology.partition(":")[0]
     if kind not in CHIPS:
-        raise ValueError(f"topology {size.topology!r} is of no chip in {', '.join(CHIPS)}: give one such as v5e:2x2")
+        raise ValueError(f"topology {size.topology!r} has no chip of {', '.join(CHIPS)}: give one such as v5e:2x2")
     made = programs(config, size, lm)
     if unknown := set(names) - made.keys():
-        raise ValueError(f"programs {', '.join(sorted(unknown))} are unknown: there are {', '.join(made)}")
+        raise ValueError(f"programs {', '.join(sorted(unknown))} are unknown: choose from {', '.join(made)}")
     for name in tqdm(names, desc=f"{size.topology} {size.lm} bank {size.bank}", unit="program", file=sys.stderr):
         model = size.model if name in ("train", "evaluate") else 1
         row: dict[str, Any] = {
@@ -443,21 +444,21 @@ def measure(config: Any, size: Size, names: Sequence[str], lm: UnitLMConfig | No
 
 
 def wrong_compiler() -> str | None:
-    """What is wrong with the libtpu that is installed, and the way out; None where it is the one that jax names."""
-    way_out = "pip install -r requirements-tpu-aot.txt"
+    """Returns a message if the installed libtpu is missing or not the version that jax requires, else None."""
+    fix = "pip install -r requirements-tpu-aot.txt"
     if importlib.util.find_spec("libtpu") is None:
-        return f"libtpu, which compiles for TPUs, is not installed: {way_out}"
+        return f"libtpu, which compiles for TPUs, is not installed: {fix}"
     wanted = re.search(r"libtpu==([\d.]+)", " ".join(metadata.requires("jax") or []))
     found = metadata.version("libtpu")
     if wanted and not f"{found}.".startswith(wanted[1].rstrip(".") + "."):
         jax = f"jax {metadata.version('jax')}"
-        return f"libtpu {found} may compile what {jax} cannot read, which wants {wanted[1]}*: {way_out}"
+        return f"libtpu {found} may produce programs that {jax} cannot read; it requires {wanted[1]}*: {fix}"
     return None
 
 
 def _devices(topology: str) -> Any:
-    """The chips of a slice that is elsewhere."""
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no cloud's machine to be asked what it knows of itself
+    """Returns the device descriptions of a slice that this machine does not have."""
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no cloud metadata server
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
@@ -472,7 +473,7 @@ HEADS = (
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table of what `measure` found."""
+    """Formats the rows of `measure` as a Markdown table."""
     return common.table([HEADS, *map(_cells, rows)])
 
 
@@ -519,7 +520,7 @@ def _collectives(row: Mapping[str, Any], across: bool) -> str:
 
 
 def define_flags() -> None:
-    """What the command takes, in FLAGS."""
+    """Defines the command's flags in FLAGS."""
     take: dict[str, Any] = {"flag_values": FLAGS}
     config_flags.DEFINE_config_file(
         "config", None, "A prompt tuning job: a file in configs/.", lock_config=True, **take
@@ -529,14 +530,14 @@ def define_flags() -> None:
     flags.DEFINE_integer("bank", 1, "Members of the bank.", lower_bound=1, **take)
     flags.DEFINE_integer("rows", 64, "Utterances of a batch on each data shard.", lower_bound=1, **take)
     flags.DEFINE_integer("columns", 64, "Source columns of a batch.", lower_bound=8, **take)
-    flags.DEFINE_list("programs", "train,evaluate,hubert,predict", "Which programs.", **take)
-    flags.DEFINE_string("out", None, "Add what is found to this file, a line of JSON a program.", **take)
-    flags.DEFINE_bool("help", False, "Say this.", **take)
-    flags.DEFINE_string("show", None, "Compile nothing, print the table of such a file.", **take)
+    flags.DEFINE_list("programs", "train,evaluate,hubert,predict", "Programs to compile.", **take)
+    flags.DEFINE_string("out", None, "Append the results to this file, one line of JSON a program.", **take)
+    flags.DEFINE_bool("help", False, "Show this help.", **take)
+    flags.DEFINE_string("show", None, "Compile nothing; print the table of such a file.", **take)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Compile what the flags name, and report it."""
+    """Compiles the programs that the flags select, and prints the report."""
     define_flags()
     try:
         unexpected = FLAGS(argv)[1:]
@@ -554,7 +555,7 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"error: {wrong}")
     import jax
 
-    jax.config.update("jax_platforms", "cpu")  # no TPU is asked for
+    jax.config.update("jax_platforms", "cpu")  # do not look for a TPU
     config = FLAGS.config
     size = Size(
         FLAGS.topology,

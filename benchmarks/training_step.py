@@ -1,13 +1,14 @@
-"""Our full-size training step against the reference's job in plain PyTorch, and against the machine's matrix peak.
+"""Our full-size training step compared with the reference's in plain PyTorch, and with the machine's matrix peak.
 
     python -m benchmarks.training_step
 
-Both sides start from the same weights and take the same batch (32 utterances of 50 units, FSC's three labels of 24
-classes, P = 5, learnable verbalizer), the reference's loss, clip and Adam, no dropout; that their losses agree step by
-step is checked, so they do the same job. Each side has its process; they take turns, and ratios are of one round.
+Both sides start from the same weights and use the same batch (32 utterances of 50 units, FSC's three labels of 24
+classes, P = 5, learnable verbalizer), the reference's loss, clipping and Adam, without dropout; their losses are
+checked to agree step by step. Each side runs in a separate process; they alternate, and ratios are taken within a
+round.
 
-The peer runs float32 products twice: by F.linear (MKL), and by oneDNN, which is faster on some machines. The goals are
-held against whichever is faster here.
+The peer runs float32 products by F.linear (MKL) and by oneDNN, which is faster on some machines. The goals apply to the
+faster one.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ OURS = ("ours-float32", "ours-bfloat16")
 PEERS = ("peer-float32", "peer-float32-onednn", "peer-bfloat16", "peer-bfloat16-onednn")
 # (our side, precision of the peer, goal)
 GOALS = (("ours-float32", "float32", 1.1), ("ours-bfloat16", "bfloat16", 1.4), ("ours-bfloat16", "float32", 2.2))
-LOSSES_AGREE = {"float32": 1e-3, "bfloat16": 5e-2}  # relative, over the few steps that a race takes
+LOSSES_AGREE = {"float32": 1e-3, "bfloat16": 5e-2}  # relative, over the few steps of a benchmark
 
 
 def ours(job: common.Job, dtype: str) -> Callable[[], common.Result]:
-    """Our training step, the very one of `spjax.training.train`, as a timed run."""
+    """Returns a timed run of our training step, that of `spjax.training.train`."""
     import jax
     import jax.numpy as jnp
 
@@ -68,7 +69,7 @@ def ours(job: common.Job, dtype: str) -> Callable[[], common.Result]:
 
 
 def peer(job: common.Job, dtype: str, onednn: bool) -> Callable[[], common.Result]:
-    """The reference's training step in PyTorch as a timed run."""
+    """Returns a timed run of the reference's training step in PyTorch."""
     import torch
 
     from benchmarks import torch_peer
@@ -89,32 +90,33 @@ def peer(job: common.Job, dtype: str, onednn: bool) -> Callable[[], common.Resul
 
 
 def runner(side: str, job: common.Job) -> Callable[[], common.Result]:
-    """The timed run of a side's name."""
+    """Returns the timed run of a side."""
     who, dtype, *onednn = side.split("-")
     return ours(job, dtype) if who == "ours" else peer(job, dtype, bool(onednn))
 
 
 def check_losses(results: dict[str, list[common.Result]]) -> str:
-    """Largest relative difference between a side's losses and those of the float32 peer, step by step.
+    """Tabulates the largest relative difference of each side's losses from the float32 peer's, over all steps.
 
     Raises:
-      AssertionError: the sides do not do the same job.
+      AssertionError: a difference exceeds rounding error, so the sides do different work.
     """
     want = np.array([r["loss"] for r in results[PEERS[0]]])
     rows = [["side", "largest relative difference of the loss, any step"]]
     for side in (*PEERS[1:], *OURS):
-        apart = float(np.max(np.abs(np.array([r["loss"] for r in results[side]]) / want - 1)))
+        difference = float(np.max(np.abs(np.array([r["loss"] for r in results[side]]) / want - 1)))
         allowed = LOSSES_AGREE[side.split("-")[1]]
-        if not apart <= allowed:
+        if not difference <= allowed:
             raise AssertionError(
-                f"{side}: the loss differs from the float32 peer's by {apart:.1e} > {allowed}: not one job"
+                f"{side}: the loss differs from the float32 peer's by {difference:.1e} > {allowed}: the sides do "
+                "different work"
             )
-        rows.append([side, f"{apart:.1e}"])
+        rows.append([side, f"{difference:.1e}"])
     return common.table(rows)
 
 
 def main() -> None:
-    """Serve one side, or race them all."""
+    """Runs one side, or compares all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common.add_flags(parser, (*OURS, *PEERS))
     args = parser.parse_args()
@@ -128,7 +130,7 @@ def main() -> None:
     results = common.race({**commands, **peaks}, args.rounds)
 
     floor = common.training_floor_flops(config, args.batch, tokens, scored)
-    whole = common.peer_training_flops(config, args.batch, tokens)
+    computed_flops = common.peer_training_flops(config, args.batch, tokens)
     rows = [
         ["side", "s a step", "utterances/s", "FLOPs needed of those computed", "needed FLOPs, of peak", "peak GFLOP/s"]
     ]
@@ -138,9 +140,9 @@ def main() -> None:
         peak = max(common.median(results[name], "peak") for name in peaks if name.startswith(f"peak-{library}-{dtype}"))
         seconds = common.median(results[side])
         share = floor / seconds / 1e9 / peak
-        computed = "" if side in OURS else f"{floor / whole:.0%}"
+        computed = "" if side in OURS else f"{floor / computed_flops:.0%}"
         rows.append([side, f"{seconds:.3f}", f"{args.batch / seconds:.1f}", computed, f"{share:.0%}", f"{peak:.0f}"])
-    note = f"A step needs {floor / 1e9:.0f} GFLOP; the reference's way computes {whole / 1e9:.0f}."
+    note = f"A step needs {floor / 1e9:.0f} GFLOP; the reference computes {computed_flops / 1e9:.0f}."
     parts = [common.table(rows), note, common.goals(results, GOALS), check_losses(results)]
     common.report("Training step", args, parts, results)
 

@@ -1,4 +1,4 @@
-"""The encoding race: both sides give the same features, and the floor lies below what PyTorch counts."""
+"""Encoding benchmark: both sides compute equal features, and the minimum FLOPs agree with PyTorch's counter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def peer_needed() -> None:
         pytest.importorskip(package, reason=f"{package} is the other side of the race")
 
 
-def test_both_sides_encode_alike() -> None:
+def test_both_sides_compute_equal_features() -> None:
     peer_needed()
     found = {side: np.asarray(encoding.runner(side, SMALL)()["features"]) for side in (*encoding.OURS, *encoding.PEERS)}
     want = found["peer-float32"]
@@ -30,7 +30,7 @@ def test_both_sides_encode_alike() -> None:
         assert (apart > 1e-4) == ("bfloat16" in side), f"{side} is of the precision that it says"
 
 
-def test_the_floor_is_what_torch_counts() -> None:
+def test_the_floor_agrees_with_torch() -> None:
     peer_needed()
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -39,7 +39,7 @@ def test_the_floor_is_what_torch_counts() -> None:
         run()
     config = encoding.config_of(SMALL)
     frames = config.frames(11200)
-    attention = config.layers * 4 * frames**2 * config.dim  # fused, which the counter does not look into
+    attention = config.layers * 4 * frames**2 * config.dim  # fused, which the counter does not see
     dropped = 2 * config.position_width * config.dim * (config.dim // config.position_groups)  # the peer's last frame
     floor = encoding.floor_flops(config, 11200) - attention + dropped
     assert counter.get_total_flops() == SMALL.batch * floor
@@ -50,7 +50,7 @@ def test_the_floor_at_full_size() -> None:
     assert 9e9 < floor < 10e9, "conv stack about 4.9, six layers about 4.2, position 0.5 GFLOP a second of speech"
 
 
-def test_features_that_part_are_an_error() -> None:
+def test_different_features_are_an_error() -> None:
     runs = {side: [{"features": [[1.0, 2.0]]}] for side in (*encoding.OURS, *encoding.PEERS)}
     encoding.check_features(runs)
     runs["ours-float32"] = [{"features": [[1.0, 2.01]]}]

@@ -1,4 +1,4 @@
-"""Benchmarks of extraction and of the record reader at toy size: all sides run, the report says what was measured."""
+"""Benchmarks of extraction and of the record reader at toy size: all sides run and are reported."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from benchmarks import extraction, reader
 def test_extraction_is_measured(tmp_path, capsys):
     flags = ["--clips=70", "--seconds=0.3", "--clusters=8", "--rounds=1", "--workers", "1"]
     extraction.main([*flags, f"--out={tmp_path / 'out.json'}"])
-    said = capsys.readouterr().out
-    assert "| workers | s | s to start" in said
-    assert "processor: " in said
+    output = capsys.readouterr().out
+    assert "| workers | s | s to start" in output
+    assert "processor: " in output
     results = json.loads((tmp_path / "out.json").read_text())["results"]
     assert {name: runs[0]["utterances"] for name, runs in results.items()} == {"1 workers": 70, "1 workers, start": 64}
     with pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""The harness: both sides do one job, ratios are of one round, FLOPs are counted right, a dead side is named."""
+"""Benchmark harness: sides do equal work, ratios are taken within a round, FLOPs are correct, errors name a side."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def test_the_job_is_the_same_in_every_process(job: common.Job) -> None:
 
 
 @pytest.mark.slow
-def test_both_sides_train_alike(job: common.Job) -> None:
+def test_both_sides_have_equal_losses(job: common.Job) -> None:
     torch_needed()
     sides = [training_step.runner(side, job) for side in (*training_step.PEERS, *training_step.OURS)]
     losses = np.array([[run()["loss"] for _ in range(4)] for run in sides])
-    assert np.ptp(losses[0]) > 1e-4  # it does train
+    assert np.ptp(losses[0]) > 1e-4  # the parameters change
     float32, bfloat16 = losses[[0, 1, 4]], losses[[2, 3, 5]]
     np.testing.assert_allclose(float32, losses[:1].repeat(3, 0), rtol=1e-5)
     np.testing.assert_allclose(bfloat16, losses[:1].repeat(3, 0), rtol=2e-2)
 
 
-def test_both_sides_say_the_same(job: common.Job) -> None:
+def test_both_sides_predict_the_same(job: common.Job) -> None:
     torch_needed()
     want = decoding.runner("peer-float32", job)()["labels"]
     assert decoding.runner("ours-float32", job)()["labels"][: len(want)] == want
@@ -57,26 +57,26 @@ def test_the_scored_combinations_are_fluent_speech_commands() -> None:
     assert all(offsets[k] <= ids[k] < offsets[k + 1] for ids in found for k in range(3))
 
 
-def test_the_peers_flops_are_what_torch_counts(job: common.Job) -> None:
+def test_the_peers_flops_agree_with_torch(job: common.Job) -> None:
     torch_needed()
     from torch.utils.flop_counter import FlopCounterMode
 
-    run = training_step.runner("peer-bfloat16", job)  # spells attention out, so that each product is seen
+    run = training_step.runner("peer-bfloat16", job)  # explicit attention, so that the counter sees each product
     with FlopCounterMode(display=False) as counter:
         run()
     tokens = SMALL.units + 5
     want = common.peer_training_flops(job.config, SMALL.batch, tokens)
-    # Ours counts the causal half of attention and leaves the verbalizer out.
+    # Ours counts only the causal half of attention, and no verbalizer.
     rest = 3 * job.config.layers * 2 * SMALL.batch * (tokens + 5) ** 2 * 64
     verbalizer = 3 * 2 * SMALL.batch * (tokens + 5) * 104 * 28
     assert abs(counter.get_total_flops() - want - rest - verbalizer) < 0.001 * want
 
 
-def test_floors_lie_below_what_the_reference_computes() -> None:
+def test_floors_are_below_the_reference() -> None:
     full = common.lm_config(argparse.Namespace(layers=12, dim=1024))
     assert full.num_params == 151_263_232
     floor, whole = common.training_floor_flops(full, 32, 55, 5), common.peer_training_flops(full, 32, 55)
-    # A step is two passes over 151 M weights for all but the last layer's rows: no floor can be far below that.
+    # A step is two passes over 151 M weights for all but the last layer's rows: a lower bound of the floor.
     assert 0.8 < floor / whole < 0.9
     assert floor > 0.9 * 2 * 2 * 32 * 55 * full.num_params * 11 / 12
     assert 2 * 53 * full.num_params * 11 / 12 < common.decoding_floor_flops(full, 50, 3) < 2 * 55 * full.num_params
@@ -86,13 +86,13 @@ def fake(body: str) -> list[str]:
     return [sys.executable, "-c", f"from benchmarks import common; import time, sys\n{body}"]
 
 
-def test_sides_take_turns_and_are_timed() -> None:
+def test_sides_alternate_and_are_timed() -> None:
     quick = fake("common.serve(lambda: print('noise') or {'utterances': 2, 'at': time.monotonic()})")
     slow = fake("common.serve(lambda: time.sleep(.05) or {'utterances': 1, 'at': time.monotonic()})")
     results = common.race({"quick": quick, "slow": slow}, rounds=2)
     a, b = results["quick"], results["slow"]
-    assert a[0]["at"] < b[0]["at"] < b[1]["at"] < a[1]["at"]  # the order turns round in every other round
-    assert all(0.05 <= result["seconds"] < 0.1 for result in b)  # one of the two runs is timed
+    assert a[0]["at"] < b[0]["at"] < b[1]["at"] < a[1]["at"]  # the order is reversed in every other round
+    assert all(0.05 <= result["seconds"] < 0.1 for result in b)  # only one of two runs is timed
     assert all(result["seconds"] < 0.05 for result in a)
     assert common.cost({"seconds": 3.0, "utterances": 2}) == 1.5
 
@@ -102,7 +102,7 @@ def test_a_side_that_ends_is_named() -> None:
         common.race({"broken": fake("sys.exit(3)")}, rounds=1)
 
 
-def test_ratios_are_of_one_round() -> None:
+def test_ratios_are_taken_within_a_round() -> None:
     assert common.ratio([2.0, 40.0, 9.0], [1.0, 10.0, 3.0]) == (3.0, 2.0, 4.0)
     runs: Callable[[list[float]], list[common.Result]] = lambda times: [{"seconds": t, "utterances": 1} for t in times]  # noqa: E731
     results = {
@@ -114,7 +114,7 @@ def test_ratios_are_of_one_round() -> None:
     assert "2.00 (2.00–2.00) missed | peer-float32-onednn | 3.00 (3.00–9.00)" in text
 
 
-def test_losses_that_part_are_an_error() -> None:
+def test_different_losses_are_an_error() -> None:
     results = {side: [{"loss": 1.0}] for side in (*training_step.PEERS, *training_step.OURS)}
     training_step.check_losses(results)
     results["ours-float32"] = [{"loss": 1.01}]

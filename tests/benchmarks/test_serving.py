@@ -1,4 +1,4 @@
-"""The serving benchmark at toy size: all sides answer the same rows alike, and ratios are of one round."""
+"""Serving benchmark at toy size: all sides compute equal answers, and ratios are taken within a round."""
 
 from __future__ import annotations
 

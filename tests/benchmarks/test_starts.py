@@ -1,4 +1,4 @@
-"""The table of starts: what the seeds of every start came to."""
+"""Table of prompt initialisations: scores of their seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The PyTorch peer is the reference's job: its golden logits, loss, gradients, Adam steps and samples."""
+"""The PyTorch peer reproduces the reference's golden logits, loss, gradients, Adam steps and samples."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def close(got: Any, want: Any, tolerance: float = 1e-5) -> None:
 
 @pytest.fixture(scope="module")
 def tree(golden: Path) -> dict[str, Any]:
-    """The golden LM under our names."""
+    """The golden LM with our parameter names."""
     state = torch.load(golden / "lm" / "checkpoint_best.pt", weights_only=True)["model"]
     get = lambda name: state[f"decoder.{name}"].float().numpy()  # noqa: E731
     stack = lambda name: np.stack([get(f"layers.{i}.{name}") for i in range(LAYERS)])  # noqa: E731
@@ -63,7 +63,7 @@ def tree(golden: Path) -> dict[str, Any]:
 
 
 def named(arrays: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    """A golden file's prompt leaves under our names."""
+    """Renames a golden file's prompt leaves to ours."""
     get = lambda name: arrays[f"{prefix}decoder.{name}.weight"]  # noqa: E731
     leaves = {"input": get("prefix_embed_prompts"), "sep": get("sep_embed")}
     if f"{prefix}decoder.deep_key_embed_prompts.0.weight" in arrays:

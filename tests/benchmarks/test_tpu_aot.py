@@ -1,4 +1,4 @@
-"""Reading compiled programs: every number against XLA's own or a count by hand; and a tiny LM compiled for a TPU."""
+"""Costs of compiled programs, compared with XLA's or manual counts; and a tiny LM compiled for a TPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from spjax.training import sharding
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# From programs compiled for v5e:2x2 by libtpu 0.0.52; what the reader does not look at is left out.
+# From programs compiled for v5e:2x2 by libtpu 0.0.52, without the parts that the parser ignores.
 LOOP = """\
 HloModule jit_f, is_scheduled=true, num_partitions=4
 
@@ -94,7 +94,7 @@ copy-start(%param.2), cross_program_prefetch_index=0
 }
 """
 
-# Products of attention, a batch of them as one convolution: its spatial axes are utterances and heads.
+# Batched products of attention as one convolution, whose spatial axes are utterances and heads.
 ATTENTION = """\
 ENTRY %main (q: f32[64,16,75,64], k: f32[64,16,75,64]) -> f32[64,16,75,75] {
   %q = f32[64,16,75,64]{3,2,1,0:T(8,128)} parameter(0)
@@ -105,12 +105,12 @@ lhs_dilate=64x16}, dim_labels=01bf_01oi->01bf, operand_precision={highest,highes
 """
 
 
-def test_a_loop_counts_as_often_as_it_turns() -> None:
+def test_a_loop_counts_its_iterations() -> None:
     costs = hlo.costs(hlo.parse(LOOP))
     (product,) = (work for work in costs.work if work.flops)
     assert (product.times, product.flops, product.passes) == (5, 2 * 32 * 128 * 256, 2 * 32 * 128 * 256)
     assert product.cycles == 4071
-    assert product.bytes == 128 * 256 * 2  # of the stack one layer; what is in vector memory is free
+    assert product.bytes == 128 * 256 * 2  # one layer of the stack; vector memory is free
     (copy,) = (work for work in costs.work if work.name == "copy-start")
     assert (copy.times, copy.bytes) == (1, 32 * 128 * 2)
     (sent,) = costs.collectives
@@ -119,8 +119,8 @@ def test_a_loop_counts_as_often_as_it_turns() -> None:
     assert sent.origin == "jit(f)/while/body/dot_general"
 
 
-def test_a_loop_without_an_end_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"how often loop while.13 turns is not in the text"):
+def test_a_loop_of_unknown_length_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the number of iterations of loop while.13 is unknown"):
         hlo.costs(hlo.parse(LOOP.replace("direction=LT", "direction=NE")))
     with pytest.raises(ValueError, match="no ENTRY computation"):
         hlo.parse("HloModule jit_f")
@@ -137,7 +137,7 @@ def test_batched_products_and_precision() -> None:
     (work,) = hlo.costs(hlo.parse(ATTENTION)).work
     assert work.flops == 2 * 64 * 16 * 75 * 75 * 64
     assert work.passes == 6 * work.flops
-    # 64 columns fill lanes of 128, 75 rows fill 80; the key's are the other way round.
+    # 64 columns are padded to 128 lanes, 75 rows to 80; the key is transposed.
     assert work.bytes == 4 * 64 * 16 * (80 * 128 + 64 * 128 + 80 * 128)
 
 
@@ -151,7 +151,7 @@ def test_batched_products_and_precision() -> None:
     far=st.integers(1, 3),
     groups=st.sampled_from([1, 2]),
 )
-def test_products_are_as_many_as_xla_counts(data, size, stride, pads, holes, far, groups) -> None:
+def test_products_agree_with_xla(data, size, stride, pads, holes, far, groups) -> None:
     length = data.draw(st.integers((size - 1) * far + 1, 20))
 
     def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -161,18 +161,18 @@ def test_products_are_as_many_as_xla_counts(data, size, stride, pads, holes, far
 
     compiled = jax.jit(conv).lower(jnp.zeros((3, length, 4)), jnp.zeros((size, 4 // groups, 6))).compile()
     found = hlo.costs(hlo.parse(compiled.as_text()))
-    assume(" convolution(" in compiled.as_text())  # XLA for CPUs computes some otherwise
+    assume(" convolution(" in compiled.as_text())  # XLA for CPUs compiles some to other instructions
     assert sum(work.flops for work in found.work) == compiled.cost_analysis().get("flops", 0)
 
 
-def test_a_scan_has_the_products_of_all_its_turns() -> None:
+def test_a_scan_has_the_products_of_all_iterations() -> None:
     def run(x: jax.Array, kernels: jax.Array) -> jax.Array:
         return jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x, kernels)[0]
 
     compiled = jax.jit(run).lower(jnp.zeros((8, 16)), jnp.zeros((7, 16, 16))).compile()
     found = hlo.costs(hlo.parse(compiled.as_text()))
     assert sum(work.times * work.flops for work in found.work) == 7 * 2 * 8 * 16 * 16
-    assert compiled.cost_analysis()["flops"] < 2 * 2 * 8 * 16 * 16 + 200  # what XLA says: one turn
+    assert compiled.cost_analysis()["flops"] < 2 * 2 * 8 * 16 * 16 + 200  # XLA counts one iteration
 
 
 @pytest.mark.parametrize(
@@ -196,8 +196,8 @@ def test_groups_in_every_notation(attributes: str, groups: list[list[int]]) -> N
 
 
 @pytest.mark.parametrize("attributes", ["replica_groups=mesh['a'=4] {'a':(1)2}", "replica_groups=%new"])
-def test_groups_that_are_not_understood_are_no_guess(attributes: str) -> None:
-    with pytest.raises(ValueError, match=r"notation of groups that is not known: .*replica_groups="):
+def test_unknown_groups_are_refused(attributes: str) -> None:
+    with pytest.raises(ValueError, match=r"unknown notation of groups: .*replica_groups="):
         hlo.replica_groups(attributes, 4)
 
 
@@ -211,7 +211,7 @@ def test_groups_that_are_not_understood_are_no_guess(attributes: str) -> None:
         (hlo.Array("u4", (16,), "0"), 8, True),
     ],
 )
-def test_sizes_have_their_tiles_filled_up(array: hlo.Array, size: float, main: bool) -> None:
+def test_sizes_are_padded_to_tiles(array: hlo.Array, size: float, main: bool) -> None:
     assert (array.size, array.in_main_memory) == (size, main)
     assert array.nbytes <= array.size
 
@@ -237,19 +237,19 @@ def test_only_gradients_of_prompts_may_cross_data_shards() -> None:
     gathered = lambda dims: _sent(dims, data)._replace(kind="all-gather")  # noqa: E731
     assert check([]) == pytest.approx(1, abs=1e-3)
     assert check([gathered(prompt)]) == pytest.approx(1, abs=1e-3)  # no sum
-    for dims in ((16, 32), (32, 1, 16), (4, 16, 32), (16, 16), (4, 16, 16)):  # whole, a layer, a chip's part of either
+    for dims in ((16, 32), (32, 1, 16), (4, 16, 32), (16, 16), (4, 16, 16)):  # all, a layer, a chip's part of either
         for one in (_sent(dims, data), gathered(dims)):
             with pytest.raises(AssertionError, match="shaped like frozen kernels"):
                 check([one])
     with pytest.raises(AssertionError, match="the prompts' gradients take 96,000"):
         check([_sent((6, 4001), data, 2)])
-    check([gathered((16, 16))], shards=2)  # a layer of an LM in pieces
+    check([gathered((16, 16))], shards=2)  # a layer of a sharded LM
     for one in (gathered((4, 16, 16)), _sent((16, 16), data), _sent((8, 16), data)):
         with pytest.raises(AssertionError, match="shaped like frozen kernels"):
             check([one], shards=2)
 
 
-def test_what_a_collective_takes() -> None:
+def test_seconds_of_a_collective() -> None:
     chip = tpu_aot.CHIPS["v5e"]
     few, many = (_sent((1_000_000,), [list(range(n))]) for n in (4, 256))
     assert tpu_aot.link_seconds(few, chip) == pytest.approx(2 * 4e6 * 3 / 4 / 50e9 + 4e-6)
@@ -262,7 +262,7 @@ def test_sizes_of_the_lms() -> None:
     assert [round(lm.num_params / 1e6) for lm in tpu_aot.LMS.values()] == [151, 1209, 6445]
 
 
-def test_a_table_of_programs_that_fit_and_of_those_that_do_not() -> None:
+def test_a_table_of_programs() -> None:
     size = {
         "libtpu": "0.0.4",
         "topology": "v5e:2x2",
@@ -287,9 +287,9 @@ def test_a_table_of_programs_that_fit_and_of_those_that_do_not() -> None:
     assert first.count("|") == second.count("|")
 
 
-def test_what_cannot_be_compiled_is_refused() -> None:
+def test_unknown_programs_are_refused() -> None:
     size = tpu_aot.Size("v9:2x2", "151M", 1, 64, 64, 1, 1, False)
-    with pytest.raises(ValueError, match="topology 'v9:2x2' is of no chip in v5e, v5p"):
+    with pytest.raises(ValueError, match="topology 'v9:2x2' has no chip of v5e, v5p"):
         next(tpu_aot.measure(fsc.get_config(), size, ["train"]))
     config = fsc.get_config()
     config.verbalizer = "frequency"
@@ -299,17 +299,17 @@ def test_what_cannot_be_compiled_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("found", "wrong"),
-    [(None, "is not installed"), ("0.0.52", "which wants 0.0.4"), ("0.0.4.1", None), ("0.0.42", "wants")],
+    [(None, "is not installed"), ("0.0.52", "it requires 0.0.4"), ("0.0.4.1", None), ("0.0.42", "requires")],
 )
-def test_the_compiler_must_be_that_of_jax(monkeypatch, found: str | None, wrong: str | None) -> None:
+def test_the_compiler_must_match_jax(monkeypatch, found: str | None, wrong: str | None) -> None:
     monkeypatch.setattr(tpu_aot.importlib.util, "find_spec", lambda name: found)
     monkeypatch.setattr(tpu_aot.metadata, "requires", lambda name: ["numpy", 'libtpu==0.0.4.*; extra == "tpu"'])
     monkeypatch.setattr(tpu_aot.metadata, "version", lambda name: {"libtpu": found}.get(name, "0.10.2"))
-    said = tpu_aot.wrong_compiler()
-    assert (wrong in said and "pip install -r requirements-tpu-aot.txt" in said) if wrong else said is None
+    message = tpu_aot.wrong_compiler()
+    assert (wrong in message and "pip install -r requirements-tpu-aot.txt" in message) if wrong else message is None
 
 
-def test_the_command_says_what_it_wants() -> None:
+def test_the_command_line() -> None:
     def run(*flags: str) -> str:
         command = [sys.executable, "-m", "benchmarks.tpu_aot", *flags]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
