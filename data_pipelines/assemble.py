@@ -1,4 +1,4 @@
-"""From parts to unit records: every clip's own segments, its speaker's mean f0, its labels, where it came from."""
+"""Assembles unit records from extracted parts: segments, speaker-normalised f0, labels and provenance of each clip."""
 
 from __future__ import annotations
 
@@ -20,48 +20,50 @@ from spjax.tasks import Task
 
 
 def refused(made: Mapping[int, Part]) -> dict[int, str]:
-    """Why a clip was refused, by its number over all splits."""
-    return _said({number: part.refused for number, part in made.items()})
+    """Returns the reason for each refused clip, by clip number over all splits."""
+    return _messages({number: part.refused for number, part in made.items()})
 
 
 def repaired(made: Mapping[int, Part]) -> dict[int, str]:
-    """What was put right in a clip, by its number over all splits."""
-    return _said({number: part.repaired for number, part in made.items()})
+    """Returns the repairs of each repaired clip, by clip number over all splits."""
+    return _messages({number: part.repaired for number, part in made.items()})
 
 
-def _said(made: Mapping[int, np.ndarray]) -> dict[int, str]:
+def _messages(made: Mapping[int, np.ndarray]) -> dict[int, str]:
     return {
-        number * parts.CLIPS_PER_PART + row: str(words)
+        number * parts.CLIPS_PER_PART + row: str(message)
         for number, rows in made.items()
-        for row, words in enumerate(rows)
-        if words
+        for row, message in enumerate(rows)
+        if message
     }
 
 
 def write_report(
     out: epath.Path, splits: Splits, refused: Mapping[int, str], repaired: Mapping[int, str] | None = None
 ) -> list[str]:
-    """Lists refused and repaired clips in `OUT-refused.jsonl` and `OUT-repaired.jsonl`, and prints them.
+    """Writes refused and repaired clips to `OUT-refused.jsonl` and `OUT-repaired.jsonl`, and prints them.
 
     Args:
       out: directory of the records.
       splits: the clips.
-      refused, repaired: what is said of a clip, by its number over all splits.
+      refused, repaired: message by clip number over all splits.
 
     Returns:
-      Notes for the card: how many of each split.
+      Notes for the card: counts for each split.
     """
     every = [(split, clip) for split, clips in splits.items() for clip in clips]
     notes = []
-    for kind, said in (("refused", refused), ("repaired", repaired or {})):
+    for kind, messages in (("refused", refused), ("repaired", repaired or {})):
         report = out.parent / f"{out.name}-{kind}.jsonl"
         report.unlink(missing_ok=True)
-        if not said:
+        if not messages:
             continue
-        rows = [{"split": every[i][0], "id": every[i][1].id, "path": every[i][1].path, "why": said[i]} for i in said]
+        rows = [
+            {"split": every[i][0], "id": every[i][1].id, "path": every[i][1].path, "why": messages[i]} for i in messages
+        ]
         report.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        # a refusal names its file, and a file may hold many clips
-        lines = said.values() if kind == "refused" else (f"{row['path']}: {row['why']}" for row in rows)
+        # A refusal contains the file name already. One file may hold many clips, so repeats are printed once.
+        lines = messages.values() if kind == "refused" else (f"{row['path']}: {row['why']}" for row in rows)
         for line in dict.fromkeys(lines):
             tqdm.write(f"{kind}: {line}", file=sys.stderr)
         counts = Counter(row["split"] for row in rows)
@@ -74,24 +76,24 @@ def write_report(
 
 
 def utterances(task: Task, splits: Splits, made: Sequence[Part], f0: bool) -> dict[str, list[Utterance]]:
-    """The records of every split, without what was refused.
+    """Makes the records of every split, without refused clips.
 
     Args:
-      task: what the labels mean.
+      task: the task of the labels.
       splits: the clips.
-      made: all parts of them, in order.
-      f0: normalise it, by speaker; else the records have none.
+      made: all parts, in order.
+      f0: add f0, normalised by speaker.
     """
     counts, units, durations, pitch, voiced, rates, *_ = (np.concatenate(arrays) for arrays in zip(*made, strict=True))
     ends = np.cumsum(counts)
     every = [(split, clip) for split, clips in splits.items() for clip in clips]
     segments = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
-    said: dict[str, list[slice]] = defaultdict(list)
+    of_speaker: dict[str, list[slice]] = defaultdict(list)
     for (_, clip), where in zip(every, segments, strict=True):
-        said[clip.speaker].append(where)
+        of_speaker[clip.speaker].append(where)
     mean_of = {
         speaker: prosody.voiced_mean(*(np.concatenate([stream[where] for where in its]) for stream in (pitch, voiced)))
-        for speaker, its in said.items()
+        for speaker, its in of_speaker.items()
         if speaker
     }
     found: dict[str, list[Utterance]] = {split: [] for split in splits}
@@ -115,11 +117,11 @@ def utterances(task: Task, splits: Splits, made: Sequence[Part], f0: bool) -> di
 
 
 def classes(clip: Clip, task: Task) -> list[int]:
-    """Class ids over all slots, of a clip's labels."""
+    """Returns the class ids of a clip's labels, numbered over all slots."""
     labels = zip(clip.labels, task.slots, task.slot_offsets[:-1], strict=True)
     return [first + slot.labels.index(label) for label, slot, first in labels]
 
 
 def _seconds(number: float) -> str:
-    """All digits that it takes to tell it from any other number."""
+    """Formats seconds without loss of precision."""
     return repr(float(number)).removesuffix(".0")

@@ -1,4 +1,4 @@
-"""A clip: an utterance of a data set before anything is read of it. Builders list these, extraction reads them."""
+"""Clips: the utterances of a data set before any audio is read. Builders list them, extraction reads them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ class Clip(NamedTuple):
     """One utterance of a data set.
 
     Attributes:
-      id: unique in its data set and the same on every machine: the path under the root, and the crop if there is one.
-      path: the audio file, relative to the data set's root, with forward slashes.
-      labels: one label a slot of the task, spelled as in the task.
-      speaker: who speaks; "" where unknown.
-      source: the recording that this one was cut or copied from, which must not stand in two splits; "" for itself.
+      id: unique in its data set and the same on every machine: path under the root, and the crop if there is one.
+      path: audio file, relative to the data set's root, with forward slashes.
+      labels: one label a slot of the task, exactly as in the task.
+      speaker: speaker id; "" if unknown.
+      source: the recording that this one was cut or copied from; all its clips belong in one split. "" for itself.
       start: seconds into the file.
-      duration: seconds; None for all the rest of the file.
+      duration: seconds; None for the rest of the file.
     """
 
     id: str

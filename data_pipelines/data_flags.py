@@ -1,4 +1,4 @@
-"""The flags by which a command names a data set: one that spjax knows, splits written down, or the user's own data."""
+"""Flags that select a data set: a known one, splits written earlier, or the user's data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from data_pipelines.splits import BuildError
 from spjax.command_line import place
 from spjax.tasks import METRICS, TASKS, Task
 
-# Flags that mean nothing but with some of --task, --splits, --manifest and --folders.
+# Flags that are valid only with some of --task, --splits, --manifest and --folders.
 _ONLY_WITH = {
     **dict.fromkeys(("labels", "text", "crops", "source"), ("manifest",)),
     **dict.fromkeys(("name", "metric", "split-seed"), ("manifest", "folders")),
@@ -26,14 +26,14 @@ _ONLY_WITH = {
 
 
 class DataSet(NamedTuple):
-    """What a command is about.
+    """A data set selected by flags.
 
     Attributes:
-      task: what its labels mean.
+      task: the task of its labels.
       splits: its clips.
       raw: root of the clips' paths, local or gs://.
-      sources: sha256 of files that say which clips there are, for the card of records.
-      notes: what to say of it there.
+      sources: sha256 of files that list the clips, for the card of the records.
+      notes: notes for the card.
     """
 
     task: Task
@@ -44,12 +44,12 @@ class DataSet(NamedTuple):
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that `chosen` reads."""
+    """Adds the flags that `chosen` reads."""
     group = parser.add_argument_group("data set, local or gs://")
     which = group.add_mutually_exclusive_group(required=True)
     which.add_argument("--task", metavar="NAME", help="a data set that spjax knows, unpacked in --raw")
     which.add_argument(
-        "--splits", metavar="DIR", type=place, help="splits written down earlier, of the data set in --raw"
+        "--splits", metavar="DIR", type=place, help="splits written by an earlier command, of the data set in --raw"
     )
     flag_table.add(which, "manifest", metavar="CSV")
     flag_table.add(which, "folders", metavar="DIR")
@@ -60,37 +60,37 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     flag_table.add(group, "crops")
     flag_table.add(group, "source", metavar="A")
     group.add_argument(
-        "--name", help="what to call your own task (by default as --out of extraction, else as its file or folder)"
+        "--name", help="name of your task (default: the name of --out of extraction, else of the file or folder)"
     )
     flag_table.add(group, "metric", choices=tuple(METRICS))
     flag_table.add(group, "split-seed")
 
 
 def add_encoder_flags(parser: argparse.ArgumentParser) -> None:
-    """What makes features of speech, and what to do about files that hold none."""
+    """Adds the flags of the encoder and of the handling of unusable files."""
     group = parser.add_argument_group("encoder")
     flag_table.add(group, "encoder", required=True)
     group.add_argument("--layer", type=int, default=6, help="of a HuBERT or Whisper (%(default)s)")
     group.add_argument("--plain-chunks", action="store_true", help="cut long audio as the reference does")
-    group.add_argument("--lowpass", type=float, metavar="HZ", help="hear nothing above, in files of any band width")
+    group.add_argument("--lowpass", type=float, metavar="HZ", help="remove frequencies above, whatever the sample rate")
     flag_table.add(parser, "on-error", choices=("stop", "skip"), default="stop")
 
 
 def chosen(args: argparse.Namespace, unit_text: bool = False) -> DataSet:
-    """Lists the data set that the flags name.
+    """Lists the data set that the flags select.
 
     Args:
-      args: the flags.
-      unit_text: whether a task that comes as units instead of recordings will do.
+      args: parsed flags.
+      unit_text: accept a task that is published as units instead of recordings.
 
     Raises:
-      BuildError: flags that do not go together, an unknown task, or data that are not what they must be.
+      BuildError: conflicting flags, an unknown task, or invalid data.
     """
     if (args.task or args.splits) and not args.raw:
         raise BuildError(f"--{'task' if args.task else 'splits'} needs --raw: the root of the unpacked data set")
     for flag, ways in _ONLY_WITH.items():
         if _given(getattr(args, flag.replace("-", "_"))) and not any(getattr(args, way) for way in ways):
-            raise BuildError(f"--{flag} goes with {' or '.join(f'--{way}' for way in ways)} only: leave it out")
+            raise BuildError(f"--{flag} is valid only with {' or '.join(f'--{way}' for way in ways)}: leave it out")
     if args.task:
         protocol = args.protocol or "paper"
         from data_pipelines.builders import CLIPS
@@ -99,14 +99,14 @@ def chosen(args: argparse.Namespace, unit_text: bool = False) -> DataSet:
         if args.task not in CLIPS and has_frames(args.raw, args.task):
             if not unit_text:
                 raise BuildError(
-                    f"task {args.task} comes as unit text, of which there is nothing to extract: import it by "
+                    f"task {args.task} is published as unit text, so there is nothing to extract: import it by "
                     f"python -m data_pipelines.import_frames --task={args.task} --src={args.raw} --out=..."
                 )
             found = unit_splits(args.task, args.raw, protocol)
             return DataSet(found.task, found.splits, args.raw, {}, (f"protocol: {protocol}", *found.notes))
         if args.task not in CLIPS:
             raise BuildError(
-                f"unknown task {args.task!r}: choose {', '.join(CLIPS)}, or bring your own data by --manifest or "
+                f"unknown task {args.task!r}: choose {', '.join(CLIPS)}, or give your own data by --manifest or "
                 "--folders"
             )
         splits = CLIPS[args.task](epath.Path(args.raw), protocol)
@@ -146,7 +146,7 @@ def _given(value: Any) -> bool:
 
 
 def _names(flag: str | None) -> list[str] | None:
-    """The names in a flag, with commas between them; None where it is not given."""
+    """Splits a comma-separated flag; None if the flag is not given."""
     return None if flag is None else [name.strip() for name in flag.split(",") if name.strip()]
 
 

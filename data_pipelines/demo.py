@@ -1,6 +1,6 @@
-"""Speech made on the spot, its unit records, and what trained adapters or prompts predict for some recordings.
+"""Synthesises speech, makes its unit records, and shows predictions of trained prompts or adapters for recordings.
 
-The source of jobs whose config has `synthesis` (configs/demo.py, demo_prosody.py).
+Data source of jobs whose config has `synthesis` (configs/demo.py, demo_prosody.py).
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ ENCODER = "tiny"
 
 
 def source(config: ConfigDict, workdir: str) -> Source:
-    """The source of a job; its places, relative to WORKDIR until now, are made those in it.
+    """Makes the source of a job, and resolves the paths in its config against WORKDIR.
 
     Raises:
-      ValueError: a workdir in a bucket, or speech of another config is in the way.
+      ValueError: a workdir in a bucket, or a workdir with speech of another config.
     """
     if places.is_remote(workdir):
-        raise ValueError(f"--workdir={workdir} is in a bucket: speech is made and encoded here, give a local one")
+        raise ValueError(f"--workdir={workdir} is in a bucket, but speech is synthesised locally: give a local one")
     synthesis = synthesize.SynthesisConfig(**config.synthesis)
-    spoken = config.task.split(",")
+    tasks = config.task.split(",")
     data = os.path.join(workdir, config.data)
     if config.lm not in assets.NAMES:
-        spoken = list(dict.fromkeys((*config.pretraining.tasks, *spoken)))
+        tasks = list(dict.fromkeys((*config.pretraining.tasks, *tasks)))
         config.lm, config.pretraining.data = (os.path.join(workdir, p) for p in (config.lm, config.pretraining.data))
-    synthesize.check(os.path.join(workdir, "speech"), synthesis, spoken)
+    synthesize.check(os.path.join(workdir, "speech"), synthesis, tasks)
     config.data = data if "," in config.task else os.path.join(data, config.task)
     f0 = config.job == "compare" or "prosody" in config.pretraining.lm
     return Source(
-        lambda _, directory: records(workdir, os.path.dirname(directory), spoken, synthesis, f0=f0),
+        lambda _, directory: records(workdir, os.path.dirname(directory), tasks, synthesis, f0=f0),
         lambda: _show_job(config, workdir),
     )
 
 
 def _show_job(config: ConfigDict, workdir: str) -> None:
-    """Print what the prompts of a finished job answer for some recordings, once where several processes ran it."""
+    """Prints the predictions of a finished job's prompts for some recordings; in the first process only."""
     if jax.process_index() > 0:
         return
     models = {"predicted": (config.lm, workdir)}
@@ -62,23 +62,22 @@ def _show_job(config: ConfigDict, workdir: str) -> None:
 def records(
     workdir: str, data: str, tasks: Sequence[str], config: synthesize.SynthesisConfig, *, f0: bool = False
 ) -> None:
-    """Make the tasks' unit records in DATA/TASK, of speech in WORKDIR/speech.
+    """Synthesises speech in WORKDIR/speech and makes the tasks' unit records in DATA/TASK.
 
-    What is there is kept, so that a run that was stopped goes on. With `f0` they hold that too, which a
-    multi-stream LM takes.
+    Existing records are kept, so that an interrupted run continues. `f0` adds f0, which a multi-stream LM needs.
 
     Raises:
       SpeechError: espeak-ng is not installed.
-      ValueError: speech of another config is in the way.
+      ValueError: WORKDIR holds speech of another config.
     """
     speech = Path(workdir) / "speech"
     synthesize.synthesize(speech, config, tasks)
     splits = {name: synthesize.clips(speech / name) for name in tasks}
     notes = ("speech synthesised by espeak-ng",)
-    # A voice speaks at another pitch each time: f0 is to be less the utterance's mean, as of a stranger's recording.
+    # A voice's pitch varies between utterances, so f0 is normalised by utterance, as for unknown speakers.
     splits = {
-        name: {split: [clip._replace(speaker="") for clip in some] for split, some in own.items()}
-        for name, own in splits.items()
+        name: {split: [clip._replace(speaker="") for clip in some] for split, some in of_task.items()}
+        for name, of_task in splits.items()
     }
     wanted = [
         Wanted(synthesize.TASKS[name], splits[name], speech / name, os.path.join(data, name), notes=notes)
@@ -89,16 +88,16 @@ def records(
 
 
 def show(workdir: str, models: Mapping[str, tuple[str, str]], tasks: Sequence[str], each: int = 2) -> str:
-    """Classify a few test recordings of every task, from the wave on, and say with which probabilities.
+    """Classifies a few test recordings of every task, from the waveform, and formats labels and probabilities.
 
     Args:
-      workdir: holds the speech.
-      models: of each column its heading, the directory of the LM and that of the job that trained prompts on it.
+      workdir: the directory of the speech.
+      models: column heading → (directory of the LM, directory of the job that trained prompts on it).
       tasks: of the jobs.
       each: recordings a task.
 
     Returns:
-      Lines of text, which WORKDIR/examples.md holds too.
+      A Markdown table, which is also written to WORKDIR/examples.md.
     """
     speech, encoder = Path(workdir) / "speech", load_encoder(ENCODER)
     lms = {name: load_unit_lm(lm) for name, (lm, _) in models.items()}
@@ -108,7 +107,7 @@ def show(workdir: str, models: Mapping[str, tuple[str, str]], tasks: Sequence[st
     columns = []
     for model, (_, job) in models.items():
         lm = lms[model]
-        # A single task's report stands in the job's directory itself.
+        # With a single task, the report is in the job's directory.
         reports = {name: os.path.join(job, name) if len(tasks) > 1 else job for name in tasks}
         packs = {name: load_prompt(best_pack(report)) for name, report in reports.items()}
         banks = scoring.make_banks(lm.config, lm.params, "float32", packs)

@@ -1,4 +1,4 @@
-"""Notes on what may be wrong with the user's data though they can be used, for the screen and the card."""
+"""Notes about likely mistakes in the user's data, which can still be used; for the screen and the card."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from spjax.tasks import Task
 
 
 def of_spelling(task: Task, clips: Sequence[Clip]) -> list[str]:
-    """Labels, and speakers, that differ in case, spacing or the form of a number only; and speakers who are not named.
+    """Reports labels and speakers that differ only in case, spacing or number format, and clips without a speaker.
 
-    Each is taken as it is spelled: labels as different ones, clips without a speaker as of a speaker each.
+    Nothing is changed: such labels count as different, and each clip without a speaker as a separate speaker.
     """
     named = {clip.speaker for clip in clips if clip.speaker}
     kinds = [(f"labels of {slot.name}", slot.labels) for slot in task.slots]
@@ -25,15 +25,15 @@ def of_spelling(task: Task, clips: Sequence[Clip]) -> list[str]:
         if pairs:
             one, other = pairs[0]
             more = f" ({len(pairs)} such pairs)" if len(pairs) > 1 else ""
-            found.append(f"{what}: {one!r} and {other!r} are spelled almost alike and taken as different{more}")
-    nobody = sum(not clip.speaker for clip in clips)
-    if named and nobody:
-        found.append(f"{nobody} of {len(clips)} clips have no speaker: theirs may be in several splits")
+            found.append(f"{what}: {one!r} and {other!r} look almost alike and are treated as different{more}")
+    unnamed = sum(not clip.speaker for clip in clips)
+    if named and unnamed:
+        found.append(f"{unnamed} of {len(clips)} clips have no speaker: their speakers may be in several splits")
     return found
 
 
 def of_splits(task: Task, splits: Splits) -> list[str]:
-    """Labels that valid or test lacks."""
+    """Reports labels that are missing in valid or test."""
     found = []
     for split in ("valid", "test"):
         for number, slot in enumerate(task.slots):
@@ -45,11 +45,11 @@ def of_splits(task: Task, splits: Splits) -> list[str]:
 
 
 def of_copies(splits: Splits, copy_of: Mapping[str, str]) -> list[str]:
-    """Files of equal content: how many, which cross splits, which have other labels.
+    """Reports files of equal content: how many, which are in two splits, which have different labels.
 
     Args:
       splits: the clips.
-      copy_of: as of `data_pipelines.listing.copies`.
+      copy_of: see `data_pipelines.listing.copies`.
     """
     if not copy_of:
         return []
@@ -61,7 +61,7 @@ def of_copies(splits: Splits, copy_of: Mapping[str, str]) -> list[str]:
     files = len(copy_of) - len(set(copy_of.values()))
     first, original = next((path, path_of) for path, path_of in copy_of.items() if path != path_of)
     found = [f"files that hold the same bytes as another: {files}, the first {first} as {original}"]
-    # crops of copies are other utterances, and come from the same recording all the same
+    # crops of copies are different utterances of the same recording
     spread: dict[str, list[tuple[str, Clip]]] = defaultdict(list)
     for group in groups.values():
         spread[copy_of[group[0][1].path]] += group
@@ -70,13 +70,13 @@ def of_copies(splits: Splits, copy_of: Mapping[str, str]) -> list[str]:
         (split, clip), (other_split, other) = crossing[0]
         found.append(
             f"recordings that are in two splits, as copies: {len(crossing)}, the first {clip.path} in {split} and "
-            f"{other.path} in {other_split}; scores are too good by these, remove one of each"
+            f"{other.path} in {other_split}; they inflate scores, remove one of each"
         )
-    torn = [pair for group in groups.values() if (pair := _unlike(group, [clip.labels for _, clip in group]))]
-    if torn:
-        (_, clip), (_, other) = torn[0]
+    conflicting = [pair for group in groups.values() if (pair := _unlike(group, [clip.labels for _, clip in group]))]
+    if conflicting:
+        (_, clip), (_, other) = conflicting[0]
         found.append(
-            f"recordings whose copies have different labels: {len(torn)}, the first {clip.path} "
+            f"recordings whose copies have different labels: {len(conflicting)}, the first {clip.path} "
             f"({', '.join(clip.labels)}) and {other.path} ({', '.join(other.labels)}); correct or remove one of each"
         )
     return found
@@ -85,7 +85,7 @@ def of_copies(splits: Splits, copy_of: Mapping[str, str]) -> list[str]:
 def _unlike(
     group: Sequence[tuple[str, Clip]], values: Sequence[object]
 ) -> tuple[tuple[str, Clip], tuple[str, Clip]] | None:
-    """The first of a group, and the first of another value than it has; None where all have the same."""
+    """Returns the first of a group and the first with another value; None if all values are equal."""
     for one, value in zip(group, values, strict=True):
         if value != values[0]:
             return group[0], one
@@ -93,13 +93,13 @@ def _unlike(
 
 
 def _alike(values: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of values that a reader would take for the same."""
+    """Returns pairs of values that look the same to a reader."""
     first: dict[object, str] = {}
-    return [(first[key], value) for value in values if first.setdefault(key := _essence(value), value) != value]
+    return [(first[key], value) for value in values if first.setdefault(key := _normalised(value), value) != value]
 
 
-def _essence(text: str) -> object:
-    """A text without what is hardly seen of it: case, spacing, width of letters, how a number is written."""
+def _normalised(text: str) -> object:
+    """Removes differences that are hard to see: case, spacing, width of letters, number format."""
     seen = "".join(letter for letter in unicodedata.normalize("NFKC", text) if unicodedata.category(letter) != "Cf")
     seen = " ".join(composed(seen).casefold().replace("_", " ").split())
     return float(seen) if re.fullmatch(r"[+-]?\d+(\.\d*)?", seen) else seen

@@ -1,7 +1,7 @@
-"""The voice of the demo: espeak-ng, by the shared library that the package espeakng-loader brings (GPLv3, optional).
+"""Text-to-speech for the demo: espeak-ng, through the shared library of espeakng-loader (GPLv3, optional).
 
-The engine keeps its state in globals, so a process has one voice at a time; and it draws its breath noise from a random
-generator of its own, which is seeded before every utterance, so that the same request gives the same samples.
+The engine keeps its state in globals, so a process has one voice at a time. It draws breath noise from its random
+generator, which is seeded before every utterance so that equal requests give equal samples.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_SYNCHRONOUS = 2  # samples come through the callback, before the call returns
+_SYNCHRONOUS = 2  # samples are passed to the callback before the call returns
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4  # espeak_PARAMETER
 _UTF8, _SSML = 1, 0x10
-_PATH_LIMIT = 140  # the engine copies its data path into 160 bytes and fails beyond
-# Variants that no listener would call a person's voice, or whose gender is anyone's guess.
+_PATH_LIMIT = 140  # the engine copies its data path into 160 bytes and fails on longer ones
+# Variants that do not sound like a person, or whose gender is unclear.
 _ODD = re.compile(r"robo|robot|whisper|croak|demonic|tweaky|storm|fast|announcer|klatt|mr serious|uni|ricishay", re.I)
-REVERSED = frozenset({"aunty"})  # voices whose pitch rises where that of others falls: they cannot ask
+REVERSED = frozenset({"aunty"})  # voices with inverted pitch contours, which cannot express questions
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
 class SpeechError(ValueError):
-    """The engine is not installed, or does not speak; the message says what to do."""
+    """The engine is not installed or fails; the message suggests a fix."""
 
 
 class Manner(NamedTuple):
-    """How something is said: words a minute, pitch and pitch range in 0..99 (50 is the voice's own)."""
+    """Speaking style: words a minute, pitch and pitch range in 0..99 (50 is the voice's default)."""
 
     rate: int = 175
     pitch: int = 50
@@ -47,12 +47,12 @@ class _Engine(NamedTuple):
     library: Any
     samples: list[np.ndarray]
     rate: int
-    callback: Any  # kept: the library calls it, and Python must not forget it
-    raised: list[BaseException]  # while it was called
+    callback: Any  # keeps a reference for the library, so that Python does not collect it
+    raised: list[BaseException]  # errors raised in the callback
 
 
 def data_path() -> Path:
-    """The engine's data, on a path short enough for it.
+    """Returns the directory of the engine's data, copied to a short path if its path is too long for the engine.
 
     Raises:
       SpeechError: espeakng-loader is not installed.
@@ -74,7 +74,7 @@ def data_path() -> Path:
     shutil.copytree(path, fresh / path.name)
     try:
         fresh.rename(short)
-    except OSError:  # another process was faster, or the name is somebody else's
+    except OSError:  # another process was faster, or another user has that name
         return fresh / path.name
     return short / path.name
 
@@ -97,22 +97,22 @@ def _engine() -> _Engine:
             if wave and count > 0:
                 samples.append(np.ctypeslib.as_array(wave, (count,)).copy())
             return 0
-        except BaseException as error:  # ctypes would forget a Ctrl-C, and a piece of the wave with it
+        except BaseException as error:  # ctypes drops exceptions of callbacks, such as KeyboardInterrupt
             raised.append(error)
-            return 1  # no more of this
+            return 1  # stops the synthesis
 
     library.espeak_SetSynthCallback(collect)
     return _Engine(library, samples, rate, collect, raised)
 
 
 def sample_rate() -> int:
-    """Samples a second of what `say` returns."""
+    """Returns the sample rate of `say`, in Hz."""
     return _engine().rate
 
 
 @functools.cache
 def voices() -> dict[str, tuple[str, ...]]:
-    """Names of the voice variants that sound like a person, "male" and "female", sorted."""
+    """Returns the names of human-sounding voice variants, by "male" and "female", sorted."""
     found: dict[str, list[str]] = {"male": [], "female": []}
     for path in sorted((data_path() / "voices" / "!v").iterdir()):
         gender = re.search(r"^gender\s+(male|female)", path.read_text(encoding="utf-8", errors="replace"), re.M)
@@ -122,24 +122,24 @@ def voices() -> dict[str, tuple[str, ...]]:
 
 
 def say(text: str, language: str, voice: str, manner: Manner = PLAIN, seed: int = 0) -> np.ndarray:
-    """Speak a text.
+    """Synthesises a text.
 
     Args:
-      text: what to say: plain, or SSML from `<speak>` on.
+      text: plain text, or SSML that starts with `<speak>`.
       language: the engine's name of language and accent, such as "en-us" or "lt".
       voice: one of `voices()`.
-      manner: how.
+      manner: speaking style.
       seed: of the breath noise.
 
     Returns:
       int16 [n] at `sample_rate()`.
 
     Raises:
-      SpeechError: the engine is not installed, knows no such voice, or says nothing.
+      SpeechError: the engine is not installed, the voice is unknown, or the output is silent.
     """
     library, samples, _, _, raised = _engine()
     if library.espeak_SetVoiceByName(f"{language}+{voice}".encode()) != 0:
-        raise SpeechError(f"espeak-ng knows no voice {voice!r} of language {language!r}")
+        raise SpeechError(f"espeak-ng has no voice {voice!r} of language {language!r}")
     for parameter, value in ((_RATE, manner.rate), (_VOLUME, 100), (_PITCH, manner.pitch), (_RANGE, manner.range)):
         library.espeak_SetParameter(parameter, value, 0)
     library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
@@ -151,5 +151,5 @@ def say(text: str, language: str, voice: str, manner: Manner = PLAIN, seed: int 
         raise raised[0]
     wave = np.concatenate(samples) if samples else np.zeros(0, np.int16)
     if not wave.any():
-        raise SpeechError(f"espeak-ng says nothing for {text!r} in {language!r} with voice {voice!r}")
+        raise SpeechError(f"espeak-ng returns silence for {text!r} in {language!r} with voice {voice!r}")
     return wave

@@ -1,31 +1,31 @@
-"""A data set's recordings → unit records, as an Apache Beam pipeline.
+"""Encodes a data set's recordings to unit records, as an Apache Beam pipeline.
 
     python -m data_pipelines.extract --task=lt_sc --raw=RAW/lt_sc --out=RECORDS/lt_sc --encoder=mfcc --clusters=100
     python -m data_pipelines.extract --task=fsc --raw=RAW/fsc --out=RECORDS/fsc --encoder=HUBERT/ --kmeans=KM100/
     python -m data_pipelines.extract --manifest=my.csv --out=RECORDS/my --encoder=mfcc --kmeans=KM/
     python -m data_pipelines.extract --folders=DIR --out=RECORDS/my --encoder=tiny
 
-The units are those of a k-means that is there (`--kmeans`; the encoder `tiny`, which goes with spjax, has its own), or
-of one that is fitted on the train split first (`--clusters`) and kept beside the records, as `OUT-kmeans`.
+Units come from an existing k-means (`--kmeans`; the bundled encoder `tiny` has its own), or from one that is fitted on
+the train split first (`--clusters`) and saved as `OUT-kmeans`.
 
-By default one worker process a core runs on this machine. Any other Beam runner is a flag away, its own options follow
-`--`; every place given must then be one that its workers reach, such as gs:// (docs/cluster_extraction.md):
+By default one worker process a core runs on this machine. `--runner` selects another Beam runner, whose options follow
+`--`; all paths must then be accessible to its workers, such as gs:// (docs/cluster_extraction.md):
 
     python -m data_pipelines.extract ... --runner=FlinkRunner -- --flink_master=HOST:8081 --parallelism=16
 
-A job that lost its workers is handed in again with what is missing, or ends with an error; none is waited for for ever.
+A job whose workers died is resubmitted for the missing parts, or ends with an error; it never waits forever.
 
-What is done is kept part by part in a hidden folder beside OUT: the same command goes on where the last one ended,
-however that was. Records and card do not depend on runner, number of workers or interruptions.
+Finished parts are kept in a hidden folder next to OUT: after any interruption the same command continues. Records and
+card do not depend on runner, number of workers or interruptions.
 
-A file that cannot be used ends the run with its name, or, by `--on-error=skip`, is left out: which ones and why is then
-listed in `OUT-refused.jsonl`, a line each, and counted in the card. A file that is used although something
-in it had to be put right (docs/audio.md) is listed in `OUT-repaired.jsonl`, and counted too.
+A file that cannot be used ends the run with its name or, with `--on-error=skip`, is left out, listed with the reason in
+`OUT-refused.jsonl` and counted in the card. A file that is used after a repair (docs/audio.md) is listed in
+`OUT-repaired.jsonl` and counted too.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take their time
+if __name__ == "__main__":  # before the slow imports
     from spjax import process
 
     process.run("data_pipelines.extract")
@@ -57,19 +57,19 @@ from spjax.data.tfrecords import RecordError
 from spjax.storage import assets, places
 from spjax.tasks import Task
 
-PATIENCE_SECONDS = 900.0  # machines of a cloud take minutes to start
+PATIENCE_SECONDS = 900.0  # cloud machines take minutes to start
 
 
 class Wanted(NamedTuple):
-    """A data set to make records of.
+    """A data set to extract.
 
     Attributes:
-      task: what its labels mean.
-      splits: its clips; records come in the order of their ids.
+      task: the task of its labels.
+      splits: its clips; records are in the order of their ids.
       raw: root of the clips' paths, local or gs://.
       out: directory of the records, local or gs://.
-      sources: sha256 of files that say which clips there are, for the card; hashes of the clips are added.
-      notes: for the card.
+      sources: sha256 of files that list the clips, for the card; hashes of the clips are added.
+      notes: notes for the card.
     """
 
     task: Task
@@ -123,29 +123,28 @@ def extract_all(
 
     Args:
       wanted: the data sets.
-      encoder: "mfcc", "log_mel", or the directory of a HuBERT or Whisper; "tiny": "mfcc" with the k-means that goes
-        with spjax.
-      kmeans: directory of its centroids, or "tiny"; None for an encoder that has its own.
+      encoder: "mfcc", "log_mel", or the directory of a HuBERT or Whisper; "tiny": "mfcc" with the bundled k-means.
+      kmeans: directory of centroids, or "tiny"; None for an encoder that has its own.
       layer: of a HuBERT or Whisper.
       plain_chunks: cut long audio as the reference does.
-      lowpass: Hz above which nothing is heard; None for all.
+      lowpass: cut-off frequency in Hz; None for no filter.
       merge: merge runs of equal units.
-      f0: measure f0: log Hz less the mean of the speaker over all splits, or of the utterance where nobody is named.
+      f0: add f0: log Hz minus the mean of the speaker over all splits, or of the utterance if the speaker is unknown.
       on_error: "stop" at a file that cannot be used, or "skip" it and list it in `OUT-refused.jsonl`.
-      runner: of Beam; DirectRunner starts processes here, any other brings its own workers.
-      workers: processes of the DirectRunner, by default one a core.
-      options: of Beam, as flags: ["--flink_master=HOST:8081"].
-      patience: seconds without a sign of life of any worker after which a job is given up.
-      overwrite: replace what is in the way.
+      runner: Beam runner; DirectRunner starts local processes, any other brings its workers.
+      workers: processes of the DirectRunner; None for one a core.
+      options: Beam flags, such as ["--flink_master=HOST:8081"].
+      patience: seconds without a heartbeat of any worker after which a job is aborted.
+      overwrite: replace existing records.
 
     Returns:
-      The card of each.
+      The card of each data set.
 
     Raises:
       OSError: a directory cannot be written.
-      ExtractError: a directory is taken, a file, or every file of a label in train, cannot be used, or the pipeline
-        failed. What was done is kept.
-      BuildError: a split without clips, a clip twice, or labels that the task lacks.
+      ExtractError: an output directory exists, a file cannot be used, no file of a label in train can, or the pipeline
+        failed. Finished parts are kept.
+      BuildError: a split without clips, a duplicate clip, or labels that are not in the task.
       RecordError: no clip of a split can be used.
       ValueError: the encoder or its k-means cannot be used.
     """
@@ -186,7 +185,7 @@ def extract_all(
     refused = [assemble.refused(some) for some in made]
     if on_error == "stop" and any(refused):
         why = next(why for some in refused for why in some.values())
-        raise ExtractError(f"{why} Or leave such files out by --on-error=skip. {KEPT}")
+        raise ExtractError(f"{why} Or skip such files by --on-error=skip. {KEPT}")
     for (one, _, _), reasons in zip(jobs, refused, strict=True):
         _check_labels(one, reasons)
     cards = []
@@ -206,14 +205,14 @@ def extract_all(
             notes=[*one.notes, *assemble.write_report(one.out, one.splits, reasons, assemble.repaired(some))],
         )
         cards.append(card)
-        for folder in one.out.parent.iterdir():  # also of runs with other settings, given up
+        for folder in one.out.parent.iterdir():  # also parts of abandoned runs with other settings
             if folder.name.startswith(f".{one.out.name}.parts-"):
                 folder.rmtree(missing_ok=True)
     return cards
 
 
 def _check_labels(one: Wanted, refused: Mapping[int, str]) -> None:
-    """Raise ExtractError where a label has clips to train on and all of them were refused."""
+    """Raises ExtractError if all train clips of a label were refused."""
     every = [(split, clip) for split, clips in one.splits.items() for clip in clips]
     train = {number: clip for number, (split, clip) in enumerate(every) if split == "train"}
     for column, slot in enumerate(one.task.slots):
@@ -228,23 +227,21 @@ def _check_labels(one: Wanted, refused: Mapping[int, str]) -> None:
 
 def _check_workers(runner: str, workers: int | None, patience: float) -> None:
     if runner != LOCAL and workers is not None:
-        raise ExtractError(f"workers are the {LOCAL}'s: tell {runner} by its own option, after --")
+        raise ExtractError(f"--workers is for the {LOCAL}: set the workers of {runner} by its own option, after --")
     if workers is not None and workers < 1:
         raise ExtractError(f"--workers={workers}: give 1 or more, or leave it out for one a core")
-    if not patience >= 3 * BEAT_SECONDS:  # nan, too
+    if not patience >= 3 * BEAT_SECONDS:  # also refuses NaN
         raise ExtractError(
-            f"--patience={patience:g}: workers give a sign of life every {BEAT_SECONDS:g} s: give {3 * BEAT_SECONDS:g} "
+            f"--patience={patience:g}: workers send a heartbeat every {BEAT_SECONDS:g} s: give {3 * BEAT_SECONDS:g} "
             "or more"
         )
 
 
 def _check_out(out: epath.PathLike, overwrite: bool) -> None:
-    """Whether records can be written there, as far as that can be known before any work is done."""
+    """Checks, before any work, that records can be written to `out`."""
     out = epath.Path(out)
     if out.exists() and not out.is_dir():
-        raise ExtractError(
-            f"{out} is a file: choose another place for the records, a directory that is made if it is absent"
-        )
+        raise ExtractError(f"{out} is a file: choose another output directory; it is created if absent")
     try:
         check_free(out, overwrite)
     except RecordError as error:
@@ -253,14 +250,14 @@ def _check_out(out: epath.PathLike, overwrite: bool) -> None:
 
 
 def _acoustic(encoder: str) -> bool:
-    """Whether an encoder is one of those that need no weights; a folder of such a name changes nothing."""
+    """Returns whether an encoder needs no weights; a folder of the same name is ignored."""
     from spjax.speech2unit.encoder import ACOUSTIC
 
     return encoder in ACOUSTIC
 
 
 def _weights(encoder: str) -> str:
-    """Hash of an encoder's weights; "" of an encoder that has none."""
+    """Returns the hash of an encoder's weights; "" for an encoder without weights."""
     if _acoustic(encoder):
         return ""
     card = epath.Path(encoder) / "config.json"
@@ -272,13 +269,13 @@ def _weights(encoder: str) -> str:
 
 @contextlib.contextmanager
 def _orderly_end() -> Iterator[None]:
-    """SIGTERM ends what is within as an error would: workers are ended, what was done is kept; exit status 143."""
+    """Turns SIGTERM into SystemExit with status 143, so that workers are stopped and finished parts kept."""
 
     def end(*_: object) -> None:
         print(f"error: ended by SIGTERM. {KEPT}", file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
 
-    if threading.current_thread() is not threading.main_thread():  # only that one may say what signals do
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
         yield
         return
     before = signal.signal(signal.SIGTERM, end)
@@ -289,7 +286,7 @@ def _orderly_end() -> Iterator[None]:
 
 
 def parser() -> Parser:
-    """The flags, but those of Beam behind `--`."""
+    """Makes the parser of all flags except Beam's, which follow `--`."""
     made = Parser(
         prog="python -m data_pipelines.extract",
         description=__doc__,
@@ -304,20 +301,20 @@ def parser() -> Parser:
     data_flags.add_encoder_flags(made)
     which = made.add_mutually_exclusive_group()
     flag_table.add(which, "kmeans", metavar="DIR")
-    which.add_argument("--clusters", type=int, help="fit so many on the train split, and keep them as OUT-kmeans")
-    made.add_argument("--no-merge", action="store_true", help="a unit a frame: leave runs of equal units as they are")
+    which.add_argument("--clusters", type=int, help="fit this many on the train split, and save them as OUT-kmeans")
+    made.add_argument("--no-merge", action="store_true", help="keep runs of equal units, one unit a frame")
     made.add_argument("--f0", action="store_true", help="measure f0")
     fit_kmeans.add_fit_flags(made)
-    made.add_argument("--runner", default=LOCAL, help="of Beam (%(default)s: processes on this machine)")
+    made.add_argument("--runner", default=LOCAL, help="Beam runner (%(default)s: processes on this machine)")
     made.add_argument("--workers", type=int, help="processes of the DirectRunner (default: one a core)")
     made.add_argument(
         "--patience",
         type=float,
         metavar="SECONDS",
         default=PATIENCE_SECONDS,
-        help="without a sign of life of any worker, after which a job is given up (%(default)g)",
+        help="time without a heartbeat of any worker after which a job is aborted (%(default)g)",
     )
-    made.add_argument("--overwrite", action="store_true", help="replace the records that --out holds")
+    made.add_argument("--overwrite", action="store_true", help="replace existing records in --out")
     return made
 
 
@@ -329,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with _orderly_end(), places.translate_bucket_errors(), paths.writing(args.out):
             card = _extract_by(args, beam_options)
-    except (ValueError, OSError) as error:  # every error of ours is a ValueError
+    except (ValueError, OSError) as error:  # every error of spjax is a ValueError
         sys.exit(f"error: {error}")
     print_card(card, args.out)
 
@@ -344,18 +341,18 @@ def _extract_by(args: argparse.Namespace, beam_options: Sequence[str]) -> Card:
             else f"--encoder={args.encoder} needs a k-means: give --kmeans=DIR, or --clusters=N to fit one"
         )
     _check_out(args.out, args.overwrite)  # before a k-means is fitted
-    if args.manifest or args.folders:  # jobs look for a task's records in a folder of its name
+    if args.manifest or args.folders:  # jobs look for a task's records in a folder of the task's name
         args.name = args.name or args.out.rstrip("/").rpartition("/")[2]
     return extract_data(data_flags.chosen(args), args, beam_options)
 
 
 def extract_data(data: data_flags.DataSet, args: argparse.Namespace, beam_options: Sequence[str] = ()) -> Card:
-    """Extract a data set as the flags say; with `clusters` a k-means is fitted first and kept as OUT-kmeans.
+    """Extracts a data set as the flags say; with `clusters` a k-means is fitted first and saved as OUT-kmeans.
 
     Args:
-      data: what `data_flags.chosen` found.
+      data: the result of `data_flags.chosen`.
       args: the flags of `parser`.
-      beam_options: as of `extract_all`.
+      beam_options: see `extract_all`.
 
     Raises:
       As `extract_all` and `fit_kmeans.fit_to`.
@@ -363,7 +360,7 @@ def extract_data(data: data_flags.DataSet, args: argparse.Namespace, beam_option
     kmeans = args.kmeans
     if args.clusters is not None:
         kmeans = kmeans_of(args.out)
-        fit_kmeans.fit_to(kmeans, data, args, overwrite=args.overwrite, tell_refused=False)
+        fit_kmeans.fit_to(kmeans, data, args, overwrite=args.overwrite, report_refused=False)
     return extract(
         data.task,
         data.splits,
@@ -388,5 +385,5 @@ def extract_data(data: data_flags.DataSet, args: argparse.Namespace, beam_option
 
 
 def kmeans_of(out: str) -> str:
-    """Where a k-means that was fitted for records is kept."""
+    """Returns the directory of a k-means that is fitted for the records in `out`."""
     return f"{out.rstrip('/')}-kmeans"

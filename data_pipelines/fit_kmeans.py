@@ -1,15 +1,15 @@
-"""A k-means of an encoder's features, fitted on the train split of a data set.
+"""Fits a k-means of an encoder's features on the train split of a data set.
 
     python -m data_pipelines.fit_kmeans --task=lt_sc --raw=RAW/lt_sc --encoder=mfcc --clusters=100 --out=KM/
     python -m data_pipelines.fit_kmeans --manifest=my.csv --encoder=HUBERT/ --layer=6 --clusters=100 --out=KM/
 
-Features are streamed: of a large corpus, `--utterances` drawn by `--seed` are enough. What it was fitted on stands in
-its card.
+Features are streamed. Of a large corpus, `--utterances` drawn by `--seed` are enough. The card records the data and
+settings.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take their time
+if __name__ == "__main__":  # before the slow imports
     from spjax import process
 
     process.run("data_pipelines.fit_kmeans")
@@ -37,8 +37,8 @@ from spjax.speech2unit.audio import AudioError, read_audio
 from spjax.speech2unit.kmeans import KMeans, fit
 from spjax.storage import StorageError, files, kmeans_store, places, save_kmeans
 
-CLIPS_AT_ONCE = 16  # that the encoder makes batches of
-UTTERANCES = 5000  # some hours of speech: hundreds of frames for each of a few hundred clusters
+CLIPS_AT_ONCE = 16  # clips passed to the encoder in one call
+UTTERANCES = 5000  # hours of speech: hundreds of frames for each of a few hundred clusters
 
 
 def fit_kmeans(
@@ -52,21 +52,21 @@ def fit_kmeans(
     passes: int = 1,
     on_error: Literal["stop", "skip"] = "stop",
     described: str = "",
-    tell_refused: bool = True,
+    report_refused: bool = True,
 ) -> KMeans:
     """Fits a k-means on clips.
 
     Args:
       clips: of the train split.
       raw: root of their data set, local or gs://.
-      encoder: `spjax.speech2unit.encoder.Encoder`; its own k-means, if it has one, is not used.
+      encoder: `spjax.speech2unit.encoder.Encoder`; its k-means, if any, is not used.
       clusters: C.
-      utterances: clips to fit on, drawn by the seed; all if there are fewer.
-      seed: of the draw, their order, and the fit.
-      passes: how often they are gone through.
+      utterances: number of clips to fit on, drawn by the seed; all if there are fewer.
+      seed: of the draw, the order, and the fit.
+      passes: passes over the clips.
       on_error: "stop" at a file that cannot be used, or "skip" it.
       described: name of the data set, for the card.
-      tell_refused: print what was skipped or put right, and why.
+      report_refused: print the skipped and repaired files with the reasons.
 
     Raises:
       AudioError: a file that cannot be used, if on_error is "stop".
@@ -94,9 +94,9 @@ def fit_kmeans(
 
         card = {"encoder": encoder.name, "layer": encoder.layer, "fitted_on": _fitted_on(chosen, raw, described)}
         kmeans = fit(stream, clusters, seed=seed, passes=passes, card=card)
-    for why in dict.fromkeys(refused.values()) if tell_refused else ():
+    for why in dict.fromkeys(refused.values()) if report_refused else ():
         print(f"refused: {why}", file=sys.stderr)
-    for what in dict.fromkeys(repaired.values()) if tell_refused else ():
+    for what in dict.fromkeys(repaired.values()) if report_refused else ():
         print(f"repaired: {what}", file=sys.stderr)
     kmeans.card["fitted_on"] |= {"refused": len(refused)} | ({"repaired": len(repaired)} if repaired else {})
     return kmeans
@@ -107,27 +107,27 @@ def _drawn(clips: Sequence[Clip], utterances: int, seed: int) -> list[Clip]:
 
 
 def _fitted_on(clips: Sequence[Clip], raw: epath.PathLike, described: str) -> dict[str, Any]:
-    """What the card says: "clips" is a sha256 of what is said of each, "files" of size and time of their files."""
+    """Returns "fitted_on" of the card: "clips" is a sha256 of the list of clips, "files" of their sizes and times."""
     files = hashlib.sha256(parts.file_stats(raw, [clip.path for clip in clips]).tobytes()).hexdigest()
-    told = {"data": described, "split": "train", "utterances": len(clips)}
-    return {**told, "clips": parts.clips_hash(clips), "files": files}
+    known = {"data": described, "split": "train", "utterances": len(clips)}
+    return {**known, "clips": parts.clips_hash(clips), "files": files}
 
 
 def _differences(kmeans: KMeans, wanted: dict[str, Any]) -> str:
-    """In what a k-means differs from how it is wanted; "" if in nothing."""
+    """Describes how a k-means differs from the wanted settings; "" if it does not."""
     found = {**kmeans.card["fitted_on"], "clusters": len(kmeans.centroids)}
     found |= {name: kmeans.card[name] for name in ("encoder", "layer")}
     others = [name for name in wanted if found.get(name) != wanted[name]]
     plain = [f"{name}: {found.get(name)}, now {wanted[name]}" for name in others if name not in ("clips", "files")]
-    if plain or not others:  # other settings draw other clips, of which nothing needs to be said
+    if plain or not others:  # other settings imply other clips, which need no mention
         return "; ".join(plain)
-    return "other clips" if "clips" in others else "audio files that have changed since, or are not known"
+    return "other clips" if "clips" in others else "audio files that changed since then, or were not recorded"
 
 
 def _features(
     clips: Sequence[Clip], raw: epath.PathLike, encoder: Any, repaired: dict[str, str]
 ) -> list[np.ndarray | AudioError]:
-    """float32 [F, D] of each clip, or why it was refused; adds to `repaired` what was put right, by id."""
+    """Returns float32 [F, D] of each clip, or the error that refused it; adds repairs to `repaired` by id."""
     found: list[Any] = []
     for clip in clips:
         try:
@@ -144,7 +144,7 @@ def _features(
 
 
 def _ahead(function: Callable[[Any], Any], items: Iterable[Any], threads: int = 2) -> Iterator[Any]:
-    """The function's results in order, some computed ahead while what came before is used."""
+    """Yields the function's results in order, computing a few ahead in threads."""
     waiting: collections.deque[Future[Any]] = collections.deque()
     with ThreadPoolExecutor(threads) as pool:
         for item in items:
@@ -159,9 +159,9 @@ def _ahead(function: Callable[[Any], Any], items: Iterable[Any], threads: int = 
 
 
 def add_fit_flags(parser: argparse.ArgumentParser) -> None:
-    """How a k-means is fitted, here and in `data_pipelines.extract`."""
+    """Adds the flags of the k-means fit, shared with `data_pipelines.extract`."""
     group = parser.add_argument_group("fitting k-means")
-    group.add_argument("--utterances", type=positive, default=UTTERANCES, help="at most so many, drawn (%(default)s)")
+    group.add_argument("--utterances", type=positive, default=UTTERANCES, help="maximum number, drawn (%(default)s)")
     group.add_argument("--seed", type=seed, default=0, help="of the draw and the fit (%(default)s)")
 
 
@@ -171,16 +171,16 @@ def fit_to(
     args: argparse.Namespace,
     *,
     overwrite: bool = False,
-    tell_refused: bool = True,
+    report_refused: bool = True,
 ) -> KMeans:
-    """Fits as the flags say and writes the directory, local or gs://; one that was fitted in the same way is kept.
+    """Fits a k-means as the flags say and saves it; an existing one with the same settings is kept.
 
     Args:
-      directory: where to.
-      data: what to fit on: its train split.
+      directory: of the k-means, local or gs://.
+      data: the data set; its train split is used.
       args: the flags of `add_fit_flags` and of `data_flags`.
-      overwrite: replace one that was fitted in another way.
-      tell_refused: see `fit_kmeans`.
+      overwrite: replace a k-means with other settings.
+      report_refused: see `fit_kmeans`.
 
     Raises:
       AudioError, ValueError: as `fit_kmeans`; no train split.
@@ -188,7 +188,7 @@ def fit_to(
     """
     if not data.splits.get("train"):
         raise BuildError(
-            f"{data.task.name} has no train split to fit a k-means on: give one that is there "
+            f"{data.task.name} has no train split to fit a k-means on: give an existing k-means "
             "by --kmeans of data_pipelines.extract"
         )
     encoder = parts.load_encoder(args.encoder, None, args.layer, args.plain_chunks, args.lowpass)
@@ -202,8 +202,8 @@ def fit_to(
             return kmeans
         if not overwrite:
             raise StorageError(
-                f"{directory} holds a k-means that was fitted in another way ({other}): replace it (--overwrite), or "
-                "have it taken as it is by --kmeans of data_pipelines.extract"
+                f"{directory} holds a k-means with other settings ({other}): replace it (--overwrite), or "
+                "use it by --kmeans of data_pipelines.extract"
             )
     files.check_replaceable(places.at(directory), kmeans_store.FILES)  # before the work
     kmeans = fit_kmeans(
@@ -215,7 +215,7 @@ def fit_to(
         seed=args.seed,
         on_error=args.on_error,
         described=data.task.name,
-        tell_refused=tell_refused,
+        report_refused=report_refused,
     )
     if "://" in os.fspath(directory):
         with tempfile.TemporaryDirectory() as folder:
@@ -238,10 +238,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     data_flags.add_data_flags(parser)
     parser.add_argument("--out", type=output, required=True, help="directory of the k-means to make (local or gs://)")
-    parser.add_argument("--clusters", type=positive, default=100, help="how many (%(default)s)")
+    parser.add_argument("--clusters", type=positive, default=100, help="number of clusters (%(default)s)")
     data_flags.add_encoder_flags(parser)
     add_fit_flags(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace a k-means that was fitted in another way")
+    parser.add_argument("--overwrite", action="store_true", help="replace a k-means with other settings")
     args = parser.parse_args(argv)
     try:
         fit_to(args.out, data_flags.chosen(args), args, overwrite=args.overwrite)

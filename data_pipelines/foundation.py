@@ -1,12 +1,12 @@
-"""Unit records for pretraining a unit LM that goes with the package: synthesised speech of many languages, as units.
+"""Makes unit records for pretraining the bundled unit LM: synthesised speech of many languages, encoded to units.
 
-The source of a job whose config has `speech` (configs/pretrain_tiny.py), which ends with `write_assets`. Waves are not
-kept: a part of the utterances is spoken, encoded and written as units in one go, several parts at once. What is there
-is kept, so that a run that was stopped goes on. The voices are the demo's: those of its train split speak what is
-trained on, those of its valid split what is held out, and those of its test split nothing.
+Data source of a job whose config has `speech` (configs/pretrain_tiny.py), which ends with `write_assets`. Waveforms are
+not stored: each part of the utterances is synthesised, encoded and written as units at once, several parts in parallel.
+Finished parts are kept, so that an interrupted run continues. Voices are the demo's: its train voices for train, its
+valid voices for valid; its test voices are not used.
 
-An utterance depends on the seed, its split and number, and the releases of engine and numpy, not on the number of
-processes. (The engine's state outlives an utterance, so a part is made in a process of its own.)
+An utterance depends on the seed, its split and number, and the versions of espeak-ng and numpy, not on the number of
+processes. (The engine keeps state between utterances, so each part is made in a separate process.)
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ from spjax.storage import files, load_kmeans, places, save_kmeans, unit_lms
 from spjax.tasks import Slot, Task
 
 ENCODER, CLUSTERS = "mfcc", 100
-# Kinds of utterances, each with its share: what the demo's tasks say, and sentences in and outside English.
+# Fraction of each kind of utterances: those of the demo's tasks, and sentences in English and other languages.
 KINDS = {
     "commands": 0.12, "intents": 0.14, "language": 0.10, "accent": 0.10, "voice_activity": 0.06,
     "english": 0.24, "others": 0.24,
 }  # fmt: skip
-PART = 2000  # utterances: one takes 10 ms
-FITTED_ON = 1  # parts of train that k-means sees: 250,000 frames
-_SLOWED = 0.4  # share of utterances that are played slower or faster, as by a larger or smaller person
+PART = 2000  # utterances a part; one takes 10 ms
+FITTED_ON = 1  # parts of train used to fit k-means: 250,000 frames
+_RESAMPLED = 0.4  # fraction of utterances played slower or faster, to vary vocal tract length
 _RATES = (0.87, 1.14)
-_ROOMS = 0.15  # share that is heard in a room
+_ROOMS = 0.15  # fraction of utterances with room reverberation
 _SPLITS = ("train", "valid")
 
 
 @dataclasses.dataclass(frozen=True)
 class SpeechConfig:
-    """How much is spoken.
+    """Amount of synthesised speech.
 
     Attributes:
       train, valid: utterances of each split.
-      seed: of the utterances; voices are always those of the demo's seed 0.
+      seed: of the utterances; voices always are those of the demo's seed 0.
     """
 
     train: int = 104_000
@@ -71,8 +71,8 @@ class SpeechConfig:
                 raise ValueError(f"speech: {split} is {getattr(self, split)}, must be at least 1")
 
 
-class Said(NamedTuple):
-    """An utterance: its kind, language, voice ("" of noise), text and wave (float32 [n] at 16 kHz)."""
+class Synthesised(NamedTuple):
+    """An utterance: kind, language, voice ("" for noise), text and waveform (float32 [n] at 16 kHz)."""
 
     kind: str
     language: str
@@ -81,8 +81,8 @@ class Said(NamedTuple):
     wave: np.ndarray
 
 
-def utterance(config: SpeechConfig, split: str, number: int) -> Said:
-    """The number-th utterance of a split."""
+def utterance(config: SpeechConfig, split: str, number: int) -> Synthesised:
+    """Synthesises the number-th utterance of a split."""
     from spjax.speech2unit.audio import SAMPLE_RATE, prepare
 
     rng = np.random.default_rng([config.seed, _SPLITS.index(split), number])
@@ -94,8 +94,8 @@ def utterance(config: SpeechConfig, split: str, number: int) -> Said:
     wave = synthesize.utterance(line, voice, rng)
     if rng.random() < _ROOMS:
         wave = _in_room(wave, rng)
-    rate = int(SAMPLE_RATE * rng.uniform(*_RATES)) if rng.random() < _SLOWED else SAMPLE_RATE
-    return Said(kind, line.language if line.text else "none", voice, line.text, prepare(wave, rate).wave)
+    rate = int(SAMPLE_RATE * rng.uniform(*_RATES)) if rng.random() < _RESAMPLED else SAMPLE_RATE
+    return Synthesised(kind, line.language if line.text else "none", voice, line.text, prepare(wave, rate).wave)
 
 
 def _line(kind: str, rng: np.random.Generator) -> Line:
@@ -106,22 +106,22 @@ def _line(kind: str, rng: np.random.Generator) -> Line:
 
 
 def _in_room(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The int16 wave with an echo that fades by 60 dB in 0.1 to 0.5 s, as long as it was."""
+    """Adds a reverberation of 0.1 to 0.5 s (60 dB decay) to an int16 waveform; the length is kept."""
     from scipy.signal import fftconvolve
 
     seconds = rng.uniform(0.1, 0.5)
     time = np.arange(int(seconds * synthesize.RATE)) / synthesize.RATE
     echo = rng.standard_normal(len(time)) * 10 ** (-3 * time / seconds) * rng.uniform(0.02, 0.15)
     echo[0] = 1
-    heard = fftconvolve(wave.astype(np.float64), echo)[: len(wave)]
-    return np.round(heard / np.abs(heard).max() * np.abs(wave.astype(np.int32)).max()).astype(np.int16)
+    wet = fftconvolve(wave.astype(np.float64), echo)[: len(wave)]
+    return np.round(wet / np.abs(wet).max() * np.abs(wave.astype(np.int32)).max()).astype(np.int16)
 
 
 # ---- parts
 
 
 def _part(folder: str, config: SpeechConfig, split: str, part: int, kmeans: str | None) -> str:
-    """Write a part: the units of its utterances, or without k-means their features."""
+    """Writes a part: the units of its utterances, or their features if there is no k-means."""
     from threadpoolctl import threadpool_limits
 
     path = _path(folder, split, part, kmeans is None)
@@ -129,12 +129,12 @@ def _part(folder: str, config: SpeechConfig, split: str, part: int, kmeans: str 
     kinds, lengths, ids, arrays = [], [], [], []
     with threadpool_limits(1):
         for number in range(part * PART, min((part + 1) * PART, getattr(config, split))):
-            said = utterance(config, split, number)
-            frames = _features(encoder, said.wave) if kmeans is None else merge(_units(encoder, said.wave))[0]
+            made = utterance(config, split, number)
+            frames = _features(encoder, made.wave) if kmeans is None else merge(_units(encoder, made.wave))[0]
             arrays.append(frames.astype(np.float32 if kmeans is None else np.int16))
-            kinds.append(said.kind)
+            kinds.append(made.kind)
             lengths.append(len(frames))
-            ids.append("\t".join((f"{split}-{number:06d}", said.language, said.voice, said.text)))
+            ids.append("\t".join((f"{split}-{number:06d}", made.language, made.voice, made.text)))
     content = io.BytesIO()
     np.savez(content, kinds=kinds, lengths=lengths, ids=ids, flat=np.concatenate(arrays))
     files.write_file(path, content.getvalue())
@@ -154,7 +154,7 @@ def _path(folder: str, split: str, part: int, features: bool) -> str:
 
 
 def _make_parts(folder: str, config: SpeechConfig, wanted: list[tuple[str, int]], kmeans: str | None) -> None:
-    """Make the parts that are not there yet, as many at once as there are cores."""
+    """Makes the missing parts, one process a core."""
     missing = [one for one in wanted if not os.path.exists(_path(folder, *one, kmeans is None))]
     if not missing:
         return
@@ -163,7 +163,7 @@ def _make_parts(folder: str, config: SpeechConfig, wanted: list[tuple[str, int]]
     with process.worker_pool(min(len(missing), os.cpu_count() or 1), **settings) as pool:
         jobs = [pool.submit(_part, folder, config, split, part, kmeans) for split, part in missing]
         done = concurrent.futures.as_completed(jobs)
-        for job in tqdm(done, total=len(jobs), desc="speaking", unit=f" x {PART:,} utterances"):
+        for job in tqdm(done, total=len(jobs), desc="synthesis", unit=f" x {PART:,} utterances"):
             job.result()
 
 
@@ -177,24 +177,22 @@ def _read(folder: str, split: str, part: int, features: bool) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in ("kinds", "lengths", "ids", "flat")}
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it, and the same command makes it again") from error
+        raise ValueError(f"{path} is damaged ({error}): remove it and run the same command again") from error
 
 
 # ---- a job's records
 
 
 def source(config: ConfigDict, workdir: str) -> Source:
-    """The source of a pretraining job; its `data` becomes WORKDIR/units.
+    """Makes the source of a pretraining job and sets its `data` to WORKDIR/units.
 
     Raises:
-      ValueError: a workdir in a bucket, a multi-stream LM, or tasks that are not the kinds of utterances.
+      ValueError: a workdir in a bucket, a multi-stream LM, or tasks that are not kinds of utterances.
     """
     if places.is_remote(workdir):
-        raise ValueError(f"--workdir={workdir} is in a bucket: speech is made and encoded here, give a local one")
+        raise ValueError(f"--workdir={workdir} is in a bucket, but speech is synthesised locally: give a local one")
     if "prosody" in config.lm:
-        raise ValueError(
-            "config.lm has prosody: the f0 of this speech is not measured, pretrain a unit LM (backbone=gslm)"
-        )
+        raise ValueError("config.lm has prosody, but this speech has no f0: pretrain a unit LM (backbone=gslm)")
     if unknown := sorted(set(config.tasks) - set(KINDS)):
         raise ValueError(f"config.tasks has {', '.join(unknown)}: choose among {', '.join(KINDS)}")
     speech = SpeechConfig(**config.speech)
@@ -205,11 +203,11 @@ def source(config: ConfigDict, workdir: str) -> Source:
 
 
 def records(workdir: str, kind: str, directory: str, config: SpeechConfig) -> None:
-    """Write the unit records of a kind of utterances; speech of every kind, as units, is made first in WORKDIR/parts.
+    """Writes the unit records of one kind of utterances; the units of all kinds are made first, in WORKDIR/parts.
 
     Raises:
       SpeechError: espeak-ng is not installed.
-      ValueError: WORKDIR/parts are of another config, damaged, or hold no utterance of this kind.
+      ValueError: WORKDIR/parts are of another config, damaged, or have no utterance of this kind.
     """
     folder, centroids = os.path.join(workdir, "parts"), os.path.join(workdir, "kmeans")
     _claim(folder, config)
@@ -236,7 +234,7 @@ def records(workdir: str, kind: str, directory: str, config: SpeechConfig) -> No
 
 
 def _claim(folder: str, config: SpeechConfig) -> None:
-    """Write down of which config the parts are."""
+    """Records the config of the parts, or checks that it is the same."""
     path, wanted = os.path.join(folder, "config.json"), {**dataclasses.asdict(config), "part": PART, "kinds": KINDS}
     if not os.path.exists(path):
         workdirs.write_json(path, wanted)
@@ -272,11 +270,11 @@ def _utterances(folder: str, parts: list[int], split: str, kind: str, task: Task
                 yield Utterance(number, units, [labels.index(language)], provenance=f"{voice}: {text}")
 
 
-# ---- what goes into the package
+# ---- bundled assets
 
 
 def write_assets(config: ConfigDict, workdir: str) -> None:
-    """Write what belongs in spjax/assets/tiny to WORKDIR/assets: LM in bfloat16, k-means, log and README."""
+    """Writes the content of spjax/assets/tiny to WORKDIR/assets: LM in bfloat16, k-means, log and README."""
     import jax
 
     if jax.process_index() > 0:
@@ -286,13 +284,13 @@ def write_assets(config: ConfigDict, workdir: str) -> None:
     save_kmeans(os.path.join(out, "kmeans"), kmeans)
     lm_config, params, info = unit_lms.read_unit_lm(os.path.join(workdir, "lm"))
     provenance = info["provenance"]
-    provenance["config"]["data"] = "units"  # no path of this machine
+    provenance["config"]["data"] = "units"  # instead of a path on this machine
     identity = unit_lms.save_unit_lm(os.path.join(out, "lm"), lm_config, params, provenance, bfloat16=True)
     files.write_file(os.path.join(out, "log.jsonl"), log)
     facts = {
         "unit LM": f"{lm_config.num_params:,} parameters, bfloat16, hash {identity}",
         "k-means": f"{CLUSTERS} clusters of {ENCODER}, hash {kmeans.hash}",
-        **_heard(workdir, SpeechConfig(**config.speech)),
+        **_amounts(workdir, SpeechConfig(**config.speech)),
         "made with": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("espeakng-loader", "numpy")),
     }
     rows = [json.loads(line) for line in log.splitlines()]
@@ -301,21 +299,21 @@ def write_assets(config: ConfigDict, workdir: str) -> None:
         f"{config.pretrain.epochs} epochs, seed {config.pretrain.seed}, {hours:.1f} h from first to last update"
     )
     files.write_file(os.path.join(out, "README.md"), _readme(facts, config.tasks, rows).encode())
-    print(f"to go into spjax/assets/tiny: {out}", flush=True)
+    print(f"files for spjax/assets/tiny: {out}", flush=True)
 
 
-def _heard(workdir: str, config: SpeechConfig) -> dict[str, str]:
-    """What was spoken: how much of it, in how many languages, by whom."""
+def _amounts(workdir: str, config: SpeechConfig) -> dict[str, str]:
+    """Describes each split: number of utterances, units, sentences, languages and voices."""
     facts = {}
     for split in _SPLITS:
         parts = [_read(os.path.join(workdir, "parts"), split, part, False) for part in _numbers(config, split)]
-        said = [str(name).split("\t")[1:] for part in parts for name in part["ids"]]
+        texts = [str(name).split("\t")[1:] for part in parts for name in part["ids"]]
         units = sum(int(part["lengths"].sum()) for part in parts)
-        sentences_of = {(language, text) for language, _, text in said if text}
-        voices = sorted({voice for _, voice, _ in said if voice})
+        sentences_of = {(language, text) for language, _, text in texts if text}
+        voices = sorted({voice for _, voice, _ in texts if voice})
         facts[split] = (
-            f"{len(said):,} utterances, {units:,} units, {len(sentences_of):,} different sentences, "
-            f"{len({language for language, _, text in said if text})} languages and accents, "
+            f"{len(texts):,} utterances, {units:,} units, {len(sentences_of):,} different sentences, "
+            f"{len({language for language, _, text in texts if text})} languages and accents, "
             f"{len(voices)} voices: {', '.join(voices)}"
         )
     return facts
@@ -327,10 +325,10 @@ def _readme(facts: dict[str, str], kinds: Sequence[str], log: list[dict[str, Any
         "",
         '`spjax.load_unit_lm("tiny")`, `spjax.load_encoder("tiny")`; `--lm=tiny --encoder=tiny` of spjax.predict.',
         "",
-        "Written by `python -m spjax.main --config=configs/pretrain_tiny.py`, which makes all of it anew. The voices",
-        "are those that the demo (configs/demo.py, seed 0) trains on; valid was spoken by those of its valid split;",
-        "none of its test voices was heard. With another `synthesis.seed` than 0 the demo draws other test voices, of",
-        "which most were heard here.",
+        "Written by `python -m spjax.main --config=configs/pretrain_tiny.py`, which reproduces it. The train voices",
+        "are the train voices of the demo (configs/demo.py, seed 0), the valid voices those of its valid split; none",
+        "of its test voices was used. With a `synthesis.seed` other than 0 the demo draws other test voices, most of",
+        "which were used here.",
         "",
         *(f"- {name}: {fact}" for name, fact in facts.items()),
         "",

@@ -1,11 +1,11 @@
-"""Unit text with a unit for every frame: files of lines `id|speaker|frames`, whose runs of equal units are not merged.
+"""Unit text with one unit a frame: lines `id|speaker|frames`, in which runs of equal units are not merged.
 
     p225_001|p225|71 71 71 12 12 63
 
-A source NAME is what `NAME.frames.txt` and every `NAME.PART.frames.txt` of a folder hold, PART being train, valid or
-test (or val, dev) or anything else. The speaker may be empty where it is not known. Tables `NAME.labels.tsv` or
-`NAME.PART.labels.tsv` may stand beside them: tab-separated, a column `id` and columns of labels. `Clip.path` of such an
-utterance is `FILE:LINE`, relative to the folder.
+Source NAME is the content of `NAME.frames.txt` and every `NAME.PART.frames.txt` of a folder, where PART is train, valid
+or test (or val, dev) or any other word. The speaker may be empty if unknown. Optional tables `NAME.labels.tsv` or
+`NAME.PART.labels.tsv` in the same folder are tab-separated, with a column `id` and columns of labels. `Clip.path` of
+such an utterance is `FILE:LINE`, relative to the folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from data_pipelines.splits import BuildError, composed, read_table, read_text
 from spjax.tasks import Task
 
 SUFFIX = ".frames.txt"
-PARTS = {"train": "train", "valid": "valid", "val": "valid", "dev": "valid", "test": "test"}  # in a name → split
+PARTS = {"train": "train", "valid": "valid", "val": "valid", "dev": "valid", "test": "test"}  # part in a name → split
 _LINE = re.compile(rf"(.*{re.escape(SUFFIX)}):(\d+)")
 _FRAMES = re.compile(r"(?:0|[1-9]\d{0,8})(?: (?:0|[1-9]\d{0,8}))*", re.ASCII)
 
@@ -34,10 +34,10 @@ class Line(NamedTuple):
 
     Attributes:
       id: unique in its source.
-      speaker: "" where unknown.
-      part: what stands between the source's name and the ending of the file, "" for nothing.
+      speaker: speaker id; "" if unknown.
+      part: the file name between the source and the suffix; "" for none.
       path: `FILE:LINE`, relative to the folder.
-      frames: int32 [F], a unit for every frame.
+      frames: int32 [F], one unit a frame.
     """
 
     id: str
@@ -48,13 +48,13 @@ class Line(NamedTuple):
 
 
 class UnitSplits(NamedTuple):
-    """A task that comes as unit text.
+    """A task that is published as unit text.
 
     Attributes:
-      task: what its labels mean.
+      task: the task of the labels.
       splits: its utterances, by path.
-      tables: files that say what the labels are, relative to the folder.
-      notes: what was left out, and what to know of the splits, in sentences.
+      tables: files of the labels, relative to the folder.
+      notes: sentences about the splits and about what was left out.
     """
 
     task: Task
@@ -64,7 +64,7 @@ class UnitSplits(NamedTuple):
 
 
 def files_of(folder: epath.PathLike, source: str) -> dict[str, str]:
-    """Files of a source, sorted: name in the folder → part ("" for none); empty where the folder has none."""
+    """Returns the files of a source, sorted: name in the folder → part ("" for none); empty if there are none."""
     place = epath.Path(folder)
     names = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
     found = {}
@@ -77,10 +77,10 @@ def files_of(folder: epath.PathLike, source: str) -> dict[str, str]:
 
 
 def read_source(folder: epath.PathLike, source: str) -> list[Line]:
-    """Every utterance of a source, in the order of its files by name; blank lines are passed over.
+    """Reads every utterance of a source, in file and line order; blank lines are skipped.
 
     Raises:
-      BuildError: there is no file, one holds no utterance, a line is not `id|speaker|frames`, or an id is there twice.
+      BuildError: no file, a file without utterances, a line that is not `id|speaker|frames`, or a duplicate id.
     """
     files = files_of(folder, source)
     if not files:
@@ -103,25 +103,24 @@ def read_source(folder: epath.PathLike, source: str) -> list[Line]:
 
 
 class Labels(NamedTuple):
-    """What the tables of a source say: their names, and the row of every utterance, in the order of the lines."""
+    """Labels of a source: names of its tables, and the row of every utterance, in the order of the lines."""
 
     tables: tuple[str, ...]
     rows: list[Mapping[str, str]]
 
 
 def read_labels(folder: epath.PathLike, source: str, lines: Iterable[Line], columns: Iterable[str]) -> Labels:
-    """The rows of utterances in their source's tables `*.labels.tsv`, which must have the columns.
+    """Reads the rows of utterances in their source's tables `*.labels.tsv`, which must have the columns.
 
     Raises:
-      BuildError: no table, a column, a value or an utterance is missing, an id is there twice, or a column `speaker`
-        differs from the line.
+      BuildError: no table; a missing column, value or utterance; a duplicate id; or a column `speaker` that differs
+        from the line.
     """
     names = [name.removesuffix(SUFFIX) + ".labels.tsv" for name in files_of(folder, source)]
     names = [name for name in dict.fromkeys([f"{source}.labels.tsv", *names]) if (epath.Path(folder) / name).exists()]
     if not names:
         raise BuildError(
-            f"{folder} has neither {source}.labels.tsv nor {source}.PART.labels.tsv, which say what the labels are: "
-            "put them there"
+            f"{folder} has neither {source}.labels.tsv nor {source}.PART.labels.tsv with the labels: put them there"
         )
     rows = _rows([epath.Path(folder) / name for name in names], tuple(columns))
     found = []
@@ -154,28 +153,28 @@ def _rows(tables: Iterable[epath.Path], columns: tuple[str, ...]) -> dict[str, M
 
 
 def line_of(path: str) -> tuple[str, int] | None:
-    """(file, line) of the path of an utterance of unit text; None for any other path."""
+    """Splits the path of an utterance of unit text into (file, line); None for any other path."""
     found = _LINE.fullmatch(path)
     return (found[1], int(found[2])) if found else None
 
 
 def read_paths(folder: epath.PathLike, paths: Iterable[str]) -> dict[str, Line]:
-    """The utterances that stand at the paths `FILE:LINE`.
+    """Reads the utterances at paths `FILE:LINE`.
 
     Raises:
-      BuildError: one does not, or a line of their files is not `id|speaker|frames`.
+      BuildError: a path does not exist, or a line of the files is not `id|speaker|frames`.
     """
     wanted = set(paths)
     files = sorted({found[0] for path in wanted if (found := line_of(path))})
     there = {line.path: line for name in files for line in _read_file(epath.Path(folder), name, "")}
     lacking = sorted(wanted - there.keys())
     if lacking:
-        raise BuildError(f"{epath.Path(folder) / lacking[0]} is not there: take the unit text from the same source")
+        raise BuildError(f"{epath.Path(folder) / lacking[0]} does not exist: take the unit text from the same source")
     return {path: there[path] for path in sorted(wanted)}
 
 
 def digest(line: Line) -> str:
-    """sha256 of the units, whatever the utterance is called."""
+    """Returns the sha256 of the units alone."""
     return hashlib.sha256(line.frames.astype("<i4").tobytes()).hexdigest()
 
 
@@ -194,7 +193,7 @@ def _read_file(folder: epath.Path, name: str, part: str) -> list[Line]:
         frames = " ".join(fields[2].split())
         if not _FRAMES.fullmatch(frames):
             odd = next((word for word in frames.split() if not _FRAMES.fullmatch(word)), None)
-            what = "has no frames" if odd is None else f"has the frame {_short(odd)}, which is no unit"
+            what = "has no frames" if odd is None else f"has the frame {_short(odd)}, which is not a unit"
             raise BuildError(f"{where} ({key}) {what}: write numbers from 0 on, separated by spaces")
         units = np.asarray(frames.split(), np.int64).astype(np.int32)
         found.append(Line(key, composed(fields[1].strip()), part, path, units))

@@ -1,7 +1,7 @@
-"""Signs of life of workers, as files: a launcher that sees none learns that the last of them is gone.
+"""Heartbeat files of workers, by which a launcher notices that all of them have died.
 
-Most runners notice a lost worker by themselves, Beam's local job service never does, and no launcher can ask the
-workers of a cluster how they are. But all of them reach the folder of their parts.
+Most runners notice a dead worker, but Beam's local job service never does, and a launcher cannot query the workers of a
+cluster. All of them can access the folder of their parts.
 """
 
 from __future__ import annotations
@@ -20,37 +20,39 @@ PREFIX = "alive-"
 
 @contextlib.contextmanager
 def beating(folder: epath.Path, name: str) -> Iterator[None]:
-    """Has a file in `folder` change every `BEAT_SECONDS`, while what is within runs; it goes with it.
+    """Changes a file in `folder` every `BEAT_SECONDS` while the block runs, and deletes it at the end.
 
-    name: of what is done, unique in the folder.
+    Args:
+      folder: of the heartbeats.
+      name: unique in the folder.
     """
     path, over = folder / f"{PREFIX}{name}", threading.Event()
 
     def beat() -> None:
         count = 0
         while True:
-            with contextlib.suppress(Exception):  # a missed beat matters less than the work; gs:// raises no OSError
+            with contextlib.suppress(Exception):  # a missed beat must not stop the work; gs:// errors are no OSError
                 path.write_text(f"{socket.gethostname()} {os.getpid()} {count}\n")
             if over.wait(BEAT_SECONDS):
                 return
             count += 1
 
-    heart = threading.Thread(target=beat, name="heartbeat", daemon=True)
-    heart.start()
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
     try:
         yield
     finally:
         over.set()
-        heart.join()
-        with contextlib.suppress(Exception):  # likewise
+        thread.join()
+        with contextlib.suppress(Exception):  # as above
             path.unlink(missing_ok=True)
 
 
 def beats(folder: epath.Path) -> frozenset[tuple[str, str]]:
-    """File and content of each sign of life, also of those that are gone: somebody lives while it differs."""
+    """Returns (file, content) of each heartbeat file, dead workers' included; while it changes, a worker is alive."""
     found = set()
     for path in folder.iterdir():
         if path.name.startswith(PREFIX):
-            with contextlib.suppress(Exception):  # it was done in between, or the bucket is away
+            with contextlib.suppress(Exception):  # the worker has finished, or the bucket cannot be reached
                 found.add((os.fspath(path), path.read_text()))
     return frozenset(found)

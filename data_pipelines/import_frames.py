@@ -1,22 +1,21 @@
-"""Unit text with a unit for every frame → unit records, merged, with durations.
+"""Imports unit text with one unit a frame as unit records, merged, with durations.
 
     python -m data_pipelines.import_frames --task=esd_emotion --src=UNITS --out=runs/units/esd_emotion
     python -m data_pipelines.import_frames --task=mine --label=emotion --src=UNITS --out=runs/units/mine
 
-The form of the text is that of data_pipelines/frames.py, lines `id|speaker|frames`. A task that spjax knows in this
-form (esd_emotion, esd_speaker, vctk_gender, vctk_accent, vctk_speaker) has its labels and splits from
-data_pipelines/builders. Any other name is taken for a source: `mine` is all of `mine.frames.txt` and
-`mine.PART.frames.txt`. Its label is the speaker, which is of no account to pretraining, or what columns of
-`mine.labels.tsv` say (`--label`). Where its files are of PARTs train, valid (val, dev) and test, each and no others,
-those are the splits; otherwise all of it is dealt out by 80/10/10, no speaker in two splits unless the speaker is the
-label, equal utterances always together.
+The format is that of data_pipelines/frames.py, lines `id|speaker|frames`. A task that is known in this format
+(esd_emotion, esd_speaker, vctk_gender, vctk_accent, vctk_speaker) has its labels and splits from
+data_pipelines/builders. Any other name is a source: `mine` is all of `mine.frames.txt` and `mine.PART.frames.txt`. Its
+labels are columns of `mine.labels.tsv` (`--label`) or, by default, the speaker, which pretraining ignores. If its files
+have exactly the PARTs train, valid (val, dev) and test, those are the splits; otherwise it is split 80/10/10, with no
+speaker in two splits unless the speaker is the label, and equal utterances always together.
 
-`python -m spjax.main --units=UNITS` imports both forms of unit text in the same way, from UNITS or the folders in it.
+`python -m spjax.main --units=UNITS` imports both formats of unit text in the same way, from UNITS or its subfolders.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take their time
+if __name__ == "__main__":  # before the slow imports
     from spjax import process
 
     process.run("data_pipelines.import_frames")
@@ -57,7 +56,7 @@ from spjax.speech2unit.units import merge
 from spjax.storage import places
 from spjax.tasks import TASKS, Slot, Task
 
-UNKNOWN = "unknown"  # label of a speaker who is not known
+UNKNOWN = "unknown"  # label of an unknown speaker
 
 
 def import_frames(
@@ -71,22 +70,22 @@ def import_frames(
     vocabulary: int = 100,
     **made_by: Any,
 ) -> Card:
-    """Reads unit text with a unit for every frame, checks every line, and writes unit records (see the module).
+    """Reads unit text with one unit a frame, checks every line, and writes unit records (see the module).
 
     Args:
       task: one of `builders.UNIT_TEXT`, or the name of a source.
       src: directory of the text.
       out: directory of the records.
-      labels: columns of the source's tables, each a slot; none: the speaker is the label. Of a source alone.
+      labels: columns of the source's tables, one a slot; empty for the speaker. Not for known tasks.
       protocol: of the splits of a task in `builders.UNIT_TEXT`.
-      overwrite: replace what `out` holds.
-      vocabulary, made_by: as of `import_units`.
+      overwrite: replace existing records.
+      vocabulary, made_by: see `import_units`.
 
     Returns:
       The card of the records.
 
     Raises:
-      BuildError: a file is missing or a line is not what it must be; names file, line, value and what to do.
+      BuildError: a missing file or an invalid line; names file, line, value and a fix.
       RecordError: the records cannot be written.
     """
     if vocabulary < 1:
@@ -117,10 +116,10 @@ def import_frames(
 
 
 def unit_splits(task: str, src: epath.PathLike, protocol: str = "paper", labels: Sequence[str] = ()) -> UnitSplits:
-    """A task that comes as unit text with a unit for every frame; the arguments are those of `import_frames`.
+    """Lists a task that is published as unit text; the arguments are those of `import_frames`.
 
     Raises:
-      BuildError: a file is missing or a line is not what it must be, or labels are given of a known task.
+      BuildError: a missing file, an invalid line, or labels for a known task.
     """
     if labels and task in TASKS:
         raise BuildError(f"task {task} is known and has its own labels: leave the labels out, or name another source")
@@ -131,20 +130,20 @@ def unit_splits(task: str, src: epath.PathLike, protocol: str = "paper", labels:
 
 
 def has_frames(folder: epath.PathLike, task: str) -> bool:
-    """Whether a folder holds unit text of a task with a unit for every frame."""
+    """Returns whether a folder holds unit text of a task with one unit a frame."""
     return any(files_of(folder, source) for source in (UNIT_TEXT[task].sources if task in UNIT_TEXT else (task,)))
 
 
 def import_from(units: str, task: str, out: str) -> Card:
-    """Imports a task from whichever form of unit text it has in a folder, or else in the folders directly in it.
+    """Imports a task from either format of unit text, in a folder or else in its direct subfolders.
 
     Args:
-      units: holds TASK/train.txt and so on (`import_units`) or SOURCE.PART.frames.txt (`import_frames`).
+      units: folder of TASK/train.txt and so on (`import_units`) or SOURCE.PART.frames.txt (`import_frames`).
       task: name of the task.
       out: directory of the records.
 
     Raises:
-      BuildError, RecordError: it is there twice; or as of the two functions.
+      BuildError, RecordError: the task is found twice; or as of the two functions.
     """
     root = places.at(units)
     for folders in ([root], sorted(path for path in root.iterdir() if path.is_dir())):
@@ -159,7 +158,7 @@ def import_from(units: str, task: str, out: str) -> Card:
         return import_frames(task, (framed or [root])[0], out)
     if not plain and task not in TASKS:
         raise BuildError(
-            f"{root} holds no units of {task}, nor does a folder in it: put {task}/train.txt and so on there, or "
+            f"{root} and its subfolders hold no units of {task}: put {task}/train.txt and so on there, or "
             f"{task}{SUFFIX} or {task}.PART{SUFFIX}"
         )
     return import_units(task, (plain or [root / task])[0], out)
@@ -178,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--task", required=True, help=f"one of {', '.join(UNIT_TEXT)}, or the name of a source")
     add_import_flags(parser, "directory of the files *.frames.txt")
-    parser.add_argument("--label", default="", help="columns of a source's *.labels.tsv, with commas (the speaker)")
+    parser.add_argument("--label", default="", help="columns of *.labels.tsv, comma-separated (default: the speaker)")
     parser.add_argument("--protocol", default="paper", help="splits of a known task: paper, honest (%(default)s)")
     args = parser.parse_args(argv)
     try:
@@ -196,14 +195,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _any_source(src: epath.PathLike, source: str, labels: Sequence[str]) -> UnitSplits:
-    """A source of any name: its columns' labels, or those of a task of this name; splits as the module says."""
+    """Lists a source of any name: labels from its columns or of a known task of that name; splits as in the module."""
     lines = read_source(src, source)
     known = TASKS.get(source)
     columns = tuple(slot.name for slot in known.slots) if known else tuple(labels) or ("speaker",)
     found = Labels((), [{} for _ in lines])
     if needed := [column for column in columns if column != "speaker"]:
         found = read_labels(src, source, lines, needed)
-    first: dict[str, str] = {}  # of equal utterances
+    first: dict[str, str] = {}  # digest → id of the first utterance with it
     clips = []
     for line, row in zip(lines, found.rows, strict=True):
         values = {**row, "speaker": line.speaker or UNKNOWN}
@@ -214,39 +213,39 @@ def _any_source(src: epath.PathLike, source: str, labels: Sequence[str]) -> Unit
         task = known or Task(source, tuple(slots), "accuracy" if len(slots) == 1 else "exact_match")
     except ValueError as error:
         raise BuildError(f"{src}: {error}; correct the labels of {source}") from error
-    splits, how = _dealt(src, source, lines, clips, "speaker" in columns)
+    splits, how = _make_splits(src, source, lines, clips, "speaker" in columns)
     notes = [how]
     if copies := len(clips) - len(first):
         apart = sum(
             n - 1 for n in Counter(name for part in splits.values() for name in {c.source for c in part}).values()
         )
-        across = f", {apart:,} of them in another split than that" if apart else ""
+        across = f", {apart:,} of them in another split" if apart else ""
         notes.append(f"{copies:,} of {len(clips):,} utterances repeat the frames of an earlier one{across}")
     return UnitSplits(task, checked(splits, task), found.tables, tuple(notes))
 
 
-def _dealt(
+def _make_splits(
     src: epath.PathLike, source: str, lines: Sequence[Line], clips: Sequence[Clip], speaker: bool
 ) -> tuple[Splits, str]:
-    """The splits, and how they came about; speaker: it is a label, so that all of them must be in train."""
+    """Makes the splits and a note about them; `speaker`: it is a label, so every speaker must be in train."""
     parts = {line.part for line in lines}
     if parts <= PARTS.keys() and {PARTS[part] for part in parts} == set(SPLITS):
         pairs = list(zip(lines, clips, strict=True))
         splits = {split: [clip for line, clip in pairs if PARTS[line.part] == split] for split in SPLITS}
         return splits, "splits: as the files are named"
     if len({clip.source for clip in clips}) < len(SPLITS):
-        raise BuildError(f"{src}: {source} has too few utterances to make {len(SPLITS)} splits: add some")
+        raise BuildError(f"{src}: {source} has too few utterances for {len(SPLITS)} splits: add some")
     if speaker:
-        dealt = stratified([clip for clip in clips if clip.source == clip.id], FRACTIONS, seed=0)
-        split_of = {clip.id: split for split, part in dealt.items() for clip in part}
+        by_split = stratified([clip for clip in clips if clip.source == clip.id], FRACTIONS, seed=0)
+        split_of = {clip.id: split for split, part in by_split.items() for clip in part}
         splits = {split: [clip for clip in clips if split_of[clip.source] == split] for split in SPLITS}
-        return splits, "splits: made, utterances of every speaker in each"
+        return splits, "splits: made here, with utterances of every speaker in each"
     try:
-        return by_speaker(clips, FRACTIONS, seed=0), "splits: made, no speaker in two"
+        return by_speaker(clips, FRACTIONS, seed=0), "splits: made here, no speaker in two"
     except BuildError as error:
         raise BuildError(
-            f"{src}: {error}; call the files {source}.train{SUFFIX}, {source}.valid{SUFFIX} and "
-            f"{source}.test{SUFFIX} to say what goes where"
+            f"{src}: {error}; name the files {source}.train{SUFFIX}, {source}.valid{SUFFIX} and "
+            f"{source}.test{SUFFIX} to set the splits"
         ) from error
 
 

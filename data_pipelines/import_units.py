@@ -1,33 +1,33 @@
-"""Units that others have written as text → unit records.
+"""Imports units from text files as unit records.
 
     python -m data_pipelines.import_units --task=fsc --src=UNITS/fsc --out=RECORDS/fsc
 
-A split is `SRC/<split>.txt`, one utterance a line: its units, `<s>` and one label a slot, in the order of the slots:
+A split is `SRC/<split>.txt`, one utterance a line: units, `<s>` and one label a slot, in the order of the slots:
 
     71 12 56 12 63 <s> 0 6 20
 
-A label is a class id over all slots (of fsc: 0-5 action, 6-19 object, 20-23 location). With `--labels=names` it is
-spelled out instead, one field a slot, so that a label may hold spaces:
+A label is a class id over all slots (of fsc: 0-5 action, 6-19 object, 20-23 location). With `--labels=names` it is a
+name instead, with slots separated by `|`, so that a label may contain spaces:
 
     71 12 56 12 63 <s> change language | none | none
 
-`SRC/<split>.named` may stand beside the text or in its place and names the utterances, `file|units|labels`:
+`SRC/<split>.named`, beside or instead of the text, names the utterances, `file|units|labels`:
 
     wavs/8b863c90.wav|71 12 56 12 63|0 6 20
 
-Without it utterances are called train-000000, train-000001 and so on. A task that spjax does not know comes with
-`--slots`, a JSON file of its slots and labels in class order:
+Without it utterances are named train-000000, train-000001 and so on. A new task needs `--slots`, a JSON file of its
+slots and labels in class order:
 
     {"action": ["turn on", "turn off"], "room": ["none", "kitchen"]}
 
-Text says nothing of durations: they are empty in every record, and `durations` is false in the card. Its units are
-taken for merged, unless many are equal to the one before: `merged` is then false in the card, and no LM or encoder of
-merged units goes with the records.
+Text has no durations: they are empty in every record, and `durations` is false in the card. The units are assumed to be
+merged, unless many equal the one before: then `merged` is false in the card, and LMs and encoders of merged units are
+refused for the records.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take their time
+if __name__ == "__main__":  # before the slow imports
     from spjax import process
 
     process.run("data_pipelines.import_units")
@@ -54,7 +54,7 @@ from spjax.tasks import METRICS, TASKS, Slot, Task
 
 SPLITS = ("train", "valid", "test")
 SEPARATOR = "<s>"
-MOST_EQUAL = 0.15  # of neighbouring units in text that was merged, but for borders of chunks; unmerged has some .4
+MOST_EQUAL = 0.15  # of neighbouring units that may be equal in merged text (chunk borders); unmerged text has about 0.4
 
 
 def import_units(
@@ -70,29 +70,29 @@ def import_units(
     vocabulary: int = 100,
     **made_by: Any,
 ) -> Card:
-    """Reads unit text (form: this module's docstring), checks every line, and writes unit records.
+    """Reads unit text (see the module for the format), checks every line, and writes unit records.
 
     Args:
       task: a task, or the name of one in `spjax.tasks.TASKS`.
       src: directory of the text.
       out: directory of the records.
       splits: names of the splits to import.
-      labels: "ids" for class ids over all slots, "names" for labels spelled out and parted by `|`.
-      dedup: drop lines that repeat an earlier one (file name included, where it is given). The split named "test" keeps
-        every line: a score over fewer utterances is another score.
-      shards: files a split, as of `write_unit_records`.
-      overwrite: replace what `out` holds.
-      vocabulary, made_by: what made the units (encoder, layer, kmeans); as of `Card`, into which they go.
+      labels: "ids" for class ids over all slots, "names" for label names separated by `|`.
+      dedup: drop lines that repeat an earlier one (including the file name, if there is one). The split "test" keeps
+        every line, so that its scores stay comparable.
+      shards: files a split; see `write_unit_records`.
+      overwrite: replace existing records.
+      vocabulary, made_by: number of units and fields of `Card` that describe their origin (encoder, layer, kmeans).
 
     Returns:
       The card of the records.
 
     Raises:
-      RecordError: a file is missing or a line is not what it must be; names file, line, value and the way out.
+      RecordError: a missing file or an invalid line; names file, line, value and a fix.
     """
     task = _known_task(task) if isinstance(task, str) else task
     if vocabulary < 1:
-        raise RecordError(f"vocabulary is {vocabulary}, must be at least 1: the number of units")
+        raise RecordError(f"vocabulary is {vocabulary}: give the number of units, at least 1")
     read, sources, notes = {}, {}, []
     pairs = equal = 0
     for split in splits:
@@ -109,15 +109,15 @@ def import_units(
         if any(runs):
             many = sum(map(bool, runs))
             notes.append(
-                f"{split}: {many} of {len(runs)} lines hold equal units side by side, which merging leaves none of"
+                f"{split}: {many} of {len(runs)} lines have equal neighbouring units, which merging would remove"
             )
         read[split] = utterances
         sources.update(files)
     if task.name == "gsc" and notes:
         notes.append("gsc: the published train and valid are class-balanced resamples with replacement")
     merged = equal <= MOST_EQUAL * pairs
-    said = "were merged" if merged else "were not merged, as many equal the one before,"
-    notes.append(f"units {said} before they were written down: durations are unknown")
+    how = "were merged" if merged else "were not merged, as many equal the one before,"
+    notes.append(f"units {how} before they were written as text: durations are unknown")
     return write_unit_records(
         out,
         task,
@@ -133,12 +133,12 @@ def import_units(
 
 
 def read_slots(path: str | Path, name: str, metric: str | None = None) -> Task:
-    """A task from a JSON file `{"slot": ["label", ...], ...}`; slots and labels in class order.
+    """Reads a task from a JSON file `{"slot": ["label", ...], ...}`; slots and labels in class order.
 
     The metric defaults to accuracy for one slot and to exact_match for several.
 
     Raises:
-      RecordError: the file is missing or of another form.
+      RecordError: the file is missing or has another format.
     """
     try:
         slots = json.loads(read_text(places.at(path)), object_pairs_hook=_pairs)
@@ -150,7 +150,7 @@ def read_slots(path: str | Path, name: str, metric: str | None = None) -> Task:
         rows = tuple(Slot(slot, tuple(labels)) for slot, labels in slots)
         return Task(name, rows, metric or ("accuracy" if len(rows) == 1 else "exact_match"))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise RecordError(f'{path} is no JSON object {{"slot": ["label", ...], ...}}: {error}') from error
+        raise RecordError(f'{path} is not a JSON object {{"slot": ["label", ...], ...}}: {error}') from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -164,16 +164,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--task", required=True, help=f"one of {', '.join(TASKS)}; any other name together with --slots"
     )
     add_import_flags(parser, "directory of <split>.txt and <split>.named")
-    parser.add_argument("--splits", default=",".join(SPLITS), help="splits to import, with commas (%(default)s)")
+    parser.add_argument("--splits", default=",".join(SPLITS), help="splits to import, comma-separated (%(default)s)")
     parser.add_argument("--slots", type=place, help='JSON of a new task\'s slots: {"slot": ["label", ...], ...}')
     parser.add_argument(
         "--metric", choices=tuple(METRICS), help="metric of a new task (accuracy; exact_match of several slots)"
     )
-    parser.add_argument(
-        "--labels", choices=("ids", "names"), default="ids", help="how labels are written (%(default)s)"
-    )
+    parser.add_argument("--labels", choices=("ids", "names"), default="ids", help="format of the labels (%(default)s)")
     parser.add_argument("--dedup", action="store_true", help="drop repeated lines of every split but test")
-    parser.add_argument("--shards", type=int, help="files a split is cut into (default: 50,000 utterances a file)")
+    parser.add_argument("--shards", type=int, help="number of files a split (default: 50,000 utterances a file)")
     args = parser.parse_args(argv)
     try:
         if args.slots and args.task in TASKS:
@@ -196,25 +194,25 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def add_import_flags(parser: argparse.ArgumentParser, src: str) -> None:
-    """The flags of every import: from where, to where, and what made the units. `src`: help of --src."""
+    """Adds the flags of every import: input, output, and origin of the units. `src` is the help of --src."""
     parser.add_argument("--src", type=place, required=True, help=src)
     parser.add_argument(
         "--out", type=output, required=True, help="directory of the unit records to make (local or gs://)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing records in --out")
     parser.add_argument("--vocabulary", type=int, default=100, help="number of units (%(default)s)")
     parser.add_argument("--encoder", default="hubert_base_ls960", help="speech encoder of the units (%(default)s)")
     parser.add_argument("--layer", type=int, default=6, help="layer of the encoder (%(default)s)")
-    parser.add_argument("--kmeans", default="km100", help="identity of the centroids (%(default)s)")
+    parser.add_argument("--kmeans", default="km100", help="id of the k-means (%(default)s)")
 
 
 def import_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What the flags of `add_import_flags` say of the records."""
+    """Returns the values of the flags of `add_import_flags` as keyword arguments of the imports."""
     return {name: getattr(args, name) for name in ("overwrite", "vocabulary", "encoder", "layer", "kmeans")}
 
 
 def print_card(card: Card, out: str) -> None:
-    """Print what was made."""
+    """Prints a summary of the records made."""
     for split, count in card.counts.items():
         print(f"{split}: {count:,} utterances in {len(card.shards[split])} file(s)")
     for note in card.notes:
@@ -232,14 +230,14 @@ def _known_task(name: str) -> Task:
 
 
 def _pairs(pairs: list[tuple[str, object]]) -> list[tuple[str, object]]:
-    """A JSON object as its pairs, so that a slot named twice is seen and not lost."""
+    """Keeps a JSON object as pairs, so that duplicate slots are detected."""
     return pairs
 
 
 def _read_split(
     src: Path, split: str, task: Task, vocabulary: int, labels: str
 ) -> tuple[list[Utterance], list[bool], dict[str, str]]:
-    """Utterances, whether each repeats an earlier line, and the sha256 of the files read."""
+    """Returns utterances, whether each repeats an earlier line, and the sha256 of the files read."""
     text, named = src / f"{split}.txt", src / f"{split}.named"
     lines_of = {path: _lines(path) for path in (text, named) if path.exists()}
     if not lines_of:
@@ -250,7 +248,7 @@ def _read_split(
     if len(lines_of) == 2 and len(lines_of[text]) != len(lines_of[named]):
         raise RecordError(
             f"{named} has {len(lines_of[named])} lines where {text.name} has {len(lines_of[text])}: "
-            "they must name the same utterances, remove the one that is out of date"
+            "they must have the same utterances, remove the one that is out of date"
         )
     path = named if named in lines_of else text
     unit_of = {str(unit): unit for unit in range(vocabulary)}
@@ -262,14 +260,15 @@ def _read_split(
     times: Counter[str] = Counter()
     for number, line in enumerate(tqdm(lines_of[path], desc=f"{path.name}", unit=" lines"), start=1):
         where = f"{path}, line {number}"
-        name, units, spelled = _parts(line, named=path is named, where=where)
-        if len(lines_of) == 2 and lines_of[text][number - 1].split() != [*units.split(), SEPARATOR, *spelled.split()]:
+        name, units, labels_text = _parts(line, named=path is named, where=where)
+        expected = [*units.split(), SEPARATOR, *labels_text.split()]
+        if len(lines_of) == 2 and lines_of[text][number - 1].split() != expected:
             raise RecordError(f"{where} and the same line of {text.name} differ: remove the file that is out of date")
         utterances.append(
             Utterance(
                 id=_unique(name, times) if name else f"{split}-{number - 1:06d}",
                 units=_units(units, unit_of, where),
-                classes=_classes(spelled, task, class_of, labels, where),
+                classes=_classes(labels_text, task, class_of, labels, where),
                 provenance=f"{path.name}:{number}",
             )
         )
@@ -290,7 +289,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _parts(line: str, named: bool, where: str) -> tuple[str, str, str]:
-    """(file name or "", units, labels) of a line."""
+    """Splits a line into (file name or "", units, labels)."""
     if named:
         parts = line.split("|", 2)
         if len(parts) < 3 or not parts[0].strip():
@@ -315,14 +314,14 @@ def _units(text: str, unit_of: Mapping[str, int], where: str) -> list[int]:
         last = len(unit_of) - 1
         if word.isascii() and word.lstrip("-").isdigit():
             raise RecordError(
-                f"{where}: unit {word} is not one of 0..{last} in plain spelling: "
+                f"{where}: unit {word} is not one of 0..{last} without leading zeros: "
                 "correct it, or import with another number of units by --vocabulary of data_pipelines.import_units"
             ) from None
         raise RecordError(f"{where}: {word!r} is not a unit (a number in 0..{last}): correct the line") from None
 
 
 def _classes_of(slot: Slot, first: int, labels: str) -> dict[str, int]:
-    """Class id of every spelling that a slot's label may have in the text."""
+    """Maps every text that a slot's label may have to its class id."""
     ids = range(first, first + len(slot.labels))
     return dict(zip(slot.labels if labels == "names" else map(str, ids), ids, strict=True))
 
@@ -330,7 +329,7 @@ def _classes_of(slot: Slot, first: int, labels: str) -> dict[str, int]:
 def _classes(text: str, task: Task, class_of: Sequence[Mapping[str, int]], labels: str, where: str) -> tuple[int, ...]:
     words = [word.strip() for word in text.split("|")] if labels == "names" else text.split()
     if len(words) != len(class_of) or not all(words):
-        form = "labels parted by |" if labels == "names" else "class ids parted by spaces"
+        form = "labels separated by |" if labels == "names" else "class ids separated by spaces"
         raise RecordError(
             f"{where}: {_short(text.strip())} should be {len(class_of)} {form}, "
             f"for {', '.join(slot.name for slot in task.slots)}: correct the line"
@@ -340,14 +339,14 @@ def _classes(text: str, task: Task, class_of: Sequence[Mapping[str, int]], label
             others = [other.name for other, its in zip(task.slots, class_of, strict=True) if word in its]
             also = f" (it is one of slot {others[0]!r})" if others else ""
             raise RecordError(
-                f"{where}: {word!r} is no label of slot {slot.name!r} of {task.name}{also}: "
+                f"{where}: {word!r} is not a label of slot {slot.name!r} of {task.name}{also}: "
                 f"correct it to one of {_short(', '.join(known), 200)}"
             )
     return tuple(known[word] for word, known in zip(words, class_of, strict=True))
 
 
 def _unique(name: str, times: Counter[str]) -> str:
-    """Resampled sets name a file several times: the second time it is called `name#2`."""
+    """Makes a name unique: resampled sets repeat a file, whose second occurrence is named `name#2`."""
     times[name] += 1
     return name if times[name] == 1 else f"{name}#{times[name]}"
 

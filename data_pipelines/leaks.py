@@ -1,16 +1,16 @@
-"""What a split gives away: speakers, recordings or files in two splits, labels that a speaker or a sampling rate tells.
+"""Reports leaks of a split: speakers, recordings or files in two splits, and labels that follow from other facts.
 
     python -m data_pipelines.leaks --task=lt_sc --raw=RAW/lt_sc
     python -m data_pipelines.leaks --task=lt_sc --raw=RAW/lt_sc --protocol=honest --out=SPLITS/lt_sc
     python -m data_pipelines.leaks --manifest=my.csv
 
-prints the report as Markdown. With `--out` it is kept there as `leaks.md` and `leaks.json`, beside the manifests of the
-splits (data_pipelines/split_manifests.py), from which `--splits` of other commands takes them again.
+prints the report as Markdown. With `--out` it is saved there as `leaks.md` and `leaks.json`, with the manifests of the
+splits (data_pipelines/split_manifests.py), which other commands read by `--splits`.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take their time
+if __name__ == "__main__":  # before the slow imports
     from spjax import process
 
     process.run("data_pipelines.leaks")
@@ -32,20 +32,20 @@ from data_pipelines.splits import BuildError
 from spjax.command_line import Parser, output
 from spjax.tasks import Task
 
-EXAMPLES = 5  # of what is shared, named in a report
-TOLD = 0.99  # share of clips whose label is told by something else, from which on that is worth a warning
+EXAMPLES = 5  # shared values listed in a report
+PREDICTABLE = 0.99  # fraction of clips from which a label that follows from another fact is reported
 
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """Something that stands in two splits.
+    """Values that occur in two splits.
 
     Attributes:
-      what: "speaker", "source", "id", "path" or "content" (files equal byte for byte, under whatever name).
-      splits: the two, in order.
-      count: how many different values are in both.
-      clips: how many clips of each of the two they take up.
-      examples: a few of the values; of content, a file of each split.
+      what: "speaker", "source", "id", "path" or "content" (files equal byte for byte, whatever their names).
+      splits: the two splits, in order.
+      count: number of distinct values in both.
+      clips: number of clips with these values in each split.
+      examples: a few of the values; for content, a file of each split.
     """
 
     what: str
@@ -56,15 +56,15 @@ class Shared:
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
-    """Something that stands in two splits and tells a label without listening.
+class LabelCue:
+    """A fact that predicts a label without the audio and occurs in two splits.
 
     Attributes:
-      slot: whose label.
+      slot: of the label.
       by: "speaker" or "sampling rate".
-      right: share of clips whose label is the most frequent one of their speaker or rate.
-      chance: share of clips with the most frequent label of all.
-      parts: every label goes with a single value, so that the value tells groups of labels apart at least.
+      right: fraction of clips with the most frequent label of their speaker or rate.
+      chance: fraction of clips with the most frequent label of all.
+      parts: each label occurs with one value only, so that the value separates groups of labels.
     """
 
     slot: str
@@ -76,18 +76,18 @@ class Told:
 
 @dataclasses.dataclass(frozen=True)
 class LeakReport:
-    """What a split gives away; counts are of clips.
+    """Leaks of a split; all counts are of clips.
 
     Attributes:
-      task, protocol: what was split, and how.
+      task, protocol: the task, and how the splits were made.
       counts: split → clips.
-      speakers: split → known speakers. Where one of the labels is the speaker, no leak is made of that.
+      speakers: split → known speakers. They are not counted as shared if the speaker is a label.
       speakerless: split → clips without a speaker.
       labels: slot → label → split → clips.
       missing: (slot, label, split) of labels that a split lacks.
-      shared: what stands in two splits.
-      told: labels that a speaker or a sampling rate gives away.
-      rates: sampling rate → clips; empty if files were not looked at.
+      shared: values that occur in two splits.
+      told: labels that follow from a speaker or a sampling rate.
+      rates: sampling rate → clips; empty if files were not read.
     """
 
     task: str
@@ -98,20 +98,20 @@ class LeakReport:
     labels: dict[str, dict[str, dict[str, int]]]
     missing: tuple[tuple[str, str, str], ...]
     shared: tuple[Shared, ...]
-    told: tuple[Told, ...]
+    told: tuple[LabelCue, ...]  # a key of leaks.json
     rates: dict[int, int]
 
     @property
     def clean(self) -> bool:
-        """Nothing is shared, missing or told."""
+        """Whether nothing is shared, missing or predictable."""
         return not (self.shared or self.missing or self.told)
 
     def json(self) -> str:
-        """The report as a JSON object."""
+        """Returns the report as a JSON object."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     def markdown(self) -> str:
-        """The report as Markdown."""
+        """Returns the report as Markdown."""
         splits = list(self.counts)
         lines = [f"# Leaks of {self.task}, protocol {self.protocol}", ""]
         lines += _table(
@@ -123,17 +123,17 @@ class LeakReport:
             ],
         )
         lines += ["", "## In two splits", ""]
-        lines += [_shared_line(one) for one in self.shared] or ["Nothing that is known of."]
+        lines += [_shared_line(one) for one in self.shared] or ["None found."]
         if not any(self.speakers.values()):
-            lines.append("Speakers are not known.")
+            lines.append("Speakers are unknown.")
         if not self.rates:
             lines.append("Contents of files were not compared.")
-        lines += ["", "## Told without listening", ""]
+        lines += ["", "## Labels predictable without the audio", ""]
         lines += [
-            f"- **{one.slot}** by the {one.by}: right for {one.right:.1%} of the clips (most frequent label: "
-            f"{one.chance:.1%})" + ("; no label goes with two of them" if one.parts else "")
+            f"- **{one.slot}** from the {one.by}: right for {one.right:.1%} of the clips (most frequent label: "
+            f"{one.chance:.1%})" + ("; each label occurs with one value only" if one.parts else "")
             for one in self.told
-        ] or ["Nothing that is known of."]
+        ] or ["None found."]
         if len(self.rates) > 1:
             rates = ", ".join(f"{rate:,} Hz {count:,}" for rate, count in sorted(self.rates.items()))
             lines += ["", f"Sampling rates, in clips: {rates}."]
@@ -149,13 +149,13 @@ class LeakReport:
 def leak_report(
     task: Task, splits: Mapping[str, Sequence[Clip]], protocol: str, files: Mapping[str, FileFacts] | None = None
 ) -> LeakReport:
-    """Looks at splits from all sides.
+    """Analyses splits for leaks.
 
     Args:
-      task: what the labels are.
+      task: the task of the labels.
       splits: clips by split.
-      protocol: how they were made, for the report.
-      files: as of `inspect_files`; without them contents and sampling rates are not looked at.
+      protocol: how the splits were made, for the report.
+      files: the result of `inspect_files`; None skips the comparison of contents and sampling rates.
     """
     every = [clip for clips in splits.values() for clip in clips]
     labels = {}
@@ -169,16 +169,16 @@ def leak_report(
         "path": lambda clip: clip.path,
     }
     if any(all(clip.labels[column] == clip.speaker for clip in every) for column in range(len(task.slots))):
-        del keys["speaker"]  # it is what the task asks for: every split must have all of them
-    told = []
+        del keys["speaker"]  # the speaker is a label, so every split must have all speakers
+    cues = []
     if "speaker" in keys:
-        # A speaker of one split alone tells nothing about the others
+        # A speaker of one split alone predicts nothing about the others
         times = Counter(speaker for clips in splits.values() for speaker in {clip.speaker for clip in clips} - {""})
-        told = _told(task, every, "speaker", {clip: clip.speaker for clip in every if times[clip.speaker] > 1})
+        cues = _cues(task, every, "speaker", {clip: clip.speaker for clip in every if times[clip.speaker] > 1})
     if files is not None:
-        # The same bytes under the same name are seen as `path` already
+        # Equal contents under the same path are reported as `path` already
         keys["content"] = lambda clip: files[clip.path].sha256
-        told += _told(task, every, "sampling rate", {clip: str(files[clip.path].rate) for clip in every})
+        cues += _cues(task, every, "sampling rate", {clip: str(files[clip.path].rate) for clip in every})
     return LeakReport(
         task=task.name,
         protocol=protocol,
@@ -199,7 +199,7 @@ def leak_report(
             for one, other in itertools.combinations(splits, 2)
             if (found := _shared(what, key, (one, other), splits))
         ),
-        told=tuple(told),
+        told=tuple(cues),
         rates=dict(Counter(files[clip.path].rate or 0 for clip in every)) if files is not None else {},
     )
 
@@ -227,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         files = None if args.no_files else inspect_files(data.raw, paths)
         report = leak_report(data.task, data.splits, protocol, files)
         if args.out and files is not None:
-            notes = () if args.task or args.splits else data.notes  # theirs are the protocol
+            notes = () if args.task or args.splits else data.notes  # for the former two, the only note is the protocol
             write_splits(args.out, data.task, data.splits, files, protocol, notes)
             (epath.Path(args.out) / "leaks.md").write_text(report.markdown())
             (epath.Path(args.out) / "leaks.json").write_text(report.json())
@@ -258,8 +258,8 @@ def _shared(
     return Shared(what, pair, len(both), (taken[0], taken[1]), tuple(examples))
 
 
-def _told(task: Task, every: Sequence[Clip], by: str, values: Mapping[Clip, str]) -> list[Told]:
-    """Slots whose label follows from a value; of values there must be two or more, and two clips of each on average."""
+def _cues(task: Task, every: Sequence[Clip], by: str, values: Mapping[Clip, str]) -> list[LabelCue]:
+    """Finds slots whose label follows from a value; needs two or more values with two clips each on average."""
     found = []
     known = [clip for clip in every if clip in values]
     number = len(set(values.values()))
@@ -273,8 +273,8 @@ def _told(task: Task, every: Sequence[Clip], by: str, values: Mapping[Clip, str]
         chance = max(Counter(clip.labels[column] for clip in known).values()) / len(known)
         values_of = Counter(label for labels in of_value.values() for label in labels)
         parts = max(values_of.values()) == 1
-        if chance < TOLD and (right >= TOLD or parts):
-            found.append(Told(slot.name, by, right, chance, parts))
+        if chance < PREDICTABLE and (right >= PREDICTABLE or parts):
+            found.append(LabelCue(slot.name, by, right, chance, parts))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Recordings below a folder: which files are some, what is passed over, and which are copies of each other."""
+"""Lists recordings in a folder, counts skipped files, and finds copies."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from data_pipelines.splits import BuildError, composed, relative
 from spjax.speech2unit.audio import SUFFIXES
 from spjax.storage import places
 
-ENDINGS_NAMED = 8  # in a report of what was passed over
+ENDINGS_NAMED = 8  # kinds of skipped files listed in a note
 _UNFIT = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
-)  # in a name: control characters, line ends, bytes that are no UTF-8
-SAMPLE_BYTES = 4096  # from the middle of files of equal size, before all of them is hashed
+)  # in a name: control characters, line separators, bytes that are not UTF-8
+SAMPLE_BYTES = 4096  # from the middle of files of equal size, compared before the full hash
 
 
 class Listing(NamedTuple):
-    """What is below a folder.
+    """Content of a folder.
 
     Attributes:
-      files: path of every recording relative to the root, in NFC → the same as spelled on disk; sorted by the former.
-      folders: every folder that is not hidden, and link to one, relative to the root and in NFC.
-      passed: what was passed over, by kind: an ending such as ".txt", "hidden" and so on → how many.
-      misnamed: files that hold audio and do not end like it, relative to the root.
+      files: path of every recording relative to the root, in NFC → the same path as on disk; sorted by the former.
+      folders: every folder and link to a folder that is not hidden, relative to the root and in NFC.
+      passed: number of skipped entries by kind: an extension such as ".txt", "hidden" and so on.
+      misnamed: files with audio content but another extension, relative to the root.
     """
 
     files: dict[str, str]
@@ -40,16 +40,16 @@ class Listing(NamedTuple):
     misnamed: tuple[str, ...]
 
     def notes(self) -> list[str]:
-        """What was passed over, in a sentence or two."""
+        """Describes what was skipped, in a sentence or two."""
         found = []
         if self.passed:
             kinds = [f"{number} {kind}" for kind, number in self.passed.most_common(ENDINGS_NAMED)]
             rest = sum(self.passed.values()) - sum(number for _, number in self.passed.most_common(ENDINGS_NAMED))
-            found.append(f"passed over {', '.join(kinds)}" + (f", {rest} others" if rest else ""))
+            found.append(f"skipped {', '.join(kinds)}" + (f", {rest} others" if rest else ""))
         if self.misnamed:
             found.append(
-                f"files passed over that hold audio: {len(self.misnamed)}, the first {self.misnamed[0]}; if they are "
-                "meant, rename them to end like recordings"
+                f"skipped files with audio content: {len(self.misnamed)}, the first {self.misnamed[0]}; to include "
+                "them, rename them with the extension of a recording"
             )
         return found
 
@@ -57,27 +57,27 @@ class Listing(NamedTuple):
 def list_recordings(
     raw: epath.PathLike, folder: str = "", suffixes: Sequence[str] = SUFFIXES, thorough: bool = False
 ) -> Listing:
-    """Looks for recordings, files that end in one of `suffixes` in any case, below a folder.
+    """Lists recordings in a folder: files with one of the extensions `suffixes`, in any case.
 
-    Hidden files and folders (a name that starts with a dot) and other endings are passed over and counted. A folder is
-    read whatever its name ends in, and once: a link to a folder is followed after all folders that are no links, unless
-    that folder was read already or holds the one that is listed. In a bucket a name with such an ending is a file.
+    Hidden files and folders (whose name starts with a dot) and other extensions are skipped and counted. A folder is
+    read whatever its extension, and only once: links to folders are followed after all real folders, unless the target
+    was read already or contains the listed folder. In a bucket a name with such an extension is a file.
 
     Args:
       raw: root of the data set; local or gs://.
-      folder: where to look below it, with forward slashes.
-      suffixes: what names of recordings end in, in lower case.
-      thorough: look into files of other endings for audio (local ones), and refuse dangling links that have no ending,
-        which may have been folders.
+      folder: folder to list, relative to `raw`, with forward slashes.
+      suffixes: extensions of recordings, in lower case.
+      thorough: check local files with other extensions for audio content, and refuse dangling links without an
+        extension, which may have been folders.
 
     Raises:
-      BuildError: the folder is missing; a folder cannot be read; two names differ only in how their letters are
-        composed; a name holds control characters or is not UTF-8; or a recording is a dangling link or no regular file.
+      BuildError: a missing or unreadable folder; two names that differ only in Unicode composition; a name with control
+        characters or that is not UTF-8; or a recording that is a dangling link or not a regular file.
     """
     root = epath.Path(raw)
     top = root / folder if folder else root
     if not top.is_dir():
-        raise BuildError(f"{top} is no folder: unpack the data set there, or point to its root with --raw")
+        raise BuildError(f"{top} is not a folder: unpack the data set there, or point to its root with --raw")
     files: dict[str, str] = {}
     read: set[str] = set()
     passed: Counter[str] = Counter()
@@ -95,13 +95,15 @@ def list_recordings(
                 if thorough and kind == "file" and not places.is_remote(root) and _holds_audio(here / name):
                     misnamed.append(path)
             elif kind != "file":
-                raise BuildError(f"{here / name} is a {kind}: put what is meant there, or remove it")
+                raise BuildError(f"{here / name} is a {kind}: replace it by a file, or remove it")
             elif _UNFIT.search(path):
                 raise BuildError(
                     f"the name {os.fspath(here / name)!r} has a control character or is not UTF-8: rename it"
                 )
             elif composed(path) in files:
-                raise BuildError(f"{root}: {path!r} is there twice, its letters composed and not: remove one")
+                raise BuildError(
+                    f"{root}: {path!r} exists twice, in composed and decomposed Unicode: remove one of the two"
+                )
             else:
                 files[composed(path)] = path
     return Listing(dict(sorted(files.items())), frozenset(read), passed, tuple(sorted(misnamed)))
@@ -110,14 +112,14 @@ def list_recordings(
 def audio_files(
     raw: epath.PathLike, folder: str = "", suffixes: Sequence[str] = SUFFIXES, optional: bool = False
 ) -> dict[str, str]:
-    """Every recording below a folder, which must hold some: the files of `list_recordings`.
+    """Lists every recording in a folder, which must have at least one: the files of `list_recordings`.
 
     Args:
-      raw, folder, suffixes: as of `list_recordings`.
-      optional: a folder that is missing or holds none gives no files instead of an error.
+      raw, folder, suffixes: see `list_recordings`.
+      optional: return no files, instead of an error, if the folder is missing or has none.
 
     Raises:
-      BuildError: as of `list_recordings`, or the folder holds no recording.
+      BuildError: as `list_recordings`, or the folder has no recording.
     """
     top = epath.Path(raw) / folder if folder else epath.Path(raw)
     if optional and not top.is_dir():
@@ -129,10 +131,10 @@ def audio_files(
 
 
 def copies(raw: epath.PathLike, paths: Sequence[str]) -> dict[str, str]:
-    """Files that hold the same bytes as others: each of them → the first of its kind in the order of `paths`.
+    """Finds files of equal content: each file that has a copy → the first of its group in the order of `paths`.
 
-    Only files of equal size are compared: by a sample of each, and those that agree in it by the hash of the whole.
-    Files that cannot be read are left to whoever reads them as audio.
+    Only files of equal size are compared: first a sample of each, then the full hash. Unreadable files are ignored;
+    reading them as audio reports them.
     """
     root = epath.Path(raw)
 
@@ -141,19 +143,19 @@ def copies(raw: epath.PathLike, paths: Sequence[str]) -> dict[str, str]:
             file.seek(size_of[path] // 2)
             return file.read(SAMPLE_BYTES)
 
-    def whole(path: str) -> Hashable:
+    def full_hash(path: str) -> Hashable:
         with (root / path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
 
     size_of = dict(zip(paths, parts.file_stats(raw, paths)[:, 0].tolist(), strict=True))
     groups = _alike([path for path in size_of if size_of[path] > 0], size_of.__getitem__)
-    for look in (sample, whole):
+    for look in (sample, full_hash):
         groups = [part for group in groups for part in _alike(group, look)]
     return {path: group[0] for group in groups for path in group}
 
 
 def _alike(paths: Sequence[str], look: Callable[[str], Hashable]) -> list[list[str]]:
-    """Groups of two paths or more that look the same."""
+    """Groups paths for which `look` returns equal values; only groups of two or more."""
 
     def safely(path: str) -> Hashable:
         try:
@@ -171,16 +173,16 @@ def _alike(paths: Sequence[str], look: Callable[[str], Hashable]) -> list[list[s
 def _walk(
     top: epath.Path, suffixes: tuple[str, ...], passed: Counter[str]
 ) -> Iterator[tuple[epath.Path, list[tuple[str, str]]]]:
-    """`top` and every folder below it, with name and kind of what else is in it.
+    """Yields `top` and every folder in it, with name and kind of the other entries.
 
-    Hidden entries are counted in `passed` alone. Folders that are met a second time are counted there and not read.
+    Hidden entries are only counted in `passed`. A folder found a second time is counted there and not read.
     """
     remote = places.is_remote(top)
     seen = {_inode(above) for above in _above(top)} if not remote else set()
     folders: list[epath.Path] = [top]
     links: list[epath.Path] = []
     while folders or links:
-        if not folders:  # a link must not take a folder from the place where it is
+        if not folders:  # links last, so that a folder is listed under its real path
             links.sort(reverse=True)
         here = folders.pop() if folders else links.pop()
         if not remote:
@@ -203,7 +205,7 @@ def _walk(
 
 
 def _entries(folder: epath.Path) -> list[tuple[str, str]]:
-    """Name and kind of everything in a folder of this machine."""
+    """Returns name and kind of every entry of a local folder."""
     try:
         with os.scandir(folder) as entries:
             return [(entry.name, _kind(entry)) for entry in entries]
@@ -225,7 +227,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 def _remote_entries(folder: epath.Path, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Name and kind of everything in a folder of a bucket, where to ask for a kind takes a request."""
+    """Returns name and kind of every entry of a folder in a bucket, where looking up a kind costs a request."""
     return [
         (entry.name, "file" if entry.name.lower().endswith(suffixes) or not entry.is_dir() else "folder")
         for entry in folder.iterdir()
@@ -233,7 +235,7 @@ def _remote_entries(folder: epath.Path, suffixes: tuple[str, ...]) -> list[tuple
 
 
 def _above(folder: epath.Path) -> list[str]:
-    """The folders that hold a folder, links followed."""
+    """Returns all parent folders, with links resolved."""
     path, found = os.path.realpath(folder), []
     while (parent := os.path.dirname(path)) != path:
         path = parent
@@ -247,7 +249,7 @@ def _inode(path: epath.PathLike) -> tuple[int, int]:
 
 
 def _holds_audio(path: epath.Path) -> bool:
-    """Whether a file starts like one of the formats of recordings."""
+    """Returns whether a file starts with the magic bytes of an audio format."""
     try:
         with open(path, "rb") as file:
             head = file.read(12)

@@ -1,4 +1,4 @@
-"""All parts of jobs: those that are there, and those that a pipeline makes."""
+"""Makes all parts of extraction jobs: keeps finished ones and runs a pipeline for the rest."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def make_parts(
     options: Sequence[str],
     patience: float,
 ) -> list[dict[int, Part]]:
-    """The parts of each job by number, those that were there and those that a pipeline made; not all if it was stopped.
+    """Returns the parts of each job by number, existing and new ones; incomplete if the run was stopped.
 
-    A job that a cluster did not finish, but in which parts were made, is handed in again with those that are missing.
+    If a cluster fails a job after finishing some parts, it is resubmitted for the missing ones.
 
     Args:
       jobs: each with its folder.
-      stop: at the first recording that is refused.
-      runner, workers, options: see `build_pipeline`; None: a worker a core.
+      stop: stop at the first refused recording.
+      runner, workers, options: see `build_pipeline`; workers None: one a core.
       patience: see `run_pipeline`.
 
     Raises:
@@ -51,7 +51,7 @@ def make_parts(
     for job, folder in jobs:
         folder.mkdir(parents=True, exist_ok=True)
         files.append(parts.save_job(folder, dataclasses.replace(job, stop=os.fspath(mark or ""))))
-        _forget_old(job, folder)
+        _delete_stale(job, folder)
 
     def missing() -> list[tuple[str, int]]:
         return [
@@ -63,7 +63,7 @@ def make_parts(
     def stopped() -> bool:
         return bool(mark and mark.exists())
 
-    def signs() -> object:
+    def progress() -> object:
         return [(parts.parts_there(folder), beats(folder)) for _, folder in jobs]
 
     todo = missing()
@@ -71,33 +71,31 @@ def make_parts(
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         with _progress(jobs), _quiet_beam():
             for name in unknown_options(options):
-                tqdm.write(f"note: Beam knows no option --{name}: it is left to {runner}", file=sys.stderr)
+                tqdm.write(f"note: Beam has no option --{name}: it is passed to {runner}", file=sys.stderr)
             while todo:
                 with tempfile.TemporaryDirectory() as pids:
                     pipeline = build_pipeline(todo, runner, min(workers or cores, len(todo)), options, pids=pids)
                     try:
                         state = run_pipeline(
-                            pipeline, runner, Path(pids), lambda: stopped() or not missing(), signs, patience
+                            pipeline, runner, Path(pids), lambda: stopped() or not missing(), progress, patience
                         )
-                        failure = ExtractError(
-                            f"{runner} ended as {state} with parts missing: look into its log. {KEPT}"
-                        )
+                        failure = ExtractError(f"{runner} ended as {state} with parts missing: see its log. {KEPT}")
                     except ExtractError as error:
                         failure = error
                 before, todo = len(todo), missing()
                 if stopped() or not todo:
                     break
-                if runner == LOCAL or len(todo) == before:  # nothing came of it: nothing would of the next one
+                if runner == LOCAL or len(todo) == before:  # without progress, another attempt is useless
                     raise failure
-                tqdm.write(f"{failure} Handing in again the {len(todo)} parts that are missing.", file=sys.stderr)
+                tqdm.write(f"{failure} Resubmitting the {len(todo)} missing parts.", file=sys.stderr)
     return [
         {number: parts.read_part(parts.part_path(folder, number)) for number in sorted(parts.parts_there(folder))}
         for _, folder in jobs
     ]
 
 
-def _forget_old(job: Job, folder: epath.Path) -> None:
-    """Deletes the parts of recordings that have changed, and those that hold a refusal: it may be repaired since."""
+def _delete_stale(job: Job, folder: epath.Path) -> None:
+    """Deletes parts whose recordings have changed or were refused (they may have been repaired since)."""
     there = [(number, parts.read_part(parts.part_path(folder, number))) for number in sorted(parts.parts_there(folder))]
     for (number, part), same in zip(there, parts.unchanged(job, there), strict=True):
         if not same or any(part.refused):
@@ -106,7 +104,7 @@ def _forget_old(job: Job, folder: epath.Path) -> None:
 
 @contextlib.contextmanager
 def _progress(jobs: Sequence[tuple[Job, epath.Path]]) -> Iterator[None]:
-    """A bar that counts the utterances of finished parts, whoever makes them, and the seconds of speech per second."""
+    """Shows a progress bar of the utterances in finished parts, of all workers, and of seconds of speech a second."""
     done = threading.Event()
     seen = {parts.part_path(folder, number) for _, folder in jobs for number in parts.parts_there(folder)}
     before = sum(len(parts.read_part(path).counts) for path in seen)
@@ -140,16 +138,16 @@ def _progress(jobs: Sequence[tuple[Job, epath.Path]]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_beam() -> Iterator[None]:
-    """Beam reports every step of its own, and at its first warning opens a log to the terminal.
+    """Silences Beam, which logs every step and opens a handler to the terminal at its first warning.
 
-    The thread in which it reads what a job service says ends in an exception when that goes away, as does the job.
+    The thread in which it reads a job service's messages raises an exception when the service ends, as does the job.
     """
 
-    def tell(args: threading.ExceptHookArgs) -> None:
+    def hook(args: threading.ExceptHookArgs) -> None:
         if not args.thread or args.thread.name != "wait_until_finish_read":
             before(args)
 
-    before, threading.excepthook = threading.excepthook, tell
+    before, threading.excepthook = threading.excepthook, hook
     root, beam, nowhere = logging.getLogger(), logging.getLogger("apache_beam"), logging.NullHandler()
     level = beam.level
     root.addHandler(nowhere)

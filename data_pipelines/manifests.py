@@ -1,28 +1,28 @@
-"""The user's own data: a CSV, or a folder with a folder a class.
+"""Reads the user's data: a CSV, or a folder with one subfolder a class.
 
-A CSV (UTF-8, commas, the first line names the columns) has a row an utterance:
+A CSV (UTF-8, comma-separated, with a header line) has one row an utterance:
 
     path,split,speaker,intent,room
     a/1.wav,train,anna,turn on,kitchen
 
-- `path`: the audio file, relative to the root, or absolute. The root is the CSV's folder, or the deepest one that holds
-  all files where absolute paths lead out of that;
+- `path`: audio file, relative to the root, or absolute. The root is the CSV's folder, or the deepest common folder if
+  absolute paths are outside of it;
 - `split` (optional): train, valid or test; also training, validation, val, dev, eval, evaluation (these two: test);
-- `speaker` (optional): who speaks; will not stand in two splits that are made here;
+- `speaker` (optional): speaker id; a speaker is kept in one split when splits are made here;
 - every other column, or those named as labels: a slot of the task.
 
-Used where they are asked for, and refused or passed over with a note where not:
+Used only on request (by flag), else refused or ignored with a note:
 
-- `start`, `duration` (`crops`): a crop, in seconds; crops of one file have it as their source, unless one is given;
-- a column of any name (`source`): what the utterance was cut from, which will not stand in two splits made here;
-- columns of free text (`text`): no labels; their quoted fields may run over several lines.
+- `start`, `duration` (`crops`): a crop, in seconds; the file is the source of its crops, unless one is given;
+- a column of any name (`source`): the recording that the utterance was cut from, kept in one split as a speaker is;
+- columns of free text (`text`): not labels; their quoted fields may have several lines.
 
 The names of the columns above may be in any case. Folders: `DIR/<class>/**/*.wav` or `DIR/<split>/<class>/**/*.wav`,
-of any format that is read (`spjax.speech2unit.audio.SUFFIXES`); see `data_pipelines.listing` for what is passed over.
+in any supported audio format (`spjax.speech2unit.audio.SUFFIXES`); see `data_pipelines.listing` for skipped files.
 
-Splits that are not given are made, 80/10/10, seeded, stratified by label, and disjoint in speakers and sources where
-these are known, and in files of equal content. Where only valid is not given it is taken from train. Classes are in the
-order of their sorted labels. docs/own_data.md has all of this for users.
+Missing splits are made: 80/10/10, seeded, stratified by label, and disjoint in speakers and sources where known, and in
+files of equal content. If only valid is missing it is taken from train. Classes are the labels in sorted order.
+docs/own_data.md is the user's guide.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ ALIASES = {
     "eval": "test",
     "evaluation": "test",
 }
-# What people call splits otherwise, as in train_set, trn, dev-clean, val2017.
+# Other names of splits, such as train_set, trn, dev-clean, val2017.
 _LIKE_A_SPLIT = re.compile(rf"({'|'.join(ALIASES)}|trn|tst)([\W\d_].*)?", re.IGNORECASE)
 RESERVED = ("path", "split", "speaker")
 TIMES = ("start", "duration")
@@ -74,20 +74,20 @@ def read_user_data(
     seed: int = 0,
     **columns: Any,
 ) -> UserData:
-    """A CSV (`read_manifest`) or a folder (`read_folders`), whichever `place` is.
+    """Reads a CSV (`read_manifest`) or a folder (`read_folders`), depending on `place`.
 
     Args:
-      place, raw, name, metric, seed: as of the two.
-      columns: what else `read_manifest` takes; for a CSV alone.
+      place, raw, name, metric, seed: see the two functions.
+      columns: further arguments of `read_manifest`; only for a CSV.
 
     Raises:
-      BuildError: as of the two.
+      BuildError: as the two functions.
     """
     place = epath.Path(place)
     if not place.is_dir():
         return read_manifest(place, raw, name=name, metric=metric, seed=seed, **columns)
     if raw is not None or any(columns.values()):
-        raise BuildError(f"{place} is a folder: its folders are the labels, leave the root and columns out")
+        raise BuildError(f"{place} is a folder, whose subfolders are the labels: leave the root and columns out")
     return read_folders(place, name=name, metric=metric, seed=seed)
 
 
@@ -104,22 +104,22 @@ def read_manifest(
     fractions: Mapping[str, float] = FRACTIONS,
     seed: int = 0,
 ) -> UserData:
-    """A task and its clips from a CSV (form: this module's docstring).
+    """Reads a task and its clips from a CSV (see the module for the format).
 
     Args:
       path: the CSV; local or gs://.
-      raw: what its paths are relative to; by default where it lies, or what holds all of them.
-      labels: the label columns; by default all that mean nothing else.
+      raw: root of the relative paths; None for the CSV's folder, or the common folder of all paths.
+      labels: the label columns; None for all columns without another meaning.
       text: columns of free text.
-      crops: columns start and duration are crops, in seconds.
-      source: column of what the utterances were cut from.
-      name: of the task; by default after the file.
-      metric: one of `spjax.tasks.METRICS`; by default accuracy, or exact_match of several slots.
+      crops: use the columns start and duration as crops, in seconds.
+      source: column of the recordings that the utterances were cut from.
+      name: of the task; None for the file's name.
+      metric: one of `spjax.tasks.METRICS`; None for accuracy, or exact_match of several slots.
       fractions: of splits that are made.
       seed: of splits that are made.
 
     Raises:
-      BuildError: names the file, the line, the column, the value and what to do.
+      BuildError: names the file, line, column, value and a fix.
     """
     path = epath.Path(path)
     rows = _rows(path, text, crops, source)
@@ -136,17 +136,17 @@ def read_manifest(
         if clip.id in line_of:
             advice = "remove one of them"
             if not crops and set(map(str.lower, row.values)) & set(TIMES):
-                advice += ", or, if they are crops in seconds, say so by --crops"
+                advice += ", or, if they are crops in seconds, give --crops"
             raise BuildError(f"{row.where} repeats {line_of[clip.id]}, column path: {clip.path!r}; {advice}")
         line_of[clip.id] = row.where
         clips[_split(row)].append(clip)
     if "" in clips and len(clips) > 1:
         raise BuildError(
-            f"{line_of[clips[''][0].id]} has no split where others have one: fill it in everywhere, or nowhere"
+            f"{line_of[clips[''][0].id]} has no split, but other rows have: give one in every row, or in none"
         )
     advice = ""
     if labels is None and len(columns) > 1:
-        advice = f"; if not all of {', '.join(columns)} are labels, name those that are (--labels)"
+        advice = f"; if not all of {', '.join(columns)} are labels, select the labels (--labels)"
     made = _with_sources(clips)
     return finish(path, root, name or path.stem, made, columns, metric, fractions, seed, notes, advice)
 
@@ -160,15 +160,15 @@ def read_folders(
     fractions: Mapping[str, float] = FRACTIONS,
     seed: int = 0,
 ) -> UserData:
-    """A task and its clips from a folder of folders (form: this module's docstring). Paths are relative to it.
+    """Reads a task and its clips from a folder of folders (see the module for the format). Paths are relative to it.
 
     Args:
       folder: local or gs://.
-      slot: what to call the one slot.
-      name, metric, fractions, seed: as of `read_manifest`.
+      slot: name of the one slot.
+      name, metric, fractions, seed: see `read_manifest`.
 
     Raises:
-      BuildError: names the folder or file and what to do.
+      BuildError: names the folder or file and a fix.
     """
     folder = epath.Path(folder)
     found = list_recordings(folder, thorough=True)
@@ -178,18 +178,18 @@ def read_folders(
     if others and len(others) < len(tops):
         named = ", ".join(sorted(tops.difference(others)))
         raise BuildError(
-            f"{folder}: {named} are named like splits, {', '.join(others)} not: if those are splits, move the others "
-            "away or into them; if all are classes, rename those, or list the files in a CSV"
+            f"{folder}: {named} are names of splits, {', '.join(others)} are not: if the former are splits, move the "
+            "others away or into them; if all are classes, rename the former, or list the files in a CSV"
         )
     if len(others) > 1 and all(map(_LIKE_A_SPLIT.fullmatch, others)):
         raise BuildError(
-            f"{folder}: {', '.join(others)} look like splits, and would be the labels: call splits "
+            f"{folder}: {', '.join(others)} look like splits, but would be read as labels: name splits "
             f"{', '.join(SPLITS)}; if they are classes, rename them, or list the files in a CSV"
         )
     below = {file.split("/")[1].lower() if file.count("/") > 1 else "" for file in found.files}
     if not with_splits and below <= set(ALIASES) and len({ALIASES[name] for name in below}) > 1:
         raise BuildError(
-            f"{folder} has the splits {', '.join(sorted(below))} below the classes: put them above, as "
+            f"{folder} has the splits {', '.join(sorted(below))} inside the classes: move them up, as "
             f"{folder}/<split>/<class>/, or list the files in a CSV"
         )
     depth = 2 if with_splits else 1
@@ -199,23 +199,23 @@ def read_folders(
     if empty or not found.files:
         notes = "".join(f" ({note})" for note in found.notes())
         raise BuildError(
-            f"{folder / empty[0] if empty else folder} holds no recording{notes}: put recordings there whose names end "
-            f"in one of {', '.join(SUFFIXES)}, or move it out of {folder}"
+            f"{folder / empty[0] if empty else folder} holds no recording{notes}: put recordings there with names that "
+            f"end in one of {', '.join(SUFFIXES)}, or move it out of {folder}"
         )
     clips: dict[str, list[Clip]] = defaultdict(list)
     folder_of: dict[str, str] = {}
     for file, path in found.files.items():
         *folders, _ = file.split("/")
         if len(folders) < depth:
-            raise BuildError(f"{folder / path} lies outside the folders of classes: move it to {folder}/{form}")
+            raise BuildError(f"{folder / path} is not in the folder of a class: move it to {folder}/{form}")
         split = ALIASES[folders[0].lower()] if with_splits else ""
         label = folders[depth - 1].strip()
         if not label:
-            raise BuildError(f"{folder}: the folder of {path!r} has a blank name, which would be the label: rename it")
+            raise BuildError(f"{folder}: the folder of {path!r} has a blank name, which would be its label: rename it")
         if folder_of.setdefault(label, folders[depth - 1]) != folders[depth - 1]:
             raise BuildError(
-                f"{folder}: the folders {folder_of[label]!r} and {folders[depth - 1]!r} differ in spaces alone: make "
-                "them one, or rename one"
+                f"{folder}: the folders {folder_of[label]!r} and {folders[depth - 1]!r} differ only in spaces: merge "
+                "them, or rename one"
             )
         clips[split].append(Clip(file, path, (label,)))
     return finish(
@@ -232,7 +232,7 @@ def read_folders(
 
 
 def _same_below(files: Iterable[str], depth: int) -> list[str]:
-    """A note where every class has the same folders, which may be the labels, as in SPEAKER/LABEL/1.wav."""
+    """Returns a note if every class has the same subfolders, which may be the labels, as in SPEAKER/LABEL/1.wav."""
     below: dict[str, set[str]] = defaultdict(set)
     for file in files:
         *folders, _ = file.split("/")
@@ -241,48 +241,48 @@ def _same_below(files: Iterable[str], depth: int) -> list[str]:
     if len(first) < 2 or any(names != first for names in below.values()):
         return []
     named = ", ".join(sorted(first)[:4]) + (", ..." if len(first) > 4 else "")
-    return [
-        f"every class has the same folders in it ({named}): if those are the labels, list the files in a CSV instead"
-    ]
+    return [f"every class has the same subfolders ({named}): if those are the labels, list the files in a CSV instead"]
 
 
 def _rows(path: epath.Path, text: Collection[str], crops: bool, source: str | None) -> list[Row]:
-    """The rows, whose columns with a meaning of their own have the names of `RESERVED`, `TIMES` and "source"."""
+    """Reads the rows, renaming columns with a special meaning to the names in `RESERVED`, `TIMES` and "source"."""
     if not path.exists():
-        raise BuildError(f"{path} is missing: correct the path of your CSV, or give a folder with a folder a class")
+        raise BuildError(
+            f"{path} is missing: correct the path of your CSV, or give a folder with one subfolder a class"
+        )
     first = read_text(path).lstrip().partition("\n")[0]
     if "," not in first:
         for mark, called in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
             if mark in first:
-                raise BuildError(f"{path}, line 1: {first.strip()!r} is parted by {called}: save it with commas")
+                raise BuildError(f"{path}, line 1: {first.strip()!r} is separated by {called}: save it with commas")
     rows = read_table(path, (), multiline=text)
     header = list(rows[0].values)
     known = (*RESERVED, *(TIMES if crops else ()))
     meant = {name: name.lower() if name.lower() in known else name for name in header}
     if source is not None:
         if meant.get(source) != source:
-            raise BuildError(f"{path} has no column {source!r} to be the source: choose from {', '.join(header)}")
+            raise BuildError(f"{path} has no column {source!r} to use as source: choose from {', '.join(header)}")
         meant[source] = "source"
     for name in text:
         if meant.get(name) != name:
-            raise BuildError(f"{path} has no column {name!r} to be text: choose from {', '.join(header)}")
+            raise BuildError(f"{path} has no column {name!r} to use as text: choose from {', '.join(header)}")
     for name in (*known, *(["source"] if source is not None else [])):
         alike = [column for column in header if meant[column] == name]
         if len(alike) > 1:
-            raise BuildError(f"{path}, line 1: {' and '.join(alike)} are both the column {name}: rename one of them")
+            raise BuildError(f"{path}, line 1: both {' and '.join(alike)} are the column {name}: rename one of them")
     if "path" not in meant.values():
-        raise BuildError(f"{path} has the columns {header}, lacks path: name the one of the audio files so in line 1")
+        raise BuildError(f"{path} has the columns {header} but no path: rename the column of the audio files to path")
     ends = [name for name in header if name.lower() == "end" and name not in text]
     if crops and ends and "duration" not in meant.values():
-        raise BuildError(f"{path} says by {ends[0]} where crops end: give their length in a column duration instead")
+        raise BuildError(f"{path} has the ends of crops ({ends[0]}): give their length in a column duration instead")
     if crops and not set(TIMES) & set(meant.values()):
-        raise BuildError(f"{path} has the columns {header}, neither start nor duration: leave --crops out, or add one")
+        raise BuildError(f"{path} has the columns {header} but no start or duration: leave --crops out, or add one")
     rows = [Row(where, {meant[name]: value for name, value in values.items()}) for where, values in rows]
     return [Row(row.where, {**row.values, "path": _given(row)}) for row in rows]
 
 
 def _given(row: Row) -> str:
-    """A row's path; file:// removed, other URLs than gs:// refused."""
+    """Returns a row's path without file://; refuses other URLs than gs://."""
     path = row.values["path"].strip()
     try:
         return paths.given(path) if ":" in path else path
@@ -291,7 +291,7 @@ def _given(row: Row) -> str:
 
 
 def _root(folder: epath.Path, rows: Iterable[Row]) -> epath.Path:
-    """What clips' paths are relative to: the CSV's folder, or what holds that and all absolute paths."""
+    """Returns the root of the clips' paths: the CSV's folder, or the common folder of it and all absolute paths."""
     if places.is_remote(folder):
         return folder
     given = {posixpath.normpath(row.values["path"]) for row in rows if "://" not in row.values["path"]}
@@ -305,11 +305,11 @@ def _root(folder: epath.Path, rows: Iterable[Row]) -> epath.Path:
 
 
 def _with_sources(clips: Mapping[str, list[Clip]]) -> dict[str, list[Clip]]:
-    """Crops of one file belong together: where no source is given it is that of its other crops, or else the path."""
+    """Sets the source of crops without one: that of another crop of the same file, or else the file's path."""
     every = [clip for part in clips.values() for clip in part]
     times = Counter(composed(clip.path) for clip in every)
     sources = {path: path for path, number in times.items() if number > 1}
-    for clip in sorted(every, key=lambda clip: clip.source):  # not in order of rows, which must not matter
+    for clip in sorted(every, key=lambda clip: clip.source):  # sorted, so that the order of rows does not matter
         if clip.source and composed(clip.path) in sources:
             sources[composed(clip.path)] = clip.source
     return {
@@ -326,7 +326,7 @@ def _label_columns(
     crops: bool,
     source: str | None,
 ) -> tuple[list[str], list[str]]:
-    """The label columns, and notes on what is not used."""
+    """Returns the label columns, and notes about unused columns."""
     used = {*RESERVED, *text} | (set(TIMES) if crops else set()) | ({"source"} if source is not None else set())
     free = [column for column in header if column not in used]
     if labels is not None:
@@ -335,35 +335,35 @@ def _label_columns(
             what = ", ".join(wrong or labels) or "nothing"
             raise BuildError(f"{path}: {what} cannot be the labels: choose from {free}, each once")
         unused = [column or "one without a name" for column in free if column not in labels]
-        return list(labels), [f"columns that are not used: {', '.join(unused)}"] if unused else []
+        return list(labels), [f"unused columns: {', '.join(unused)}"] if unused else []
     if not free:
-        raise BuildError(f"{path} has no column of labels, only {', '.join(header)}: add one")
+        raise BuildError(f"{path} has no label column, only {', '.join(header)}: add one")
     if "" in free:
         raise BuildError(f"{path}, line 1, column {header.index('') + 1} has no name: name it, or remove it")
     for column in free:
         if column.lower() in (*TIMES, "source"):
             flag = f"--source={column}" if column.lower() == "source" else "--crops"
-            means = "what utterances were cut from" if column.lower() == "source" else "crops of files in seconds"
+            means = "the source of utterances" if column.lower() == "source" else "crops of files in seconds"
             others = ",".join(one for one in free if one.lower() not in (*TIMES, "end", "source")) or column
             raise BuildError(
-                f"{path}: the column {column} may be {means}, then say {flag}, or something else, then name the label "
+                f"{path}: the column {column} may be {means}: if so, give {flag}; if not, select the label "
                 f"columns, such as --labels={others}"
             )
     return free, []
 
 
 def _check_guessed(path: epath.Path, columns: list[str], rows: Sequence[Row]) -> list[str]:
-    """Refuses splits that would be taken for labels; a note of which columns are, if there are several."""
+    """Refuses split columns that would become labels; returns a note with the label columns if there are several."""
     for column in columns if "split" not in rows[0].values else []:
         values = {row.values[column].strip() for row in rows}
         if len(values) > 1 and all(map(_LIKE_A_SPLIT.fullmatch, values)):
             raise BuildError(
-                f"{path}: the column {column} looks like splits ({', '.join(sorted(values)[:4])}): if so, call it "
-                f"split, and them {', '.join(SPLITS)}; if it is a label, name the label columns by --labels"
+                f"{path}: the column {column} looks like splits ({', '.join(sorted(values)[:4])}): if so, name it "
+                f"split, with values {', '.join(SPLITS)}; if it is a label, select the label columns by --labels"
             )
     if len(columns) < 2:
         return []
-    return [f"taken as labels: {', '.join(columns)}; if these are not all meant, name those that are by --labels"]
+    return [f"label columns: {', '.join(columns)}; if not all of these are labels, select the labels by --labels"]
 
 
 def _clip(row: Row, base: epath.Path, root: epath.Path, columns: Sequence[str], crops: bool) -> Clip:
@@ -375,7 +375,7 @@ def _clip(row: Row, base: epath.Path, root: epath.Path, columns: Sequence[str], 
         if not label:
             raise BuildError(f"{where}, column {column}: the label is empty; fill it in, or remove the row")
         if len(label.splitlines()) > 1:
-            raise BuildError(f"{where}, column {column}: {label!r} is more than one line; make it one")
+            raise BuildError(f"{where}, column {column}: {label!r} has more than one line; make it one")
         labels.append(label)
     start = (_seconds(row, "start") if crops else None) or 0.0
     duration = _seconds(row, "duration") if crops else None
@@ -392,20 +392,20 @@ def _clip(row: Row, base: epath.Path, root: epath.Path, columns: Sequence[str], 
 
 
 def _check_text(row: Row, base: epath.Path, text: Collection[str]) -> None:
-    """Refuses free text that has swallowed other rows: of several lines, with a name of a file in one."""
+    """Refuses free text with an unclosed quote: several lines, one of which contains the name of a file."""
     for column in text:
         lines = row.values[column].splitlines()
-        for line in lines if len(lines) > 1 else []:  # of the first one, too: the text may stand before the path
+        for line in lines if len(lines) > 1 else []:  # also the first line: the text may precede the path
             for field in map(str.strip, line.split(",")):
                 if field and is_file(base / field):
                     raise BuildError(
-                        f"{row.where}, column {column}: the quote that opens there is closed in a later row, after "
-                        f"{field}; close it before the field ends"
+                        f"{row.where}, column {column}: the quote that opens there closes in a later row, after "
+                        f"{field}; close it before the end of the field"
                     )
 
 
 def _find(where: str, base: epath.Path, root: epath.Path, path: str) -> str:
-    """The path relative to the root, as spelled on disk; what is given may be relative to `base`."""
+    """Returns the path relative to the root, as on disk; relative paths are resolved against `base`."""
     if not path:
         raise BuildError(f"{where}, column path is empty: fill it in, or remove the row")
     if posixpath.isabs(path) or "://" in path:
@@ -413,15 +413,15 @@ def _find(where: str, base: epath.Path, root: epath.Path, path: str) -> str:
         try:
             path = epath.Path(path).relative_to(root).as_posix()
         except ValueError:
-            raise BuildError(f"{where}, column path: {path} is not below {root}; give the root of all paths") from None
+            raise BuildError(f"{where}, column path: {path} is not under {root}; give the root of all paths") from None
     elif base != root:
         path = posixpath.relpath(base / path, root)
     path = posixpath.normpath(path)
-    for spelled in dict.fromkeys([path, composed(path), unicodedata.normalize("NFD", path)]):
-        if is_file(root / spelled):
-            return spelled
+    for form in dict.fromkeys([path, composed(path), unicodedata.normalize("NFD", path)]):
+        if is_file(root / form):
+            return form
     if os.path.exists(root / path):
-        raise BuildError(f"{where}, column path: {root / path} is a folder, pipe or device; name a recording")
+        raise BuildError(f"{where}, column path: {root / path} is a folder, pipe or device; give a recording")
     if not places.is_remote(root) and os.path.islink(root / path):
         raise BuildError(f"{where}, column path: {root / path} is a dangling link; restore the file, or remove the row")
     hint = " with forward slashes" if "\\" in path else ""
@@ -433,16 +433,16 @@ def _seconds(row: Row, column: str) -> float | None:
     if not text:
         return None
     try:
-        value = float(text) if "_" not in text else math.nan  # 1_0 is 10 in Python alone
+        value = float(text) if "_" not in text else math.nan  # float() accepts 1_0
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or value < 0 or (column == "duration" and value == 0):
-        raise BuildError(f"{row.where}, column {column}: {text!r} is no time in seconds; correct it")
+        raise BuildError(f"{row.where}, column {column}: {text!r} is not a time in seconds; correct it")
     return value
 
 
 def _exact(seconds: float) -> str:
-    """All digits, so that crops that differ have ids that differ; none after the point where there need be none."""
+    """Formats seconds without loss, so that different crops have different ids; whole numbers without a point."""
     return repr(seconds).removesuffix(".0")
 
 

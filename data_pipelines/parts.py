@@ -1,10 +1,10 @@
-"""What a worker of extraction does: one part of a job, from audio files to one file of units.
+"""One part of an extraction job, made by a worker: audio files → one file of units.
 
-A job, what to encode and how, is a JSON file in a folder of its own, and is cut into parts of `CLIPS_PER_PART` clips.
-Any worker of any runner makes any part, in batches that depend on the part alone, and writes it beside the job in one
-go, as `part-NUMBER.npz`; so a part that is there is whole, and is the same whoever made it. A file that cannot be used
-is no error here: the part says why it was refused, and the launcher decides. A part also says which size and time its
-files had when they were read, so that a later launch can tell whether they are still the same.
+A job (data and settings) is a JSON file in its own folder, split into parts of `CLIPS_PER_PART` clips. Any worker of
+any runner can make any part, in batches that depend on the part only, and writes it atomically next to the job, as
+`part-NUMBER.npz`; so an existing part is complete and does not depend on its worker. A file that cannot be used is not
+an error here: the part records the reason, and the launcher decides. A part also records size and time of its files,
+so that a later launch can detect changes.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ from spjax.speech2unit.audio import SAMPLE_RATE, AudioError, read_audio
 from spjax.storage import KMeans, load_kmeans
 
 CLIPS_PER_PART = 64
-LAYOUT = 4  # of a part's file: parts of another are not taken
-STATS_AT_ONCE = 16  # a bucket takes its time for each
-SECONDS_HELD = 600  # of speech that are in memory at a time: a part of long recordings is read piece by piece
+LAYOUT = 4  # version of the part files; parts of other versions are not reused
+STATS_AT_ONCE = 16  # parallel requests, which are slow in a bucket
+SECONDS_HELD = 600  # seconds of speech in memory at a time, to bound the memory of parts with long recordings
 
-_loading = threading.Lock()  # a worker may run bundles in several threads: they share one encoder
+_loading = threading.Lock()  # a worker may run bundles in several threads, which share one encoder
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What to encode and how.
+    """An extraction job.
 
     Attributes:
       raw: root of the data set, local or gs://.
       encoder: name, or directory (local or gs://) of a HuBERT or Whisper.
       kmeans: directory of the centroids.
-      identity: what makes two jobs the same in spite of other places: encoder and k-means by their hashes.
-      clips: path under `raw`, start and duration (seconds, None: to its end) of every clip.
+      identity: hashes of encoder and k-means; jobs at different paths are equal if these are.
+      clips: path under `raw`, start and duration (seconds, None: to the end) of every clip.
       layer: of a HuBERT or Whisper.
       plain_chunks: cut long audio as the reference does.
-      lowpass: Hz above which nothing is heard; None for all.
+      lowpass: cut-off frequency in Hz; None for no filter.
       merge: merge runs of equal units.
       f0: measure f0.
-      stop: a file that is written once a recording was refused; while it is there, no more parts are made. "" for none.
+      stop: file that is created when a recording is refused, and that stops the making of parts; "" for none.
     """
 
     raw: str
@@ -74,12 +74,12 @@ class Job:
 
     @property
     def parts(self) -> int:
-        """How many parts there are."""
+        """Number of parts."""
         return -(-len(self.clips) // CLIPS_PER_PART)
 
     @property
     def hash(self) -> str:
-        """sha256 (hex) of all that its parts depend on but the audio itself, which `unchanged` looks at."""
+        """sha256 (hex) of everything that the parts depend on, except the audio (see `unchanged`)."""
         fields = {
             name: getattr(self, name)
             for name in ("identity", "clips", "layer", "plain_chunks", "lowpass", "merge", "f0")
@@ -89,19 +89,19 @@ class Job:
 
 
 class Part(NamedTuple):
-    """The clips of a part as units. n clips, U segments of all of them together.
+    """The clips of a part as units: n clips, with U segments in all.
 
     Attributes:
-      counts: int32 [n], segments of each clip; 0 for one that was refused.
+      counts: int32 [n], segments of each clip; 0 if it was refused.
       units: int32 [U]
       durations: int32 [U], frames.
-      f0: float32 [U], mean log f0 of each segment's voiced frames; 0 without any, and where it was not asked for.
-      voiced: int32 [U], how many frames these are.
-      rates: int32 [n], Hz that each file had; 0 for one that was refused.
-      seconds: float64 [n], of speech.
-      refused: str [n], why the clip cannot be used; "" for one that can.
-      repaired: str [n], what `read_audio` put right in it; "" for nothing.
-      files: int64 [n, 2], `file_stats` of each clip's file, from before it was read.
+      f0: float32 [U], mean log f0 of each segment's voiced frames; 0 if it has none, or f0 is not measured.
+      voiced: int32 [U], number of voiced frames of each segment.
+      rates: int32 [n], sample rate of each file in Hz; 0 if it was refused.
+      seconds: float64 [n], duration of each clip.
+      refused: str [n], why the clip cannot be used; "" if it can.
+      repaired: str [n], repairs by `read_audio`; "" for none.
+      files: int64 [n, 2], `file_stats` of each clip's file, taken before it was read.
     """
 
     counts: np.ndarray
@@ -117,7 +117,7 @@ class Part(NamedTuple):
 
 
 def save_job(folder: epath.Path, job: Job) -> str:
-    """Writes a job into its folder, under a name that no earlier launch used, and returns the file's path."""
+    """Writes a job into its folder under a unique name and returns the file's path."""
     path = folder / f"job-{uuid.uuid4().hex}.json"
     _write(path, json.dumps(dataclasses.asdict(job)).encode())
     return os.fspath(path)
@@ -125,18 +125,18 @@ def save_job(folder: epath.Path, job: Job) -> str:
 
 @functools.lru_cache(maxsize=8)
 def load_job(path: str) -> Job:
-    """Reads what `save_job` wrote; a worker does so once."""
+    """Reads a job that `save_job` wrote; cached."""
     fields = json.loads(epath.Path(path).read_text())
     return Job(**{**fields, "clips": tuple((clip, start, duration) for clip, start, duration in fields["clips"])})
 
 
 def part_path(folder: epath.PathLike, number: int) -> epath.Path:
-    """File of a part."""
+    """Returns the file of a part."""
     return epath.Path(folder) / f"part-{number:06d}.npz"
 
 
 def parts_there(folder: epath.Path) -> set[int]:
-    """Numbers of the parts that are made."""
+    """Returns the numbers of the finished parts."""
     names = (path.name for path in folder.iterdir())
     return {int(name[5:-4]) for name in names if name.startswith("part-") and name.endswith(".npz")}
 
@@ -145,16 +145,16 @@ def read_part(path: epath.Path) -> Part:
     """Reads a part.
 
     Raises:
-      ValueError, KeyError: not a file that `make_part` wrote.
+      ValueError, KeyError: the file was not written by `make_part`.
     """
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
         return Part(**{name: arrays[name] for name in Part._fields})
 
 
 def file_stats(raw: epath.PathLike, paths: Sequence[str]) -> np.ndarray:
-    """What tells a file from a later one of the same name: int64 [n, 2], bytes and time of its last change.
+    """Returns size and modification time of files, to detect changes: int64 [n, 2].
 
-    That time is in ns since the epoch, on gs:// in s; both numbers are -1 of a file that cannot be looked at.
+    Times are in ns since the epoch, on gs:// in s; both numbers are -1 for a file that cannot be accessed.
     """
 
     def stat(path: str) -> tuple[int, int]:
@@ -163,7 +163,7 @@ def file_stats(raw: epath.PathLike, paths: Sequence[str]) -> np.ndarray:
             if "://" in os.fspath(place):
                 found = place.stat()
                 return found.length, int(found.mtime or 0)
-            here = os.stat(place)  # epath's own knows whole seconds only
+            here = os.stat(place)  # epath's stat has whole seconds only
             return here.st_size, here.st_mtime_ns
         except (OSError, ValueError):
             return -1, -1
@@ -175,7 +175,7 @@ def file_stats(raw: epath.PathLike, paths: Sequence[str]) -> np.ndarray:
 
 
 def unchanged(job: Job, made: Sequence[tuple[int, Part]]) -> list[bool]:
-    """Whether each part, given with its number, was made of the files that are there now."""
+    """Returns whether each part, given with its number, was made from the current files."""
     of = [[clip[0] for clip in _clips_of(job, number)] for number, _ in made]
     now = file_stats(job.raw, [path for paths in of for path in paths])
     ends = np.cumsum([len(paths) for paths in of], dtype=int)
@@ -190,13 +190,13 @@ def _clips_of(job: Job, number: int) -> tuple[tuple[str, float, float | None], .
 
 
 def make_part(element: tuple[str, int]) -> None:
-    """Makes a part of a job, unless it is there or the job was stopped. What Beam runs.
+    """Makes a part of a job, unless it exists or the job was stopped; the function that Beam maps.
 
     Args:
-      element: the job's file, of `save_job`, beside which the part is written; and the part's number.
+      element: the job's file, from `save_job`, next to which the part is written; and the part's number.
 
     Raises:
-      ValueError: the encoder cannot be loaded, or does not fit its k-means.
+      ValueError: the encoder cannot be loaded, or does not match its k-means.
     """
     from threadpoolctl import threadpool_limits
 
@@ -208,10 +208,10 @@ def make_part(element: tuple[str, int]) -> None:
         return
     with beating(path.parent, path.stem):
         with _loading:
-            if not load_encoder.cache_info().currsize:  # a worker, maybe started in a runner's own way, no launcher
-                one_thread(os.environ)  # JAX reads this when it is first used
+            if not load_encoder.cache_info().currsize:  # first part of a worker, which may not be our beam_worker
+                one_thread(os.environ)  # JAX reads this at its first use
             encoder = load_encoder(job.encoder, job.kmeans, job.layer, job.plain_chunks, job.lowpass)
-        with threadpool_limits(1):  # of numpy, which Beam imported
+        with threadpool_limits(1):  # for numpy, which Beam has imported already
             part = encode_part(job, encoder, number)
         content = io.BytesIO()
         np.savez(content, **part._asdict())
@@ -224,10 +224,10 @@ def make_part(element: tuple[str, int]) -> None:
 def load_encoder(
     encoder: str, kmeans: str | None, layer: int, plain_chunks: bool = False, lowpass: float | None = None
 ) -> Any:
-    """An `Encoder` (spjax.speech2unit.encoder); a process loads it once. Directories may be on gs://.
+    """Loads an `Encoder` (spjax.speech2unit.encoder), once a process. Directories may be on gs://.
 
     Raises:
-      ValueError: no such encoder, or the k-means is not one of its features.
+      ValueError: no such encoder, or a k-means that does not match its features.
     """
     from spjax.speech2unit import encoder as encoders
 
@@ -238,17 +238,17 @@ def load_encoder(
 
 
 def load_centroids(directory: str) -> KMeans:
-    """The k-means of a directory, local or gs://.
+    """Loads a k-means from a directory, local or gs://.
 
     Raises:
-      StorageError: it holds none.
+      StorageError: the directory holds no valid k-means.
     """
     with tempfile.TemporaryDirectory() as folder:
         return load_kmeans(_local(directory, Path(folder) / "kmeans"))
 
 
 def _local(directory: str, copy: Path) -> str:
-    """The directory itself, or a copy of one that is not on this machine's disks."""
+    """Returns a local directory unchanged, and a local copy of a remote one."""
     if "://" not in directory:
         return directory
     copy.mkdir()
@@ -258,7 +258,7 @@ def _local(directory: str, copy: Path) -> str:
 
 
 def encode_part(job: Job, encoder: Any, number: int) -> Part:
-    """The units of part `number`."""
+    """Encodes part `number`."""
     clips = _clips_of(job, number)
     files = file_stats(job.raw, [path for path, _, _ in clips])
     rates, seconds, refused = np.zeros(len(clips), np.int32), np.zeros(len(clips)), [""] * len(clips)
@@ -267,7 +267,7 @@ def encode_part(job: Job, encoder: Any, number: int) -> Part:
     held: dict[int, np.ndarray] = {}
 
     def encode() -> None:
-        if held:  # the encoder makes batches of what it is given, by length
+        if held:  # the encoder makes batches by length
             for (row, wave), frames in zip(held.items(), encoder.units(list(held.values())), strict=True):
                 streams[row] = _segments(frames, encoder.log_f0(wave) if job.f0 else None, job.merge)
         held.clear()
@@ -285,12 +285,12 @@ def encode_part(job: Job, encoder: Any, number: int) -> Part:
     encode()
     units, durations, f0, voiced = (np.concatenate(stream) for stream in zip(*streams, strict=True))
     counts = np.asarray([len(stream[0]) for stream in streams], np.int32)
-    words = np.asarray(refused), np.asarray(repaired)
-    return Part(counts, units, durations, f0, voiced, rates, seconds, *words, files)
+    messages = np.asarray(refused), np.asarray(repaired)
+    return Part(counts, units, durations, f0, voiced, rates, seconds, *messages, files)
 
 
 def _segments(units: np.ndarray, pitch: np.ndarray | None, merge: bool) -> tuple[np.ndarray, ...]:
-    """Units, durations, f0 and voiced frames of each segment (see Part), from units and log f0 a frame."""
+    """Merges units and log f0 of frames to units, durations, f0 and voiced frames of segments (see Part)."""
     durations = np.ones(len(units), np.int32)
     if merge:
         units, durations = segments.merge(units)
@@ -300,13 +300,13 @@ def _segments(units: np.ndarray, pitch: np.ndarray | None, merge: bool) -> tuple
 
 
 def _write(path: epath.Path, content: bytes) -> None:
-    """All or nothing: two workers may make the same part, and either may be killed at any time."""
+    """Writes atomically: two workers may make the same part, and either may be killed at any time."""
     fresh = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     fresh.write_bytes(content)
     fresh.replace(path)
 
 
 def clips_hash(clips: Sequence[Clip]) -> str:
-    """sha256 (hex) of a list of clips: everything that is said of each, in order."""
+    """Returns the sha256 (hex) of all fields of a list of clips, in order."""
     lines = (json.dumps(clip, ensure_ascii=False) for clip in clips)
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The Beam pipeline that makes parts: built, not run."""
+"""Builds the Beam pipeline that makes parts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOREVER = 10**9  # seconds
 
 
 class ExtractError(ValueError):
-    """Extraction cannot go on; the message names the file or flag and the way out."""
+    """Extraction failed; the message names the file or flag and suggests a fix."""
 
 
 def build_pipeline(
@@ -29,41 +29,41 @@ def build_pipeline(
     *,
     pids: str = "",
 ) -> Any:
-    """The pipeline that makes parts of jobs; its result is files. Nothing is run.
+    """Builds the pipeline that makes parts of jobs, without running it; its output is files.
 
     Args:
       todo: job file and number of each part.
-      runner: of Beam. DirectRunner is here: worker processes of one thread each, by Beam's FnApiRunner; what Beam calls
-        by that name would first try to fetch a program from the network.
+      runner: Beam runner. DirectRunner means local worker processes of one thread each, by Beam's FnApiRunner, since
+        Beam's DirectRunner would first try to download a program.
       workers: processes of the DirectRunner.
-      options: of Beam, as flags.
-      pids: a directory in which each process of the DirectRunner leaves a file with its number for a name.
+      options: Beam flags.
+      pids: a directory in which each process of the DirectRunner creates a file named by its process id.
 
     Returns:
       An `apache_beam.Pipeline`.
 
     Raises:
-      ExtractError: no such runner or option.
+      ExtractError: an unknown runner or invalid option.
     """
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    # Beam's own limit, 300 s, is one on the whole job where a stream tells its state: it would end it halfway.
+    # Beam's default, 300 s, applies to the whole job if states are streamed, and would end it early.
     flags = [f"--job_server_timeout={FOREVER}", *options]
-    said = io.StringIO()
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(stderr):
             if runner == LOCAL:
                 settings = PipelineOptions([f"--direct_num_workers={workers}", *flags])
                 pipeline = beam.Pipeline(runner=_local_runner(pids), options=settings)
             else:
                 settings = PipelineOptions([f"--runner={runner}", *flags])
                 pipeline = beam.Pipeline(options=settings)
-            settings.get_all_options()  # or a value that cannot be shows when it is first asked for
+            settings.get_all_options()  # validates all values now
     except (ValueError, ImportError) as error:
         raise ExtractError(f"--runner={runner} {' '.join(options)}: {error}") from error
-    except SystemExit as error:  # argparse's, whose last line is the reason
-        why = said.getvalue().strip().splitlines()[-1].rpartition("error: ")[2]
+    except SystemExit as error:  # from argparse, whose last line is the reason
+        why = stderr.getvalue().strip().splitlines()[-1].rpartition("error: ")[2]
         raise ExtractError(f"--runner={runner} {' '.join(options)}: {why}") from error
     elements = pipeline | "parts" >> beam.Create(list(todo)) | "to all workers" >> beam.Reshuffle()
     _ = elements | "encode" >> beam.Map(parts.make_part)
@@ -71,7 +71,7 @@ def build_pipeline(
 
 
 def unknown_options(options: Sequence[str]) -> list[str]:
-    """Names among flags of Beam that Beam does not know: those of a job server, or misspelt."""
+    """Returns the names of flags that Beam does not know: those of a job server, or misspelt ones."""
     from apache_beam.options.pipeline_options import PipelineOptions
 
     settings = PipelineOptions(list(options))

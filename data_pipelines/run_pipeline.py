@@ -1,4 +1,4 @@
-"""Runs a pipeline that makes parts to its end, whatever becomes of its workers."""
+"""Runs a pipeline that makes parts, and detects dead workers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 
 from data_pipelines.pipeline import ExtractError
 
-POLL_SECONDS = 0.5  # between two looks at what the workers have done
-GRACE_SECONDS = 20.0  # from the end of a worker to that of the pipeline, if it ends
-CANCEL_SECONDS = 10.0  # that a runner has to give up a job
-LOOKS = 10  # at signs of life, while patience lasts: on gs:// each takes its time
-KEPT = "What was done is kept: the same command goes on from there."
+POLL_SECONDS = 0.5  # between checks of the workers
+GRACE_SECONDS = 20.0  # time for the pipeline to end after a worker has
+CANCEL_SECONDS = 10.0  # time for a runner to cancel a job
+LOOKS = 10  # heartbeat checks within `patience`: on gs:// each is slow
+KEPT = "Finished parts are kept: run the same command again to continue."
 
 
 def run_pipeline(
@@ -26,27 +26,27 @@ def run_pipeline(
     runner: str,
     pids: Path,
     done: Callable[[], bool],
-    signs: Callable[[], object],
+    heartbeats: Callable[[], object],
     patience: float,
 ) -> str:
-    """Runs a pipeline to its end.
+    """Runs a pipeline and waits for it.
 
-    Beam waits for ever for a worker that was killed, so workers are watched here: those of this machine as processes,
-    others by their signs of life. It matters only until all is done.
+    Beam waits forever for a killed worker, so workers are monitored here: local ones as processes, others by their
+    heartbeats. A dead worker is ignored if all parts are done.
 
     Args:
-      pipeline: of Beam.
+      pipeline: Beam pipeline.
       runner: its name, for messages.
-      pids: directory with a file for each process of the DirectRunner, its number for a name.
-      done: whether there is nothing left to do.
-      signs: something that differs from one time to the next as long as any worker lives.
-      patience: seconds without a sign of life after which the job is given up.
+      pids: directory with a file named by the process id of each process of the DirectRunner.
+      done: returns whether nothing is left to do.
+      heartbeats: returns a value that changes as long as any worker is alive.
+      patience: seconds without a heartbeat after which the job is aborted.
 
     Returns:
-      The state it ended in.
+      The final state of the pipeline.
 
     Raises:
-      ExtractError: a worker failed, or none lives; or the runner cannot be reached, or is no more.
+      ExtractError: a worker failed, or all are dead; or the runner cannot be reached, or has ended.
     """
     _check_job_service(pipeline)
     jobs: list[Any] = []
@@ -56,12 +56,12 @@ def run_pipeline(
         try:
             jobs.append(pipeline.run())
             ended.append(jobs[0].wait_until_finish())
-        except Exception as error:  # whatever a runner raises: it holds the worker's own words
+        except Exception as error:  # runners raise any type; the message has the worker's error
             ended.append(error)
 
     thread = threading.Thread(target=run, name="pipeline", daemon=True)
     thread.start()
-    seen, changed = signs(), time.monotonic()
+    seen, changed = heartbeats(), time.monotonic()
     looked = changed
     try:
         while thread.is_alive():
@@ -69,28 +69,28 @@ def run_pipeline(
             thread.join(POLL_SECONDS)
             dead = [pid for pid in workers if not _signal(pid, 0)]
             if dead:
-                thread.join(GRACE_SECONDS)  # the pipeline may be ending, on a machine that has much else to do
+                thread.join(GRACE_SECONDS)  # the pipeline may be ending, slowly on a busy machine
                 if not thread.is_alive():
                     break
                 if done():
                     return "DONE"
                 raise ExtractError(
-                    "a worker was killed, maybe for want of memory: try again with fewer --workers of "
+                    "a worker was killed, possibly for lack of memory: try again with fewer --workers of "
                     f"data_pipelines.extract. {KEPT}"
                 )
             now = time.monotonic()
             if now - looked < patience / LOOKS:
                 continue
             looked, before = now, seen
-            seen = signs()
+            seen = heartbeats()
             if seen != before:
                 changed = now
             elif now - changed > patience:
                 if done():
                     return "DONE"
                 raise ExtractError(
-                    f"no worker of {runner} has given a sign of life for {now - changed:.0f} s: they were killed, or "
-                    f"none has started (how long to wait is --patience of data_pipelines.extract). {KEPT}"
+                    f"no worker of {runner} has sent a heartbeat for {now - changed:.0f} s: they were killed, or none "
+                    f"has started (--patience of data_pipelines.extract sets how long to wait). {KEPT}"
                 )
     finally:
         if thread.is_alive():
@@ -103,12 +103,12 @@ def run_pipeline(
 
 
 def _check_job_service(pipeline: Any) -> None:
-    """That something listens where the job is to be handed in, for which Beam would wait for minutes."""
+    """Checks that a job service listens at the endpoint, for which Beam would wait minutes."""
     from apache_beam.options.pipeline_options import PortableOptions
 
     endpoint = pipeline.options.view_as(PortableOptions).job_endpoint or ""
     host, colon, port = endpoint.rpartition(":")
-    if not colon:  # none, or the one in this process
+    if not colon:  # no endpoint, or the one in this process
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CANCEL_SECONDS).close()
@@ -119,7 +119,7 @@ def _check_job_service(pipeline: Any) -> None:
 
 
 def _cancel(jobs: list[Any]) -> None:
-    """Has the runner give up the job, if that can be asked of it: it may be what is no more."""
+    """Asks the runner to cancel the job; it may not respond."""
 
     def cancel() -> None:
         with contextlib.suppress(Exception):
@@ -132,14 +132,14 @@ def _cancel(jobs: list[Any]) -> None:
 
 
 def _why(error: Exception) -> str:
-    """The last line of what was raised, where a worker's own words stand; gRPC keeps them apart."""
+    """Returns the last line of an error, which has the worker's message; gRPC keeps it in `details`."""
     details = getattr(error, "details", lambda: "")()
     lines = [line.strip() for line in str(details or error).splitlines() if any(map(str.isalnum, line))]
-    return lines[-1].rstrip(".") if lines else f"{type(error).__name__}; its workers cannot be reached, or were lost"
+    return lines[-1].rstrip(".") if lines else f"{type(error).__name__}; its workers cannot be reached, or died"
 
 
 def _signal(pid: int, number: int) -> bool:
-    """Sends a signal to one of our processes; False if it is no more."""
+    """Sends a signal to one of our processes; returns False if it has ended."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:

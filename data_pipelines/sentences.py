@@ -1,8 +1,8 @@
-"""Sentences in sixteen languages and eight accents of English, for pretraining on synthesised speech: no labels.
+"""Random sentences in sixteen languages and eight accents of English, for pretraining on synthesised speech.
 
-A language has single words, orders about things of a household, statements (who, does, what), and questions and small
-talk; numbers, years and times are filled in. What a language lacks in grammar does not matter: a unit LM is to hear its
-sounds, and phrases of every length. The wording is our own.
+A language has single words, commands about household things, statements (subject, verb, object), and questions and
+small talk; numbers, years and times are filled in. Grammar need not be perfect: a unit LM should see the language's
+sounds in phrases of every length. The texts were written for this project.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from data_pipelines.spoken_tasks import Line
 
 
 class Wording(NamedTuple):
-    """What can be said in a language; each a list with commas in it.
+    """Texts of a language; each field is a comma-separated list.
 
     Attributes:
       words: single words.
-      orders: with {} for a thing.
-      things: what orders are about.
-      who, does, what: of a statement.
+      orders: commands with {} for a thing.
+      things: objects of the commands.
+      who, does, what: subjects, verbs and objects of statements.
       phrases: questions, answers, greetings, warnings; {n} is a number, {h} an hour, {m} a minute, {y} a year.
     """
 
@@ -348,7 +348,7 @@ _LISTS = {language: Wording(*map(_listed, wording)) for language, wording in WOR
 
 
 def sentence(language: str, rng: np.random.Generator) -> str:
-    """Something to say in one of `LANGUAGES`: a word or two, an order, a statement, a phrase, or two of these."""
+    """Draws a text in one of `LANGUAGES`: one or two words, a command, a statement, a phrase, or two of these."""
     if rng.random() < 0.1:
         return f"{_one(language, rng)}, {_one(language, rng)}"
     return _one(language, rng)
@@ -378,7 +378,7 @@ def _one(language: str, rng: np.random.Generator) -> str:
 
 
 def _numbers(rng: np.random.Generator) -> Iterator[tuple[str, Iterator[int]]]:
-    """What stands for a number in a phrase, and numbers of that kind without end."""
+    """Yields each number placeholder of a phrase with an endless iterator of random values for it."""
     draws = {
         "{n}": lambda: int(10 ** rng.uniform(0, 3.3)),
         "{h}": lambda: int(rng.integers(1, 24)),
@@ -390,7 +390,7 @@ def _numbers(rng: np.random.Generator) -> Iterator[tuple[str, Iterator[int]]]:
 
 
 def line(language: str, rng: np.random.Generator) -> Line:
-    """An utterance in a language: slow or fast, flat or lively, in noise or hardly any."""
+    """Draws an utterance in a language, with random rate, pitch range and noise level."""
     low = float(rng.uniform(5, 30))
     rate, width = int(rng.integers(110, 240)), int(rng.integers(10, 90))
     return Line(

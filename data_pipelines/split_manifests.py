@@ -1,13 +1,13 @@
-"""Splits written down, so that they can be used again elsewhere: a manifest a split, with the hash of everything.
+"""Split manifests: one file a split with hashes of all recordings, so that splits can be reused elsewhere.
 
-A directory of `train.jsonl`, `valid.jsonl` and so on, a clip a line:
+A directory of `train.jsonl`, `valid.jsonl` and so on, one clip a line:
 
     {"id": ..., "path": ..., "labels": [one a slot], "speaker": ..., "source": ..., "start": 0.0, "duration": null,
      "sha256": ..., "bytes": ..., "rate": 16000, "seconds": 1.2}
 
 and `splits.json`, which is written last: the task, the protocol, counts, the sha256 of every manifest. Hash, size, rate
-and length are those of the whole file at `path`; rate and length are null where libsndfile does not know the format.
-Of unit text (data_pipelines/frames.py), `path` is `FILE:LINE`, and hash and size are those of the line's units.
+and length are of the file at `path`, not of the crop; rate and length are null for formats that libsndfile cannot read.
+For unit text (data_pipelines/frames.py), `path` is `FILE:LINE`, and hash and size are of the line's units.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ VERSION = 1
 
 
 class FileFacts(NamedTuple):
-    """What a file is: sha256 and size of all of it; samples a second and length in seconds, None where unknown."""
+    """sha256 and size in bytes of a file; sample rate in Hz and length in seconds, None if unknown."""
 
     sha256: str
     bytes: int
@@ -45,14 +45,14 @@ class FileFacts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Splits as they were written down.
+    """Splits read from a directory.
 
     Attributes:
-      task: what the labels mean.
+      task: the task of the labels.
       protocol: how the splits were made.
       splits: the clips, each split sorted by id.
-      files: path of every file → what it was.
-      notes: as they were written.
+      files: path → facts of every file when it was split.
+      notes: as written.
     """
 
     task: Task
@@ -63,11 +63,11 @@ class Manifest:
 
 
 def inspect_files(raw: epath.PathLike, paths: Iterable[str]) -> dict[str, FileFacts]:
-    """Reads every file once, under a progress bar; of unit text, the lines.
+    """Hashes every file once, with a progress bar; for unit text, the lines.
 
     Args:
       raw: root of the data set; local or gs://.
-      paths: relative to it; repeats are read once.
+      paths: relative to the root; duplicates are read once.
 
     Raises:
       BuildError: a file is missing or cannot be read.
@@ -90,12 +90,18 @@ def write_splits(
     protocol: str,
     notes: Sequence[str] = (),
 ) -> None:
-    """Writes the directory; `files` as of `inspect_files`. What it held before under these names is replaced.
+    """Writes a directory of splits; files of the same names are replaced.
 
-    `notes` were made when the data were listed; the card of records made of them has them too.
+    Args:
+      out: the directory; local or gs://.
+      task: the task of the labels.
+      splits: the clips.
+      files: the result of `inspect_files`.
+      protocol: how the splits were made.
+      notes: about the listing, for the cards of records made from the splits.
 
     Raises:
-      BuildError: `files` lacks a clip's file.
+      BuildError: a clip's file is missing in `files`.
     """
     folder = epath.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +110,7 @@ def write_splits(
     for split, clips in splits.items():
         lacking = [clip.path for clip in clips if clip.path not in files]
         if lacking:
-            raise BuildError(f"{folder}: nothing is known of {lacking[0]}: inspect every file of the splits first")
+            raise BuildError(f"{folder}: {lacking[0]} was not inspected: inspect every file of the splits first")
         lines = [json.dumps(clip._asdict() | files[clip.path]._asdict(), ensure_ascii=False) for clip in clips]
         content = "".join(line + "\n" for line in lines).encode()
         _write(folder / f"{split}.jsonl", content)
@@ -122,23 +128,25 @@ def write_splits(
 
 
 def read_splits(directory: epath.PathLike) -> Manifest:
-    """Reads what `write_splits` wrote, after comparing every manifest with its hash.
+    """Reads splits that `write_splits` wrote and checks every manifest against its hash.
 
     Raises:
-      BuildError: something is missing, damaged or of a newer version.
+      BuildError: a missing, damaged or newer file.
     """
     folder = epath.Path(directory)
     path = folder / CARD
     if not is_file(path):
-        raise BuildError(f"{path} is missing: {folder} is no directory of splits, or it was not written to its end")
+        raise BuildError(f"{path} is missing: {folder} is not a directory of splits, or it is incomplete")
     try:
         card = json.loads(read_text(path))
         if card["format"] != FORMAT or card["version"] > VERSION:
-            raise BuildError(f"{path} is {card['format']!r} version {card['version']}, known is {FORMAT!r} {VERSION}")
+            raise BuildError(
+                f"{path} is {card['format']!r} version {card['version']}, but must be {FORMAT!r} version {VERSION}"
+            )
         slots = tuple(Slot(slot["name"], tuple(slot["labels"])) for slot in card["task"]["slots"])
         task = Task(card["task"]["name"], slots, card["task"]["metric"])
         protocol, digests = str(card["protocol"]), dict(card["sha256"])
-        notes = tuple(map(str, card.get("notes", ())))  # those of earlier versions have none
+        notes = tuple(map(str, card.get("notes", ())))  # absent in files of earlier releases
     except BuildError:
         raise
     except (ValueError, KeyError, TypeError) as error:
@@ -159,22 +167,24 @@ def read_splits(directory: epath.PathLike) -> Manifest:
                 files[row["path"]] = FileFacts(**{name: row.pop(name) for name in FileFacts._fields})
                 splits[split].append(Clip(**row | {"labels": tuple(row["labels"])}))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise BuildError(f"{manifest}, line {number} is no clip ({error!r}): write the splits again") from error
+                raise BuildError(
+                    f"{manifest}, line {number} is not a clip ({error!r}): write the splits again"
+                ) from error
     return Manifest(task, protocol, checked(splits, task), files, notes)
 
 
 def verify_files(raw: epath.PathLike, files: Mapping[str, FileFacts]) -> None:
-    """Reads every file under `raw` again and compares it with what is written down.
+    """Reads every file under `raw` again and compares its hash with the recorded one.
 
     Raises:
-      BuildError: files that are missing or differ, the first of them by name.
+      BuildError: missing or changed files; names the first.
     """
     found = inspect_files(raw, files)
     other = [path for path, facts in files.items() if found[path].sha256 != facts.sha256]
     if other:
         raise BuildError(
-            f"{epath.Path(raw) / other[0]} is not the file that was split (sha256 differs; {len(other)} such of "
-            f"{len(files)}): take the data set from the same source"
+            f"{epath.Path(raw) / other[0]} is not the file that was split (sha256 differs for {len(other)} of "
+            f"{len(files)} files): take the data set from the same source"
         )
 
 
@@ -182,7 +192,7 @@ def _inspect(path: epath.Path) -> FileFacts:
     import soundfile
 
     if path.exists() and not is_file(path):
-        raise BuildError(f"{path} is a folder, pipe or device: put the recording there")
+        raise BuildError(f"{path} is a folder, pipe or device: replace it by the recording")
     try:
         content = path.read_bytes()
     except OSError as error:

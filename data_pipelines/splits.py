@@ -1,10 +1,10 @@
-"""What listing and splitting a data set has in common: files found, tables read, clips shuffled, dealt out and checked.
+"""Shared functions of the builders: find files, read tables, shuffle, split and check clips.
 
-Nothing here depends on the order in which a file system lists names, nor on the release of a library: listings are
-sorted, and orders are drawn from raw bits of PCG64, which numpy guarantees never to change. The reference's splits came
-out of Python's, numpy's or scikit-learn's own shuffles, some without a seed; ours have their sizes, not their members.
+Results depend neither on directory order nor on library versions: listings are sorted, and random orders are drawn from
+raw bits of PCG64, which numpy guarantees never to change. The reference's splits came from shuffles of Python, numpy or
+scikit-learn, some without a seed; ours have their sizes, not their members.
 
-Names are compared as Unicode NFC: a disk may hold "č" as one letter or as two, depending on who unpacked the archive.
+Names are compared as Unicode NFC: a disk may have "č" as one code point or as two, depending on the unpacking tool.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ PROTOCOLS = ("paper", "honest")
 
 
 class BuildError(ValueError):
-    """A raw data set is not what it must be; the message names the file, the value and the way out."""
+    """A raw data set is invalid; the message names the file and the value and suggests a fix."""
 
 
 class Row(NamedTuple):
-    """A row of a table: where it stands ("FILE, line N", for messages) and its values by column."""
+    """A row of a table: its position ("FILE, line N", for messages) and its values by column."""
 
     where: str
     values: dict[str, str]
 
 
-# ---- what is there
+# ---- files and tables
 
 
 def check_protocol(protocol: str, known: Collection[str] = PROTOCOLS) -> None:
@@ -52,55 +52,60 @@ def check_protocol(protocol: str, known: Collection[str] = PROTOCOLS) -> None:
 
 
 def composed(text: str) -> str:
-    """The text in Unicode NFC, in which names of files, ids and labels are compared."""
+    """Returns the text in Unicode NFC, the form in which file names, ids and labels are compared."""
     return unicodedata.normalize("NFC", text)
 
 
 def relative(path: epath.PathLike, root: epath.PathLike) -> str:
-    """`path` under `root`, with forward slashes and spelled as on disk (an id is its `composed` form)."""
+    """Returns `path` relative to `root`, with forward slashes, as on disk (an id is its `composed` form)."""
     return epath.Path(path).relative_to(epath.Path(root)).as_posix()
 
 
 def is_file(path: epath.PathLike) -> bool:
-    """Whether there is a regular file: no folder, and no pipe or device, from which reading might not end."""
+    """Returns whether a regular file exists; folders, pipes and devices do not count."""
     return epath.Path(path).is_file() if places.is_remote(path) else os.path.isfile(path)
 
 
 def find(files: Mapping[str, str], path: str, where: str) -> str:
-    """`path` (relative to the root) as it is spelled on disk.
+    """Returns `path` (relative to the root) as it is on disk.
+
+    Args:
+      files: the result of `audio_files`.
+      path: path in a table.
+      where: the position in the table, for messages.
 
     Raises:
-      BuildError: `files` (of `audio_files`) lacks it. `where` says who names it.
+      BuildError: `files` lacks the path.
     """
-    spelled = files.get(composed(path))
-    if spelled is None:
+    found = files.get(composed(path))
+    if found is None:
         raise BuildError(f"{where} names {path}, which is missing: unpack the whole data set, or remove the row")
-    return spelled
+    return found
 
 
 def find_table(raw: epath.PathLike, name: str) -> epath.Path:
-    """A split's table, at the root of the data set or in its folder `csv`.
+    """Returns the path of a split's table, at the root of the data set or in its folder `csv`.
 
     Raises:
-      BuildError: in neither.
+      BuildError: the table is in neither.
     """
     places = [epath.Path(raw) / "csv" / name, epath.Path(raw) / name]
     for place in places:
         if place.is_file():
             return place
-    raise BuildError(f"{places[0]} is missing, and so is {places[1]}: it says what is in the split, put it there")
+    raise BuildError(f"neither {places[0]} nor {places[1]} exists: put the table of the split there")
 
 
 def read_text(path: epath.PathLike) -> str:
-    """A text file in UTF-8, with or without byte order mark: the one way in which data sets' text is read.
+    """Reads a text file in UTF-8, with or without byte order mark; used for all text of data sets.
 
     Raises:
-      BuildError: it is missing, not UTF-8, or holds NUL.
+      BuildError: a missing file, or one that is not UTF-8 or has NUL bytes.
     """
     path = epath.Path(path)
     if not is_file(path):
-        what = "is no regular file" if path.exists() else "is missing"
-        raise BuildError(f"{path} {what}: it belongs to the data set, put it there")
+        what = "is not a regular file" if path.exists() else "is missing"
+        raise BuildError(f"{path} {what}: it is part of the data set, put it there")
     content = path.read_bytes()
     marked = (name for mark, name in _OTHER_MARKS.items() if content.startswith(mark))
     if name := next(marked, paths.packed(content)):
@@ -119,23 +124,23 @@ def read_text(path: epath.PathLike) -> str:
 def read_table(
     path: epath.PathLike, columns: Collection[str], delimiter: str = ",", multiline: Collection[str] | None = None
 ) -> list[Row]:
-    """The rows of a delimited text file whose first line names its columns; blank lines are passed over.
+    """Reads the rows of a delimited text file with a header; blank lines are skipped.
 
-    Columns at the end that have neither a name nor a value, as Excel leaves them, are passed over too. Its line
-    `sep=,` may stand before the names. A field may be quoted; a quote within it is doubled.
+    Trailing columns with neither a name nor values, as Excel writes them, are dropped. Excel's line `sep=,` may precede
+    the header. Fields may be quoted; a quote inside a quoted field is doubled.
 
     Args:
       path: local or gs://.
-      columns: that it must have.
+      columns: required columns.
       delimiter: between fields.
-      multiline: columns whose quoted fields may hold line ends, and whose others may hold quotes; None: all.
+      multiline: columns whose quoted fields may have line breaks, and whose unquoted fields may have quotes; None: all.
 
     Raises:
-      BuildError: missing, not UTF-8, lacks one of `columns`, names one twice, a row has more or fewer fields than the
-        header, or a quote is not closed, stands in a field that is not quoted, or is closed in another line.
+      BuildError: a missing file, invalid UTF-8, a missing or duplicate column, a row with more or fewer fields than the
+        header, or a quote that is not closed, is in an unquoted field, or closes in another line.
     """
     text = read_text(path)
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # 131,072 characters unless set
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # the default is 131,072 characters
     lines = list(io.StringIO(text, newline=""))
     start = int(bool(lines) and lines[0].strip().lower() == f"sep={delimiter}")
     reader = csv.reader(lines[start:], delimiter=delimiter, strict=True, skipinitialspace=True)
@@ -166,8 +171,8 @@ def read_table(
             rows.append(Row(where, dict(zip(header, fields, strict=True))))
     except csv.Error as error:
         raise BuildError(
-            f"{path}, line {last + 1}: a quote that opens in this line is not closed as it must be ({error}); close "
-            "it before the field ends, and double a quote that is part of the text"
+            f"{path}, line {last + 1}: a quote that opens in this line is not closed correctly ({error}); close "
+            "it before the end of the field, and double a quote that is part of the text"
         ) from error
     if not header:
         _header(path, [], columns, delimiter)
@@ -189,19 +194,19 @@ def _header(path: epath.PathLike, names: list[str], columns: Collection[str], de
     lacking = [name for name in columns if name not in names]
     if lacking:
         raise BuildError(
-            f"{path} has the columns {names}, lacks {', '.join(lacking)}: its first line must name them, "
-            f"parted by {delimiter!r}"
+            f"{path} has the columns {names} but lacks {', '.join(lacking)}: its first line must have the names, "
+            f"separated by {delimiter!r}"
         )
     twice = [name for name, number in Counter(names).items() if number > 1]
     if twice:
-        raise BuildError(f"{path} names a column twice, {twice[0]!r}: rename or remove one of them")
+        raise BuildError(f"{path} has two columns {twice[0]!r}: rename or remove one of them")
     return names
 
 
 def _check_quotes(
     where: str, header: Sequence[str], fields: Sequence[str], lines: Sequence[str], multiline: Collection[str]
 ) -> None:
-    """Refuses quotes that say something else than a reader of the file sees, outside the columns `multiline`."""
+    """Refuses quotes outside the columns `multiline` that csv parses differently from how a reader would."""
     raw = "".join(lines)
     if '"' not in raw:
         return
@@ -210,13 +215,13 @@ def _check_quotes(
             continue
         if len(lines) > 1 and ("\n" in field or "\r" in field):
             raise BuildError(
-                f"{where}, column {name}: a quoted field runs on to a later line; close its quote in its own line, or, "
-                f"if it is free text that may have line ends, say so by --text={name}"
+                f"{where}, column {name}: a quoted field continues on a later line; close its quote on the same line, "
+                f"or, if it is free text that may have line breaks, give --text={name}"
             )
         if '"' in field and '"{}"'.format(field.replace('"', '""')) not in raw:
             raise BuildError(
-                f"{where}, column {name}: a quote stands in the field {field!r}, which is not quoted; remove it, or "
-                f"quote the field and double the quote in it, or, if it is free text, say so by --text={name}"
+                f"{where}, column {name}: the field {field!r} contains a quote but is not quoted; remove the quote, or "
+                f"quote the field and double the quote in it, or, if it is free text, give --text={name}"
             )
 
 
@@ -224,35 +229,35 @@ def _check_quotes(
 
 
 def shuffled(items: Iterable[Item], seed: int) -> list[Item]:
-    """The items in an order drawn from the seed alone, the same on every machine and release. Sort them before."""
+    """Shuffles items by the seed alone, equally on every machine and version. Sort the items first."""
     items = list(items)
     bits = np.random.PCG64(np.random.SeedSequence(seed)).random_raw(len(items))
     return [items[i] for i in np.argsort(bits, kind="stable")]
 
 
 def uniform(count: int, seed: int) -> np.ndarray:
-    """float64 [count] in [0, 1), drawn from the seed alone, the same on every machine and release."""
+    """Draws float64 [count] in [0, 1) by the seed alone, equally on every machine and version."""
     bits = np.random.PCG64(np.random.SeedSequence([seed, 1])).random_raw(count)
     return (bits >> np.uint64(11)) * 2.0**-53
 
 
 def stratified(clips: Iterable[Clip], fractions: Mapping[str, float], seed: int) -> Splits:
-    """Deals clips out one by one so that each split has its fraction of all of them and of every label combination.
+    """Splits clips so that each split has its fraction of all clips and of every label combination.
 
-    A combination with as many clips as there are splits, or more, is in every split. Speakers and sources are not
-    looked at: `by_speaker` and `grouped` keep them together.
+    A combination with at least as many clips as there are splits is in every split. Speakers and sources are ignored;
+    see `by_speaker` and `grouped`.
 
     Args:
       clips: in any order.
-      fractions: share of each split, above 0, summing to 1.
+      fractions: of each split, above 0, summing to 1.
       seed: of the draw.
     """
     shares = _shares(fractions)
     strata: dict[tuple[str, ...], list[Clip]] = {}
     for clip in shuffled(_by_id(clips), seed):
         strata.setdefault(clip.labels, []).append(clip)
-    dealt: Splits = {split: [] for split in fractions}
-    behind = np.zeros(len(shares))  # what each split is still owed by the strata before
+    splits: Splits = {split: [] for split in fractions}
+    behind = np.zeros(len(shares))  # clips that each split is short of after the previous strata
     for _, members in sorted(strata.items()):
         exact = len(members) * shares
         number = np.floor(exact + 1e-9).astype(int)
@@ -267,17 +272,17 @@ def stratified(clips: Iterable[Clip], fractions: Mapping[str, float], seed: int)
             behind[chosen] -= step
         ends = np.cumsum(number)
         for split, end, count in zip(fractions, ends, number, strict=True):
-            dealt[split] += members[end - count : end]
-    return {split: _by_id(part) for split, part in dealt.items()}
+            splits[split] += members[end - count : end]
+    return {split: _by_id(part) for split, part in splits.items()}
 
 
 def by_speaker(clips: Iterable[Clip], fractions: Mapping[str, float], seed: int) -> Splits:
-    """`grouped` so that neither a speaker nor a source stands in two splits; clips without either stand alone."""
+    """Splits by `grouped` so that no speaker and no source is in two splits; clips with neither are single groups."""
     return grouped(clips, fractions, seed, lambda clip: _names(speaker=clip.speaker, source=clip.source))
 
 
 def by_source(clips: Iterable[Clip], fractions: Mapping[str, float], seed: int) -> Splits:
-    """`grouped` so that no source stands in two splits; speakers may."""
+    """Splits by `grouped` so that no source is in two splits; speakers may be."""
     return grouped(clips, fractions, seed, lambda clip: _names(source=clip.source))
 
 
@@ -287,16 +292,16 @@ def grouped(
     seed: int,
     names: Callable[[Clip], Iterable[Hashable]],
 ) -> Splits:
-    """Deals clips out so that clips with a name in common are never parted, labels as even as that allows.
+    """Splits clips so that clips with a name in common stay together, with labels as balanced as that allows.
 
-    Groups are dealt from the largest to the smallest, each to the split that it leaves nearest (chi-squared) to its
-    share of every label; a split that would otherwise be left without a label comes first.
+    Groups are assigned from the largest to the smallest, each to the split that it brings closest (chi-squared) to its
+    fraction of every label; splits that would otherwise lack a label have priority.
 
     Args:
       clips: in any order.
-      fractions: share of each split, above 0, summing to 1.
-      seed: settles what is equally good.
-      names: what a clip must not share with a clip of another split.
+      fractions: of each split, above 0, summing to 1.
+      seed: breaks ties.
+      names: returns the names that a clip must not share with a clip of another split.
 
     Raises:
       BuildError: fewer groups than splits.
@@ -305,12 +310,12 @@ def grouped(
     groups = _components(_by_id(clips), names)
     if len(groups) < len(shares):
         raise BuildError(
-            f"{len(groups)} groups of clips that belong together (speaker, source, equal files) cannot make "
+            f"{len(groups)} groups of clips that must stay together (speaker, source, equal files) are too few for "
             f"{len(shares)} splits ({', '.join(fractions)})"
         )
     groups = sorted(shuffled(groups, seed), key=len, reverse=True)
     labels = {label: column for column, label in enumerate(sorted({clip.labels for part in groups for clip in part}))}
-    # One column a label, and one that every clip counts in, so that sizes are held too
+    # One column a label, and a last one that counts every clip, to balance sizes
     counts = np.zeros((len(groups), len(labels) + 1))
     for row, part in enumerate(groups):
         for clip in part:
@@ -318,49 +323,51 @@ def grouped(
         counts[row, -1] = len(part)
     target = shares[:, None] * counts.sum(axis=0)
     has = np.zeros_like(target)
-    left = (counts > 0).sum(axis=0)  # groups not dealt yet that hold each label
-    dealt: Splits = {split: [] for split in fractions}
+    left = (counts > 0).sum(axis=0)  # number of unassigned groups with each label
+    splits: Splits = {split: [] for split in fractions}
     names_of = list(fractions)
     for part, its in zip(groups, counts, strict=True):
         lacking = has == 0
         urgent = lacking & (its > 0) & (left <= lacking.sum(axis=0))
-        # no split may stay empty; then labels; then evenness
+        # Priorities: no empty split, then labels, then balance
         cost = (its * (2 * has + its) / target).sum(axis=1)
         order = np.lexsort((np.arange(len(shares)), np.round(cost, 9), -urgent[:, :-1].sum(axis=1), ~urgent[:, -1]))
         chosen = int(order[0])
-        dealt[names_of[chosen]] += part
+        splits[names_of[chosen]] += part
         has[chosen] += its
         left = left - (its > 0)
-    return {split: _by_id(part) for split, part in dealt.items()}
+    return {split: _by_id(part) for split, part in splits.items()}
 
 
 def folds(
     clips: Iterable[Clip], count: int, seed: int, names: Callable[[Clip], Iterable[Hashable]] | None = None
 ) -> list[list[Clip]]:
-    """`count` equal parts, labels even; clips that share one of `names` (if given, as of `grouped`) stay together."""
+    """Splits clips into `count` equal folds with balanced labels; `names` keeps clips together, as in `grouped`."""
     fractions = {str(number): 1 / count for number in range(count)}
     parts = grouped(clips, fractions, seed, names) if names else stratified(clips, fractions, seed)
     return list(parts.values())
 
 
 def checked(splits: Mapping[str, Iterable[Clip]], task: Task) -> Splits:
-    """The splits, each sorted by id, after a last look: what every `clips` function returns.
+    """Validates splits and sorts each by id; every `clips` function returns its result.
 
     Raises:
-      BuildError: an empty split, an id twice in a split, or labels that the task does not have.
+      BuildError: an empty split, a duplicate id in a split, or labels that are not in the task.
     """
     known = [frozenset(slot.labels) for slot in task.slots]
     in_order: Splits = {split: _by_id(part) for split, part in splits.items()}
     for split, clips in in_order.items():
         if not clips:
-            raise BuildError(f"{task.name}: split {split!r} has no clips: the raw tree lacks what belongs there")
+            raise BuildError(f"{task.name}: split {split!r} has no clips: the raw data set is incomplete")
         twice = [name for name, number in Counter(clip.id for clip in clips).items() if number > 1]
         if twice:
-            raise BuildError(f"{task.name}: split {split!r} has {twice[0]!r} twice ({len(twice)} such): remove one row")
+            raise BuildError(
+                f"{task.name}: split {split!r} has {twice[0]!r} twice ({len(twice)} duplicates): remove one row"
+            )
         for clip in clips:
             if len(clip.labels) != len(known) or not all(map(frozenset.__contains__, known, clip.labels)):
                 raise BuildError(
-                    f"{task.name}: {clip.path} has the label {' | '.join(clip.labels)!r}, which the task lacks: "
+                    f"{task.name}: {clip.path} has the label {' | '.join(clip.labels)!r}, which is not in the task: "
                     f"{'; '.join(f'{slot.name}: ' + ', '.join(slot.labels[:60]) for slot in task.slots)}"
                 )
     return in_order
@@ -382,7 +389,7 @@ def _shares(fractions: Mapping[str, float]) -> np.ndarray:
 
 
 def _components(clips: Sequence[Clip], names: Callable[[Clip], Iterable[Hashable]]) -> list[list[Clip]]:
-    """Clips put together that share a name, directly or by way of others (union and find); in order of their first."""
+    """Groups clips that share a name, directly or through others (union-find); groups in order of their first clip."""
     parent = list(range(len(clips)))
 
     def top(i: int) -> int:

@@ -1,10 +1,10 @@
-"""Nine tasks that are spoken on the spot: their labels, and what an utterance says, in which language and manner.
+"""Nine tasks on synthesised speech: labels, and random text, language and speaking style of utterances.
 
-The label of six is in the words, the voice or the sound. That of three is in prosody: "melody" (a question or a
+In six tasks the label is in the words, the voice or the sound. In three it is in prosody: "melody" (question or
 statement), "emphasis" (on which word) and "style" (slow or fast, flat or lively). There, one voice says the same words
-once with every label, phoneme by phoneme the same, so that neither words nor voice tell the label. (Their units may
-tell a little: of slow speech there are more.) Rate and pitch vary
-from utterance to utterance as they do in other tasks, unless they are what the label says.
+once with every label, with equal phonemes, so that neither words nor voice reveal the label. (Units may reveal a
+little: slow speech has more of them.) Rate and pitch vary between utterances as in the other tasks, unless the label
+sets them.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from spjax.tasks import Slot, Task
 
 
 class Line(NamedTuple):
-    """What is to be heard in an utterance.
+    """Parameters of an utterance.
 
     Attributes:
       labels: of the task's slots.
-      text: what is said, as espeak.say takes it; "" for noise alone.
-      language: language and accent, as the engine names them.
+      text: text or SSML for espeak.say; "" for noise alone.
+      language: language and accent, by the engine's name.
       gender: of the voice; "" for either.
-      snr: speech over noise, in dB.
-      rate, range: bounds of what espeak.Manner calls so; the upper one is not reached.
+      snr: bounds of the signal-to-noise ratio in dB.
+      rate, range: bounds of the fields of espeak.Manner; the upper one is exclusive.
     """
 
     labels: tuple[str, ...]
@@ -82,8 +82,8 @@ _WHAT = _list(
     "a hot coffee, the market, thirty birds, a better idea, the first class, an early start, the corner shop, the park"
 )
 _MARKS = {"question": "?", "statement": "."}
-# Not <emphasis>: the engine pauses before it and reduces vowels around it, which is heard in the words.
-# And no full stop behind a tag, which it reads out.
+# Not <emphasis>: the engine pauses before it and reduces vowels around it, which would change the units of the words.
+# No full stop after a tag, since the engine reads it aloud.
 _STRESSED = '<prosody rate="85%" pitch="+35%">{}</prosody>'
 _SLOW, _FAST, _FLAT, _LIVELY = (110, 136), (190, 231), (0, 16), (80, 100)
 _STYLES = {
@@ -109,7 +109,7 @@ def _intents(rng: np.random.Generator) -> list[Line]:
 
 def _language(rng: np.random.Generator) -> list[Line]:
     name = _pick(rng, list(_LANGUAGES))
-    number = str(int(10 ** rng.uniform(1, 3)))  # a text in every language
+    number = str(int(10 ** rng.uniform(1, 3)))  # digits are a text in every language
     return [Line((name,), number, _LANGUAGES[name])]
 
 
@@ -130,13 +130,13 @@ def _accent(rng: np.random.Generator) -> list[Line]:
 def _voice_activity(rng: np.random.Generator) -> list[Line]:
     if rng.random() < 0.5:
         return [Line(("background",))]
-    said = " ".join(_sentence(rng))
-    return [Line(("speech",), said, _pick(rng, list(_LANGUAGES.values())), snr=(3.0, 25.0))]
+    text = " ".join(_sentence(rng))
+    return [Line(("speech",), text, _pick(rng, list(_LANGUAGES.values())), snr=(3.0, 25.0))]
 
 
 def _melody(rng: np.random.Generator) -> list[Line]:
-    said = " ".join(_sentence(rng))
-    return [Line((melody,), said + mark) for melody, mark in _MARKS.items()]
+    text = " ".join(_sentence(rng))
+    return [Line((melody,), text + mark) for melody, mark in _MARKS.items()]
 
 
 def _emphasis(rng: np.random.Generator) -> list[Line]:
@@ -150,8 +150,8 @@ def _emphasis(rng: np.random.Generator) -> list[Line]:
 
 
 def _style(rng: np.random.Generator) -> list[Line]:
-    said = " ".join(_sentence(rng))
-    return [Line((style,), said, rate=rate, range=width) for style, (rate, width) in _STYLES.items()]
+    text = " ".join(_sentence(rng))
+    return [Line((style,), text, rate=rate, range=width) for style, (rate, width) in _STYLES.items()]
 
 
 def _slot(name: str, labels: Sequence[str]) -> tuple[Slot, ...]:
@@ -186,6 +186,6 @@ TASKS: dict[str, Task] = {name: task for name, (task, _) in _DRAW.items()}
 
 
 def lines(name: str, rng: np.random.Generator) -> list[Line]:
-    """What one voice says next, of a task of `TASKS`: one line, or the same words with every label."""
+    """Draws the next utterances of one voice for a task: one line, or the same words with every label."""
     _, draw = _DRAW[name]
     return draw(rng)

@@ -1,17 +1,17 @@
-"""Nine speech tasks made on the spot: what `spoken_tasks` says, by which voice, over which noise.
+"""Synthesises nine speech tasks: the utterances of `spoken_tasks`, in many voices, with noise.
 
     python -m data_pipelines.synthesize --out=DIR [--train=1000 --valid=200 --test=300]
 
-writes DIR/TASK/{train,valid,test}/NNNNN.wav (16 kHz, mono, 16 bit) and DIR/TASK/clips.jsonl. No voice speaks in two
-splits, nor does a noise sound the same in two. Where a voice says a sentence with every label in turn (melody,
-emphasis, style), turns are whole: a split has as many utterances as asked for, or up to three more. A task's corpus
-depends on its name, the sizes, the seed and the releases of engine and numpy (which clips.jsonl names): each is made in
-a process of its own, since the engine's state outlives an utterance.
+writes DIR/TASK/{train,valid,test}/NNNNN.wav (16 kHz, mono, 16 bit) and DIR/TASK/clips.jsonl. No voice and no noise is
+in two splits. Where a voice says a sentence once with every label (melody, emphasis, style), these stay together, so a
+split may have up to three more utterances than requested. A task's corpus depends on its name, the sizes, the seed and
+the versions of espeak-ng and numpy (in clips.jsonl); each is made in a separate process, since the engine keeps state
+between utterances.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take their time
+if __name__ == "__main__":  # before the slow imports
     from spjax import process
 
     process.run("data_pipelines.synthesize")
@@ -42,12 +42,12 @@ from spjax.command_line import Parser, local_output
 
 RATE = 16_000
 _VOICE_SHARES = {"train": 0.6, "valid": 0.15, "test": 0.25}
-_MARGIN = 0.06  # seconds of pause kept before and after speech
+_MARGIN = 0.06  # seconds of silence kept before and after speech
 
 
 @dataclasses.dataclass(frozen=True)
 class SynthesisConfig:
-    """How much speech is made. Utterances of each split of each task, rounded up to whole turns."""
+    """Number of utterances of each split of each task; rounded up to complete sets of labels."""
 
     train: int = 1000
     valid: int = 200
@@ -60,11 +60,11 @@ class SynthesisConfig:
                 raise ValueError(f"synthesis: {split} is {getattr(self, split)}, must be at least 1")
 
 
-# ---- what is heard
+# ---- audio
 
 
 def split_voices(split: str, seed: int) -> dict[str, list[str]]:
-    """The voices of a split by gender; those of all splits together are all there are."""
+    """Returns the voices of a split by gender; the splits partition all voices."""
     mine = {}
     for gender, names in espeak.voices().items():
         order = np.random.default_rng([seed, len(names)]).permutation(len(names))
@@ -75,8 +75,8 @@ def split_voices(split: str, seed: int) -> dict[str, list[str]]:
 
 
 def _noise(rng: np.random.Generator, samples: int) -> np.ndarray:
-    """Coloured noise that may swell, with hum, clicks or a passing tone; float64 [n], rms 1."""
-    size = 1 << (samples - 1).bit_length()  # of other lengths a Fourier transform may take many times as long
+    """Makes coloured, amplitude-modulated noise with hum, clicks or a gliding tone; float64 [n], rms 1."""
+    size = 1 << (samples - 1).bit_length()  # a power of two, for which an FFT is fast
     spectrum = np.fft.rfft(rng.standard_normal(size))
     spectrum *= np.maximum(np.arange(len(spectrum)), 1) ** -rng.uniform(0, 1.2)  # white to brown
     wave = np.fft.irfft(spectrum, size)[:samples]
@@ -92,14 +92,14 @@ def _noise(rng: np.random.Generator, samples: int) -> np.ndarray:
         clicks = np.zeros(samples)
         clicks[at] = rng.uniform(5, 25, len(at)) * rng.choice([-1, 1], len(at))
         wave += np.convolve(clicks, np.exp(-np.arange(200) / rng.uniform(3, 40)), "same")
-    elif kind == 3:  # a tone that glides
+    elif kind == 3:  # gliding tone
         pitch = np.linspace(rng.uniform(200, 3000), rng.uniform(200, 3000), samples)
         wave += rng.uniform(0.5, 2) * np.sin(2 * np.pi * np.cumsum(pitch) / RATE)
     return wave / wave.std()
 
 
-def _spoken(line: Line, voice: str, rng: np.random.Generator) -> np.ndarray:
-    """The line said, at 16 kHz, without the engine's long pauses; float64 [n]."""
+def _speech(line: Line, voice: str, rng: np.random.Generator) -> np.ndarray:
+    """Synthesises a line at 16 kHz, without the engine's long pauses; float64 [n]."""
     from spjax.speech2unit.audio import prepare
 
     manner = espeak.Manner(*(int(rng.integers(*bounds)) for bounds in (line.rate, (35, 66), line.range)))
@@ -111,10 +111,10 @@ def _spoken(line: Line, voice: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def utterance(line: Line, voice: str, rng: np.random.Generator) -> np.ndarray:
-    """The wave of a line: int16 [n] at 16 kHz, somewhere between quiet and loud."""
+    """Synthesises the waveform of a line, with random level: int16 [n] at 16 kHz."""
     if line.text:
-        speech = _spoken(line, voice, rng)
-        if line.labels == ("speech",):  # a crop, as long as those of noise
+        speech = _speech(line, voice, rng)
+        if line.labels == ("speech",):  # cropped to the length of noise utterances
             size = min(len(speech), int(rng.uniform(0.6, 1.2) * RATE))
             start = int(rng.integers(len(speech) - size + 1))
             speech = speech[start : start + size]
@@ -125,36 +125,36 @@ def utterance(line: Line, voice: str, rng: np.random.Generator) -> np.ndarray:
     return np.round(wave / np.abs(wave).max() * rng.uniform(0.1, 0.9) * 32767).astype(np.int16)
 
 
-def _said(name: str, number: int, split: str, config: SynthesisConfig) -> Iterator[tuple[Line, str, np.ndarray]]:
-    """Line, voice and wave of each utterance of a task's split, which is the number-th."""
+def _utterances(name: str, number: int, split: str, config: SynthesisConfig) -> Iterator[tuple[Line, str, np.ndarray]]:
+    """Yields line, voice and waveform of each utterance of a task in split number `number`."""
     voices, made = split_voices(split, config.seed), 0
     while made < getattr(config, split):
         rng = np.random.default_rng([config.seed, zlib.crc32(name.encode()), number, made])
-        turn = lines(name, rng)
-        known = voices[turn[0].gender] if turn[0].gender else [*voices["female"], *voices["male"]]
-        if len(turn) > 1:  # else any voice will do
+        drawn = lines(name, rng)
+        known = voices[drawn[0].gender] if drawn[0].gender else [*voices["female"], *voices["male"]]
+        if len(drawn) > 1:  # the label is in the prosody
             known = [voice for voice in known if voice not in espeak.REVERSED]
-        voice = known[int(rng.integers(len(known)))] if turn[0].text else ""
-        for line in turn:
+        voice = known[int(rng.integers(len(known)))] if drawn[0].text else ""
+        for line in drawn:
             yield line, voice, utterance(line, voice, rng)
-        made += len(turn)
+        made += len(drawn)
 
 
 def _make_task(name: str, out: str, config: SynthesisConfig) -> str:
-    """Write a task's corpus to OUT/NAME: whole, or not at all."""
+    """Writes a task's corpus to OUT/NAME, atomically."""
     import soundfile
 
     final = Path(out) / name
     fresh = final.with_name(f".{name}.{uuid.uuid4().hex}.tmp")
     clips: dict[str, list[Clip]] = {}
     try:
-        with tqdm(total=config.train + config.valid + config.test, desc=f"speaking: {name}", unit="utt") as bar:
+        with tqdm(total=config.train + config.valid + config.test, desc=f"synthesis: {name}", unit="utt") as bar:
             for number, split in enumerate(_VOICE_SHARES):
                 (fresh / split).mkdir(parents=True)
                 clips[split] = []
-                for i, (line, voice, wave) in enumerate(_said(name, number, split, config)):
+                for i, (line, voice, wave) in enumerate(_utterances(name, number, split, config)):
                     path = f"{split}/{i:05d}.wav"
-                    content = io.BytesIO()  # written to a path, every file would be waited for until it is on the disk
+                    content = io.BytesIO()  # soundfile syncs every file that it writes to a path
                     soundfile.write(content, wave, RATE, format="WAV", subtype="PCM_16")
                     (fresh / path).write_bytes(content.getbuffer())
                     clips[split].append(Clip(path, path, line.labels, speaker=voice))
@@ -174,11 +174,11 @@ def _make_task(name: str, out: str, config: SynthesisConfig) -> str:
 
 
 def synthesize(out: str | os.PathLike[str], config: SynthesisConfig, tasks: Sequence[str] = tuple(TASKS)) -> None:
-    """Make the corpora of the tasks that OUT does not hold yet, several at once.
+    """Makes the missing corpora of the tasks in OUT, several at once.
 
     Raises:
       SpeechError: the engine is not installed.
-      ValueError: a task that is not one of `TASKS`, or a corpus of another config is in the way.
+      ValueError: an unknown task, or OUT has a corpus of another config.
     """
     espeak.data_path()
     check(out, config, tasks)
@@ -186,7 +186,7 @@ def synthesize(out: str | os.PathLike[str], config: SynthesisConfig, tasks: Sequ
     if not missing:
         return
     Path(out).mkdir(parents=True, exist_ok=True)
-    for half in Path(out).glob(".*.tmp"):  # of a run that was killed
+    for half in Path(out).glob(".*.tmp"):  # left by a killed run
         shutil.rmtree(half, ignore_errors=True)
     processes = min(len(missing), os.cpu_count() or 1)
     settings = {"initializer": die_with, "initargs": (os.getpid(),), "max_tasks_per_child": 1}
@@ -196,10 +196,10 @@ def synthesize(out: str | os.PathLike[str], config: SynthesisConfig, tasks: Sequ
 
 
 def check(out: str | os.PathLike[str], config: SynthesisConfig, tasks: Sequence[str]) -> None:
-    """Whether OUT can hold, or holds, the corpora of these tasks.
+    """Checks that OUT holds no corpora of the tasks with another config.
 
     Raises:
-      ValueError: a task that is not one of `TASKS`, or a corpus of another config is in the way.
+      ValueError: an unknown task, or OUT has a corpus of another config.
     """
     for name in tasks:
         if name not in TASKS:
@@ -212,12 +212,12 @@ def _check_config(corpus: Path, config: SynthesisConfig) -> None:
     found = json.loads((corpus / "clips.jsonl").read_text().split("\n", 1)[0])["config"]
     if found != dataclasses.asdict(config):
         raise ValueError(
-            f"{corpus} was made with {found}, not {dataclasses.asdict(config)}: remove it, or go elsewhere"
+            f"{corpus} was made with {found}, not {dataclasses.asdict(config)}: remove it, or use another directory"
         )
 
 
 def clips(corpus: str | os.PathLike[str]) -> Splits:
-    """The clips of a task's corpus, OUT/TASK."""
+    """Reads the clips of a task's corpus, OUT/TASK."""
     splits: Splits = {split: [] for split in _VOICE_SHARES}
     for line in (Path(corpus) / "clips.jsonl").read_text().splitlines()[1:]:
         row = json.loads(line)
@@ -234,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--out", type=local_output, required=True, help="directory of the corpora")
-    parser.add_argument("--tasks", default=",".join(TASKS), help="with commas (%(default)s)")
+    parser.add_argument("--tasks", default=",".join(TASKS), help="comma-separated (%(default)s)")
     for field in dataclasses.fields(SynthesisConfig):
         parser.add_argument(f"--{field.name}", type=int, default=getattr(default, field.name), help="(%(default)s)")
     args = vars(parser.parse_args(argv))

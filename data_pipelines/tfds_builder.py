@@ -1,4 +1,4 @@
-"""Every task as a TFDS builder: raw tree → waveform at 16 kHz, labels, splits.
+"""TFDS builders of all tasks: raw directory → waveform at 16 kHz, labels, splits.
 
     from data_pipelines.tfds_builder import builder
 
@@ -6,14 +6,14 @@
     lt_sc.download_and_prepare()
     train = lt_sc.as_dataset(split="train")
 
-An example is `id`, `audio` (int16 [n], mono, 16 kHz), `labels` (a ClassLabel a slot), `speaker`, `source` and
-`source_rate` (Hz, of the file). The protocol is the builder's config. Nothing is downloaded: the raw tree must be
-there.
+An example has `id`, `audio` (int16 [n], mono, 16 kHz), `labels` (a ClassLabel a slot), `speaker`, `source` and
+`source_rate` (Hz, of the file). The protocol is the builder's config. Nothing is downloaded: the raw directory must
+exist.
 
-What TFDS brings of these data sets is not prepared by it here. `speech_commands` is v0.02, another data set than the
-paper's v0.01. `accentdb` and `voxforge` carry the right version, and their classes and speaker-disjoint rule are the
-ones of our builders; they decode by pydub, accentdb keeps 44.1 kHz and makes no splits, and neither gives files that
-extraction can hash and cut into parts. Its builders of other tasks do not exist.
+TFDS's builders of these data sets are not used. `speech_commands` is v0.02, not the paper's v0.01. `accentdb` and
+`voxforge` have the right version, and the classes and speaker-disjoint rule of our builders, but they decode by pydub,
+accentdb keeps 44.1 kHz and makes no splits, and neither gives files that extraction can hash and cut into parts. TFDS
+has no builders of the other tasks.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from data_pipelines.clips import Clip, Splits
 from data_pipelines.splits import PROTOCOLS, BuildError, check_protocol
 from spjax.tasks import TASKS, Task
 
-VERSION = "1.0.0"  # of what is written: raise it when a listing or the form of an example changes
+VERSION = "1.0.0"  # of the written data: raise it when a listing or the format of an example changes
 
 
 def builder(task: str, raw: epath.PathLike, protocol: str = "paper", data_dir: epath.PathLike | None = None) -> Any:
-    """A TFDS builder (`tfds.core.GeneratorBasedBuilder`) of a task of the paper.
+    """Makes the TFDS builder (`tfds.core.GeneratorBasedBuilder`) of a task of the paper.
 
     Args:
       task: one of `data_pipelines.builders.CLIPS`.
       raw: root of the unpacked data set; local or gs://.
       protocol: "paper" or "honest".
-      data_dir: where TFDS keeps what it prepares (its own default if None).
+      data_dir: directory of prepared data; None for TFDS's default.
 
     Raises:
-      BuildError: unknown task or protocol; and from `download_and_prepare` a raw tree that is not what it must be.
+      BuildError: an unknown task or protocol; from `download_and_prepare`, an invalid raw directory.
       AudioError: from `download_and_prepare`, a recording that cannot be used.
     """
     if task not in CLIPS:
@@ -57,19 +57,19 @@ def builder(task: str, raw: epath.PathLike, protocol: str = "paper", data_dir: e
 
 
 def builder_of(task: Task, splits: Splits, raw: epath.PathLike, data_dir: epath.PathLike | None = None) -> Any:
-    """A TFDS builder of splits that are there already, such as the user's own (`data_pipelines.manifests`).
+    """Makes a TFDS builder of existing splits, such as the user's (`data_pipelines.manifests`).
 
     Args:
-      task: what the labels are; its name becomes the data set's.
+      task: the task of the labels; its name becomes the data set's.
       splits: the clips.
-      raw: what their paths are relative to.
-      data_dir: where TFDS keeps what it prepares (its own default if None).
+      raw: root of the clips' paths.
+      data_dir: directory of prepared data; None for TFDS's default.
     """
     return _builder_class(task, ("own",))(lambda: splits, epath.Path(raw), data_dir=data_dir, config="own")
 
 
 def example(clip: Clip, task: Task, raw: epath.PathLike) -> dict[str, Any]:
-    """A clip as TFDS stores it (fields: this module's docstring).
+    """Makes a clip's TFDS example (see the module for the fields).
 
     Raises:
       AudioError: the recording cannot be used.
@@ -91,16 +91,16 @@ def example(clip: Clip, task: Task, raw: epath.PathLike) -> dict[str, Any]:
 
 @functools.cache
 def _builder_class(task: Task, protocols: tuple[str, ...]) -> Any:
-    """One class a task: TFDS takes the name of the data set from the class."""
+    """Makes a class for a task, since TFDS takes the data set's name from the class."""
     import tensorflow_datasets as tfds
 
     class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         """Prepares the clips of one task."""
 
         name = task.name
-        code_path = None  # no checksums of downloads lie beside the code; TFDS would look for them
+        code_path = None  # else TFDS looks for download checksums next to the code
         VERSION = tfds.core.Version(VERSION)
-        BUILDER_CONFIGS = [  # noqa: RUF012 - TFDS reads it from the class
+        BUILDER_CONFIGS = [  # noqa: RUF012 - TFDS reads the class attribute
             tfds.core.BuilderConfig(name=protocol, description=f"split of the protocol {protocol!r}")
             for protocol in protocols
         ]

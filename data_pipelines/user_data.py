@@ -1,4 +1,4 @@
-"""From the user's clips to a data set: the task, splits made where they are not given, and notes on it."""
+"""Makes a data set from the user's clips: the task, missing splits, and notes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class UserData(NamedTuple):
     """A data set of the user.
 
     Attributes:
-      task: what its labels mean.
+      task: the task of its labels.
       splits: its clips.
       raw: root of the clips' paths.
-      notes: what was passed over, and what may be wrong with it, in sentences.
+      notes: sentences about what was skipped, and about likely mistakes.
     """
 
     task: Task
@@ -48,22 +48,22 @@ def finish(
     notes: Sequence[str],
     advice: str = "",
 ) -> UserData:
-    """The task and its splits, made where they are not given.
+    """Makes the task and its missing splits.
 
     Args:
-      place: where the data were listed, for messages.
+      place: the CSV or folder, for messages.
       root: of the clips' paths.
-      name: of the task, to be made a plain one.
-      clips: by split; those under "" are to be dealt out.
-      columns: the slots' names.
+      name: of the task; converted to a valid one.
+      clips: by split; clips under "" are to be split.
+      columns: names of the slots.
       metric: None for accuracy, or exact_match of several slots.
       fractions, seed: of splits that are made.
-      notes: that come first.
-      advice: ends errors about the labels of a slot.
+      notes: put first.
+      advice: appended to errors about the labels of a slot.
 
     Raises:
-      BuildError: a slot has one label, a split that is needed lacks clips, cannot be made, or has a label that train
-        lacks.
+      BuildError: a slot with one label, a required split without clips, splits that cannot be made, or a label that is
+        not in train.
     """
     every = [clip for part in clips.values() for clip in part]
     slots = []
@@ -71,12 +71,12 @@ def finish(
         counts = Counter(clip.labels[number] for clip in every)
         if len(counts) < 2:
             raise BuildError(
-                f"{place}, {column}: every label is {next(iter(counts))!r}, nothing to tell apart: give two{advice}"
+                f"{place}, {column}: every label is {next(iter(counts))!r}: give at least two different labels{advice}"
             )
         try:
             slots.append(Slot(column, tuple(sorted(counts))))
         except ValueError as error:
-            raise BuildError(f"{place}: {error}; spell them alike, or otherwise") from error
+            raise BuildError(f"{place}: {error}; make these labels equal or distinct") from error
     task = Task(_task_name(name), tuple(slots), metric or ("accuracy" if len(slots) == 1 else "exact_match"))
     copy_of = copies(root, list(dict.fromkeys(clip.path for clip in every)))
     splits = _made(place, task, dict(clips), every, fractions, seed, copy_of, advice)
@@ -86,8 +86,8 @@ def finish(
             unseen = sorted({clip.labels[number] for clip in splits[split]} - known)
             if unseen:
                 raise BuildError(
-                    f"{place}, {slot.name}: {unseen[0]!r} stands in {split} and not in train ({len(unseen)} such), so "
-                    "it cannot be learnt; move some of it to train, remove it, or take another seed if splits were made"
+                    f"{place}, {slot.name}: {unseen[0]!r} is in {split} but not in train ({len(unseen)} such labels); "
+                    "move some of its clips to train, remove it, or use another seed if splits were made"
                     f"{advice}"
                 )
     found = (doubts.of_spelling(task, every), doubts.of_splits(task, splits), doubts.of_copies(splits, copy_of))
@@ -109,14 +109,14 @@ def _made(
     for split in ("train", "test"):
         if "" not in clips and split not in clips:
             raise BuildError(
-                f"{place} has {', '.join(sorted(clips))}, lacks {split}: give it clips, or leave all splits to be made"
+                f"{place} has {', '.join(sorted(clips))} but no {split}: give it clips, or leave all splits to be made"
             )
     if "" in clips:
         parts = dict(fractions)
         if set(parts) != set(SPLITS):
             raise BuildError(f"fractions must be of {', '.join(SPLITS)}, not {dict(fractions)}")
         source, clips = every, {}
-    else:  # only valid is lacking
+    else:  # only valid is missing
         parts = {split: fractions[split] / (fractions["train"] + fractions["valid"]) for split in ("train", "valid")}
         source = clips["train"]
     for number, slot in enumerate(task.slots):
@@ -124,7 +124,7 @@ def _made(
         if rare:
             raise BuildError(
                 f"{place}, {slot.name}: {min(rare)!r} has fewer than {len(parts)} clips, too few to be in every split "
-                f"that is to be made; add some, remove it, or say in a column split what goes where{advice}"
+                f"that is made; add some, remove it, or give the splits in a column split{advice}"
             )
 
     def names(clip: Clip) -> list[tuple[str, str]]:
@@ -136,10 +136,10 @@ def _made(
             return {**clips, **grouped(source, parts, seed, names)}
         return {**clips, **stratified(source, parts, seed)}
     except BuildError as error:
-        raise BuildError(f"{place}: {error}; say in a column split what goes where") from error
+        raise BuildError(f"{place}: {error}; give the splits in a column split") from error
 
 
 def _task_name(name: str) -> str:
-    """What may be the name of records: letters, digits and _, a letter first."""
+    """Converts a name to one that records may have: letters, digits and _, starting with a letter."""
     plain = re.sub(r"\W+", "_", unicodedata.normalize("NFKD", name), flags=re.ASCII).strip("_")
     return plain if plain[:1].isalpha() else f"task_{plain}".rstrip("_")

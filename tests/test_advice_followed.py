@@ -83,33 +83,33 @@ PLAIN = "--manifest=plain.csv"
 @pytest.mark.parametrize(
     ("words", "flag", "mended"),
     [
-        (["--folders=words", "--labels=word"], "--labels goes with --manifest only", [["--folders=words"]]),
+        (["--folders=words", "--labels=word"], "--labels is valid only with --manifest", [["--folders=words"]]),
         (["--folders=words", "--crops"], "leave it out", [["--folders=words"], ["--manifest=crops.csv", "--crops"]]),
         (
             ["--task=esperanto", "--raw=words"],
-            "bring your own data by --manifest or --folders",
+            "give your own data by --manifest or --folders",
             [[PLAIN], ["--folders=words"]],
         ),
         (["--manifest=words"], "--folders a folder", [["--folders=words"]]),
         (["--folders=plain.csv"], "--manifest takes a CSV", [[PLAIN]]),
         (
             ["--manifest=crops.csv"],
-            "say --crops, or something else, then name the label columns, such as --labels=word",
+            "give --crops; if not, select the label columns, such as --labels=word",
             [["--manifest=crops.csv", "--crops"], ["--manifest=crops.csv", "--labels=word"]],
         ),
         (
             ["--manifest=source.csv"],
-            "say --source=source, or something else, then name the label columns, such as --labels=word",
+            "give --source=source; if not, select the label columns, such as --labels=word",
             [["--manifest=source.csv", "--source=source"], ["--manifest=source.csv", "--labels=word"]],
         ),
         (
             ["--manifest=twice.csv", "--labels=word"],
-            "if they are crops in seconds, say so by --crops",
+            "if they are crops in seconds, give --crops",
             [["--manifest=twice.csv", "--labels=word", "--crops"]],
         ),
         ([PLAIN, "--crops"], "leave --crops out", [[PLAIN]]),
-        (["--manifest=parts.csv"], "name the label columns by --labels", [["--manifest=parts.csv", "--labels=part"]]),
-        (["--manifest=quote.csv"], "say so by --text=said", [["--manifest=quote.csv", "--text=said"]]),
+        (["--manifest=parts.csv"], "select the label columns by --labels", [["--manifest=parts.csv", "--labels=part"]]),
+        (["--manifest=quote.csv"], "give --text=said", [["--manifest=quote.csv", "--text=said"]]),
         ([PLAIN, "--out=splits", "--no-files"], "leave --no-files out", [[PLAIN, "--out=splits"]]),
     ],
     ids=lambda value: value[0].removeprefix("--") if isinstance(value, list) and isinstance(value[0], str) else "",
@@ -122,7 +122,7 @@ def test_a_data_set_that_is_named_as_advised_is_read(
 
 def test_label_columns_that_a_note_asks_about_can_be_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     leaks.main(["--manifest=other.csv"])
-    assert "taken as labels: word, x; if these are not all meant, name those that are by --labels" in (
+    assert "label columns: word, x; if not all of these are labels, select the labels by --labels" in (
         capsys.readouterr().err
     )
     leaks.main(["--manifest=other.csv", "--labels=word"])
@@ -136,7 +136,7 @@ def test_splits_written_down_are_read_with_their_root(data: Path) -> None:
         follow(
             leaks.main,
             ["--splits=splits", "--raw=.", flag],
-            "goes with --manifest or --folders only: leave it out",
+            "is valid only with --manifest or --folders: leave it out",
             ["--splits=splits", "--raw=."],
             [PLAIN, flag],
         )
@@ -183,7 +183,7 @@ def test_what_extraction_advises_works(spoken: Path, tmp_path: Path, monkeypatch
     follow(
         extract.main,
         [*common, bad, "--out=a"],
-        "leave such files out by --on-error=skip",
+        "skip such files by --on-error=skip",
         [*common, bad, "--out=a", "--on-error=skip"],
     )
     follow(
@@ -220,7 +220,7 @@ def test_what_fitting_a_kmeans_advises_works(spoken: Path, tmp_path: Path, monke
     other = [words, "--out=km", *MFCC, "--clusters=5"]
     said = refusal(fit_kmeans.main, other)
     assert "clusters: 4, now 5" in said
-    assert "replace it (--overwrite), or have it taken as it is by --kmeans of data_pipelines.extract" in said
+    assert "replace it (--overwrite), or use it by --kmeans of data_pipelines.extract" in said
     extract.main([words, "--out=a", "--kmeans=km", *HERE])
     fit_kmeans.main([*other, "--overwrite"])
     # the same of extraction, which keeps its own
@@ -243,7 +243,7 @@ def test_a_set_without_train_is_extracted_with_a_kmeans_that_is_there(
     follow(
         extract.main,
         [*data, "--clusters=2", "--runner=FnApiRunner"],
-        "give one that is there by --kmeans",
+        "give an existing k-means by --kmeans",
         [*data, f"--kmeans={spoken / 'km'}", "--runner=FnApiRunner"],
     )
 

@@ -1,6 +1,6 @@
-"""One module a data set: its raw tree → clips, labels, splits. `CLIPS` finds the function by the task's name.
+"""Data set builders, one module each: raw directory → clips with labels, in splits. `CLIPS` maps task names to them.
 
-`UNIT_TEXT` finds that of a task which comes as units instead of recordings.
+`UNIT_TEXT` does the same for tasks published as units instead of recordings.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ CLIPS: dict[str, Callable[[epath.Path, str], Splits]] = {
 
 
 class UnitText(NamedTuple):
-    """A task that comes as unit text: the sources it is in (data_pipelines/frames.py), and what lists it."""
+    """A task published as unit text: its sources (data_pipelines/frames.py) and the function that lists it."""
 
     sources: tuple[str, ...]
     list: Callable[[epath.PathLike, str], UnitSplits]

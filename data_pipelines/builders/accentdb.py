@@ -1,22 +1,20 @@
-"""AccentDB (extended): which of nine accents of English is spoken.
+"""AccentDB (extended): nine accents of English.
 
-Raw tree, as its archive unpacks, the folder `data` itself included or not: `data/<accent>/<speaker>/*.wav`, 44.1 kHz.
-bangla, malayalam, odiya and telugu are people's recordings, the other five are synthetic voices; all read the same
-texts.
+Raw tree, as unpacked, with or without the folder `data`: `data/<accent>/<speaker>/*.wav`, 44.1 kHz. bangla, malayalam,
+odiya and telugu are recordings of people, the other five are synthetic voices; all read the same texts.
 
-- paper: 64/16/20 by utterance (seed 0). Speakers are in all splits, and accents have one to eight of them: the model
-  may name voices.
-- honest: by speaker where there are enough. Accents of three speakers and more: each speaker in one split. Of two:
-  one speaker is the test, the other's utterances are train and valid, 80/20. A single speaker (odiya and welsh of the
-  real set): train and valid by utterance, none in test, for a known voice would say nothing there. So nobody heard in
-  test is heard anywhere else, test lacks the accents of one voice, and train and valid share speakers of accents that
-  have one or two.
+- paper: 64/16/20 by utterance (seed 0). Speakers are in all splits and accents have one to eight of them, so a model
+  can score by recognising voices.
+- honest: by speaker where there are enough. Accents with three or more speakers: each speaker in one split. With two:
+  one speaker for test, the other's utterances 80/20 for train and valid. With one (odiya and welsh in the published
+  set): train and valid by utterance, none in test. Test speakers are therefore in no other split, test lacks the
+  accents of one voice, and train and valid share speakers of accents with one or two.
 
-TFDS's `accentdb` has the same accents in the same order and names speakers alike, but makes one split, and only from
-an archive that it downloads itself: use it to get the data; the splits are made here.
+TFDS's `accentdb` has the same accents in the same order and the same speaker names, but one split only, and it reads
+only an archive that it downloads itself: use it to get the data; the splits are made here.
 
-Traps: with one or two voices an accent, accuracy on new speakers comes from very few voices: its interval is wider
-than the number of utterances says.
+Traps: with one or two voices an accent, accuracy on new speakers is measured on very few voices, so its interval is
+wider than the number of utterances suggests.
 """
 
 from __future__ import annotations
@@ -35,10 +33,10 @@ _SEED = 0
 
 
 def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
-    """Every recording; see the module for the protocols.
+    """Lists every recording; see the module for the protocols.
 
     Raises:
-      BuildError: an accent is missing, a folder is named for none, or a file lies outside <accent>/<speaker>/.
+      BuildError: an accent is missing, a folder is not an accent, or a file is not in <accent>/<speaker>/.
     """
     check_protocol(protocol)
     raw = epath.Path(raw)
@@ -47,7 +45,7 @@ def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
     for name, path in audio_files(raw, base.rstrip("/"), suffixes=(".wav",)).items():
         accent, _, rest = name.removeprefix(base).partition("/")
         if rest.count("/") != 1:
-            raise BuildError(f"{raw / path} does not lie in {base}<accent>/<speaker>/: move it there, or away")
+            raise BuildError(f"{raw / path} is not in {base}<accent>/<speaker>/: move it there, or remove it")
         speaker = f"{accent}/{rest.partition('/')[0]}"
         by_accent[accent][speaker].append(Clip(name, path, (accent,), speaker))
     missing = [accent for accent in TASKS["accentdb"].slots[0].labels if accent not in by_accent]

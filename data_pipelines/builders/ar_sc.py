@@ -1,20 +1,20 @@
 """Arabic Speech Commands: six words and ten digits, 100 files each.
 
 Raw layout, under the root: `AR_ SpeechCommands_Database/{Words,Numbers}/*.wav` and the tables `train_full.csv`,
-`dev_full.csv`, `test_full.csv`, there or in `csv/`, parted by tabs (columns filename and label; filenames say
+`dev_full.csv`, `test_full.csv`, there or in `csv/`, tab-separated (columns filename and label; filenames have
 `commands/` for Words and `numbers/` for Numbers). The first character of a file's name is its label: A add, B back,
 C cancel, D delete, E confirm, F continue, 0-9.
 
-Paper split: the tables, 1,107 / 123 / 370. **It measures memory**: the 1,600 files are copies of 467 recordings. Digits
-are repeated byte for byte (1,000 files, 234 recordings), words at other volumes (600 files, 233 recordings), and copies
-lie on both sides: 337 of the 370 test files have one in train. Nothing is said of speakers.
+Paper split: the tables, 1,107 / 123 / 370. **It measures memorisation**: the 1,600 files are copies of 467 recordings.
+Digits are repeated byte for byte (1,000 files, 234 recordings), words at other volumes (600 files, 233 recordings), and
+337 of the 370 test files have a copy in train. Speakers are not published.
 
-Honest split: each recording once (the first of its copies by name), dealt out anew in the paper's proportions, every
-class in every split (seed 0). Copies are found by listening: files of one class and one length whose samples correlate
-above 0.95 in size. `Clip.source` names the first copy in both protocols.
+Honest split: each recording once (the first of its copies by name), split again in the paper's proportions, every class
+in every split (seed 0). Files of one class and length are copies if their samples correlate above 0.95 in magnitude.
+`Clip.source` names the first copy in both protocols.
 
-Traps: words were taken at 48 kHz, digits at 8 kHz, so the band width alone tells the groups apart. No split can mend
-that: low-pass all of it when units are extracted (`--lowpass=4000`), or say that it was not done.
+Traps: words were recorded at 48 kHz, digits at 8 kHz, so the bandwidth alone separates the groups. No split can correct
+that: low-pass everything at extraction (`--lowpass=4000`), or report that it was not done.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from spjax.tasks import TASKS
 
 DATABASE = "AR_ SpeechCommands_Database"
 TABLES = {"train": "train_full.csv", "valid": "dev_full.csv", "test": "test_full.csv"}
-FOLDERS = {"commands": "Words", "numbers": "Numbers"}  # in the tables → on disk
+FOLDERS = {"commands": "Words", "numbers": "Numbers"}  # name in the tables → folder on disk
 LABELS = dict(zip("ABCDEF0123456789", TASKS["ar_sc"].slots[0].labels, strict=True))
-ALIKE = 0.95  # correlation of copies; of others it stays below 0.8
+ALIKE = 0.95  # correlation above which files are copies; other pairs stay below 0.8
 
 
 def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
-    """Lists the data set; layout and splits: this module's docstring. Reads every file, to find copies (seconds).
+    """Lists the data set; see the module for layout and splits. Reads every file to find copies (seconds).
 
     Raises:
-      BuildError: the tree is not what it must be.
+      BuildError: the layout differs from the published one.
     """
     check_protocol(protocol)
     files = audio_files(raw, DATABASE)
@@ -73,7 +73,7 @@ def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
 
 
 def _recordings(raw: epath.PathLike, every: list[Clip]) -> dict[str, str]:
-    """Id of each clip → id of the first clip, by name, that is a copy of the same recording."""
+    """Maps the id of each clip to the id of the first clip, by name, that is a copy of the same recording."""
     import soundfile
 
     source: dict[str, str] = {}
@@ -84,7 +84,7 @@ def _recordings(raw: epath.PathLike, every: list[Clip]) -> dict[str, str]:
             with (epath.Path(raw) / clip.path).open("rb") as file:
                 wave, _ = soundfile.read(file, dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, OSError):
-            continue  # not to be read: extraction says so, and it is a copy of nothing
+            continue  # extraction reports unreadable files
         wave = wave[:, 0] - wave[:, 0].mean() if len(wave) else wave[:, 0]
         size = np.linalg.norm(wave)
         if not size:

@@ -1,16 +1,16 @@
-"""ASVspoof 2019 LA: is an utterance a person's (bonafide) or made by a speech synthesiser or converter (spoof)?
+"""ASVspoof 2019 LA: bona fide speech (bonafide) or synthesised or converted speech (spoof).
 
-Raw tree, as its archive unpacks, the folder LA itself included or not::
+Raw tree, as unpacked, with or without the folder LA::
 
     LA/ASVspoof2019_LA_{train,dev,eval}/flac/*.flac
     LA/ASVspoof2019_LA_cm_protocols/ASVspoof2019.LA.cm.{train.trn,dev.trl,eval.trl}.txt
 
 A line of a protocol is `SPEAKER FILE - SYSTEM LABEL`; SYSTEM is the attack (A01 to A19), `-` for bonafide. The
-official splits (25,380 / 24,844 / 71,237) share no speaker, and eval holds attacks that train never saw: paper and
+official splits (25,380 / 24,844 / 71,237) share no speaker, and eval has attacks that are not in train: paper and
 honest protocol are the same.
 
-Traps: nine utterances of ten are spoofs, so accuracy says little: the metric is the equal error rate from scores.
-Leading and trailing silence gives many spoofs away (a known weakness of this set), which no split can mend.
+Traps: nine of ten utterances are spoofs, so accuracy is uninformative: the metric is the equal error rate. Leading and
+trailing silence reveals many spoofs (a known weakness of this set), which no split can correct.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _PARTS = {"train": ("train", "train.trn"), "valid": ("dev", "dev.trl"), "test": 
 
 
 def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
-    """The official splits; see the module.
+    """Lists the official splits; see the module.
 
     Raises:
-      BuildError: a protocol, or a file that it names, is missing; a line that is not of five columns; an unknown label.
+      BuildError: a protocol or a listed file is missing, a line does not have five columns, or a label is unknown.
     """
     check_protocol(protocol)
     raw = epath.Path(raw)

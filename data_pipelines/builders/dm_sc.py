@@ -1,18 +1,18 @@
 """Dysarthric Mandarin speech commands: 19 words, 3 speakers, 10 times each.
 
 Raw layout, under the root: `D_SPK{1,2,3}/<01..19>/*.wav`, and the tables `train_full.csv` (399 rows) and
-`test_full.csv` (171), there or in `csv/`, parted by tabs (columns filename, of which the last three parts count, and
+`test_full.csv` (171), there or in `csv/`, tab-separated (columns filename, whose last three path parts are used, and
 label). The folder is the label: 01-19 are one to nine, close, up, down, previous, next, in, out, left, right, home.
 
 Two tasks: `dm_sc` is the paper's, without 10, 13, 14, 15, 16 and 19 (13 classes), `dm_sc19` has all 19.
 
-Paper split: the tables, a fifth of train for valid (seed 1): 224 / 49 / 117 of 13 classes, 319 / 80 / 171 of 19. The
-reference cut off that fifth before it dropped classes; here the sizes are the same, and every class is in valid.
+Paper split: the tables, with a fifth of train for valid (seed 1): 224 / 49 / 117 of 13 classes, 319 / 80 / 171 of 19.
+The reference took that fifth before it dropped classes; here the sizes are the same and every class is in valid.
 
-Honest split: D_SPK3 is the test, the other two make train and valid (80/20, seed 1). Three speakers allow no more:
-valid is of speakers seen in training, test is not.
+Honest split: D_SPK3 is test, the other two are train and valid (80/20, seed 1). With three speakers, valid can only
+have speakers of train; test does not.
 
-Traps: all three speakers are in every split of the paper; clips have to be resampled.
+Traps: all three speakers are in every split of the paper; clips must be resampled.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from data_pipelines.splits import (
 from spjax.tasks import TASKS, Task
 
 TABLES = {"train": "train_full.csv", "test": "test_full.csv"}
-LEFT_OUT = "D_SPK3"  # of the honest protocol
-VALID = {"dm_sc": 49 / 273, "dm_sc19": 80 / 399}  # share of the train table
+LEFT_OUT = "D_SPK3"  # test speaker of the honest protocol
+VALID = {"dm_sc": 49 / 273, "dm_sc19": 80 / 399}  # fraction of the train table
 
 
 def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
-    """Lists the paper's 13 classes (task `dm_sc`); layout and splits: this module's docstring.
+    """Lists the paper's 13 classes (task `dm_sc`); see the module for layout and splits.
 
     Raises:
-      BuildError: the tree is not what it must be.
+      BuildError: the layout differs from the published one.
     """
     return _clips(raw, protocol, TASKS["dm_sc"])
 
 
 def clips19(raw: epath.Path, protocol: str = "paper") -> Splits:
-    """Lists all 19 classes (task `dm_sc19`); layout and splits: this module's docstring.
+    """Lists all 19 classes (task `dm_sc19`); see the module for layout and splits.
 
     Raises:
-      BuildError: the tree is not what it must be.
+      BuildError: the layout differs from the published one.
     """
     return _clips(raw, protocol, TASKS["dm_sc19"])
 

@@ -1,18 +1,18 @@
-"""EasyCall: how severe a speaker's dysarthria is (Italian phone commands, about 30 patients and 24 controls).
+"""EasyCall: severity of a speaker's dysarthria (Italian phone commands, about 30 patients and 24 controls).
 
-Raw tree, as its archive unpacks: `<speaker>/**/*.wav`, the speaker f01, m01, ... for patients and fc01, mc01, ... for
-controls. The label is 0 for a control, else the speaker's Therapy Outcome Measure (TOM), 1 mild to 5 severe. Clips
-shorter than 1,000 samples at 16 kHz are left out, as in the paper's recipe; only their headers are read for that. A
-file whose header cannot be read stays in the list, for extraction to report.
+Raw tree, as unpacked: `<speaker>/**/*.wav`, with speakers f01, m01, ... for patients and fc01, mc01, ... for controls.
+The label is 0 for a control, else the speaker's Therapy Outcome Measure (TOM), 1 mild to 5 severe. Clips shorter than
+1,000 samples at 16 kHz are left out, as in the paper's recipe; this reads only their headers. A file with an unreadable
+header stays in the list, for extraction to report.
 
-- paper: utterances 80/10/10, drawn by seed (the recipe draws without one). The label is a function of the speaker,
-  and speakers are in all splits: a model that knows voices, not dysarthria, does as well.
-- honest: speakers left out, about 80/10/10, severities as even as that allows. A severity that a single speaker has
-  stands in train alone: in the real set TOM 2, which only f11 has, so valid and test lack it and accuracy there is
-  over five classes. TOM 4 and 5 have three speakers each, one a split.
+- paper: utterances 80/10/10 by seed (the recipe has no seed). The label is a function of the speaker and speakers are
+  in all splits, so a model can score by recognising voices.
+- honest: by speaker, about 80/10/10, with severities balanced as well as that allows. A severity with one speaker is in
+  train only: in the published set TOM 2 (f11), so accuracy on valid and test is over five classes. TOM 4 and 5 have
+  three speakers each, one a split.
 
-Traps: no score of f04 is published with the recipe (a folder of that name is refused); classes are far from even, and
-a class of three speakers says little about a severity.
+Traps: the recipe has no score of f04 (a folder of that name is refused); classes are unbalanced, and a class of three
+speakers is little evidence about a severity.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ _FRACTIONS = {"train": 0.8, "valid": 0.1, "test": 0.1}
 
 
 def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
-    """Every recording of at least `SHORTEST` samples; see the module for the protocols.
+    """Lists every recording of at least `SHORTEST` samples; see the module for the protocols.
 
     Raises:
-      BuildError: no recordings, a folder that is no speaker's, or a file beside the speakers' folders.
+      BuildError: no recordings, a folder that is not a speaker's, or a file outside the speakers' folders.
     """
     check_protocol(protocol)
     raw = epath.Path(raw)
@@ -60,8 +60,8 @@ def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
         label = "0" if _CONTROL.fullmatch(speaker) else TOM.get(speaker)
         if label is None or not rest:
             raise BuildError(
-                f"{raw / path}: {speaker!r} is no speaker of EasyCall (f01, m01, ..., controls fc01, mc01, ...): point "
-                "--raw to the folder that holds the speakers' folders, and move out what else lies there"
+                f"{raw / path}: {speaker!r} is not a speaker of EasyCall (f01, m01, ..., controls fc01, mc01, ...): "
+                "point --raw to the folder of the speakers' folders, and move everything else out of it"
             )
         if _samples(raw / path) >= SHORTEST:
             listed.append(Clip(name, path, (label,), speaker))
@@ -76,7 +76,7 @@ def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
 
 
 def _samples(path: epath.Path) -> float:
-    """Length once resampled to 16 kHz; endless where the header cannot be read."""
+    """Returns the length in samples after resampling to 16 kHz; infinity if the header cannot be read."""
     try:
         with path.open("rb") as file:
             info = soundfile.info(file)

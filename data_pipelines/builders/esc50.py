@@ -1,19 +1,18 @@
-"""ESC-50: environmental sounds, 50 classes of 40 clips of 5 s, cut from Freesound recordings. No speech at all.
+"""ESC-50: environmental sounds, 50 classes of 40 clips of 5 s, cut from Freesound recordings; no speech.
 
 Raw tree, as the repository or its archive unpacks::
 
     audio/<fold>-<clip>-<take>-<target>.wav     44.1 kHz
     meta/esc50.csv                              filename, fold, target, category, esc10, src_file, take
 
-The 2,000 clips lie in five folds, each balanced over classes; the takes of one Freesound recording (`src_file`, which
-is a clip's source here) are all in one fold. Labels are the categories, in the order of the data set's targets 0 to
-49.
+The 2,000 clips are in five folds, each balanced over classes; all takes of one Freesound recording (`src_file`, the
+clip's source) are in one fold. Labels are the categories, in the order of the data set's targets 0 to 49.
 
 - paper: test is fold 1; folds 2 to 5 are split 80/20 into train and valid (seed 1), so these two share recordings.
-- honest, honest-0 to honest-4 (honest is honest-0): fold K + 1 tests, the next one (after the fifth the first)
-  validates, the other three train: no recording in two splits. Report the mean over the five, as its literature does.
+- honest, honest-0 to honest-4 (honest is honest-0): test is fold K + 1, valid the next one (cyclically), train the
+  other three: no recording in two splits. Report the mean over the five, as the literature does.
 
-Traps: forks of the repository rename files and write lists to match; the csv is what is believed. Many clips end in
+Traps: forks of the repository rename files and write matching lists; the csv is authoritative. Many clips end in
 digital silence.
 """
 
@@ -31,11 +30,10 @@ PROTOCOLS = ("paper", "honest", *(f"honest-{fold}" for fold in range(FOLDS)))
 
 
 def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
-    """The clips that meta/esc50.csv names; see the module for the protocols.
+    """Lists the clips of meta/esc50.csv; see the module for the protocols.
 
     Raises:
-      BuildError: the csv or a clip is missing; a fold, target or category that ESC-50 does not have; a fold without
-        clips.
+      BuildError: the csv or a clip is missing, an unknown fold, target or category, or a fold without clips.
     """
     check_protocol(protocol, PROTOCOLS)
     raw = epath.Path(raw)

@@ -1,12 +1,12 @@
-"""Fluent Speech Commands: English commands to a home, three slots (action, object, location), 31 intents, 97 speakers.
+"""Fluent Speech Commands: English smart-home commands, three slots (action, object, location), 31 intents, 97 speakers.
 
 Raw layout, under the root: `data/{train,valid,test}_data.csv` (columns path, speakerId, transcription, action, object,
 location; `path` is relative to the root) and `wavs/speakers/<speaker>/*.wav`.
 
-Both protocols give the published split, 23,132 / 3,118 / 3,793: its speakers are disjoint.
+Both protocols use the published split, 23,132 / 3,118 / 3,793, whose speakers are disjoint.
 
-Traps: `none` is a label of object and of location, two classes; `change language` has a space; two speakers of valid
-are much harder than those of test, so valid scores lie below.
+Traps: `none` is a label of both object and location, two classes; `change language` has a space; two speakers of valid
+are much harder than those of test, so valid scores are lower.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from spjax.tasks import TASKS
 
 
 def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
-    """Lists the data set; layout and splits: this module's docstring.
+    """Lists the data set; see the module for layout and splits.
 
     Raises:
-      BuildError: the tree is not what it must be.
+      BuildError: the layout differs from the published one.
     """
     check_protocol(protocol)
     slots = [slot.name for slot in TASKS["fsc"].slots]

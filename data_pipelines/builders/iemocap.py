@@ -1,22 +1,22 @@
-"""IEMOCAP: the emotion of an utterance, of four, acted by ten speakers in five sessions.
+"""IEMOCAP: four emotions, acted by ten speakers in five sessions.
 
-Raw tree, as its archive (IEMOCAP_full_release) unpacks::
+Raw tree, as the archive (IEMOCAP_full_release) unpacks::
 
     Session{1..5}/sentences/wav/<dialog>/<utterance>.wav
     Session{1..5}/dialog/EmoEvaluation/<dialog>.txt
 
 A label line is `[start - end]<TAB>utterance<TAB>emotion<TAB>[v, a, d]`. Kept are neu, hap with exc merged in, ang and
-sad: 5,531 utterances of the real set; fru, sur, fea, dis, oth and xxx (no agreement) are left out, as in the
-literature. The speaker is session and sex: the sex stands before the turn in the utterance's name
-(Ses01F_impro01_M003 is Ses01M; the F after Ses01 says who wore the sensors). The source is the dialog.
+sad: 5,531 utterances of the published set; fru, sur, fea, dis, oth and xxx (no agreement) are left out, as in the
+literature. The speaker is session and sex; the sex precedes the turn in the utterance's name (Ses01F_impro01_M003 is
+Ses01M; the F after Ses01 is the wearer of the sensors). The source is the dialog.
 
 - paper: test is Session1, valid 20 % of the other sessions by utterance (seed 0): train and valid share speakers and
   dialogs.
-- honest, honest-0 to honest-4 (honest is honest-0): fold K tests session K + 1, validates on the next one (after the
-  fifth the first) and trains on the other three: no speaker in two splits. Report the mean over the five.
+- honest, honest-0 to honest-4 (honest is honest-0): test is session K + 1, valid the next one (cyclically), train the
+  other three: no speaker in two splits. Report the mean over the five.
 
-Traps: copies made on a Mac carry hidden `._*.txt` files beside the labels (passed over); sub-folders of EmoEvaluation
-hold single raters' labels (passed over); one session is about 1,100 utterances, so a single fold is off by ±3 points.
+Traps: copies made on a Mac have hidden `._*.txt` files next to the labels (ignored); sub-folders of EmoEvaluation hold
+the labels of single raters (ignored); one session has about 1,100 utterances, so a single fold varies by ±3 points.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _LEFT_OUT = ("fru", "sur", "fea", "dis", "oth", "xxx")
 
 
 def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
-    """The utterances of four emotions; see the module for the protocols.
+    """Lists the utterances of four emotions; see the module for the protocols.
 
     Raises:
-      BuildError: a session, its labels or a labelled recording is missing; an unknown emotion or name of an utterance.
+      BuildError: a session, its labels or a labelled recording is missing; an unknown emotion or utterance name.
     """
     check_protocol(protocol, PROTOCOLS)
     raw = epath.Path(raw)
@@ -70,7 +70,7 @@ def _session(raw: epath.Path, session: str) -> list[Clip]:
         for number, line in enumerate(read_text(table).splitlines(), 1):
             match = _LINE.match(line)
             if not match:
-                continue  # headers, and what each rater said
+                continue  # headers and single raters' labels
             where, emotion, utterance = f"{table}, line {number}", match["emotion"], match["utterance"]
             if emotion in _LEFT_OUT:
                 continue
@@ -80,7 +80,7 @@ def _session(raw: epath.Path, session: str) -> list[Clip]:
             name = _UTTERANCE.fullmatch(utterance)
             if not name:
                 raise BuildError(
-                    f"{where} names {utterance!r}, which is not like Ses01F_impro01_F000: correct the line"
+                    f"{where} has the utterance {utterance!r}, not one like Ses01F_impro01_F000: correct the line"
                 )
             path = f"{session}/sentences/wav/{name['dialog']}/{utterance}.wav"
             speaker = name["session"] + name["sex"]

@@ -1,21 +1,20 @@
-"""MUStARD: is an utterance of a sitcom sarcastic? 690 of them, half and half.
+"""MUStARD: sarcasm in utterances of sitcoms; 690 utterances, balanced.
 
 Raw tree: `sarcasm_data.json` and, if possible, `split_indices.p` of the MUStARD repository (its folder data) at the
-root, and `utterances_final_wav/<id>.wav`, the sound of its videos. The json maps ids to {utterance, speaker, show,
-sarcasm, ...}; a speaker is named with the show, since PERSON is somebody else in each.
+root, and `utterances_final_wav/<id>.wav`, the audio of its videos. The json maps ids to {utterance, speaker, show,
+sarcasm, ...}. Speaker ids include the show, since PERSON is someone else in each.
 
 - fold-0 to fold-4: the five published speaker-dependent folds (552/138); 10 % of a fold's train are valid (seed 0).
-  Test speakers are heard in training. split_indices.p holds them as positions in the json, in the file's own order,
-  inside a pickle, which is read without running anything. Without that file five stratified folds are drawn (seed 0),
-  and a warning says so.
+  Test speakers are in train. split_indices.p holds the folds as positions in the json, in file order; the pickle is
+  read without executing code. Without that file five stratified folds are drawn (seed 0), with a warning.
 - paper: fold-0.
-- honest: MUStARD's speaker-independent setting: FRIENDS (356) is the test, the other shows (334) train and valid,
+- honest: MUStARD's speaker-independent setting: FRIENDS (356) is test, the other shows (334) are train and valid,
   90/10, which share no speaker either.
 
-Metric: weighted F1, as in its literature; on 138 utterances it moves by ±8 points.
+Metric: weighted F1, as in the literature; on 138 utterances it varies by ±8 points.
 
-Traps: the first version of the json has no `show` (refused: take the current one); laughter from tape is in the
-sound, and says much about what is a joke.
+Traps: the first version of the json has no `show` (refused: take the current one); the audio has canned laughter,
+which is a strong cue for jokes.
 """
 
 from __future__ import annotations
@@ -51,11 +50,11 @@ _LOG = logging.getLogger(__name__)
 
 
 def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
-    """The 690 utterances; see the module for the protocols.
+    """Lists the 690 utterances; see the module for the protocols.
 
     Raises:
-      BuildError: the json or a recording is missing; an entry without speaker, show or a sarcasm of true or false;
-        folds that are not five partitions of the utterances.
+      BuildError: the json or a recording is missing; an entry without speaker, show or boolean sarcasm; folds that are
+        not five partitions of the utterances.
     """
     check_protocol(protocol, PROTOCOLS)
     raw = epath.Path(raw)
@@ -71,7 +70,7 @@ def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
 
 
 def _listed(raw: epath.Path) -> list[Clip]:
-    """In the json's order, which the published folds count by."""
+    """Lists clips in the json's order, which the published folds index."""
     table = raw / "sarcasm_data.json"
     try:
         entries = json.loads(read_text(table))
@@ -101,7 +100,7 @@ def _test_folds(path: epath.Path, listed: list[Clip]) -> list[list[Clip]]:
     wrong = (
         f"{path} does not hold five folds of {len(listed)} utterances: take it from the MUStARD repository again, or "
     )
-    wrong += "remove it, and folds are drawn"
+    wrong += "remove it to have folds drawn"
     try:
         # A list of (train, test), each an array of positions
         pairs = read_pickle(path.read_bytes())
@@ -109,8 +108,8 @@ def _test_folds(path: epath.Path, listed: list[Clip]) -> list[list[Clip]]:
     except (ConvertError, TypeError, ValueError) as error:
         raise BuildError(f"{wrong} ({error})") from error
     everything = np.arange(len(listed))
-    whole = [len(pair) == 2 and np.array_equal(np.sort(np.concatenate(pair)), everything) for pair in found]
-    if len(found) != FOLDS or not all(whole):
+    complete = [len(pair) == 2 and np.array_equal(np.sort(np.concatenate(pair)), everything) for pair in found]
+    if len(found) != FOLDS or not all(complete):
         raise BuildError(wrong)
     if not np.array_equal(np.sort(np.concatenate([test for _, test in found])), everything):
         raise BuildError(wrong)
@@ -120,5 +119,5 @@ def _test_folds(path: epath.Path, listed: list[Clip]) -> list[list[Clip]]:
 def _positions(part: PickledArray | list[int]) -> np.ndarray:
     numbers = part.numpy() if isinstance(part, PickledArray) else np.asarray(part)
     if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
-        raise ValueError("a fold is no list of positions")
+        raise ValueError("a fold is not a list of positions")
     return numbers

@@ -1,22 +1,21 @@
-"""MUStARD++: is an utterance of a sitcom sarcastic? 1,202 of them, half and half; MUStARD's and more.
+"""MUStARD++: sarcasm in utterances of sitcoms; 1,202 utterances, balanced, including MUStARD's.
 
-Raw tree: `mustard++_text.csv` at the root, and the sound of the utterances' videos, named by their keys, below
-`final_utterance_videos` (`final_utterance_videos/*_wav/<KEY>.wav`). Of the csv's 6,041 rows those with a Sarcasm
-count (keys that end in `_u`); the others are what was said before. A speaker is named with the show, since PERSON and
-OTHER are somebody else in each.
+Raw tree: `mustard++_text.csv` at the root, and the audio of the utterances' videos, named by their keys, under
+`final_utterance_videos` (`final_utterance_videos/*_wav/<KEY>.wav`). Of the csv's 6,041 rows only those with a Sarcasm
+value are used (keys that end in `_u`); the others are context. Speaker ids include the show, since PERSON and OTHER are
+someone else in each.
 
-The paper splits 80/10/10 without a seed, so nobody can have its splits again; ours are ten stratified folds (seed 0):
+The paper's 80/10/10 split has no seed and cannot be reproduced; ours are ten stratified folds (seed 0):
 
-- fold-0 to fold-9: fold K is the test, the next one (after the last the first) valid, eight train. Speakers are in
-  all splits.
+- fold-0 to fold-9: test is fold K, valid the next one (cyclically), train the other eight. Speakers are in all splits.
 - paper: fold-0.
-- honest: 80/10/10 with no speaker in two splits (seed 0). All that a show calls PERSON or OTHER stays together, for
-  want of names.
+- honest: 80/10/10 with no speaker in two splits (seed 0). All utterances of a show's PERSON or OTHER stay together,
+  since their speakers are unnamed.
 
-Metric: weighted F1, as in its literature.
+Metric: weighted F1, as in the literature.
 
-Traps: utterances of MUStARD are in it, so training on one and testing on the other leaks; neighbouring scenes of an
-episode overlap by a few words now and then; laughter from tape is in the sound of some shows and not of others.
+Traps: it contains MUStARD, so training on one and testing on the other leaks; neighbouring scenes of an episode
+sometimes overlap by a few words; the audio of some shows has canned laughter, of others not.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ from spjax.tasks import TASKS
 FOLDS = 10
 PROTOCOLS = ("paper", "honest", *(f"fold-{fold}" for fold in range(FOLDS)))
 
-_LABELS = {"0": "0", "1": "1", "0.0": "0", "1.0": "1"}  # the latter two from spreadsheets that have touched the file
+_LABELS = {"0": "0", "1": "1", "0.0": "0", "1.0": "1"}  # spreadsheets save the values as 0.0 and 1.0
 _SEED = 0
 
 
 def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
-    """The labelled utterances; see the module for the protocols.
+    """Lists the labelled utterances; see the module for the protocols.
 
     Raises:
-      BuildError: the csv or a recording is missing, a recording is there twice, no row is labelled, or a Sarcasm is
+      BuildError: the csv or a recording is missing, two recordings have one key, no row is labelled, or a Sarcasm is
         neither 0 nor 1.
     """
     check_protocol(protocol, PROTOCOLS)
@@ -72,7 +71,7 @@ def _listed(raw: epath.Path) -> list[Clip]:
             raise BuildError(f"{where}: the Sarcasm of {key} is {sarcasm!r}, not 0 or 1: correct it")
         if key not in recordings:
             raise BuildError(
-                f"{where} names {key}, but no {key}.wav is below {raw / 'final_utterance_videos'}: extract the sound "
+                f"{where} names {key}, but no {key}.wav is under {raw / 'final_utterance_videos'}: extract the audio "
                 "of all videos (ffmpeg -i KEY.mp4 KEY.wav), or remove the row"
             )
         speaker = f"{row['SHOW'].strip().upper()}/{row['SPEAKER'].strip().upper()}"

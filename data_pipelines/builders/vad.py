@@ -1,18 +1,18 @@
 """Voice activity: speech (Google Speech Commands v2) or background (Freesound), in segments of 0.63 s.
 
-Raw tree: the six manifests that NeMo's `process_vad_data.py` writes, at the root, and the recordings anywhere below
+Raw tree: the six manifests that NeMo's `process_vad_data.py` writes, at the root, and the recordings anywhere under
 it::
 
     balanced_{speech,background}_{training,validation,testing}_manifest.json
 
-A line of a manifest is {"audio_filepath", "offset", "duration", "label", ...}, seconds. Its paths are those of
-whoever made it, mostly absolute: a recording is found by the longest end of that path which exists below the root
-(`/somebody/google_v2/bed/x.wav` as `google_v2/bed/x.wav` or `bed/x.wav`), so keep the folders as they were.
+A line of a manifest is {"audio_filepath", "offset", "duration", "label", ...}, in seconds. Its paths are from the
+machine that wrote it, mostly absolute: a recording is found by the longest suffix of that path that exists under the
+root (`/home/user/google_v2/bed/x.wav` as `google_v2/bed/x.wav` or `bed/x.wav`), so keep the folder structure.
 
-The manifests make the splits: Speech Commands' own (by speaker), Freesound by recording. Paper and honest protocol
-are the same. The source of a clip is its recording, its speaker that of Speech Commands' file names.
+The manifests define the splits: those of Speech Commands (by speaker), Freesound by recording. Paper and honest
+protocol are the same. A clip's source is its recording, its speaker that of Speech Commands' file names.
 
-Traps: balancing may name a segment twice in a manifest; it counts once here. Words are one second long, so many
+Traps: balancing may list a segment twice in a manifest; duplicates are dropped. Words are one second long, so many
 segments of "speech" are mostly silence.
 """
 
@@ -32,11 +32,11 @@ _PARTS = {"train": "training", "valid": "validation", "test": "testing"}
 
 
 def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
-    """The segments that the six manifests name; see the module.
+    """Lists the segments of the six manifests; see the module.
 
     Raises:
-      BuildError: a manifest or a recording is missing, a line is no such JSON, an offset or duration that cannot be,
-        or an unknown label.
+      BuildError: a manifest or a recording is missing, a line is not such JSON, an invalid offset or duration, or an
+        unknown label.
     """
     check_protocol(protocol)
     raw = epath.Path(raw)
@@ -75,8 +75,8 @@ def _segment(files: Mapping[str, str], where: str, line: str) -> Clip:
     name = _found(files, named)
     if name is None:
         raise BuildError(
-            f"{where} names {named}, of which no end is below the root: put the recordings there, in the folders "
-            "that they were in"
+            f"{where} names {named}, and no suffix of that path exists under the root: put the recordings there, in "
+            "their original folders"
         )
     stem = name.rsplit("/", 1)[-1]
     speaker = stem.split("_nohash_")[0] if "_nohash_" in stem else ""
@@ -84,7 +84,7 @@ def _segment(files: Mapping[str, str], where: str, line: str) -> Clip:
 
 
 def _found(files: Mapping[str, str], named: str) -> str | None:
-    """The longest end of a path that is one of `files`."""
+    """Returns the longest suffix of a path that is one of `files`."""
     parts = [part for part in composed(named).replace("\\", "/").split("/") if part not in ("", ".")]
-    ends = ("/".join(parts[start:]) for start in range(len(parts)))
-    return next((end for end in ends if end in files), None)
+    suffixes = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((suffix for suffix in suffixes if suffix in files), None)

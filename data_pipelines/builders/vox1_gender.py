@@ -1,12 +1,12 @@
-"""VoxCeleb1, gender: is the speaker male or female, as the data set's list says?
+"""VoxCeleb1, gender: male or female speakers, from the data set's list.
 
 Raw tree: that of `vox1_speaker`, with `vox1_meta.csv` at the root instead of iden_split.txt: tab-separated, columns
 VoxCeleb1 ID, VGGFace1 ID, Gender (m or f), Nationality, Set. The source of a clip is its video.
 
-The paper's split is not published. Ours shares no speaker between splits: of the speakers' utterances 80/10/10,
-genders as even as that allows (seed 0). Paper and honest protocol are the same.
+The paper's split is not published. Ours shares no speaker between splits: 80/10/10 by utterances, with genders as
+balanced as that allows (seed 0). Paper and honest protocol are the same.
 
-Metric: accuracy, and prior work reports F1; the speakers are 690 m and 561 f, so they differ little.
+Metric: accuracy; prior work reports F1, which differs little with 690 m and 561 f speakers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from spjax.tasks import TASKS
 
 
 def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
-    """Every utterance under the root; see the module for the split.
+    """Lists every utterance under the root; see the module for the split.
 
     Raises:
       BuildError: the list or the utterances are missing, a gender is neither m nor f, or a speaker is not in the list.

@@ -1,18 +1,16 @@
-"""VoxCeleb1, speaker identification: which of 1,251 celebrities speaks (153,516 utterances cut from YouTube videos).
+"""VoxCeleb1, speaker identification: 1,251 celebrities (153,516 utterances cut from YouTube videos).
 
-Raw tree, dev and test parts as their archives unpack, and the two lists of the data set's site::
+Raw tree, dev and test parts as unpacked, and the two lists of the data set's site::
 
     {dev,test}/wav/<speaker>/<video>/<utterance>.wav     or all of them in wav/<speaker>/...
     iden_split.txt                                       `1 id10001/1zcIwhmdeo4/00001.wav`: 1 train, 2 valid, 3 test
 
-The folders dev and test belong to verification and say nothing here: both are needed. The source of a clip is its
-video.
+The folders dev and test are splits of the verification task; identification needs both. A clip's source is its video.
 
-- paper: the published identification split (138,361 / 6,904 / 8,251). Every speaker is in each split, which is the
-  task.
-- honest: the published test; train and valid parted anew so that they share no video: of every speaker with two
-  videos or more outside the test one is valid (drawn by seed 0). With the published split a room and a microphone may
-  be in both.
+- paper: the published identification split (138,361 / 6,904 / 8,251). Every speaker is in each split, as the task
+  requires.
+- honest: the published test; train and valid split again so that they share no video: of every speaker with two or
+  more videos outside test, one is valid (drawn by seed 0). In the published split they may share room and microphone.
 """
 
 from __future__ import annotations
@@ -31,10 +29,10 @@ _SEED = 0
 
 
 def recordings(raw: epath.Path) -> dict[str, tuple[str, str]]:
-    """Every utterance: `speaker/video/utterance.wav` → (id, path), both relative to `raw`; sorted.
+    """Lists every utterance: `speaker/video/utterance.wav` → (id, path), both relative to `raw`; sorted.
 
     Raises:
-      BuildError: none is there, or one is there twice.
+      BuildError: there are no utterances, or two have the same name.
     """
     found: dict[str, tuple[str, str]] = {}
     for folder in ("dev/wav", "test/wav", "wav"):
@@ -49,7 +47,7 @@ def recordings(raw: epath.Path) -> dict[str, tuple[str, str]]:
 
 
 def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
-    """The utterances that iden_split.txt names; see the module for the protocols.
+    """Lists the utterances of iden_split.txt; see the module for the protocols.
 
     Raises:
       BuildError: the list or an utterance is missing, or a line is not like `1 id10001/1zcIwhmdeo4/00001.wav`.
@@ -68,7 +66,7 @@ def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
             raise BuildError(f"{where} is {line!r}, not like '1 id10001/1zcIwhmdeo4/00001.wav': correct it")
         if short not in there:
             raise BuildError(
-                f"{where} names {short}, which is in none of dev/wav, test/wav and wav below {raw}: unpack dev and test"
+                f"{where} names {short}, which is in none of dev/wav, test/wav and wav under {raw}: unpack dev and test"
             )
         speaker, video, _ = short.split("/")
         splits[_SPLIT_OF_NUMBER[split]].append(Clip(*there[short], (speaker,), speaker, video))
@@ -84,10 +82,10 @@ def _by_video(pool: list[Clip]) -> Splits:
         videos_of[clip.speaker].add(clip.source)
     held: set[str] = set()
     for speaker, videos in sorted(videos_of.items()):
-        # A video of two celebrities would take the other's utterances along
-        own = [video for video in sorted(videos) if speakers_of[video] == {speaker}]
-        if len(videos) > 1 and own:
-            held.add(shuffled(own, _SEED)[0])
+        # A video of two celebrities would move the other's utterances too
+        unshared = [video for video in sorted(videos) if speakers_of[video] == {speaker}]
+        if len(videos) > 1 and unshared:
+            held.add(shuffled(unshared, _SEED)[0])
     return {
         "train": [clip for clip in pool if clip.source not in held],
         "valid": [clip for clip in pool if clip.source in held],

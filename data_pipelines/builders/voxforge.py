@@ -1,24 +1,24 @@
-"""VoxForge: which of six languages is spoken (read speech that users of voxforge.org sent in).
+"""VoxForge: language identification, six languages (read speech contributed by users of voxforge.org).
 
-Raw tree, the archives of all languages unpacked where they were downloaded, under the root or under its folder
-`downloads`::
+Raw tree, the archives of all languages unpacked in place, under the root or under its folder `downloads`::
 
     <language>/Trunk/Audio/Main/16kHz_16bit/<speaker>-<date>-<id>/wav/*.wav
 
-The speaker is what stands before the folder's first `-`; whoever sent nothing but the name `anonymous` may be
-anybody, so each anonymous folder counts as a speaker of its own.
+The speaker is the folder's name before its first `-`; the name `anonymous` is shared by many people, so each anonymous
+folder counts as one speaker.
 
 - paper: of each language the first 1,800 files by name, shuffled (seed 1) into 1,200/300/300. Speakers are in all
-  splits. The recipe takes the first folders in directory order until 1,800 files are reached; ours are sorted.
-- honest: speakers (over all languages, since names are the users') dealt to the splits by 4/1/1, then of each
-  language at most 1,200/300/300 files drawn from them (seed 1): as large as the paper's, with many more speakers.
+  splits. The recipe takes the first folders in directory order until it has 1,800 files; ours are sorted.
+- honest: speakers (over all languages, since user names are shared by them) split 4/1/1, then of each language at most
+  1,200/300/300 files drawn from them (seed 1): as large as the paper's, with many more speakers.
 
-A language of fewer files is split in the same proportions. TFDS has a `voxforge` of its own, speaker-disjoint too
-(70/10/20 of all files), which cannot stand in here: it reads the 100 GB of original .tgz archives by a list that it
-downloads, not an unpacked tree, does not balance languages, and counts all anonymous users of all languages as one
-speaker, so a large share of the data lands in whatever split that one draws.
+A language of fewer files is split in the same proportions. TFDS has a speaker-disjoint `voxforge` too (70/10/20 of all
+files), which cannot replace this: it reads the 100 GB of original .tgz archives by a list that it downloads, not an
+unpacked tree, does not balance languages, and counts all anonymous users of all languages as one speaker, so that a
+large share of the data is in one split.
 
-Traps: recordings of a user share microphone and room, which the paper split may learn instead of the language.
+Traps: recordings of a user share microphone and room, so with the paper split a model can learn these instead of the
+language.
 """
 
 from __future__ import annotations
@@ -35,11 +35,10 @@ _SEED = 1
 
 
 def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
-    """At most 1,800 recordings of each language; see the module for the protocols.
+    """Lists at most 1,800 recordings of each language; see the module for the protocols.
 
     Raises:
-      BuildError: a language is missing or has fewer than 6 recordings (paper), or speakers are too few to part
-        (honest).
+      BuildError: a language is missing or has fewer than 6 recordings (paper), or too few speakers to split (honest).
     """
     check_protocol(protocol)
     raw = epath.Path(raw)
@@ -59,10 +58,10 @@ def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
                 start = end
     else:
         fractions = {split: size / total for split, size in _SIZES.items()}
-        dealt = by_speaker((clip for found in listed.values() for clip in found), fractions, _SEED)
+        by_split = by_speaker((clip for found in listed.values() for clip in found), fractions, _SEED)
         for split, size in _SIZES.items():
             for language in listed:
-                of_language = [clip for clip in dealt[split] if clip.labels == (language,)]
+                of_language = [clip for clip in by_split[split] if clip.labels == (language,)]
                 splits[split] += shuffled(of_language, _SEED)[:size]
     return checked(splits, TASKS["voxforge"])
 

@@ -1,4 +1,4 @@
-"""A small spoken-looking corpus, made on the spot: what the tests of extraction and of k-means encode."""
+"""A small synthetic corpus of speech-like tones, for the tests of extraction and of k-means."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COUNTS = {"train": 100, "valid": 30, "test": 20}
 
 
 def tone(number: int, seconds: float, rate: int) -> np.ndarray:
-    """float [n]: a gliding tone with overtones, high in odd numbers, noisy in every third."""
+    """float [n]: a gliding tone with overtones, high for odd numbers, noisy for every third."""
     rng = np.random.default_rng(number)
     t = np.arange(round(seconds * rate)) / rate
     phase = 2 * np.pi * np.cumsum((220 if number % 2 else 120) * (1 + 0.3 * np.sin(7 * t + number))) / rate
@@ -26,7 +26,7 @@ def tone(number: int, seconds: float, rate: int) -> np.ndarray:
 
 
 def make_corpus(raw: Path, counts: dict[str, int] | None = None) -> Splits:
-    """Writes the recordings below `raw` and lists them: three speakers and nobody, two rates, crops of a long file."""
+    """Writes recordings under `raw` and lists them: three speakers, two rates, crops of a long file."""
     raw.mkdir(parents=True, exist_ok=True)
     splits: Splits = {}
     number = 0
@@ -48,7 +48,7 @@ def make_corpus(raw: Path, counts: dict[str, int] | None = None) -> Splits:
 
 
 def fsc_tree(raw: Path) -> None:
-    """Recordings of tones where Fluent Speech Commands has speech, in its layout."""
+    """Writes tones in the layout of Fluent Speech Commands."""
     classes = TASKS["fsc"].classes
     number = 0
     for split, count in {"train": 24, "valid": 8, "test": 8}.items():

@@ -1,4 +1,4 @@
-"""docs/cluster_extraction.md says only what the launcher and Beam understand; the container file what is there."""
+"""Commands of docs/cluster_extraction.md parse with the launcher and Beam; the container file's paths exist."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONTAINER = ROOT / "containers" / "extract.Dockerfile"
 
 
 def commands() -> list[list[str]]:
-    """Every command in a code block, as words."""
+    """Every command in a code block, as a list of words."""
     text = (ROOT / "docs" / "cluster_extraction.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
     return [shlex.split(line) for block in blocks for line in block.replace("\\\n", " ").splitlines()]
@@ -34,18 +34,18 @@ def of_module(name: str) -> list[list[str]]:
     return [words[3:] for words in commands() if words[:3] == ["python", "-m", name]]
 
 
-class Understood(Exception):  # noqa: N818  # it is no error
-    """A command was read to the point where it would begin to work."""
+class Parsed(Exception):  # noqa: N818  # it is no error
+    """A command was parsed, up to the start of its work."""
 
 
 @pytest.fixture
-def handed_in(monkeypatch) -> list[dict[str, Any]]:
-    """What the launcher would make records with."""
+def submitted(monkeypatch) -> list[dict[str, Any]]:
+    """Arguments of the extraction that the launcher would start."""
     calls: list[dict[str, Any]] = []
 
     def extract(*_: Any, **settings: Any) -> None:
         calls.append(settings)
-        raise Understood
+        raise Parsed
 
     monkeypatch.setattr(extraction, "extract", extract)
     monkeypatch.setattr(extraction, "_check_out", lambda *_: None)
@@ -54,18 +54,18 @@ def handed_in(monkeypatch) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("flags", of_module("data_pipelines.extract"), ids=lambda flags: flags[flags.index("--") - 1])
-def test_beam_takes_every_flag(flags, handed_in):
+def test_beam_takes_every_flag(flags, submitted):
     from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
     from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
     from apache_beam.transforms.environments import Environment
 
-    with pytest.raises(Understood):
+    with pytest.raises(Parsed):
         extraction.main(flags)
-    (settings,) = handed_in
+    (settings,) = submitted
     assert settings["runner"] != LOCAL
     assert len(settings["options"]) >= 4
     assert unknown_options(settings["options"]) == []
-    if settings["runner"] == "DataflowRunner":  # it would look for the project and its buckets at once
+    if settings["runner"] == "DataflowRunner":  # it would look up the project and its buckets
         given = PipelineOptions(settings["options"]).get_all_options()
     else:
         pipeline = build_pipeline([("gs://bucket/job.json", 0)], settings["runner"], options=settings["options"])
@@ -82,45 +82,45 @@ def test_beam_takes_every_flag(flags, handed_in):
         assert value in (given[name] if isinstance(given[name], list) else [str(given[name])])
 
 
-def test_every_runner_that_is_promised_is_there():
+def test_every_documented_runner_exists():
     runners = {word for words in commands() for word in words if word.startswith("--runner=")}
     assert runners == {f"--runner={name}Runner" for name in ("Portable", "Dataflow", "Flink", "Spark")}
 
 
 @pytest.mark.parametrize("ours", [worker_pool, job_service])
 def test_our_services_take_their_flags(ours, monkeypatch):
-    def understood(port: int) -> None:
+    def parsed(port: int) -> None:
         assert port > 1024
-        raise Understood
+        raise Parsed
 
-    monkeypatch.setattr(ours, "check_port", understood)
+    monkeypatch.setattr(ours, "check_port", parsed)
     monkeypatch.setattr(ours.signal, "signal", lambda *_: None)
     monkeypatch.setattr(ours.logging, "basicConfig", lambda **_: None)
     (flags,) = of_module(ours.__name__)
-    with pytest.raises(Understood):
+    with pytest.raises(Parsed):
         ours.main(flags)
 
 
 @pytest.mark.parametrize("ours", [worker_pool, job_service])
-def test_our_services_explain_themselves(ours, capsys):
+def test_our_services_have_help(ours, capsys):
     with pytest.raises(SystemExit) as ended:
         ours.main(["--help"])
     assert ended.value.code == 0
-    said = capsys.readouterr().out
-    assert "--port PORT" in said
-    assert "Beam" in said
+    output = capsys.readouterr().out
+    assert "--port PORT" in output
+    assert "Beam" in output
 
 
 # ---- the container file
 
 
 def lines(instruction: str) -> list[str]:
-    """What follows an instruction of the container file."""
+    """Arguments of an instruction in the container file."""
     text = CONTAINER.read_text().replace("\\\n", " ")
     return [line.split(maxsplit=1)[1] for line in text.splitlines() if line.startswith(f"{instruction} ")]
 
 
-def test_images_are_built_from_what_is_there():
+def test_images_are_built_from_existing_files():
     builds = [words for words in commands() if words[:2] == ["docker", "build"]]
     assert len(builds) == 2
     for words in builds:
@@ -135,10 +135,10 @@ def test_images_are_built_from_what_is_there():
             assert ROOT / name in sent
             assert any(name in copy.split()[:-1] for copy in lines("COPY"))
     needed = set(re.findall(r"[\w.-]+\.txt", (ROOT / "pyproject.toml").read_text())) | {"pyproject.toml", "README.md"}
-    assert {ROOT / name for name in needed} <= sent  # to install the package
+    assert {ROOT / name for name in needed} <= sent  # needed to install the package
 
 
-def test_its_workers_are_of_one_thread_and_of_our_beam():
+def test_its_workers_have_one_thread_and_our_beam():
     import apache_beam
 
     values = dict(word.split("=") for word in lines("ENV")[0].split())

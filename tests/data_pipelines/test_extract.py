@@ -1,4 +1,4 @@
-"""Extraction: what the records hold, the same whoever made them and however often they were interrupted; bad files."""
+"""Extraction: content of the records, independence of runner and interruptions, unusable files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from tests.data_pipelines.corpus import COUNTS, TASK, make_corpus, tone
 from tests.speech2unit.bad_files import make_bad_files
 
 ROOT = Path(__file__).resolve().parents[2]
-HERE = "FnApiRunner"  # in this process: no workers to start
+HERE = "FnApiRunner"  # runs in this process, without starting workers
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def encoder(kmeans) -> Encoder:
 
 @pytest.fixture(scope="module")
 def records(raw, splits, kmeans, tmp_path_factory) -> Path:
-    """By two workers."""
+    """Records made by two workers."""
     out = tmp_path_factory.mktemp("records") / "toy"
     extract(TASK, splits, raw, out, encoder="mfcc", kmeans=kmeans, workers=2, notes=["made of tones"])
     return out
@@ -88,7 +88,7 @@ def few(raw: Path, count: int = 6) -> Splits:
 # ---- what the records hold
 
 
-def test_records_hold_what_the_encoder_says_of_each_clip(raw, splits, records, encoder):
+def test_records_have_the_encoders_units_of_each_clip(raw, splits, records, encoder):
     card = load_card(records)
     assert card.counts == {**COUNTS, "train": COUNTS["train"] + 4}
     assert (card.encoder, card.layer, card.kmeans, card.vocabulary) == ("mfcc", 0, encoder.kmeans.id, 12)
@@ -116,11 +116,11 @@ def test_provenance_names_file_crop_and_rate(records):
 
     (shard,) = load_card(records).shards["train"]
     text = b"\n".join(read_frames((records / shard.file).read_bytes(), shard.file, check_crc=True))
-    for said in (b"000.wav, 8000 Hz", b"001.wav, 16000 Hz", b"long.flac from 0.5 s for 0.5 s, 16000 Hz"):
-        assert said in text
+    for provenance in (b"000.wav, 8000 Hz", b"001.wav, 16000 Hz", b"long.flac from 0.5 s for 0.5 s, 16000 Hz"):
+        assert provenance in text
 
 
-def test_a_unit_a_frame_where_runs_are_not_merged(tmp_path, raw, splits, kmeans, encoder):
+def test_no_merge_gives_one_unit_a_frame(tmp_path, raw, splits, kmeans, encoder):
     two = {"test": splits["test"][:2]}
     card = extract(TASK, two, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, merge=False, runner=HERE)
     units, _ = read_unit_records(tmp_path / "u", "test")
@@ -130,7 +130,7 @@ def test_a_unit_a_frame_where_runs_are_not_merged(tmp_path, raw, splits, kmeans,
     assert units.units_of(0).tolist() == wanted.tolist()
 
 
-def test_f0_is_less_the_mean_of_the_speaker(tmp_path, kmeans, encoder):
+def test_f0_is_normalised_by_speaker(tmp_path, kmeans, encoder):
     raw = tmp_path / "raw"
     raw.mkdir()
     clips = []
@@ -144,10 +144,10 @@ def test_f0_is_less_the_mean_of_the_speaker(tmp_path, kmeans, encoder):
     test, _ = read_unit_records(tmp_path / "u", "test")
     alone = [encode(raw / f"{number}.wav", encoder, f0=True) for number in range(4)]
     found = [train.f0[train.offsets[i] : train.offsets[i + 1]] for i in range(3)]
-    # One recording only, or nobody named: the utterance's own mean
+    # Speakers with one recording, or unknown: the mean of the utterance
     np.testing.assert_allclose(found[1], alone[2].f0, atol=1e-6)
     np.testing.assert_allclose(found[2], alone[3].f0, atol=1e-6)
-    # Two of one speaker, one high, one low, in two splits: both lie off their common mean, on its two sides
+    # A speaker with a high and a low recording in two splits: one is above, one below the common mean
     low, high = ((mine - its.f0)[mine != 0] for mine, its in ((found[0], alone[0]), (test.f0, alone[1])))
     assert np.ptp(low) < 1e-5
     assert np.ptp(high) < 1e-5
@@ -197,7 +197,7 @@ def test_one_worker_makes_the_same_records_as_two(tmp_path, raw, splits, kmeans,
     assert content(tmp_path / "toy") == content(records)
 
 
-def test_so_does_a_runner_in_this_process(tmp_path, raw, splits, kmeans, records):
+def test_a_runner_in_this_process_makes_the_same_records(tmp_path, raw, splits, kmeans, records):
     backwards = {split: clips[::-1] for split, clips in splits.items()}
     notes = ["made of tones"]
     extract(TASK, backwards, raw, tmp_path / "toy", encoder="mfcc", kmeans=kmeans, runner=HERE, notes=notes)
@@ -205,7 +205,7 @@ def test_so_does_a_runner_in_this_process(tmp_path, raw, splits, kmeans, records
 
 
 @pytest.mark.distributed
-def test_so_does_a_job_server(tmp_path, raw, splits, kmeans, records):
+def test_a_job_server_makes_the_same_records(tmp_path, raw, splits, kmeans, records):
     extract(
         TASK,
         splits,
@@ -233,7 +233,7 @@ def test_several_data_sets_in_one_pipeline(tmp_path, raw, splits, kmeans, record
 
 @pytest.mark.distributed
 def test_units_of_a_hubert_in_parallel(tmp_path):
-    """A HuBERT sums on as many threads as it is given: two workers of one each still give the bytes of one."""
+    """A HuBERT sums in another order on more threads: workers must have one thread each for equal bytes."""
     rng = np.random.default_rng(0)
     config = HubertConfig(conv_dim=32, dim=32, layers=1, heads=2, ffn_dim=64, position_width=16, position_groups=4)
     params = {
@@ -274,7 +274,7 @@ def manifest(path: Path, splits: Splits) -> Path:
 
 
 @pytest.mark.distributed
-def test_goes_on_after_a_kill(tmp_path, raw, splits, kmeans, monkeypatch):
+def test_continues_after_a_kill(tmp_path, raw, splits, kmeans, monkeypatch):
     flags = [f"--manifest={manifest(tmp_path / 'toy.csv', splits)}", "--crops", f"--raw={raw}", "--encoder=mfcc"]
     flags.append("--name=toy")
     flags += [f"--kmeans={kmeans}"]
@@ -285,10 +285,10 @@ def test_goes_on_after_a_kill(tmp_path, raw, splits, kmeans, monkeypatch):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "toy").exists()
-    time.sleep(0.5)  # its worker goes with it
+    time.sleep(0.5)  # its worker ends too
     (folder,) = tmp_path.glob(".toy.parts-*")
     there = {path.name for path in folder.glob("part-*")}
-    if len(there) == 3:  # it was quick
+    if len(there) == 3:  # it had finished
         max(set(folder.glob("part-*")) - set(first)).unlink()
         there = {path.name for path in folder.glob("part-*")}
     made = []
@@ -314,22 +314,22 @@ def test_sigterm_ends_it_with_its_workers(tmp_path, raw, splits, kmeans):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    _, text = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert "ended by SIGTERM" in said
-    assert "Traceback" not in said
+    assert "ended by SIGTERM" in text
+    assert "Traceback" not in text
     time.sleep(0.5)
     assert not workers_of(process.pid)
     assert list(tmp_path.glob(".toy.parts-*"))
 
 
 def workers_of(launcher: int) -> list[int]:
-    """Process numbers of a launcher's workers; they are told its own."""
-    said = f"data_pipelines.beam_worker\0{launcher}\0".encode()
+    """Process ids of a launcher's workers, which have its id as an argument."""
+    command_line = f"data_pipelines.beam_worker\0{launcher}\0".encode()
     found = []
     for place in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if said in place.read_bytes():
+            if command_line in place.read_bytes():
                 found.append(int(place.parent.name))
     return found
 
@@ -341,14 +341,14 @@ def test_a_worker_without_its_launcher_ends_at_once():
     assert done.returncode == 1
 
 
-def test_parts_of_audio_that_has_changed_are_not_taken(tmp_path, kmeans, monkeypatch):
+def test_parts_of_changed_audio_are_not_reused(tmp_path, kmeans, monkeypatch):
     raw = tmp_path / "raw"
     splits = make_corpus(raw, {"train": 80, "test": 2})
     how: dict[str, Any] = {"encoder": "mfcc", "kmeans": kmeans, "runner": HERE}
     made = []
     encode_part = parts.encode_part
     monkeypatch.setattr(parts, "encode_part", lambda *args: made.append(args[2]) or encode_part(*args))
-    with monkeypatch.context() as stopped:  # all parts are there, no records
+    with monkeypatch.context() as stopped:  # all parts exist, but no records
         stopped.setattr(extraction, "write_unit_records", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             extract(TASK, splits, raw, tmp_path / "u", **how)
@@ -363,14 +363,14 @@ def test_parts_of_audio_that_has_changed_are_not_taken(tmp_path, kmeans, monkeyp
     assert units.units_of(units.ids.index("001")).tolist() == units.units_of(units.ids.index("070")).tolist()
 
 
-def test_what_tells_files_apart(tmp_path):
+def test_file_stats(tmp_path):
     (tmp_path / "a").write_bytes(b"123")
     os.utime(tmp_path / "a", ns=(5, 1_000_000_007))
     assert parts.file_stats(tmp_path, ["a", "none", "a"]).tolist() == [[3, 1_000_000_007], [-1, -1], [3, 1_000_000_007]]
     assert parts.file_stats(tmp_path, []).shape == (0, 2)
 
 
-def test_parts_of_other_settings_are_not_taken():
+def test_parts_of_other_settings_are_not_reused():
     job = parts.Job("raw", "mfcc", "km", {"kmeans": "a"}, (("a.wav", 0.0, None),), 6)
     other = [{"identity": {"kmeans": "b"}}, {"clips": (("a.wav", 0.5, None),)}, {"f0": True}, {"merge": False}]
     hashes = {job.hash, *(dataclasses.replace(job, **change).hash for change in other)}
@@ -378,14 +378,14 @@ def test_parts_of_other_settings_are_not_taken():
     assert dataclasses.replace(job, raw="elsewhere", stop="x").hash == job.hash
 
 
-def test_a_job_comes_back_from_its_file(tmp_path):
+def test_a_job_round_trips_through_its_file(tmp_path):
     job = parts.Job("raw", "mfcc", "km", {"kmeans": "a"}, (("a.wav", 0.0, None), ("b.wav", 1.5, 2.0)), 6, f0=True)
     assert parts.load_job(parts.save_job(epath.Path(tmp_path), job)) == job
     assert job.parts == 1
 
 
 class Pipeline:
-    """One that ends after some time, or never."""
+    """A pipeline that ends after some time, or never."""
 
     def __init__(self, seconds: float | None) -> None:
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -402,7 +402,7 @@ class Pipeline:
 
 @pytest.fixture
 def killed(tmp_path, monkeypatch) -> Iterator[subprocess.Popen[bytes]]:
-    """Two workers, one of them no more; the other."""
+    """Makes two workers, kills one, and yields the other."""
     monkeypatch.setattr(run_pipeline, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(run_pipeline, "GRACE_SECONDS", 0.3)
     dead, alive = (subprocess.Popen(["sleep", str(seconds)]) for seconds in (0, 60))
@@ -415,27 +415,27 @@ def killed(tmp_path, monkeypatch) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_killed_worker_ends_the_run(tmp_path, killed):
-    """Beam would wait for it for ever."""
-    with pytest.raises(ExtractError, match="killed, maybe for want of memory"):
+    """Beam would wait for it forever."""
+    with pytest.raises(ExtractError, match="killed, possibly for lack of memory"):
         run_pipeline.run_pipeline(Pipeline(None), "DirectRunner", tmp_path, lambda: False, time.monotonic, 60)
     assert killed.wait(10) == -signal.SIGKILL
 
 
-def test_a_worker_that_is_killed_when_all_is_made_is_not_missed(tmp_path, killed):
+def test_a_worker_killed_after_the_last_part_is_ignored(tmp_path, killed):
     assert (
         run_pipeline.run_pipeline(Pipeline(None), "DirectRunner", tmp_path, lambda: True, time.monotonic, 60) == "DONE"
     )
     assert killed.wait(10) == -signal.SIGKILL
 
 
-def test_a_worker_may_end_before_the_pipeline_says_so(tmp_path, killed):
+def test_a_worker_may_end_before_the_pipeline(tmp_path, killed):
     assert (
         run_pipeline.run_pipeline(Pipeline(0.1), "DirectRunner", tmp_path, lambda: False, time.monotonic, 60) == "ENDED"
     )
     assert killed.poll() is None
 
 
-def test_what_a_worker_raises_is_told(tmp_path, kmeans, monkeypatch):
+def test_a_workers_error_is_reported(tmp_path, kmeans, monkeypatch):
     def fail(*_: Any) -> None:
         raise RuntimeError("the disk is full")
 
@@ -460,7 +460,7 @@ def with_bad(tmp_path) -> tuple[Path, Splits, dict[str, Path]]:
     return raw, splits, bad
 
 
-def test_what_was_put_right_is_listed_and_counted(tmp_path, kmeans, capsys):
+def test_repairs_are_listed_and_counted(tmp_path, kmeans, capsys):
     raw = tmp_path / "raw"
     splits = few(raw, 60)
     clip = splits["test"][0]
@@ -478,24 +478,24 @@ def test_what_was_put_right_is_listed_and_counted(tmp_path, kmeans, capsys):
     assert not (tmp_path / "u-refused.jsonl").exists()
 
 
-def test_good_ones_are_kept_and_bad_ones_named(tmp_path, with_bad, kmeans, encoder, capsys):
+def test_good_files_are_kept_and_bad_ones_named(tmp_path, with_bad, kmeans, encoder, capsys):
     raw, splits, bad = with_bad
     assert len(bad) >= 20
     card = extract(TASK, splits, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, on_error="skip", runner=HERE)
-    said = capsys.readouterr().err
+    text = capsys.readouterr().err
     rows = [json.loads(line) for line in (tmp_path / "u-refused.jsonl").read_text().splitlines()]
     assert len(rows) == len(bad)
     assert {row["path"] for row in rows} == {f"bad/{path.name}" for path in bad.values()}
     for row in rows:
         assert str(raw / row["path"]) in row["why"]
-        assert f"refused: {row['why']}" in said
+        assert f"refused: {row['why']}" in text
     for split, clips in splits.items():
         good = sorted(clip.id for clip in clips if not clip.path.startswith("bad/"))
         units, _ = read_unit_records(tmp_path / "u", split)
         assert units.ids == good
         refused = len(clips) - len(good)
         assert f"{split}: {refused} of {len(clips)} clips were refused" in card.notes
-    # What stood beside bad ones has the units that it has alone
+    # Clips next to bad ones have the same units as alone
     units, _ = read_unit_records(tmp_path / "u", "test")
     name = units.ids[0]
     clip = next(clip for clip in splits["test"] if clip.id == name)
@@ -503,7 +503,7 @@ def test_good_ones_are_kept_and_bad_ones_named(tmp_path, with_bad, kmeans, encod
 
 
 def test_a_label_whose_clips_are_all_refused_is_an_error(tmp_path, kmeans):
-    """However bad files are skipped: it could not be learnt, and would go unseen."""
+    """Also with skipped files, since the label could not be learnt."""
     raw = tmp_path / "raw"
     splits = few(raw)
     for clip in splits["train"]:
@@ -560,7 +560,7 @@ def test_a_split_without_a_good_file(tmp_path, raw, splits, kmeans):
 # ---- flags and places
 
 
-def test_what_is_there_is_not_replaced_unasked(tmp_path, raw, splits, kmeans):
+def test_existing_records_are_not_replaced_by_default(tmp_path, raw, splits, kmeans):
     some = {"test": splits["test"][:3]}
     arguments: dict[str, Any] = {"encoder": "mfcc", "kmeans": kmeans, "runner": HERE}
     extract(TASK, some, raw, tmp_path / "u", **arguments)
@@ -570,7 +570,7 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path, raw, splits, kmeans):
     assert card.counts == {"test": 4}
 
 
-def test_a_folder_called_like_an_encoder_changes_nothing(tmp_path, raw, splits, kmeans, monkeypatch):
+def test_a_folder_named_like_an_encoder_is_ignored(tmp_path, raw, splits, kmeans, monkeypatch):
     (tmp_path / "mfcc").mkdir()
     (tmp_path / "mfcc" / "config.json").write_text('{"hash": "x"}')
     monkeypatch.chdir(tmp_path)
@@ -579,13 +579,13 @@ def test_a_folder_called_like_an_encoder_changes_nothing(tmp_path, raw, splits, 
 
 
 @pytest.mark.parametrize(
-    ("number", "said"), [(0.5, "0.5"), (2.0, "2"), (3, "3"), (1234.56789, "1234.56789"), (1234567.0, "1234567")]
+    ("number", "text"), [(0.5, "0.5"), (2.0, "2"), (3, "3"), (1234.56789, "1234.56789"), (1234567.0, "1234567")]
 )
-def test_provenance_tells_all_digits(number, said):
-    assert assemble._seconds(number) == said
+def test_provenance_has_all_digits(number, text):
+    assert assemble._seconds(number) == text
 
 
-def test_what_cannot_be_is_refused_before_any_work(tmp_path, raw, splits, kmeans):
+def test_invalid_arguments_are_refused_before_any_work(tmp_path, raw, splits, kmeans):
     some = {"test": splits["test"][:3]}
     with pytest.raises(ValueError, match="neither mfcc nor log_mel"):
         extract(TASK, some, raw, tmp_path / "u", encoder="whisper", kmeans=kmeans)
@@ -597,8 +597,11 @@ def test_what_cannot_be_is_refused_before_any_work(tmp_path, raw, splits, kmeans
         with pytest.raises(ExtractError, match=f"--workers={workers}: give 1 or more"):
             extract(TASK, some, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, workers=workers)
     (file := tmp_path / "file").touch()
-    for out, says in ((file, "file is a file: choose"), (file / "u", "u cannot be written .*file is not a directory")):
-        with pytest.raises((ExtractError, OSError), match=says):
+    for out, message in (
+        (file, "file is a file: choose"),
+        (file / "u", "u cannot be written .*file is not a directory"),
+    ):
+        with pytest.raises((ExtractError, OSError), match=message):
             extract(TASK, some, raw, out, encoder="mfcc", kmeans=kmeans, overwrite=True)
     file.unlink()
     wrong = {"test": [Clip("a", "000.wav", ("loud", "none"))]}
@@ -624,8 +627,8 @@ def test_other_runners_take_their_own_options(runner, flag, value):
     assert pipeline.options.get_all_options()[flag] == value
 
 
-def test_the_direct_runner_asks_nothing_of_the_network():
-    """Beam's own of that name would try to fetch Prism, a program in Go."""
+def test_the_direct_runner_needs_no_network():
+    """Beam's DirectRunner would try to download Prism, a program in Go."""
     pipeline = build_pipeline([("job.json", 0)], workers=3, pids="/tmp/pids")
     assert type(pipeline.runner).__name__ == "FnApiRunner"
     assert pipeline.options.get_all_options()["direct_num_workers"] == 3
@@ -639,7 +642,7 @@ def test_runners_that_cannot_be_used_are_named(runner, options):
 
 
 class Bucket:
-    """A remote file system that is a folder here."""
+    """A remote file system backed by a local folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -653,15 +656,15 @@ class Bucket:
 
 
 def mount(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name under which a folder is a bucket."""
+    """Mounts a folder as a bucket and returns its URL."""
     monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
     monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", Bucket(folder))
     monkeypatch.setattr(gpath, "_GCS_BACKENDS", frozenset())
     return "gs://bucket"
 
 
-def test_own_data_in_a_bucket(tmp_path, monkeypatch):
-    """The same as here, but for what a bucket does not know: links."""
+def test_user_data_in_a_bucket(tmp_path, monkeypatch):
+    """Gives the same result as locally, except for links, which a bucket does not have."""
     data = tmp_path / "data"
     distinct(data, [f"{label}/{number}.wav" for label in ("no", "yes") for number in range(10)])
     shutil.copy(data / "no" / "1.wav", data / "no" / "copy.wav")
@@ -680,7 +683,7 @@ def test_own_data_in_a_bucket(tmp_path, monkeypatch):
         read_user_data(f"{place}/data")
 
 
-def test_places_that_are_not_on_this_machine(tmp_path, raw, splits, kmeans, monkeypatch):
+def test_paths_in_a_bucket(tmp_path, raw, splits, kmeans, monkeypatch):
     bucket = tmp_path / "bucket"
     shutil.copytree(raw, bucket / "raw")
     shutil.copytree(kmeans, bucket / "km")
@@ -713,13 +716,13 @@ def test_real_recordings_from_the_command_line(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lt_sc", "lt_sc-kmeans"]
 
 
-def test_the_encoder_that_goes_with_the_package_has_its_k_means(tmp_path, raw, splits):
+def test_the_bundled_encoder_has_a_k_means(tmp_path, raw, splits):
     some = {"train": splits["train"][:3], "test": splits["test"][:2]}
     named = extract(TASK, some, raw, tmp_path / "named", encoder="tiny", kmeans=None, runner=HERE)
-    spelled = extract(TASK, some, raw, tmp_path / "spelled", encoder="mfcc", kmeans="tiny", runner=HERE)
-    assert content(tmp_path / "named") == content(tmp_path / "spelled")
+    by_both = extract(TASK, some, raw, tmp_path / "both", encoder="mfcc", kmeans="tiny", runner=HERE)
+    assert content(tmp_path / "named") == content(tmp_path / "both")
     assert (named.encoder, named.kmeans, named.vocabulary) == ("mfcc", load_kmeans("tiny").id, 100)
-    assert spelled.kmeans == named.kmeans
+    assert by_both.kmeans == named.kmeans
 
 
 @pytest.mark.parametrize(

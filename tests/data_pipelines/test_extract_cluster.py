@@ -1,4 +1,4 @@
-"""Extraction by processes of their own, over the protocol of clusters: workers, job services and pools get killed."""
+"""Extraction over the cluster protocol in separate processes; workers, job services and pools are killed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from data_pipelines import beam_worker, fit_kmeans, heartbeats, job_service, par
 from data_pipelines import extract as extraction
 from data_pipelines.extract import extract
 from data_pipelines.pipeline import ExtractError, build_pipeline, unknown_options
-from data_pipelines.worker_pool import Order
+from data_pipelines.worker_pool import WorkerRequest
 from spjax.speech2unit.encoder import load_encoder
 from spjax.storage import save_kmeans
 from tests.data_pipelines.corpus import TASK, make_corpus
@@ -34,7 +34,7 @@ ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a
 
 
 class Place:
-    """A corpus of five parts, its k-means, its records as a runner in this process makes them."""
+    """A corpus of five parts, its k-means, and its records made by a runner in this process."""
 
     def __init__(self, folder: Path) -> None:
         self.raw, self.kmeans, self.manifest = folder / "raw", folder / "kmeans", folder / "toy.csv"
@@ -53,7 +53,7 @@ class Place:
         self.records = content(folder / "here")
 
     def flags(self, out: Path) -> list[str]:
-        """Of the command, but for its runner."""
+        """Flags of the command, except the runner's."""
         ours = [
             f"--manifest={self.manifest}",
             "--name=corpus",
@@ -68,7 +68,7 @@ class Place:
         extraction.main([*self.flags(out), "--runner=FnApiRunner"])
 
     def start(self, out: Path, job: str, pool: str, *flags: str) -> subprocess.Popen[str]:
-        """Two workers of a pool, over a job service."""
+        """Runs extraction with two workers of a pool, through a job service."""
         beam = [f"--job_endpoint={job}", "--environment_type=EXTERNAL", f"--environment_config={pool}"]
         ours = [*self.flags(out), *flags, "--runner=PortableRunner", "--", *beam, "--direct_num_workers=2"]
         command = [sys.executable, "-m", "data_pipelines.extract", *ours]
@@ -86,13 +86,13 @@ def place(tmp_path_factory) -> Place:
 
 @contextlib.contextmanager
 def service(module: str, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A process of ours that says its address first."""
+    """Starts one of our services, whose first line of output is its address."""
     command = [sys.executable, "-m", module, *flags]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
-        said = process.stdout.readline()
-        assert ": localhost:" in said, said
-        yield process, said.split(": ")[1].strip()
+        output = process.stdout.readline()
+        assert ": localhost:" in output, output
+        yield process, output.split(": ")[1].strip()
     finally:
         process.kill()
         process.wait()
@@ -111,7 +111,7 @@ def job() -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def until(seen: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 120) -> Any:
-    """What is seen, once it is, while the process runs."""
+    """Waits until `seen` returns a true value, and returns it; fails if the process ends."""
     start = time.monotonic()
     while not (found := seen()):
         assert process.poll() is None, process.communicate()
@@ -121,7 +121,7 @@ def until(seen: Callable[[], Any], process: subprocess.Popen[str], seconds: floa
 
 
 def working(folder: Path, count: int) -> set[int]:
-    """Process numbers of the workers that say they live, once there are so many."""
+    """Process ids of the workers with heartbeats, once there are `count`."""
     found = set()
     for path in folder.glob(f".*.parts-*/{heartbeats.PREFIX}*"):
         with contextlib.suppress(OSError, IndexError):
@@ -130,12 +130,12 @@ def working(folder: Path, count: int) -> set[int]:
 
 
 def made(folder: Path) -> dict[str, int]:
-    """Parts, and when each was written."""
+    """Parts, and the time at which each was written."""
     return {path.name: path.stat().st_mtime_ns for path in folder.glob(".*.parts-*/part-*")}
 
 
 def hold(folder: Path, process: subprocess.Popen[str], workers: int) -> int:
-    """Stops one of so many workers in its first part, once the others have made one: the job cannot end before it."""
+    """Stops one of the workers in its first part, once the others have made one, so that the job cannot end."""
     pids = until(lambda: working(folder, workers), process)
     os.kill(min(pids), signal.SIGSTOP)
     if workers > 1:
@@ -144,20 +144,20 @@ def hold(folder: Path, process: subprocess.Popen[str], workers: int) -> int:
 
 
 def gone(pid: int, seconds: float = 30) -> bool:
-    """Whether a process ends in that time."""
+    """Returns whether a process ends within `seconds`."""
     start = time.monotonic()
     while Path(f"/proc/{pid}").exists() and time.monotonic() - start < seconds:
         time.sleep(0.05)
     return not Path(f"/proc/{pid}").exists()
 
 
-# ---- whole processes
+# ---- processes
 
 
 @pytest.mark.slow
 @ON_LINUX
 @pytest.mark.distributed
-def test_a_killed_worker_is_made_up_for(tmp_path, place, pool, job):
+def test_a_killed_workers_parts_are_resubmitted(tmp_path, place, pool, job):
     launcher = place.start(tmp_path / "u", job[1], pool)
     victim = hold(tmp_path, launcher, workers=2)
     others = working(tmp_path, 1) - {victim}
@@ -165,12 +165,12 @@ def test_a_killed_worker_is_made_up_for(tmp_path, place, pool, job):
     os.kill(victim, signal.SIGKILL)
     after = until(lambda: len(found := made(tmp_path)) > len(before) and found, launcher)
     assert {name: after[name] for name in before} == before  # none is made twice
-    said, told = launcher.communicate(timeout=120)
-    assert launcher.returncode == 0, told
-    assert "a worker was lost" in told
-    assert "Handing in again" in told
-    assert "Traceback" not in told
-    assert "test: 10 utterances" in said
+    output, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, errors
+    assert "a worker died" in errors
+    assert "Resubmitting" in errors
+    assert "Traceback" not in errors
+    assert "test: 10 utterances" in output
     assert content(tmp_path / "u") == place.records
     assert [path.name for path in tmp_path.iterdir()] == ["u"]
     assert all(gone(pid) for pid in others)
@@ -179,18 +179,18 @@ def test_a_killed_worker_is_made_up_for(tmp_path, place, pool, job):
 @pytest.mark.slow
 @ON_LINUX
 @pytest.mark.distributed
-def test_a_killed_job_service_ends_it_and_the_same_command_goes_on(tmp_path, place, pool, job, monkeypatch):
+def test_a_killed_job_service_ends_the_run_and_the_same_command_continues(tmp_path, place, pool, job, monkeypatch):
     encode_part = parts.encode_part
     launcher = place.start(tmp_path / "u", job[1], pool)
     held = hold(tmp_path, launcher, workers=2)
     job[0].kill()
-    _, told = launcher.communicate(timeout=120)
+    _, errors = launcher.communicate(timeout=120)
     os.kill(held, signal.SIGCONT)
     assert launcher.returncode == 1
-    assert "PortableRunner failed: " in told  # it is not there to be asked again
-    assert told.strip().splitlines()[-1].startswith(f"error: --job_endpoint={job[1]} cannot be reached")
-    assert told.rstrip().endswith("the same command goes on from there.")
-    assert "Traceback" not in told
+    assert "PortableRunner failed: " in errors  # it has ended, so no second attempt
+    assert errors.strip().splitlines()[-1].startswith(f"error: --job_endpoint={job[1]} cannot be reached")
+    assert errors.rstrip().endswith("run the same command again to continue.")
+    assert "Traceback" not in errors
     assert gone(held)
     assert not (tmp_path / "u").exists()
     before = made(tmp_path)
@@ -206,8 +206,8 @@ def test_a_killed_job_service_ends_it_and_the_same_command_goes_on(tmp_path, pla
 @pytest.mark.slow
 @ON_LINUX
 @pytest.mark.distributed
-def test_silence_where_beams_own_job_service_waits_for_ever(tmp_path, place, pool):
-    """It has one worker: with it, all signs of life end."""
+def test_missing_heartbeats_end_a_job_that_beam_waits_for(tmp_path, place, pool):
+    """There is one worker, so all heartbeats end with it."""
     port_file = tmp_path / "port"
     beams = [sys.executable, "-m", "apache_beam.runners.portability.local_job_service_main", f"--port_file={port_file}"]
     server = subprocess.Popen(beams, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -217,10 +217,10 @@ def test_silence_where_beams_own_job_service_waits_for_ever(tmp_path, place, poo
         launcher = place.start(out / "u", address, pool, "--patience=20")
         until(lambda: len(made(out)) > 1, launcher)
         os.kill(working(out, 1).pop(), signal.SIGKILL)
-        _, told = launcher.communicate(timeout=200)
-        assert launcher.returncode == 0, told
-        assert "no worker of PortableRunner has given a sign of life for 2" in told
-        assert "Handing in again" in told
+        _, errors = launcher.communicate(timeout=200)
+        assert launcher.returncode == 0, errors
+        assert "no worker of PortableRunner has sent a heartbeat for 2" in errors
+        assert "Resubmitting" in errors
         assert content(out / "u") == place.records
     finally:
         server.kill()
@@ -230,43 +230,43 @@ def test_silence_where_beams_own_job_service_waits_for_ever(tmp_path, place, poo
 @pytest.mark.slow
 @ON_LINUX
 @pytest.mark.distributed
-def test_a_killed_pool_ends_it(tmp_path, place, job):
+def test_a_killed_pool_ends_the_run(tmp_path, place, job):
     with service("data_pipelines.worker_pool", "--port=0") as (pool, address):
         launcher = place.start(tmp_path / "u", job[1], address)
         pids = until(lambda: working(tmp_path, 2), launcher)
         pool.kill()
-        _, told = launcher.communicate(timeout=120)
+        _, errors = launcher.communicate(timeout=120)
     assert launcher.returncode == 1
-    assert told.strip().splitlines()[-1].startswith("error: PortableRunner failed: ")
+    assert errors.strip().splitlines()[-1].startswith("error: PortableRunner failed: ")
     assert all(gone(pid) for pid in pids)
 
 
 # ---- the pool
 
 
-class Orders(queue.Queue[Order]):
-    """Of a pool that ends once it is over."""
+class Requests(queue.Queue[WorkerRequest]):
+    """Queue of a pool that ends when `over` is set."""
 
     over = False
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Order:
+    def get(self, block: bool = True, timeout: float | None = None) -> WorkerRequest:
         if self.over:
             raise KeyboardInterrupt
         return super().get(block, timeout)
 
     def give(self, worker: str, job: str) -> None:
-        order = Order(worker, job, "log:1", Future())
-        self.put(order)
-        order.done.result(30)
+        request = WorkerRequest(worker, job, "log:1", Future())
+        self.put(request)
+        request.done.result(30)
 
 
 @pytest.fixture
-def orders(monkeypatch) -> Iterator[tuple[Orders, list[subprocess.Popen[bytes]]]]:
-    """What a pool, whose workers sleep, is asked for; the workers in the order of their start."""
+def pool_requests(monkeypatch) -> Iterator[tuple[Requests, list[subprocess.Popen[bytes]]]]:
+    """Yields the request queue of a pool whose workers sleep, and the workers in the request of their start."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(order: Order) -> subprocess.Popen[bytes]:
-        if order.job == "none":
+    def start(request: WorkerRequest) -> subprocess.Popen[bytes]:
+        if request.job == "none":
             raise OSError("no more processes")
         started.append(subprocess.Popen(["sleep", "60"]))
         return started[-1]
@@ -277,7 +277,7 @@ def orders(monkeypatch) -> Iterator[tuple[Orders, list[subprocess.Popen[bytes]]]
 
     monkeypatch.setattr(worker_pool, "_start", start)
     monkeypatch.setattr(worker_pool, "LOOK_SECONDS", 0.02)
-    given = Orders()
+    given = Requests()
     thread = threading.Thread(target=serve)
     thread.start()
     yield given, started
@@ -290,42 +290,42 @@ def states(started: list[subprocess.Popen[bytes]]) -> list[int | None]:
     return [process.poll() for process in started]
 
 
-def test_a_pool_ends_what_is_left_of_a_job_that_lost_a_worker(orders, capfd):
-    given, started = orders
+def test_a_pool_ends_other_workers_of_a_broken_job(pool_requests, capfd):
+    given, started = pool_requests
     for worker, job in (("a", "first:1"), ("b", "first:1"), ("c", "second:1")):
         given.give(worker, job)
     started[0].kill()
     while "was killed by SIGKILL" not in capfd.readouterr().err:
         time.sleep(0.02)
-    assert states(started[1:]) == [None, None]  # the other may be making something yet
+    assert states(started[1:]) == [None, None]  # the other may still be making a part
     given.give("d", "second:1")
     assert states(started[1:]) == [-signal.SIGTERM, None, None]
     given.give("c", "")
     assert states(started[2:]) == [-signal.SIGTERM, None]
 
 
-def test_a_pool_says_what_it_cannot_start(orders):
-    given, _ = orders
+def test_a_pool_reports_a_worker_that_cannot_start(pool_requests):
+    given, _ = pool_requests
     with pytest.raises(OSError, match="no more processes"):
         given.give("a", "none")
     given.give("b", "some:1")
 
 
 @pytest.mark.parametrize("ours", [worker_pool, job_service])
-def test_a_port_that_is_taken_is_named(ours, monkeypatch):
+def test_a_port_in_use_is_refused(ours, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     with socket.socket() as taken:
         taken.bind(("localhost", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(SystemExit, match=f"error: port {port} is taken"):
+        with pytest.raises(SystemExit, match=f"error: port {port} is in use"):
             ours.main([f"--port={port}"])
 
 
-@ON_LINUX  # where every 127.x.x.x is this machine's
+@ON_LINUX  # where every 127.x.x.x is a loopback address
 @pytest.mark.parametrize(("host", "elsewhere"), [("localhost", False), ("0.0.0.0", True)])
-def test_a_pool_listens_where_it_is_told(host, elsewhere):
+def test_a_pool_listens_on_its_host(host, elsewhere):
     def reached(by: str) -> bool:
         with contextlib.suppress(ConnectionRefusedError):
             socket.create_connection((by, int(address.split(":")[1])), timeout=5).close()
@@ -340,42 +340,42 @@ def test_a_pool_listens_where_it_is_told(host, elsewhere):
         server.stop(0)
 
 
-def test_a_host_that_is_another_machines_is_told(monkeypatch):
+def test_a_host_of_another_machine_is_refused(monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    with pytest.raises(SystemExit, match=r"error: nobody can listen on 192\.0\.2\.1:.* --host must be an address of"):
+    with pytest.raises(SystemExit, match=r"error: cannot listen on 192\.0\.2\.1:.* --host must be an address of"):
         worker_pool.main(["--host=192.0.2.1", "--port=0"])
 
 
-def test_a_worker_that_nobody_started_says_who_starts_it():
+def test_a_worker_refuses_to_start_by_hand():
     for arguments in ([], ["--help"], ["1", "2"]):
         with pytest.raises(SystemExit, match=r"data_pipelines\.worker_pool --help"):
             beam_worker.main(["beam_worker", *arguments])
 
 
-# ---- signs of life
+# ---- heartbeats
 
 
-def test_a_heart_beats_while_there_is_work(tmp_path, monkeypatch):
+def test_heartbeats_while_there_is_work(tmp_path, monkeypatch):
     monkeypatch.setattr(heartbeats, "BEAT_SECONDS", 0.05)
     folder = epath.Path(tmp_path)
     assert heartbeats.beats(folder) == frozenset()
     with heartbeats.beating(folder, "part-7"):
         seen = set()
         start = time.monotonic()
-        while len(seen) < 4:  # nothing yet, and three beats
+        while len(seen) < 4:  # none yet, and three beats
             seen.add(heartbeats.beats(folder))
             assert time.monotonic() - start < 30
             time.sleep(0.01)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_work_goes_on_where_its_heart_cannot_be_written(tmp_path):
+def test_work_continues_if_heartbeats_cannot_be_written(tmp_path):
     with heartbeats.beating(epath.Path(tmp_path) / "none", "part-7"):
         assert heartbeats.beats(epath.Path(tmp_path)) == frozenset()
 
 
 class Away:
-    """A folder of a bucket that is away: what it raises is TensorFlow's, and no OSError."""
+    """A folder in an unreachable bucket, which raises TensorFlow's errors, not OSErrors."""
 
     error = type("UnavailableError", (Exception,), {"__module__": "tensorflow.python.framework.errors_impl"})
 
@@ -394,7 +394,7 @@ class Away:
         raise self.error("no connection")
 
 
-def test_a_heart_beats_on_where_a_bucket_is_away(monkeypatch):
+def test_heartbeats_continue_if_a_bucket_is_unreachable(monkeypatch):
     monkeypatch.setattr(heartbeats, "BEAT_SECONDS", 0.02)
     away, start = Away(), time.monotonic()
     with heartbeats.beating(away, "part-7"):
@@ -404,7 +404,7 @@ def test_a_heart_beats_on_where_a_bucket_is_away(monkeypatch):
     assert away.unlinked == 1
 
 
-def test_a_part_is_there_before_its_heart_stops(tmp_path, place, monkeypatch):
+def test_a_part_is_written_before_its_heartbeat_stops(tmp_path, place, monkeypatch):
     @contextlib.contextmanager
     def beating(folder: epath.Path, name: str) -> Iterator[None]:
         yield
@@ -414,17 +414,17 @@ def test_a_part_is_there_before_its_heart_stops(tmp_path, place, monkeypatch):
     place.make_here(tmp_path / "u")
 
 
-def test_a_launcher_whose_bucket_is_away_says_so(tmp_path, place, monkeypatch):
+def test_a_launcher_reports_an_unreachable_bucket(tmp_path, place, monkeypatch):
     def away(*_: Any, **__: Any) -> None:
         raise Away.error("no connection")
 
     monkeypatch.setattr(extraction, "extract", away)
-    with pytest.raises(SystemExit, match=r"error: a bucket cannot be reached \(no connection\): .*goes on"):
+    with pytest.raises(SystemExit, match=r"error: a bucket cannot be reached \(no connection\): .*again to continue"):
         extraction.main(place.flags(tmp_path / "u"))
 
 
 class Silent:
-    """A pipeline on a cluster of which nothing is heard."""
+    """A pipeline on a cluster without heartbeats."""
 
     def __init__(self) -> None:
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -442,16 +442,16 @@ class Silent:
         self.over.set()
 
 
-def test_what_is_silent_is_given_up(tmp_path, monkeypatch):
+def test_a_job_without_heartbeats_is_aborted(tmp_path, monkeypatch):
     monkeypatch.setattr(run_pipeline, "POLL_SECONDS", 0.02)
     silent = Silent()
-    with pytest.raises(ExtractError, match=r"no worker of Flink .* --patience.*goes on from there"):
+    with pytest.raises(ExtractError, match=r"no worker of Flink .*--patience.*same command again"):
         run_pipeline.run_pipeline(silent, "Flink", tmp_path, lambda: False, lambda: 0, patience=0.3)
     assert silent.over.is_set()
     assert run_pipeline.run_pipeline(Silent(), "Flink", tmp_path, lambda: True, lambda: 0, patience=0.3) == "DONE"
 
 
-def test_signs_of_life_are_waited_for(tmp_path, monkeypatch):
+def test_heartbeats_extend_the_wait(tmp_path, monkeypatch):
     monkeypatch.setattr(run_pipeline, "POLL_SECONDS", 0.02)
     living, start = Silent(), time.monotonic()
     threading.Timer(1.5, living.over.set).start()
@@ -459,7 +459,7 @@ def test_signs_of_life_are_waited_for(tmp_path, monkeypatch):
     assert (state, time.monotonic() - start > 1.4) == ("CANCELLED", True)
 
 
-def test_patience_must_outlast_a_few_beats(tmp_path, place):
+def test_patience_must_exceed_a_few_heartbeats(tmp_path, place):
     with pytest.raises(ExtractError, match=r"--patience=10: .* every 5 s: give 15 or more"):
         extract(TASK, {}, place.raw, tmp_path / "u", encoder="mfcc", kmeans=place.kmeans, patience=10)
 
@@ -467,7 +467,7 @@ def test_patience_must_outlast_a_few_beats(tmp_path, place):
 # ---- options
 
 
-def test_a_job_service_that_is_not_there_is_said_at_once(tmp_path):
+def test_a_missing_job_service_is_reported_at_once(tmp_path):
     pipeline = build_pipeline([("job.json", 0)], "PortableRunner", options=["--job_endpoint=localhost:9"])
     with pytest.raises(
         ExtractError, match=r"--job_endpoint=localhost:9 cannot be reached .* start the job service there"
@@ -484,12 +484,12 @@ def test_beams_time_limit_on_whole_jobs_is_lifted():
     assert limit("--job_server_timeout=7") == 7
 
 
-def test_a_flag_that_beam_does_not_know_is_noticed():
+def test_a_flag_unknown_to_beam_is_reported():
     assert unknown_options(["--flink_master=h:1", "--parallelism=3", "--paralelism=3"]) == ["paralelism"]
     assert unknown_options([]) == []
 
 
-def test_a_value_that_beam_does_not_take_is_named():
+def test_an_invalid_value_of_a_beam_flag_is_named():
     with pytest.raises(ExtractError, match=r"--runner=FlinkRunner --parallelism=many: .*invalid int value: 'many'"):
         build_pipeline([("job.json", 0)], "FlinkRunner", options=["--parallelism=many"])
 

@@ -1,4 +1,4 @@
-"""A Whisper encoder where a HuBERT may stand: k-means, unit records, and recordings to labels."""
+"""A Whisper encoder in place of a HuBERT: k-means, unit records, and prediction from recordings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZES = dataclasses.replace(TINY, layers=2, positions=64)  # 1.28 s: one recordi
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Whisper, a folder a class, and the records and k-means that one command makes of them."""
+    """A Whisper, a folder of classes, and the records and k-means that one command makes of them."""
     folder = tmp_path_factory.mktemp("whisper")
     save_encoder(folder / "encoder", SIZES, weights(SIZES), "tiny_whisper")
     for number in range(20):
@@ -39,7 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_records_hold_its_units(place: Path):
+def test_records_have_its_units(place: Path):
     card, kmeans = load_card(place / "units"), load_kmeans(place / "units-kmeans")
     assert (card.encoder, card.layer, card.kmeans, card.vocabulary) == ("tiny_whisper", 2, kmeans.id, 20)
     assert (kmeans.card["encoder"], kmeans.card["layer"]) == ("tiny_whisper", 2)
@@ -67,12 +67,12 @@ def test_recordings_to_labels(place: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as left:
         predict([*flags, "--layer=2"])
     assert not left.value.code
-    said = json.loads(capsys.readouterr().out)
+    predicted = json.loads(capsys.readouterr().out)
     loaded = spjax.SpeechPrompt.load(
         place / "lm", place / "encoder", place / "pack", kmeans=place / "units-kmeans", layer=2
     )
     (expected,) = loaded.predict([wav])
-    assert said["answers"]["mood"]["labels"] == expected["mood"]["labels"]
+    assert predicted["answers"]["mood"]["labels"] == expected["mood"]["labels"]
     for layer in (1, 6):
         with pytest.raises(SystemExit, match=r"was fitted on tiny_whisper layer 2|has the layers 1 to 2"):
             predict([*flags, f"--layer={layer}"])
@@ -81,7 +81,7 @@ def test_recordings_to_labels(place: Path, capsys: pytest.CaptureFixture[str]):
         spjax.SpeechPrompt.load(place / "lm", load_encoder(place / "encoder", place / "units-kmeans", layer=2), other)
 
 
-def test_a_model_of_hugging_face_is_to_be_imported_first(tmp_path: Path):
+def test_a_hugging_face_model_must_be_imported_first(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"model_type": "whisper"}')
     with pytest.raises(StorageError, match=r"is a Hugging Face model \(whisper\).*spjax\.convert whisper"):
         load_encoder(tmp_path)

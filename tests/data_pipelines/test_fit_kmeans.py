@@ -1,4 +1,4 @@
-"""A k-means from the command line: what it is fitted on, and that this is told and repeatable."""
+"""Fitting a k-means from the command line: the data it uses, its card, repeatability."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def encoder() -> Encoder:
 
 @pytest.fixture
 def folders(tmp_path) -> Path:
-    """A folder a class."""
+    """A folder with one subfolder a class."""
     for number in range(40):
         folder = tmp_path / "words" / ("high" if number % 2 else "low")
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,13 +47,19 @@ def folders(tmp_path) -> Path:
     return tmp_path / "words"
 
 
-def test_fits_what_was_drawn_in_the_order_drawn(raw, splits, encoder):
+def test_fits_on_the_drawn_clips_in_order(raw, splits, encoder):
     found = fit_kmeans(splits["train"], raw, encoder, clusters=8, utterances=20, seed=3, described="toy")
     again = fit_kmeans(splits["train"][::-1], raw, encoder, clusters=8, utterances=20, seed=3)
     assert found.id == again.id
     assert found.id != fit_kmeans(splits["train"], raw, encoder, clusters=8, utterances=20, seed=4).id
-    told = found.card["fitted_on"]
-    assert (told["data"], told["split"], told["utterances"], told["seed"], told["refused"]) == (
+    fitted_on = found.card["fitted_on"]
+    assert (
+        fitted_on["data"],
+        fitted_on["split"],
+        fitted_on["utterances"],
+        fitted_on["seed"],
+        fitted_on["refused"],
+    ) == (
         "toy",
         "train",
         20,
@@ -67,7 +73,7 @@ def test_fits_what_was_drawn_in_the_order_drawn(raw, splits, encoder):
     waves = [read_audio(raw / clip.path, clip.start, clip.duration).wave for clip in drawn]
     alone = clustering.fit([encoder.features([wave])[0] for wave in waves], 8, seed=3, card=found.card)
     np.testing.assert_allclose(alone.centroids, found.centroids, atol=1e-5)
-    assert told["frames"] == alone.card["fitted_on"]["frames"]
+    assert fitted_on["frames"] == alone.card["fitted_on"]["frames"]
 
 
 def test_every_pass_reads_them_again(raw, splits, encoder):
@@ -97,13 +103,13 @@ def test_command_line(tmp_path, folders, capsys):
     main(flags)
     assert "is kept" in capsys.readouterr().out
     assert load_kmeans(tmp_path / "km").id == kmeans.id
-    for other, says in (
+    for other, message in (
         ("--seed=1", "seed: 0, now 1"),
         ("--clusters=7", "clusters: 6, now 7"),
         ("--encoder=mfcc", "encoder: log_mel, now mfcc"),
         ("--utterances=13", "utterances: 12, now 13"),
     ):
-        with pytest.raises(SystemExit, match=rf"fitted in another way \({says}\): .*--overwrite"):
+        with pytest.raises(SystemExit, match=rf"with other settings \({message}\): .*--overwrite"):
             main([*flags, other])
     assert load_kmeans(tmp_path / "km").id == kmeans.id
     main([*flags, "--seed=1", "--overwrite"])
@@ -138,19 +144,19 @@ def test_extraction_fits_one_first_and_keeps_it(tmp_path, folders, capsys):
     assert load_card(tmp_path / "u").vocabulary == len(load_kmeans(tmp_path / "u-kmeans").centroids) == 7
 
 
-def test_one_of_audio_that_has_changed_is_not_kept(tmp_path, folders):
+def test_a_k_means_of_changed_audio_is_not_kept(tmp_path, folders):
     flags = [f"--folders={folders}", "--encoder=mfcc", "--clusters=6", f"--out={tmp_path / 'km'}"]
     main(flags)
     first = load_kmeans(tmp_path / "km")
     for path in folders.glob("*/*.wav"):
         soundfile.write(path, tone(int(path.stem) + 50, 0.3, 16000), 16000)
-    with pytest.raises(SystemExit, match=r"\(audio files that have changed since"):
+    with pytest.raises(SystemExit, match=r"\(audio files that changed since"):
         main(flags)
     main([*flags, "--overwrite"])
     assert load_kmeans(tmp_path / "km").id != first.id
 
 
-def test_what_is_refused_is_told_once(tmp_path, folders, capfd):
+def test_refusals_are_reported_once(tmp_path, folders, capfd):
     (folders / "low" / "0.wav").write_bytes(b"")
     flags = [f"--folders={folders}", "--encoder=mfcc", "--clusters=6", "--on-error=skip", "--runner=FnApiRunner"]
     extraction.main([*flags, f"--out={tmp_path / 'u'}"])
@@ -164,19 +170,19 @@ def test_no_train_split(tmp_path):
         fit_to(tmp_path / "km", data, argparse.Namespace())
 
 
-def test_flags_that_do_not_go_together(tmp_path, folders):
+def test_conflicting_flags_are_refused(tmp_path, folders):
     out = f"--out={tmp_path / 'u'}"
-    for flags, says in (
+    for flags, message in (
         (["--task=lt_sc", "--encoder=mfcc", out], "--task needs --raw"),
         (["--task=nothing", "--raw=.", "--encoder=mfcc", out], "unknown task 'nothing'"),
         ([f"--manifest={folders}", "--encoder=mfcc", out], "--manifest takes a CSV"),
         ([f"--folders={folders}", "--encoder=mfcc", out, "--clusters=5000"], "fewer than"),
     ):
-        with pytest.raises(SystemExit, match=says):
+        with pytest.raises(SystemExit, match=message):
             main(flags)
 
 
-def test_splits_written_down_are_taken_as_they_are(tmp_path, raw, splits):
+def test_split_manifests_are_used_unchanged(tmp_path, raw, splits):
     from data_pipelines.split_manifests import inspect_files, write_splits
 
     files = inspect_files(raw, [clip.path for clips in splits.values() for clip in clips])
@@ -190,7 +196,7 @@ def test_splits_written_down_are_taken_as_they_are(tmp_path, raw, splits):
     assert card.notes == ("protocol: honest",)
 
 
-def test_a_directory_of_other_files_is_refused_before_the_work(tmp_path, folders, monkeypatch):
+def test_a_directory_of_other_files_is_refused_before_work(tmp_path, folders, monkeypatch):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     monkeypatch.setattr("data_pipelines.fit_kmeans.fit_kmeans", lambda *_, **__: pytest.fail("it is fitted"))

@@ -1,4 +1,4 @@
-"""Speech for the unit LM that goes with the package: what is said, by whom, and that a run that was stopped goes on."""
+"""Speech for the bundled unit LM: utterances, voices, and continuation of an interrupted run."""
 
 from __future__ import annotations
 
@@ -27,20 +27,22 @@ SMALL = (
 )  # fmt: skip
 
 
-def test_sentences_are_many_and_whole():
+def test_sentences_are_many_and_complete():
     rng = np.random.default_rng(0)
-    said = {language: {sentences.sentence(language, rng) for _ in range(600)} for language in sentences.LANGUAGES}
-    assert len(said) >= 16
-    assert sum(len(texts) for texts in said.values()) > 5000
-    for language, texts in said.items():
+    drawn_texts = {
+        language: {sentences.sentence(language, rng) for _ in range(600)} for language in sentences.LANGUAGES
+    }
+    assert len(drawn_texts) >= 16
+    assert sum(len(texts) for texts in drawn_texts.values()) > 5000
+    for language, texts in drawn_texts.items():
         assert len(texts) > 300, language
         assert not any(set("{}") & set(text) or text != text.strip() or not text for text in texts), language
-    lengths = [len(text.split()) for texts in said.values() for text in texts]
+    lengths = [len(text.split()) for texts in drawn_texts.values() for text in texts]
     assert min(lengths) == 1
     assert max(lengths) > 12
 
 
-def test_every_language_is_spoken():
+def test_every_language_is_synthesised():
     rng = np.random.default_rng(0)
     voices = [voice for some in synthesize.split_voices("train", 0).values() for voice in some]
     for number, language in enumerate(sentences.LANGUAGES):
@@ -49,9 +51,9 @@ def test_every_language_is_spoken():
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])
-def test_utterances_depend_on_seed_split_and_number_and_no_test_voice_is_heard(split: str):
+def test_utterances_depend_on_seed_split_and_number_without_test_voices(split: str):
     config = SpeechConfig()
-    said = [foundation.utterance(config, split, number) for number in range(120)]
+    drawn_texts = [foundation.utterance(config, split, number) for number in range(120)]
     others = {
         voice
         for of in ("train", "valid", "test")
@@ -59,15 +61,15 @@ def test_utterances_depend_on_seed_split_and_number_and_no_test_voice_is_heard(s
         for some in synthesize.split_voices(of, 0).values()
         for voice in some
     }
-    assert not {one.voice for one in said} & others
-    kinds = collections.Counter(one.kind for one in said)
+    assert not {one.voice for one in drawn_texts} & others
+    kinds = collections.Counter(one.kind for one in drawn_texts)
     assert set(kinds) == set(foundation.KINDS) == set(pretrain_tiny.KINDS)
-    assert {one.voice == "" for one in said if one.kind == "voice_activity"} == {True, False}
+    assert {one.voice == "" for one in drawn_texts if one.kind == "voice_activity"} == {True, False}
     drawn = foundation.utterance(config, split, 7)
-    assert (drawn.kind, drawn.voice, drawn.text) == (said[7].kind, said[7].voice, said[7].text)
+    assert (drawn.kind, drawn.voice, drawn.text) == (drawn_texts[7].kind, drawn_texts[7].voice, drawn_texts[7].text)
     again = foundation.utterance(dataclasses.replace(config, seed=1), split, 7)
     assert (again.kind, again.text, len(again.wave)) != (drawn.kind, drawn.text, len(drawn.wave))
-    for one in said:
+    for one in drawn_texts:
         assert one.wave.dtype == np.float32
         assert 0 < np.abs(one.wave).max() <= 1.05
         assert 0.1 < len(one.wave) / 16_000 < 8
@@ -75,7 +77,7 @@ def test_utterances_depend_on_seed_split_and_number_and_no_test_voice_is_heard(s
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts are made in this process: of those of one process the engine's state is the same too."""
+    """Makes parts in this process, where the engine's state is the same too."""
 
     def make(folder: str, config: SpeechConfig, wanted: list[tuple[str, int]], kmeans: str | None) -> None:
         for split, part in wanted:
@@ -86,22 +88,22 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_records_of_some_kinds_and_what_goes_into_the_package(tmp_path: Path):
+def test_records_of_some_kinds_and_the_bundled_assets(tmp_path: Path):
     speech = SpeechConfig(60, 80)
     kinds = ("voice_activity", "others")
     for kind in kinds:
         foundation.records(str(tmp_path), kind, str(tmp_path / "units" / kind), speech)
     kmeans = load_kmeans(tmp_path / "kmeans")
     assert kmeans.card["fitted_on"]["utterances"] == 60
-    counts, spoken = collections.Counter(), []
+    counts, languages = collections.Counter(), []
     for kind in kinds:
         for split in ("train", "valid"):
             units, card = read_unit_records(tmp_path / "units" / kind, split)
             assert (card.task.name, card.kmeans, card.encoder, card.vocabulary) == (kind, kmeans.id, "mfcc", 100)
             counts[split] += len(units)
-            spoken += [card.task.slots[0].labels[i] for i in units.classes[:, 0]]
+            languages += [card.task.slots[0].labels[i] for i in units.classes[:, 0]]
     assert counts == {"train": 24, "valid": 20}
-    assert {"none", "fi"} < set(spoken) <= {"none", *sentences.LANGUAGES}
+    assert {"none", "fi"} < set(languages) <= {"none", *sentences.LANGUAGES}
     with pytest.raises(ValueError, match=r"parts was made with .*'seed': 0.*, not .*'seed': 1"):
         foundation.records(str(tmp_path), "english", str(tmp_path / "other"), SpeechConfig(60, 80, seed=1))
 
@@ -116,19 +118,19 @@ def test_records_of_some_kinds_and_what_goes_into_the_package(tmp_path: Path):
     readme = (tmp_path / "assets" / "README.md").read_text(encoding="utf-8")
     assert load_kmeans(tmp_path / "assets" / "kmeans").id == kmeans.id
     assert info["provenance"]["config"]["data"] == "units"
-    for said in (info["hash"], kmeans.hash, "train: 60 utterances", "seed 0, 2.0 h", "| 1 | 9.50 |"):
-        assert said in readme
+    for drawn_texts in (info["hash"], kmeans.hash, "train: 60 utterances", "seed 0, 2.0 h", "| 1 | 9.50 |"):
+        assert drawn_texts in readme
 
 
 @pytest.mark.usefixtures("here")
-def test_a_kind_that_nobody_says_is_named_and_so_is_a_damaged_part(tmp_path: Path):
+def test_a_kind_without_utterances_and_a_damaged_part_are_named(tmp_path: Path):
     with pytest.raises(ValueError, match=r"none of the 40 utterances of valid is of kind language: .*speech\.valid"):
         foundation.records(str(tmp_path), "language", str(tmp_path / "units"), SpeechConfig(60, 40))
     part = tmp_path / "parts" / "valid-0000.npz"
     whole = part.read_bytes()
     for content in (b"", b"x", whole[: len(whole) // 2], whole[:200] + bytes(200) + whole[400:]):
         part.write_bytes(content)
-        with pytest.raises(ValueError, match=r"valid-0000.npz is damaged .*: remove it, and the same command"):
+        with pytest.raises(ValueError, match=r"valid-0000.npz is damaged .*: remove it and run the same command"):
             foundation.records(str(tmp_path), "language", str(tmp_path / "units"), SpeechConfig(60, 40))
     part.write_bytes(whole)
     (tmp_path / "parts" / "config.json").write_text("{")
@@ -143,7 +145,7 @@ def test_a_kind_that_nobody_says_is_named_and_so_is_a_damaged_part(tmp_path: Pat
         ({"speech": {"train": 0}}, "speech: train is 0"),
     ],
 )
-def test_a_config_that_makes_no_sense_is_refused(tmp_path: Path, change, message: str):
+def test_an_invalid_config_is_refused(tmp_path: Path, change, message: str):
     config = pretrain_tiny.get_config()
     config.update(change)
     with pytest.raises(ValueError, match=message):
@@ -155,9 +157,9 @@ def test_a_config_that_makes_no_sense_is_refused(tmp_path: Path, change, message
 
 
 @pytest.mark.slow
-def test_one_command_makes_it_all_and_goes_on(place: Place):
-    status, told = place.run("pretrain_tiny", *SMALL)
-    assert status == 0, told
+def test_one_command_makes_everything_and_continues(place: Place):
+    status, output = place.run("pretrain_tiny", *SMALL)
+    assert status == 0, output
     tiny = place.folder / "tiny"
     made = tiny / "assets"
     _, _, info = read_unit_lm(made / "lm")
@@ -168,10 +170,10 @@ def test_one_command_makes_it_all_and_goes_on(place: Place):
     assert "train: 60 utterances" in readme
     assert info["provenance"]["units"]["kmeans"] == kmeans.id
     assert str(place.folder) not in (made / "lm" / "config.json").read_text()
-    # What a run that was killed may lack is made again, and is the same.
+    # Files that a killed run may lack are made again, with equal content.
     (tiny / "parts" / "valid-0000.npz").unlink()
     for gone in ("units/english", "units/others", "lm", "checkpoints", "assets"):
         shutil.rmtree(tiny / gone)
-    status, told = place.run("pretrain_tiny", *SMALL)
-    assert status == 0, told
+    status, output = place.run("pretrain_tiny", *SMALL)
+    assert status == 0, output
     assert read_unit_lm(made / "lm")[2]["hash"] == info["hash"]

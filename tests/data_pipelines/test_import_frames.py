@@ -1,4 +1,4 @@
-"""Unit text with a unit for every frame → unit records: the form of a line, splits of any source, where it is found."""
+"""Import of unit text with one unit a frame: line format, splits of any source, folder lookup."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.data_pipelines.builders.test_esd import plant as plant_esd
 GOOD = "a|x|7 7 7 3 3 7\nb|y|1\n"
 
 
-def spoken(speakers: int = 4, sentences: int = 10, part: str = "") -> str:
-    """Lines of a source, no two with the same frames."""
+def source_lines(speakers: int = 4, sentences: int = 10, part: str = "") -> str:
+    """Lines of a source, all with different frames."""
     return "".join(
         f"{part}s{speaker}_{number}|s{speaker}|{speaker} {speaker} {number}{' 0 0' * len(part)}\n"
         for speaker in range(speakers)
@@ -33,7 +33,7 @@ def ids(records: Path) -> dict[str, set[str]]:
     return {split: set(read_unit_records(records, split)[0].ids) for split in load_card(records).shards}
 
 
-# ---- forms
+# ---- formats
 
 
 def test_runs_are_merged_and_their_durations_kept(tmp_path: Path) -> None:
@@ -58,24 +58,24 @@ def test_runs_are_merged_and_their_durations_kept(tmp_path: Path) -> None:
 
 
 def test_a_source_is_all_files_of_its_name_and_no_others(tmp_path: Path) -> None:
-    write(tmp_path, "mine.frames.txt", spoken())
-    write(tmp_path, "mine.more.frames.txt", spoken(part="zz"))
+    write(tmp_path, "mine.frames.txt", source_lines())
+    write(tmp_path, "mine.more.frames.txt", source_lines(part="zz"))
     write(tmp_path, "mine_v1.frames.txt", "other|o|1\n")
     write(tmp_path, "mine.frames.text", "other|o|1\n")
     write(tmp_path, "mine.a.b.frames.txt", "other|o|1\n")
     card = import_frames("mine", tmp_path, tmp_path / "out")
     assert sum(card.counts.values()) == 80
-    with pytest.raises(BuildError, match="mine_v1 has too few utterances to make 3 splits"):
+    with pytest.raises(BuildError, match="mine_v1 has too few utterances for 3 splits"):
         import_frames("mine_v1", tmp_path, tmp_path / "again")
 
 
-def test_any_source_is_dealt_out_with_its_speakers_in_every_split(tmp_path: Path) -> None:
-    write(tmp_path, "mine.val.frames.txt", spoken())
-    write(tmp_path, "mine.test.frames.txt", spoken(part="zz") + "copy|s0|0 0 50\n")
+def test_any_source_is_split_with_its_speakers_in_every_split(tmp_path: Path) -> None:
+    write(tmp_path, "mine.val.frames.txt", source_lines())
+    write(tmp_path, "mine.test.frames.txt", source_lines(part="zz") + "copy|s0|0 0 50\n")
     write(tmp_path, "mine.frames.txt", "".join(f"twin{i}|s1|8 8 9\n" for i in range(6)))
     card = import_frames("mine", tmp_path, tmp_path / "out")
     assert card.notes == (
-        "splits: made, utterances of every speaker in each",
+        "splits: made here, with utterances of every speaker in each",
         "6 of 87 utterances repeat the frames of an earlier one",
     )
     found = ids(tmp_path / "out")
@@ -85,17 +85,17 @@ def test_any_source_is_dealt_out_with_its_speakers_in_every_split(tmp_path: Path
     assert import_frames("mine", tmp_path, tmp_path / "again") == card
 
 
-def test_copies_in_splits_that_were_given_are_counted(tmp_path: Path) -> None:
+def test_copies_in_given_splits_are_counted(tmp_path: Path) -> None:
     for split in ("train", "dev", "test"):
         write(tmp_path, f"mine.{split}.frames.txt", f"{split}1|x|1\n{split}2|x|1\n{split}3|x|{len(split)}\n")
     assert import_frames("mine", tmp_path, tmp_path / "out").notes == (
         "splits: as the files are named",
-        "5 of 9 utterances repeat the frames of an earlier one, 2 of them in another split than that",
+        "5 of 9 utterances repeat the frames of an earlier one, 2 of them in another split",
     )
 
 
 def test_labels_of_a_table_leave_no_speaker_in_two_splits(tmp_path: Path) -> None:
-    write(tmp_path, "mine.frames.txt", spoken(speakers=10))
+    write(tmp_path, "mine.frames.txt", source_lines(speakers=10))
     rows = [f"s{s}_{n}\ts{s}\t{('calm', 'loud')[n % 2]}\t{n}\n" for s in range(10) for n in range(50, 60)]
     write(tmp_path, "mine.labels.tsv", "id\tspeaker\tmood\tsentence\n" + "".join(reversed(rows)))
     card = import_frames("mine", tmp_path, tmp_path / "out", labels=("mood", "speaker"))
@@ -103,7 +103,7 @@ def test_labels_of_a_table_leave_no_speaker_in_two_splits(tmp_path: Path) -> Non
     assert card.task.metric == "exact_match"
     card = import_frames("mine", tmp_path, tmp_path / "out", labels=("mood",), overwrite=True)
     assert card.task.slots[0].labels == ("calm", "loud")
-    assert card.notes == ("splits: made, no speaker in two",)
+    assert card.notes == ("splits: made here, no speaker in two",)
     assert set(card.sources) == {"mine.frames.txt", "mine.labels.tsv"}
     speakers = [{name[:2] for name in part} for part in ids(tmp_path / "out").values()]
     assert sorted(map(len, speakers)) == [1, 1, 8]
@@ -114,7 +114,7 @@ def test_labels_of_a_table_leave_no_speaker_in_two_splits(tmp_path: Path) -> Non
 
 
 def test_a_known_task_has_its_own_slots(tmp_path: Path) -> None:
-    write(tmp_path, "fsc.frames.txt", spoken())
+    write(tmp_path, "fsc.frames.txt", source_lines())
     rows = "".join(f"s{s}_{n}\tbring\tnone\tkitchen\n" for s in range(4) for n in range(50, 60))
     write(tmp_path, "fsc.labels.tsv", "id\taction\tobject\tlocation\n" + rows)
     card = import_frames("fsc", tmp_path, tmp_path / "out")
@@ -124,18 +124,18 @@ def test_a_known_task_has_its_own_slots(tmp_path: Path) -> None:
         import_frames("fsc", tmp_path, tmp_path / "no")
 
 
-# ---- what is not as it must be
+# ---- errors
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "message"),
     [
         ("a 1 2 3", "'a 1 2 3' is not `id|speaker|frames`"),
         ("c|x|1 2|3", "is not `id|speaker|frames`"),
         ("|x|1 2", "is not `id|speaker|frames`"),
         ("c|x|", "(c) has no frames"),
         ("c|x| \t", "(c) has no frames"),
-        ("c|x|1 x2", "(c) has the frame 'x2', which is no unit"),
+        ("c|x|1 x2", "(c) has the frame 'x2', which is not a unit"),
         ("c|x|1 2.0", "has the frame '2.0'"),
         ("c|x|1 -1", "has the frame '-1'"),
         ("c|x|1 007", "has the frame '007'"),
@@ -145,12 +145,12 @@ def test_a_known_task_has_its_own_slots(tmp_path: Path) -> None:
         ("id|speaker|frames", "(id) has the frame 'frames'"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, line: str, says: str) -> None:
+def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     write(tmp_path / "src", "mine.frames.txt", GOOD + "\n" + line + "\n")
     with pytest.raises(BuildError) as error:
         import_frames("mine", tmp_path / "src", tmp_path / "out")
     assert "mine.frames.txt, line 4" in str(error.value)
-    assert says in str(error.value)
+    assert message in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -172,7 +172,7 @@ def test_other_faults_are_named(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"neither mine\.labels\.tsv nor mine\.PART\.labels\.tsv"):
         import_frames("mine", tmp_path, tmp_path / "out", labels=("mood",))
     rows = "id\tspeaker\tmood\n" + "".join(f"{name}\t{who}\tcalm\n" for name, who in zip("abcd", "xyxx", strict=True))
-    for text, says in (
+    for text, message in (
         (rows.replace("mood", "tone"), "lacks mood"),
         (rows.replace("c\tx\tcalm", "c\tx\t "), "line 4 has no mood"),
         (rows.replace("c\tx\tcalm\n", ""), r"mine\.frames\.txt:3 \(c\) is in none of mine\.labels\.tsv"),
@@ -180,10 +180,10 @@ def test_other_faults_are_named(tmp_path: Path) -> None:
         (rows.replace("b\ty", "b\tz"), r"frames\.txt:2 \(b\) has the speaker 'y', its row .* 'z'"),
     ):
         write(tmp_path, "mine.labels.tsv", text)
-        with pytest.raises(BuildError, match=says):
+        with pytest.raises(BuildError, match=message):
             import_frames("mine", tmp_path, tmp_path / "out", labels=("mood",))
     write(tmp_path, "mine.labels.tsv", rows)
-    with pytest.raises(BuildError, match=r"2 groups .* cannot make 3 splits.*mine\.train\.frames\.txt"):
+    with pytest.raises(BuildError, match=r"2 groups .* are too few for 3 splits.*mine\.train\.frames\.txt"):
         import_frames("mine", tmp_path, tmp_path / "out", labels=("mood",))
     with pytest.raises(BuildError, match="protocol 'fair' is unknown"):
         import_frames("mine", tmp_path, tmp_path / "out", protocol="fair")
@@ -191,10 +191,10 @@ def test_other_faults_are_named(tmp_path: Path) -> None:
         import_frames("esd_emotion", tmp_path, tmp_path / "out", labels=("mood",))
 
 
-# ---- where it is looked for
+# ---- lookup
 
 
-def test_both_forms_are_found_in_a_folder_or_below(tmp_path: Path) -> None:
+def test_both_formats_are_found_in_a_folder_or_its_subfolders(tmp_path: Path) -> None:
     for split in ("train", "valid", "test"):
         write(tmp_path / "units" / "plain" / "fsc", f"{split}.txt", "1 2 <s> 0 6 20\n")
     plant_esd(tmp_path / "units" / "framed", 0)
@@ -207,15 +207,15 @@ def test_both_forms_are_found_in_a_folder_or_below(tmp_path: Path) -> None:
     write(tmp_path / "units" / "other", "esd.frames.txt", GOOD)
     with pytest.raises(BuildError, match=r"units of esd_emotion are in .*framed and in .*other: give --units"):
         import_from(str(tmp_path / "units"), "esd_emotion", str(tmp_path / "no"))
-    # what is in the folder itself comes before what is below, and a folder may be called like the source in it
-    write(tmp_path / "units" / "esd", "esd.frames.txt", spoken())
+    # the folder comes before its subfolders, and a subfolder may have the name of its source
+    write(tmp_path / "units" / "esd", "esd.frames.txt", source_lines())
     assert import_from(str(tmp_path / "units" / "esd"), "esd", str(tmp_path / "once")).task.name == "esd"
     assert import_from(str(tmp_path / "units" / "plain"), "fsc", str(tmp_path / "twice")).task.name == "fsc"
     write(tmp_path / "units" / "plain" / "old" / "fsc", "train.txt", "1 <s> 0 6 20\n")
     assert import_from(str(tmp_path / "units" / "plain"), "fsc", str(tmp_path / "still")).counts["train"] == 1
-    write(tmp_path / "sources" / "solo", "solo.frames.txt", spoken())
+    write(tmp_path / "sources" / "solo", "solo.frames.txt", source_lines())
     assert import_from(str(tmp_path / "sources"), "solo", str(tmp_path / "solo")).task.name == "solo"
-    with pytest.raises(BuildError, match=r"units holds no units of mine, nor does a folder in it: put mine/train\.txt"):
+    with pytest.raises(BuildError, match=r"units and its subfolders hold no units of mine: put mine/train\.txt"):
         import_from(str(tmp_path / "units"), "mine", str(tmp_path / "no"))
     with pytest.raises(RecordError, match=r"units/gsc/train\.txt is missing"):
         import_from(str(tmp_path / "units"), "gsc", str(tmp_path / "no"))
@@ -239,9 +239,11 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     for flags in (["--out", str(tmp_path / "splits")], ["--no-files"]):
         leaks.main(["--task=esd_emotion", f"--raw={tmp_path / 'src'}", *flags])
-        assert capsys.readouterr().out.count("Nothing that is known of.") == 2
+        assert capsys.readouterr().out.count("None found.") == 2
     leaks.main([f"--splits={tmp_path / 'splits'}", f"--raw={tmp_path / 'src'}"])
-    with pytest.raises(SystemExit, match=r"comes as unit text.*import it by python -m data_pipelines\.import_frames"):
+    with pytest.raises(
+        SystemExit, match=r"published as unit text.*import it by python -m data_pipelines\.import_frames"
+    ):
         extract.main(
             [
                 "--task=esd_emotion",

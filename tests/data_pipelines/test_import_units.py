@@ -1,4 +1,4 @@
-"""Unit text → unit records: the real sets, the forms of a line, and every line that is not what it must be."""
+"""Import of unit text: the published sets, line formats, and errors of invalid lines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _text(folder: Path, lines: list[str], name: str = "train.txt") -> Path:
     return folder
 
 
-# ---- the real sets (read from beside the checkout, never copied into it)
+# ---- published sets (read from outside the repository)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_real_units_arrive_complete(unit_text: Path, tmp_path: Path, task: str, 
     assert card.sources["train.txt"] == digest
 
 
-def test_resampled_lines_are_told_and_dropped_when_asked(unit_text: Path, tmp_path: Path) -> None:
+def test_resampled_lines_are_counted_and_dropped_on_request(unit_text: Path, tmp_path: Path) -> None:
     card = import_units("gsc", unit_text / "gsc", tmp_path / "gsc", splits=("valid", "test"), dedup=True)
     lines = (unit_text / "gsc" / "valid.named").read_text().splitlines()
     assert card.counts == {"valid": len(set(lines)), "test": 3081}
@@ -61,7 +61,7 @@ def test_resampled_lines_are_told_and_dropped_when_asked(unit_text: Path, tmp_pa
     assert any("resamples with replacement" in note for note in card.notes)
 
 
-# ---- forms
+# ---- formats
 
 
 def test_lines_become_utterances(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_lines_become_utterances(tmp_path: Path) -> None:
     assert card.notes[0] == "train: 1 of 3 lines repeat an earlier one, kept"
 
 
-def test_dedup_drops_repeats_but_leaves_the_test_whole(tmp_path: Path) -> None:
+def test_dedup_drops_repeats_but_not_of_test(tmp_path: Path) -> None:
     src = _text(_text(tmp_path / "src", GOOD), GOOD, "test.txt")
     assert import_units("fsc", src, tmp_path / "out", splits=["train", "test"], dedup=True).counts == {
         "train": 2,
@@ -94,7 +94,7 @@ def test_named_lines_give_ids_and_need_no_text_beside_them(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_labels_with_spaces_are_spelled_out(tmp_path: Path, named: bool) -> None:
+def test_labels_by_name_may_have_spaces(tmp_path: Path, named: bool) -> None:
     if named:
         src = _text(tmp_path / "src", ["x|1 2|turn on | living room", "y|3|none|none"], "train.named")
     else:
@@ -115,7 +115,7 @@ def test_labels_with_spaces_are_spelled_out(tmp_path: Path, named: bool) -> None
     assert read_slots(tmp_path / "slots.json", "home", "accuracy").metric == "accuracy"
 
 
-def test_labels_that_are_digits_are_labels_where_names_are_asked_for(tmp_path: Path) -> None:
+def test_labels_by_name_may_be_digits(tmp_path: Path) -> None:
     digits = Task("digits", (Slot("digit", ("1", "0")),))
     src = _text(tmp_path / "src", ["5 <s> 1", "6 <s> 0"])
     for labels, classes in (("names", [[0], [1]]), ("ids", [[1], [0]])):
@@ -123,17 +123,17 @@ def test_labels_that_are_digits_are_labels_where_names_are_asked_for(tmp_path: P
         assert read_unit_records(tmp_path / "out", "train")[0].classes.tolist() == classes
 
 
-# ---- lines that are not what they must be
+# ---- invalid lines
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "message"),
     [
         ("1 x2 <s> 0 6 20", "'x2' is not a unit"),
         ("1 2.0 <s> 0 6 20", "'2.0' is not a unit"),
         ("1 100 <s> 0 6 20", "unit 100 is not one of 0..99 .*--vocabulary"),
         ("1 -1 <s> 0 6 20", "unit -1 is not one of 0..99"),
-        ("1 007 <s> 0 6 20", "unit 007 .* in plain spelling"),
+        ("1 007 <s> 0 6 20", "unit 007 .* without leading zeros"),
         ("1 ７ <s> 0 6 20", "'７' is not a unit"),
         ("<s> 0 6 20", "the utterance has no units"),
         ("1 2 0 6 20", "has no <s> between units and labels"),
@@ -141,31 +141,34 @@ def test_labels_that_are_digits_are_labels_where_names_are_asked_for(tmp_path: P
         ("1 2 <s> 0 6", "'0 6' should be 3 class ids .*action, object, location"),
         ("1 2 <s> 0 6 20 21", "should be 3 class ids"),
         ("1 2 <s>", "should be 3 class ids"),
-        ("1 2 <s> 6 0 20", r"'6' is no label of slot 'action' of fsc \(it is one of slot 'object'\)"),
-        ("1 2 <s> 0 6 24", "'24' is no label of slot 'location' of fsc: correct it to one of '20, 21, 22, 23'"),
-        ("1 2 <s> bring 6 20", "'bring' is no label of slot 'action'"),
-        ("1 2 <s> 0 6 <s>", "'<s>' is no label of slot 'location'"),
+        ("1 2 <s> 6 0 20", r"'6' is not a label of slot 'action' of fsc \(it is one of slot 'object'\)"),
+        ("1 2 <s> 0 6 24", "'24' is not a label of slot 'location' of fsc: correct it to one of '20, 21, 22, 23'"),
+        ("1 2 <s> bring 6 20", "'bring' is not a label of slot 'action'"),
+        ("1 2 <s> 0 6 <s>", "'<s>' is not a label of slot 'location'"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, line: str, says: str) -> None:
+def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     src = _text(tmp_path / "src", [*GOOD, line, *GOOD])
-    with pytest.raises(RecordError, match=rf"train\.txt, line 4: .*{says}"):
+    with pytest.raises(RecordError, match=rf"train\.txt, line 4: .*{message}"):
         import_units("fsc", src, tmp_path / "out", splits=["train"])
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "message"),
     [
-        ("1 <s> turn on", "'turn on' should be 2 labels parted by |"),
+        ("1 <s> turn on", "'turn on' should be 2 labels separated by |"),
         ("1 <s> turn on|", "'turn on|' should be 2 labels"),
-        ("1 <s> turn on|kitchen", "'kitchen' is no label of slot 'room' of home"),
-        ("1 <s> living room|none", r"'living room' is no label of slot 'action' of home \(it is one of slot 'room'\)"),
+        ("1 <s> turn on|kitchen", "'kitchen' is not a label of slot 'room' of home"),
+        (
+            "1 <s> living room|none",
+            r"'living room' is not a label of slot 'action' of home \(it is one of slot 'room'\)",
+        ),
     ],
 )
-def test_a_bad_spelled_label_is_named(tmp_path: Path, line: str, says: str) -> None:
+def test_an_invalid_label_name_is_named(tmp_path: Path, line: str, message: str) -> None:
     src = _text(tmp_path / "src", [line])
-    with pytest.raises(RecordError, match=rf"train\.txt, line 1: {says}".replace("|", r"\|")):
+    with pytest.raises(RecordError, match=rf"train\.txt, line 1: {message}".replace("|", r"\|")):
         import_units(HOME, src, tmp_path / "out", splits=["train"], labels="names")
 
 
@@ -182,7 +185,7 @@ def test_names_and_text_must_agree(tmp_path: Path) -> None:
         import_units("fsc", src, tmp_path / "out", splits=["train"])
 
 
-def test_files_that_are_missing_empty_or_no_text_are_named(tmp_path: Path) -> None:
+def test_missing_empty_and_binary_files_are_named(tmp_path: Path) -> None:
     src = _text(tmp_path / "src", GOOD)
     with pytest.raises(RecordError, match=r"valid\.txt is missing, and so is valid\.named: .*--splits"):
         import_units("fsc", src, tmp_path / "out")
@@ -195,7 +198,7 @@ def test_files_that_are_missing_empty_or_no_text_are_named(tmp_path: Path) -> No
 
 
 def test_marks_spaces_and_line_ends_change_nothing(tmp_path: Path) -> None:
-    """As in a CSV: a byte order mark, blanks around, CR or CRLF."""
+    """As in a CSV: byte order marks, surrounding blanks, CR and CRLF are accepted."""
     plain = _text(tmp_path / "src", ["71 12 <s> 0 6 20", "5 <s> 5 19 23", "5 <s> 5 19 23"])
     other = tmp_path / "other"
     other.mkdir()
@@ -238,13 +241,13 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     "content", ["[1, 2]", "{", '{"a": "yes"}', '{"a": [1]}', '{"a": []}', '{"a": ["x", "x"]}', "3", '{"a": null}']
 )
-def test_slots_of_another_form_are_refused(tmp_path: Path, content: str) -> None:
+def test_slots_of_another_format_are_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "slots.json").write_text(content)
-    with pytest.raises(RecordError, match=r"slots\.json is no JSON object"):
+    with pytest.raises(RecordError, match=r"slots\.json is not a JSON object"):
         read_slots(tmp_path / "slots.json", "mine")
 
 
-def test_a_slot_named_twice_is_seen(tmp_path: Path) -> None:
+def test_a_duplicate_slot_is_refused(tmp_path: Path) -> None:
     (tmp_path / "slots.json").write_text(json.dumps({"a": ["x"], "b": ["y"]}).replace('"b"', '"a"'))
     task = read_slots(tmp_path / "slots.json", "mine")
     with pytest.raises(RecordError, match="names a slot twice"):
@@ -255,14 +258,14 @@ def test_text_whose_units_were_not_merged_is_recorded_as_such(tmp_path: Path) ->
     plain = [f"{number} {' '.join(map(str, range(50)))} <s> turn on | none" for number in range(60, 80)]
     some = [line.replace("7 8", "7 7 8") for line in plain[:5]] + plain[5:]
     every = [" ".join(f"{unit} {unit}" for unit in range(30)) + " <s> turn on | none"] * 20
-    told = "lines hold equal units side by side, which merging leaves none of"
+    note_text = "lines have equal neighbouring units, which merging would remove"
     for name, lines, merged, notes in (
         ("plain", plain, True, []),
-        ("some", some, True, [f"train: 5 of 20 {told}"]),
-        ("every", every, False, [f"train: 20 of 20 {told}"]),
+        ("some", some, True, [f"train: 5 of 20 {note_text}"]),
+        ("every", every, False, [f"train: 20 of 20 {note_text}"]),
     ):
         src = _text(tmp_path / name, lines)
         card = import_units(HOME, src, tmp_path / f"{name}_out", splits=("train",), labels="names")
         assert card.merged is merged, name
-        assert [note for note in card.notes if told in note] == notes
+        assert [note for note in card.notes if note_text in note] == notes
         assert any(f"units were {'merged' if merged else 'not merged'}" in note for note in card.notes)

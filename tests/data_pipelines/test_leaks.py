@@ -1,4 +1,4 @@
-"""Leak reports find what was planted, and nothing in what is clean."""
+"""Leak reports: planted leaks are found, and clean splits have none."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def clip(name: str, label: str, speaker: str = "", source: str = "") -> Clip:
 
 
 def clean() -> dict[str, list[Clip]]:
-    """Each split has its own two speakers, who say both words twice."""
+    """Splits with two speakers each, who say both words twice."""
     return {
         split: [
             clip(f"{split}-{speaker}-{label}{take}", label, f"{split}-{speaker}")
@@ -38,7 +38,7 @@ def facts(splits: dict[str, list[Clip]]) -> dict[str, FileFacts]:
     return {one.path: FileFacts(one.path, 1, 16_000, 1.0) for part in splits.values() for one in part}
 
 
-def test_nothing_is_found_in_what_is_clean():
+def test_clean_splits_have_no_leaks():
     report = leak_report(TASK, clean(), "honest", facts(clean()))
     assert report.clean
     assert report.counts == {"train": 8, "valid": 8, "test": 8}
@@ -47,10 +47,10 @@ def test_nothing_is_found_in_what_is_clean():
         "word": {"a": dict(report.counts | {"train": 4, "valid": 4, "test": 4})}
         | {"b": {"train": 4, "valid": 4, "test": 4}}
     }
-    assert "Nothing that is known of." in report.markdown()
+    assert "None found." in report.markdown()
 
 
-def test_what_is_planted_is_found():
+def test_planted_leaks_are_found():
     splits = clean()
     files = facts(splits)
     splits["test"][0] = splits["test"][0]._replace(speaker="train-0")
@@ -73,7 +73,7 @@ def test_what_is_planted_is_found():
     assert json.loads(report.json())["shared"][0]["what"] == "speaker"
 
 
-def test_missing_labels_and_tales_are_told():
+def test_missing_and_predictable_labels_are_reported():
     splits = clean()
     splits["valid"] = [one for one in splits["valid"] if one.labels == ("a",)]
     report = leak_report(TASK, splits, "paper")
@@ -81,14 +81,14 @@ def test_missing_labels_and_tales_are_told():
     assert "- valid lacks **b** (word)" in report.markdown()
     assert not report.told
     assert "Contents of files were not compared." in report.markdown()
-    told = {
+    by_split = {
         split: [one._replace(labels=("a" if one.speaker.endswith("0") else "b",)) for one in part]
         for split, part in clean().items()
     }
-    assert leak_report(TASK, told, "honest").clean  # the speakers of a split tell nothing of another's
+    assert leak_report(TASK, by_split, "honest").clean  # speakers of one split predict nothing about another
     apart = {
         split: [one._replace(speaker=one.speaker[-1] if split != "test" else one.speaker) for one in part]
-        for split, part in told.items()
+        for split, part in by_split.items()
     }
     (one,) = leak_report(TASK, apart, "paper").told
     assert (one.slot, one.by, one.right, one.chance) == ("word", "speaker", 1.0, 0.5)
@@ -101,13 +101,13 @@ def test_missing_labels_and_tales_are_told():
     assert (one.by, one.right, one.parts) == ("sampling rate", 1.0, True)
 
 
-def test_a_speaker_who_is_the_label_is_no_leak():
+def test_a_speaker_label_is_not_a_leak():
     splits = {
         split: [one._replace(speaker=one.labels[0], source=f"{split} tape") for one in part]
         for split, part in clean().items()
     }
     assert leak_report(TASK, splits, "honest").clean
-    splits["test"][0] = splits["test"][0]._replace(speaker="c")  # the label is another: speakers count again
+    splits["test"][0] = splits["test"][0]._replace(speaker="c")  # the label differs, so speakers count again
     report = leak_report(TASK, splits, "honest")
     assert {one.what for one in report.shared} == {"speaker"}
     assert [one.by for one in report.told] == ["speaker"]
@@ -120,14 +120,14 @@ def test_command_writes_report_and_manifests(tmp_path: Path, capsys: pytest.Capt
     assert "# Leaks of ar_sc, protocol paper" in printed
     assert "**source**, train and test" in printed
     assert "**content**, train and test" in printed
-    assert "**command** by the sampling rate" in printed
+    assert "**command** from the sampling rate" in printed
     assert "8,000 Hz 120, 48,000 Hz 72" in printed
     assert (tmp_path / "out" / "leaks.md").read_text() == printed.removesuffix("\n")
     assert json.loads((tmp_path / "out" / "leaks.json").read_text())["rates"] == {"8000": 120, "48000": 72}
     assert read_splits(tmp_path / "out").protocol == "paper"
 
 
-def test_command_takes_the_protocol_and_can_leave_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_command_with_a_protocol_and_without_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     test_lt_sc.plant(tmp_path, 0)
     leaks.main(["--task=lt_sc", f"--raw={tmp_path}", "--no-files"])
     assert "- valid lacks **į_dešinę** (command)" in capsys.readouterr().out
@@ -139,11 +139,11 @@ def test_command_takes_the_protocol_and_can_leave_files_alone(tmp_path: Path, ca
     ("flags", "fault"),
     [
         (["--task=lt_sc"], "--task needs --raw"),
-        (["--task=lt_sc", "--raw=nowhere"], "nowhere/dataset is no folder"),
+        (["--task=lt_sc", "--raw=nowhere"], "nowhere/dataset is not a folder"),
         (["--task=lt_sc", "--raw=x", "--out=y", "--no-files"], "--out writes the hashes of files too"),
         (["--manifest=none.csv"], "none.csv is missing"),
     ],
 )
-def test_command_says_what_is_wrong(flags: list[str], fault: str):
+def test_command_errors(flags: list[str], fault: str):
     with pytest.raises(SystemExit, match=fault):
         leaks.main(flags)

@@ -1,4 +1,4 @@
-"""Recordings below a folder: what is found, what is passed over and counted, and what is refused by name."""
+"""Listing of recordings: found, skipped and counted, and refused files."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ def classes(root: Path, count: int = 10, labels: tuple[str, ...] = ("no", "yes")
     distinct(root, [f"{label}/{number}.wav" for label in labels for number in range(count)])
 
 
-def test_audio_files_sees_audio_alone_in_order(tmp_path: Path):
+def test_audio_files_are_listed_in_order(tmp_path: Path):
     for name in ("b/2.WAV", "b/10.wav", "a.flac", ".hidden/x.wav", "b/._2.wav", "b/notes.txt", "c_wav/deep/er/č.wav"):
         path = tmp_path / unicodedata.normalize("NFD", name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
     (tmp_path / "linked").symlink_to(tmp_path / "b")
     found = listing.audio_files(tmp_path)
-    assert list(found) == ["a.flac", "b/10.wav", "b/2.WAV", "c_wav/deep/er/č.wav"]  # linked is b again
+    assert list(found) == ["a.flac", "b/10.wav", "b/2.WAV", "c_wav/deep/er/č.wav"]  # the link leads to b
     assert all((tmp_path / path).is_file() for path in found.values())
     assert list(listing.audio_files(tmp_path, "b", suffixes=(".wav",))) == ["b/10.wav", "b/2.WAV"]
     assert listing.audio_files(tmp_path, "none", optional=True) == {}
-    with pytest.raises(BuildError, match="none is no folder"):
+    with pytest.raises(BuildError, match="none is not a folder"):
         listing.audio_files(tmp_path, "none")
     with pytest.raises(BuildError, match=r"b holds no audio \(.ogg\)"):
         listing.audio_files(tmp_path, "b", suffixes=(".ogg",))
     (tmp_path / "c_wav" / "deep" / "er" / "č.wav").write_bytes(b"")
-    with pytest.raises(BuildError, match="is there twice"):
+    with pytest.raises(BuildError, match="exists twice"):
         listing.audio_files(tmp_path)
 
 
-def test_every_format_that_is_read_is_a_recording(tmp_path: Path):
+def test_every_supported_format_is_a_recording(tmp_path: Path):
     classes(tmp_path, 3)
     distinct(tmp_path, [f"stop/x{ending}" for ending in SUFFIXES] + ["stop/upper.WebM", "stop/dir.wav/deep.wav"])
     data = read_folders(tmp_path)
@@ -51,7 +51,7 @@ def test_every_format_that_is_read_is_a_recording(tmp_path: Path):
     assert data.notes == ()
 
 
-def test_what_is_passed_over_is_counted_by_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_skipped_files_are_counted_by_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     classes(tmp_path)
     distinct(
         tmp_path, ["no/a.txt", "no/b.TXT", "yes/sub/c.txt", "no/meta.json", "no/README", ".git/x.wav", "no/.x.wav"]
@@ -64,16 +64,16 @@ def test_what_is_passed_over_is_counted_by_kind(tmp_path: Path, capsys: pytest.C
     data_flags.add_data_flags(parser)
     data = data_flags.chosen(parser.parse_args([f"--folders={tmp_path}"]))
     passed, misnamed = data.notes
-    assert set(passed.removeprefix("passed over ").split(", ")) == {
+    assert set(passed.removeprefix("skipped ").split(", ")) == {
         "3 .txt", "2 hidden", "1 .json", "1 without ending", "1 .bak", "1 dangling link"
     }  # fmt: skip
-    assert passed.startswith("passed over 3 .txt, 2 hidden, 1 ")
-    assert misnamed.startswith("files passed over that hold audio: 1, the first yes/1.wav.bak; if")
-    told = capsys.readouterr().err
-    assert all(f"note: {note}" in told for note in data.notes)
+    assert passed.startswith("skipped 3 .txt, 2 hidden, 1 ")
+    assert misnamed.startswith("skipped files with audio content: 1, the first yes/1.wav.bak; to include")
+    errors = capsys.readouterr().err
+    assert all(f"note: {note}" in errors for note in data.notes)
 
 
-def test_many_endings_are_summed_up(tmp_path: Path):
+def test_many_extensions_are_summarised(tmp_path: Path):
     classes(tmp_path)
     for number in range(20):
         (tmp_path / "no" / f"x.{number}").write_text("x")
@@ -100,7 +100,7 @@ def _pipe(root: Path) -> None:
 
 def _socket(root: Path) -> None:
     here = os.getcwd()
-    os.chdir(root / "no")  # the name of a socket must be short
+    os.chdir(root / "no")  # paths of sockets must be short
     try:
         socket.socket(socket.AF_UNIX).bind("x.wav")
     finally:
@@ -128,26 +128,26 @@ def _empty_split(root: Path) -> None:
     ("plant", "fault"),
     [
         (lambda root: (root / "stop").mkdir(), r"/stop holds no recording: put recordings there .* or move it out"),
-        (_texts_only, r"/stop holds no recording \(passed over 1 .txt\)"),
-        (_misnamed, r"/stop holds no recording .*hold audio: 2, the first stop/1.wave_file; if"),
-        (_link_to_a_class, r"/stop holds no recording \(passed over 1 links to folders read elsewhere\)"),
-        (_pipe, r"no/x.wav is a pipe, socket or device: put what is meant there, or remove it"),
-        (_socket, r"no/x.wav is a pipe, socket or device: put what is meant there, or remove it"),
+        (_texts_only, r"/stop holds no recording \(skipped 1 .txt\)"),
+        (_misnamed, r"/stop holds no recording .*audio content: 2, the first stop/1.wave_file; to include"),
+        (_link_to_a_class, r"/stop holds no recording \(skipped 1 links to folders read elsewhere\)"),
+        (_pipe, r"no/x.wav is a pipe, socket or device: replace it by a file, or remove it"),
+        (_socket, r"no/x.wav is a pipe, socket or device: replace it by a file, or remove it"),
         (lambda root: (root / "no" / "x.wav").symlink_to("/dev/zero"), r"no/x.wav is a pipe, socket or device"),
         (lambda root: (root / "no" / "x.wav").symlink_to("nowhere"), r"no/x.wav is a dangling link"),
         (lambda root: (root / "no" / "x.wav").symlink_to("x.wav"), r"no/x.wav is a dangling link"),
-        (lambda root: (root / "stop").symlink_to("nowhere"), r"/stop is a dangling link: put what is meant there"),
+        (lambda root: (root / "stop").symlink_to("nowhere"), r"/stop is a dangling link: replace it by a file"),
         (
             lambda root: distinct(root, [" /1.wav"]),
             r"the folder of ' /1.wav' has a blank name",
         ),
         (_not_text, r"the name '.*no/\\udcff.wav' has a control character or is not UTF-8: rename it"),
         (lambda root: distinct(root, ["no/a\nb.wav"]), r"the name '.*no/a\\nb.wav' has a control character"),
-        (_outside, r"loose.wav lies outside the folders of classes"),
+        (_outside, r"loose.wav is not in the folder of a class"),
         (_empty_split, r"/test holds no recording"),
     ],
 )
-def test_what_would_vanish_or_hang_is_refused_by_name(tmp_path: Path, plant: Callable[[Path], None], fault: str):
+def test_ambiguous_entries_are_refused(tmp_path: Path, plant: Callable[[Path], None], fault: str):
     classes(tmp_path)
     plant(tmp_path)
     with pytest.raises(BuildError, match=fault):
@@ -169,7 +169,7 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_links_to_folders_are_followed_once(tmp_path: Path):
-    """Whatever the order of names: a folder is where it is, and a link never leads around or upwards."""
+    """In any order of names: folders are listed under their real path, and cycles and links to parents are skipped."""
     root, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
     classes(root)
     distinct(elsewhere, ["inner/a.wav", "b.wav"])
@@ -226,7 +226,7 @@ def test_copies_stay_in_one_split_and_are_reported(tmp_path: Path):
         assert not shared(data.splits, "source")
 
 
-def test_copies_that_cross_given_splits_or_labels(tmp_path: Path):
+def test_copies_in_two_splits_or_with_two_labels(tmp_path: Path):
     distinct(tmp_path, [f"{split}/{label}/{n}.wav" for split in ("train", "test") for label in "ab" for n in range(9)])
     record(tmp_path, ["train/a/3.wav", "test/a/x.wav", "test/b/y.wav"])
     _, crossing, torn = read_folders(tmp_path).notes
@@ -236,7 +236,7 @@ def test_copies_that_cross_given_splits_or_labels(tmp_path: Path):
     assert "test/b/y.wav (b)" in torn
 
 
-def test_labels_that_a_split_lacks(tmp_path: Path):
+def test_labels_missing_in_a_split(tmp_path: Path):
     distinct(tmp_path, [f"{name}.wav" for name in ("train/a/0", "train/b/1", "train/c/2", "valid/a/3", "test/b/4")])
     assert read_folders(tmp_path).notes == (
         "valid lacks 2 of 3 labels of label, the first 'b'",
@@ -244,7 +244,7 @@ def test_labels_that_a_split_lacks(tmp_path: Path):
     )
 
 
-def test_labels_that_are_spelled_almost_alike(tmp_path: Path):
+def test_labels_that_look_alike(tmp_path: Path):
     classes(tmp_path, 4, ("yes", "Yes", "no", "1", "1.0"))
     (note,) = read_folders(tmp_path).notes
-    assert note == ("labels of label: '1' and '1.0' are spelled almost alike and taken as different (2 such pairs)")
+    assert note == ("labels of label: '1' and '1.0' look almost alike and are treated as different (2 such pairs)")

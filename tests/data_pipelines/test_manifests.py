@@ -1,4 +1,4 @@
-"""The user's own data: what is read from a CSV or from folders, and what is refused by row and column."""
+"""The user's data: CSVs and folders, and errors that name row and column."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tests.data_pipelines.builders.raw_trees import counts, distinct, everything
 
 
 def plant(root: Path, header: str, rows: list[str], name: str = "my data.csv") -> Path:
-    """A CSV, and the files that its first column names, no two of the same content."""
+    """Writes a CSV, and the files in its first column, all with different content."""
     distinct(root, [row.split(",")[0] for row in rows])
     path = root / name
     path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
     return path
 
 
-def spoken(per_speaker: int = 4) -> list[str]:
+def speaker_rows(per_speaker: int = 4) -> list[str]:
     return [
         f"{speaker}/{word}{take}.wav,{speaker},{word}"
         for speaker in "abcdefghij"
@@ -40,19 +40,19 @@ def spoken(per_speaker: int = 4) -> list[str]:
 
 
 def test_splits_are_made_disjoint_in_speakers(tmp_path: Path):
-    task, splits, *_ = read_manifest(plant(tmp_path, "path,speaker,word", spoken()))
+    task, splits, *_ = read_manifest(plant(tmp_path, "path,speaker,word", speaker_rows()))
     assert (task.name, task.metric) == ("my_data", "accuracy")
     assert [(slot.name, slot.labels) for slot in task.slots] == [("word", ("no", "yes"))]
     assert counts(splits) == (64, 8, 8)
     assert not shared(splits, "speaker")
     assert all(labels(part) == {"no", "yes"} for part in splits.values())
-    again = read_manifest(plant(tmp_path, "path,speaker,word", list(reversed(spoken()))))
+    again = read_manifest(plant(tmp_path, "path,speaker,word", list(reversed(speaker_rows()))))
     assert again[:2] == (task, splits)
     assert read_manifest(tmp_path / "my data.csv", seed=1)[1] != splits
 
 
 def test_splits_are_stratified_without_speakers(tmp_path: Path):
-    rows = [row.replace(f",{row[0]},", ",") for row in spoken()]
+    rows = [row.replace(f",{row[0]},", ",") for row in speaker_rows()]
     splits = read_manifest(plant(tmp_path, "path,word", rows)).splits
     assert counts(splits) == (64, 8, 8)
     assert {len([c for c in splits["valid"] if c.labels == (word,)]) for word in ("yes", "no")} == {4}
@@ -73,15 +73,15 @@ def test_given_splits_and_several_slots(tmp_path: Path):
     assert ([slot.name for slot in only.slots], only.metric) == (["room"], "weighted_f1")
 
 
-def test_valid_is_taken_from_train_where_it_is_not_given(tmp_path: Path):
-    rows = [f"{row},{'test' if row[0] in 'ab' else 'train'}" for row in spoken()]
+def test_missing_valid_is_taken_from_train(tmp_path: Path):
+    rows = [f"{row},{'test' if row[0] in 'ab' else 'train'}" for row in speaker_rows()]
     splits = read_manifest(plant(tmp_path, "path,speaker,word,split", rows)).splits
     assert counts(splits) == (56, 8, 16)
     assert {clip.speaker for clip in splits["test"]} == {"a", "b"}
     assert not shared(splits, "speaker")
 
 
-def test_crops_root_and_spelling(tmp_path: Path):
+def test_crops_root_and_unicode_forms(tmp_path: Path):
     distinct(tmp_path / "audio", [unicodedata.normalize("NFD", "ačiū.wav"), "b.wav", "c.wav"])
     rows = [
         f"{path},{start},{end},{label}"
@@ -108,27 +108,27 @@ def test_crops_root_and_spelling(tmp_path: Path):
         ("path,word", ["a.wav,yes", "b.wav,yes"], r"word: every label is 'yes'"),
         ("path,word", ["a.wav,yes", "b.wav"], r"line 3 has 1 fields where the header has 2"),
         ("path,word", ["a.wav,yes"] * 1 + ["b.wav,no"] * 1, r"word: 'no' has fewer than 3 clips"),
-        ("path;word", ["a.wav;yes"], r"line 1: 'path;word' is parted by semicolons: save it with commas"),
-        ("path\tword", ["a.wav\tyes"], r"is parted by tabs"),
-        ("file,word", ["a.wav,yes"], r"has the columns \['file', 'word'\], lacks path"),
-        ("Path,path,word", ["a.wav,a.wav,yes"], r"line 1: Path and path are both the column path: rename one"),
-        ("path", ["a.wav"], r"has no column of labels, only path"),
+        ("path;word", ["a.wav;yes"], r"line 1: 'path;word' is separated by semicolons: save it with commas"),
+        ("path\tword", ["a.wav\tyes"], r"is separated by tabs"),
+        ("file,word", ["a.wav,yes"], r"has the columns \['file', 'word'\] but no path"),
+        ("Path,path,word", ["a.wav,a.wav,yes"], r"line 1: both Path and path are the column path: rename one"),
+        ("path", ["a.wav"], r"has no label column, only path"),
         ("path,", ["a.wav,yes"], r"line 1, column 2 has no name"),
         ("path,split,word", ["a.wav,tset,yes"], r"line 2, column split: 'tset' is unknown; use one of train, valid"),
-        ("path,split,word", ["a.wav,train,yes", "b.wav,,no"], r"line 3 has no split where others have one"),
-        ("path,split,word", ["a.wav,train,yes", "b.wav,dev,no"], r"has train, valid, lacks test"),
+        ("path,split,word", ["a.wav,train,yes", "b.wav,,no"], r"line 3 has no split, but other rows have"),
+        ("path,split,word", ["a.wav,train,yes", "b.wav,dev,no"], r"has train, valid but no test"),
         (
             "path,split,word",
             ["a.wav,train,yes", "b.wav,train,no", "c.wav,dev,no", "d.wav,test,maybe"],
-            r"word: 'maybe' stands in test and not in train \(1 such\)",
+            r"word: 'maybe' is in test but not in train \(1 such labels\)",
         ),
         ("path,word", ["a.wav,yes", "https://x.org/b.wav,no"], r"line 3, column path: https://x.org/b.wav is a https:"),
         ("path,word", ["s3://bucket/b.wav,no"], r"line 2, column path: s3://bucket/b.wav is a s3:// address"),
         ("path,word", [r"C:\data\b.wav,no"], r"line 2, column path: .* is a path of Windows"),
         ("path,word", ["gs:/b.wav,no"], r"line 2, column path: gs:/b.wav is no path in a bucket"),
-        ("path,start,word", ["a.wav,soon,yes"], r"line 2, column start: 'soon' is no time in seconds"),
-        ("path,start,word", ["a.wav,1_0,yes"], r"line 2, column start: '1_0' is no time in seconds"),
-        ("path,duration,word", ["a.wav,0,yes"], r"line 2, column duration: '0' is no time"),
+        ("path,start,word", ["a.wav,soon,yes"], r"line 2, column start: 'soon' is not a time in seconds"),
+        ("path,start,word", ["a.wav,1_0,yes"], r"line 2, column start: '1_0' is not a time in seconds"),
+        ("path,duration,word", ["a.wav,0,yes"], r"line 2, column duration: '0' is not a time"),
         (
             "path,speaker,word",
             ["a.wav,x,a", "b.wav,x,a", "c.wav,x,a", "d.wav,x,b", "e.wav,x,b", "f.wav,x,b"],
@@ -150,7 +150,7 @@ def test_crops_of_a_recording_stay_together(tmp_path: Path, speaker: bool):
         f"{name},{start},{f's{(number + start) // 2}' if speaker else ''},{'yes' if start % 2 else 'no'}"
         for number, name in enumerate(names)
         for start in range((1 if number % 6 == 5 else 2) if speaker else 5)
-    ]  # with speakers: each is in two recordings and so links them, six in a row
+    ]  # each speaker is in two recordings and so links them, six in a row
     path.write_text("\n".join(["path,start,speaker,word", *rows]))
     splits = read_manifest(path, crops=True)[1]
     assert not shared(splits, "path")
@@ -160,7 +160,7 @@ def test_crops_of_a_recording_stay_together(tmp_path: Path, speaker: bool):
 
 
 def test_sources_of_crops(tmp_path: Path):
-    """One that is given holds for the file's other crops; given splits are left alone, and told of."""
+    """A given source also holds for the file's other crops; given splits are unchanged, with a note."""
     distinct(tmp_path, ["a.wav", "b.wav", "c.wav"])
     path = tmp_path / "crops.csv"
     rows = ["a.wav,0,film,x,train", "a.wav,1,,y,valid", "b.wav,0,,x,train", "b.wav,1,,y,train", "c.wav,0,,x,test"]
@@ -170,7 +170,7 @@ def test_sources_of_crops(tmp_path: Path):
     sources = {clip.id: clip.source for clip in everything(splits)}
     assert sources == {"a.wav": "film", "a.wav@1": "film", "b.wav": "b.wav", "b.wav@1": "b.wav", "c.wav": ""}
     path.write_text("path,start,word\n" + "\n".join(f"a.wav,{start},{'xy'[start % 2]}" for start in range(8)))
-    with pytest.raises(BuildError, match=r"crops.csv: 1 groups .*; say in a column split what goes where"):
+    with pytest.raises(BuildError, match=r"crops.csv: 1 groups .*; give the splits in a column split"):
         read_manifest(path, crops=True)
 
 
@@ -213,7 +213,7 @@ def test_crops_that_differ_have_ids_that_differ(crops: list[tuple[float, float |
 
 
 def test_known_columns_in_any_case(tmp_path: Path):
-    rows = [f"{row},0,0.001" for row in spoken()]
+    rows = [f"{row},0,0.001" for row in speaker_rows()]
     lower = read_manifest(plant(tmp_path, "path,speaker,word,start,duration", rows), crops=True)
     assert read_manifest(plant(tmp_path, "Path,SPEAKER,word,Start,Duration", rows), crops=True) == lower
     rows = ["a.wav,train,,x", "b.wav,train,,y", "c.wav,dev,,x", "d.wav,test,,y"]
@@ -222,22 +222,22 @@ def test_known_columns_in_any_case(tmp_path: Path):
     assert [slot.name for slot in task.slots] == ["Word"]
 
 
-def test_columns_that_are_no_labels(tmp_path: Path):
-    """Where slots were not chosen by the user, errors about them say how to choose."""
+def test_columns_that_are_not_labels(tmp_path: Path):
+    """If the user did not choose the slots, errors about them say how to choose."""
     rows = [f"{number}.wav,{'ny'[number % 2]},sentence {number}" for number in range(20)]
-    advice = r"; if not all of word, text are labels, name those that are \(--labels\)$"
+    advice = r"; if not all of word, text are labels, select the labels \(--labels\)$"
     path = plant(tmp_path, "path,word,text", rows)
     with pytest.raises(BuildError, match=r"text: 'sentence 0' has fewer than 3 clips.*" + advice):
         read_manifest(path)
     assert counts(read_manifest(path, labels=["word"])[1]) == (16, 2, 2)
-    with pytest.raises(BuildError, match=r"has fewer than 3 clips.*what goes where$"):
+    with pytest.raises(BuildError, match=r"has fewer than 3 clips.*in a column split$"):
         read_manifest(path, labels=["text"])
     with pytest.raises(BuildError, match=r"text: every label is 'same'.*" + advice):
         read_manifest(plant(tmp_path, "path,word,text", ["a.wav,x,same", "b.wav,y,same"]))
     split = [
         f"{name}{number}.wav,{name},{'ny'[number]},{name}" for name in ("train", "valid", "test") for number in range(2)
     ] + ["more.wav,train,n,more"]
-    with pytest.raises(BuildError, match=r"stands in valid and not in train.*" + advice):
+    with pytest.raises(BuildError, match=r"is in valid but not in train.*" + advice):
         read_manifest(plant(tmp_path, "path,split,word,text", split))
 
 
@@ -246,34 +246,34 @@ def test_columns_that_are_no_labels(tmp_path: Path):
     [
         (
             'path,text,label\na.wav,"he said,x\nb.wav,stop",y\n',
-            r"line 2, column text: a quoted field runs on",
+            r"line 2, column text: a quoted field continues",
         ),
-        ('path,label,text\na.wav,"x\nb.wav,y",t\nc.wav,x,t\n', r"line 2, column label: a quoted field runs on"),
-        ('path,"la\nbel"\na.wav,x\n', r"line 1, column la\nbel: a quoted field runs on"),
+        ('path,label,text\na.wav,"x\nb.wav,y",t\nc.wav,x,t\n', r"line 2, column label: a quoted field continues"),
+        ('path,"la\nbel"\na.wav,x\n', r"line 1, column la\nbel: a quoted field continues"),
         ('path,label\n\na.wav,x\nb.wav,"y\nc.wav,x\n', r"line 4: a quote that opens in this line is not closed"),
-        ('path,label\na.wav,"x" y\n', r"line 2: a quote that opens in this line is not closed as it must be"),
-        ('path,label\na.wav,x"\n', r"line 2, column label: a quote stands in the field 'x\"', which is not quoted"),
-        ('path,label\na.wav,5" pipe\n', r"line 2, column label: a quote stands in the field"),
+        ('path,label\na.wav,"x" y\n', r"line 2: a quote that opens in this line is not closed correctly"),
+        ('path,label\na.wav,x"\n', r"line 2, column label: the field 'x\"' contains a quote but is not quoted"),
+        ('path,label\na.wav,5" pipe\n', r"line 2, column label: the field .* contains a quote"),
         ("path,label\na.wav,x,y\n", r"line 2 has 3 fields where the header has 2"),
         ("path,label\na.wav,x\nb.wav\n", r"line 3 has 1 fields where the header has 2"),
         ("path,label\ra.wav,x\rb.wav\r", r"line 3 has 1 fields where the header has 2"),
         ("path,label\na.wav,x\0\n", r"line 2 holds a NUL byte"),
-        ("path,label,label\na.wav,x,y\n", r"names a column twice, 'label'"),
-        ("sep=;\npath;label\na.wav;x\n", r"line 1: 'sep=;' is parted by semicolons: save it with commas"),
-        ("# my data, of May\npath,label\na.wav,x\n", r"has the columns \['# my data', 'of May'\], lacks path"),
+        ("path,label,label\na.wav,x,y\n", r"has two columns 'label'"),
+        ("sep=;\npath;label\na.wav;x\n", r"line 1: 'sep=;' is separated by semicolons: save it with commas"),
+        ("# my data, of May\npath,label\na.wav,x\n", r"has the columns \['# my data', 'of May'\] but no path"),
         ("path,label\n#a.wav,x\n", r"line 2, column path: .*#a.wav is missing"),
         ("path,label\nA.wav,x\n", r"line 2, column path: .*A.wav is missing"),
         ("path,label\na" + "b" * 5000 + ".wav,x\n", r"line 2, column path: .*bbb.wav is missing"),
         ("path,label\na.wav,x\n./a.wav,y\n", r"line 3 repeats .*line 2, column path: 'a.wav'; remove one of them$"),
-        ("path,label\nfolder.wav,x\n", r"folder.wav is a folder, pipe or device; name a recording"),
-        ("path,label\npipe.wav,x\n", r"pipe.wav is a folder, pipe or device; name a recording"),
+        ("path,label\nfolder.wav,x\n", r"folder.wav is a folder, pipe or device; give a recording"),
+        ("path,label\npipe.wav,x\n", r"pipe.wav is a folder, pipe or device; give a recording"),
         ("path,label\ngone.wav,x\n", r"gone.wav is a dangling link; restore the file"),
-        ("path,label,start\na.wav,x,1\n", r"the column start may be crops .*say --crops, .*such as --labels=label$"),
+        ("path,label,start\na.wav,x,1\n", r"the column start may be crops .*give --crops; .*such as --labels=label$"),
         ("path,label,Duration\na.wav,x,1\n", r"the column Duration may be crops"),
-        ("path,label,source\na.wav,x,1\n", r"the column source may be what .*say --source=source, or something else"),
+        ("path,label,source\na.wav,x,1\n", r"the column source may be the source of .*give --source=source; if not"),
     ],
 )
-def test_csvs_that_say_something_else_than_they_seem_to(tmp_path: Path, content: str, fault: str):
+def test_misleading_csvs_are_refused(tmp_path: Path, content: str, fault: str):
     distinct(tmp_path, ["a.wav", "b.wav", "c.wav"])
     (tmp_path / "folder.wav").mkdir()
     os.mkfifo(tmp_path / "pipe.wav")
@@ -282,10 +282,10 @@ def test_csvs_that_say_something_else_than_they_seem_to(tmp_path: Path, content:
     path.write_text(content, newline="")
     with pytest.raises(BuildError, match=fault):
         read_manifest(path)
-    if "column text" in fault:  # a column that is no label may not swallow rows either
+    if "column text" in fault:  # a text column must not swallow rows either
         with pytest.raises(BuildError, match=fault):
             read_manifest(path, labels=["label"])
-        with pytest.raises(BuildError, match=r"line 2, column text: the quote .* closed in a later row, after b.wav"):
+        with pytest.raises(BuildError, match=r"line 2, column text: the quote .* closes in a later row, after b.wav"):
             read_manifest(path, text=["text"])
 
 
@@ -317,8 +317,8 @@ def test_workbooks_and_archives_are_named(tmp_path: Path):
             read_manifest(path)
 
 
-def test_csvs_as_programs_write_them(tmp_path: Path):
-    """Marks, line ends, quotes, blanks and absolute paths of all kinds give the same data."""
+def test_csvs_of_common_programs(tmp_path: Path):
+    """Byte order marks, line ends, quotes, blanks and absolute paths of all kinds give equal data."""
     names = [f"a/{number}.wav" for number in range(20)]
     distinct(tmp_path, names)
     labels = ["yes" if number % 2 else "no, sir" for number in range(20)]
@@ -342,7 +342,7 @@ def test_csvs_as_programs_write_them(tmp_path: Path):
         assert read(text) == expected
 
 
-def test_free_text_may_have_line_ends_and_quotes(tmp_path: Path):
+def test_free_text_may_have_line_breaks_and_quotes(tmp_path: Path):
     rows = [f'{number}.wav,"so, he\nsaid ""{number}""",5" of it,{"ny"[number % 2]}' for number in range(20)]
     distinct(tmp_path, [f"{number}.wav" for number in range(20)])
     path = tmp_path / "my.csv"
@@ -356,36 +356,38 @@ def test_text_before_the_path_may_not_swallow_its_row(tmp_path: Path):
     distinct(tmp_path, [f"{number}.wav" for number in range(20)])
     path = tmp_path / "my.csv"
     for where in (tmp_path, Path()):  # absolute and relative
-        told = [row.replace(",", f",{where}/", 1) if where.is_absolute() else row for row in rows]
-        told[3], told[4] = f'"{told[3]}', told[4].replace("said 4", 'said 4"')
-        path.write_text("\n".join(["text,path,label", *told]))
-        with pytest.raises(BuildError, match=r"line 5, column text: the quote .* closed in a later row, after .*3.wav"):
+        lines = [row.replace(",", f",{where}/", 1) if where.is_absolute() else row for row in rows]
+        lines[3], lines[4] = f'"{lines[3]}', lines[4].replace("said 4", 'said 4"')
+        path.write_text("\n".join(["text,path,label", *lines]))
+        with pytest.raises(BuildError, match=r"line 5, column text: the quote .* closes in a later row, after .*3.wav"):
             read_manifest(path, text=["text"])
 
 
 @pytest.mark.parametrize("names", ["train valid test", "Train Dev", "trn tst", "train_set test-set", "dev2 test2"])
-def test_splits_under_another_name_are_no_labels(tmp_path: Path, names: str):
+def test_splits_under_another_name_are_not_labels(tmp_path: Path, names: str):
     called = names.split()
     rows = [f"{number}.wav,{'ny'[number % 2]},{called[number % len(called)]}" for number in range(30)]
     path = plant(tmp_path / "csv", "path,label,subset", rows)
-    with pytest.raises(BuildError, match=r"the column subset looks like splits .*call it split"):
+    with pytest.raises(BuildError, match=r"the column subset looks like splits .*name it split"):
         read_manifest(path)
     assert len(read_manifest(path, labels=["label", "subset"]).task.slots) == 2
     known = names in ("train valid test", "Train Dev")
     distinct(tmp_path / "dirs", [f"{label}/{split}/{n}.wav" for label in "ny" for split in called for n in range(3)])
     if known:
-        with pytest.raises(BuildError, match=r"has the splits .* below the classes: put them above"):
+        with pytest.raises(BuildError, match=r"has the splits .* inside the classes: move them up"):
             read_folders(tmp_path / "dirs")
         return
     distinct(tmp_path / "up", [f"{split}/{label}/{n}.wav" for label in "ny" for split in called for n in range(3)])
-    with pytest.raises(BuildError, match="look like splits, and would be the labels: call splits train, valid, test"):
+    with pytest.raises(
+        BuildError, match="look like splits, but would be read as labels: name splits train, valid, test"
+    ):
         read_folders(tmp_path / "up")
 
 
-def test_several_columns_that_are_taken_as_labels_are_told(tmp_path: Path):
+def test_default_label_columns_are_noted(tmp_path: Path):
     rows = [f"{number}.wav,{'ny'[number % 2]},s{number % 5}" for number in range(30)]
     path = plant(tmp_path, "path,label,speaker_id", rows)
-    assert "taken as labels: label, speaker_id; if these are not all meant" in read_manifest(path).notes[0]
+    assert "label columns: label, speaker_id; if not all of these" in read_manifest(path).notes[0]
     assert not read_manifest(path, labels=["label", "speaker_id"]).notes
     unseen = [f"{number}.wav,{'ny'[number % 2]}{chr(0x200B) * (number > 20)}" for number in range(30)]
     path = plant(tmp_path, "path,label", unseen)
@@ -393,11 +395,11 @@ def test_several_columns_that_are_taken_as_labels_are_told(tmp_path: Path):
         read_manifest(path)
 
 
-def test_times_and_sources_are_used_only_when_asked_for(tmp_path: Path):
+def test_times_and_sources_are_used_only_on_request(tmp_path: Path):
     rows = [f"{number}.wav,{'ny'[number % 2]},{350 + number},{number // 2},s{number // 4}" for number in range(20)]
     path = plant(tmp_path, "path,label,duration,START,film", rows)
     plain = read_manifest(path, labels=["label"])
-    assert plain.notes == ("columns that are not used: duration, START, film",)
+    assert plain.notes == ("unused columns: duration, START, film",)
     assert all((clip.start, clip.duration, clip.source) == (0, None, "") for clip in everything(plain.splits))
     crops = read_manifest(path, labels=["label"], crops=True, source="film")
     assert {(clip.start, clip.duration) for clip in everything(crops.splits)} == {(n // 2, 350 + n) for n in range(20)}
@@ -406,26 +408,28 @@ def test_times_and_sources_are_used_only_when_asked_for(tmp_path: Path):
     path = plant(tmp_path, "path,START", [f"{number}.wav,{'ny'[number % 2]}" for number in range(20)])
     assert read_manifest(path, labels=["START"]).task.slots[0].name == "START"
     path = plant(tmp_path, "path,label,start", ["0.wav,y,0", "0.wav,n,1"])
-    with pytest.raises(BuildError, match=r"repeats .*; remove one of them, or, if they are crops in seconds, say so"):
+    with pytest.raises(
+        BuildError, match=r"repeats .*; remove one of them, or, if they are crops in seconds, give --crops"
+    ):
         read_manifest(path, labels=["label"])
     for wrong, fault in [
-        ({"source": "tape"}, "has no column 'tape' to be the source: choose from path, label, start"),
-        ({"source": "path"}, "lacks path"),
-        ({"text": ["words"]}, "has no column 'words' to be text"),
+        ({"source": "tape"}, "has no column 'tape' to use as source: choose from path, label, start"),
+        ({"source": "path"}, "but no path"),
+        ({"text": ["words"]}, "has no column 'words' to use as text"),
         ({"labels": ["label", "label"]}, "label, label cannot be the labels: choose from"),
     ]:
         with pytest.raises(BuildError, match=fault):
             read_manifest(path, **wrong)
-    with pytest.raises(BuildError, match="line 1: source and film are both the column source: rename one"):
+    with pytest.raises(BuildError, match="line 1: both source and film are the column source: rename one"):
         read_manifest(plant(tmp_path, "path,label,source,film", ["0.wav,y,a,b"]), source="film")
-    with pytest.raises(BuildError, match="says by End where crops end: give their length in a column duration"):
+    with pytest.raises(BuildError, match=r"has the ends of crops \(End\): give their length in a column duration"):
         read_manifest(plant(tmp_path, "path,label,start,End", ["0.wav,y,0,1"]), crops=True)
-    with pytest.raises(BuildError, match="neither start nor duration: leave --crops out, or add one"):
+    with pytest.raises(BuildError, match="but no start or duration: leave --crops out, or add one"):
         read_manifest(plant(tmp_path, "path,label", ["0.wav,y"]), crops=True)
 
 
 def test_paths_of_several_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A CSV that is named relatively; absolute paths below it, elsewhere, and both beside relative ones."""
+    """A CSV with a relative path; absolute paths inside its folder, outside, and mixed with relative ones."""
     for folder in ("lists", "disk1", "disk2/deep"):
         distinct(tmp_path / folder, [f"{number}.wav" for number in range(10)])
         for file in (tmp_path / folder).iterdir():
@@ -445,42 +449,42 @@ def test_paths_of_several_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert root(f"{tmp_path}/disk1", f"{tmp_path}/disk2/deep") == str(tmp_path)
     assert root(".", f"{tmp_path}/disk2/deep") == str(tmp_path)
     assert root("../disk1", f"{tmp_path}/disk2/deep") == str(tmp_path)
-    with pytest.raises(BuildError, match=r"lists/0.wav is not below .*disk1"):
+    with pytest.raises(BuildError, match=r"lists/0.wav is not under .*disk1"):
         read_manifest(plant(tmp_path, "path,label", [f"{tmp_path}/lists/0.wav,y"]), "../disk1")
 
 
-def test_speakers_who_are_not_named_everywhere(tmp_path: Path):
+def test_clips_without_a_speaker_are_noted(tmp_path: Path):
     rows = [
         f"{number}.wav,{['anna', 'Anna ', 'ben', 'eve', ''][number % 5]},{'ny'[number % 2]}" for number in range(20)
     ]
     assert read_manifest(plant(tmp_path, "path,speaker,label", rows)).notes == (
-        "speakers: 'Anna' and 'anna' are spelled almost alike and taken as different",
-        "4 of 20 clips have no speaker: theirs may be in several splits",
+        "speakers: 'Anna' and 'anna' look almost alike and are treated as different",
+        "4 of 20 clips have no speaker: their speakers may be in several splits",
     )
 
 
-def test_flags_of_own_data_are_refused_elsewhere(tmp_path: Path):
+def test_flags_of_user_data_are_refused_elsewhere(tmp_path: Path):
     parser = argparse.ArgumentParser()
     data_flags.add_data_flags(parser)
     for flags, fault in [
-        (["--folders=x", "--labels=a"], "--labels goes with --manifest only: leave it out"),
-        (["--folders=x", "--crops"], "--crops goes with --manifest only"),
-        (["--task=fsc", "--raw=x", "--source=a"], "--source goes with --manifest only"),
-        (["--task=fsc", "--raw=x", "--name=a"], "--name goes with --manifest or --folders only"),
-        (["--task=fsc", "--raw=x", "--split-seed=0"], "--split-seed goes with --manifest or --folders only"),
-        (["--splits=x", "--raw=x", "--protocol=honest"], "--protocol goes with --task only"),
-        (["--folders=x", "--protocol=honest"], "--protocol goes with --task only"),
+        (["--folders=x", "--labels=a"], "--labels is valid only with --manifest: leave it out"),
+        (["--folders=x", "--crops"], "--crops is valid only with --manifest"),
+        (["--task=fsc", "--raw=x", "--source=a"], "--source is valid only with --manifest"),
+        (["--task=fsc", "--raw=x", "--name=a"], "--name is valid only with --manifest or --folders"),
+        (["--task=fsc", "--raw=x", "--split-seed=0"], "--split-seed is valid only with --manifest or --folders"),
+        (["--splits=x", "--raw=x", "--protocol=honest"], "--protocol is valid only with --task"),
+        (["--folders=x", "--protocol=honest"], "--protocol is valid only with --task"),
     ]:
         with pytest.raises(BuildError, match=fault):
             data_flags.chosen(parser.parse_args(flags))
 
 
-def test_a_csv_that_is_not_there(tmp_path: Path):
+def test_a_missing_csv(tmp_path: Path):
     with pytest.raises(BuildError, match=r"nothere.csv is missing: correct the path of your CSV"):
         read_user_data(tmp_path / "nothere.csv")
 
 
-def test_paths_that_lead_nowhere(tmp_path: Path):
+def test_missing_paths(tmp_path: Path):
     path = plant(tmp_path, "path,word", ["a.wav,yes"])
     for row, fault in [
         ("none.wav,no", r"line 3, column path: .*none.wav is missing"),
@@ -506,15 +510,15 @@ def test_folders_of_classes(tmp_path: Path):
     assert counts(splits) == (16, 2, 2)
     assert all(clip.path.startswith(clip.labels[0]) for clip in everything(splits))
     record(tmp_path, ["loose.wav"])
-    with pytest.raises(BuildError, match=r"loose.wav lies outside the folders of classes"):
+    with pytest.raises(BuildError, match=r"loose.wav is not in the folder of a class"):
         read_folders(tmp_path)
 
 
-def test_folders_that_differ_in_spaces_are_no_two_classes(tmp_path: Path):
+def test_folders_that_differ_only_in_spaces_are_refused(tmp_path: Path):
     distinct(tmp_path, [f"{label}/{number}.wav" for label in ("no", "yes ") for number in range(10)])
     assert read_folders(tmp_path).task.slots[0].labels == ("no", "yes")
     distinct(tmp_path, ["yes/new.wav"])
-    with pytest.raises(BuildError, match="the folders 'yes ' and 'yes' differ in spaces alone: make them one"):
+    with pytest.raises(BuildError, match="the folders 'yes ' and 'yes' differ only in spaces: merge them"):
         read_folders(tmp_path)
 
 
@@ -523,7 +527,7 @@ def test_a_note_where_the_labels_may_be_a_level_below(tmp_path: Path):
     data = read_folders(tmp_path)
     assert data.task.slots[0].labels == ("a", "b")
     assert data.notes == (
-        "every class has the same folders in it (no, yes): if those are the labels, list the files in a CSV instead",
+        "every class has the same subfolders (no, yes): if those are the labels, list the files in a CSV instead",
     )
     distinct(tmp_path, ["a/maybe/0.wav"])
     assert not read_folders(tmp_path).notes
@@ -540,12 +544,12 @@ def test_folders_of_splits(tmp_path: Path):
 
 def test_folders_of_splits_and_others(tmp_path: Path):
     record(tmp_path, [f"{top}/{label}/0.wav" for top in ("train", "Test", "holdout", "extra") for label in "ab"])
-    with pytest.raises(BuildError, match=r"Test, train are named like splits, extra, holdout not: .*move .*CSV"):
+    with pytest.raises(BuildError, match=r"Test, train are names of splits, extra, holdout are not: .*move .*CSV"):
         read_folders(tmp_path)
 
 
 def test_leaks_of_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    rows = [f"{row},{split}" for row, split in zip(spoken(), cycle(["train", "test", "train", "valid"]))]
+    rows = [f"{row},{split}" for row, split in zip(speaker_rows(), cycle(["train", "test", "train", "valid"]))]
     path = plant(tmp_path, "path,speaker,word,split", rows)
     (tmp_path / "a/yes0.wav").write_bytes((tmp_path / "j/no1.wav").read_bytes())
     leaks.main([f"--manifest={path}", f"--out={tmp_path / 'splits'}"])

@@ -1,4 +1,4 @@
-"""Tasks whose label is in prosody alone: one voice says the same words with every label, and yet the label is heard."""
+"""Tasks on prosody: one voice says the same words with every label, and only prosody predicts the label."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ CONFIG = SynthesisConfig(train=120, valid=2, test=60)
 
 @functools.cache
 def made(name: str, split: str) -> tuple[tuple[str, str, str, np.ndarray], ...]:
-    """Label, voice, text and wave of each utterance."""
+    """Label, voice, text and waveform of each utterance."""
     number = ("train", "valid", "test").index(split)
     return tuple(
         (line.labels[0], voice, line.text, wave.astype(np.float32) / 32768)
-        for line, voice, wave in synthesize._said(name, number, split, CONFIG)
+        for line, voice, wave in synthesize._utterances(name, number, split, CONFIG)
     )
 
 
@@ -38,7 +38,7 @@ def pitches(name: str, split: str) -> list[np.ndarray]:
 
 @functools.cache
 def phonemes(text: str) -> str:
-    """What the engine makes of a text, pauses included, as it traces it itself."""
+    """Phonemes of a text by the engine's trace, with pauses."""
     if sys.platform != "linux":
         pytest.skip("the engine's trace goes to a file of the C library")
     c, library = ctypes.CDLL(None), espeak._engine().library
@@ -56,12 +56,12 @@ def phonemes(text: str) -> str:
     return read.value.decode().strip()
 
 
-# ---- neither words nor voice tell the label
+# ---- words and voice do not predict the label
 
 
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (12, 4, 7)])
-def test_every_label_is_said_once_a_turn(name, sizes, tmp_path):
+def test_every_sentence_has_every_label_once(name, sizes, tmp_path):
     synthesize.synthesize(tmp_path, SynthesisConfig(*sizes), [name])
     labels = synthesize.TASKS[name].slots[0].labels
     voices = {}
@@ -80,18 +80,18 @@ def test_every_label_is_said_once_a_turn(name, sizes, tmp_path):
 @pytest.mark.parametrize("name", TASKS)
 def test_labels_differ_in_no_word(name):
     rng = np.random.default_rng(0)
-    said = Counter()
+    counts = Counter()
     for _ in range(60):
         turn = spoken_tasks.lines(name, rng)
         assert len({phonemes(line.text) for line in turn}) == 1
         assert len({line._replace(labels=(), text="", rate=(), range=()) for line in turn}) == 1
-        said[phonemes(turn[0].text)] += 1
-    assert len(said) > 50
+        counts[phonemes(turn[0].text)] += 1
+    assert len(counts) > 50
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_length_of_pause_and_sum_of_frames_tell_nothing(name):
-    """Silence is trimmed by the same rule; in what is not about tempo, nor does duration tell."""
+def test_pauses_and_frame_sums_do_not_predict_the_label(name):
+    """Silence is trimmed by one rule; except in the task about rate, duration does not predict the label either."""
     by_label: dict[str, list[tuple[float, float]]] = {}
     for label, _, _, wave in made(name, "train"):
         loud = np.flatnonzero(np.abs(wave) > 0.2 * np.abs(wave).max())
@@ -101,11 +101,11 @@ def test_length_of_pause_and_sum_of_frames_tell_nothing(name):
     assert np.ptp(length) < 0.15 or name == "style"
 
 
-# ---- but prosody does
+# ---- prosody does
 
 
 def accuracy(name: str, features) -> float:
-    """On unseen voices, of a linear classifier."""
+    """Accuracy of a linear classifier on unseen voices."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -116,19 +116,19 @@ def accuracy(name: str, features) -> float:
 
 
 def contour(f0: np.ndarray, points: int = 12) -> np.ndarray:
-    """[points]: pitch less its mean at points of an utterance, drawn through where it is unvoiced."""
-    heard = np.flatnonzero(np.isfinite(f0))
-    found = np.interp(np.linspace(0, len(f0) - 1, points), heard, f0[heard])
+    """[points]: pitch minus its mean at points of an utterance, interpolated over unvoiced frames."""
+    voiced = np.flatnonzero(np.isfinite(f0))
+    found = np.interp(np.linspace(0, len(f0) - 1, points), voiced, f0[voiced])
     return found - found.mean()
 
 
 def ending(f0: np.ndarray) -> tuple[float, ...]:
-    """How fast pitch rises in the last 0.4 s, how high it is there, and at the very end."""
-    heard = np.flatnonzero(np.isfinite(f0))
-    last, end = heard[heard > len(f0) - 40], contour(f0)[-2:]
+    """Slope of the pitch in the last 0.4 s, its level there, and at the end."""
+    voiced = np.flatnonzero(np.isfinite(f0))
+    last, end = voiced[voiced > len(f0) - 40], contour(f0)[-2:]
     if len(last) < 5:
         return 0.0, 0.0, *end
-    return np.polyfit(last / 100, f0[last], 1)[0], f0[last].mean() - f0[heard].mean(), *end
+    return np.polyfit(last / 100, f0[last], 1)[0], f0[last].mean() - f0[voiced].mean(), *end
 
 
 def test_a_question_ends_higher_than_a_statement():
@@ -140,7 +140,9 @@ def test_a_question_ends_higher_than_a_statement():
 def test_a_word_that_is_emphasised_is_high():
     assert accuracy("emphasis", contour) > 0.85
     turns = np.array([contour(f0, 24) for f0 in pitches("emphasis", "test")]).reshape(-1, 3, 24)
-    highest = (turns - turns.mean(axis=1, keepdims=True)).argmax(axis=2)  # against the other two of the same words
+    highest = (turns - turns.mean(axis=1, keepdims=True)).argmax(
+        axis=2
+    )  # compared with the other two labels of the same words
     assert (np.diff(highest, axis=1) > 0).mean() > 0.75
 
 
@@ -149,6 +151,6 @@ def test_style_is_rate_and_range():
 
 
 @pytest.mark.parametrize("name", ["melody", "emphasis"])
-def test_absolute_pitch_and_duration_tell_nothing(name):
+def test_absolute_pitch_and_duration_do_not_predict_the_label(name):
     chance = 1 / len(synthesize.TASKS[name].slots[0].labels)
     assert accuracy(name, lambda f0: (len(f0), np.nanmean(f0))) < chance + 0.2

@@ -140,7 +140,7 @@ def test_a_file_that_is_no_recording_is_named_or_skipped(tmp_path: Path) -> None
 
 
 def test_what_cannot_be_split_is_told_with_what_is_needed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="every label is 'a', nothing to tell apart: give two"):
+    with pytest.raises(ValueError, match="every label is 'a': give at least two"):
         planned("own", tmp_path / "run", folders=classes(tmp_path / "one", "a"))
     with pytest.raises(ValueError, match="'a' has fewer than 3 clips"):
         planned("own", tmp_path / "run", folders=classes(tmp_path / "two", "a", "b", clips=2))
@@ -163,7 +163,7 @@ def test_records_to_pretrain_on_are_in_a_folder_of_the_task(raw: Path) -> None:
         ("own", {"raw": "words"}, "this config for recordings of your own: give --folders=DIR"),
         ("own", {"folders": "words", "units": "words"}, "--units and --folders both say where the units come from"),
         ("own", {"folders": "words", "manifest": "my.csv"}, "--folders and --manifest both say"),
-        ("own", {"folders": "words", "labels": "x"}, "--labels goes with --manifest only"),
+        ("own", {"folders": "words", "labels": "x"}, "--labels is valid only with --manifest"),
         ("own", {"folders": "words", "kmeans": "km"}, "--kmeans=km belongs to an encoder"),
         ("own", {"folders": "nowhere"}, "nowhere does not exist: correct the path"),
         ("own", {"folders": "."}, "--workdir=run is inside --folders=., where every folder is a class"),

@@ -1,4 +1,4 @@
-"""Splits written down and read again; what has changed since is noticed."""
+"""Split manifests: round trip, and detection of changes."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ def test_round_trip(raw: Path, out: Path):
     assert before == [path.read_bytes() for path in sorted(out.iterdir())]
 
 
-def test_changed_audio_is_noticed(raw: Path, out: Path):
+def test_changed_audio_is_detected(raw: Path, out: Path):
     files = split_manifests.read_splits(out).files
     (raw / "y.flac").write_bytes(sound(frames=33, kind="FLAC"))
-    with pytest.raises(BuildError, match=r"y.flac is not the file that was split .* 1 such of 2"):
+    with pytest.raises(BuildError, match=r"y.flac is not the file that was split .* 1 of 2 files"):
         split_manifests.verify_files(raw, files)
     (raw / "y.flac").unlink()
     with pytest.raises(BuildError, match=r"y.flac cannot be read \(No such file"):
         split_manifests.verify_files(raw, files)
 
 
-def test_damage_is_noticed(out: Path):
+def test_damage_is_detected(out: Path):
     manifest, card = out / "train.jsonl", out / "splits.json"
     whole = manifest.read_text()
     manifest.write_text(whole.replace("anna", "anne"))
@@ -74,10 +74,10 @@ def test_damage_is_noticed(out: Path):
     none = {split: hashlib.sha256(b"{}\n").hexdigest() for split in value["sha256"]}
     manifest.write_text("{}\n")
     for change, fault in [
-        ({"version": 2}, "version 2, known is"),
+        ({"version": 2}, "version 2, but must be"),
         ({"task": 3}, "splits.json is damaged"),
         ({"sha256": {}}, "it lists no split"),
-        ({"sha256": {"train": none["train"]}}, "train.jsonl, line 1 is no clip"),
+        ({"sha256": {"train": none["train"]}}, "train.jsonl, line 1 is not a clip"),
     ]:
         card.write_text(json.dumps(value | change))
         with pytest.raises(BuildError, match=fault):
@@ -88,12 +88,12 @@ def test_damage_is_noticed(out: Path):
     with pytest.raises(BuildError, match=r"train.jsonl is not the file"):
         split_manifests.read_splits(out)
     card.unlink()
-    with pytest.raises(BuildError, match=r"splits.json is missing: .* not written to its end"):
+    with pytest.raises(BuildError, match=r"splits.json is missing: .* or it is incomplete"):
         split_manifests.read_splits(out)
 
 
 def test_lines_end_at_line_feeds_alone(tmp_path: Path):
-    """Names may hold what Unicode calls the end of a line."""
+    """Names may contain Unicode line separators."""
     (tmp_path / "a\u2028b.wav").write_bytes(b"a")
     clip = Clip("a\u2028b.wav", "a\u2028b.wav", ("yes",))
     files = split_manifests.inspect_files(tmp_path, [clip.path])
@@ -105,10 +105,10 @@ def test_lines_end_at_line_feeds_alone(tmp_path: Path):
         split_manifests.inspect_files(tmp_path, ["pipe.wav"])
 
 
-def test_what_is_no_audio_has_a_hash_all_the_same(tmp_path: Path):
+def test_files_that_are_not_audio_have_a_hash(tmp_path: Path):
     (tmp_path / "a.wav").write_bytes(b"none")
     facts = split_manifests.inspect_files(tmp_path, ["a.wav", "a.wav"])["a.wav"]
     assert facts[1:] == (4, None, None)
     assert len(facts.sha256) == 64
-    with pytest.raises(BuildError, match=r"nothing is known of y.flac"):
+    with pytest.raises(BuildError, match=r"y.flac was not inspected"):
         split_manifests.write_splits(tmp_path / "out", TASK, {"test": SPLITS["test"]}, {"a.wav": facts}, "paper")

@@ -1,4 +1,4 @@
-"""Files found, tables read, clips dealt out: what holds whatever the data set."""
+"""Properties of file lookup, tables and splitting for any data set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from data_pipelines.splits import BuildError
 from spjax.tasks import Slot, Task
 
 THIRDS = {"train": 0.8, "valid": 0.1, "test": 0.1}
-LONERS = [Clip(f"x{number}", "x.wav", ("a",)) for number in range(3)]  # so that there are three groups at least
+LONERS = [Clip(f"x{number}", "x.wav", ("a",)) for number in range(3)]  # guarantee at least three groups
 TASK = Task("toy", (Slot("word", ("a", "b")),))
 
 
@@ -32,8 +32,8 @@ def clip_lists(draw):
     ]
 
 
-def everything(dealt):
-    return sorted(clip for part in dealt.values() for clip in part)
+def everything(made):
+    return sorted(clip for part in made.values() for clip in part)
 
 
 def test_orders_never_change():
@@ -43,17 +43,17 @@ def test_orders_never_change():
 
 
 @given(clip_lists(), st.integers(0, 3))
-def test_stratified_deals_everything_out_evenly(clips, seed):
-    dealt = splits.stratified(clips, THIRDS, seed)
-    assert everything(dealt) == sorted(clips)
+def test_stratified_splits_are_balanced(clips, seed):
+    made = splits.stratified(clips, THIRDS, seed)
+    assert everything(made) == sorted(clips)
     number = Counter(clip.labels for clip in clips)
     for split, share in THIRDS.items():
-        its = Counter(clip.labels for clip in dealt[split])
+        its = Counter(clip.labels for clip in made[split])
         for label, count in number.items():
             assert abs(its[label] - share * count) < 3
             assert count < 3 or its[label] >= 1
     shuffled = random.Random(seed).sample(clips, len(clips))
-    assert splits.stratified(shuffled, THIRDS, seed) == dealt
+    assert splits.stratified(shuffled, THIRDS, seed) == made
 
 
 def test_stratified_sizes_are_exact_where_they_can_be():
@@ -65,15 +65,15 @@ def test_stratified_sizes_are_exact_where_they_can_be():
 
 
 @given(clip_lists(), st.integers(0, 3))
-def test_by_speaker_parts_no_speaker_and_no_source(clips, seed):
-    dealt = splits.by_speaker(clips + LONERS, THIRDS, seed)
+def test_by_speaker_keeps_speakers_and_sources_together(clips, seed):
+    made = splits.by_speaker(clips + LONERS, THIRDS, seed)
     clips = clips + LONERS
-    assert everything(dealt) == sorted(clips)
-    assert all(dealt.values())
+    assert everything(made) == sorted(clips)
+    assert all(made.values())
     for what in ("speaker", "source"):
-        names = [{getattr(clip, what) for clip in part} - {""} for part in dealt.values()]
+        names = [{getattr(clip, what) for clip in part} - {""} for part in made.values()]
         assert sum(map(len, names)) == len(set().union(*names))
-    assert splits.by_speaker(reversed(clips), THIRDS, seed) == dealt
+    assert splits.by_speaker(reversed(clips), THIRDS, seed) == made
 
 
 def test_by_speaker_gives_every_split_every_label_where_speakers_suffice():
@@ -83,21 +83,21 @@ def test_by_speaker_gives_every_split_every_label_where_speakers_suffice():
         for speaker in range(30)
         for take in range(10)
     ]
-    dealt = splits.by_speaker(clips, THIRDS, 0)
-    assert all({clip.labels for clip in part} == {("rare",), ("often",)} for part in dealt.values())
-    assert [len(part) for part in dealt.values()] == [240, 30, 30]
+    made = splits.by_speaker(clips, THIRDS, 0)
+    assert all({clip.labels for clip in part} == {("rare",), ("often",)} for part in made.values())
+    assert [len(part) for part in made.values()] == [240, 30, 30]
 
 
-def test_clips_without_speaker_stand_alone():
+def test_clips_without_speaker_are_single_groups():
     clips = [Clip(f"{number:02d}", "a.wav", ("a",)) for number in range(20)]
     assert [len(part) for part in splits.by_speaker(clips, THIRDS, 0).values()] == [16, 2, 2]
-    with pytest.raises(BuildError, match=r"1 groups of clips that belong together .* cannot make 3 splits"):
+    with pytest.raises(BuildError, match=r"1 groups of clips that must stay together .* are too few for 3 splits"):
         splits.by_speaker([clip._replace(source="one") for clip in clips], THIRDS, 0)
     assert len(splits.by_source([clip._replace(speaker="one") for clip in clips], THIRDS, 0)["test"]) == 2
 
 
 @pytest.mark.parametrize("fractions", [{}, {"train": 0.5}, {"train": 1.2, "test": -0.2}])
-def test_fractions_must_make_sense(fractions):
+def test_invalid_fractions_are_refused(fractions):
     with pytest.raises(BuildError, match="above 0 and sum to 1"):
         splits.stratified([], fractions, 0)
 
@@ -111,7 +111,7 @@ def test_read_table(tmp_path: Path):
     ]
     assert [row.where[-6:] for row in splits.read_table(path, ("path",))] == ["line 2", "line 4"]
     for content, fault in [
-        ("path,path\n1,2\n", "names a column twice, 'path'"),
+        ("path,path\n1,2\n", "has two columns 'path'"),
         ("path\n", "has no rows"),
         ("", "lacks path"),
         ("path,b\n1\n", r"line 2 has 1 fields where the header has 2"),
@@ -127,8 +127,8 @@ def test_read_table(tmp_path: Path):
         splits.read_table(tmp_path / "none.csv", ())
 
 
-def test_what_programs_leave_in_tables_is_read(tmp_path: Path):
-    """Columns without a name or a value, byte order marks of several tables put together, long fields."""
+def test_tables_of_common_programs(tmp_path: Path):
+    """Columns without name or value, byte order marks of concatenated tables, long fields."""
     path = tmp_path / "t.csv"
     long = "x" * 200_000
     path.write_text(f'\ufeff\ufeffpath,b,, \na.wav,"{long}",, \n,,,\n', encoding="utf-8")
@@ -141,7 +141,7 @@ def test_checked_sorts_and_refuses():
     for bad, fault in [
         ([], "split 'train' has no clips"),
         ([Clip("1", "1", ("a",)), Clip("1", "2", ("a",))], "split 'train' has '1' twice"),
-        ([Clip("1", "1.wav", ("c",))], "1.wav has the label 'c', which the task lacks: word: a, b"),
+        ([Clip("1", "1.wav", ("c",))], "1.wav has the label 'c', which is not in the task: word: a, b"),
         ([Clip("1", "1.wav", ("a", "b"))], r"1.wav has the label 'a \| b'"),
     ]:
         with pytest.raises(BuildError, match=fault):

@@ -1,4 +1,4 @@
-"""Speech made on the spot: what is said, by whom, and that the same request gives the same corpus."""
+"""Synthesised speech: texts, voices, and reproducibility of a corpus."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_people_only_and_of_both_genders() -> None:
+def test_voices_are_human_and_of_both_genders() -> None:
     voices = espeak.voices()
     assert set(voices) == {"male", "female"}
     assert min(map(len, voices.values())) >= 10
     assert not any("robo" in name.lower() or "whisper" in name for names in voices.values() for name in names)
 
 
-def test_speech_is_as_long_as_its_text_and_as_fast_as_asked() -> None:
+def test_duration_depends_on_text_and_rate() -> None:
     short, long = (len(espeak.say(text, "en-us", "m1")) for text in ("stop", "stop the music in the kitchen right now"))
     assert long > 1.5 * short
     slow, fast = (len(espeak.say("one two three four", "en-us", "f1", espeak.Manner(rate))) for rate in (120, 240))
     assert slow > 1.5 * fast
 
 
-def test_a_voice_or_language_that_is_not_there_is_told() -> None:
+def test_an_unknown_voice_or_language_is_refused() -> None:
     with pytest.raises(espeak.SpeechError, match="no voice 'm1' of language 'xx-nowhere'"):
         espeak.say("hello", "xx-nowhere", "m1")
-    with pytest.raises(espeak.SpeechError, match="says nothing for ' '"):
+    with pytest.raises(espeak.SpeechError, match="returns silence for ' '"):
         espeak.say(" ", "en-us", "m1")
 
 
@@ -66,8 +66,8 @@ def test_data_on_a_long_path_is_copied_to_a_short_one(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("name", synthesize.TASKS)
-def test_clips_are_what_they_say(corpora: Path, name: str) -> None:
-    splits = checked(synthesize.clips(corpora / name), synthesize.TASKS[name])  # labels of the task, ids once
+def test_clips_match_their_metadata(corpora: Path, name: str) -> None:
+    splits = checked(synthesize.clips(corpora / name), synthesize.TASKS[name])  # checks labels and unique ids
     turn = {"melody": 2, "emphasis": 3, "style": 4}.get(name, 1)  # utterances of a sentence, which stay together
     sizes = {split: -(-asked // turn) * turn for split, asked in {"train": 30, "valid": 8, "test": 12}.items()}
     assert {split: len(clips) for split, clips in splits.items()} == sizes
@@ -94,7 +94,7 @@ def test_gender_is_the_voices(corpora: Path) -> None:
 
 
 def test_the_same_request_gives_the_same_samples(corpora: Path, tmp_path: Path) -> None:
-    """Whatever else is made beside it: a task is spoken by a process of its own."""
+    """Independent of the other tasks: each is made in a separate process."""
     synthesize.synthesize(tmp_path, CONFIG, ["intents"])
     hashes = [
         {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (place / "intents" / "test").iterdir()}
@@ -104,17 +104,17 @@ def test_the_same_request_gives_the_same_samples(corpora: Path, tmp_path: Path) 
     assert len(set(hashes[0].values())) == 12
 
 
-def test_what_is_there_is_kept_and_what_is_not_is_made(corpora: Path) -> None:
+def test_existing_corpora_are_kept_and_missing_ones_made(corpora: Path) -> None:
     kept = (corpora / "gender" / "clips.jsonl").stat().st_mtime_ns
     shutil.rmtree(corpora / "voice_activity")
     synthesize.synthesize(corpora, CONFIG)
     assert (corpora / "gender" / "clips.jsonl").stat().st_mtime_ns == kept
     assert (corpora / "voice_activity" / "clips.jsonl").exists()
-    with pytest.raises(ValueError, match=r"was made with .*'train': 30.*remove it, or go elsewhere"):
+    with pytest.raises(ValueError, match=r"was made with .*'train': 30.*remove it, or use another directory"):
         synthesize.synthesize(corpora, SynthesisConfig(train=31))
 
 
-def test_half_a_corpus_is_never_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_partial_corpus_remains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -142,19 +142,19 @@ def test_every_label_is_drawn() -> None:
             assert {label for number, label in seen if number == slot} == set(row.labels), name
 
 
-def test_what_is_said_is_what_was_always_said() -> None:
-    """A corpus that was made with an older release is that of this one."""
-    said = hashlib.sha256()
+def test_corpora_do_not_change_between_releases() -> None:
+    """Corpora of older releases and of this one are equal."""
+    digest = hashlib.sha256()
     for name in ("commands", "intents", "language", "gender", "accent", "voice_activity"):
         rng = np.random.default_rng(5)
         for _ in range(100):
             (line,) = spoken_tasks.lines(name, rng)
             assert (line.rate, line.range) == ((140, 200), (35, 66))
-            said.update("|".join([*line.labels, line.text, line.language, line.gender, str(line.snr)]).encode())
-    assert said.hexdigest() == "8e9044336c2969ce72f22e399587c9295a31f6941854aba239e65fa17369df03"
+            digest.update("|".join([*line.labels, line.text, line.language, line.gender, str(line.snr)]).encode())
+    assert digest.hexdigest() == "8e9044336c2969ce72f22e399587c9295a31f6941854aba239e65fa17369df03"
 
 
-def test_plain_text_is_no_markup() -> None:
+def test_plain_text_is_not_parsed_as_markup() -> None:
     plain, marked = (espeak.say(text, "en-us", "m1") for text in ("a < b", "<speak>a < b</speak>"))
     assert len(plain) != len(marked)
 
@@ -171,8 +171,8 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         synthesize.main([f"--out={tmp_path}", "--train=0"])
 
 
-def test_an_interrupted_utterance_is_never_taken_for_a_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is raised while the engine hands over samples is raised by `say`, not lost in the library."""
+def test_an_interrupted_utterance_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors in the engine's callback are raised by `say`, not lost in the library."""
     espeak.say("hello", "en-us", "m1")
     calls = iter([False, True, False, False])
 
@@ -188,7 +188,7 @@ def test_an_interrupted_utterance_is_never_taken_for_a_whole_one(monkeypatch: py
     assert len(espeak.say("stop", "en-us", "m1")) > 1000
 
 
-def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".gender.0123.tmp").mkdir()
     synthesize.synthesize(tmp_path, SynthesisConfig(train=1, valid=1, test=1), ["gender"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gender"]

@@ -1,4 +1,4 @@
-"""Builders that TFDS itself prepares, reads back and finds again."""
+"""Builders that TFDS prepares, reads back and finds again."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_every_task_has_a_builder_of_either_protocol(task: str, tmp_path: Path):
         assert {name: slot.names for name, slot in made.info.features["labels"].items()} == {
             slot.name: list(slot.labels) for slot in TASKS[task].slots
         }
-    with pytest.raises(BuildError):  # nothing lies there: told before anything is written
+    with pytest.raises(BuildError):  # the folder is empty: an error before anything is written
         builder(task, tmp_path / "raw", data_dir=tmp_path).download_and_prepare()
 
 

@@ -1,7 +1,7 @@
-"""Cloud Storage of our own behind its real names: a proxy that answers for *.googleapis.com, by its own certificate.
+"""Fake Cloud Storage under its real names: a proxy that answers for *.googleapis.com with a local certificate.
 
-What runs with `Bucket.environment` uses the code that it would use in Google's cloud, whichever library asks: the file
-system of TensorFlow, TensorStore, google-cloud-storage. A client without a token is refused.
+Code that runs with `Bucket.environment` takes the same path as in Google's cloud, in every library: TensorFlow's file
+system, TensorStore, google-cloud-storage. A client without a token is refused.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ HOSTS = ("www.googleapis.com", "storage.googleapis.com", "oauth2.googleapis.com"
 
 
 class Bucket:
-    """A bucket's objects by name, and how to reach it.
+    """Objects of a bucket by name, and the environment of its clients.
 
     Attributes:
-      name: of the only bucket that there is.
-      objects: content by name; changed by whoever writes.
-      environment: variables of the environment for processes that are to see it.
-      asked: how often each kind of request was made: "GET object", "POST upload" and so on.
-      status: answered to every request, where set.
+      name: of the only bucket.
+      objects: content by name; clients change it.
+      environment: environment variables for client processes.
+      asked: number of requests of each kind: "GET object", "POST upload" and so on.
+      status: returned for every request, if set.
     """
 
     def __init__(self, name: str, environment: dict[str, str]) -> None:
@@ -44,18 +44,18 @@ class Bucket:
         self.lock = threading.Lock()
 
     def put(self, name: str, content: bytes) -> None:
-        """An object, whole at once as in Cloud Storage."""
+        """Writes an object, atomically as in Cloud Storage."""
         self.objects[name] = content
         self.generations[name] += 1
 
     def put_tree(self, folder: Path, under: str) -> None:
-        """Every file of a folder."""
+        """Uploads every file of a folder."""
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 self.put(f"{under}/{path.relative_to(folder).as_posix()}", path.read_bytes())
 
     def get_tree(self, under: str, folder: Path) -> Path:
-        """Every object under a prefix as a file of a folder."""
+        """Downloads every object under a prefix to a folder."""
         for name, content in self.objects.items():
             if name.startswith(f"{under}/") and not name.endswith("/"):
                 path = folder / name.removeprefix(f"{under}/")
@@ -74,7 +74,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return None
 
     def do_CONNECT(self) -> None:
-        """From here on the client speaks to the host it asked for, which we are."""
+        """Accepts a tunnel; this server then answers for the requested host."""
         self.send_response(200)
         self.end_headers()
         self.wfile.flush()
@@ -84,9 +84,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.close_connection = False
 
     def handle_expect_100(self) -> bool:
-        told = super().handle_expect_100()
-        self.wfile.flush()  # or libcurl waits a second for it
-        return told
+        proceed = super().handle_expect_100()
+        self.wfile.flush()  # otherwise libcurl waits a second for it
+        return proceed
 
     def _answer(self, status: int, body: Any = b"", headers: dict[str, str] | None = None) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -201,7 +201,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             else:
                 items.append(self._described(name))
         first, most = int(query.get("pageToken") or 0), int(query.get("maxResults") or 1000)
-        # Few enough of a page that following ones are asked for.
+        # small pages, so that clients must request several
         entries = [(one, None) for one in dict.fromkeys(prefixes)] + [(None, one) for one in items]
         page = entries[first : first + min(most, 50)]
         answer: dict[str, Any] = {
@@ -249,12 +249,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 class _Server(http.server.ThreadingHTTPServer):
     def handle_error(self, *_: Any) -> None:
-        return None  # a client that was killed hangs up
+        return None  # a killed client disconnects
 
 
 @contextlib.contextmanager
 def running(folder: Path, name: str = "spjax-tests") -> Iterator[Bucket]:
-    """A bucket that is there for the length of the block. `folder`: for certificates and a token's file."""
+    """Runs a bucket during the block. `folder`: for certificates and a token file."""
     import trustme
 
     authority = trustme.CA()

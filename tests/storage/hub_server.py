@@ -1,4 +1,4 @@
-"""A hub of our own: the part of the Hugging Face hub's HTTP API that model repositories need, kept in memory."""
+"""Fake Hugging Face hub in memory: the part of its HTTP API that model repositories need."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ READER = "hf_reader"
 
 
 class Hub:
-    """Repositories: files by commit, commits by branch; and what was asked for."""
+    """Repositories (files by commit, commits by branch) and recorded requests."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -28,7 +28,7 @@ class Hub:
         self.branches: dict[str, dict[str, str]] = {}
         self.created: list[dict[str, Any]] = []
         self.asked: list[str] = []
-        self.status: int | None = None  # answered to everything, where set
+        self.status: int | None = None  # returned for every request, if set
 
     def commit(self, repo: str, branch: str, files: dict[str, bytes]) -> str:
         before = self.commits.setdefault(repo, {})
@@ -111,11 +111,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             status, why = (403, "no write access") if token == READER else (401, "Invalid credentials")
             return self._answer(status, {"error": why}, X_Error_Message=why)
         if path == "/api/repos/create":
-            told = json.loads(body)
-            repo = f"{told['organization']}/{told['name']}"
+            request = json.loads(body)
+            repo = f"{request['organization']}/{request['name']}"
             if repo in hub.commits:
                 return self._answer(409, {"error": "exists", "url": f"{hub.url}/{repo}"})
-            hub.created.append(told)
+            hub.created.append(request)
             hub.commit(repo, "main", {})
             return self._answer(200, {"url": f"{hub.url}/{repo}", "name": repo, "id": repo})
         found = re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/(preupload|commit)/(.+)", path)
@@ -141,7 +141,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def running() -> Iterator[Hub]:
-    """A hub that answers at `.url` until the block ends."""
+    """Runs a hub at `.url` during the block."""
     hub = Hub()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"

@@ -1,4 +1,4 @@
-"""What goes with the package: it is what its card says, small, and found by name wherever a path is taken."""
+"""Bundled assets: they match their cards, are small, and load by name wherever a path is accepted."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_tiny_is_what_its_readme_and_its_cards_say():
-    config, params, info = read_unit_lm("tiny")  # which compares tensors and hash
+def test_tiny_matches_its_readme_and_cards():
+    config, params, info = read_unit_lm("tiny")  # also compares tensors and hash
     kmeans = load_kmeans("tiny")
     readme = (TINY / "README.md").read_text(encoding="utf-8")
     assert info["hash"] in readme
@@ -48,7 +48,7 @@ def test_tiny_is_what_its_readme_and_its_cards_say():
             assert not re.search(r"/(work|home|tmp|opt|root)\b", path.read_text(encoding="utf-8")), path
 
 
-def test_tiny_answers_by_name():
+def test_tiny_loads_by_name():
     wave = np.random.default_rng(0).standard_normal(8000).astype(np.float32) / 10
     encoded = spjax.encode(wave, spjax.load_encoder("tiny"), rate=16_000)
     lm = spjax.load_unit_lm("tiny")
@@ -64,7 +64,7 @@ def test_a_job_takes_its_lm_by_name(capsys: pytest.CaptureFixture[str]):
     config.lm = "tiny"
     jobs.check(config)
     make_absent_lm(config, None)
-    assert config.lm == "tiny"  # as reports call it
+    assert config.lm == "tiny"  # the name in reports
     assert not capsys.readouterr().out
     config.lm = "tinny"
     with pytest.raises(FileNotFoundError, match=r"no unit LM at tinny: give --config.lm=DIR of one, or tiny"):
@@ -84,13 +84,13 @@ def test_a_job_takes_its_lm_by_name(capsys: pytest.CaptureFixture[str]):
         (lambda: spjax.load_encoder("tiny", lowpass=4000), "was fitted on mfcc.*gives mfcc_lowpass_4000"),
     ],
 )
-def test_what_is_no_such_name_is_refused(load, what: str):
+def test_unknown_names_are_refused(load, what: str):
     with pytest.raises(ValueError, match=what):
         load()
 
 
-def test_a_directory_of_that_name(elsewhere: Path):
-    """One that is no LM or k-means is passed over; of one that is, it has to be said which is meant."""
+def test_a_directory_of_the_same_name(elsewhere: Path):
+    """A directory without an LM or k-means is ignored; one with either is ambiguous and refused."""
     (elsewhere / "tiny").mkdir()
     assert assets.find("tiny", "lm") == str(TINY / "lm")
     shutil.copytree(TINY / "lm", elsewhere / "tiny", dirs_exist_ok=True)

@@ -1,4 +1,4 @@
-"""HuBERTs are stored whole, read back bit for bit, and refused with the reason when anything is off."""
+"""Encoders on disk: round trip bit for bit, and errors of invalid files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def edit(directory: Path, **changes) -> None:
 
 
 def rewrite(directory: Path, change) -> None:
-    """Changes the tensor file and, so that only the tensors can be at fault, the hash beside it."""
+    """Changes the tensor file and its hash, so that only the tensors are wrong."""
     path = directory / "model.safetensors"
     tensors = safetensors.numpy.load_file(path)
     change(tensors)
@@ -110,7 +110,7 @@ def test_truncated_and_altered_files_are_refused(saved: Path):
         read_encoder(saved / "absent")
 
 
-def test_what_cannot_be_read_back_is_not_saved(tmp_path: Path):
+def test_invalid_encoders_are_not_saved(tmp_path: Path):
     short, broken = weights(), weights()
     del short["norm"]["bias"]
     broken["norm"]["bias"][0] = np.inf

@@ -1,4 +1,4 @@
-"""Packs on a hub: real HTTP against a server of our own, through huggingface_hub as it is."""
+"""Packs on a hub: real HTTP by huggingface_hub, with a fake server."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from tests.storage import hub_server
 from tests.storage.hub_server import READER, TOKEN, Hub
 from tests.storage.test_packs import card
 
-PACK = Path(__file__).parent / "pack_version_1"  # as it was saved before packs had a README.md
+PACK = Path(__file__).parent / "pack_version_1"  # saved before packs had a README.md
 FILES = {"card.json", "prompt.safetensors", "README.md"}
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A hub that huggingface_hub takes for the hub, logged in; a cache of its own."""
+    """Runs a fake hub with a token and a separate cache."""
     from huggingface_hub import constants
 
     with hub_server.running() as hub:
-        # What HF_ENDPOINT and HF_HOME set, which were read when the library was first imported.
+        # Values of HF_ENDPOINT and HF_HOME, which the library reads at its first import.
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -43,7 +43,7 @@ def same(a: PromptPack, b: PromptPack) -> bool:
 
 
 def low_rank_pack(place: Path) -> Path:
-    """A pack of adapters alone, saved there."""
+    """Saves a pack of adapters without prompts."""
     rng = np.random.default_rng(0)
     shapes = {"sep": (1, 8), "verbalizer": (9, 30), "query_a": (2, 2, 8), "query_b": (2, 2, 8)}
     lora = {"rank": 2, "alpha": 3.0, "targets": ["query"]}
@@ -56,7 +56,10 @@ def test_there_and_back_bit_for_bit(hub: Hub, tmp_path: Path, adapted: bool):
     place = low_rank_pack(tmp_path / "pack") if adapted else PACK
     pack = PromptPack.load(place)
     commit = pack.push_to_hub("someone/toy", private=True, licence="cc-by-4.0")
-    assert "private" in (hub.created[0].get("visibility"), *hub.created[0])  # as newer and older clients say it
+    assert "private" in (
+        hub.created[0].get("visibility"),
+        *hub.created[0],
+    )  # newer and older clients use different fields
     on_hub = hub.commits["someone/toy"][commit]
     assert on_hub.keys() == FILES
     assert on_hub["prompt.safetensors"] == (place / "prompt.safetensors").read_bytes()
@@ -75,7 +78,7 @@ def test_a_revision_stays_what_it_was(hub: Hub, tmp_path: Path):
     assert len(hub.created) == 1
 
 
-def test_a_readme_that_was_written_anew_is_kept(hub: Hub, tmp_path: Path):
+def test_an_edited_readme_is_kept(hub: Hub, tmp_path: Path):
     PromptPack.load(PACK).save(tmp_path / "pack")
     readme = tmp_path / "pack" / "README.md"
     readme.write_text("---\nlicense: mit\ntags: [mine]\n---\nMy own words.\n", encoding="utf-8")
@@ -102,7 +105,7 @@ def test_only_a_packs_files_are_fetched_and_only_once(hub: Hub, tmp_path: Path):
     assert len([line for line in hub.asked if line.startswith("GET") and "/resolve/" in line]) == before
 
 
-def test_without_a_network_the_copy_serves(hub: Hub, monkeypatch: pytest.MonkeyPatch):
+def test_without_a_network_the_copy_is_used(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     from huggingface_hub import constants
 
     pack = PromptPack.load(PACK)
@@ -118,7 +121,7 @@ def test_without_a_network_the_copy_serves(hub: Hub, monkeypatch: pytest.MonkeyP
     assert len(hub.asked) == asked
 
 
-def test_without_a_server_the_way_out_is_told(hub: Hub, monkeypatch: pytest.MonkeyPatch):
+def test_without_a_server_a_fix_is_suggested(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
@@ -128,7 +131,7 @@ def test_without_a_server_the_way_out_is_told(hub: Hub, monkeypatch: pytest.Monk
         PromptPack.from_hub("someone/toy")
 
 
-def test_refusals_say_what_to_do(hub: Hub, monkeypatch: pytest.MonkeyPatch):
+def test_errors_suggest_a_fix(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     pack = PromptPack.load(PACK)
     with pytest.raises(StorageError, match=r"shows no repository someone/absent.*hf auth login"):
         PromptPack.from_hub("someone/absent")

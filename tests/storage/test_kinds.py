@@ -1,4 +1,4 @@
-"""Only regular files are read, and one thing given for another is named for what it is."""
+"""Only regular files are read, and paths of the wrong kind are identified in messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.storage.test_seals import KINDS
 
 @pytest.fixture
 def things(tmp_path: Path) -> dict[str, Path]:
-    """One of everything that a path may be mistaken for."""
+    """One path of every kind that may be confused."""
     made: dict[str, Path] = {}
     for kind in ("pack", "bank", "lm", "hubert", "whisper", "kmeans"):
         made[kind] = tmp_path / "things" / f"a_{kind}"
@@ -88,7 +88,7 @@ LOADERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def test_every_mix_up_is_named(things: dict[str, Path]):
+def test_every_wrong_kind_is_named(things: dict[str, Path]):
     for wanted, load in LOADERS.items():
         for given, name in NAMES.items():
             if given == wanted or {given, wanted} == {"hubert", "whisper"}:  # one loader for every encoder
@@ -100,7 +100,7 @@ def test_every_mix_up_is_named(things: dict[str, Path]):
             assert name in message, (wanted, given, message)
             assert str(things[given]) in message
             if given in ("zip", "tar", "plain tar"):
-                assert "npack" in message, message  # unpack it
+                assert "npack" in message, message  # suggests to unpack it
     with pytest.raises(StorageError, match=r"card\.json is missing"):
         load_pack(things["no card"])
     (things["empty"] / "file").write_text("x")
@@ -109,7 +109,7 @@ def test_every_mix_up_is_named(things: dict[str, Path]):
             load_pack(things["empty"] / given)
 
 
-def test_load_packs_names_them_too(things: dict[str, Path]):
+def test_load_packs_names_wrong_kinds(things: dict[str, Path]):
     for given in NAMES.keys() - {"pack", "bank"}:
         with pytest.raises(StorageError) as raised:
             load_packs(things[given])
@@ -200,7 +200,7 @@ def test_a_card_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest
 
 
 def test_links_to_files_are_followed(tmp_path: Path):
-    """The hub's cache is made of them."""
+    """The hub's cache consists of links."""
     KINDS["pack"][0](tmp_path / "blobs")
     (tmp_path / "snapshot").mkdir()
     for file in (tmp_path / "blobs").iterdir():
@@ -227,7 +227,7 @@ SAFETENSORS = [
 
 
 @pytest.mark.parametrize("content", SAFETENSORS, ids=range(len(SAFETENSORS)))
-def test_safetensors_that_are_none_are_refused(tmp_path: Path, content: bytes):
+def test_invalid_safetensors_are_refused(tmp_path: Path, content: bytes):
     KINDS["pack"][0](tmp_path / "pack")
     (tmp_path / "pack" / "prompt.safetensors").write_bytes(content)
     with pytest.raises(StorageError, match=r"prompt\.safetensors"):
@@ -244,12 +244,12 @@ def test_a_read_never_exceeds_its_limit(tmp_path: Path):
         assert file.read(1)
 
 
-def test_what_is_not_there_is_not_refreshed(tmp_path: Path):
+def test_a_missing_directory_is_not_refreshed(tmp_path: Path):
     with pytest.raises(SystemExit, match=r"nothing does not exist\. Give a pack"):
         main(["refresh", str(tmp_path / "nothing")])
 
 
-def test_centroids_of_others_are_named_with_the_command_that_reads_them(tmp_path: Path) -> None:
+def test_foreign_centroids_are_named_with_the_import_command(tmp_path: Path) -> None:
     for suffix in (".npy", ".npz", ".pkl", ".joblib"):
         path = tmp_path / f"km{suffix}"
         path.write_bytes(b"PK\x03\x04" if suffix == ".npz" else b"\x93NUMPY")

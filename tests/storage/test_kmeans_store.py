@@ -1,4 +1,4 @@
-"""A k-means is stored whole, read back bit for bit, and refused with the reason when anything is off."""
+"""K-means on disk: round trip bit for bit, and errors of invalid files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_round_trip(tmp_path: Path, card):
     assert (described["clusters"], described["dim"], described["hash"]) == (7, 5, identity)
 
 
-def test_the_id_is_that_of_the_centroids():
+def test_the_id_depends_on_the_centroids():
     assert kmeans(0).id == kmeans(0, {"encoder": "mfcc"}).id != kmeans(1).id
     assert kmeans(0).hash == files.tree_hash({"centroids": kmeans(0).centroids})
 
@@ -48,7 +48,7 @@ def test_the_id_is_that_of_the_centroids():
 @pytest.mark.parametrize(
     "centroids", [np.zeros(3, np.float32), np.zeros((0, 3), np.float32), np.zeros((2, 3)), [[1.0]]]
 )
-def test_centroids_that_are_none_are_refused(centroids):
+def test_invalid_centroids_are_refused(centroids):
     with pytest.raises(ValueError, match=r"must be float32 \[C, D\]"):
         KMeans(centroids, CARD)
 
@@ -109,7 +109,7 @@ def test_truncated_and_altered_files_are_refused(tmp_path: Path):
         ({"encoder": "hubert", "fitted_on": {"loss": float("nan")}}, "JSON"),
     ],
 )
-def test_what_cannot_be_read_back_is_not_saved(tmp_path: Path, card, message):
+def test_invalid_k_means_are_not_saved(tmp_path: Path, card, message):
     with pytest.raises(StorageError, match=message):
         save_kmeans(tmp_path / "km", kmeans(card=card))
     broken = kmeans()
@@ -128,7 +128,7 @@ def test_saving_replaces_the_earlier_one(tmp_path: Path):
         save_kmeans(tmp_path / "km", kmeans(2))
 
 
-def test_others_may_read_it_where_the_umask_lets_them(tmp_path: Path):
+def test_permissions_follow_the_umask(tmp_path: Path):
     before = os.umask(0o022)
     try:
         save_kmeans(tmp_path / "km", kmeans())

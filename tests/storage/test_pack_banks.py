@@ -1,4 +1,4 @@
-"""Banks on disk: packs go in and come out bit for bit; what does not go together is refused with a way out."""
+"""Banks on disk: round trip bit for bit; incompatible packs are refused with a suggested fix."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OLD = Path(__file__).parent / "pack_version_1"
 def pack(
     tmp_path: Path, name="a", labels=3, length=2, seed=0, learnable=True, lm="abc", config=LM, lora=None, **more
 ) -> PromptPack:
-    """A saved pack; `more` are tensors, None for one less; `lora` is a PromptConfig of adapters."""
+    """Saves a pack; `more` are tensors, None to remove one; `lora` is a PromptConfig of adapters."""
     rng = np.random.default_rng(seed)
     task = Task(name, (Slot("word", tuple(f"w{i}" for i in range(labels))),))
     codes = np.arange(labels)[:, None] + 4
@@ -56,7 +56,7 @@ def same(a: PromptPack, b: PromptPack) -> bool:
     }
 
 
-def test_packs_come_out_of_a_bank_as_they_went_in(tmp_path: Path):
+def test_packs_round_trip_through_a_bank(tmp_path: Path):
     odd = np.asarray([[-0.0, 1e-40, 3.4e38, 0, 0, 0, 0, 1]], np.float32)
     members = {
         "first": pack(tmp_path, "a", labels=2, length=5, sep=odd),
@@ -72,14 +72,14 @@ def test_packs_come_out_of_a_bank_as_they_went_in(tmp_path: Path):
     paths = split_bank(tmp_path / "bank", tmp_path / "split")
     assert [path.name for path in paths] == list(members)
     for path, saved in zip(paths, ("a-0", "b-1", "c-2", "d-3", "e-4"), strict=True):
-        assert contents(path) == contents(tmp_path / saved)  # every file, to the byte
+        assert contents(path) == contents(tmp_path / saved)  # every file, byte for byte
     save_bank(tmp_path / "again", {path.name: load_pack(path) for path in paths})
     assert contents(tmp_path / "again") == contents(tmp_path / "bank")
 
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(shapes=st.lists(st.tuples(st.integers(1, 6), st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=4))
-def test_what_a_bank_holds_can_be_joined_and_parted(tmp_path: Path, shapes):
+def test_members_can_be_joined_and_split(tmp_path: Path, shapes):
     forms = [PromptConfig(length=p, rank=r, targets=low_rank.TARGETS[i:]) for i, (_, p, r) in enumerate(shapes)]
     members = {
         f"m{i}": pack(tmp_path, f"t{i}", n, p, seed=i, lora=forms[i] if r else None)
@@ -90,9 +90,9 @@ def test_what_a_bank_holds_can_be_joined_and_parted(tmp_path: Path, shapes):
     joined = prompts.join([prompts.stack([one.params]) for one in found.values()])
     for row, (name, one) in enumerate(members.items()):
         verbalizer = of_card(one.card["verbalizer"], one.task)
-        own = prompts.part(joined, row, row + 1, verbalizer, forms[row])
-        own = jax.tree.map(np.asarray, prompts.member(own, 0))
-        assert {k: v.tobytes() for k, v in own.items()} == {k: v.tobytes() for k, v in found[name].params.items()}
+        member = prompts.part(joined, row, row + 1, verbalizer, forms[row])
+        member = jax.tree.map(np.asarray, prompts.member(member, 0))
+        assert {k: v.tobytes() for k, v in member.items()} == {k: v.tobytes() for k, v in found[name].params.items()}
 
 
 def test_an_old_pack_goes_into_a_bank(tmp_path: Path):
@@ -127,14 +127,14 @@ WIDE = UnitLMConfig(vocab_size=30, dim=8, layers=2, heads=4, ffn_dim=12)
         ),
     ],
 )
-def test_what_does_not_go_together_is_refused(tmp_path: Path, other, message):
+def test_incompatible_packs_are_refused(tmp_path: Path, other, message):
     members = {"a": pack(tmp_path, "a"), "b": pack(tmp_path, "b", seed=1, **other)}
     with pytest.raises(StorageError, match=message):
         save_bank(tmp_path / "bank", members)
     assert not (tmp_path / "bank").exists()
     one = {name: jnp.asarray(array)[None] for name, array in members["a"].params.items()}
     two = {name: jnp.asarray(array)[None] for name, array in members["b"].params.items()}
-    if other.keys() & {"learnable", "sep", "sep_deep", "key"}:  # as it is refused, so it could not be joined
+    if other.keys() & {"learnable", "sep", "sep_deep", "key"}:  # packs that are refused could not be joined either
         with pytest.raises((ValueError, TypeError, KeyError)):
             prompts.join([one, two])
 
@@ -188,7 +188,7 @@ def test_damaged_and_newer_banks_are_refused(tmp_path: Path):
         load_bank(tmp_path / "bank")
 
 
-def test_packs_are_found_wherever_they_lie(tmp_path: Path):
+def test_packs_are_found_at_any_depth(tmp_path: Path):
     a = pack(tmp_path / "runs" / "a" / "packs", "a")
     pack(tmp_path / "runs" / "b" / "packs", "b", seed=1)
     save_bank(tmp_path / "runs" / "bank", {"c": pack(tmp_path, "c", seed=2)})

@@ -1,4 +1,4 @@
-"""A pack's README.md: front matter that YAML reads back, tables that hold, an example that runs."""
+"""A pack's README.md: valid YAML front matter, valid tables, and a working example."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def front(text: str) -> dict:
     return yaml.safe_load(text.split("---\n")[1])
 
 
-def test_a_packs_directory_tells_about_itself(tmp_path: Path):
+def test_a_pack_has_a_readme(tmp_path: Path):
     load_pack(PACK).save(tmp_path / "pack")
     assert {path.name for path in (tmp_path / "pack").iterdir()} == {"card.json", "prompt.safetensors", "README.md"}
     text = (tmp_path / "pack" / "README.md").read_text(encoding="utf-8")
-    told = front(text)
-    assert (told["library_name"], told["pipeline_tag"]) == ("spjax", "audio-classification")
-    assert {"spjax", "speech-units", "prompt-tuning"} <= set(told["tags"])
-    assert told["metrics"] == ["exact_match"]
-    assert "license" not in told
-    (result,) = told["model-index"][0]["results"]
+    found = front(text)
+    assert (found["library_name"], found["pipeline_tag"]) == ("spjax", "audio-classification")
+    assert {"spjax", "speech-units", "prompt-tuning"} <= set(found["tags"])
+    assert found["metrics"] == ["exact_match"]
+    assert "license" not in found
+    (result,) = found["model-index"][0]["results"]
     assert result["dataset"] == {"name": "toy", "type": "toy", "split": "test"}
     assert result["metrics"] == [{"type": "exact_match", "name": "exact match", "value": 0.875}]
     for line in (
@@ -65,7 +65,7 @@ def test_low_rank_adapters_are_named():
     assert "A trained adapter of" in text
 
 
-def test_splits_are_named_and_nothing_is_made_up():
+def test_only_recorded_results_are_listed():
     pack = load_pack(PACK)
     card = {
         **pack.card,
@@ -84,7 +84,7 @@ def test_splits_are_named_and_nothing_is_made_up():
     assert "combinations of labels: all." in text
 
 
-def test_a_score_stands_between_its_interval_and_the_baselines(tmp_path: Path):
+def test_a_score_has_its_interval_and_baselines(tmp_path: Path):
     results = {
         "valid": {"headline": 0.5},
         "test": {"headline": 0.75, "exact_match": 0.75, "interval_95": [0.5, 1.0]},
@@ -102,13 +102,13 @@ def test_a_score_stands_between_its_interval_and_the_baselines(tmp_path: Path):
     ):
         assert line in readme(pack).splitlines(), line
     assert f"of {pack.card['parameters']} parameters" in readme(pack)
-    told = "valid 50.00 %, test 75.00 % (50.00 to 100.00), n-gram valid 25.00 %, n-gram test 50.00 %"
-    assert f"results  exact match: {told}" in describe("p", pack)
+    found = "valid 50.00 %, test 75.00 % (50.00 to 100.00), n-gram valid 25.00 %, n-gram test 50.00 %"
+    assert f"results  exact match: {found}" in describe("p", pack)
     assert "results  exact match: test 87.50 %\n" in describe("old", old), "of an older spjax, which says none of it"
 
 
 @pytest.mark.parametrize("odd", [[], "x", {"ngram": {"test": "high"}}, {"ngram": None}])
-def test_baselines_that_are_none_are_left_out(odd: object):
+def test_invalid_baselines_are_left_out(odd: object):
     pack = load_pack(PACK)
     results = {**pack.card["results"], "baselines": odd}
     assert "baseline" not in readme(PromptPack(pack.params, {**pack.card, "results": results}))
@@ -118,7 +118,7 @@ words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=1
 
 
 @given(name=words, labels=st.lists(words, min_size=1, max_size=4, unique=True), slot=words, split=words)
-def test_any_text_leaves_front_matter_and_tables_whole(name, labels, slot, split):
+def test_any_text_gives_valid_front_matter_and_tables(name, labels, slot, split):
     try:
         task = Task(name, (Slot(slot, tuple(labels)),))
     except ValueError:  # blank labels, and some that look alike, are refused
@@ -162,7 +162,7 @@ def test_its_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert "'labels': {'word': " in capsys.readouterr().out
 
 
-def test_the_licence_is_its_authors_to_name():
+def test_the_licence_is_set_by_its_author():
     text = readme(load_pack(PACK))
     mit = with_licence(text, "mit")
     assert front(mit) == {**front(text), "license": "mit"}

@@ -1,4 +1,4 @@
-"""Prompt packs: bit for bit, bound to one LM, refused when card and tensors do not belong together."""
+"""Prompt packs: round trip bit for bit, bound to one LM, refused if card and tensors do not match."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def prompt(learnable=True, seed=0, length=3):
 
 
 def bits(shape):
-    """float32 arrays of any finite bit pattern, negative zeros and subnormal numbers included."""
+    """float32 arrays of any finite bit pattern, with negative zeros and subnormal numbers."""
     return hnp.arrays(np.float32, shape, elements=st.floats(width=32, allow_nan=False, allow_infinity=False))
 
 
@@ -244,7 +244,7 @@ def test_cards_that_do_not_fit_are_refused(tmp_path: Path, path, value, message)
             save_pack(tmp_path / "again", prompt(), described)
 
 
-def test_labels_of_different_slots_may_be_spelled_alike(tmp_path: Path):
+def test_labels_of_different_slots_may_have_equal_codes(tmp_path: Path):
     described = copy.deepcopy(card(learnable=False))
     described["verbalizer"]["codes"][2] = described["verbalizer"]["codes"][0]
     save_pack(tmp_path / "pack", prompt(learnable=False), described)

@@ -1,4 +1,4 @@
-"""Places: those of this machine stay what they were, those of buckets are told by their scheme; files appear whole."""
+"""Local and bucket paths: bucket paths are recognised by their scheme; files are written atomically."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PARTS = st.lists(
 
 
 @given(PARTS)
-def test_a_bucket_is_told_by_its_scheme_alone(parts: list[str]):
+def test_a_bucket_is_recognised_by_its_scheme(parts: list[str]):
     path = "/".join(parts)
     assert places.is_remote(f"gs://{path}")
     assert places.is_remote(epath.Path(f"gs://{path}"))
@@ -39,7 +39,7 @@ def test_absolute_places_stay(parts: list[str]):
     assert isinstance(places.at(here), Path)
 
 
-def test_places_here_ask_no_bucket():
+def test_local_paths_access_no_bucket():
     places.check_buckets(["runs/fsc", "/tmp", Path("a"), None, 3, ("gs://in/a/tuple",)])
 
 
@@ -65,11 +65,11 @@ def test_other_schemes_are_refused(root: str):
         ("~/x", os.path.expanduser("~/x")),
     ],
 )
-def test_paths_are_taken_as_they_are_meant(text: str, path: str):
+def test_paths_are_normalised(text: str, path: str):
     assert paths.given(text) == path
 
 
-def test_a_file_that_is_there_is_taken_whatever_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_existing_file_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     for name in ("C:\\x.wav", "~", "https:"):
         Path(name).touch()
@@ -79,8 +79,8 @@ def test_a_file_that_is_there_is_taken_whatever_it_is_called(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("url", ["https://host/x", "s3://bucket/x", "HTTPS://host/x", "ftp://host/x", "file:///x"])
-def test_python_callers_are_told_of_urls_too(url: str):
-    """A sentence from every public function that takes a path."""
+def test_python_functions_refuse_urls(url: str):
+    """Every public function that takes a path refuses URLs with a message."""
     import spjax
 
     for call in (
@@ -97,7 +97,7 @@ def test_python_callers_are_told_of_urls_too(url: str):
 
 
 def test_a_file_cut_off_by_a_full_disk_is_named_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Whatever the system refuses, the message names the place that was asked for, not a temporary file in it."""
+    """Whatever the system's error, the message names the requested path, not a temporary file."""
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / ".temporary"))
@@ -113,9 +113,7 @@ def test_a_file_cut_off_by_a_full_disk_is_named_and_removed(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("place", ["file/out", "file/deep/down", "/proc/out"])
-def test_a_place_below_a_file_or_on_a_system_that_takes_nothing_is_named(
-    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_unwritable_paths_are_named(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     for write in (paths.to_write, lambda place: files.write_file(place, b"x"), lambda p: files.write_directory(p, {})):
@@ -124,7 +122,7 @@ def test_a_place_below_a_file_or_on_a_system_that_takes_nothing_is_named(
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_programs_that_cannot_be_kept_only_warn(tmp_path: Path):
+def test_an_unwritable_compilation_cache_only_warns(tmp_path: Path):
     import jax
 
     before = jax.config.values["jax_compilation_cache_dir"]
@@ -139,7 +137,7 @@ def test_other_errors_pass_unchanged():
         raise KeyError("mine")
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_files_are_replaced_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "deep" / "down" / "file"
     files.write_file(path, b"old")
     with monkeypatch.context() as patch:
@@ -160,7 +158,7 @@ def test_a_file_of_this_machine_is_not_copied(tmp_path: Path):
     assert (tmp_path / "copy").read_bytes() == b"content"
 
 
-def test_a_full_disk_is_said_of_the_place(tmp_path: Path):
+def test_a_full_disk_is_reported_with_the_path(tmp_path: Path):
     with (
         pytest.raises(OSError, match=r"^runs/x cannot be written \(No space left on device\): choose another place"),
         paths.writing("runs/x"),

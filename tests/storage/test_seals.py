@@ -1,4 +1,4 @@
-"""What decides an answer is under a hash, in every directory; what does not may be edited."""
+"""Hashes of cards: fields that affect predictions are covered in every directory; others may be edited."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ DECIDES = [
 
 
 @pytest.mark.parametrize(("kind", "change"), DECIDES)
-def test_an_edit_of_what_decides_an_answer_is_refused(tmp_path: Path, kind: str, change):
+def test_edits_that_affect_predictions_are_refused(tmp_path: Path, kind: str, change):
     make, load, name = KINDS[kind]
     make(tmp_path / "x")
     card = json.loads((tmp_path / "x" / name).read_text())
@@ -150,7 +150,7 @@ def test_an_edit_of_what_decides_an_answer_is_refused(tmp_path: Path, kind: str,
     with pytest.raises(StorageError, match=rf"{name}.* (was altered|one of the two was altered)") as raised:
         load(tmp_path / "x")
     assert str(tmp_path / "x") in str(raised.value)
-    with pytest.raises(SystemExit, match="altered"):  # nor is it made right by asking
+    with pytest.raises(SystemExit, match="altered"):  # `refresh` does not accept the edit
         main(["refresh", str(tmp_path / "x")])
 
 
@@ -168,7 +168,7 @@ FREE = [
 
 
 @pytest.mark.parametrize(("kind", "changes"), FREE)
-def test_what_decides_nothing_may_be_edited(tmp_path: Path, kind: str, changes: dict[str, Any]):
+def test_other_fields_may_be_edited(tmp_path: Path, kind: str, changes: dict[str, Any]):
     make, load, name = KINDS[kind]
     make(tmp_path / "x")
     card = json.loads((tmp_path / "x" / name).read_text())
@@ -177,7 +177,7 @@ def test_what_decides_nothing_may_be_edited(tmp_path: Path, kind: str, changes: 
 
 
 def age(path: Path) -> None:
-    """A card as an older release wrote it."""
+    """Makes a card as an older release wrote it."""
     card = json.loads(path.read_text())
     del card["card_hash"]
     card["version"] = 2 if "prosody" in card else 1
@@ -188,7 +188,7 @@ def age(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_older_releases_wrote_is_read_with_one_note_and_refreshed(tmp_path: Path, kind: str, caplog, capsys):
+def test_older_cards_load_with_one_warning_and_are_refreshed(tmp_path: Path, kind: str, caplog, capsys):
     make, load, name = KINDS[kind]
     make(tmp_path / "x")
     written = json.loads((tmp_path / "x" / name).read_text())
@@ -196,7 +196,7 @@ def test_what_older_releases_wrote_is_read_with_one_note_and_refreshed(tmp_path:
     load(tmp_path / "x")
     load(tmp_path / "x")
     (note,) = caplog.messages
-    main(note.partition("spjax.packs ")[2].partition("`")[0].split())  # as the note says
+    main(note.partition("spjax.packs ")[2].partition("`")[0].split())  # the command in the warning
     assert json.loads((tmp_path / "x" / name).read_text()) == written
     caplog.clear()
     load(tmp_path / "x")
@@ -259,7 +259,7 @@ def test_labels_that_cannot_be_told_apart_are_refused(tmp_path: Path, labels: li
     assert len(str(raised.value)) < 1000
 
 
-def test_what_is_only_nearly_alike_is_kept(tmp_path: Path):
+def test_similar_labels_are_accepted(tmp_path: Path):
     _pack(
         tmp_path / "pack", task=Task("t", (Slot("a", ("Red", "red")), Slot("b", ("none", "n\u00f6ne"))), "exact_match")
     )
@@ -267,7 +267,7 @@ def test_what_is_only_nearly_alike_is_kept(tmp_path: Path):
 
 
 def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Of every part of a card, of the first two where there are several alike."""
+    """Paths to every part of a card, to the first two of equal parts."""
     yield path
     inner = (
         list(value.items())
@@ -281,7 +281,7 @@ def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_whatever_stands_anywhere_in_a_card_is_refused_in_a_sentence(tmp_path: Path, kind: str):
+def test_any_invalid_value_in_a_card_is_refused_with_a_message(tmp_path: Path, kind: str):
     make, load, name = KINDS[kind]
     make(tmp_path / "x")
     card = json.loads((tmp_path / "x" / name).read_text())
@@ -314,7 +314,7 @@ BAD_JSON = [
 
 
 @pytest.mark.parametrize(("change", "message"), BAD_JSON, ids=range(len(BAD_JSON)))
-def test_json_that_is_none_is_refused(tmp_path: Path, change, message: str):
+def test_invalid_json_is_refused(tmp_path: Path, change, message: str):
     _pack(tmp_path / "pack")
     path = tmp_path / "pack" / "card.json"
     path.write_text(change(path.read_text()))

@@ -1,4 +1,4 @@
-"""Unit LMs are stored whole, read back bit for bit, and refused with the reason when anything is off."""
+"""Unit LMs on disk: round trip bit for bit, and errors of invalid files."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def edit(directory: Path, **changes) -> None:
 
 
 def rewrite(directory: Path, change) -> None:
-    """Changes the tensor file and, so that only the tensors can be at fault, the hash beside it."""
+    """Changes the tensor file and its hash, so that only the tensors are wrong."""
     path = directory / "model.safetensors"
     tensors = safetensors.numpy.load_file(path)
     change(tensors)
@@ -74,7 +74,7 @@ def test_round_trip(tmp_path: Path):
 
 
 @pytest.mark.parametrize("config", [CONFIG, STREAMS, CONTINUOUS])
-def test_the_stored_tree_is_the_one_that_the_model_takes(tmp_path: Path, config):
+def test_the_stored_tree_matches_the_model(tmp_path: Path, config):
     import jax
     import jax.numpy as jnp
 
@@ -94,12 +94,12 @@ def test_full_size_counts():
 
 
 @pytest.mark.parametrize("config", [CONFIG, STREAMS], ids=["units", "streams"])
-def test_in_bfloat16_it_is_rounded_once(tmp_path: Path, config):
-    """Half the bytes; read as float32 whose hash is the card's; what is rounded already is stored bit for bit."""
+def test_bfloat16_weights_are_rounded_once(tmp_path: Path, config):
+    """The file halves; the hash is that of the weights read as float32; rounded weights are stored bit for bit."""
     identity = save_unit_lm(tmp_path / "lm", config, weights(config=config), bfloat16=True)
     found, read, info = read_unit_lm(tmp_path / "lm")
     assert found == config
-    assert info["hash"] == identity == unit_lm_hash(read, config.prosody)  # which takes float32 alone
+    assert info["hash"] == identity == unit_lm_hash(read, config.prosody)  # `unit_lm_hash` accepts float32 only
     for path, array in files.flatten(weights(config=config)).items():
         np.testing.assert_array_equal(files.flatten(read)[path], array.astype(ml_dtypes.bfloat16).astype(np.float32))
     assert save_unit_lm(tmp_path / "again", config, read, bfloat16=True) == identity
@@ -141,7 +141,7 @@ def test_tensors_of_another_type_than_the_config_says(tmp_path: Path):
             read_unit_lm(path.parent)
 
 
-def test_hash_tells_names_shapes_and_bits():
+def test_the_hash_covers_names_shapes_and_bits():
     base = {"a": np.zeros((2, 3), np.float32), "b": {"c": np.ones(2, np.float32)}}
     variants = [
         base,
@@ -182,8 +182,8 @@ def test_a_config_that_does_not_fit_is_refused(tmp_path: Path, changes, message)
     assert str(tmp_path / "lm") in str(raised.value)
 
 
-def test_what_a_unit_lm_looks_like_and_looked_like(tmp_path: Path, caplog):
-    """These bytes, and no others; those of an older release are read, with a note, and refreshed to the same."""
+def test_the_format_and_that_of_older_releases(tmp_path: Path, caplog):
+    """The format is these exact bytes; that of an older release loads with a warning and is refreshed to the same."""
     params = files.unflatten({path: np.ones(shape, np.float32) for path, shape in unit_lm_shapes(CONFIG).items()})
     save_unit_lm(tmp_path / "lm", CONFIG, params, {"source": "mine"})
     written = """{
@@ -216,7 +216,7 @@ def test_what_a_unit_lm_looks_like_and_looked_like(tmp_path: Path, caplog):
     assert file.read_text() == written.replace("SEAL", seal)
 
 
-# The multi-stream LM
+# ---- multi-stream LMs
 
 
 finite = st.floats(-3, 3, allow_nan=False).map(lambda number: number + 0.0)  # no -0.0, which equals 0.0
@@ -247,13 +247,13 @@ def test_streams_round_trip(tmp_path: Path, prosody):
 
 
 @given(one=prosodies(), other=prosodies())
-def test_hash_tells_prosody(one, other):
+def test_the_hash_covers_prosody(one, other):
     params = {"a": np.zeros(2, np.float32)}
     assert (unit_lm_hash(params, one) == unit_lm_hash(params, other)) == (one == other)
     assert unit_lm_hash(params, one) != unit_lm_hash(params)
 
 
-def test_hash_tells_edges_and_flags():
+def test_the_hash_covers_edges_and_flags():
     params, prosody = weights(config=STREAMS), STREAMS.prosody
     changes = [
         {},
@@ -265,8 +265,8 @@ def test_hash_tells_edges_and_flags():
     assert len({unit_lm_hash(params, dataclasses.replace(prosody, **change)) for change in changes}) == len(changes)
 
 
-def test_what_a_later_release_adds_to_prosody_may_be_absent(tmp_path: Path):
-    """Its default is what an LM had before: the hash says so too."""
+def test_prosody_fields_of_later_releases_may_be_absent(tmp_path: Path):
+    """Missing fields have default values, which the hash leaves out."""
     plain = dataclasses.replace(STREAMS, prosody=ProsodyConfig(f0_edges=STREAMS.prosody.f0_edges))
     save_unit_lm(tmp_path / "lm", plain, weights(config=plain))
     described = json.loads((tmp_path / "lm" / "config.json").read_text())
@@ -372,7 +372,7 @@ def test_truncated_and_altered_files_are_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value):
+def test_nan_and_infinite_weights_are_refused(tmp_path: Path, value):
     broken = weights()
     broken["final_norm"]["bias"][0] = value
     with pytest.raises(StorageError, match="final_norm/bias holds NaN or infinity"):
@@ -383,7 +383,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value):
         read_unit_lm(tmp_path / "lm")
 
 
-def test_what_cannot_be_read_back_is_not_saved(tmp_path: Path):
+def test_invalid_unit_lms_are_not_saved(tmp_path: Path):
     short = weights()
     del short["final_norm"]["bias"]
     with pytest.raises(StorageError, match="lacks final_norm/bias"):
@@ -434,7 +434,7 @@ def test_a_failing_save_leaves_the_earlier_one_or_nothing(tmp_path: Path, step, 
             done = True
         except OSError:
             done = False
-    if (tmp_path / "lm").exists():  # whole: one or the other
+    if (tmp_path / "lm").exists():  # complete: the old or the new one
         assert read_unit_lm(tmp_path / "lm")[2]["hash"] in ({old, new} if earlier else {new})
     else:
         assert not earlier
@@ -444,7 +444,7 @@ def test_a_failing_save_leaves_the_earlier_one_or_nothing(tmp_path: Path, step, 
 
 
 def test_a_kill_between_the_renames_can_be_undone(tmp_path: Path):
-    """SIGKILL in the one moment in which the final name is free: the error says where the earlier LM is."""
+    """After SIGKILL between the two renames, the error says where the earlier LM is."""
     save_unit_lm(tmp_path / "lm", CONFIG, weights(0))
     program = f"""
 import os, signal, sys

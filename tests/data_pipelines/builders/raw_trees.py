@@ -1,4 +1,4 @@
-"""Small raw trees of the real layouts, and what holds for every listing of clips made from one."""
+"""Small raw directories in the published layouts, and checks that every listing must pass."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from etils import epath
 from data_pipelines.clips import Clip, Splits
 from data_pipelines.splits import shuffled
 
-Plant = Callable[[Path, int], None]  # (root, seed of the order in which files are made)
+Plant = Callable[[Path, int], None]  # (root, seed of the order of file creation)
 
 
 @functools.cache
 def sound(frames: int = 32, rate: int = 16_000, kind: str = "WAV") -> bytes:
-    """A file of noise."""
+    """Makes a file of noise."""
     file = io.BytesIO()
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, frames)
     soundfile.write(file, noise, rate, format=kind, subtype="PCM_16")
@@ -28,7 +28,7 @@ def sound(frames: int = 32, rate: int = 16_000, kind: str = "WAV") -> bytes:
 
 
 def record(root: Path, names: Iterable[str], order: int = 0, contents: bytes | None = None) -> None:
-    """Makes audio files of these names, in an order that `order` draws."""
+    """Writes audio files of these names, in an order drawn by `order`."""
     for name in shuffled(sorted(names), order):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def record(root: Path, names: Iterable[str], order: int = 0, contents: bytes | N
 
 
 def distinct(root: Path, names: Iterable[str]) -> None:
-    """Makes audio files of these names, of which no two have the same content."""
+    """Writes audio files of these names, all with different content."""
     for name in names:
         record(root, [name], contents=sound() + name.encode())
 
@@ -50,9 +50,9 @@ def write(root: Path, name: str, text: str) -> None:
 def listed(
     clips: Callable[[epath.Path, str], Splits], plant: Plant, folder: Path, protocols: Iterable[str]
 ) -> dict[str, Splits]:
-    """The splits by protocol, after checking what every listing owes.
+    """Lists the splits by protocol, with checks that hold for every builder.
 
-    Whatever the order that files were made in, the splits are the same; ids are unique over all of them; files exist.
+    Splits do not depend on the order of file creation; ids are unique over all splits; files exist.
     """
     one, other = folder / "one", folder / "other"
     plant(one, 1)
@@ -70,7 +70,7 @@ def listed(
 
 
 def counts(splits: Splits) -> tuple[int, int, int]:
-    """Clips of train, valid and test."""
+    """Number of clips in train, valid and test."""
     return len(splits["train"]), len(splits["valid"]), len(splits["test"])
 
 
@@ -79,7 +79,7 @@ def everything(splits: Splits) -> list[Clip]:
 
 
 def shared(splits: Splits, what: str) -> set[tuple[str, str]]:
-    """Pairs of splits that have a `what` ("speaker", "source") in common."""
+    """Pairs of splits that share a `what` ("speaker", "source")."""
     names = {split: {getattr(clip, what) for clip in part} - {""} for split, part in splits.items()}
     return {(a, b) for a, b in combinations(("train", "valid", "test"), 2) if names[a] & names[b]}
 

@@ -1,4 +1,4 @@
-"""AccentDB: accents of one, two and many speakers."""
+"""AccentDB: accents with one, two and many speakers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_paper_draws_utterances(tmp_path: Path):
     assert ("train", "test") in shared(splits, "speaker")
 
 
-def test_nobody_of_the_honest_test_is_heard_before(tmp_path: Path):
+def test_honest_test_speakers_are_in_no_other_split(tmp_path: Path):
     splits = listed(accentdb.clips, plant, tmp_path, ["honest"])["honest"]
     assert sum(counts(splits)) == 230
     assert shared(splits, "speaker") == {("train", "valid")}
@@ -102,13 +102,13 @@ def test_accents_are_those_of_tensorflow_datasets():
     pytest.skip("tensorflow_datasets names the accents elsewhere now")
 
 
-def test_what_cannot_be(tmp_path: Path):
+def test_invalid_layouts_are_refused(tmp_path: Path):
     plant(tmp_path, 0)
     record(tmp_path, ["data/scottish/speaker_01/a.wav"])
-    with pytest.raises(BuildError, match="'scottish', which the task lacks"):
+    with pytest.raises(BuildError, match="'scottish', which is not in the task"):
         accentdb.clips(epath.Path(tmp_path))
     record(tmp_path, ["data/welsh/a.wav"])
-    with pytest.raises(BuildError, match=r"welsh/a\.wav does not lie in data/<accent>/<speaker>/"):
+    with pytest.raises(BuildError, match=r"welsh/a\.wav is not in data/<accent>/<speaker>/"):
         accentdb.clips(epath.Path(tmp_path))
 
 

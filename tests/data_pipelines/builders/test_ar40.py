@@ -1,4 +1,4 @@
-"""Forty Arabic words: a speaker's name settles the split; and the real recordings."""
+"""Arabic Speech Commands, 40 words: split by a hash of the speaker; and the published recordings."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def test_splits(tmp_path: Path) -> None:
 def test_faults_are_named(tmp_path: Path) -> None:
     plant(tmp_path, 0)
     record(tmp_path, ["hello/00000001_NO_01.wav"])
-    with pytest.raises(BuildError, match=r"hello/00000001_NO_01\.wav has the label 'hello', which the task lacks"):
+    with pytest.raises(BuildError, match=r"hello/00000001_NO_01\.wav has the label 'hello', which is not in the task"):
         ar40.clips(epath.Path(tmp_path))
     record(tmp_path, ["stop/one.wav"])
-    with pytest.raises(BuildError, match=r"stop/one\.wav is not where it should be, <word>/<speaker>_NO_<take>"):
+    with pytest.raises(BuildError, match=r"stop/one\.wav is not at <word>/<speaker>_NO_<take>"):
         ar40.clips(epath.Path(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""Arabic commands: names that differ between tables and disk, copies of one recording, and the real recordings."""
+"""Arabic commands: names that differ between tables and disk, copies of recordings, and the published recordings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.data_pipelines.builders.raw_trees import counts, everything, labels, 
 
 SPELLED = {"A": "A_Add", "B": "B_Back", "C": "C_Cancel", "D": "D_Delete", "E": "E_Confirm", "F": "F_Continue"}
 SPELLED |= {str(digit): f"{digit}_" for digit in range(10)}
-TAKES = range(1, 13)  # three takes are the same recording: as it is, louder, as it is
+TAKES = range(1, 13)  # three takes are the same recording: the original, a louder copy, an exact copy
 
 
 def plant(root: Path, order: int) -> None:
@@ -54,7 +54,7 @@ def test_splits(tmp_path: Path):
     assert (eighth.labels, Path(eighth.source).name) == (("back",), "B_Back7.wav")
 
 
-def test_a_file_that_cannot_be_read_is_listed_as_a_recording_of_its_own(tmp_path: Path):
+def test_an_unreadable_file_is_listed_without_copies(tmp_path: Path):
     plant(tmp_path, 0)
     (tmp_path / ar_sc.DATABASE / "Words" / "A_Add2.wav").write_bytes(b"RIFF")
     (tmp_path / ar_sc.DATABASE / "Words" / "A_Add1.wav").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""ASVspoof: the official protocols read as they are."""
+"""ASVspoof: the official protocols."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_folder_la_may_be_the_root(tmp_path: Path):
         ("LA_0079 LA_T_1003 A07 spoof", r"line 11 .* not SPEAKER FILE - SYSTEM LABEL"),
     ],
 )
-def test_a_line_that_cannot_be(tmp_path: Path, line: str, message: str):
+def test_an_invalid_line_is_refused(tmp_path: Path, line: str, message: str):
     plant(tmp_path, 0)
     table = tmp_path / f"{PROTOCOLS}train.trn.txt"
     table.write_text(table.read_text() + line + "\n")
@@ -70,7 +70,7 @@ def test_unknown_label_and_missing_table(tmp_path: Path):
     plant(tmp_path, 0)
     table = tmp_path / f"{PROTOCOLS}train.trn.txt"
     table.write_text(table.read_text().replace("bonafide", "genuine"))
-    with pytest.raises(BuildError, match="'genuine', which the task lacks"):
+    with pytest.raises(BuildError, match="'genuine', which is not in the task"):
         asvspoof.clips(epath.Path(tmp_path))
     table.unlink()
     with pytest.raises(BuildError, match=r"train\.trn\.txt is missing"):

@@ -1,4 +1,4 @@
-"""Dysarthric Mandarin: 13 and 19 classes, a fifth of train for valid, a speaker left out."""
+"""Dysarthric Mandarin: 13 and 19 classes, a fifth of train for valid, one test speaker."""
 
 from __future__ import annotations
 

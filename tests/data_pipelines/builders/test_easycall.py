@@ -1,4 +1,4 @@
-"""EasyCall: severities by speaker, short clips left out, speakers left out."""
+"""EasyCall: severities by speaker, short clips, splits by speaker."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_honest_leaves_speakers_out(tmp_path: Path):
     assert sum(counts(splits)) == 210
     assert shared(splits, "speaker") == set()
     assert labels(splits["train"]) == set("012345")
-    assert labels(splits["valid"]) == labels(splits["test"]) == set("01345")  # TOM 2 is one speaker's
+    assert labels(splits["valid"]) == labels(splits["test"]) == set("01345")  # TOM 2 has one speaker
     assert 0.6 < len(splits["train"]) / 210 < 0.85
 
 
@@ -54,12 +54,12 @@ def test_clips_under_1000_samples_at_16_khz_are_left_out(tmp_path: Path):
     record(tmp_path, ["f01/broken.wav"], contents=b"RIFF")
     ids = {clip.id for clip in everything(easycall.clips(epath.Path(tmp_path)))}
     assert not {"f01/short.wav", "f01/short_44k.wav"} & ids
-    assert {"f01/long_8k.wav", "f01/broken.wav"} <= ids  # what cannot be read is for extraction to report
+    assert {"f01/long_8k.wav", "f01/broken.wav"} <= ids  # extraction reports unreadable files
 
 
 @pytest.mark.parametrize("name", ["f04/a.wav", "noise/a.wav", "f01.wav"])
-def test_a_folder_that_is_no_speaker(tmp_path: Path, name: str):
+def test_a_folder_that_is_not_a_speaker(tmp_path: Path, name: str):
     plant(tmp_path, 0)
     record(tmp_path, [name])
-    with pytest.raises(BuildError, match=r"is no speaker of EasyCall .*point --raw"):
+    with pytest.raises(BuildError, match=r"is not a speaker of EasyCall .*point --raw"):
         easycall.clips(epath.Path(tmp_path))

@@ -1,4 +1,4 @@
-"""ESC-50: the csv, its folds, and takes that stay together."""
+"""ESC-50: the csv and its folds, which keep takes together."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_honest_folds_keep_takes_together(tmp_path: Path):
         ("1-7-A-0.wav,1,0,dog,False,7,A", r"names audio/1-7-A-0\.wav, which is missing"),
     ],
 )
-def test_a_row_that_cannot_be(tmp_path: Path, row: str, message: str):
+def test_an_invalid_row_is_refused(tmp_path: Path, row: str, message: str):
     plant(tmp_path, 0)
     table = tmp_path / "meta/esc50.csv"
     table.write_text(table.read_text() + row + "\n")

@@ -1,4 +1,4 @@
-"""ESD as unit text: emotions of new speakers and sentences, speakers in new sentences, and the real units."""
+"""ESD as unit text: emotions of new speakers and sentences, speakers in new sentences, and the published units."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EMOTIONS = TASKS["esd_emotion"].slots[0].labels
 
 
 def plant(root: Path, order: int, sentences: int = 10) -> None:
-    """Every speaker says every sentence in every emotion, in lines ordered by a draw; no two have the same frames."""
+    """Writes every sentence by every speaker in every emotion, in random order; all frames differ."""
     rows = [
         (f"{who}_{350 * mood + number:06d}", who, mood, number)
         for who in SPEAKERS
@@ -38,7 +38,9 @@ def test_emotions_are_of_new_speakers_and_sentences(tmp_path: Path) -> None:
     assert counts(found.splits) == (5 * 5 * 5, 2 * 2 * 5, 3 * 3 * 5)
     assert not shared(found.splits, "speaker") | shared(found.splits, "source")
     assert all(labels(part) == set(EMOTIONS) for part in found.splits.values())
-    assert found.notes == ("310 of 500 utterances are left out: their speaker and their sentence went to two splits",)
+    assert found.notes == (
+        "310 of 500 utterances are left out: their speaker and their sentence are in different splits",
+    )
     assert leak_report(found.task, found.splits, "paper", inspect_files(tmp_path, _paths(found))).clean
     every = esd.emotion(tmp_path, "speakers")
     assert counts(every.splits) == (250, 100, 150)
@@ -48,7 +50,7 @@ def test_emotions_are_of_new_speakers_and_sentences(tmp_path: Path) -> None:
     assert _ids(esd.emotion(tmp_path / "again")) == _ids(found)
 
 
-def test_speakers_say_new_sentences(tmp_path: Path) -> None:
+def test_speakers_read_new_sentences(tmp_path: Path) -> None:
     plant(tmp_path, 0)
     found = esd.speaker(tmp_path)
     assert counts(found.splits) == (300, 100, 100)
@@ -59,12 +61,12 @@ def test_speakers_say_new_sentences(tmp_path: Path) -> None:
 
 def test_faults_are_named(tmp_path: Path) -> None:
     plant(tmp_path, 0, sentences=2)
-    with pytest.raises(BuildError, match="esd has 2 sentences, which cannot make 3 splits"):
+    with pytest.raises(BuildError, match="esd has 2 sentences, too few for 3 splits"):
         esd.speaker(tmp_path)
     plant(tmp_path, 0)
     table = tmp_path / "esd.val.labels.tsv"
     table.write_text(table.read_text().replace("angry", "cross"))
-    with pytest.raises(BuildError, match=r"esd\.val\.frames\.txt:\d+ has the label 'cross', which the task lacks"):
+    with pytest.raises(BuildError, match=r"esd\.val\.frames\.txt:\d+ has the label 'cross', which is not in the task"):
         esd.emotion(tmp_path)
     table.unlink()
     with pytest.raises(BuildError, match=r"esd\.val\.frames\.txt:\d+ \(.*\) is in none of esd\.test\.labels\.tsv"):

@@ -52,7 +52,7 @@ def test_faults_are_named(tmp_path: Path):
     with pytest.raises(BuildError, match=r"valid_data.csv, line 86 has 2 fields where the header has 7"):
         fsc.clips(epath.Path(tmp_path))
     table.write_text(whole.replace("change language", "languages"))
-    with pytest.raises(BuildError, match=r"label 'languages \| none \| none', which the task lacks"):
+    with pytest.raises(BuildError, match=r"label 'languages \| none \| none', which is not in the task"):
         fsc.clips(epath.Path(tmp_path))
     table.write_bytes(whole.encode("utf-16"))
     with pytest.raises(BuildError, match=r"valid_data.csv is text in UTF-16"):

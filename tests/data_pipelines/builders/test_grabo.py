@@ -1,4 +1,4 @@
-"""Grabo: two, four and the rest of every speaker's command; speakers left out."""
+"""Grabo: two train, four valid, other test files of each speaker's command; split by speaker."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def test_splits(tmp_path: Path):
 
 
 def test_a_tree_of_another_layout_is_refused(tmp_path: Path):
-    with pytest.raises(BuildError, match="speakers is no folder"):
+    with pytest.raises(BuildError, match="speakers is not a folder"):
         grabo.clips(epath.Path(tmp_path))
     record(tmp_path, ["speakers/pp2/recording1/Voice_1.wav"])
-    with pytest.raises(BuildError, match=r"pp2/recording1/Voice_1.wav is not where it should be"):
+    with pytest.raises(BuildError, match=r"pp2/recording1/Voice_1.wav is not at speakers"):
         grabo.clips(epath.Path(tmp_path))
     with pytest.raises(BuildError, match="'fair' is unknown: choose paper or honest"):
         grabo.clips(epath.Path(tmp_path), "fair")

@@ -1,4 +1,4 @@
-"""Google Speech Commands v1: the rule of speakers, drawing anew, crops of noise."""
+"""Google Speech Commands v1: the speaker rule, resampling, crops of noise."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def found(tmp_path_factory: pytest.TempPathFactory):
     return listed(gsc.clips, plant, tmp_path_factory.mktemp("gsc"), ["paper", "honest"])
 
 
-def test_speakers_fall_where_the_data_set_puts_them(unit_text: Path):
-    """The published valid and test units name their files: every speaker of them must come out as such."""
-    spoken = {
+def test_speakers_are_in_the_published_splits(unit_text: Path):
+    """The published valid and test units name their files, whose speakers must be in those splits."""
+    named = {
         split: [line.split("|")[0] for line in (unit_text / "gsc" / f"{split}.named").read_text().splitlines()]
         for split in ("valid", "test")
     }
-    speakers = {split: {gsc._speaker(name) for name in names} - {""} for split, names in spoken.items()}
+    speakers = {split: {gsc._speaker(name) for name in names} - {""} for split, names in named.items()}
     assert (len(speakers["valid"]), len(speakers["test"])) > (100, 100)
     assert {gsc.split_of(speaker) for speaker in speakers["valid"]} == {"valid"}
     assert {gsc.split_of(speaker) for speaker in speakers["test"]} == {None}
@@ -67,7 +67,7 @@ def test_silences_are_crops_of_a_second(found):
     assert all(clip.id.startswith(f"{clip.path}@{clip.start:.3f}") for clip in silent)
 
 
-def test_honest_takes_every_clip_once_and_parts_the_noise(found):
+def test_honest_has_every_clip_once_and_splits_the_noise(found):
     honest = found["honest"]
     assert not shared(honest, "source")
     assert not shared(honest, "speaker")
@@ -91,5 +91,5 @@ def test_faults_are_named(tmp_path: Path):
     with pytest.raises(BuildError, match=r"_background_noise_ has 0 recordings"):
         gsc.clips(epath.Path(tmp_path))
     record(tmp_path, [f"{gsc.WORDS}/_background_noise_/a.wav"], contents=b"no audio")
-    with pytest.raises(BuildError, match=r"_background_noise_/a.wav is no readable recording"):
+    with pytest.raises(BuildError, match=r"_background_noise_/a.wav is not a readable recording"):
         gsc.clips(epath.Path(tmp_path))

@@ -35,7 +35,7 @@ def test_paper_tests_the_first_session(tmp_path: Path):
     splits = listed(iemocap.clips, plant, tmp_path, ["paper"])["paper"]
     assert counts(splits) == (32, 8, 10)
     assert {clip.speaker for clip in splits["test"]} == {"Ses01F", "Ses01M"}
-    assert shared(splits, "speaker") == {("train", "valid")}  # the leak that the module owns up to
+    assert shared(splits, "speaker") == {("train", "valid")}  # the leak that the module documents
 
 
 def test_exc_is_hap_and_others_are_left_out(tmp_path: Path):
@@ -49,7 +49,7 @@ def test_exc_is_hap_and_others_are_left_out(tmp_path: Path):
     assert labels(clips.values()) == {"neu", "hap", "ang", "sad"}
 
 
-def test_honest_folds_part_speakers(tmp_path: Path):
+def test_honest_folds_share_no_speaker(tmp_path: Path):
     found = listed(iemocap.clips, plant, tmp_path, iemocap.PROTOCOLS[1:])
     assert found["honest"] == found["honest-0"]
     tested = set()
@@ -62,7 +62,7 @@ def test_honest_folds_part_speakers(tmp_path: Path):
     assert tested == {clip.id for clip in everything(found["honest"])}
 
 
-def test_what_cannot_be(tmp_path: Path):
+def test_invalid_data_are_refused(tmp_path: Path):
     plant(tmp_path, 0)
     table = tmp_path / "Session2/dialog/EmoEvaluation/Ses02F_impro01.txt"
     good = table.read_text()

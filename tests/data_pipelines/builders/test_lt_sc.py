@@ -1,4 +1,4 @@
-"""Lithuanian commands: tables and noise rows, Unicode spellings, and the real recordings."""
+"""Lithuanian commands: tables and noise rows, Unicode forms, and the published recordings."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_splits(tmp_path: Path):
     assert labels(honest["valid"]) == labels(honest["train"]) == set(TASKS["lt_sc"].slots[0].labels)
 
 
-def test_letters_composed_or_not_make_no_difference(tmp_path: Path):
+def test_unicode_forms_give_equal_splits(tmp_path: Path):
     plant(tmp_path / "nfc", 0)
     plant(tmp_path / "nfd", 0, form="NFD", tables="")  # tables at the root
     composed, decomposed = (lt_sc.clips(epath.Path(tmp_path / form)) for form in ("nfc", "nfd"))
@@ -68,13 +68,15 @@ def test_faults_are_named(tmp_path: Path):
     with pytest.raises(BuildError, match=r"dev_full.csv, line 58 names dataset/ne/99_nohash_0.wav, which is missing"):
         lt_sc.clips(epath.Path(tmp_path))
     table.write_text(whole.replace("\tlabas", "\tlaba"), encoding="utf-8")
-    with pytest.raises(BuildError, match=r"labas/13_nohash_0.wav has the label 'laba', which the task lacks"):
+    with pytest.raises(BuildError, match=r"labas/13_nohash_0.wav has the label 'laba', which is not in the task"):
         lt_sc.clips(epath.Path(tmp_path))
     table.write_text(whole.replace("\t", ","), encoding="utf-8")
-    with pytest.raises(BuildError, match=r"lacks filename, label: its first line must name them, parted by '\\t'"):
+    with pytest.raises(
+        BuildError, match=r"lacks filename, label: its first line must have the names, separated by '\\t'"
+    ):
         lt_sc.clips(epath.Path(tmp_path))
     table.unlink()
-    with pytest.raises(BuildError, match=r"csv/dev_full.csv is missing, and so is .*dev_full.csv"):
+    with pytest.raises(BuildError, match=r"neither .*csv/dev_full.csv nor .*dev_full.csv exists"):
         lt_sc.clips(epath.Path(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""MUStARD: published folds out of their pickle, drawn ones without it, and the speaker-independent setting."""
+"""MUStARD: published folds from their pickle, drawn ones without it, and the speaker-independent setting."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZE = 110
 
 def entries() -> dict[str, dict[str, object]]:
     speakers = [(show, speaker) for show, names in SHOWS.items() for speaker in names.split()]
-    numbers = shuffled(range(SIZE), 5)  # ids are in no order in the real file either
+    numbers = shuffled(range(SIZE), 5)  # the published file is in no order either
     return {
         f"1_{number}": {
             "utterance": "Obviously.",
@@ -80,7 +80,7 @@ def test_folds_are_drawn_where_the_published_are_missing(tmp_path: Path, caplog:
 
 
 class Hostile:
-    """Pickles into a call."""
+    """An object that calls a function when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -89,7 +89,7 @@ class Hostile:
         return Path.touch, (self.path,)
 
 
-def test_the_pickle_is_never_run(tmp_path: Path):
+def test_the_pickle_is_never_executed(tmp_path: Path):
     plant(tmp_path, 0)
     (tmp_path / "split_indices.p").write_bytes(pickle.dumps([Hostile(tmp_path / "ran")] * 5))
     with pytest.raises(BuildError, match=r"split_indices\.p does not hold five folds of 110"):
@@ -100,7 +100,7 @@ def test_the_pickle_is_never_run(tmp_path: Path):
 @pytest.mark.parametrize(
     "folds", [published()[:4], [published()[0]] * 5, [(a[1:], b) for a, b in published()], 5, b"no"]
 )
-def test_folds_that_are_no_partition(tmp_path: Path, folds: object):
+def test_folds_that_are_not_a_partition_are_refused(tmp_path: Path, folds: object):
     plant(tmp_path, 0)
     (tmp_path / "split_indices.p").write_bytes(folds if isinstance(folds, bytes) else pickle.dumps(folds))
     with pytest.raises(BuildError, match=r"does not hold five folds of 110 utterances: take it"):
@@ -115,7 +115,7 @@ def test_folds_that_are_no_partition(tmp_path: Path, folds: object):
         ({}, r"names utterances_final_wav/2_1\.wav, which is missing"),
     ],
 )
-def test_an_entry_that_cannot_be(tmp_path: Path, change: dict[str, object], message: str):
+def test_an_invalid_entry_is_refused(tmp_path: Path, change: dict[str, object], message: str):
     plant(tmp_path, 0)
     entry = {"speaker": "RAJ", "show": "BBT", "sarcasm": True} | change
     table = {**entries(), "2_1": {key: value for key, value in entry.items() if value is not None}}

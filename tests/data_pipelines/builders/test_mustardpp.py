@@ -43,14 +43,14 @@ def test_folds(tmp_path: Path):
     assert clip == ("final_utterance_videos/part1_wav/1_19_u.wav",) * 2 + (("1",), "SV/GILFOYLE", "", 0.0, None)
 
 
-def test_honest_parts_speakers(tmp_path: Path):
+def test_honest_shares_no_speaker(tmp_path: Path):
     splits = listed(mustardpp.clips, plant, tmp_path, ["honest"])["honest"]
     assert sum(counts(splits)) == SIZE
     assert shared(splits, "speaker") == set()
     assert {"BBT/PERSON", "SV/PERSON"} <= {clip.speaker for clip in everything(splits)}
 
 
-def test_what_cannot_be(tmp_path: Path):
+def test_invalid_data_are_refused(tmp_path: Path):
     plant(tmp_path, 0)
     table = tmp_path / "mustard++_text.csv"
     good = table.read_text()
@@ -58,7 +58,7 @@ def test_what_cannot_be(tmp_path: Path):
     with pytest.raises(BuildError, match=r"line 362: the Sarcasm of 2_1_u is 'maybe', not 0 or 1"):
         mustardpp.clips(epath.Path(tmp_path))
     table.write_text(good + "2_1,2_1_u,Yes.,0:07,RAJ,BBT,1.0,NONE,Anger,Anger,2,7\n")
-    with pytest.raises(BuildError, match=r"names 2_1_u, but no 2_1_u\.wav is below .*extract the sound"):
+    with pytest.raises(BuildError, match=r"names 2_1_u, but no 2_1_u\.wav is under .*extract the audio"):
         mustardpp.clips(epath.Path(tmp_path))
     record(tmp_path, ["final_utterance_videos/part1_wav/2_1_u.wav"])
     assert sum(counts(mustardpp.clips(epath.Path(tmp_path)))) == SIZE + 1

@@ -1,4 +1,4 @@
-"""Voice activity: manifests of somebody else's machine, segments, sources."""
+"""Voice activity: manifests with paths of another machine, segments, sources."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def plant(root: Path, order: int) -> None:
             speech += line(f"/home/maker/data/google_v2/bed/{part}{k}_nohash_0.wav", 0.185, "speech")
             background += line(f"/raid/freesound/Air brake/{part}{k}.wav", 0.0, "background")
             background += line(f"/raid/freesound/Air brake/{part}{k}.wav", 0.63, "background")
-        background += background.splitlines()[0] + "\n"  # what oversampling leaves
+        background += background.splitlines()[0] + "\n"  # a duplicate, as oversampling makes
         write(root, f"balanced_speech_{part}_manifest.json", speech)
         write(root, f"balanced_background_{part}_manifest.json", background)
     record(root, names, order, sound(20_480))
 
 
-def test_the_manifests_are_the_splits(tmp_path: Path):
+def test_the_manifests_define_the_splits(tmp_path: Path):
     found = listed(vad.clips, plant, tmp_path, ("paper", "honest"))
     assert found["paper"] == found["honest"]
     splits = found["paper"]
@@ -50,7 +50,7 @@ def test_the_manifests_are_the_splits(tmp_path: Path):
 
 
 @pytest.mark.parametrize("prefix", ["", "/", "./", "C:\\maker\\", "/a/b/c/"])
-def test_a_recording_is_found_by_the_end_of_its_path(tmp_path: Path, prefix: str):
+def test_a_recording_is_found_by_a_suffix_of_its_path(tmp_path: Path, prefix: str):
     plant(tmp_path, 0)
     record(tmp_path, ["more/bed/new_nohash_1.wav", "bed/new_nohash_1.wav"])
     named = f"{prefix}more/bed/new_nohash_1.wav".replace("/", "\\" if ":" in prefix else "/")
@@ -64,9 +64,9 @@ def test_a_recording_is_found_by_the_end_of_its_path(tmp_path: Path, prefix: str
     [
         (
             line("/x/google_v2/bed/none.wav", 0, "speech"),
-            r"manifest\.json, line 7 names .*none\.wav, of which no end is below",
+            r"manifest\.json, line 7 names .*none\.wav, and no suffix of that path exists",
         ),
-        (line("/x/google_v2/bed/training0_nohash_0.wav", 0, "noise"), "'noise', which the task lacks"),
+        (line("/x/google_v2/bed/training0_nohash_0.wav", 0, "noise"), "'noise', which is not in the task"),
         (line("/x/google_v2/bed/training0_nohash_0.wav", -1, "speech"), "0.63 s from -1 s cannot be cut"),
         (line("/x/google_v2/bed/training0_nohash_0.wav", 0, "speech", 0), "0 s from 0 s cannot be cut"),
         ('{"audio_filepath": "a.wav"}\n', "line 7 is not .*write the manifest again"),
@@ -74,7 +74,7 @@ def test_a_recording_is_found_by_the_end_of_its_path(tmp_path: Path, prefix: str
         ("[1]\n", "line 7 is not .*write the manifest again"),
     ],
 )
-def test_a_line_that_cannot_be(tmp_path: Path, text: str, message: str):
+def test_an_invalid_line_is_refused(tmp_path: Path, text: str, message: str):
     plant(tmp_path, 0)
     manifest = tmp_path / "balanced_speech_training_manifest.json"
     manifest.write_text(manifest.read_text() + text)

@@ -1,4 +1,4 @@
-"""VCTK as unit text: two releases in one, sentences that all speakers read, accents of enough speakers, real units."""
+"""VCTK as unit text: two releases combined, common sentences, accents with enough speakers, published units."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from spjax.tasks import TASKS
 from tests.data_pipelines.builders.raw_trees import counts, everything, labels, shared, write
 
 ACCENTS = TASKS["vctk_accent"].slots[0].labels
-SPEAKERS = (*TASKS["vctk_speaker"].slots[0].labels[:31], "p315")  # five of each accent, and two of none of them
+SPEAKERS = (*TASKS["vctk_speaker"].slots[0].labels[:31], "p315")  # five of each accent, and two of other accents
 NUMBERS = (*range(1, 6), *range(100, 105))
 
 
 def plant(root: Path) -> None:
-    """Sentence 2 of every speaker is in both releases, the others in one of them."""
+    """Writes sentence 2 of every speaker to both releases, and the others to one of them."""
     lines: dict[str, list[str]] = {"vctk.val": [], "vctk.test": [], "vctk_v1.val": []}
     rows = "Id,Age,Sex,Accent,Region Comment\n"
     for index, who in enumerate(SPEAKERS):
@@ -43,7 +43,7 @@ def recordings(found: UnitSplits) -> dict[str, set[str]]:
 
 
 def check(found: UnitSplits, root: Path) -> None:
-    """What holds for each of the tasks."""
+    """Checks what holds for each of the tasks."""
     parts = recordings(found)
     assert not parts["train"] & parts["valid"] | parts["train"] & parts["test"] | parts["valid"] & parts["test"]
     assert not shared(found.splits, "source")
@@ -67,12 +67,12 @@ def test_gender_and_accent_are_of_new_speakers(tmp_path: Path) -> None:
         assert len({clip.speaker for clip in everything(one.splits)}) == speakers
         *first, double, common = one.notes
         assert tuple(first) == welsh
-        assert double == f"{twice} recordings are there in two cuts, which are in the same split"
+        assert double == f"{twice} recordings have two cuts, which are in the same split"
         left = 11 * speakers - len(everything(one.splits))
         assert common.startswith(f"{left} of {11 * speakers} utterances of the sentences 1 to 24")
-        # what all speakers read is in one split alone, what they read alone is all there
-        heard = {split: {name.split("_")[1] for name in part} for split, part in recordings(one).items()}
-        assert not {n for n in heard["train"] & heard["test"] | heard["valid"] & heard["test"] if int(n) <= 24}
+        # common sentences are in one split only; all other sentences are kept
+        numbers = {split: {name.split("_")[1] for name in part} for split, part in recordings(one).items()}
+        assert not {n for n in numbers["train"] & numbers["test"] | numbers["valid"] & numbers["test"] if int(n) <= 24}
         assert sum(int(clip.id[5:8]) > 24 for clip in everything(one.splits)) == 5 * speakers
         assert left > 0
 
@@ -85,7 +85,7 @@ def test_speakers_read_new_sentences(tmp_path: Path) -> None:
     assert found.notes[0] == "11 utterances of p315 are left out, too few to be a class"
 
 
-def test_both_releases_may_call_a_cut_alike(tmp_path: Path) -> None:
+def test_both_releases_may_use_the_same_id(tmp_path: Path) -> None:
     plant(tmp_path)
     before = vctk.speaker(tmp_path)
     path = tmp_path / "vctk.val.frames.txt"
@@ -100,7 +100,7 @@ def test_one_release_is_enough(tmp_path: Path) -> None:
     for name in ("vctk.val", "vctk.test"):
         (tmp_path / f"{name}.frames.txt").unlink()
     found = vctk.gender(tmp_path)
-    assert found.notes[0].startswith("0 of 192 recordings are there in two cuts")
+    assert found.notes[0].startswith("0 of 192 recordings have two cuts")
     check(found, tmp_path)
     (tmp_path / "vctk_v1.val.frames.txt").unlink()
     with pytest.raises(BuildError, match=r"has no vctk\.frames\.txt and no vctk\.PART\.frames\.txt"):
@@ -108,7 +108,7 @@ def test_one_release_is_enough(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "old", "new", "says"),
+    ("name", "old", "new", "message"),
     [
         ("vctk.val.frames.txt", "p225_002_mic2|p225", "p225_002_mic2|p226", "is not of speaker 'p226'"),
         ("vctk.val.frames.txt", "p225_002_mic2", "p225-002", r"frames\.txt:1 \(p225-002\) is not of speaker 'p225'"),
@@ -116,12 +116,12 @@ def test_one_release_is_enough(tmp_path: Path) -> None:
         ("vctk_speakers.csv", "Sex", "Gender", "lacks Sex"),
     ],
 )
-def test_faults_are_named(tmp_path: Path, name: str, old: str, new: str, says: str) -> None:
+def test_faults_are_named(tmp_path: Path, name: str, old: str, new: str, message: str) -> None:
     plant(tmp_path)
     text = (tmp_path / name).read_text()
     assert old in text
     (tmp_path / name).write_text(text.replace(old, new))
-    with pytest.raises(BuildError, match=says):
+    with pytest.raises(BuildError, match=message):
         vctk.speaker(tmp_path)
 
 
@@ -137,5 +137,5 @@ def test_real_units(more_units: Path, task: object, sizes: object, speakers: obj
     found = task(more_units)
     assert counts(found.splits) == sizes
     assert tuple(len({clip.speaker for clip in part}) for part in found.splits.values()) == speakers
-    assert any(note.startswith(f"{twice} recordings are there in two cuts") for note in found.notes)
+    assert any(note.startswith(f"{twice} recordings have two cuts") for note in found.notes)
     check(found, more_units)

@@ -40,7 +40,7 @@ def test_no_speaker_in_two_splits(tmp_path: Path):
     assert clip[2:5] == (("f",), "id10004", "v3-1")
 
 
-def test_what_cannot_be(tmp_path: Path):
+def test_invalid_data_are_refused(tmp_path: Path):
     plant(tmp_path, 0)
     record(tmp_path, ["dev/wav/id10999/v/00001.wav"])
     with pytest.raises(BuildError, match=r"speaker 'id10999' is not in .*vox1_meta\.csv: add a row"):

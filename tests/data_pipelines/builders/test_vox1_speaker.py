@@ -1,4 +1,4 @@
-"""VoxCeleb1 identification: the published list over two trees, and videos kept together."""
+"""VoxCeleb1 identification: the published list over two folders, and videos kept together."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ def test_a_video_of_two_speakers_stays_in_train(tmp_path: Path):
         ),
         ("4 id10001/001v0/00001.wav", "line 81 is .* not like '1 id10001"),
         ("1 00001.wav", "not like '1 id10001"),
-        ("1 id20001/v/00001.wav", "'id20001', which the task lacks"),
+        ("1 id20001/v/00001.wav", "'id20001', which is not in the task"),
     ],
 )
-def test_a_line_that_cannot_be(tmp_path: Path, line: str, message: str):
+def test_an_invalid_line_is_refused(tmp_path: Path, line: str, message: str):
     plant(tmp_path, 0)
     record(tmp_path, ["dev/wav/id20001/v/00001.wav"])
     table = tmp_path / "iden_split.txt"
@@ -82,7 +82,7 @@ def test_a_line_that_cannot_be(tmp_path: Path, line: str, message: str):
         vox1_speaker.clips(epath.Path(tmp_path))
 
 
-def test_the_same_utterance_twice(tmp_path: Path):
+def test_a_duplicate_utterance_is_refused(tmp_path: Path):
     plant(tmp_path, 0)
     record(tmp_path, ["wav/id10001/001v0/00001.wav"])
     with pytest.raises(BuildError, match="are the same utterance: remove one"):

@@ -1,4 +1,4 @@
-"""VoxForge: sizes of a language, speakers, anonymous ones."""
+"""VoxForge: sizes of a language, speakers, anonymous speakers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_paper_and_honest(tmp_path: Path):
     assert shared(honest, "speaker") == set()
     assert all(labels(part) == set(LANGUAGES) for part in honest.values())
     assert sum(counts(honest)) == 360
-    # A user of two languages is one speaker, an anonymous folder is one of its own
+    # A user of two languages is one speaker; each anonymous folder is one speaker
     where = {split: {clip.speaker for clip in part} for split, part in honest.items()}
     assert sum("polyglot" in speakers for speakers in where.values()) == 1
     assert "anonymous" not in set.union(*where.values())
@@ -59,7 +59,7 @@ def test_sizes_are_the_papers_where_there_is_enough(tmp_path: Path, monkeypatch:
     assert shared(honest, "speaker") == set()
 
 
-def test_downloads_may_stand_between(tmp_path: Path):
+def test_the_folder_downloads_is_optional(tmp_path: Path):
     plant(tmp_path / "downloads", 0)
     splits = voxforge.clips(epath.Path(tmp_path))
     assert all(clip.path.startswith(f"downloads/{clip.labels[0]}/Trunk/") for clip in everything(splits))
@@ -68,7 +68,7 @@ def test_downloads_may_stand_between(tmp_path: Path):
 def test_a_missing_language_is_named(tmp_path: Path):
     for language in LANGUAGES[:-1]:
         record(tmp_path, names(language))
-    with pytest.raises(BuildError, match=r"ru/Trunk/Audio/Main/16kHz_16bit is no folder: unpack"):
+    with pytest.raises(BuildError, match=r"ru/Trunk/Audio/Main/16kHz_16bit is not a folder: unpack"):
         voxforge.clips(epath.Path(tmp_path))
     record(tmp_path, names("ru", folders=2, each=2))
     with pytest.raises(BuildError, match=r"ru has 4 recordings"):
