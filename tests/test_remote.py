@@ -225,7 +225,7 @@ def test_what_a_bucket_holds_and_lacks_is_told(remote: Remote, finished_run: Pat
     told = _told(remote)
     assert told["kmeans"] == kmeans.id
     assert told["check"] == "None"
-    assert "there is no bucket gs://nobodys-bucket: check its name, or make it with gcloud storage" in told["bucket"]
+    assert "there is no bucket gs://nobodys-bucket: check its name, or create it with gcloud storage" in told["bucket"]
     assert "s3://bucket is not a Cloud Storage bucket" in told["scheme"]
     assert told["lm"] == json.loads(remote.bucket.objects["lm/config.json"])["hash"]
     assert "gs://spjax-tests/nowhere/config.json does not exist" in told["no lm"]
@@ -307,5 +307,5 @@ def test_speech_is_not_made_in_a_bucket(remote: Remote) -> None:
     config = f"--config={ROOT / 'configs' / 'demo.py'}"
     code, printed = finish(remote.start("spjax.main", config, "--workdir=gs://spjax-tests/demo"))
     assert code == 1
-    assert "--workdir=gs://spjax-tests/demo is in a bucket: speech is made and encoded here" in printed
+    assert "--workdir=gs://spjax-tests/demo is in a bucket, but speech is synthesised locally" in printed
     assert not list(remote.folder.iterdir())

@@ -293,7 +293,7 @@ def test_unknown_programs_are_refused() -> None:
         next(tpu_aot.measure(fsc.get_config(), size, ["train"]))
     config = fsc.get_config()
     config.verbalizer = "frequency"
-    with pytest.raises(ValueError, match="programs are made without records"):
+    with pytest.raises(ValueError, match="without records, only tasks"):
         tpu_aot.make_setting(config, UnitLMConfig())
 
 
