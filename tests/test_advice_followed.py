@@ -198,7 +198,11 @@ def test_what_extraction_advises_works(spoken: Path, tmp_path: Path, monkeypatch
         assert f"{folder} holds {held}, not unit records alone, and is not replaced" in refusal(extract.main, replaced)
     patience = re.search(r"give (\d+) or more", refusal(extract.main, [*common, words, "--out=b", "--patience=1"]))
     assert patience is not None
-    follow(extract.main, [*common, words, "--out=b", "--workers=0"], "set the workers of FnApiRunner by its own option, after --")
+    follow(
+        extract.main,
+        [*common, words, "--out=b", "--workers=0"],
+        "set the workers of FnApiRunner by its own option, after --",
+    )
     local = [f"--kmeans={spoken / 'km'}", *MFCC]
     assert "--workers=0: give 1 or more, or leave it out" in refusal(
         extract.main, [*local, words, "--out=b", "--workers=0"]
