@@ -53,7 +53,7 @@ def make_packs(args: argparse.Namespace, lm: Any) -> dict[str, Any]:
 
     from spjax.models import prompts, verbalizers
     from spjax.models.prompts import PromptConfig
-    from spjax.storage.packs import PromptPack, make_card
+    from spjax.storage import PromptPack, make_card
     from spjax.tasks import Slot, Task
 
     config, shape = lm.config, PromptConfig(length=args.prompt, separators=args.separators, steer=True, sep_scale=0.06)
