@@ -216,7 +216,7 @@ def programs(config: Any, size: Size, lm: UnitLMConfig | None = None) -> dict[st
     from spjax.evaluation import decode
     from spjax.models import prompts
     from spjax.models.hubert_config import HubertConfig
-    from spjax.serving.frozen import KINDS, narrow
+    from spjax.serving.frozen import KINDS, quantize
     from spjax.serving.scoring import Programs, Shape
     from spjax.speech2unit import hubert
     from spjax.storage.encoders import hubert_shapes
@@ -271,7 +271,7 @@ def programs(config: Any, size: Size, lm: UnitLMConfig | None = None) -> dict[st
 
     def predictor() -> Any:
         kind = setting.compute.dtype
-        weights = jax.eval_shape(lambda tree: narrow(tree, kind), abstract_lm(setting.config))
+        weights = jax.eval_shape(lambda tree: quantize(tree, kind), abstract_lm(setting.config))
         bank = jax.eval_shape(
             lambda lm: prompts.projected(
                 train.first_params(lm, setting, tuple(range(size.bank)))["prompt"], lm, setting.config, KINDS[kind]

@@ -1,6 +1,6 @@
 """spjax: adapt a frozen speech unit language model to classification tasks by prompt tuning.
 
-Public API: `SpeechPrompt`, the predictor (spjax/serving/predictor.py), and `PromptPack`, what it answers with
+Public API: `SpeechPrompt`, the predictor (spjax/serving/predictor.py), and `PromptPack`, a trained prompt
 (spjax/storage/packs.py; banks and the hub: spjax/storage); `load_encoder`, `encode`, `features`, `speaker_f0`
 (spjax/speech2unit/encoder.py); `load_unit_lm`, `load_prompt`, `classify_units` (spjax/serving/classify.py).
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from spjax.speech2unit.encoder import Encoder, encode, features, load_encoder, speaker_f0
     from spjax.storage.packs import PromptPack
 
-_HOMES = {
+_MODULES = {
     "Encoder": "speech2unit.encoder",
     "PromptPack": "storage.packs",
     "SpeechPrompt": "serving.predictor",
@@ -46,7 +46,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: reading a vocabulary or a record should not cost the import of JAX.
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"spjax.{_HOMES[name]}"), name)
+    # Imported on first use, since reading a vocabulary or a record should not import JAX.
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"spjax.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'spjax' has no attribute {name!r}")

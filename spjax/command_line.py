@@ -1,4 +1,4 @@
-"""The parser of the commands' flags: an error is one sentence, an unknown flag is answered with the nearest one."""
+"""Argument parser of the commands: errors are one sentence, and an unknown flag suggests the closest known one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from spjax import paths
 
 
 class Parser(argparse.ArgumentParser):
-    """`argparse.ArgumentParser` whose errors are one sentence, with exit status 2, and without abbreviations.
+    """`argparse.ArgumentParser` without abbreviations, whose errors are one sentence with exit status 2.
 
-    An unknown flag is reported before a missing one, which it may be meant for. `--helpfull` is `--help`, as of
-    `spjax.main`.
+    An unknown flag is reported before a missing one, since it may be a typo of it. `--helpfull` is accepted like
+    `--help`, as in `spjax.main`.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -29,13 +29,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {' '.join(message.split()).removeprefix('argument ')}\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As of `argparse`; the flags of a subcommand are checked by its own parser."""
-        if args is not None:  # the outermost one is called by `parse_args`, which knows the process's own
+        """See `argparse`; a subcommand's parser checks the subcommand's flags."""
+        if args is not None:  # the outermost parser is called by `parse_args`, which passes sys.argv
             self._check_names(args)
         return super().parse_known_args(args, namespace)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """As of `argparse`."""
+        """See `argparse`."""
         return super().parse_args(sys.argv[1:] if args is None else list(args), namespace)
 
     def _check_names(self, args: Sequence[str]) -> None:
@@ -49,64 +49,64 @@ class Parser(argparse.ArgumentParser):
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """The end of a message about an unknown flag: the known one that is most like it, else where they are listed."""
+    """End of a message about an unknown flag: the most similar known one, or where they are listed."""
     found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f": did you mean {found[0]}?" if found else ": see --help"
 
 
 def place(text: str) -> str:
-    """A path as a flag gives it, for `type=`: `~` is expanded, file:// removed, URLs other than gs:// are refused."""
+    """For `type=`: a path; `~` is expanded, file:// removed, URLs other than gs:// are refused."""
     return _checked(paths.given, text)
 
 
 def place_or_none(text: str) -> str:
-    """As `place`, or nothing."""
+    """As `place`, or an empty string."""
     return place(text) if text else text
 
 
 def local_path(text: str) -> Path:
-    """As `place`, not in a bucket."""
+    """As `place`, but not in a bucket."""
     return Path(_checked(_here, place(text)))
 
 
 def output(text: str) -> str:
-    """As `place`; something can be written there."""
+    """As `place`; the directory must be writable."""
     return _checked(paths.to_write, text)
 
 
 def output_file(text: str) -> str:
-    """As `output`, of a file."""
+    """As `output`, for a file."""
     return _checked(lambda given: paths.to_write(given, file=True), text)
 
 
 def local_output(text: str) -> Path:
-    """As `output`, not in a bucket."""
+    """As `output`, but not in a bucket."""
     return Path(_checked(_here, output(text)))
 
 
 def pack_place(text: str) -> str:
-    """As `place`, of what `storage.load_packs` takes: [NAME=]PATH."""
+    """For `type=`: [NAME=]PATH, as `storage.load_packs` takes."""
     name, equals, rest = text.partition("=")
     return place(text) if "/" in name or not equals else f"{name}={place(rest)}"
 
 
 def seed(text: str) -> int:
-    """The number that a draw starts from, for `type=`."""
+    """For `type=`: a random seed, 0 to 2^32 - 1."""
     if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to 2^32 - 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 0 to 2^32 - 1")
     return int(text)
 
 
 def positive(text: str) -> int:
-    """How many of something there may be, one at least, for `type=`."""
+    """For `type=`: an integer of at least 1."""
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
     return int(text)
 
 
 def _here(text: str) -> str:
     if paths.is_remote(text):
-        raise ValueError(f"{text} is in a bucket: this command wants a path of this machine, copy it here")
+        raise ValueError(f"{text} is in a bucket: this command needs a local path, copy it to this machine")
     return text
 
 

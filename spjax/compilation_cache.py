@@ -1,4 +1,4 @@
-"""Where compiled programs are kept for the next process."""
+"""JAX's persistent compilation cache."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from spjax import paths
 
 
 def keep_programs(directory: str | os.PathLike[str]) -> None:
-    """Keep compiled programs in a directory, for this process and those to come; one that cannot be written warns.
+    """Keep compiled programs in a directory, for this and later processes; warn if it is not writable.
 
     Raises:
-      ValueError: it is a URL, as `paths.given`.
+      ValueError: it is a URL, see `paths.given`.
     """
     place = paths.given(directory)
     try:

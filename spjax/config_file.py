@@ -1,4 +1,4 @@
-"""The flags of `spjax.main` as absl and ml_collections parse them; whatever is wrong with them is one sentence."""
+"""Parse the flags of `spjax.main` with absl and ml_collections; every error is one sentence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from spjax import paths
 from spjax.command_line import nearest
 
-flags.disclaim_key_flags()  # those defined by `define_path` are its caller's
+flags.disclaim_key_flags()  # flags defined by `define_path` are key flags of the caller
 _SHIPPED = Path(__file__).resolve().parents[1] / "configs"
 _NO_EXPERIMENTS = ("__init__", "defaults")
 
@@ -27,11 +27,14 @@ def parse_flags(argv: Sequence[str], module: str) -> list[str]:
     """Parse the command line, for `absl.app.run`; `--help` needs no config, and exits with 0.
 
     Args:
-      argv: with the program's name.
-      module: the one that defines the flags: `--config` and others.
+      argv: sys.argv, with the program's name.
+      module: name of the module that defines the flags (`--config` and others).
+
+    Returns:
+      The program's name, without the flags.
 
     Raises:
-      SystemExit: 2 after a sentence, for what is wrong with a flag or the config file.
+      SystemExit: status 2 after a message about a wrong flag or config file.
     """
     values = flags.FLAGS
     for word in argv[1:]:
@@ -41,7 +44,7 @@ def parse_flags(argv: Sequence[str], module: str) -> list[str]:
             sys.exit(0)
     files = list(_config_files(argv))
     known = [f"--{flag.name}" for flag in values.get_key_flags_for_module(module)]
-    for word in argv[1:]:  # before the config is read, whose errors would come first
+    for word in argv[1:]:  # before the config file is loaded, whose errors would come first
         name = re.match(r"--?(no)?([A-Za-z][\w-]*)(?==|$)", word)
         if name and name[2] not in values and f"{name[1] or ''}{name[2]}" not in values:
             _refuse(f"unknown flag {name[0]}{nearest(f'--{name[2]}', known)}")
@@ -52,14 +55,14 @@ def parse_flags(argv: Sequence[str], module: str) -> list[str]:
     try:
         rest = values(argv)
         found = values["config"].value
-    except flags.Error as error:  # what a config file says of its options comes as the end of a traceback
+    except flags.Error as error:  # a config file's ValueError about its options comes as the end of a traceback
         _refuse(str(error).strip().splitlines()[-1].removeprefix("ValueError: "))
     except Exception as error:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
-        if frames or not isinstance(error, AttributeError | KeyError):  # of the config file's code
+        if frames or not isinstance(error, AttributeError | KeyError):  # raised by the config file's code
             line = f", line {frames[-1].lineno}" if frames else ""
             _refuse(f"{files[-1]}{line}: {type(error).__name__}: {' '.join(str(error).split())}")
-        reason = error.args[0] if error.args else error  # a --config.NAME that the config file does not have
+        reason = error.args[0] if error.args else error  # a --config.NAME that the config lacks
         text = reason.args[0] if isinstance(reason, KeyError) else str(reason)
         _refuse(f"the config has no {': '.join(str(text).splitlines())}")
     if not isinstance(found, ConfigDict):
@@ -83,12 +86,12 @@ class _PathParser(flags.ArgumentParser):
 def define_path(
     name: str, check: Callable[[str], str], text: str, default: str | None = None
 ) -> flags.FlagHolder[str | None]:
-    """Define a flag whose value is a path, which `check` returns or refuses by a ValueError or OSError."""
+    """Define a flag whose value is a path, which `check` returns or refuses with a ValueError or OSError."""
     return flags.DEFINE(_PathParser(check), name, default, text, serializer=flags.ArgumentSerializer())
 
 
 def default_workdir() -> str:
-    """runs/CONFIG or runs/CONFIG_BACKBONE for the value of `--config`."""
+    """The default of `--workdir` for `--config`: runs/CONFIG or runs/CONFIG_BACKBONE."""
     file, _, options = str(config_flags.get_config_filename(flags.FLAGS["config"])).partition(":")
     return os.path.join("runs", "_".join((Path(file).stem, *re.findall(r"=(\w+)", options))))
 
@@ -99,7 +102,7 @@ def _refuse(text: str) -> NoReturn:
 
 
 def _config_files(argv: Sequence[str]) -> Iterator[str]:
-    """Values of `--config`, without the options behind a colon."""
+    """Values of `--config`, without the options after the colon."""
     for word, following in itertools.pairwise([*argv[1:], ""]):
         if found := re.fullmatch(r"--?config(=(.*))?", word, re.DOTALL):
             value = found[2] if found[1] else following
@@ -107,7 +110,7 @@ def _config_files(argv: Sequence[str]) -> Iterator[str]:
 
 
 def _experiments(folder: str) -> list[Path]:
-    """The config files of a folder, or ours where it has none."""
+    """The config files of a folder; those of this repository if it has none."""
     found = [path for path in sorted(Path(folder).glob("*.py")) if path.stem not in _NO_EXPERIMENTS]
     return found if found or Path(folder) == _SHIPPED else _experiments(str(_SHIPPED))
 
@@ -117,7 +120,7 @@ def _listed(experiments: Sequence[Path]) -> str:
 
 
 def _check_file(file: str) -> None:
-    """Refuse, with what there is, a file that is not there or no config."""
+    """Refuse a file that does not exist or is not a config, and list the available ones."""
     try:
         path = Path(paths.given(file))
     except ValueError as error:
@@ -132,5 +135,5 @@ def _check_file(file: str) -> None:
         source = path.read_bytes()
     except OSError as error:
         _refuse(f"--config={file} cannot be read: {error.strerror}")
-    if not re.search(rb"^[^#\n]*\bget_config\b", source, re.MULTILINE):  # nothing is run that is no config
+    if not re.search(rb"^[^#\n]*\bget_config\b", source, re.MULTILINE):  # other Python files must not be executed
         _refuse(f"--config={file} has no get_config(), which makes the config: {_listed(experiments)}")

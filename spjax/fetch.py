@@ -1,12 +1,12 @@
-"""`python -m spjax.fetch gslm_hubert100`: downloads published models and data sets, checks and converts them.
+"""`python -m spjax.fetch gslm_hubert100`: download published models and data sets, verify and convert them.
 
-What is in OUT afterwards: `hubert/`, `kmeans/` and `unit_lm/` in the formats of spjax (docs/design.md) or `raw/`, the
-root of a data set; `downloads/`, the files as published; `fetched.json`, which URL each of them comes from.
+OUT will hold `hubert/`, `kmeans/` and `unit_lm/` in the formats of spjax (docs/design.md) or `raw/`, the root of a
+data set; `downloads/`, the files as published; and `fetched.json`, the URL of each.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take their time
+if __name__ == "__main__":  # before the imports, which take seconds
     from spjax import process
 
     process.run("spjax.fetch")
@@ -44,7 +44,7 @@ from spjax.storage import KMeans, StorageError, save_kmeans, save_unit_lm
 from spjax.storage.encoders import save_encoder
 
 CACHE = "~/.cache/spjax"
-ENCODER, LAYER = "hubert_base_ls960", 6  # what the published k-means are of
+ENCODER, LAYER = "hubert_base_ls960", 6  # of the published k-means
 DOWNLOADS, RECORD = "downloads", "fetched.json"
 
 _STEP = 1 << 20
@@ -56,20 +56,20 @@ _OFFLINE = {errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENE
 
 
 class FetchError(RuntimeError):
-    """A file cannot be had or used; the message names the URL, the path, and the way out."""
+    """A file cannot be downloaded or used; the message names the URL, the path, and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A published file and what becomes of it.
+    """A published file and how it is converted.
 
     Attributes:
       url: where it was published.
-      kind: "hubert", "kmeans", "unit_lm" (an archive of checkpoint_best.pt and dict.txt), "f0_bins" (looked into, and
-        kept as it is), "pgslm" (a checkpoint; a discrete one's f0_bins come before it) or "archive" (.tar.gz).
-      into: path below OUT of what is made of it; for "f0_bins" there is none.
-      name: of the file on disk; the last part of the URL if empty.
-      sha256: hex, where its publisher made it known.
+      kind: "hubert", "kmeans", "unit_lm" (an archive of checkpoint_best.pt and dict.txt), "f0_bins" (only validated),
+        "pgslm" (a checkpoint; the f0_bins of a discrete one come first) or "archive" (.tar.gz).
+      into: path below OUT of the converted product; empty for "f0_bins".
+      name: file name on disk; empty for the last part of the URL.
+      sha256: hex, if the publisher provides it.
     """
 
     url: str
@@ -80,12 +80,12 @@ class File:
 
     @property
     def filename(self) -> str:
-        """Name on disk."""
+        """File name on disk."""
         return self.name or self.url.rpartition("/")[2]
 
     @property
     def product(self) -> str:
-        """Path below OUT of what is made of it, or of the file itself."""
+        """Path below OUT of the converted product, or of the file."""
         return self.into or f"{DOWNLOADS}/{self.filename}"
 
 
@@ -99,7 +99,7 @@ class FetchSet:
     place: str = "models"  # folder of the cache
 
     def default_out(self) -> Path:
-        """Where it goes unless told otherwise."""
+        """The default of --out."""
         return Path(CACHE).expanduser() / self.place / self.name
 
 
@@ -175,8 +175,8 @@ SETS: dict[str, FetchSet] = {
 }
 
 
-class _AgainError(Exception):
-    """A transfer ended early for a reason that may pass."""
+class _RetryError(Exception):
+    """A transfer failed for a reason that may be temporary."""
 
     def __init__(self, reason: str, offline: bool = False) -> None:
         super().__init__(reason)
@@ -192,21 +192,21 @@ def _size(path: Path) -> int:
 
 
 def _network_error(error: BaseException) -> Exception:
-    """What a failed request or read means: worth another attempt, or not."""
+    """Translate a failed request or read into an error that is retried, or not."""
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(error, urllib.error.HTTPError):
-        told = f"HTTP {error.code} {error.reason}"
-        passing = error.code in (408, 425, 429) or error.code >= 500
-        return _AgainError(told) if passing else FetchError(told)
+        message = f"HTTP {error.code} {error.reason}"
+        temporary = error.code in (408, 425, 429) or error.code >= 500
+        return _RetryError(message) if temporary else FetchError(message)
     if isinstance(reason, socket.gaierror) or getattr(reason, "errno", None) in _OFFLINE:
-        return _AgainError(f"no connection: {reason}", offline=True)
+        return _RetryError(f"no connection: {reason}", offline=True)
     if "CERTIFICATE_VERIFY_FAILED" in str(reason):
         return FetchError(f"its certificate is not trusted: {reason}")
-    return _AgainError(str(reason) or type(reason).__name__)
+    return _RetryError(str(reason) or type(reason).__name__)
 
 
 def _request(url: str, have: int, timeout: float) -> tuple[http.client.HTTPResponse | None, int]:
-    """Asks for the bytes from `have` on: the response (None if these are all) and the byte that it starts with."""
+    """Request the bytes from `have` on: the response (None if the file is complete) and its first byte's position."""
     headers = {"User-Agent": "spjax", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
@@ -217,7 +217,7 @@ def _request(url: str, have: int, timeout: float) -> tuple[http.client.HTTPRespo
             if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and have:
                 if error.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
                     return None, have
-                return _request(url, 0, timeout)  # the file has become shorter than what is here
+                return _request(url, 0, timeout)  # the file on the server is shorter than the partial one
             raise _network_error(error) from error
     except (OSError, http.client.HTTPException) as error:
         raise _network_error(error) from error
@@ -226,12 +226,12 @@ def _request(url: str, have: int, timeout: float) -> tuple[http.client.HTTPRespo
     start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
     if start != str(have):
         response.close()
-        raise _AgainError(f"asked for bytes from {have} on, the server sent those from {start!r:.20} on")
+        raise _RetryError(f"asked for bytes from {have} on, the server sent those from {start!r:.20} on")
     return response, have
 
 
 def _transfer(url: str, part: Path, timeout: float, bar: tqdm) -> None:
-    """One request, from where `part` ends where the server can do that."""
+    """One request, which resumes `part` if the server supports it."""
     response, start = _request(url, _size(part), timeout)
     if response is None:
         return
@@ -245,7 +245,7 @@ def _transfer(url: str, part: Path, timeout: float, bar: tqdm) -> None:
             raise OSError(errno.ENOSPC, f"{missing:,} bytes are missing and {free:,} are free on its disk")
         while True:
             try:
-                chunk = response.read1(_STEP)  # what has come, though the connection may end now
+                chunk = response.read1(_STEP)  # returns what has arrived, so that it is kept if the connection ends
             except (OSError, http.client.HTTPException) as error:
                 raise _network_error(error) from error
             if not chunk:
@@ -255,11 +255,11 @@ def _transfer(url: str, part: Path, timeout: float, bar: tqdm) -> None:
             bar.update(len(chunk))
         os.fsync(file.fileno())
     if total is not None and _size(part) != total:
-        raise _AgainError(f"the connection ended after {_size(part):,} of {total:,} bytes")
+        raise _RetryError(f"the connection ended after {_size(part):,} of {total:,} bytes")
 
 
 def sha256_of(path: Path) -> str:
-    """sha256 (hex) of a file, with a progress bar where that takes seconds."""
+    """sha256 (hex) of a file, with a progress bar if it takes seconds."""
     digest = hashlib.sha256()
     with (
         path.open("rb") as file,
@@ -272,15 +272,15 @@ def sha256_of(path: Path) -> str:
 
 
 def _check_sha256(path: Path, expected: str | None, bad: Path | None = None) -> str:
-    """The file's sha256; one that is not the expected one is moved to `bad`, if that is given."""
+    """The file's sha256; if it is not the expected one, the file is moved to `bad`, if given, and an error raised."""
     found = sha256_of(path)
     if expected in (None, found):
         return found
-    way_out = "Put the right one there."
+    fix = "Put the right file there."
     if bad is not None:
         os.replace(path, bad)
-        way_out = f"It is set aside as {bad}; the same command downloads it again."
-    raise FetchError(f"{path} has the sha256 {found}, must be {expected}: it is damaged or another file. {way_out}")
+        fix = f"It was moved to {bad}; the same command downloads it again."
+    raise FetchError(f"{path} has the sha256 {found}, must be {expected}: it is damaged or another file. {fix}")
 
 
 def _bad(path: Path) -> Path:
@@ -296,17 +296,17 @@ def download(
     wait: float = 1.0,
     timeout: float = 60.0,
 ) -> Path:
-    """Downloads a file so that its name never shows half of it.
+    """Download a file; it appears under its name only when it is complete.
 
-    What has come so far is kept as NAME.part, whatever happens; the next attempt, or the next call, goes on behind it.
+    Partial downloads are kept as NAME.part; the next attempt, or the next call, resumes them.
 
     Args:
       url: http or https.
-      path: where to; parents are made.
-      sha256: hex; a file with another one is set aside as NAME.bad.
-      attempts: that may fail in a row without a byte more.
-      wait: seconds before the second of them; doubled each time.
-      timeout: seconds without an answer.
+      path: where to write; parents are created.
+      sha256: hex; a file with another one is renamed to NAME.bad.
+      attempts: failed attempts in a row without progress, after which to stop.
+      wait: seconds before the second attempt; doubled for each further one.
+      timeout: seconds without data.
 
     Returns:
       The path.
@@ -317,7 +317,7 @@ def download(
     path = Path(path)
     part = path.with_name(f"{path.name}.part")
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise FetchError(f"{url} is no http or https address.")
+        raise FetchError(f"{url} is not an http or https address.")
     path.parent.mkdir(parents=True, exist_ok=True)
     before = most = _size(part)
     failed = 0
@@ -326,22 +326,22 @@ def download(
             try:
                 _transfer(url, part, timeout, bar)
                 break
-            except _AgainError as error:
+            except _RetryError as error:
                 failed = 1 if _size(part) > most else failed + 1
                 most = max(most, _size(part))
-                # Without a network, waiting for it in front of a screen is of no use.
+                # Without a network at the start, retrying is pointless.
                 if failed >= attempts or (error.offline and most == before):
-                    kept = f" {most:,} bytes are kept in {part}; the same command goes on there." if most else ""
+                    kept = f" {most:,} bytes are kept in {part}; the same command resumes the download." if most else ""
                     raise FetchError(f"{url}: {error}.{kept} {_by_hand(url, path)}") from error
                 pause = min(wait * 2 ** (failed - 1), _LONGEST_WAIT)
-                tqdm.write(f"{url}: {error}; again in {pause:g} s", file=sys.stderr)
+                tqdm.write(f"{url}: {error}; retrying in {pause:g} s", file=sys.stderr)
                 time.sleep(pause)
             except FetchError as error:
                 raise FetchError(f"{url}: {error}. {_by_hand(url, path)}") from error
-            except OSError as error:  # of writing: those of the network have become others
+            except OSError as error:  # of writing: network errors were translated
                 raise FetchError(
-                    f"{part} cannot be written: {error.strerror or error}. Make room, then give the same command "
-                    f"again: it goes on after {_size(part):,} bytes."
+                    f"{part} cannot be written: {error.strerror or error}. Free some space, then repeat the command: "
+                    f"it resumes after {_size(part):,} bytes."
                 ) from error
     if sha256 is not None:
         _check_sha256(part, sha256, _bad(path))
@@ -352,24 +352,24 @@ def download(
 def _check_member(member: tarfile.TarInfo) -> None:
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts or "\\" in member.name:
-        raise FetchError(f"it holds {member.name!r:.100}, which leads out of its folder")
+        raise FetchError(f"it holds {member.name!r:.100}, which is outside its folder")
     if not member.isfile() and not member.isdir():
         raise FetchError(f"it holds {member.name!r:.100}, which is neither a file nor a folder")
 
 
 def unpack(archive: str | Path, target: str | Path, most: int = _MOST_UNPACKED) -> Path:
-    """Unpacks a .tar.gz into a folder that appears when all of it is there; a single folder at its top is left out.
+    """Unpack a .tar.gz into a folder, which appears only when it is complete; a single top-level folder is dropped.
 
     Args:
-      archive: from anyone: links, paths that lead elsewhere and devices are refused.
-      target: a folder that does not exist yet; parents are made.
-      most: bytes that its files may have together.
+      archive: untrusted: links, paths outside the folder and devices are refused.
+      target: a folder that does not exist yet; parents are created.
+      most: most bytes of all files.
 
     Returns:
       The folder.
 
     Raises:
-      FetchError: no such archive, damaged, or with contents that no data set has.
+      FetchError: no such archive, damaged, or with contents that are refused.
     """
     archive, target = Path(archive), Path(target)
     fresh = target.with_name(f".{target.name}.unpacking")
@@ -391,7 +391,7 @@ def unpack(archive: str | Path, target: str | Path, most: int = _MOST_UNPACKED) 
                     raise FetchError(f"it unpacks to more than {most:,} bytes or {_MOST_FILES:,} files")
                 tar.extract(member, fresh, filter="data")
                 bar.update(packed.tell() - bar.n)
-            while plain.read(_STEP):  # behind its last file; what is cut off or damaged shows up at the end
+            while plain.read(_STEP):  # up to the end, to detect truncation and damage after the last file
                 size += _STEP
                 if size > most:
                     raise FetchError(f"it unpacks to more than {most:,} bytes")
@@ -401,9 +401,9 @@ def unpack(archive: str | Path, target: str | Path, most: int = _MOST_UNPACKED) 
         top = held[0] if len(held) == 1 and held[0].is_dir() else fresh
         os.replace(top, target)
     except FetchError as error:
-        raise FetchError(f"{archive} is not unpacked: {error}.") from error
+        raise FetchError(f"{archive} was not unpacked: {error}.") from error
     except (tarfile.TarError, zlib.error, EOFError, gzip.BadGzipFile) as error:
-        raise FetchError(f"{archive} is damaged, or no .tar.gz ({error}). Fetch it again.") from error
+        raise FetchError(f"{archive} is damaged, or not a .tar.gz ({error}). Fetch it again.") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return target
@@ -472,7 +472,7 @@ _MAKERS: dict[str, Callable[[File, Path, Path], None]] = {
 
 
 def _read_record(out: Path) -> dict[str, Any]:
-    """What was made in OUT: path below it → URL and sha256; nothing if that cannot be told."""
+    """The record of OUT: path of a product → URL and sha256; empty if it cannot be read."""
     try:
         record = json.loads((out / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -489,7 +489,7 @@ def _record(out: Path, file: File, sha256: str) -> None:
 
 
 def _is_made(out: Path, file: File) -> bool:
-    """Whether a file's product stands in OUT; one that comes from elsewhere is refused."""
+    """Whether OUT has the file's product; a product from another URL is refused."""
     product, origin = out / file.product, _read_record(out).get(file.product)
     known = isinstance(origin, dict) and origin.get("url") == file.url
     if file.into and product.exists() and not known:
@@ -504,7 +504,7 @@ def _by_path(url: str) -> PurePosixPath:
 def _obtain(
     file: File, out: Path, base_url: str | None, source: Path | None, attempts: int, wait: float
 ) -> tuple[Path, str]:
-    """The file on this machine, from `source`, from an earlier call or from the network; and its sha256."""
+    """Path and sha256 of the file, from `source`, from an earlier call or from the network."""
     if source is not None:
         for path in (source / file.filename, source / _by_path(file.url).name):
             if path.is_file():
@@ -519,17 +519,17 @@ def _obtain(
 
 
 def _make(file: File, path: Path, sha256: str, out: Path) -> None:
-    """Makes a file's product, and notes where it comes from."""
+    """Make a file's product, and record its origin."""
     if file.into:
-        # Noted first: a product without a note would be taken for someone else's, a note alone for nothing.
+        # Recorded first: a product without a record would be refused, a record without a product is ignored.
         _record(out, file, sha256)
     try:
         _MAKERS[file.kind](file, path, out / file.product)
     except (ConvertError, FetchError) as error:
-        if file.sha256 is None and path.parent == out / DOWNLOADS:  # such as a page that says what went wrong
+        if file.sha256 is None and path.parent == out / DOWNLOADS:  # such as an error page of the server
             os.replace(path, _bad(path))
-            way_out = f"{path} is set aside as {_bad(path).name}; the same command downloads it again."
-            raise FetchError(f"{error} {way_out}") from error
+            fix = f"{path} was renamed to {_bad(path).name}; the same command downloads it again."
+            raise FetchError(f"{error} {fix}") from error
         raise
     if not file.into:
         _record(out, file, sha256)
@@ -544,22 +544,22 @@ def fetch(
     attempts: int = 5,
     wait: float = 1.0,
 ) -> Path:
-    """Downloads, checks and converts a set of published files; what is there already is not made again.
+    """Download, verify and convert a set of published files; existing products are kept.
 
     Args:
-      entry: name of one of `SETS`, or a set of your own.
-      out: where to; the cache (`FetchSet.default_out`) if None.
-      base_url: a mirror, which has the files under the paths that they were published at.
-      source: folder with files that were put there by hand; those that it lacks are downloaded.
+      entry: name of one of `SETS`, or a FetchSet.
+      out: output directory; None for the cache (`FetchSet.default_out`).
+      base_url: a mirror, with the files under their published paths.
+      source: folder with files that were downloaded by hand; missing ones are downloaded.
       attempts: see `download`.
       wait: see `download`.
 
     Returns:
-      The directory: `hubert`, `kmeans`, `unit_lm`, `raw` or `downloads` in it.
+      The directory, with `hubert`, `kmeans`, `unit_lm`, `raw` or `downloads` in it.
 
     Raises:
-      FetchError: an unknown name, a file that cannot be had, another sha256, or something else in its place.
-      ConvertError: a file that is not what its name says.
+      FetchError: an unknown name, a failed download, another sha256, or another product in its place.
+      ConvertError: a file with unexpected contents.
     """
     if isinstance(entry, str):
         if entry not in SETS:
@@ -568,7 +568,7 @@ def fetch(
     out = Path(out).expanduser() if out is not None else entry.default_out()
     folder = Path(source).expanduser() if source is not None else None
     if folder is not None and not folder.is_dir():
-        raise FetchError(f"--from={folder} is no folder.")
+        raise FetchError(f"--from={folder} is not a folder.")
     missing = [file for file in entry.files if not _is_made(out, file)]
     if not missing:
         print(f"{entry.name} is in {out} already")
@@ -576,26 +576,26 @@ def fetch(
     for number, file in enumerate(missing):
         try:
             path, sha256 = _obtain(file, out, base_url, folder, attempts, wait)
-        except FetchError as error:  # whoever carries files over by hand wants to know of all
+        except FetchError as error:  # lists all files, for those who copy them by hand
             others = [f"{later.url} to {out / DOWNLOADS / later.filename}" for later in missing[number + 1 :]]
             raise FetchError(f"{error} Also needed: {'; '.join(others)}." if others else str(error)) from error
-        print(f"{path}: sha256 {sha256}{'' if file.sha256 else ' (none was published to compare it with)'}")
+        print(f"{path}: sha256 {sha256}{'' if file.sha256 else ' (the publisher provides none to compare)'}")
         _make(file, path, sha256, out)
         print(f"{out / file.product}: {f'made from {path.name}' if file.into else 'kept as it is'}")
     return out
 
 
 def by_hand(name: str) -> str:
-    """What to put where, a line a file, where a set of `SETS` cannot be downloaded."""
+    """Instructions for putting the files of a set in place by hand."""
     entry = SETS[name]
     out = entry.default_out()
     missing = [file for file in entry.files if not (out / file.product).exists()]
     lines = [f"  {file.url}\n    to {out / DOWNLOADS / file.filename}" for file in missing]
     return "\n".join(
         [
-            "Put these files where they are looked for, then give the same command again, which converts them:",
+            "Put these files there, then give the same command again, which converts them:",
             *lines,
-            f"Or, where there is a network: python -m spjax.fetch {name} --out=DIR, and copy DIR to {out}.",
+            f"Or, on a machine with a network: python -m spjax.fetch {name} --out=DIR, and copy DIR to {out}.",
         ]
     )
 
@@ -609,29 +609,29 @@ def _listing() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Fetches what the command line names.
+    """Run the command.
 
     Args:
-      arguments: of the command line; the process's own if None.
+      arguments: command-line arguments; None for sys.argv.
 
     Raises:
-      SystemExit: with a message, if it cannot be had.
+      SystemExit: with a message, if something fails.
     """
     parser = Parser(
         prog="python -m spjax.fetch",
-        description="Download published models and data sets, check and convert them. A download that broke off "
-        "goes on where it stopped when the same command is given again.",
+        description="Download published models and data sets, verify and convert them. Giving the same command again "
+        "resumes an interrupted download.",
         epilog="example: python -m spjax.fetch gslm_hubert100 --out=models/gslm_hubert100",
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help=f"one of {', '.join(SETS)}")
     parser.add_argument(
-        "--out", metavar="DIR", type=local_output, help=f"where to (default: {CACHE}/models/NAME, or data/NAME)"
+        "--out", metavar="DIR", type=local_output, help=f"output directory (default: {CACHE}/models/NAME, or data/NAME)"
     )
     parser.add_argument("--base-url", metavar="URL", help="a mirror with the files under their published paths")
     parser.add_argument(
-        "--from", dest="source", metavar="FOLDER", type=local_path, help="folder with files that were put there by hand"
+        "--from", dest="source", metavar="FOLDER", type=local_path, help="folder with files downloaded by hand"
     )
-    parser.add_argument("--list", action="store_true", help="show every set with its files and stop")
+    parser.add_argument("--list", action="store_true", help="list every set with its files and exit")
     options = parser.parse_args(arguments)
     if options.list:
         print(_listing())
@@ -643,5 +643,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (FetchError, ConvertError, StorageError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; the same command resumes", file=sys.stderr)
         sys.exit(130)

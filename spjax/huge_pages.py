@@ -1,4 +1,4 @@
-"""Memory for XLA's scratch arrays on Linux: programs of ours start themselves again with glibc's huge pages on."""
+"""Huge pages for XLA's scratch memory on Linux, by restarting the process with glibc's malloc tunable."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 
 
 def with_huge_pages() -> None:
-    """Start this process again with glibc's huge pages on, unless it was, or says otherwise by GLIBC_TUNABLES.
+    """Restart this process with glibc's huge pages on, unless GLIBC_TUNABLES is set already.
 
-    XLA for CPUs takes its scratch memory anew in every step, and the page faults of that cost a third of the time of a
-    small model's step. The tunable is only read when a process starts.
+    XLA on CPUs allocates its scratch memory in every step, and the page faults take a third of a small model's step.
+    The tunable is only read when a process starts.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"

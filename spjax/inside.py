@@ -1,12 +1,12 @@
-"""`python -m spjax.inside --lm=LM --packs=DIR --out=DIR`: what trained prompts listen for, drawn and told.
+"""`python -m spjax.inside --lm=LM --packs=DIR --out=DIR`: interpret trained prompts.
 
-Which units a verbalizer uses for each label, how alike the prompts of several packs are, and, with units or records
-given, which units of an utterance decided its answer. Writes `summary.md` and its plots.
+Writes `summary.md` and plots: the units that a verbalizer uses for each label, the similarity of the packs' prompts
+and, with units or records, the attribution of predictions to units.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take their time
+if __name__ == "__main__":  # before the imports, which take seconds
     from spjax import process
 
     process.run("spjax.inside")
@@ -42,12 +42,12 @@ def _parser() -> argparse.ArgumentParser:
         "--packs", metavar="PATH", type=pack_place, required=True, help="a pack, a bank, or a directory of them"
     )
     parser.add_argument("--out", metavar="DIR", type=output, required=True, help="directory to write")
-    said = parser.add_mutually_exclusive_group()
-    said.add_argument("--units", metavar='"U U ..."', help="an utterance, its units with spaces between")
-    said.add_argument("--data", metavar="RECORDS", type=place, help="unit records to take utterances from")
-    parser.add_argument("--split", default="test", help="of the records (default: test)")
+    utterances = parser.add_mutually_exclusive_group()
+    utterances.add_argument("--units", metavar='"U U ..."', help="an utterance, its units separated by spaces")
+    utterances.add_argument("--data", metavar="RECORDS", type=place, help="unit records to take utterances from")
+    parser.add_argument("--split", default="test", help="split of the records (default: test)")
     parser.add_argument(
-        "--utterances", metavar="N", type=positive, default=3, help="how many of the split (default: 3)"
+        "--utterances", metavar="N", type=positive, default=3, help="number of utterances of the split (default: 3)"
     )
     parser.add_argument(
         "--steps", metavar="N", type=positive, default=inside.STEPS, help="points of integrated gradients"
@@ -56,14 +56,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _utterances(options: argparse.Namespace, config: UnitLMConfig) -> tuple[str | None, list[tuple[str, UnitSet]]]:
-    """The records' task (None where units were given), and the utterances to look at, by name."""
+    """The records' task (None for given units), and the utterances to explain, by name."""
     if options.units is not None:
         if config.prosody:
-            raise ValueError("--units tell no prosody, which this multi-stream LM wants: give --data")
+            raise ValueError("--units has no prosody, which this multi-stream LM needs: give --data")
         try:
             units = [int(word) for word in options.units.split()]
         except ValueError as error:
-            raise ValueError(f"--units={options.units!r:.80} are not numbers with spaces between") from error
+            raise ValueError(f"--units={options.units!r:.80} must be integers separated by spaces") from error
         if units and not 0 <= min(units) <= max(units) < config.num_units:
             raise ValueError(f"--units: units {min(units)}..{max(units)} must be in 0..{config.num_units - 1}")
         return None, [("the units given", UnitSet.of([units], np.zeros((1, 1))))]
@@ -72,7 +72,7 @@ def _utterances(options: argparse.Namespace, config: UnitLMConfig) -> tuple[str 
     split, card = records.read_unit_records(options.data, options.split)
     if config.prosody and split.f0 is None:
         raise ValueError(
-            f"{options.data} holds no f0, which a multi-stream LM wants: extract the recordings with --f0 of "
+            f"{options.data} holds no f0, which a multi-stream LM needs: extract the recordings with --f0 of "
             "data_pipelines.extract"
         )
     split = (
@@ -85,14 +85,14 @@ def _utterances(options: argparse.Namespace, config: UnitLMConfig) -> tuple[str 
 
 
 def look(options: argparse.Namespace) -> str:
-    """Looks into the packs that the options name, and writes plots and summary.
+    """Write plots and summary of the packs that the options name.
 
     Returns:
       The summary, Markdown.
 
     Raises:
       StorageError: a pack that is damaged or of another LM.
-      ValueError: units or records that do not fit the LM.
+      ValueError: units or records that do not match the LM.
     """
     config, lm, info = read_unit_lm(options.lm)
     packs = banks.load_packs(options.packs)
@@ -116,16 +116,16 @@ def look(options: argparse.Namespace) -> str:
     similarity = (list(deep), inside.prompt_similarity(lm, list(deep.values()))) if len(deep) > 1 else None
     if similarity:
         keep("similarity", inside_plots.similarity(*similarity))
-    # Utterances of a task are put to its own prompts, where there are any.
-    asked: dict[str, PromptPack] = {name: pack for name, pack in packs.items() if pack.card["task"] == task} or packs
+    # Utterances of a task are explained with that task's packs, if there are any.
+    chosen: dict[str, PromptPack] = {name: pack for name, pack in packs.items() if pack.card["task"] == task} or packs
     found = []
-    pairs = [(name, said, units) for said, units in utterances for name in asked]
-    for name, said, units in tqdm(pairs, desc="attributions", unit="utterance", disable=not pairs):
+    pairs = [(name, utterance, units) for utterance, units in utterances for name in chosen]
+    for name, utterance, units in tqdm(pairs, desc="attributions", unit="utterance", disable=not pairs):
         one = inside.attribute(lm, config, packs[name], units, steps=options.steps)
-        found.append((name, said, one))
+        found.append((name, utterance, one))
         keep(
             f"attribution/{len(found) - 1}",
-            inside_plots.attribution(f"{said}, answered by {name}", packs[name].task, one),
+            inside_plots.attribution(f"{utterance}, answered by {name}", packs[name].task, one),
         )
     text = inside.summary(packs, similarity, found, plots)
     out = places.at(options.out)
@@ -137,10 +137,10 @@ def look(options: argparse.Namespace) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command.
+    """Run the command.
 
     Args:
-      arguments: of the command line; the process's own if None.
+      arguments: command-line arguments; None for sys.argv.
 
     Raises:
       SystemExit: with a message, if something is refused.

@@ -1,8 +1,8 @@
-"""`python -m spjax.packs show|merge|split|refresh|push|pull`: prompt packs and banks."""
+"""`python -m spjax.packs show|merge|split|refresh|push|pull`: manage prompt packs and banks."""
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take their time
+if __name__ == "__main__":  # before the imports, which take seconds
     from spjax import process
 
     process.run("spjax.packs")
@@ -26,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
         description="A prompt pack is a directory: one trained prompt and its card. A bank holds packs of one unit LM.",
     )
     jobs = parser.add_subparsers(dest="job", required=True)
-    show = jobs.add_parser("show", help="what packs there are, and what they need")
+    show = jobs.add_parser("show", help="list packs, with what they need")
     show.add_argument("path", metavar="PATH", type=pack_place, help="a pack, a bank, or a directory of them")
 
     merge = jobs.add_parser(
@@ -42,13 +42,13 @@ def _parser() -> argparse.ArgumentParser:
         help="a pack, and what to call it; or a bank, or a directory of packs",
     )
     merge.add_argument("--out", metavar="BANK", type=output, required=True, help="directory to write")
-    merge.add_argument("--force", action="store_true", help="replace the bank that is there")
+    merge.add_argument("--force", action="store_true", help="replace an existing bank")
 
     split = jobs.add_parser("split", help="a bank -> its packs")
     split.add_argument("bank", metavar="BANK", type=place)
     split.add_argument("--out", metavar="DIR", type=output, required=True, help="directory to write the packs in")
 
-    refresh = jobs.add_parser("refresh", help="add the hash of its card to what an older spjax wrote")
+    refresh = jobs.add_parser("refresh", help="add the hash of the card to files of older versions of spjax")
     refresh.add_argument(
         "paths", metavar="PATH", type=place, nargs="+", help="a pack, bank, unit LM, encoder or k-means"
     )
@@ -58,12 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     push.add_argument("pack", metavar="PACK", type=place)
     push.add_argument("repository", metavar="USER/NAME")
-    push.add_argument("--private", action="store_true", default=None, help="if the repository is new")
-    push.add_argument("--licence", metavar="ID", help="for its README, e.g. cc-by-4.0 (default: what that says)")
+    push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    push.add_argument("--licence", metavar="ID", help="for the README, e.g. cc-by-4.0 (default: as the README has it)")
     push.add_argument("--revision", metavar="BRANCH", help="default: main")
-    push.add_argument("--message", metavar="TEXT", help="of the commit")
+    push.add_argument("--message", metavar="TEXT", help="commit message")
 
-    pull = jobs.add_parser("pull", help="a pack of the Hugging Face hub -> a directory")
+    pull = jobs.add_parser("pull", help="a pack on the Hugging Face hub -> a directory")
     pull.add_argument("repository", metavar="USER/NAME")
     pull.add_argument("--out", metavar="PACK", type=output, required=True, help="directory to write")
     pull.add_argument("--revision", metavar="REVISION", help="branch, tag or commit (default: main)")
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def describe(name: str, pack: PromptPack) -> str:
-    """A pack in a few lines: task and labels, shape, results, and what it needs."""
+    """Describe a pack in a few lines: task and labels, shape, results, and what it needs."""
     card, params = pack.card, pack.params
     slots = ", ".join(f"{slot['name']} ({len(slot['labels'])})" for slot in card["slots"])
     shape, lora = shape_of(params), card.get("lora")
@@ -148,10 +148,10 @@ def _pull(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command.
+    """Run a command.
 
     Args:
-      arguments: of the command line; the process's own if None.
+      arguments: command-line arguments; None for sys.argv.
 
     Raises:
       SystemExit: with a message, if something is refused.

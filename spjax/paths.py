@@ -1,6 +1,6 @@
-"""Paths as users give them, and whether something can be written there. Nothing but the standard library is imported.
+"""Paths as users give them, and checks that they are writable. Imports only the standard library.
 
-Reading and writing them, on this machine or in a bucket, is `spjax.storage.places`.
+`spjax.storage.places` reads and writes them, locally or in a bucket.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from pathlib import Path
 
 
 def is_remote(place: str | os.PathLike[str]) -> bool:
-    """Whether a place is in a bucket."""
+    """Whether a path is in a bucket."""
     return bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fspath(place)))
 
 
 def given(place: str | os.PathLike[str]) -> str:
-    """A path as a user gives it: `~` is expanded, `file://` removed; every edge that takes paths calls this.
+    """Normalise a path from a user: `~` is expanded, `file://` removed; called wherever paths enter the program.
 
     Raises:
       ValueError: it is empty, or a URL other than gs://BUCKET; the message says what to give.
     """
     text = os.fspath(place)
     if not text.strip() or "\0" in text:
-        raise ValueError(f"{text!r} is no path: give that of a file or directory")
-    if "://" not in text and os.path.lexists(text):  # whatever it looks like
+        raise ValueError(f"{text!r} is not a path: give that of a file or directory")
+    if "://" not in text and os.path.lexists(text):  # an existing file may have any name
         return text
     scheme, _, rest = text.strip().partition(":")
     known, slashes = scheme.lower(), len(rest) - len(rest.lstrip("/"))
     if re.fullmatch("[A-Za-z]", scheme) and rest[:1] in ("\\", "/"):
-        raise ValueError(f"{text} is a path of Windows: give one of this machine, under WSL /mnt/{known}/...")
+        raise ValueError(f"{text} is a Windows path: give one of this machine, under WSL /mnt/{known}/...")
     if known == "file" and (local := re.fullmatch("(?://(?:localhost)?)?(/[^/].*)", rest)):
         return urllib.parse.unquote(local[1])
     if scheme == "gs" and re.match("//[^/]", rest):
@@ -42,11 +42,11 @@ def given(place: str | os.PathLike[str]) -> str:
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme) or not (slashes > 1 or (slashes and known in _SCHEMES)):
         return os.path.expanduser(text)
     if known == "gs":
-        raise ValueError(f"{text} is no path in a bucket: write gs://BUCKET/PATH")
+        raise ValueError(f"{text} is not a path in a bucket: write gs://BUCKET/PATH")
     if known == "file":
-        raise ValueError(f"{text} names a file of another machine: copy it here, and give its path")
+        raise ValueError(f"{text} is on another machine: copy it here, and give its path")
     raise ValueError(
-        f"{text} is a {known}:// address, which is not read or written: copy the files to this machine or to a bucket "
+        f"{text} is a {known}:// address, which is not supported: copy the files to this machine or to a bucket "
         "of Cloud Storage, and give their path or gs://BUCKET/PATH"
     )
 
@@ -63,21 +63,21 @@ _PACKED = {
 
 
 def packed(start: bytes) -> str | None:
-    """What an archive or a compressed file is called, by its first 262 bytes; None for other files."""
+    """Name of an archive or compressed file's format, by its first 262 bytes; None for other files."""
     if start[257:262] == b"ustar":
         return "a tar archive"
     return next((name for magic, name in _PACKED.items() if start.startswith(magic)), None)
 
 
-_SCHEMES = ("http", "https", "ftp", "file", "gs", "s3", "hdfs", "hf", "az", "abfs")  # known by one slash too
+_SCHEMES = ("http", "https", "ftp", "file", "gs", "s3", "hdfs", "hf", "az", "abfs")  # recognised with one slash too
 
 
 def to_write(place: str | os.PathLike[str], *, file: bool = False) -> str:
-    """As `given`, for a directory, or a file, that will be written; tried by a temporary directory there.
+    """As `given`, for a directory or file to write; checked by creating a temporary directory there.
 
     Raises:
-      ValueError: as `given`.
-      OSError: nothing can be written there; the message names the place. Buckets are not tried.
+      ValueError: see `given`.
+      OSError: it is not writable; the message names the path. Buckets are not checked.
     """
     text = given(place)
     if is_remote(text):
@@ -94,18 +94,18 @@ def to_write(place: str | os.PathLike[str], *, file: bool = False) -> str:
 
 
 def unwritable(place: str | os.PathLike[str], error: Exception) -> OSError:
-    """An error of writing that names the place that was asked for, not a temporary file beside it."""
+    """An error of writing that names the requested path, not a temporary file beside it."""
     why = getattr(error, "strerror", None) or str(error)
     kind = type(error) if isinstance(error, OSError) else OSError
-    return kind(f"{os.fspath(place)} cannot be written ({why}): choose another place, or mend this one")
+    return kind(f"{os.fspath(place)} cannot be written ({why}): choose another place, or fix this one")
 
 
 @contextlib.contextmanager
 def writing(place: str | os.PathLike[str]) -> Iterator[None]:
-    """A block that writes to a place: of a full disk, whose error names no file, it is said which.
+    """Context manager: errors such as a full disk, which name no file, get the path of `place`.
 
     Raises:
-      OSError: as in the block.
+      OSError: from the block.
     """
     try:
         yield

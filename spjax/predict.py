@@ -1,12 +1,12 @@
 """`python -m spjax.predict --lm=LM --encoder=ENC --kmeans=KM --packs=DIR file.wav ...`: labels for recordings.
 
-A table for people, JSON lines for machines (`--json`). A file that cannot be used is named, the rest is answered, and
-the exit status is 1.
+Prints a table, or JSON lines (`--json`). Files that cannot be used are reported, the others are classified, and the
+exit status is 1.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take their time
+if __name__ == "__main__":  # before the imports, which take seconds
     from spjax import process
 
     process.run("spjax.predict", huge_pages=True)
@@ -29,15 +29,15 @@ from spjax.serving.predictor import SpeechPrompt
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m spjax.predict",
-        description="Answer every task of the given prompt packs for recordings, or score them on unit records.",
+        description="Classify recordings by every task of the given prompt packs, or score the packs on unit records.",
         epilog="example: python -m spjax.predict --lm=lms/gslm --encoder=huberts/hubert_base_ls960 "
         "--kmeans=kmeans/km100 --packs=packs turn_on_the_lights.wav --json",
     )
     parser.add_argument("files", metavar="FILE", nargs="*", type=place, help="recordings")
     add_predictor_flags(parser, speech=False)
-    parser.add_argument("--tasks", metavar="A,B", help="answer these tasks only")
-    parser.add_argument("--json", action="store_true", help="a JSON object a line")
-    parser.add_argument("--compare", action="store_true", help="tell how answers differ from those in float32")
+    parser.add_argument("--tasks", metavar="A,B", help="only these tasks")
+    parser.add_argument("--json", action="store_true", help="print a JSON object per line")
+    parser.add_argument("--compare", action="store_true", help="compare the predictions with those in float32")
     parser.add_argument(
         "--data",
         action="append",
@@ -46,22 +46,22 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RECORDS",
         help="unit records of a task, to score it on",
     )
-    parser.add_argument("--split", default="test", help="of the records (%(default)s)")
-    parser.add_argument("--ahead", action="store_true", help="compile every program that there is, to keep them")
+    parser.add_argument("--split", default="test", help="split of the records (%(default)s)")
+    parser.add_argument("--ahead", action="store_true", help="compile every program, for the compilation cache")
     parser.add_argument(
-        "--export", metavar="DIR", type=local_output, help="write an artefact that serves the tasks without this code"
+        "--export", metavar="DIR", type=local_output, help="export the tasks to a directory that needs only jax"
     )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Answers what the command line asks.
+    """Run the command.
 
     Args:
-      arguments: of the command line; the process's own if None.
+      arguments: command-line arguments; None for sys.argv.
 
     Raises:
-      SystemExit: with a message, if nothing can be answered; with status 1, if a file cannot.
+      SystemExit: with a message, if nothing can be classified; with status 1, if a file cannot.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -72,12 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(options: argparse.Namespace) -> bool:
-    """Whether a file could not be answered."""
+    """Returns whether a file could not be classified."""
     if not (options.files or options.data or options.export):
-        raise ValueError("nothing to answer: give recordings, or unit records by --data=RECORDS")
+        raise ValueError("nothing to classify: give recordings, or unit records with --data=RECORDS")
     if options.files and not options.encoder:
         raise ValueError(
-            "recordings want an encoder and its k-means: give --encoder=mfcc, log_mel or the directory of a "
+            "recordings need an encoder and its k-means: give --encoder=mfcc, log_mel or the directory of a "
             "HuBERT or Whisper, and --kmeans=DIR; or --encoder=tiny"
         )
     lm = load_unit_lm(options.lm)
@@ -89,7 +89,7 @@ def _run(options: argparse.Namespace) -> bool:
         reference = SpeechPrompt.load(
             lm, None, predictor.packs, max_units=options.max_units, overlength=predictor.overlength
         )
-    del lm  # its float32 weights are not needed beside narrower ones
+    del lm  # frees the float32 weights if the predictor has others
     tasks = options.tasks.split(",") if options.tasks else None
     failed = _answer_files(options, predictor, reference, tasks) if options.files else False
     for records in options.data:
@@ -108,25 +108,26 @@ def _answer_files(options: argparse.Namespace, predictor: SpeechPrompt, referenc
     rows = [("file", "task", "labels (probability)")]
     for file, one in zip(options.files, encoded, strict=True):
         if isinstance(one, ValueError):
-            told = str(one) if file in str(one) else f"{file}: {one}"
-            print(f"error: {told}", file=sys.stderr)
-            line: dict[str, Any] = {"file": file, "error": told}
+            message = str(one) if file in str(one) else f"{file}: {one}"
+            print(f"error: {message}", file=sys.stderr)
+            line: dict[str, Any] = {"file": file, "error": message}
         else:
             line = {"file": file, "answers": next(answers)}
             if one.notes:
                 print(f"note: {file}: {'; '.join(one.notes)}", file=sys.stderr)
                 line["notes"] = list(one.notes)
-            rows += [(file, name, _told(answer)) for name, answer in line["answers"].items()]
+            rows += [(file, name, _format_answer(answer)) for name, answer in line["answers"].items()]
         if options.json:
             print(json.dumps(line, ensure_ascii=False))
     if not options.json and good:
         _print_table(rows)
     if reference and good:
-        _tell(options, comparing.changes(predictor, reference, units, tasks, progress=True), f"{len(good)} recordings")
+        changes = comparing.changes(predictor, reference, units, tasks, progress=True)
+        _print_changes(options, changes, f"{len(good)} recordings")
     return len(good) < len(options.files)
 
 
-def _told(answer: dict[str, Any]) -> str:
+def _format_answer(answer: dict[str, Any]) -> str:
     return ", ".join(
         f"{slot}: {label} ({answer['probabilities'][slot][label]:.2f})" for slot, label in answer["labels"].items()
     )
@@ -137,22 +138,22 @@ def _score(options: argparse.Namespace, predictor: SpeechPrompt, reference: Any,
     if reference:
         classes = dict.fromkeys(split.tasks, split.classes)
         changes = comparing.changes(predictor, reference, split.units, split.tasks, classes, progress=True)
-        _tell(options, changes, f"{place}, {options.split}")
+        _print_changes(options, changes, f"{place}, {options.split}")
         return
     for name, value in comparing.headlines(predictor, split, progress=True).items():
         metric = predictor.tasks[name].metric
         if options.json:
-            told = {"data": place, "split": options.split, "task": name, "utterances": count}
-            print(json.dumps({**told, "metric": metric, "value": value}))
+            line = {"data": place, "split": options.split, "task": name, "utterances": count}
+            print(json.dumps({**line, "metric": metric, "value": value}))
         else:
             print(f"{place}, {options.split}: {name}, {metric} {100 * value:.2f} % of {count} utterances")
 
 
-def _tell(options: argparse.Namespace, changes: dict[str, Change], where: str) -> None:
-    """How answers differ from those in float32."""
+def _print_changes(options: argparse.Namespace, changes: dict[str, Change], where: str) -> None:
+    """Print how predictions differ from those in float32."""
     if options.json:
-        told = {name: {k: v for k, v in change._asdict().items() if v is not None} for name, change in changes.items()}
-        print(json.dumps({"compare": options.compute, "on": where, "tasks": told}))
+        by_task = {name: {k: v for k, v in one._asdict().items() if v is not None} for name, one in changes.items()}
+        print(json.dumps({"compare": options.compute, "on": where, "tasks": by_task}))
         return
     print(f"\n{options.compute} against float32 on {where}:")
     rows = [["task", "utterances", "same labels", "largest change of a probability", "float32", options.compute]]

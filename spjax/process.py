@@ -1,7 +1,7 @@
-"""What every command has in common as a process: how it starts, how Ctrl-C ends it, and the processes it starts itself.
+"""Process handling shared by all commands: startup, Ctrl-C, and worker processes.
 
 A command's module begins with `if __name__ == "__main__": process.run("its.name")`, before its imports: they take
-seconds, and Ctrl-C may come during them.
+seconds, during which Ctrl-C must work.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
-if TYPE_CHECKING:  # `run` has to take over SIGINT as early as it can: what takes long to import is imported where used
+if TYPE_CHECKING:  # `run` must handle SIGINT as early as possible, so slow imports are done where they are used
     import concurrent.futures
 
-INTERRUPTED = 130  # exit status after Ctrl-C, as of a shell
-_LOOKS = 50  # whether a pool has ended, a tenth of a second each
-AGAIN_SECONDS = 0.02  # until a Ctrl-C that came at a wrong moment is sent again
+INTERRUPTED = 130  # exit status after Ctrl-C, as in a shell
+_LOOKS = 50  # checks whether a pool has ended, a tenth of a second each
+AGAIN_SECONDS = 0.02  # until a Ctrl-C that could not be handled is sent again
 
 
 def run(module: str, huge_pages: bool = False) -> NoReturn:
-    """Import a command's module, run its `main` and exit; Ctrl-C ends it at any moment with status 130, no traceback.
+    """Import a command's module, run its `main` and exit; Ctrl-C ends it at any time with status 130, no traceback.
 
-    This holds too where the parent had SIGINT ignored, as a script has for `command &`.
+    This also works if the parent ignores SIGINT, as a shell script does for `command &`.
 
     Args:
       module: dotted name.
-      huge_pages: start the process again first, with malloc's huge pages on (`huge_pages.with_huge_pages`).
+      huge_pages: restart the process first, with malloc's huge pages on (`huge_pages.with_huge_pages`).
     """
     signal.signal(signal.SIGINT, _leave)
     if huge_pages:
         from spjax.huge_pages import with_huge_pages
 
-        # A Ctrl-C during the start of the next interpreter, which has another handler, waits until it comes here.
+        # Blocks Ctrl-C during the start of the next interpreter, which has another handler; it is delivered here.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         with_huge_pages()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    sys.unraisablehook = _insist
+    sys.unraisablehook = _resend
     interrupted = False
     try:
         main = importlib.import_module(module).main
-        signal.signal(signal.SIGINT, interrupt)  # now there may be something to tidy up
+        signal.signal(signal.SIGINT, interrupt)  # from here on there may be something to clean up
         main()
         status: Any = 0
     except KeyboardInterrupt:
@@ -52,14 +52,14 @@ def run(module: str, huge_pages: bool = False) -> NoReturn:
         status = end.code
     finally:
         signal.signal(signal.SIGINT, _leave)
-        if interrupted or signal.getitimer(signal.ITIMER_REAL)[0]:  # the latter: it is to be sent again
+        if interrupted or signal.getitimer(signal.ITIMER_REAL)[0]:  # the latter: a Ctrl-C is pending
             _end_children()
             _leave()
     sys.exit(status)
 
 
 def interrupt(_: int, frame: Any) -> None:
-    """As Python's handler of SIGINT, but waits for the end of imports, in which libraries swallow exceptions.
+    """Raise KeyboardInterrupt like Python's handler, but only after imports, during which libraries swallow exceptions.
 
     Raises:
       KeyboardInterrupt: outside of imports.
@@ -77,10 +77,10 @@ def _send_again() -> None:
     signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
 
 
-def _insist(ignored: Any) -> None:
-    """For `sys.unraisablehook`: sends Ctrl-C again where it came during code whose exceptions are ignored.
+def _resend(ignored: Any) -> None:
+    """For `sys.unraisablehook`: send Ctrl-C again if it came during code whose exceptions are ignored.
 
-    JAX has such code run at every garbage collection, so often first after a program was compiled.
+    JAX runs such code at every garbage collection.
     """
     if ignored.exc_type is KeyboardInterrupt:
         _send_again()
@@ -89,7 +89,7 @@ def _insist(ignored: Any) -> None:
 
 
 def _leave(*_: object) -> NoReturn:
-    """End the process at once; what waits for threads or prints tracebacks at the interpreter's end is left out."""
+    """End the process at once, without waiting for threads or printing tracebacks."""
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -105,12 +105,12 @@ def _end_children() -> None:
 
 @contextlib.contextmanager
 def worker_pool(processes: int, **settings: Any) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
-    """Processes for a computation, ended at once where the block is left by an exception, Ctrl-C included.
+    """A pool of worker processes, ended at once if the block raises an exception, including Ctrl-C.
 
     They are spawned, since a fork would inherit JAX's locks.
 
     Args:
-      processes: how many.
+      processes: number of processes.
       settings: of `ProcessPoolExecutor`.
     """
     import concurrent.futures
@@ -121,7 +121,7 @@ def worker_pool(processes: int, **settings: Any) -> Iterator[concurrent.futures.
     submit = pool.submit
 
     def submitted(*arguments: Any, **options: Any) -> Any:
-        # The first ones start the processes. A terminal sends Ctrl-C to them too, and this one ends them.
+        # The first calls start the processes. A terminal sends Ctrl-C to them too; only this process handles it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             return submit(*arguments, **options)
@@ -133,7 +133,7 @@ def worker_pool(processes: int, **settings: Any) -> Iterator[concurrent.futures.
         yield pool
     except BaseException:
         manager: Any = pool._executor_manager_thread
-        for _ in range(_LOOKS):  # it may start a process at this moment, and would print a traceback in a closed pool
+        for _ in range(_LOOKS):  # it may be starting a process, and would print a traceback in a closed pool
             _end_children()
             if manager is None or not manager.is_alive():
                 break

@@ -1,11 +1,11 @@
-"""`python -m spjax.serve --lm=LM --encoder=ENC --kmeans=KM --packs=DIR`: answers over HTTP, and a page for people.
+"""`python -m spjax.serve --lm=LM --encoder=ENC --kmeans=KM --packs=DIR`: an HTTP API and a web page.
 
-Requests of all clients are batched together. SIGTERM or Ctrl-C: nothing new is taken, what was taken on is answered.
+Requests of all clients are batched together. On SIGTERM or Ctrl-C new requests are refused, and queued ones answered.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take their time
+if __name__ == "__main__":  # before the imports, which take seconds
     from spjax import process
 
     process.run("spjax.serve", huge_pages=True)
@@ -26,9 +26,9 @@ from spjax.serving.batcher import MOST_ROWS, Batcher
 from spjax.serving.flags import add_predictor_flags, load_predictor
 from spjax.serving.limits import MEGABYTE, Limits
 
-BACKLOG = 1024  # connections that the system holds until they are taken
-PARTING_SECONDS = 2.0  # for the last answers and refusals to be sent, before open pages are hung up on
-PORTS = 65_535  # the highest
+BACKLOG = 1024  # connections that the system queues until they are accepted
+PARTING_SECONDS = 2.0  # for the last responses to be sent, before open connections are closed
+PORTS = 65_535  # the highest port
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,34 +42,34 @@ def _parser() -> argparse.ArgumentParser:
         "'http://127.0.0.1:7860/predict?tasks=fsc'",
     )
     add_predictor_flags(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s: this machine alone)")
-    parser.add_argument("--port", type=int, default=7860, help="0 for any that is free (%(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s: only this machine)")
+    parser.add_argument("--port", type=int, default=7860, help="0 for any free port (%(default)s)")
     parser.add_argument(
         "--max-mb", type=float, default=known.max_bytes / MEGABYTE, help="most megabytes of an upload (%(default)g)"
     )
     parser.add_argument(
-        "--max-seconds", type=float, default=known.max_seconds, help="most seconds of sound in it (%(default)g)"
+        "--max-seconds", type=float, default=known.max_seconds, help="most seconds of audio in it (%(default)g)"
     )
-    parser.add_argument("--queue", type=int, default=known.queue, help="most utterances that wait (%(default)s)")
+    parser.add_argument("--queue", type=int, default=known.queue, help="most utterances in the queue (%(default)s)")
     parser.add_argument(
         "--timeout", type=float, default=known.timeout, help="most seconds until an answer (%(default)g)"
     )
     parser.add_argument(
         "--most-rows", type=int, default=MOST_ROWS,
-        help="most rows, an utterance and a task each, that are computed together (%(default)s)",
+        help="most rows (an utterance and a task each) of a batch (%(default)s)",
     )  # fmt: skip
-    parser.add_argument("--no-page", action="store_true", help="the API alone")
+    parser.add_argument("--no-page", action="store_true", help="only the API")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Serves what the command line says until a signal ends it.
+    """Serve until a signal ends the process.
 
     Args:
-      arguments: of the command line; the process's own if None.
+      arguments: command-line arguments; None for sys.argv.
 
     Raises:
-      SystemExit: with a message, if it cannot be served; with status 0 after SIGTERM, 130 after Ctrl-C.
+      SystemExit: with a message, if serving is impossible; with status 0 after SIGTERM, 130 after Ctrl-C.
     """
     options = _parser().parse_args(arguments)
     _take_signals()
@@ -82,17 +82,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _take_signals() -> None:
-    """SIGTERM ends the process even where its parent ignored or blocked it; `process.run` sees to SIGINT.
+    """Handle SIGTERM even if the parent ignored or blocked it; `process.run` handles SIGINT.
 
-    uvicorn raises the signal that ended it once more, for the handler that was there before its own.
+    uvicorn re-raises the signal that ended it, for the handler that was installed before its own.
     """
     signal.signal(signal.SIGTERM, _leave)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _leave(*_: object) -> None:
-    """Ends the process before anything is served."""
-    print("stopping: what is being compiled is finished first", flush=True)
+    """Signal handler until the server is started."""
+    print("stopping after the current compilation", flush=True)
     sys.exit(0)
 
 
@@ -105,79 +105,81 @@ def _serve(options: argparse.Namespace) -> None:
     if not 0 < options.max_mb < math.inf:
         raise ValueError(f"--max-mb is {options.max_mb:g}: give a number of megabytes above 0")
     limits = Limits(round(options.max_mb * MEGABYTE), options.max_seconds, options.queue, options.timeout)
-    with _place(options) as place, Batcher(load_predictor(options), limits, options.most_rows) as desk:
-        desk.warm_up(progress=True)  # whether the place is free was told before; nobody is let in until now
-        app: Any = make_app(desk)
+    with _bind(options) as bound, Batcher(load_predictor(options), limits, options.most_rows) as batcher:
+        batcher.warm_up(progress=True)  # the address is bound already, but connections are not accepted yet
+        app: Any = make_app(batcher)
         if not options.no_page:
-            app = _with_page(app, desk)
+            app = _with_page(app, batcher)
         config = uvicorn.Config(
             app, http=make_protocol(), log_level="warning", access_log=False, backlog=BACKLOG,
             timeout_graceful_shutdown=round(limits.timeout),
         )  # fmt: skip
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the server tells of its end itself
-        _server(config, desk).run(sockets=[place])
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the server prints its own message
+        _server(config, batcher).run(sockets=[bound])
 
 
-def _place(options: argparse.Namespace) -> socket.socket:
-    """A socket at the address that is wanted, which nobody can connect to yet.
+def _bind(options: argparse.Namespace) -> socket.socket:
+    """A socket bound to the address, which does not accept connections yet.
 
     Raises:
-      ValueError: it cannot be had; the message says why, and what else there is.
+      ValueError: the address cannot be used.
     """
     host, port = options.host, options.port
     if not 0 <= port <= PORTS:
-        raise ValueError(f"--port is {port}: give 1 to {PORTS}, or 0 for any that is free")
-    place = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        raise ValueError(f"--port is {port}: give 1 to {PORTS}, or 0 for any free port")
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        place.bind((host, port))
-    except (OSError, UnicodeError) as error:  # a name that no address can have is a UnicodeError
-        way_out = "give 127.0.0.1 (this machine alone), 0.0.0.0 (whoever reaches it) or one of its own addresses"
-        told = f"--host={host} is no address of this machine: {way_out}"
+        bound.bind((host, port))
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be a host name
+        fix = "give 127.0.0.1 (only this machine), 0.0.0.0 (all that can reach it) or one of this machine's addresses"
+        message = f"--host={host} is not an address of this machine: {fix}"
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-            told = f"port {port} of {host} is in use: end what uses it, or give another --port (0: any that is free)"
+            message = (
+                f"port {port} of {host} is in use: stop the other program, or give another --port (0: any free port)"
+            )
         elif isinstance(error, PermissionError):
-            told = f"port {port} is kept for the administrator: give a --port from 1024 on"
-        place.close()
-        raise ValueError(told) from error
-    return place
+            message = f"port {port} is reserved for the administrator: give a --port from 1024 on"
+        bound.close()
+        raise ValueError(message) from error
+    return bound
 
 
-def _url(place: socket.socket) -> str:
-    host, port = place.getsockname()[:2]
-    return f"http://[{host}]:{port}" if place.family == socket.AF_INET6 else f"http://{host}:{port}"
+def _url(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if bound.family == socket.AF_INET6 else f"http://{host}:{port}"
 
 
-def _with_page(app: Any, desk: Batcher) -> Any:
+def _with_page(app: Any, batcher: Batcher) -> Any:
     """The application with the page at "/"."""
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nobody else is told who is served; read at the import
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no telemetry; read when gradio is imported
     from spjax.serving.page import mount_page
 
-    return mount_page(app, desk)
+    return mount_page(app, batcher)
 
 
-def _server(config: Any, desk: Batcher) -> Any:
-    """uvicorn's server, which on its way out lets the desk finish, and then hangs up on pages that stay open."""
+def _server(config: Any, batcher: Batcher) -> Any:
+    """A uvicorn server which, when it stops, answers queued requests and then closes connections of open pages."""
     import uvicorn
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            for place in sockets or ():
-                print(f"serving {', '.join(desk.predictor.packs)} on {_url(place)}", flush=True)
+            for one in sockets or ():
+                print(f"serving {', '.join(batcher.predictor.packs)} on {_url(one)}", flush=True)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            print("stopping: what was taken on is answered first", flush=True)
-            desk.refuse()
-            hanging_up = asyncio.create_task(self._hang_up())
+            print("stopping after the queued requests are answered", flush=True)
+            batcher.refuse()
+            closing = asyncio.create_task(self._close_connections())
             await super().shutdown(sockets)
-            hanging_up.cancel()
+            closing.cancel()
 
-        async def _hang_up(self) -> None:
-            while (stats := desk.stats()).waiting or stats.working:
+        async def _close_connections(self) -> None:
+            while (stats := batcher.stats()).waiting or stats.working:
                 await asyncio.sleep(0.1)
             await asyncio.sleep(PARTING_SECONDS)
             for connection in list(self.server_state.connections):
-                connection.transport.abort()  # type: ignore[union-attr]  # it has one, or it would not be among them
+                connection.transport.abort()  # type: ignore[union-attr]  # open connections have a transport
 
     return Server(config)

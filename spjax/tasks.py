@@ -1,4 +1,4 @@
-"""A task is data: its slots, their labels, its metric. One row each (shared reference: TASKS.md)."""
+"""Task definitions: slots, their labels, and a metric; one row of `TASKS` each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import unicodedata
 METRICS = {"accuracy": "accuracy", "exact_match": "exact match", "eer": "EER", "weighted_f1": "weighted F1"}
 LONGEST_LABEL = 1000  # characters
 LOWER_IS_BETTER = frozenset({"eer"})
-# Baselines beside a score, by their name in results.json and in the card of a pack.
+# Baselines reported beside a score: name in results.json and in a pack's card → displayed name.
 BASELINES = {"ngram": "n-gram", "probe": "linear probe"}
 
 
@@ -24,8 +24,8 @@ class Slot:
             raise ValueError(f"slot {self.name!r} has no labels")
         twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
         if twice:
-            raise ValueError(f"slot {self.name!r} names {twice} twice: labels of a slot must differ")
-        seen: dict[str, str] = {}  # as it looks: accents composed, without invisible characters and outer spaces
+            raise ValueError(f"slot {self.name!r} has the labels {twice} twice: labels of a slot must differ")
+        seen: dict[str, str] = {}  # displayed form (accents composed, no invisible characters or outer spaces) → label
         for label in self.labels:
             if not label.strip():
                 raise ValueError(f"slot {self.name!r:.40} has a blank label: give it text")
@@ -41,9 +41,9 @@ class Slot:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A classification task of K slots. Class ids run over the slots in order (C classes in all).
+    """A classification task with K slots. Class ids number the labels of all slots in order (C classes in all).
 
-    Two slots may spell a label alike ("none" of object and of location): they are different classes.
+    Two slots may have the same label ("none" of object and of location): they are different classes.
     """
 
     name: str
@@ -93,7 +93,7 @@ _VCTK = """
     255 256 257 258 259 260 261 262 263 264 265 266 267 268 269 270 271 272 273 274 275 276 277 278 279 280 281 282
     283 284 285 286 287 288 292 293 294 295 297 298 299 300 301 302 303 304 305 306 307 308 310 311 312 313 314 316
     317 318 323 326 329 330 333 334 335 336 339 340 341 343 345 347 351 360 361 362 363 364 374 376
-"""  # without 315, of whom there are few utterances
+"""  # without 315, who has few utterances
 
 _ESC50 = """
     dog rooster pig cow frog cat hen insects sheep crow
@@ -101,7 +101,7 @@ _ESC50 = """
     crying_baby sneezing clapping breathing coughing footsteps laughing brushing_teeth snoring drinking_sipping
     door_wood_knock mouse_click keyboard_typing door_wood_creaks can_opening washing_machine vacuum_cleaner clock_alarm
     clock_tick glass_breaking helicopter chainsaw siren car_horn engine train church_bells airplane fireworks hand_saw
-"""  # in the order of the data set's own numbers, 0 to 49
+"""  # in the order of the data set's class numbers, 0 to 49
 
 TASKS: dict[str, Task] = {
     task.name: task
@@ -127,11 +127,11 @@ TASKS: dict[str, Task] = {
         Task("grabo", (Slot("command", tuple(f"recording{number}" for number in range(1, 37))),)),
         Task("lt_sc", (Slot("command", _words(_LT_SC)),)),
         Task("ar_sc", (Slot("command", _words("add back cancel delete confirm continue 0 1 2 3 4 5 6 7 8 9")),)),
-        # dm_sc is the paper's, which drops six of the words; dm_sc19 is the whole data set
+        # dm_sc follows the paper, which drops six of the words; dm_sc19 is the complete data set
         Task("dm_sc", (Slot("command", _words("one two three four five six seven eight nine up down left right")),)),
         Task("dm_sc19", (Slot("command", _DM_SC),)),
         Task("voxforge", (Slot("language", _words("de en es fr it ru")),)),
-        # Either label may come first for the EER of two labels; the bona fide one is the positive of its literature.
+        # The EER of two labels does not depend on their order; in its literature, bona fide is the positive class.
         Task("asvspoof", (Slot("origin", ("bonafide", "spoof")),), metric="eer"),
         Task("iemocap", (Slot("emotion", _words("neu hap ang sad")),)),
         Task(

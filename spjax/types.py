@@ -1,4 +1,4 @@
-"""Plain containers that more than one room handles. Shape letters: docs/design.md."""
+"""Containers shared by several packages. docs/design.md explains the shape letters."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:  # importing JAX takes longer than many a command that reads files alone
+if TYPE_CHECKING:  # commands that only read files should not import JAX
     import jax
 
-Params = dict[str, Any]  # a tree of arrays under plain string keys
-Rows = Any  # an array whose first axis is a batch's rows: numpy on the host, a JAX array on devices
+Params = dict[str, Any]  # a tree of arrays with string keys
+Rows = Any  # an array whose first axis is the batch: numpy on the host, a JAX array on devices
 
 
 class KV(NamedTuple):
@@ -26,11 +26,11 @@ class KV(NamedTuple):
 
 
 class Streams(NamedTuple):
-    """Prosody beside units, column by column as the multi-stream LM takes it (docs/design.md, Prosody).
+    """Prosody of a multi-stream LM's input, one value per column (docs/design.md, Prosody).
 
     Attributes:
-      duration: int32 [..., T], frames; 0 for what is no speech.
-      f0: float32 [..., T], log f0 less the speaker's mean, 0 where unvoiced; F0_PAD, F0_BOS where there is no segment.
+      duration: int32 [..., T], frames; 0 in columns without a segment.
+      f0: float32 [..., T], log f0 less the speaker's mean, 0 if unvoiced; F0_PAD, F0_BOS in columns without a segment.
     """
 
     duration: Rows
@@ -38,19 +38,19 @@ class Streams(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Utterances laid out as source block and tail (docs/design.md). B rows; K label steps.
+    """Utterances as source block and tail (docs/design.md). B rows; K label steps.
 
     Attributes:
-      source: int32 [B, T], opener (`</s>`; of a multi-stream LM `<s>`) and all units but the last, as tokens,
+      source: int32 [B, T], opener (`</s>`; `<s>` for a multi-stream LM) and all units but the last, as tokens,
         right-padded with PAD.
-      source_length: int32 [B], tokens of `source` that are real (at least 1 for a real row).
+      source_length: int32 [B], tokens of `source` before padding (at least 1 for a real row).
       last: int32 [B], the last unit's token, which opens the tail.
       classes: int32 [B, slots], class id per slot (over all slots, see Task).
-      prompt_id: int32 [B], row of the bank that answers; None where rows are member-major, as many of each member.
-      weight: float32 [B], 1 for a real utterance, 0 for a row that only fills the shape.
-      index: int32 [B], number of the utterance in its split, -1 in filling rows.
-      streams: [B, T + 2] for a multi-stream LM: what goes with the source columns, with `last` and with the first
-        separator; None for a unit LM.
+      prompt_id: int32 [B], bank member of each row; None if rows are member-major, equally many for each member.
+      weight: float32 [B], 1 for a real row, 0 for a padding row.
+      index: int32 [B], index of the utterance in its split, -1 in padding rows.
+      streams: [B, T + 2] for a multi-stream LM: prosody of the source columns, of `last` and of the first separator;
+        None for a unit LM.
     """
 
     source: Rows
@@ -64,14 +64,14 @@ class Batch(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """An utterance as units. U segments, one a unit.
+    """An utterance as units. U segments, one per unit.
 
     Attributes:
-      units: int32 [U], k-means centroids; runs of equal ones are merged unless asked otherwise.
+      units: int32 [U], k-means clusters; runs of equal units are merged unless disabled.
       durations: int32 [U], encoder frames of each segment; their sum is the number of frames.
-      f0: float32 [U], mean log f0 (Hz) of the segment's voiced frames less the speaker's mean, 0 where none is voiced;
-        None where it was not asked for.
-      notes: what was put right in the recording (`Audio.repairs`).
+      f0: float32 [U], mean log f0 (Hz) of the segment's voiced frames less the speaker's mean, 0 if none is voiced;
+        None if f0 was not requested.
+      notes: repairs of the recording (`Audio.repairs`).
     """
 
     units: np.ndarray

@@ -301,10 +301,10 @@ def test_what_fetch_advises_works(published: Path, nowhere: str, capsys: pytest.
     fetch.main(taken)
     # a wrong file
     (published / "esc50.tar.gz").write_bytes(b"another")
-    assert "Put the right one there" in refusal(fetch.main, [*source, "--out=fourth"])
+    assert "Put the right file there" in refusal(fetch.main, [*source, "--out=fourth"])
     (published / "esc50.tar.gz").write_bytes(content)
     fetch.main([*source, "--out=fourth"])
-    follow(fetch.main, ["esc50", "--out=fifth", "--from=by"], "--from=by is no folder", [*source, "--out=fifth"])
+    follow(fetch.main, ["esc50", "--out=fifth", "--from=by"], "--from=by is not a folder", [*source, "--out=fifth"])
 
 
 @pytest.fixture
@@ -323,7 +323,7 @@ def test_utterances_that_inside_advises_are_read(tmp_path: Path) -> None:
         options = inside._parser().parse_args(["--lm=lm", "--packs=packs", f"--out={tmp_path / 'out'}", flag])
         return inside._utterances(options, config)[1][0][1].units.tolist()
 
-    with pytest.raises(ValueError, match="are not numbers with spaces between"):
+    with pytest.raises(ValueError, match="must be integers separated by spaces"):
         read("--units=3,4")
     assert read("--units=3 4") == [3, 4]
     with pytest.raises(ValueError, match="give --data"):
@@ -359,12 +359,12 @@ def test_what_serve_advises_works(monkeypatch: pytest.MonkeyPatch) -> None:
     for flag in ("--max-seconds", "--timeout"):
         follow(f"{flag}=0", "give a number of seconds above 0", f"{flag}=0.5")
     follow("--queue=0", "give a whole number, 1 or more", "--queue=1")
-    follow("--port=70000", "give 1 to 65535, or 0 for any that is free", "--port=0")
+    follow("--port=70000", "give 1 to 65535, or 0 for any free port", "--port=0")
     hosts = ("--host=127.0.0.1", "--host=0.0.0.0")
-    follow("--host=192.0.2.1", "give 127.0.0.1 (this machine alone), 0.0.0.0 (whoever reaches it)", *hosts)
+    follow("--host=192.0.2.1", "give 127.0.0.1 (only this machine), 0.0.0.0 (all that can reach it)", *hosts)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        follow(f"--port={port}", "give another --port (0: any that is free)", "--port=0")
+        follow(f"--port={port}", "give another --port (0: any free port)", "--port=0")
     with pytest.raises(_Done):  # what used it has ended
         serve.main([*common, f"--port={port}"])
 

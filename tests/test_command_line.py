@@ -97,13 +97,13 @@ BAD = {
     "https:/host/a": "https:// address",
     "s3://bucket/key": "give their path or gs://BUCKET/PATH",
     "hdfs://host/x": "hdfs:// address",
-    "file://host/a": "names a file of another machine",
+    "file://host/a": "is on another machine",
     "gs:/bucket/x": "write gs://BUCKET/PATH",
     "GS://bucket/x": "write gs://BUCKET/PATH",
     "gs://": "write gs://BUCKET/PATH",
-    "C:\\data\\a.wav": "is a path of Windows",
-    "": "is no path",
-    "  ": "is no path",
+    "C:\\data\\a.wav": "is a Windows path",
+    "": "is not a path",
+    "  ": "is not a path",
 }
 
 
@@ -159,5 +159,5 @@ def test_seeds_that_are_none(given: str, capsys: pytest.CaptureFixture[str]) -> 
     parser.add_argument("--seed", type=command_line.seed)
     with pytest.raises(SystemExit):
         parser.parse_args([f"--seed={given}"])
-    assert f"--seed: {given!r} is no whole number from 0" in capsys.readouterr().err
+    assert f"--seed: {given!r} is not an integer from 0" in capsys.readouterr().err
     assert parser.parse_args(["--seed=7"]).seed == 7

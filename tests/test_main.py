@@ -236,12 +236,12 @@ def test_without_a_config_of_ones_own_ours_are_listed(tmp_path: Path) -> None:
         ("--processes=x", "flag --processes=x: invalid literal for int() with base 10: 'x'"),
         ("fsc", "unexpected 'fsc': every argument is a --flag=value"),
         ("--config=https://x/y.py", "--config: https://x/y.py is a https:// address"),
-        ("--config=", "--config: '' is no path"),
+        ("--config=", "--config: '' is not a path"),
         ("--workdir=https://x/y", "flag --workdir=https://x/y: https://x/y is a https:// address"),
-        ("--workdir=", "flag --workdir=: '' is no path"),
+        ("--workdir=", "flag --workdir=: '' is not a path"),
         ("--workdir=mine.py/x", "flag --workdir=mine.py/x: mine.py/x cannot be written ("),
         ("--units=s3://b/units", "flag --units=s3://b/units: s3://b/units is a s3:// address"),
-        ("--compilation_cache=C:\\x", "flag --compilation_cache=C:\\x: C:\\x is a path of Windows"),
+        ("--compilation_cache=C:\\x", "flag --compilation_cache=C:\\x: C:\\x is a Windows path"),
     ],
 )
 def test_a_flag_that_is_none_is_told_with_the_nearest(tmp_path: Path, flag: str, why: str) -> None:

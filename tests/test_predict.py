@@ -125,8 +125,8 @@ def test_an_artefact_is_written(place: Path, tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "nothing to answer: give recordings, or unit records by --data=RECORDS"),
-        (["a.wav"], "recordings want an encoder and its k-means: give --encoder"),
+        ([], "nothing to classify: give recordings, or unit records with --data=RECORDS"),
+        (["a.wav"], "recordings need an encoder and its k-means: give --encoder"),
         (["--data=none"], "none is no complete directory of unit records"),
         (["a.wav", "--encoder=mfcc"], "encoder mfcc has no k-means"),
         (
@@ -147,7 +147,7 @@ def test_records_of_other_units_are_refused(place: Path, tmp_path: Path):
     write_unit_records(tmp_path / "other", world.TASKS["mood"], said, encoder="log_mel", layer=0)
     with pytest.raises(SystemExit) as left:
         main([f"--lm={place / 'lm'}", f"--packs={place / 'packs'}", f"--data={tmp_path / 'other'}"])
-    assert "'mood' goes with units of encoder mfcc" in str(left.value.code)
+    assert "'mood' uses units of encoder mfcc" in str(left.value.code)
     assert "Give records of its own units." in str(left.value.code)
 
 

@@ -115,7 +115,7 @@ def test_the_end_waits_for_what_is_in_work_and_for_nobody_else(place: Path):
         half.settimeout(10)
         told = half.makefile("rb").read().decode()  # to its end
         assert told.startswith("HTTP/1.1 503 ")
-        assert "the server is stopping: ask another one" in told
+        assert "the server is stopping: try another one" in told
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{address}/health")
 
@@ -131,8 +131,8 @@ def test_the_end_waits_for_what_is_in_work_and_for_nobody_else(place: Path):
         (["--port=-1"], "--port is -1: give"),
         (["--max-mb=inf"], "--max-mb is inf: give a number of megabytes"),
         (["--max-mb=nan"], "--max-mb is nan: give"),
-        (["--host=192.0.2.1"], "--host=192.0.2.1 is no address of this machine: give 127.0.0.1"),
-        (["--host=" + "x" * 70], "is no address of this machine"),
+        (["--host=192.0.2.1"], "--host=192.0.2.1 is not an address of this machine: give 127.0.0.1"),
+        (["--host=" + "x" * 70], "is not an address of this machine"),
     ],
 )
 def test_what_cannot_be_served_is_told_in_a_line(place: Path, flags: list[str], told: str):
@@ -149,16 +149,16 @@ def test_a_port_that_is_taken_is_told_before_anything_is_compiled(place: Path):
         port = taken.getsockname()[1]
         with pytest.raises(SystemExit) as left:
             serve.main([*common, "--compilation-cache=", "--no-page", f"--port={port}"])
-    told = f"error: port {port} of 127.0.0.1 is in use: end what uses it, or give another --port (0: any that is free)"
+    told = f"error: port {port} of 127.0.0.1 is in use: stop the other program, or give another --port (0: any free port)"
     assert left.value.code == told
 
 
 def test_addresses_as_a_browser_takes_them():
     options = argparse.Namespace(host="127.0.0.1", port=0)
-    with serve._place(options) as place:
+    with serve._bind(options) as place:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", serve._url(place))
     try:
-        place = serve._place(argparse.Namespace(host="::1", port=0))
+        place = serve._bind(argparse.Namespace(host="::1", port=0))
     except ValueError:
         pytest.skip("this machine has no IPv6")
     with place:

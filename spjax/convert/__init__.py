@@ -1,12 +1,12 @@
-"""Other people's files into ours: fairseq checkpoints into unit LMs and prompt packs (`python -m spjax.convert`)."""
+"""Import files of other projects: fairseq, Hugging Face, scikit-learn (`python -m spjax.convert`)."""
 
 from __future__ import annotations
 
 
 def why(error: Exception) -> str:
-    """What an error says, without the path that the message names anyhow."""
+    """An error's text, without the path that the message names already."""
     return str(error.strerror or error) if isinstance(error, OSError) else str(error)
 
 
 class ConvertError(ValueError):
-    """A file cannot be imported; the message names the file, what is wrong in it and the way out."""
+    """A file cannot be imported; the message names the file, the problem and what to do."""

@@ -1,8 +1,8 @@
-"""`python -m spjax.convert unit_lm|pgslm|prompt|kmeans|hubert|whisper SRC OUT`: imports files of the original code."""
+"""`python -m spjax.convert unit_lm|pgslm|prompt|kmeans|hubert|whisper SRC OUT`: import other projects' checkpoints."""
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take their time
+if __name__ == "__main__":  # before the imports, which take seconds
     from spjax import process
 
     process.run("spjax.convert.__main__")
@@ -26,8 +26,8 @@ from spjax.types import Params
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m spjax.convert",
-        description="Import checkpoints of the original code. Strict: every tensor is accounted for. Safe: nothing "
-        "that a file names is ever imported or run, and torch is not needed.",
+        description="Import checkpoints of other projects. Strict: every tensor must be known. Safe: no code named "
+        "in a file is imported or run, and torch is not needed.",
     )
     jobs = parser.add_subparsers(dest="job", required=True)
 
@@ -86,22 +86,22 @@ def _parser() -> argparse.ArgumentParser:
         metavar="verbalizer.json",
         type=local_path,
         help="written by the original code beside its data: label -> unit, or class number of a learnable verbalizer "
-        "(default: classes are numbered as the task's are; without a task the labels are numbers)",
+        "(default: the class numbers of the task; without a task the labels are numbers)",
     )
     prompt.add_argument(
         "--kind",
         choices=("learnable", "frequency", "random", "identity"),
-        help="what chose the units; a name only (default: learnable if the checkpoint holds a matrix, else frequency, "
-        "or identity without --verbalizer)",
+        help="name of the rule that chose the units (default: learnable if the checkpoint holds a matrix, else "
+        "frequency, or identity without --verbalizer)",
     )
     prompt.add_argument(
-        "--slots", metavar="K", type=int, default=1, help="labels of an utterance where no --task says (default: 1)"
+        "--slots", metavar="K", type=int, default=1, help="labels of an utterance, without --task (default: 1)"
     )
     prompt.add_argument(
         "--data",
         metavar="RECORDS",
         type=place,
-        help="unit records of the task: decode among the label combinations of their train split, not among all",
+        help="unit records of the task: allow only the label combinations of their train split",
     )
 
     kmeans = jobs.add_parser(
@@ -115,14 +115,14 @@ def _parser() -> argparse.ArgumentParser:
     kmeans.add_argument(
         "out", metavar="OUT", type=output, help="directory to write: card.json and centroids.safetensors"
     )
-    kmeans.add_argument("--encoder", metavar="NAME", required=True, help="what made the features it was fitted on")
+    kmeans.add_argument("--encoder", metavar="NAME", required=True, help="encoder of the features it was fitted on")
     kmeans.add_argument("--layer", metavar="N", type=int, help="layer of the encoder; leave out if it has none")
 
     encoder = jobs.add_parser(
         "hubert",
         help="fairseq or Hugging Face HuBERT -> HuBERT directory",
-        description="Import a HuBERT of the base kind. What features do not depend on (masking, pretraining's targets, "
-        "heads) is left out and named.",
+        description="Import a HuBERT of base architecture. Tensors that features do not depend on (masking, "
+        "pretraining targets, heads) are left out and listed.",
         epilog="example: python -m spjax.convert hubert hubert_base_ls960.pt huberts/hubert_base_ls960",
     )
     encoder.add_argument(
@@ -149,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
         job.add_argument(
             "out", metavar="OUT", type=output, help="directory to write: config.json and model.safetensors"
         )
-        job.add_argument("--name", metavar="NAME", help="what records call the encoder (default: as SRC is called)")
+        job.add_argument("--name", metavar="NAME", help="name of the encoder in records (default: from SRC)")
     for job in (lm, streams):
         job.add_argument("--heads", metavar="H", type=int, help="attention heads, if the checkpoint does not say")
     for job in (lm, streams, prompt, encoder, speech):
@@ -158,8 +158,8 @@ def _parser() -> argparse.ArgumentParser:
             metavar="NAME=VALUE",
             action="append",
             default=[],
-            help="an option of the training run that the checkpoint does not hold (--option=activation_fn=relu); kept "
-            "in the provenance as given",
+            help="an option of the training run that the checkpoint lacks (--option=activation_fn=relu); stored in the "
+            "provenance",
         )
     for job in (lm, streams, prompt, kmeans, encoder, speech):
         job.add_argument("--force", action="store_true", help="replace what an earlier import wrote to OUT")
@@ -196,10 +196,10 @@ def _import_pgslm(options: argparse.Namespace) -> None:
     _save_lm(options, config, params, checkpoint.provenance("pGSLM (fairseq)"))
     prosody = config.prosody
     assert prosody is not None
-    told = [name for name in ("duration", "f0") if getattr(prosody, f"{name}_input")]
+    inputs = [name for name in ("duration", "f0") if getattr(prosody, f"{name}_input")]
     duration, f0 = prosody.symbols
     kind = f"discrete ({duration} symbols of duration, {f0} of f0)" if prosody.discrete else "continuous"
-    print(f"streams {kind}, told {' and '.join(told) or 'neither'}")
+    print(f"streams {kind}, prosody inputs: {' and '.join(inputs) or 'none'}")
 
 
 def _import_prompt(options: argparse.Namespace) -> None:
@@ -238,7 +238,7 @@ def _import_encoder(options: argparse.Namespace) -> None:
     made = read(options.source, parse(options.option))
     name = options.name or made.name
     if name is None:
-        raise ConvertError(f"{options.source} is named by a hash. Say what the model is called: --name=NAME.")
+        raise ConvertError(f"{options.source} is named by a hash. Give the model a name: --name=NAME.")
     identity = save_encoder(options.out, made.config, made.params, name, made.provenance)
     for note in made.provenance.get("notes", ()):
         print(note)
@@ -256,7 +256,7 @@ _ENCODERS = {"hubert": ("HuBERT", hubert.import_hubert), "whisper": ("Whisper", 
 
 @places.translate_bucket_errors()
 def _check_places(options: argparse.Namespace) -> None:
-    """Raises ConvertError where OUT is there already, or SRC is a directory that is not imported."""
+    """Raise ConvertError if OUT exists, or SRC is a directory that cannot be imported."""
     there = places.at(options.out).exists() or os.path.lexists(options.out)  # in a bucket, or a dangling link
     if there and not options.force:
         raise ConvertError(f"{options.out} exists. Choose another directory, or replace it with --force.")
@@ -267,10 +267,10 @@ def _check_places(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs an import.
+    """Run an import.
 
     Args:
-      arguments: of the command line; the process's own if None.
+      arguments: command-line arguments; None for sys.argv.
 
     Raises:
       SystemExit: with a message, if the file is refused.

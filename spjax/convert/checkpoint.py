@@ -1,4 +1,4 @@
-"""A fairseq checkpoint: which tensors are the model's, by what names, and with what options."""
+"""Read fairseq checkpoints: the model's tensors, their names, and the training options."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from spjax.storage import places
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
-_UNUSED = {"decoder.version", "decoder.embed_positions._float_tensor"}  # fairseq's own bookkeeping
-# What a model is known by, and the name it has in fairseq: what stands before it is another program's prefix.
+_UNUSED = {"decoder.version", "decoder.embed_positions._float_tensor"}  # fairseq's bookkeeping
+# A tensor that identifies each kind of model → its prefix in fairseq; other programs may add a prefix before that.
 _ANCHORS = {
     "embed_tokens.weight": "decoder.",
     "prefix_embed_prompts.weight": "decoder.",
@@ -33,11 +33,11 @@ _AVERAGES = ("ema", "model_ema", "ema_state_dict", "ema_fp32_params")
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What an import needs of a fairseq checkpoint.
+    """The parts of a fairseq checkpoint that an import needs.
 
     Attributes:
       path: the file, for messages.
-      tensors: of the model, by fairseq's names.
+      tensors: the model's, by fairseq's names.
       options: of the model and the task.
       notes: remarks for the user, a sentence each.
       taken: names of the tensors that `load` has read.
@@ -50,16 +50,16 @@ class Checkpoint:
     taken: set[str] = dataclasses.field(default_factory=set)
 
     def provenance(self, made_by: str) -> dict[str, Any]:
-        """Where an import comes from, with the options that the file does not hold."""
+        """Provenance of the file, with the options that were given or assumed."""
         return {**provenance(self.path, made_by), **self.options.record()}
 
     def remarks(self) -> list[str]:
-        """`notes`, and what was assumed."""
+        """`notes` and assumptions, for the user."""
         return [*self.notes, *self.options.remarks("fairseq")]
 
 
 def provenance(path: Path, made_by: str) -> dict[str, Any]:
-    """Where an import comes from: name and sha256 of the file, and the code that wrote it."""
+    """Provenance of an import: name and sha256 of the file, and the code that wrote it."""
     with places.open_regular(path) as file:
         return {
             "source": path.name,
@@ -73,7 +73,7 @@ def _is_state(value: Any) -> bool:
 
 
 def _model_of(path: Path, contents: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """The state dict of the model, wherever it is."""
+    """Find the model's state dict."""
     model = contents.get("model")
     names = [name for name in model if isinstance(name, str)] if isinstance(model, dict) else []
     if "shard_metadata" in contents or any("flat_param" in name for name in names):
@@ -100,8 +100,8 @@ def _model_of(path: Path, contents: dict[str, Any], notes: list[str]) -> dict[st
         return model
     if averages:
         raise ConvertError(
-            f"{path} holds {len(averages)} averages of a model ({', '.join(averages)}), but not the model. Save the "
-            "one that is wanted under 'model'."
+            f"{path} holds {len(averages)} averages of a model ({', '.join(averages)}), but not the model. Save one of "
+            "them under 'model'."
         )
     if _is_state(contents):
         return contents
@@ -113,7 +113,7 @@ _MERGE = "Merge all parts into one checkpoint with the code that wrote them, and
 
 
 def _renamed(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under fairseq's names, without the prefix that another program put before them (`models.0.`).
+    """Tensors under fairseq's names, without a prefix added by another program (`models.0.`).
 
     Raises:
       ConvertError: several models.
@@ -141,14 +141,14 @@ def _renamed(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: str | Path, given: Mapping[str, Any] | None = None) -> Checkpoint:
-    """Reads a fairseq checkpoint (its model only) without running what it names.
+    """Read a fairseq checkpoint (only its model) without running code that it names.
 
     Args:
-      path: a file of torch.save: fairseq's checkpoint, or a bare state dict.
-      given: options that the file does not hold.
+      path: a file of torch.save: a fairseq checkpoint, or a bare state dict.
+      given: options that the file lacks.
 
     Raises:
-      ConvertError: unreadable, one part of several, without tensors of a model, or options that are not understood.
+      ConvertError: unreadable, one part of several, no model tensors, or options of an unknown form.
     """
     path = Path(path)
     if _PART.search(path.stem):
@@ -175,7 +175,7 @@ def read_checkpoint(path: str | Path, given: Mapping[str, Any] | None = None) ->
     return Checkpoint(path, tensors, options, notes)
 
 
-# Which kind a model is, by a part of a tensor's name: the first that matches.
+# Kinds of models: pattern of a tensor name, description, subcommand that imports it. The first match counts.
 _KINDS = (
     (r"(^|\.)w2v_encoder\.", "a fine-tuned HuBERT or wav2vec 2.0", None),
     (r"(^|\.)post_extract_proj\.weight", "a HuBERT of fairseq", "hubert"),
@@ -188,7 +188,7 @@ _KINDS = (
 
 
 def check_kind(checkpoint: Checkpoint, job: str) -> None:
-    """Refuses a checkpoint of another kind than `job` of the command line imports, by its tensors' names.
+    """Refuse a checkpoint that belongs to another subcommand than `job`, by its tensors' names.
 
     Raises:
       ConvertError: it is of another known kind.
@@ -198,45 +198,45 @@ def check_kind(checkpoint: Checkpoint, job: str) -> None:
             if right == job:
                 return
             wanted = next(what for _, what, there in _KINDS if there == job)
-            todo = f"Import it with `python -m spjax.convert {right}`." if right else "It cannot be imported like that."
+            todo = f"Import it with `python -m spjax.convert {right}`." if right else "It cannot be imported."
             if right is None and "Hugging Face" in what:
                 todo = "Give the directory with its config.json and model.safetensors."
             raise ConvertError(f"{checkpoint.path} is {what}, not {wanted}. {todo}")
 
 
 def read_tensor(path: Path, name: str, tensors: Mapping[str, Any], shape: tuple[int, ...], model: str) -> np.ndarray:
-    """A tensor as float32.
+    """Read a tensor as float32.
 
     Args:
       path: the file, for messages.
-      name, tensors: what to read, and what there is by name: `torch_file.Tensor`, or the like.
-      shape: that it must have.
+      name, tensors: name of the tensor, and all tensors by name (`torch_file.Tensor` or similar).
+      shape: the required shape.
       model: what the file should be, for messages.
 
     Raises:
-      ConvertError: missing, of another shape, not of floats, or not finite.
+      ConvertError: missing, of another shape, not floats, or not finite.
     """
     tensor = tensors.get(name)
     if tensor is None:
-        raise ConvertError(f"{path} lacks {name}. Give the whole checkpoint of {model}.")
+        raise ConvertError(f"{path} lacks {name}. Give the complete checkpoint of {model}.")
     if tensor.shape != shape:
         raise ConvertError(f"{path}: {name} has shape {list(tensor.shape)}, must be {list(shape)}.")
     if tensor.dtype not in _FLOATS:
         raise ConvertError(f"{path}: {name} is {tensor.dtype}, must be float32, float16 or bfloat16.")
     array = tensor.numpy().astype(np.float32)
     if not np.isfinite(array).all():
-        raise ConvertError(f"{path}: {name} holds NaN or infinity, as a diverged training leaves it.")
+        raise ConvertError(f"{path}: {name} holds NaN or infinity; the training has diverged. Give another checkpoint.")
     return cast(np.ndarray, array)
 
 
 def load(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """`read_tensor` of a checkpoint, which notes that it was taken."""
+    """`read_tensor` of a checkpoint; records the name in `taken`."""
     checkpoint.taken.add(name)
     return read_tensor(checkpoint.path, name, checkpoint.tensors, shape, "a unit LM of this architecture")
 
 
 def check_leftover(checkpoint: Checkpoint, hint: str) -> None:
-    """Refuses a checkpoint with tensors that no `load` has taken; fairseq's bookkeeping apart.
+    """Refuse a checkpoint with tensors that were not read by `load`, except fairseq's bookkeeping.
 
     Raises:
       ConvertError: with their names, and the hint.
@@ -245,4 +245,4 @@ def check_leftover(checkpoint: Checkpoint, hint: str) -> None:
     unknown = sorted(checkpoint.tensors.keys() - checkpoint.taken - _UNUSED)
     if unknown:
         listed = ", ".join(unknown[:8]) + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else "")
-        raise ConvertError(f"{checkpoint.path} has tensors that the import has no place for: {listed}. {hint}")
+        raise ConvertError(f"{checkpoint.path} has unknown tensors: {listed}. {hint}")

@@ -1,4 +1,4 @@
-"""fairseq checkpoints into our trees: GSLM unit LMs and SpeechPrompt v2 prompts, every tensor accounted for."""
+"""Import fairseq checkpoints: GSLM unit LMs and SpeechPrompt v2 prompts. Every tensor must be known."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from spjax.storage.pack_card import PackCard, make_card
 from spjax.tasks import TASKS, Slot, Task
 from spjax.types import Params
 
-# Ours ← theirs, inside a layer. Weights of their linear layers are [out, in].
+# Our name ← fairseq's, inside a layer. Weights of fairseq's linear layers are [out, in].
 _LAYER_PARTS = {
     "attn_norm": "self_attn_layer_norm",
     "query": "self_attn.q_proj",
@@ -39,7 +39,7 @@ _LAYER_PARTS = {
 _EMBED = "decoder.embed_tokens.weight"
 OUTPUT = "decoder.output_projection.weight"
 _VERBALIZER = "decoder.prompt_linear_verbalizer.weight"
-STREAMS_HEAD = "decoder.project_out_dim.weight"  # of units, durations and f0: what tells pGSLM from GSLM
+STREAMS_HEAD = "decoder.project_out_dim.weight"  # outputs for units, durations and f0: only pGSLM has it
 
 _SIZES = {  # UnitLMConfig field ← option
     "dim": "decoder_embed_dim",
@@ -47,7 +47,7 @@ _SIZES = {  # UnitLMConfig field ← option
     "ffn_dim": "decoder_ffn_embed_dim",
     "heads": "decoder_attention_heads",
 }
-_ARCHITECTURE = {  # what a unit LM of ours always is
+_ARCHITECTURE = {  # options that spjax computes for one value only
     "activation_fn": "relu",
     "decoder_normalize_before": True,
     "no_decoder_final_norm": False,
@@ -66,32 +66,32 @@ _ARCHITECTURE = {  # what a unit LM of ours always is
     "scale_resids": False,
     "decoder_xformers_att_config": None,
     "add_bos_token": False,
-    "fine_tune": False,  # SpeechPrompt: the LM's weights moved too
+    "fine_tune": False,  # SpeechPrompt: the LM's weights are trained too
     "use_sep_token": True,  # SpeechPrompt: `<s>` is trained
 }
 
-# Options that no tensor shows, so that they have to be known, with the value that spjax computes as a flag says it.
+# Options that cannot be inferred from the tensors, with the flag value that spjax computes.
 _UNSEEN = {
     "decoder_attention_heads": "16",
     "activation_fn": "relu",
     "decoder_normalize_before": "true",
-    "share_decoder_input_output_embed": "true",  # unless the output's own tensor is there
+    "share_decoder_input_output_embed": "true",  # unless the file has an output tensor
     "no_token_positional_embeddings": "false",
     "decoder_learned_pos": "false",
     "no_scale_embedding": "false",
     "add_bos_token": "false",
 }
-# What versions of fairseq without the option always did; without any options only the last, a later addition, is known.
+# Behaviour of fairseq versions without the option. Without any options, only the last is certain, a later addition.
 _DEFAULTS = {"no_scale_embedding": False, "add_bos_token": False, "decoder_xformers_att_config": None}
 
 
 def check_architecture(checkpoint: Checkpoint, free: Collection[str] = (), *, whole: bool = True) -> None:
-    """Refuses a decoder that computes otherwise than GSLM's, or that does not say how it computes.
+    """Refuse a decoder that differs from GSLM's, or that lacks options that decide what it computes.
 
     Args:
-      checkpoint: its options are looked at; those that are absent, and would show in its tensors, are not needed.
-      free: options that may be anything.
-      whole: of a model, rather than of prompts, for which the options of their LM hold.
+      checkpoint: its options are checked; options that tensors reveal may be absent.
+      free: options that may have any value.
+      whole: False for a prompt, whose LM has the options.
 
     Raises:
       ConvertError: the first option that differs, by name; or all that are missing.
@@ -99,7 +99,7 @@ def check_architecture(checkpoint: Checkpoint, free: Collection[str] = (), *, wh
     options = checkpoint.options
     for name, needed in _ARCHITECTURE.items():
         value = options.get(name)
-        if value not in (needed, None) and name not in free:  # None: asked for or assumed below, or in the tensors
+        if value not in (needed, None) and name not in free:  # None: required or assumed below, or shown by tensors
             given = "was given as" if name in options.given else "was trained with"
             raise ConvertError(
                 f"{checkpoint.path} {given} {name}={shown(value)}; spjax computes only {name}={needed!r}. "
@@ -118,9 +118,9 @@ def check_architecture(checkpoint: Checkpoint, free: Collection[str] = (), *, wh
 
 
 def check_dictionary(path: str | Path, vocab_size: int) -> None:
-    """Checks that dict.txt lists units 0, 1, 2 ... in numeric order: unit u is token 4 + u everywhere in spjax.
+    """Check that dict.txt lists units 0, 1, 2 ... in numeric order, since unit u is token 4 + u in spjax.
 
-    Lines `madeupword0000 0` at the end, with which fairseq rounds a vocabulary up to a multiple of 8, are accepted.
+    Lines `madeupword0000 0` at the end, with which fairseq pads a vocabulary to a multiple of 8, are accepted.
 
     Args:
       path: fairseq's dictionary, a line "<unit> <count>" each.
@@ -143,8 +143,8 @@ def check_dictionary(path: str | Path, vocab_size: int) -> None:
     for number, symbol in enumerate(symbols[:units]):
         if symbol != str(number):
             raise ConvertError(
-                f"{path}, line {number + 1}: the symbol is {symbol!r:.40}, must be {str(number)!r}. Units have to "
-                "stand in numeric order; a model with another order has to be trained again on a sorted dictionary."
+                f"{path}, line {number + 1}: the symbol is {symbol!r:.40}, must be {str(number)!r}. Units must be in "
+                "numeric order; a model with another order must be trained again on a sorted dictionary."
             )
     if len(symbols) + vocab.UNIT_OFFSET != vocab_size:
         raise ConvertError(
@@ -154,15 +154,15 @@ def check_dictionary(path: str | Path, vocab_size: int) -> None:
 
 
 def decoder_config(checkpoint: Checkpoint) -> UnitLMConfig:
-    """Sizes as the tensors have them; heads, which no tensor shows, as the options say.
+    """Sizes from the tensors; the number of heads from the options.
 
     Raises:
-      ConvertError: no decoder, or options that contradict tensors.
+      ConvertError: no decoder, or options that contradict the tensors.
     """
     tensors, options = checkpoint.tensors, checkpoint.options
     embed, inner = tensors.get(_EMBED), tensors.get("decoder.layers.0.fc1.weight")
     if embed is None or inner is None or len(embed.shape) != 2 or len(inner.shape) != 2:
-        raise ConvertError(f"{checkpoint.path} is no unit LM: it lacks {_EMBED} or decoder.layers.0.fc1.weight.")
+        raise ConvertError(f"{checkpoint.path} is not a unit LM: it lacks {_EMBED} or decoder.layers.0.fc1.weight.")
     numbers = [int(found[1]) for name in tensors if (found := re.match(r"decoder\.layers\.(\d{1,6})\.", name))]
     sizes: dict[str, Any] = {
         "dim": embed.shape[1],
@@ -170,12 +170,12 @@ def decoder_config(checkpoint: Checkpoint) -> UnitLMConfig:
         "ffn_dim": inner.shape[0],
         "heads": options.get(_SIZES["heads"]),
     }
-    said = {option: sizes[field] for field, option in _SIZES.items()}
-    said |= dict.fromkeys(("decoder_input_dim", "decoder_output_dim"), sizes["dim"])
-    for option, size in said.items():
+    expected = {option: sizes[field] for field, option in _SIZES.items()}
+    expected |= dict.fromkeys(("decoder_input_dim", "decoder_output_dim"), sizes["dim"])
+    for option, size in expected.items():
         value = options.get(option, size)
         if value is not None and type(value) is not int:
-            raise ConvertError(f"{checkpoint.path}: {option} is {shown(value)}, must be a whole number.")
+            raise ConvertError(f"{checkpoint.path}: {option} is {shown(value)}, must be an integer.")
         if value != size:
             raise ConvertError(f"{checkpoint.path}: {option} is {shown(value)}, but its tensors say {shown(size)}.")
     try:
@@ -185,14 +185,14 @@ def decoder_config(checkpoint: Checkpoint) -> UnitLMConfig:
 
 
 def as_checkpoint(source: str | Path | Checkpoint, heads: int | None) -> Checkpoint:
-    """`source` read, unless it is already; `heads` as if the option was given by hand."""
+    """Read `source` unless it is a Checkpoint; `heads` overrides the option."""
     if isinstance(source, Checkpoint):
         return source
     return read_checkpoint(source, None if heads is None else {_SIZES["heads"]: heads})
 
 
 def import_decoder(checkpoint: Checkpoint, config: UnitLMConfig) -> Params:
-    """What GSLM and pGSLM have alike: "embed" (rows as in the file), "layers" and "final_norm" of docs/design.md.
+    """The layers that GSLM and pGSLM share: "embed" (rows as in the file), "layers", "final_norm" (docs/design.md).
 
     Raises:
       ConvertError: a missing tensor, or one of another shape.
@@ -224,18 +224,18 @@ def import_decoder(checkpoint: Checkpoint, config: UnitLMConfig) -> Params:
 def import_unit_lm(
     source: str | Path | Checkpoint, dictionary: str | Path | None = None, heads: int | None = None
 ) -> tuple[UnitLMConfig, Params]:
-    """Turns a fairseq `transformer_lm` checkpoint of GSLM's architecture into our `lm` tree.
+    """Import a fairseq `transformer_lm` checkpoint of GSLM's architecture.
 
     Args:
-      source: checkpoint_best.pt, in float32 or half precision; or what `read_checkpoint` read.
-      dictionary: dict.txt; the one beside `source` if None.
-      heads: attention heads, for a path to a checkpoint that does not say.
+      source: checkpoint_best.pt, in float32 or half precision; or a Checkpoint.
+      dictionary: dict.txt; None for the one beside `source`.
+      heads: attention heads, for a path to a checkpoint without that option.
 
     Returns:
       Config; the `lm` tree of docs/design.md in float32, kernels [in, out], layers stacked.
 
     Raises:
-      ConvertError: another architecture, a missing or unknown tensor, a wrong shape, an output projection of its own, a
+      ConvertError: another architecture, a missing or unknown tensor, a wrong shape, an untied output projection, a
         dictionary out of order.
     """
     checkpoint = as_checkpoint(source, heads)
@@ -247,15 +247,15 @@ def import_unit_lm(
     embed = params["embed"]
     if OUTPUT in checkpoint.tensors and not np.array_equal(load(checkpoint, OUTPUT, embed.shape), embed):
         raise ConvertError(
-            f"{checkpoint.path}: {OUTPUT} differs from {_EMBED}; spjax computes the output with the embedding. "
-            "A model that was trained untied cannot be imported."
+            f"{checkpoint.path}: {OUTPUT} differs from {_EMBED}; spjax supports only tied output embeddings. "
+            "Such a model cannot be imported."
         )
     check_leftover(checkpoint, "Only GSLM's architecture is imported; for prompts use `spjax.convert prompt`.")
     return config, params
 
 
 def read_task(name: str) -> Task:
-    """A task by its name, or from a JSON file `{"name", "slots": [{"name", "labels"}], "metric"}`.
+    """A known task by name, or one from a JSON file `{"name", "slots": [{"name", "labels"}], "metric"}`.
 
     Raises:
       ConvertError: neither a known task nor such a file.
@@ -265,7 +265,7 @@ def read_task(name: str) -> Task:
     path = Path(name)
     if path.suffix != ".json":
         raise ConvertError(
-            f"--task={name} is none of {', '.join(TASKS)}; describe your own in a .json file and give that."
+            f"--task={name} is none of {', '.join(TASKS)}; give one of these, or a .json file that describes yours."
         )
     shape = '{"name": "mine", "slots": [{"name": "word", "labels": ["yes", "no"]}], "metric": "accuracy"}'
     try:
@@ -273,41 +273,41 @@ def read_task(name: str) -> Task:
         slots = tuple(Slot(str(slot["name"]), tuple(map(str, slot["labels"]))) for slot in described["slots"])
         return Task(str(described.get("name", path.stem)), slots, str(described.get("metric", "accuracy")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConvertError(f"{path} does not describe a task ({why(error)}). It should read like {shape}.") from error
+        raise ConvertError(f"{path} does not describe a task ({why(error)}). Example: {shape}.") from error
 
 
 def read_verbalizer(path: str | Path) -> dict[str, int]:
-    """The reference's verbalizer.json: label → unit (rules) or class number (learnable).
+    """Read SpeechPrompt's verbalizer.json: label → unit (rules) or class number (learnable).
 
     Raises:
-      ConvertError: unreadable, or values that are no numbers.
+      ConvertError: unreadable, or values that are not numbers.
     """
     path = Path(path)
-    shape = 'It should read like {"yes": "6", "no": "74"}.'
+    shape = 'Example: {"yes": "6", "no": "74"}.'
     try:
         mapping = load_json(path)
         numbers = {label: int(number) for label, number in mapping.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ConvertError(f"{path} is no verbalizer ({why(error)}). {shape}") from error
+        raise ConvertError(f"{path} is not a verbalizer ({why(error)}). {shape}") from error
     if not numbers or min(numbers.values()) < 0:
         raise ConvertError(f"{path} is empty or holds negative numbers. {shape}")
     return numbers
 
 
 def _numbers(task: Task, mapping: Mapping[str, int], where: str) -> list[int]:
-    """The number of each class: by its label (underscores for spaces) or, if the mapping names 0..C-1, by its id."""
+    """The number of each class: by label (underscores for spaces) or, if the mapping's keys are 0..C-1, by class id."""
     if set(mapping) == {str(c) for c in range(task.num_classes)}:
         return [mapping[str(c)] for c in range(task.num_classes)]
-    spelled = [label if label in mapping else label.replace(" ", "_") for _, label in task.classes]
-    absent, unused = sorted(set(spelled) - set(mapping)), sorted(set(mapping) - set(spelled))
+    names = [label if label in mapping else label.replace(" ", "_") for _, label in task.classes]
+    absent, unused = sorted(set(names) - set(mapping)), sorted(set(mapping) - set(names))
     if absent or unused:
         parts = [f"lacks {', '.join(absent)}"] if absent else []
         parts += [f"has {', '.join(unused)}, which the task does not"] if unused else []
         raise ConvertError(
-            f"{where} {' and '.join(parts)}: not the labels of task {task.name!r}. Give the task's own "
-            "verbalizer.json, describe the task in a .json file, or leave out --task."
+            f"{where} {' and '.join(parts)}: not the labels of task {task.name!r}. Give the verbalizer.json of the "
+            "task, describe the task in a .json file, or leave out --task."
         )
-    return [mapping[label] for label in spelled]
+    return [mapping[label] for label in names]
 
 
 def _check_collisions(task: Task, numbers: list[int], where: str) -> None:
@@ -317,14 +317,14 @@ def _check_collisions(task: Task, numbers: list[int], where: str) -> None:
             twin = taken.setdefault(number, label)
             if twin != label:
                 raise ConvertError(
-                    f"{where}: labels {twin!r} and {label!r} share the number {number} (the reference's random "
-                    "verbalizer draws without looking), so the prompt cannot tell them apart. Keep one of the two in "
-                    "the file, and in the task, to import them as one; or train a prompt with a verbalizer of spjax."
+                    f"{where}: labels {twin!r} and {label!r} share the number {number} (SpeechPrompt's random "
+                    "verbalizer can draw a unit twice), so the prompt cannot distinguish them. Keep one of the two in "
+                    "the file and in the task to import them as one; or train a prompt with a verbalizer of spjax."
                 )
 
 
 def _prompt_tree(checkpoint: Checkpoint, config: UnitLMConfig) -> tuple[Params, list[str]]:
-    """The live prompts of a checkpoint, and what was left out."""
+    """The prompt tree of a checkpoint, and notes on what was left out."""
     path, tensors, d = checkpoint.path, checkpoint.tensors, config.dim
     notes = []
 
@@ -345,7 +345,7 @@ def _prompt_tree(checkpoint: Checkpoint, config: UnitLMConfig) -> tuple[Params, 
         for part in ("key", "value"):
             names = [f"decoder.deep_{part}_embed_prompts.{layer}.weight" for layer in range(config.layers)]
             params[part] = np.stack([take(name, length, d) for name in names])
-        notes.append(f"Left out the {shallow.size} numbers of the input prompt: with deep prompts nothing reads them.")
+        notes.append(f"Left out the {shallow.size} numbers of the input prompt, which deep prompts do not use.")
     else:
         params["input"] = shallow
     if _VERBALIZER in tensors:
@@ -355,11 +355,11 @@ def _prompt_tree(checkpoint: Checkpoint, config: UnitLMConfig) -> tuple[Params, 
 
     found |= {option: getattr(config, field) for field, option in _SIZES.items()}
     for option, value in found.items():
-        said = checkpoint.options.get(option, value)
-        if said != value:
+        stated = checkpoint.options.get(option, value)
+        if stated != value:
             raise ConvertError(
-                f"{path}: {option} is {shown(said)}, but its tensors and the LM given by --lm "
-                f"say {value}. Give the LM that it was trained with."
+                f"{path}: {option} is {shown(stated)}, but its tensors and the LM given by --lm "
+                f"have {value}. Give the LM that it was trained with."
             )
     return params, notes
 
@@ -368,9 +368,7 @@ def _check_kind(checkpoint: Checkpoint, kind: str | None, learnable: bool) -> No
     if learnable and kind not in (None, "learnable"):
         raise ConvertError(f"{checkpoint.path} has a learnable verbalizer, not a {kind} one. Leave out --kind.")
     if kind == "learnable" and not learnable:
-        raise ConvertError(
-            f"{checkpoint.path} has no learnable verbalizer. Leave out --kind, or say which rule it had."
-        )
+        raise ConvertError(f"{checkpoint.path} has no learnable verbalizer. Leave out --kind, or give its rule.")
 
 
 def _combinations(task: Task, records: str | Path) -> np.ndarray:
@@ -379,7 +377,7 @@ def _combinations(task: Task, records: str | Path) -> np.ndarray:
     except RecordError as error:
         raise ConvertError(str(error)) from error
     if card.task.slots != task.slots:
-        raise ConvertError(f"{records} holds units of task {card.task.name!r}: its slots are not the prompt's.")
+        raise ConvertError(f"{records} holds task {card.task.name!r}, whose slots are not the prompt's. Give others.")
     return np.unique(units.classes, axis=0)
 
 
@@ -394,24 +392,24 @@ def import_prompt(
     slots: int = 1,
     records: str | Path | None = None,
 ) -> tuple[Params, PackCard, list[str]]:
-    """Turns a prompt checkpoint of SpeechPrompt v2 into a prompt tree and its card.
+    """Import a prompt checkpoint of SpeechPrompt v2.
 
     Args:
-      source: the prompt checkpoint; or what `read_checkpoint` read.
+      source: the prompt checkpoint; or a Checkpoint.
       config: of the unit LM that it was trained with.
-      lm_hash: of that unit LM.
+      lm_hash: hash of that unit LM.
       task: name of a task, or a .json file that describes one; None: labels are those of `verbalizer`, or numbers.
-      verbalizer: the reference's verbalizer.json; None: class c of a learnable verbalizer is its row 4 + c, and a rule
-        verbalizer answers with the unit itself, as the reference's own decoding does.
-      kind: what the rule was (frequency, random or identity); only a name, the units are the mapping's.
-      slots: labels of an utterance where no task says; each may be any of the labels.
-      records: unit records of the task; decoding then chooses among the label combinations of their train split.
+      verbalizer: SpeechPrompt's verbalizer.json; None: class c of a learnable verbalizer is its row 4 + c, and with a
+        rule verbalizer the labels are the units, as in SpeechPrompt's decoding.
+      kind: name of the rule (frequency, random or identity); the units are those of the mapping.
+      slots: number of labels of an utterance without `task`; each may be any of the labels.
+      records: unit records of the task; decoding is limited to the label combinations of their train split.
 
     Returns:
       Prompt tree (float32) and card for `save_pack`; remarks for the user, a sentence each.
 
     Raises:
-      ConvertError: missing or unknown tensors, sizes that are not the LM's, labels that do not fit or collide.
+      ConvertError: missing or unknown tensors, sizes that are not the LM's, labels that do not match or collide.
     """
     checkpoint = as_checkpoint(source, None)
     check_kind(checkpoint, "prompt")
@@ -421,15 +419,15 @@ def import_prompt(
     learnable = "verbalizer" in params
     _check_kind(checkpoint, kind, learnable)
 
-    # Class numbers (learnable) or units (rule): either way output 4 + number, fed back as token 4 + number.
+    # Class numbers (learnable) or units (rule): in both cases output 4 + number, fed back as token 4 + number.
     outputs = len(params["verbalizer"]) if learnable else config.vocab_size
     limit = outputs - vocab.UNIT_OFFSET
     if not 0 < limit <= config.num_units:
-        raise ConvertError(f"{path}: its verbalizer has {limit} classes; the reference has 1 to {config.num_units}.")
+        raise ConvertError(f"{path}: its verbalizer has {limit} classes; 1 to {config.num_units} are possible.")
     where = str(path if verbalizer is None else verbalizer)
     mapping = {str(number): number for number in range(limit)} if verbalizer is None else read_verbalizer(verbalizer)
     if max(mapping.values()) >= limit or (learnable and sorted(mapping.values()) != list(range(limit))):
-        wanted = f"number its labels 0 to {limit - 1}, once each" if learnable else f"name units from 0 to {limit - 1}"
+        wanted = f"number its labels 0 to {limit - 1}, once each" if learnable else f"use units 0 to {limit - 1}"
         raise ConvertError(f"{where} must {wanted}, to fit {path}. Give the verbalizer.json of that run.")
 
     if task is None:
@@ -445,8 +443,8 @@ def import_prompt(
         described = read_task(task)
         if verbalizer is None and not learnable:
             raise ConvertError(
-                f"{path} has a rule verbalizer: it says labels with units, but not which. "
-                "Give the file that it was trained with, --verbalizer=verbalizer.json."
+                f"{path} has a rule verbalizer, which maps labels to units, but the mapping is not in the file. "
+                "Give the one that it was trained with, --verbalizer=verbalizer.json."
             )
         if verbalizer is None and limit != described.num_classes:
             raise ConvertError(
@@ -457,7 +455,7 @@ def import_prompt(
         if verbalizer is None:
             notes.append(
                 f"Took row {vocab.UNIT_OFFSET} + c of the verbalizer for class c of task {described.name!r}; "
-                "if training numbered the labels otherwise, give its --verbalizer=verbalizer.json."
+                "if training numbered the labels differently, give its --verbalizer=verbalizer.json."
             )
     _check_collisions(described, numbers, where)
     combinations = None if records is None else _combinations(described, records)
@@ -465,7 +463,7 @@ def import_prompt(
     if combinations is None and count > MOST_COMBINATIONS:
         raise ConvertError(
             f"{path}: {len(described.slots)} slots have {count:,} combinations of labels, of which at most "
-            f"{MOST_COMBINATIONS:,} can be scored. Name those that occur: --data=RECORDS of the task."
+            f"{MOST_COMBINATIONS:,} can be scored. List those that occur: --data=RECORDS of the task."
         )
 
     codes = np.asarray(numbers)[:, None] + vocab.UNIT_OFFSET
@@ -477,7 +475,7 @@ def import_prompt(
         outputs=outputs,
         config=config,
         lm_hash=lm_hash,
-        encoder="hubert_base",  # the reference's only pipeline
+        encoder="hubert_base",  # SpeechPrompt's only pipeline
         layer=6,
         kmeans=f"km{config.num_units}",
         merged=True,

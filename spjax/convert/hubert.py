@@ -1,4 +1,4 @@
-"""HuBERTs of fairseq and of Hugging Face into ours, every tensor accounted for."""
+"""Import HuBERTs of fairseq and Hugging Face. Every tensor must be known."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from spjax.types import Params
 
 @dataclasses.dataclass(frozen=True)
 class Dialect:
-    """How a library names what a HuBERT is made of.
+    """A library's names for the tensors and options of a HuBERT.
 
     Attributes:
-      title: of the library.
-      names: ours → theirs, without `.kernel`, `.scale` and `.bias`; `{}` is the number of a layer.
-      mix: the two spellings of (magnitude, direction) of the positional convolution's weight norm.
-      unused: pattern of the tensors that features do not depend on: masking, pretraining's targets, heads.
-      sizes: ours → their option.
-      needed: options that change what is computed, and the one value each that spjax computes.
-      unseen: those of them that have to be known, as no tensor shows them and every version of the library wrote them.
+      title: name of the library.
+      names: our name → theirs, without `.kernel`, `.scale` and `.bias`; `{}` is the number of a layer.
+      mix: alternative names of (magnitude, direction) of the positional convolution's weight norm.
+      unused: pattern of tensors that features do not depend on: masking, pretraining targets, heads.
+      sizes: our field → their option.
+      needed: options that change what is computed, with the only value that spjax supports.
+      unseen: those options that must be given, since tensors do not reveal them and every version wrote them.
     """
 
     title: str
@@ -82,7 +82,7 @@ FAIRSEQ = Dialect(
         "pos_conv_depth": 1,
         "attn_type": "",
         "pos_enc_type": "abs",
-        "normalize": False,  # of the task: waves of mean 0 and variance 1
+        "normalize": False,  # of the task: normalise waves to mean 0 and variance 1
     },
     unseen=("layer_norm_first", "activation_fn", "normalize"),
 )
@@ -135,7 +135,7 @@ HUGGING_FACE = Dialect(
 
 
 def import_hubert(source: str | Path, given: Mapping[str, Any] | None = None) -> Imported:
-    """Reads a HuBERT that others wrote; nothing that a file names is imported or run.
+    """Import a HuBERT; no code named in a file is imported or run.
 
     Args:
       source: fairseq's checkpoint (hubert_base_ls960.pt); or Hugging Face's model.safetensors or pytorch_model.bin with
@@ -143,8 +143,8 @@ def import_hubert(source: str | Path, given: Mapping[str, Any] | None = None) ->
       given: options that neither the checkpoint nor config.json holds.
 
     Raises:
-      ConvertError: unreadable; options unknown; of another kind (the large ones normalise differently); a tensor that
-        is missing, unknown, of a wrong shape, or not finite.
+      ConvertError: unreadable; unknown options; another architecture (the large ones normalise differently); a tensor
+        that is missing, unknown, of a wrong shape, or not finite.
     """
     path = Path(source)
     if path.is_dir():
@@ -167,7 +167,8 @@ def import_hubert(source: str | Path, given: Mapping[str, Any] | None = None) ->
     read_count = read.count(read.used)
     if count != config.num_params or read_count != count + config.position_width:
         raise ConvertError(
-            f"{path}: {read_count:,} parameters make {count:,}, but a HuBERT of these sizes has {config.num_params:,}."
+            f"{path}: {read_count:,} parameters were read as {count:,}, but a HuBERT of these sizes has "
+            f"{config.num_params:,}. Such a model cannot be imported."
         )
     origin = {**provenance(path, f"HuBERT ({dialect.title})"), **options.record()}
     if notes := [*notes, *options.remarks(dialect.title)]:
@@ -177,7 +178,7 @@ def import_hubert(source: str | Path, given: Mapping[str, Any] | None = None) ->
 
 
 def _without_prefix(path: Path, tensors: Tensors) -> Tensors:
-    """A model with a head has the encoder under a name: `hubert.`."""
+    """Tensor names without `hubert.`, which models with a head have."""
     bare = {name.removeprefix("hubert."): tensor for name, tensor in tensors.items()}
     if len(bare) != len(tensors):
         raise ConvertError(f"{path} has tensors twice, with `hubert.` before their names and without.")
@@ -197,8 +198,8 @@ def _convolutions(path: Path, text: Any) -> dict[str, tuple[int, ...]]:
         match = re.fullmatch(r"\[((?:\(\d{1,6},\d{1,6},\d{1,6}\),?)+)\](?:\*(\d{1,2}))?", term)
         if not match:
             raise ConvertError(
-                f"{path}: conv_feature_layers is {shown(text)}, which is not understood. "
-                "Known is a sum of lists such as [(512,3,2)] * 4."
+                f"{path}: conv_feature_layers is {shown(text)}, which is not supported. "
+                "Expected is a sum of lists such as [(512,3,2)] * 4."
             )
         parts = [tuple(map(int, part.split(","))) for part in re.findall(r"\(([^)]*)\)", match[1])]
         layers += parts * int(match[2] or 1)
@@ -206,7 +207,7 @@ def _convolutions(path: Path, text: Any) -> dict[str, tuple[int, ...]]:
 
 
 _CONVOLUTIONS = ("conv_dim", "conv_kernel", "conv_stride")
-_BASE = dataclasses.asdict(HubertConfig())  # examples, of hubert_base_ls960
+_BASE = dataclasses.asdict(HubertConfig())  # values of hubert_base_ls960, as examples in messages
 
 
 def _config(path: Path, dialect: Dialect, options: Options) -> HubertConfig:
@@ -215,12 +216,12 @@ def _config(path: Path, dialect: Dialect, options: Options) -> HubertConfig:
         required["conv_feature_layers"] = "'[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2'"
     for name, needed in dialect.needed.items():
         value = options.get(name)
-        if value is None:  # asked for or assumed below, or shows in the tensors
+        if value is None:  # required or assumed below, or shown by the tensors
             continue
         if value != needed or (isinstance(needed, bool) and not isinstance(value, bool)):
             raise ConvertError(
-                f"{path} was made with {name}={shown(value)}; spjax computes only {name}={needed!r}, which HuBERTs of "
-                "the base kind have. Such a model cannot be imported."
+                f"{path} was made with {name}={shown(value)}; spjax computes only {name}={needed!r}, as in HuBERTs of "
+                "base architecture. Such a model cannot be imported."
             )
     sizes: dict[str, Any] = {ours: options.get(theirs) for ours, theirs in dialect.sizes.items()}
     options.require(
@@ -237,7 +238,7 @@ def _config(path: Path, dialect: Dialect, options: Options) -> HubertConfig:
         raise ConvertError(f"{path} does not say its {', '.join(convs)}. Give its config.json.")
     dims = convs["conv_dim"]
     if len(set(map(str, dims))) > 1 or len(dims) != len(convs["conv_kernel"]):
-        raise ConvertError(f"{path}: conv_dim is {shown(tuple(dims))}; spjax computes convolutions of one width.")
+        raise ConvertError(f"{path}: conv_dim is {shown(tuple(dims))}; spjax supports only convolutions of one width.")
     try:
         return HubertConfig(
             conv_dim=dims[0],
@@ -284,14 +285,14 @@ def _tree(read: Reader, dialect: Dialect, config: HubertConfig) -> Params:
 
 
 def _position(read: Reader, dialect: Dialect, config: HubertConfig) -> Params:
-    """The positional convolution, its weight norm (over all but the width) resolved."""
+    """The positional convolution with its weight norm (over all dims but the width) folded in."""
     name, width, part = dialect.names["position"], config.position_width, config.dim // config.position_groups
-    spellings = [mix for mix in dialect.mix if f"{name}.{mix[1]}" in read.tensors]
-    magnitude_name, direction_name = (spellings or dialect.mix)[0]
+    found = [mix for mix in dialect.mix if f"{name}.{mix[1]}" in read.tensors]
+    magnitude_name, direction_name = (found or dialect.mix)[0]
     magnitude = read(f"{name}.{magnitude_name}", (1, 1, width)).astype(np.float64)
     direction = read(f"{name}.{direction_name}", (config.dim, part, width)).astype(np.float64)
     length = np.sqrt(np.square(direction).sum(axis=(0, 1), keepdims=True))
     if not length.all():
-        raise ConvertError(f"{read.path}: {name}.{direction_name} has a tap of zeros, which no weight norm can scale.")
+        raise ConvertError(f"{read.path}: {name}.{direction_name} has a tap of zeros, which weight norm cannot scale.")
     kernel = (direction * (magnitude / length)).astype(np.float32)
     return {"kernel": np.ascontiguousarray(kernel.transpose(2, 1, 0)), "bias": read(f"{name}.bias", (config.dim,))}

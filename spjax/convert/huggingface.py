@@ -1,4 +1,4 @@
-"""Encoders as Hugging Face keeps them: config.json beside model.safetensors (also in shards) or pytorch_model.bin."""
+"""Read Hugging Face encoders: config.json beside model.safetensors (also in shards) or pytorch_model.bin."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _FILES = ("model.safetensors", INDEX, "pytorch_model.bin")
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """What an import found.
+    """The result of an import.
 
     Attributes:
       config: the architecture.
-      params: float32 tree (docs/design.md), the weight norm resolved.
-      source: the file that held the tensors.
-      title: of the library that wrote it.
-      read: parameters that were read, two of the weight norm for one direction of ours.
+      params: float32 tree (docs/design.md), weight norm folded in.
+      source: the file with the tensors.
+      title: name of the library that wrote it.
+      read: number of parameters read; weight norm has two for each direction of ours.
       unused: names of the tensors that features do not depend on, which were left out.
-      name: what the model is called where it comes from; None where only a cache's hash is known.
-      provenance: of the file, with the options that it does not hold.
-      left_out: parameters of the unused tensors.
+      name: name of the model; None if only a cache's hash is known.
+      provenance: of the file, with the options that were given or assumed.
+      left_out: number of parameters of the unused tensors.
     """
 
     config: EncoderConfig
@@ -52,19 +52,19 @@ class Imported:
 
 
 class Array:
-    """An array with what is used of a `Tensor`; None of one that was not read, of which the shape is known."""
+    """An array with the interface of `Tensor`; the array is None if only the shape was read."""
 
     def __init__(self, array: np.ndarray | None, shape: tuple[int, ...]) -> None:
         self.array, self.shape = array, shape
 
     @property
     def dtype(self) -> Any:
-        """Of the elements."""
+        """Type of the elements."""
         return self.numpy().dtype
 
     def numpy(self) -> np.ndarray:
         """The array."""
-        assert self.array is not None, "a tensor that was to be skipped"
+        assert self.array is not None, "a tensor that was skipped"
         return self.array
 
 
@@ -72,56 +72,55 @@ Tensors = Mapping[str, Tensor | Array]
 
 
 class Reader:
-    """Takes tensors by name and keeps account of them. `model` is what the file should be, for messages."""
+    """Reads tensors by name and records which were used. `model` describes the file in messages."""
 
     def __init__(self, path: Path, tensors: Tensors, model: str) -> None:
         self.path, self.tensors, self.model = path, tensors, model
         self.used: set[str] = set()
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """A tensor as float32.
+        """Read a tensor as float32.
 
         Raises:
-          ConvertError: as `read_tensor`.
+          ConvertError: see `read_tensor`.
         """
         self.used.add(name)
         return read_tensor(self.path, name, self.tensors, shape, self.model)
 
     def leftover(self, unused: str, only: str) -> tuple[tuple[str, ...], int]:
-        """Names of the tensors that nothing took, and their parameters.
+        """Names of the tensors that were not read, and their number of parameters.
 
         Args:
           unused: pattern of the names that may be left.
-          only: what is imported, for the message.
+          only: the models that are supported, for the message.
 
         Raises:
-          ConvertError: others are left.
+          ConvertError: other tensors are left.
         """
         left = tuple(sorted(self.tensors.keys() - self.used))
         unknown = [name for name in left if not re.fullmatch(unused, name)]
         if unknown:
             more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
             raise ConvertError(
-                f"{self.path} has tensors that the import has no place for: {', '.join(unknown[:8])}{more}. "
-                f"Only {only} are imported."
+                f"{self.path} has unknown tensors: {', '.join(unknown[:8])}{more}. Only {only} are imported."
             )
         return left, self.count(left)
 
     def count(self, names: Any) -> int:
-        """Parameters of some tensors."""
+        """Number of parameters of tensors."""
         return sum(math.prod(self.tensors[name].shape) for name in names)
 
 
-_HASH = r"[0-9a-f]{40,64}"  # as caches name revisions, blobs and addresses
+_HASH = r"[0-9a-f]{40,64}"  # of revisions, blobs and URLs in caches
 
 
 def model_name(path: Path, origin: Any) -> str | None:
-    """What a model is called where it comes from: its repository, the name in its config, or its file or directory."""
-    path = Path(os.path.abspath(path))  # not resolved: caches are full of links to files that are named by their hash
+    """Name of a model: its repository, the name in its config, or its file or directory."""
+    path = Path(os.path.abspath(path))  # not resolved: caches hold links to files that are named by their hash
     for part in path.parts:
         if part.startswith("models--"):  # the hub's cache: models--ORGANISATION--NAME/snapshots/HASH/FILE
             return part.rpartition("--")[2].replace("-", "_")
-    if path.name in _FILES:  # as every model's file is called
+    if path.name in _FILES:  # a file name that all models share
         path = path.parent
     name = re.sub(rf"^{_HASH}\.(?=.)", "", path.name if path.is_dir() else path.stem)  # s3prl's cache: HASH.NAME.pt
     if re.fullmatch(_HASH, name):
@@ -130,10 +129,10 @@ def model_name(path: Path, origin: Any) -> str | None:
 
 
 def weights_of(directory: Path) -> Path:
-    """The file of a directory that holds the weights, or says which files do.
+    """The file in a directory that holds the weights or their index.
 
     Raises:
-      ConvertError: it holds none.
+      ConvertError: there is none.
     """
     for name in _FILES:
         if (directory / name).is_file():
@@ -146,7 +145,7 @@ def weights_of(directory: Path) -> Path:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A JSON object beside the weights.
+    """Read config.json or another JSON object beside the weights.
 
     Raises:
       ConvertError: it is absent or unreadable.
@@ -156,18 +155,18 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConvertError(f"{path} cannot be read ({why(error)}). It must be beside the model's weights.") from error
     if not isinstance(options, dict):
-        raise ConvertError(f"{path} is no JSON object. Take it from the model's source again.")
+        raise ConvertError(f"{path} is not a JSON object. Take it from the model's source again.")
     if kinds.ours(path.parent):
         raise ConvertError(f"{path.parent} is {kinds.describe(path.parent)[0]}. It needs no import.")
     return options
 
 
 def read_tensors(path: Path, skip: str = "") -> Tensors:
-    """Tensors by name.
+    """Read tensors by name.
 
     Args:
       path: a model.safetensors, the index of its shards, or a pytorch_model.bin.
-      skip: pattern of names of safetensors of which the shapes will do.
+      skip: pattern of names in safetensors files of which only the shape is read.
 
     Raises:
       ConvertError: a file is absent, truncated, damaged or of another kind.
@@ -175,21 +174,21 @@ def read_tensors(path: Path, skip: str = "") -> Tensors:
     if path.suffix == ".bin":
         state = read_torch_file(path)
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise ConvertError(f"{path} is no dict of tensors. Give a pytorch_model.bin.")
+            raise ConvertError(f"{path} is not a dict of tensors. Give a pytorch_model.bin.")
         return state
     if path.suffix != ".json":
         return _read_safetensors(path, skip)
     files = read_config(path).get("weight_map")
     shards = sorted(set(files.values())) if isinstance(files, dict) and set(map(type, files.values())) == {str} else []
-    if not shards or any(Path(shard).name != shard for shard in shards):  # nothing outside the directory is read
+    if not shards or any(Path(shard).name != shard for shard in shards):  # nothing outside the directory may be read
         raise ConvertError(f"{path} has no weight_map of tensors to files beside it. Take it from its source again.")
     tensors: dict[str, Array] = {}
     for shard in shards:
         if not path.with_name(shard).is_file():
-            raise ConvertError(f"{path.with_name(shard)} is missing, which {path.name} lists. Copy or download it too.")
+            raise ConvertError(f"{path.with_name(shard)} is missing, but {path.name} lists it. Copy it there.")
         more = _read_safetensors(path.with_name(shard), skip)
         if twice := sorted(more.keys() & tensors.keys()):
-            raise ConvertError(f"{path.with_name(shard)} holds {twice[0]}, which another shard holds too.")
+            raise ConvertError(f"{path.with_name(shard)} holds {twice[0]}, which another shard has too.")
         tensors |= more
     return tensors
 
@@ -199,7 +198,7 @@ def _read_safetensors(path: Path, skip: str) -> dict[str, Array]:
     try:
         with places.open_regular(path):
             pass
-        with safetensors.safe_open(path, framework="flax") as file:  # numpy knows no bfloat16
+        with safetensors.safe_open(path, framework="flax") as file:  # framework "numpy" does not support bfloat16
             for name in file.keys():  # noqa: SIM118 - not a dict
                 skipped = bool(re.fullmatch(skip, name))
                 array = None if skipped else np.asarray(file.get_tensor(name))

@@ -1,7 +1,7 @@
-"""The options that a checkpoint was trained with, read from whatever they were pickled as, without running it.
+"""Read the training options of a checkpoint, in whatever form they were pickled, without running code.
 
-fairseq kept them as argparse.Namespace under `args` (until 2020), as OmegaConf's DictConfig (2020 and 2021) or a dict
-(since) under `cfg`. What an option that is not there was is not guessed: `Options.require` asks for it.
+fairseq stored them as argparse.Namespace under `args` (until 2020), as OmegaConf's DictConfig (2020 and 2021) or as a
+dict (since) under `cfg`. Missing options are not guessed: `Options.require` asks the user for them.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import numpy as np
 from spjax.convert import ConvertError
 from spjax.convert.safe_pickle import Inert, shown
 
-_SECTIONS = ("task", "model")  # of cfg; the latter wins
+_SECTIONS = ("task", "model")  # of cfg; the latter takes precedence
 _DEEPEST = 32
 _MISSING = "???"  # OmegaConf's
 _REFERENCE = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")
 
 
 def _fields(value: Any) -> Any:
-    """One level opened: a dict or list where `value` is a container of any kind, a plain value where it is a node."""
-    for _ in range(4):  # an Optional node of a node, at most
+    """Unwrap one level: a dict or list for a container of any kind, a plain value for an OmegaConf node."""
+    for _ in range(4):  # at most an Optional node of a node
         if not isinstance(value, Inert):
             return value
         state = value.state
@@ -33,7 +33,7 @@ def _fields(value: Any) -> Any:
         if value.name.startswith("omegaconf."):
             key = next((key for key in ("_content", "content", "_val") if isinstance(state, dict) and key in state), "")
             inner = state[key] if key else value
-            if isinstance(inner, Inert) and inner.args and isinstance(inner.args[-1], str):  # an enum's member
+            if isinstance(inner, Inert) and inner.args and isinstance(inner.args[-1], str):  # a member of an enum
                 return inner.args[-1]
             if inner is value:
                 return value
@@ -57,19 +57,19 @@ def _reached(root: Any, path: str, otherwise: Any) -> Any:
 
 
 def plain(value: Any, root: Any) -> Any:
-    """Containers and nodes of OmegaConf, Namespaces and dataclasses as dicts, lists and plain values.
+    """Convert OmegaConf containers and nodes, Namespaces and dataclasses to dicts, lists and plain values.
 
-    `${a.b}` is looked up from `root`, and stays as it is where that leads nowhere; what is missing (`???`) is left out;
-    anything else stays as it was pickled.
+    `${a.b}` is resolved from `root`, or kept if that fails; missing values (`???`) are dropped; anything else is kept
+    as it was pickled.
 
     Raises:
-      ConvertError: containers that contain themselves, or nest deep.
+      ConvertError: containers that contain themselves, or are nested too deeply.
     """
-    done: dict[int, Any] = {}  # each container once: shared ones would multiply
+    done: dict[int, Any] = {}  # each container is converted once, since shared ones would multiply
 
     def walk(value: Any, depth: int) -> Any:
         if depth > _DEEPEST:
-            raise ConvertError("its options nest without end")
+            raise ConvertError("its options are nested too deeply")
         opened = _fields(value)
         if isinstance(opened, str) and (reference := _REFERENCE.fullmatch(opened)):
             found = _reached(root, reference[1], opened)
@@ -88,7 +88,7 @@ def plain(value: Any, root: Any) -> Any:
 
 
 def parse(texts: Iterable[str]) -> dict[str, Any]:
-    """`NAME=VALUE` of a command line; true, false, none and numbers are read as such.
+    """Parse `NAME=VALUE` arguments; true, false, none and numbers are converted.
 
     Raises:
       ConvertError: without "=", or a name twice.
@@ -98,7 +98,7 @@ def parse(texts: Iterable[str]) -> dict[str, Any]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not re.fullmatch(r"\w+", name) or name in given:
-            raise ConvertError(f"--option={text:.80} must read NAME=VALUE, as --option=activation_fn=relu, each once.")
+            raise ConvertError(f"--option={text:.80} must be NAME=VALUE, such as activation_fn=relu, each name once.")
         number = next((kind(value) for kind, form in _NUMBERS if re.fullmatch(form, value)), value)
         given[name] = words.get(value.lower(), number)
     return given
@@ -111,13 +111,13 @@ _NUMBERS: tuple[tuple[Any, str], ...] = (
 
 
 class Options:
-    """Options by name: found in the checkpoint, given by hand, or assumed.
+    """Options by name: found in the checkpoint, given by the user, or assumed.
 
     Attributes:
       path: the checkpoint, for messages.
-      found: what the checkpoint says.
-      given: what the user says; what contradicts the checkpoint is refused.
-      assumed: what neither says and fairseq has one default for, as far as it was asked for.
+      found: options in the checkpoint.
+      given: options from the user; contradictions with the checkpoint are refused.
+      assumed: options in neither, for which fairseq has only one default, as far as they were requested.
     """
 
     def __init__(self, path: Path, found: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> None:
@@ -126,14 +126,14 @@ class Options:
         self.conflicts: dict[str, tuple[Any, Any]] = {}
         self._asked: set[str] = set()
         for name, value in self.given.items():
-            if self.found.get(name, value) not in (value, None):  # None: not known
-                raise ConvertError(f"{path} says {name}={shown(self.found[name])}, not {value}. Leave that flag out.")
+            if self.found.get(name, value) not in (value, None):  # None: unknown
+                raise ConvertError(f"{path} has {name}={shown(self.found[name])}, not {value}. Leave that flag out.")
 
     def __contains__(self, name: str) -> bool:
         return name in self.found or name in self.given
 
     def get(self, name: str, default: Any = None) -> Any:
-        """An option, or `default` where nobody says.
+        """The value of an option, or `default` if it is unknown.
 
         Raises:
           ConvertError: `args` and `cfg` of the checkpoint disagree on it.
@@ -142,14 +142,14 @@ class Options:
         if name in self.conflicts:
             args, cfg = self.conflicts[name]
             raise ConvertError(
-                f"{self.path} contradicts itself: its args say {name}={shown(args)}, its cfg {name}={shown(cfg)}. "
-                "Find out which is right, and save it with that one only."
+                f"{self.path} contradicts itself: its args have {name}={shown(args)}, its cfg {name}={shown(cfg)}. "
+                "Find out which is right, and save the checkpoint with that one only."
             )
         found = self.found.get(name)
         return self.given.get(name, self.found.get(name, default)) if found is None else found
 
     def assume(self, name: str, default: Any) -> Any:
-        """An option for which every fairseq that could leave it out had one value; noted where it is left out."""
+        """The value of an option that has one value in every fairseq version that may omit it; records assumptions."""
         value = self.get(name)
         if value is not None or (name in self and default is None):
             return value
@@ -157,13 +157,13 @@ class Options:
         return default
 
     def require(self, needed: Mapping[str, str]) -> None:
-        """Refuses a checkpoint that lacks options which decide what it computes.
+        """Refuse a checkpoint that lacks options which decide what it computes.
 
         Args:
-          needed: name → an example of a value, for the message.
+          needed: name → example value, for the message.
 
         Raises:
-          ConvertError: with the flags that say what is missing.
+          ConvertError: with the flags to give.
         """
         missing = [name for name in needed if self.get(name) is None]
         if missing:
@@ -172,12 +172,12 @@ class Options:
                 for name in missing
             )
             raise ConvertError(
-                f"{self.path} does not say {', '.join(missing)}, and the weights do not show it. Say what it was "
-                f"trained with, for example {flags} (values from its training log, not these if they differ)."
+                f"{self.path} lacks the options {', '.join(missing)}, which the weights do not reveal. Give the values "
+                f"of its training, for example {flags} (see the training log, these may differ)."
             )
 
     def check_given(self) -> None:
-        """Refuses what was given by hand and nothing asked for: a name misspelt, or of another kind of model.
+        """Refuse options from the user that were never requested: a misspelt name, or another kind of model.
 
         Raises:
           ConvertError: with the names.
@@ -185,31 +185,31 @@ class Options:
         unknown = sorted(self.given.keys() - self._asked)
         if unknown:
             raise ConvertError(
-                f"{self.path}: the import looks at no option {', '.join(unknown)}. Check the spelling; it looks at "
+                f"{self.path}: unknown option {', '.join(unknown)}. Check the spelling; this import uses "
                 f"{', '.join(sorted(self._asked))}."
             )
 
     def remarks(self, library: str) -> list[str]:
-        """What was assumed, in a sentence; none where nothing was. `library`: whose defaults they are."""
+        """The assumptions in one sentence, if there are any. `library`: whose defaults they are."""
         assumed = ", ".join(f"{name}={value}" for name, value in sorted(self.assumed.items()))
         return [f"Not in the checkpoint, taken as {library}'s default: {assumed}."] if assumed else []
 
     def record(self) -> dict[str, Any]:
-        """What was not found in the checkpoint, for the provenance of an import; empty where all was."""
+        """Options that were given or assumed, for the provenance of an import."""
         parts = {"given": self.given, "assumed": self.assumed}
         return {f"options_{name}": dict(values) for name, values in parts.items() if values}
 
 
 def read_options(path: Path, contents: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> Options:
-    """Options of model and task of a checkpoint: from `cfg`, which wins in fairseq too, else from `args`.
+    """Read the options of model and task: from `cfg`, which takes precedence in fairseq too, else from `args`.
 
     Args:
       path: the checkpoint, for messages.
-      contents: of it.
-      given: options by hand.
+      contents: of the checkpoint.
+      given: options from the user.
 
     Raises:
-      ConvertError: options of a form that is not understood, or `given` ones that contradict them.
+      ConvertError: options of an unsupported form, or that contradict `given`.
     """
     forms: dict[str, dict[str, Any]] = {}
     for key in ("args", "cfg"):
@@ -218,23 +218,23 @@ def read_options(path: Path, contents: Mapping[str, Any], given: Mapping[str, An
             continue
         opened = _fields(root)
         if not isinstance(opened, dict):
-            raise ConvertError(f"{path}: its options ({key}) are {shown(root)}, which is not understood.")
+            raise ConvertError(f"{path}: its options ({key}) are {shown(root)}, which is not supported.")
         sections = [opened[name] for name in _SECTIONS if opened.get(name) is not None]
         if key == "args" or not ({*_SECTIONS} & opened.keys()):
             sections = [opened]
         forms[key] = {}
         for section in sections:
             try:
-                said = plain(section, root)
+                values = plain(section, root)
             except ConvertError as error:
                 raise ConvertError(f"{path}: {error}.") from error
-            if isinstance(said, str) and not isinstance(section, Inert):
-                said = {"_name": said}
-            if said is None:
+            if isinstance(values, str) and not isinstance(section, Inert):
+                values = {"_name": values}
+            if values is None:
                 continue
-            if not isinstance(said, dict):
-                raise ConvertError(f"{path}: its options ({key}) are {shown(said)}, which is not understood.")
-            forms[key] |= said
+            if not isinstance(values, dict):
+                raise ConvertError(f"{path}: its options ({key}) are {shown(values)}, which is not supported.")
+            forms[key] |= values
     args, cfg = forms.get("args", {}), forms.get("cfg", {})
     options = Options(path, args | cfg, given)
     both = sorted(args.keys() & cfg.keys())

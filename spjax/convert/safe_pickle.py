@@ -1,9 +1,8 @@
-"""A pickle interpreter that runs nothing.
+"""A pickle interpreter that executes no code from the file.
 
-Python's own unpickler calls whatever a file names; a restricted one still calls what its list lets through. This one
-has no calls to give away: it walks the opcodes and builds plain containers, numpy arrays from their bytes, and for
-every class or function that a file names an `Inert` record of what would have been made. Only the caller's own `makers`
-run.
+Python's unpickler calls whatever a file names, and a restricted one still calls what its allow-list contains. This one
+only walks the opcodes and builds plain containers, numpy arrays from their bytes, and for every class or function that
+a file names an `Inert` record of the call. Only the caller's `makers` are run.
 """
 
 from __future__ import annotations
@@ -30,20 +29,20 @@ _DTYPE = re.compile(r"[?bBhHiIlLqQefdg]|[<>|=]?(b1|[iu][1248]|f[248])")
 
 @dataclasses.dataclass(frozen=True)
 class Global:
-    """A class or function that a pickle names, by its name alone."""
+    """A class or function named in a pickle."""
 
     name: str  # "module.qualified_name"
 
 
 @dataclasses.dataclass(eq=False)
 class Inert:
-    """What a pickle wanted to make by calling `name`: the recipe, never carried out.
+    """A call in a pickle, recorded and not executed.
 
     Attributes:
       name: "module.qualified_name" of the class or function.
-      args: arguments it would have been called with.
-      state: what would have become its `__dict__` (argparse.Namespace keeps its values here).
-      items: what would have been appended, or (key, value) pairs that would have been set.
+      args: arguments of the call.
+      state: what would become its `__dict__` (argparse.Namespace keeps its values here).
+      items: items that would be appended, or (key, value) pairs that would be set.
     """
 
     name: str
@@ -51,33 +50,33 @@ class Inert:
     state: Any = None
     items: list[Any] = dataclasses.field(default_factory=list)
 
-    def __repr__(self) -> str:  # short: recipes nest, and a hostile one nests without end
+    def __repr__(self) -> str:  # short, since records in a hostile file may be nested without end
         return f"<inert {self.name[:80]}>"
 
 
 @dataclasses.dataclass(eq=False)
 class PickledDtype:
-    """A numpy dtype under construction: numbers only, never objects."""
+    """A numpy dtype under construction; numeric types only, no objects."""
 
     dtype: np.dtype
 
     def build(self, state: tuple[Any, ...]) -> None:
-        """Takes the byte order from numpy's (version, order, ...) state."""
+        """Set the byte order from numpy's (version, order, ...) state."""
         if state[1] in ("<", ">"):
             self.dtype = self.dtype.newbyteorder(state[1])
 
 
 @dataclasses.dataclass(eq=False)
 class PickledArray:
-    """A numpy array that lies inside a pickle; `numpy()` gives it."""
+    """A numpy array inside a pickle; `numpy()` returns it."""
 
     array: np.ndarray | None = None
 
     def build(self, state: tuple[Any, ...]) -> None:
-        """Fills the array from numpy's (version, shape, dtype, is_fortran, bytes) state."""
+        """Fill the array from numpy's (version, shape, dtype, is_fortran, bytes) state."""
         _, shape, dtype, fortran, data = state
         if not isinstance(dtype, PickledDtype) or not isinstance(data, bytes):
-            raise ConvertError("a numpy array in it does not hold plain numbers")
+            raise ConvertError("a numpy array in it does not hold numbers")
         counts = isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)
         if not counts or len(data) != math.prod(shape) * dtype.dtype.itemsize:
             raise ConvertError(f"a numpy array of shape {shown(shape)} in it holds {len(data)} bytes")
@@ -87,7 +86,7 @@ class PickledArray:
         """The array, read-only.
 
         Raises:
-          ConvertError: the pickle never filled it.
+          ConvertError: the pickle does not contain its data.
         """
         if self.array is None:
             raise ConvertError("a numpy array in it has no contents")
@@ -95,7 +94,7 @@ class PickledArray:
 
 
 def shown(value: Any) -> str:
-    """A value of a file as an error message shows it: hostile ones nest so that their repr would never end."""
+    """Format a value of a file for a message, in bounded length: the repr of a hostile one may be endless."""
     if isinstance(value, tuple) and len(value) <= 8:
         return f"({', '.join('...' if isinstance(part, tuple) else shown(part) for part in value)})"
     plain = isinstance(value, (str, bytes, float, bool, type(None), Inert, Global))
@@ -106,18 +105,18 @@ def shown(value: Any) -> str:
 
 def _numpy_dtype(name: str, *_: Any) -> PickledDtype:
     if not isinstance(name, str) or not _DTYPE.fullmatch(name):
-        raise ConvertError(f"a numpy array in it is of type {shown(name)}, not of plain numbers")
+        raise ConvertError(f"a numpy array in it is of type {shown(name)}, not of numbers")
     return PickledDtype(np.dtype(name))
 
 
 def _numpy_scalar(dtype: PickledDtype, data: bytes) -> np.generic:
     if not isinstance(data, bytes) or len(data) != dtype.dtype.itemsize:
-        raise ConvertError("a numpy number in it does not have the bytes of its type")
+        raise ConvertError("a numpy number in it has the wrong number of bytes for its type")
     return np.frombuffer(data, dtype.dtype)[0]
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    # How protocol 2 spells bytes. Any other codec could be a decompressor.
+    # Protocol 2 stores bytes this way. Other codecs are refused, since one could be a decompressor.
     if encoding not in ("latin1", "latin-1"):
         raise ConvertError(f"bytes in it are encoded as {shown(encoding)}; only latin1 is read")
     return text.encode("latin-1")
@@ -127,11 +126,11 @@ def _mapping(pairs: Any = (), *_: Any) -> dict[Any, Any]:
     return {_key(key): value for key, value in (pairs.items() if isinstance(pairs, dict) else pairs)}
 
 
-_SLACK = 1 << 20  # bytes and items that calls of a pickle may make beyond its own size
+_SLACK = 1 << 20  # bytes and items that calls in a pickle may create beyond its size
 _MAKERS: dict[str, Maker] = {
     "collections.OrderedDict": _mapping,
     "_codecs.encode": _latin1,
-    "builtins.bytes": lambda: b"",  # how protocol 2 spells no bytes
+    "builtins.bytes": lambda: b"",  # protocol 2 stores empty bytes this way
     "numpy.dtype": _numpy_dtype,
     **{f"numpy.{core}.multiarray._reconstruct": lambda *_: PickledArray() for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray.scalar": _numpy_scalar for core in ("core", "_core")},
@@ -139,7 +138,7 @@ _MAKERS: dict[str, Maker] = {
 
 
 def _key(value: Any) -> Any:
-    # Hashing nested tuples recurses in C without a limit, so keys stay flat.
+    # Hashing nested tuples recurses in C without a limit, so only flat keys are allowed.
     flat = value if isinstance(value, tuple) else (value,)
     if not all(isinstance(part, (*_SCALARS, Global, Inert)) for part in flat):
         raise ConvertError(f"a dictionary in it has a key of type {type(value).__name__}")
@@ -147,7 +146,7 @@ def _key(value: Any) -> Any:
 
 
 def _global(module: str, name: str) -> Global:
-    # Protocols 0 to 2 speak Python 2.
+    # Protocols 0 to 2 use Python 2's module names.
     return Global(f"{_PYTHON_2.get(module, module)}.{name}")
 
 
@@ -166,11 +165,11 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[int] = []  # heights of the stack
         self.memo: dict[int, Any] = {}
-        self.made = 0  # bytes and items that calls have made
+        self.made = 0  # bytes and items that calls have created
 
     def pop(self) -> Any:
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise ConvertError("its pickle takes more than it put down")
+            raise ConvertError("its pickle takes more from the stack than it put there")
         return self.stack.pop()
 
     def pop_mark(self) -> list[Any]:
@@ -181,11 +180,11 @@ class _Machine:
 
     def call(self, function: Any, args: Any) -> Any:
         if not isinstance(args, tuple):
-            raise ConvertError("a call in its pickle has arguments that are no tuple")
+            raise ConvertError("a call in its pickle has arguments that are not a tuple")
         if not isinstance(function, (Global, Inert)):
             raise ConvertError(f"its pickle calls a {type(function).__name__}")
         if function.name == "copyreg._reconstructor" and args and isinstance(args[0], Global):
-            return Inert(args[0].name)  # how protocols 0 and 1 spell an instance
+            return Inert(args[0].name)  # protocols 0 and 1 store an instance this way
         if isinstance(function, Global) and function.name in self.makers:
             value = self.makers[function.name](*args)
             self.made += len(value) if isinstance(value, (bytes, dict)) else 1
@@ -220,11 +219,11 @@ class _Machine:
             target.state = state
             if self.built is not None:
                 self.stack[-1] = self.built(target)
-        elif not isinstance(target, dict):  # attributes of an OrderedDict (torch's _metadata) are of no use to us
+        elif not isinstance(target, dict):  # attributes of an OrderedDict (torch's _metadata) are ignored
             raise ConvertError(f"its pickle sets attributes of a {type(target).__name__}")
 
     def step(self, op: str, arg: Any) -> None:
-        """One opcode other than STOP."""
+        """Execute one opcode other than STOP."""
         stack = self.stack
         match op:
             case "PROTO" | "FRAME":
@@ -307,7 +306,7 @@ class _Machine:
             case "BINPERSID":
                 stack.append(self.load_persistent(self.pop()))
             case _:
-                raise ConvertError(f"its pickle uses the opcode {op}, which no data file needs")
+                raise ConvertError(f"its pickle uses the opcode {op}, which is not allowed in data files")
 
 
 def read_pickle(
@@ -316,37 +315,37 @@ def read_pickle(
     persistent: Callable[[Any], Any] | None = None,
     built: Callable[[Inert], Any] | None = None,
 ) -> Any:
-    """Reads one pickle without running anything that it names.
+    """Read one pickle without running anything that it names.
 
     Args:
-      file: bytes, or a file open for reading (left after the pickle; needs read, readline and tell).
-      makers: "module.name" → function of ours that makes what the pickle calls by that name. It gets the pickle's
-        arguments, which may be anything.
-      persistent: function of ours that resolves persistent ids; without one they are refused.
-      built: function of ours that gets every `Inert` as soon as its state is set, and returns what is to stand in its
-        place. It may read from `file`, which stands right behind: joblib puts the bytes of arrays there.
+      file: bytes, or a file open for reading (needs read, readline and tell), which is left after the pickle.
+      makers: "module.name" → function that replaces calls of that name. It gets the pickle's arguments, which are
+        untrusted.
+      persistent: function that resolves persistent ids; None to refuse them.
+      built: function that gets every `Inert` as soon as its state is set, and returns its replacement. It may read from
+        `file`, which is positioned right after the state: joblib stores the bytes of arrays there.
 
     Returns:
       Dicts, lists, tuples, numbers, strings, bytes, `PickledArray`, what the makers return, and `Inert` or `Global` for
-      everything else. Containers may be shared or contain themselves: walk only as deep as you know the contents.
+      everything else. Containers may be shared or contain themselves, so limit the depth when walking them.
 
     Raises:
-      ConvertError: truncated, no pickle, or something no data file holds; the message has no file name.
+      ConvertError: truncated, not a pickle, or with contents that are not allowed; the message has no file name.
     """
     machine = _Machine(makers or {}, persistent, built)
     try:
-        # An mmap reads like a file, which its type does not say.
+        # An mmap has the methods of a file, but not its type.
         stream = io.BytesIO(file) if isinstance(file, bytes) else cast(IO[bytes], file)
         for opcode, arg, position in pickletools.genops(stream):
             if opcode.name == "STOP":
                 return machine.pop()
             machine.step(opcode.name, arg)
-            # What an honest pickle makes stands in it once; a call repeated on a memoized value could fill the memory.
+            # An honest pickle creates each value once; repeated calls on a memoized value could exhaust the memory.
             if machine.made > (position or 0) + _SLACK:
-                raise ConvertError("its pickle makes far more than it holds")
+                raise ConvertError("its pickle creates far more data than it holds")
     except ConvertError:
         raise
-    except Exception as error:  # whatever hostile bytes make the interpreter trip over, it is the file's fault
+    except Exception as error:  # a hostile pickle may raise any error in the interpreter
         reason = f"{type(error).__name__}: {str(error)[:120]}"
         raise ConvertError(f"its pickle is damaged or truncated ({reason})") from error
     raise ConvertError("its pickle is truncated")

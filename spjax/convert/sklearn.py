@@ -1,6 +1,6 @@
-"""Reads km.bin, a joblib pickle of scikit-learn's k-means, without joblib, scikit-learn, or running what it names.
+"""Read km.bin, a joblib pickle of scikit-learn's k-means, without joblib, scikit-learn, or running code from the file.
 
-Only the centroids are of use; the scikit-learn that wrote the file may be of any version.
+Only the centroids are used, so that files of any scikit-learn version can be read.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from spjax.convert.torch_file import Tensor, read_torch_file
 from spjax.storage import KMeans, kinds, places
 
 _MODELS = ("MiniBatchKMeans", "KMeans")
-_WRAPPER = "joblib.numpy_pickle.NumpyArrayWrapper"  # up to scikit-learn 0.22 below sklearn.externals
-_OLD_WRAPPERS = ("NDArrayWrapper", "ZNDArrayWrapper")  # of joblib before 0.10, which put arrays into files of their own
+_WRAPPER = "joblib.numpy_pickle.NumpyArrayWrapper"  # in sklearn.externals up to scikit-learn 0.22
+_OLD_WRAPPERS = ("NDArrayWrapper", "ZNDArrayWrapper")  # joblib before 0.10 stored arrays in separate files
 _MAX_UNPACKED = 1 << 30  # bytes; 500 centroids of 768 dimensions take 1.5 MB
-_LZMA_MEMORY = 1 << 28  # bytes that its dictionary may take; level 9 takes 64 MiB
+_LZMA_MEMORY = 1 << 28  # most bytes of LZMA's dictionary; level 9 uses 64 MiB
 _STEP = 1 << 20
 
-# Compressed files, told by their first bytes as joblib tells them.
+# Compressed files by their first bytes, as in joblib.
 _ZLIB_WINDOW, _GZIP_WINDOW = 15, 31
 _DECOMPRESSORS = {
     b"\x78": lambda: zlib.decompressobj(_ZLIB_WINDOW),
@@ -44,27 +44,27 @@ _UNREADABLE = {b"\x04\x22\x4d\x18": "LZ4", b"ZF": "joblib before 0.10"}
 
 
 def _unpacked(packed: bytes, decompressor: Any) -> bytes:
-    """The bytes of a compressed file, at most `_MAX_UNPACKED` of them."""
+    """Decompress a file, up to `_MAX_UNPACKED` bytes."""
     parts, size, rest = [], 0, packed
     while not decompressor.eof:
         part = decompressor.decompress(rest, _STEP)
-        # zlib hands back what it has not read; bz2 and lzma keep it and say that they need no more yet.
+        # zlib returns unread input; bz2 and lzma keep it, and say whether they need more.
         rest = getattr(decompressor, "unconsumed_tail", b"")
         if not part and not rest and getattr(decompressor, "needs_input", True):
             raise ConvertError("its compressed stream is cut off")
         parts.append(part)
         size += len(part)
         if size > _MAX_UNPACKED:
-            raise ConvertError(f"it unpacks to more than {_MAX_UNPACKED >> 20} MiB, which no k-means needs")
+            raise ConvertError(f"it decompresses to more than {_MAX_UNPACKED >> 20} MiB, too much for a k-means")
     return b"".join(parts)
 
 
 def _read_wrapped(wrapper: dict[str, Any], stream: IO[bytes]) -> PickledArray:
-    """The array whose bytes joblib put into the stream behind its description."""
+    """Read an array, whose bytes joblib writes into the stream after its wrapper."""
     shape: Any = wrapper.get("shape")
     order, dtype = wrapper.get("order"), wrapper.get("dtype")
     if not isinstance(dtype, PickledDtype):
-        raise ConvertError(f"an array in it is of type {shown(dtype)}, not of plain numbers")
+        raise ConvertError(f"an array in it is of type {shown(dtype)}, not of numbers")
     counts = (
         isinstance(shape, tuple)
         and len(shape) <= 32
@@ -72,10 +72,10 @@ def _read_wrapped(wrapper: dict[str, Any], stream: IO[bytes]) -> PickledArray:
     )
     if not counts or order not in ("C", "F"):
         raise ConvertError(f"an array in it has shape {shown(shape)} and order {shown(order)}")
-    if wrapper.get("numpy_array_alignment_bytes") is not None:  # joblib >= 1.2 pads, and says by how much in a byte
+    if wrapper.get("numpy_array_alignment_bytes") is not None:  # joblib >= 1.2 pads; the first byte is the length
         stream.read(stream.read(1)[0])
     size = math.prod(shape) * dtype.dtype.itemsize
-    data = stream.read(size) if size < 1 << 48 else b""  # a stream in memory gives no more than it has
+    data = stream.read(size) if size < 1 << 48 else b""  # an in-memory stream allocates no more than it has
     if len(data) != size:
         raise ConvertError(f"it is cut off: an array of shape {shown(shape)} has {len(data)} of {size} bytes")
     return PickledArray(np.frombuffer(data, dtype.dtype).reshape(shape, order=cast(Any, order)))
@@ -94,7 +94,7 @@ def _read_joblib(stream: IO[bytes]) -> Any:
 
 
 def _read(path: Path) -> Any:
-    """What a file holds: the pickled model, or an array of numpy's or torch's."""
+    """Read a file: a pickled model, or an array of NumPy or torch."""
     with places.open_regular(path) as file:
         start = file.read(16)
         if not start:
@@ -103,9 +103,9 @@ def _read(path: Path) -> Any:
             if start.startswith(magic):
                 raise ConvertError(f"it is compressed by {kind}; save it again with joblib.dump(model, 'km.bin')")
         if start.startswith(b"\x93NUMPY"):
-            return np.load(path, mmap_mode="r", allow_pickle=False)  # maps no more than the file holds
+            return np.load(path, mmap_mode="r", allow_pickle=False)  # a memory map is limited to the file's size
         if start.startswith(paths.ZIP) and path.suffix == ".npz":
-            raise ConvertError("it is a .npz archive: save its array of centroids alone with numpy.save")
+            raise ConvertError("it is a .npz archive: save its array of centroids with numpy.save and give that")
         if start.startswith(paths.ZIP) or _LEGACY_TORCH in start:
             return _read_torch(path)
         if start[8:10] == b'{"':
@@ -119,11 +119,11 @@ def _read(path: Path) -> Any:
                 except ConvertError as error:
                     if content.startswith(b"\x80"):
                         raise
-                    told = f"{path} is compressed, and holds no pickle: unpack it, and give the file that is in it."
-                    raise ConvertError(told) from error
+                    message = f"{path} is compressed, and holds no pickle: unpack it, and give the file that is in it."
+                    raise ConvertError(message) from error
         if packed := kinds.archive(path):
             raise ConvertError(f"{packed}, and give the file that is in it.")
-        # Unlike a file, a mapping reads no more than there is, whatever length a pickle asks for.
+        # Unlike a file, a memory map never allocates more than its size, whatever length a pickle claims.
         return _read_joblib(cast(IO[bytes], mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
 
 
@@ -131,7 +131,7 @@ _LEGACY_TORCH = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # torch.save be
 
 
 def _read_torch(path: Path) -> Any:
-    """The one tensor of a file of torch.save, alone or as the only two-dimensional one of a dict."""
+    """The only 2-D tensor in a file of torch.save, by itself or in a dict."""
     found = read_torch_file(path)
     parts = list(found.values()) if isinstance(found, dict) else [found]
     tables = [part for part in parts if isinstance(part, Tensor | PickledArray) and part.numpy().ndim == 2]
@@ -142,14 +142,14 @@ def _read_torch(path: Path) -> Any:
 
 
 def _model(path: Path) -> tuple[np.ndarray | PickledArray | None, str]:
-    """(Centroids of a file, what wrote it)."""
+    """(Centroids of a file, the library that wrote it)."""
     suggestion = "Give a km.bin, as joblib.dump writes a MiniBatchKMeans, or its cluster_centers_ as numpy.save does."
     try:
         model = _read(path)
     except OSError as error:
         raise ConvertError(f"{path} cannot be read: {error.strerror or error}") from error
     except ConvertError as error:
-        if str(error).startswith(f"{path} "):  # of an archive, or the reader of torch's files
+        if str(error).startswith(f"{path} "):  # a complete message, from an archive or torch file
             raise
         raise ConvertError(f"{path} cannot be read: {error}. {suggestion}") from error
     except (zlib.error, lzma.LZMAError, EOFError, ValueError, MemoryError) as error:
@@ -173,23 +173,26 @@ def _centroids(path: Path, centers: Any) -> np.ndarray:
     floats = array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
     if array.ndim != 2 or 0 in array.shape or not floats:
         raise ConvertError(f"{path}: its centroids are {array.dtype} {list(array.shape)}, must be floats [C, D].")
-    with np.errstate(over="ignore"):  # is infinite then, and refused
-        array = np.ascontiguousarray(array, np.float32)  # those of float64 models are rounded
+    with np.errstate(over="ignore"):  # overflow gives infinity, which is refused below
+        array = np.ascontiguousarray(array, np.float32)
     if not np.isfinite(array).all():
         raise ConvertError(f"{path}: its centroids hold NaN or infinity. Fit the k-means again.")
     return array
 
 
 def import_kmeans(source: str | Path, encoder: str, layer: int | None) -> KMeans:
-    """Turns a joblib pickle of scikit-learn's MiniBatchKMeans or KMeans into a k-means of ours.
+    """Import scikit-learn's MiniBatchKMeans or KMeans from a joblib pickle, or plain centroids.
 
     Args:
-      source: km.bin; as it is, or compressed with zlib, gzip, bz2, lzma or xz; or centroids [C, D], .npy or .pt.
-      encoder: what the features came from ("hubert_base_ls960"); the file does not say.
-      layer: which layer of it; None for encoders without layers.
+      source: km.bin, plain or compressed with zlib, gzip, bz2, lzma or xz; or centroids [C, D] in .npy or .pt.
+      encoder: name of the encoder of the features ("hubert_base_ls960"), which the file lacks.
+      layer: its layer; None for encoders without layers.
+
+    Returns:
+      The k-means, centroids float32 [C, D].
 
     Raises:
-      ConvertError: no such file, truncated, or anything but a fitted k-means.
+      ConvertError: no such file, truncated, or not a fitted k-means.
     """
     path = Path(source)
     centers, made_by = _model(path)

@@ -1,7 +1,7 @@
-"""Reads torch.save's files (.pt, .th) without torch, and without running anything that they name.
+"""Read files of torch.save (.pt, .th) without torch, and without running code from the file.
 
-Both layouts: the zip archive of torch >= 1.6, and the older stream of pickles followed by raw storages. Tensors stay in
-the file until asked for, so the optimizer's half of a checkpoint costs nothing.
+Both formats are supported: the zip archive of torch >= 1.6, and the older stream of pickles followed by raw storages.
+Tensors are read on demand, so that a checkpoint's optimizer state costs nothing.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _MAX_SIZE = 1 << 48
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """A run of numbers in the file that tensors are views of.
+    """A run of numbers in the file, which tensors are views of.
 
     Attributes:
-      dtype: of its numbers.
+      dtype: of the numbers.
       size: how many numbers.
-      read: gives its bytes; raises ConvertError where the file holds fewer or more of them than `size` says.
+      read: returns the bytes; raises ConvertError if the file holds more or fewer than `size` says.
     """
 
     dtype: np.dtype
@@ -57,7 +57,7 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor that lies in a file. Strides and offset count numbers; both are checked against the storage."""
+    """A tensor in a file. Strides and offset count elements; both are checked against the storage."""
 
     storage: Storage
     offset: int
@@ -66,14 +66,14 @@ class Tensor:
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of its numbers; bfloat16 is ml_dtypes'."""
+        """Type of the elements; bfloat16 is ml_dtypes'."""
         return self.storage.dtype
 
     def numpy(self) -> np.ndarray:
-        """Reads it: a contiguous array of `shape`.
+        """Read the tensor: a contiguous array of `shape`.
 
         Raises:
-          ConvertError: the file does not hold the whole storage.
+          ConvertError: the storage in the file is incomplete.
         """
         flat = np.frombuffer(self.storage.read(), self.dtype)
         steps = tuple(stride * self.dtype.itemsize for stride in self.strides)
@@ -85,14 +85,14 @@ def _is_count(value: Any) -> bool:
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-    """Stands in for torch._utils._rebuild_tensor_v2; refuses views that leave their storage or overlap themselves."""
+    """Replaces torch._utils._rebuild_tensor_v2; refuses views that leave their storage or overlap themselves."""
     if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
-        raise ConvertError("a tensor in it is not made the way torch makes them")
+        raise ConvertError("a tensor in it has an unknown form")
     counts = (offset, *shape, *strides)
     if len(shape) != len(strides) or len(shape) > _MAX_DIMS or not all(map(_is_count, counts)):
         raise ConvertError(f"a tensor in it has shape {shown(shape)}, strides {shown(strides)}, offset {shown(offset)}")
     end = offset
-    reach = 0  # numbers between the first and the last of a view of the dims so far; the next stride must exceed it
+    reach = 0  # elements between the first and last of a view of the dims so far; the next stride must exceed it
     for stride, size in sorted((stride, size) for stride, size in zip(strides, shape, strict=True) if size > 1):
         if stride <= reach:
             raise ConvertError(f"a tensor in it overlaps itself: shape {shape}, strides {strides}")
@@ -103,7 +103,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Ten
     if end > storage.size:
         raise ConvertError(
             f"a tensor in it of shape {shape}, strides {strides}, offset {offset} "
-            f"leaves its storage of {storage.size} numbers"
+            f"exceeds its storage of {storage.size} numbers"
         )
     return Tensor(storage, offset, shape, strides)
 
@@ -137,8 +137,8 @@ def _read_zip(path: Path) -> Any:
     if not pickles:
         raise ConvertError(f"{kinds.archive(path)}, and give the file that is in it.")
     if len(pickles) > 1:
-        raise ConvertError("its archive holds several data.pkl, not the one of torch.save")
-    # torch never compresses. Refusing compression, and more bytes than the file has, leaves no room for a zip bomb.
+        raise ConvertError("its archive holds several data.pkl; torch.save writes one")
+    # torch never compresses. Refusing compression and entries larger than the file rules out zip bombs.
     packed = [name for name, entry in entries.items() if entry.compress_type != zipfile.ZIP_STORED]
     if packed:
         raise ConvertError(f"{packed[0]!r} in its archive is compressed, which torch never does")
@@ -150,7 +150,7 @@ def _read_zip(path: Path) -> Any:
 
     def persistent(value: Any) -> Storage:
         if not isinstance(value, tuple) or len(value) != 5 or value[0] != "storage":
-            raise ConvertError(f"its pickle refers to something that is no storage ({type(value).__name__})")
+            raise ConvertError(f"its pickle refers to something that is not a storage ({type(value).__name__})")
         _, kind, key, _, size = value
         dtype = _storage_type(kind, size)
         entry = entries.get(f"{root}data/{key}") if isinstance(key, str) else None
@@ -161,7 +161,7 @@ def _read_zip(path: Path) -> Any:
         def read() -> bytes:
             try:
                 return archive.read(entry)
-            except Exception as error:  # zipfile has a dozen ways to say that an entry is not what it should be
+            except Exception as error:  # zipfile has many exceptions for damaged entries
                 raise ConvertError(f"{path}: storage {key} is damaged ({error}). Copy or download it again.") from error
 
         return Storage(dtype, size, read)
@@ -173,21 +173,21 @@ def _read_legacy(path: Path) -> Any:
     with path.open("rb") as file:
         contents = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if read_pickle(contents) != _LEGACY_MAGIC:
-        raise ConvertError("it is a pickle, but not one of torch.save's")
+        raise ConvertError("it is a pickle, but not from torch.save")
     protocol = read_pickle(contents)
     if protocol != _LEGACY_PROTOCOL:
-        raise ConvertError(f"it has protocol {shown(protocol)}, known is {_LEGACY_PROTOCOL}")
+        raise ConvertError(f"it has protocol {shown(protocol)}, supported is {_LEGACY_PROTOCOL}")
     system = read_pickle(contents)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ConvertError("it was written on a big-endian machine; save it again on a little-endian one")
     sizes: dict[str, int] = {}  # bytes of every storage
-    starts: dict[str, int] = {}  # where they lie; known after the main pickle, which comes first
+    starts: dict[str, int] = {}  # positions of the storages, known after the main pickle
 
     def persistent(value: Any) -> Any:
         if isinstance(value, tuple) and len(value) == 4 and value[0] == "module":
             return value[1]
         if not isinstance(value, tuple) or len(value) not in (5, 6) or value[0] != "storage":
-            raise ConvertError(f"its pickle refers to something that is no storage ({type(value).__name__})")
+            raise ConvertError(f"its pickle refers to something that is not a storage ({type(value).__name__})")
         _, kind, key, _, size, *view = value
         dtype = _storage_type(kind, size)
         if not isinstance(key, str) or sizes.setdefault(key, size * dtype.itemsize) != size * dtype.itemsize:
@@ -196,7 +196,7 @@ def _read_legacy(path: Path) -> Any:
         if view and view[0] is not None:
             _, offset, count = view[0]
             if not _is_count(offset) or not _is_count(count) or offset + count > size:
-                raise ConvertError(f"a view of storage {key!r} leaves it")
+                raise ConvertError(f"a view of storage {key!r} exceeds it")
 
         def read() -> bytes:
             start = starts[key] + offset * dtype.itemsize
@@ -207,7 +207,7 @@ def _read_legacy(path: Path) -> Any:
     tree = read_pickle(contents, _MAKERS, persistent)
     keys = read_pickle(contents)
     if not isinstance(keys, list) or not all(isinstance(k, str) for k in keys) or sorted(keys) != sorted(sizes):
-        raise ConvertError("its list of storages does not fit its tensors")
+        raise ConvertError("its list of storages does not match its tensors")
     position = contents.tell()
     for key in keys:
         header = contents[position : position + 8]
@@ -217,30 +217,30 @@ def _read_legacy(path: Path) -> Any:
             raise ConvertError(f"storage {key!r} is cut off at {len(contents)} bytes")
         count = struct.unpack("<q", header)[0]
         if count < 0 or (count and sizes[key] % count) or (count == 0) != (sizes[key] == 0):
-            raise ConvertError(f"storage {key!r} says it holds {count} numbers in {sizes[key]} bytes")
+            raise ConvertError(f"storage {key!r} claims {count} numbers in {sizes[key]} bytes")
     return tree
 
 
 def read_torch_file(path: str | Path) -> Any:
-    """Reads a file of torch.save.
+    """Read a file of torch.save.
 
     Nothing that the file names is imported or called. `OrderedDict` becomes a dict, tensors become `Tensor`, numpy
     arrays `PickledArray` (both have `.numpy()`), other classes and functions `Inert` records.
 
     Args:
-      path: zip or legacy file; it has to stay in place until the last tensor is read.
+      path: zip or legacy file; it must stay in place until the last tensor is read.
 
     Returns:
-      What was saved, usually a dict.
+      The saved object, usually a dict.
 
     Raises:
-      ConvertError: no such file, not torch's, truncated, or a tensor that does not fit its storage.
+      ConvertError: no such file, not torch's, truncated, or a tensor that exceeds its storage.
     """
     path = Path(path)
-    way_out = "Copy or download it again, and see that it is a file of torch.save."
+    fix = "Copy or download it again, and make sure that it is a file of torch.save."
     try:
         with places.open_regular(path) as file:
-            start = file.read(256) or b""  # nothing yet, of some files of /proc
+            start = file.read(256) or b""  # read may return None, for files such as those of /proc
         if b"sklearn." in start:
             raise ConvertError("it is a pickle of scikit-learn, which `spjax.convert kmeans` imports")
         if not start:
@@ -253,13 +253,13 @@ def read_torch_file(path: str | Path) -> Any:
         if packed:
             raise ConvertError(f"{packed}, and give the file that is in it.")
         if start[8:10] == b'{"':
-            raise ConvertError("it is a safetensors file; give it under a name that ends in .safetensors")
+            raise ConvertError("it is a safetensors file; rename it so that it ends in .safetensors")
         raise ConvertError(f"it starts with {start[:4]!r}: neither torch's zip nor its legacy format")
     except ConvertError as error:
-        if str(error).startswith(f"{path} "):  # of an archive
+        if str(error).startswith(f"{path} "):  # a complete message, from an archive
             raise
-        raise ConvertError(f"{path} cannot be read: {error}. {way_out}") from error
+        raise ConvertError(f"{path} cannot be read: {error}. {fix}") from error
     except OSError as error:
         raise ConvertError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # zipfile and struct on hostile bytes
-        raise ConvertError(f"{path} cannot be read: {type(error).__name__}: {error}. {way_out}") from error
+        raise ConvertError(f"{path} cannot be read: {type(error).__name__}: {error}. {fix}") from error

@@ -1,4 +1,4 @@
-"""The encoder of Hugging Face's Whisper models into ours; the decoder is left out and counted."""
+"""Import the encoder of Hugging Face's Whisper models; the decoder is left out and counted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from spjax.storage import kinds, places
 from spjax.types import Params
 
 MODEL = "a Whisper of Hugging Face"
-# Names start as in a model for transcription, a bare model, or an encoder alone.
+# Tensors have different prefixes in a model for transcription, a bare model, and an encoder.
 _UNUSED = r"((model\.)?decoder|proj_out|projector|classifier)\..*|layer_weights"
 _SIZES = {
     "mels": "num_mel_bins",
@@ -38,7 +38,7 @@ _LAYER = {
     "attn_norm": "self_attn_layer_norm",
     "ffn_norm": "final_layer_norm",
 }
-_FRONT_END = {  # what preprocessor_config.json may say, and the one value each that `whisper.log_mel` computes
+_FRONT_END = {  # options in preprocessor_config.json, and the only value that `whisper.log_mel` computes
     "n_fft": 400,
     "hop_length": 160,
     "sampling_rate": 16000,
@@ -49,15 +49,15 @@ _FRONT_END = {  # what preprocessor_config.json may say, and the one value each 
 
 
 def import_whisper(source: str | Path, given: Mapping[str, Any] | None = None) -> Imported:
-    """Reads the encoder of a Whisper; nothing that a file names is imported or run.
+    """Import the encoder of a Whisper; no code named in a file is imported or run.
 
     Args:
       source: the directory of a Hugging Face model, or its model.safetensors, the index of its shards, or its
-        pytorch_model.bin, with config.json beside it; preprocessor_config.json is checked where it is there.
-      given: options that config.json does not hold.
+        pytorch_model.bin, with config.json beside it; preprocessor_config.json is checked if present.
+      given: options that config.json lacks.
 
     Raises:
-      ConvertError: unreadable; of another kind; another front end; a tensor that is missing, unknown, of a wrong shape,
+      ConvertError: unreadable; another architecture or front end; a tensor that is missing, unknown, of a wrong shape,
         or not finite.
     """
     path = Path(source)
@@ -69,7 +69,7 @@ def import_whisper(source: str | Path, given: Mapping[str, Any] | None = None) -
     except OSError as error:
         raise ConvertError(f"{path} cannot be read ({why(error)}). Give the directory of {MODEL}.") from error
     if path.suffix not in (".safetensors", ".bin", ".json"):
-        raise ConvertError(f"{path} is no model of Hugging Face. Give its directory, or its model.safetensors.")
+        raise ConvertError(f"{path} is not a Hugging Face model. Give its directory, or its model.safetensors.")
     options = Options(path, read_config(path.with_name("config.json")), given)
     config = _config(path, options)
     _check_front_end(path.with_name("preprocessor_config.json"), config)
@@ -103,11 +103,11 @@ def _config(path: Path, options: Options) -> WhisperConfig:
 def _check_front_end(path: Path, config: WhisperConfig) -> None:
     if not path.exists():
         return
-    said = read_config(path)
+    stated = read_config(path)
     for name, needed in {**_FRONT_END, "feature_size": config.mels}.items():
-        if said.get(name, needed) not in (needed, None):
+        if stated.get(name, needed) not in (needed, None):
             raise ConvertError(
-                f"{path} has {name}={shown(said[name])}; spjax computes the spectrum with {name}={needed!r}. "
+                f"{path} has {name}={shown(stated[name])}; spjax computes the spectrum with {name}={needed!r}. "
                 "Such a model cannot be imported."
             )
 

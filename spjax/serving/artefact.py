@@ -1,4 +1,4 @@
-"""Tasks served without this code: StableHLO programs (jax.export), weights and labels, and how to load them."""
+"""Export tasks as StableHLO programs (jax.export) with weights and labels, and the code that loads them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from spjax.storage import files
 from spjax.types import Batch, Params, Streams
 
 FORMAT = "spjax-served"
-VERSION = 2  # since 2 the card carries the hashes of the other files, and one of its own fields
+VERSION = 2  # since 2 the card holds the hashes of the other files and of itself
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 LOADER = """\
@@ -33,9 +33,9 @@ import jax, jax.export, numpy as np
 HERE = pathlib.Path(DIRECTORY)
 CARD = json.loads((HERE / "card.json").read_text("utf-8"))
 
-def check(data, sha256, what):
+def check(data, sha256, file):
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise ValueError(f"{HERE / what} was altered. Take the directory from its source again.")
+        raise ValueError(f"{HERE / file} was altered. Take the directory from its source again.")
     return data
 
 def read(file):
@@ -45,7 +45,7 @@ sealed = {name: value for name, value in CARD.items() if name not in ("card_hash
 check(json.dumps(sealed, sort_keys=True, separators=(",", ":")).encode(), CARD["card_hash"], "card.json")
 
 @functools.cache
-def weights(file):  # bfloat16 lies in the file as uint16
+def weights(file):  # bfloat16 is stored as uint16
     arrays = np.load(io.BytesIO(read(file))).values()
     return [jax.device_put(a.view(jax.numpy.bfloat16) if a.dtype == np.uint16 else a) for a in arrays]
 
@@ -53,32 +53,32 @@ def weights(file):  # bfloat16 lies in the file as uint16
 def program(file):
     return jax.jit(jax.export.deserialize(bytearray(read(file))).call)
 
-def check_utterance(utterance):  # the programs take any number, and would answer
+def check_utterance(utterance):  # the programs do not check their inputs
     units, most = np.asarray(utterance[0]), CARD["lm"]["vocab_size"] - 4  # without special tokens
     if len(utterance) != len(CARD["inputs"]) or {np.size(one) for one in utterance} != {units.size} or not units.size:
-        raise ValueError(f"an utterance is {' and as many '.join(CARD['inputs'])}, one at least of each")
+        raise ValueError(f"an utterance is {' and as many '.join(CARD['inputs'])}, at least one of each")
     if units.dtype.kind not in "iu" or units.min() < 0 or units.max() >= most:
-        raise ValueError(f"units are whole numbers from 0 to {most - 1}")
+        raise ValueError(f"units must be integers from 0 to {most - 1}")
     return len(utterance[0])
 
 def answer(task, utterances):
-    told = CARD["tasks"][task]
-    bank, longest = CARD["banks"][told["bank"]], max(map(check_utterance, utterances), default=0)
+    spec = CARD["tasks"][task]
+    bank, longest = CARD["banks"][spec["bank"]], max(map(check_utterance, utterances), default=0)
     fitting = [p for p in bank["programs"] if p[0] >= len(utterances) and p[1] >= longest]
     if not fitting:
-        raise ValueError(f"no program takes {len(utterances)} utterances of up to {longest} units: ask for less")
+        raise ValueError(f"no program takes {len(utterances)} utterances of up to {longest} units: give less")
     rows, columns, file = fitting[0]
     inputs = [np.zeros((rows, columns), dtype) for dtype in CARD["inputs"].values()]
-    lengths, member = np.ones(rows, np.int32), np.full(rows, told["member"], np.int32)
+    lengths, member = np.ones(rows, np.int32), np.full(rows, spec["member"], np.int32)
     for row, utterance in enumerate(utterances):
         lengths[row] = len(utterance[0])
         for array, values in zip(inputs, utterance):
             array[row, : len(values)] = values
-    said, shares = program(file)([*weights("lm.npz"), *weights(bank["weights"])], inputs, lengths, member)
+    labels, probs = program(file)([*weights("lm.npz"), *weights(bank["weights"])], inputs, lengths, member)
     answers = []
     for row in range(len(utterances)):
-        sizes = np.cumsum([len(slot["labels"]) for slot in told["slots"]])
-        parts = zip(told["slots"], np.asarray(said)[row], np.split(np.asarray(shares)[row], sizes))
+        sizes = np.cumsum([len(slot["labels"]) for slot in spec["slots"]])
+        parts = zip(spec["slots"], np.asarray(labels)[row], np.split(np.asarray(probs)[row], sizes))
         answers.append({s["name"]: (s["labels"][k], dict(zip(s["labels"], p.tolist()))) for s, k, p in parts})
     return answers
 """
@@ -96,31 +96,31 @@ def export(
     rows: Sequence[int],
     progress: bool = False,
 ) -> Path:
-    """Write a directory that serves banks from units, by jax and numpy alone; its README.md says how.
+    """Write a directory that serves banks from units with jax and numpy only; its README.md shows how.
 
-    Each program takes a fixed number of rows of up to so many units, on CPUs, NVIDIA GPUs and TPUs. Speech becomes
-    units before it.
+    Each program takes a fixed number of rows and columns, on CPUs, NVIDIA GPUs and TPUs. Encoding speech to units is
+    not included.
 
     Args:
-      directory: where to; parents are made, an earlier artefact of the same files is replaced.
+      directory: where to write; parents are created, an earlier artefact with the same files is replaced.
       config: the LM's.
-      params: its weights, as `compute` has them.
+      params: the LM's weights, cast or quantized to `compute`.
       banks: the packs.
-      compute: of frozen.KINDS.
-      merged: whether units are merged, for the README.
-      columns: the most units of an utterance, of each program.
-      rows: utterances of a batch, of each program.
-      progress: a bar, after two seconds.
+      compute: a key of frozen.KINDS.
+      merged: whether runs of equal units are merged, for the README.
+      columns: the most units of an utterance, one program each.
+      rows: utterances of a batch, one program each.
+      progress: show a progress bar after two seconds.
 
     Returns:
-      The directory, absolute.
+      The absolute path of the directory.
 
     Raises:
       ValueError: no columns or rows, or numbers below 1.
       StorageError: the directory holds other files.
     """
     if not columns or not rows or min(*columns, *rows) < 1:
-        raise ValueError(f"columns {tuple(columns)} and rows {tuple(rows)} must name a number of 1 or more each")
+        raise ValueError(f"columns {tuple(columns)} and rows {tuple(rows)} must each hold numbers of 1 or more")
     inputs = {"units": "int32"} if config.prosody is None else {"units": "int32", "durations": "int32", "f0": "float32"}
     writers: dict[str, files.Writer] = {"lm.npz": _npz_writer(jax.tree.leaves(params))}
     described: list[dict[str, Any]] = []
@@ -151,12 +151,12 @@ def export(
     }  # fmt: skip
     writers |= {"README.md": _text_writer(_readme(card, banks, merged))}
     used = [name for name in writers if name != "README.md"]
-    writers["card.json"] = lambda path: _write_card(path, card, used)  # last: it has the hashes of the others
+    writers["card.json"] = lambda path: _write_card(path, card, used)  # last: it holds the hashes of the other files
     return files.write_directory(directory, writers)
 
 
 def _given(leaves: Sequence[Any], inputs: dict[str, str], shape: Shape) -> tuple[Any, ...]:
-    """What a program of that shape is given, without the numbers."""
+    """Shapes and dtypes of a program's arguments."""
     ints = jax.ShapeDtypeStruct((shape.rows,), np.int32)
     weights = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
     return weights, [jax.ShapeDtypeStruct(shape, dtype) for dtype in inputs.values()], ints, ints
@@ -165,17 +165,17 @@ def _given(leaves: Sequence[Any], inputs: dict[str, str], shape: Shape) -> tuple
 def _serving(config: UnitLMConfig, compute: str, bank: Bank, tree: Any) -> Callable[..., Any]:
     """(weights, inputs [B, T] each, lengths [B], member [B]) to (labels int32 [B, slots], probabilities [B, C]).
 
-    Tasks of fewer slots say label -1 behind theirs, and those of fewer classes have probability 0 there.
+    Tasks with fewer slots are padded with label -1, tasks with fewer classes with probability 0.
     """
     tasks = [pack.task for pack in bank.packs.values()]
     combinations = max(len(one.combinations) for one in bank.trees)
     slots, classes = max(len(task.slots) for task in tasks), max(task.num_classes for task in tasks)
-    within = np.full((len(tasks), combinations, slots), -1, np.int32)  # label of each slot that a combination says
-    says = np.zeros((len(tasks), combinations, classes), np.float32)
+    slot_labels = np.full((len(tasks), combinations, slots), -1, np.int32)  # label of each slot, by combination
+    in_combination = np.zeros((len(tasks), combinations, classes), np.float32)
     for n, (task, one) in enumerate(zip(tasks, bank.trees, strict=True)):
-        count, own = one.combinations.shape
-        within[n, :count, :own] = one.combinations - np.asarray(task.slot_offsets[:-1])
-        np.put_along_axis(says[n, :count], one.combinations, 1, axis=1)
+        count, width = one.combinations.shape
+        slot_labels[n, :count, :width] = one.combinations - np.asarray(task.slot_offsets[:-1])
+        np.put_along_axis(in_combination[n, :count], one.combinations, 1, axis=1)
 
     def serve(weights: list[Any], inputs: list[Any], lengths: jax.Array, member: jax.Array) -> tuple[Any, Any]:
         lm, prompt = jax.tree.unflatten(tree, weights)
@@ -184,21 +184,21 @@ def _serving(config: UnitLMConfig, compute: str, bank: Bank, tree: Any) -> Calla
             lm, prompt, batch, bank.trees, config=config, compute=KINDS[compute], lengths=bank.lengths
         )
         best = jnp.argmax(log_probs, axis=1)
-        shares = jnp.einsum("bm,bmc->bc", jnp.exp(log_probs), jnp.asarray(says)[member], precision="highest")
-        return jnp.asarray(within)[member, best], shares
+        shares = jnp.einsum("bm,bmc->bc", jnp.exp(log_probs), jnp.asarray(in_combination)[member], precision="highest")
+        return jnp.asarray(slot_labels)[member, best], shares
 
     return serve
 
 
 def lay_out(config: UnitLMConfig, units: Any, durations: Any = None, f0: Any = None, *, lengths: Any) -> Batch:
-    """Utterances as `data.loader.make_batch` lays them out, inside a program: member 0, no filling rows.
+    """A traceable version of `data.loader.make_batch`: prompt 0, no padding rows.
 
     Args:
       config: the LM's.
       units: int32 [B, T], right-padded.
-      durations: int32 [B, T], of a multi-stream LM.
-      f0: float32 [B, T], likewise.
-      lengths: int32 [B], units of each, 1 to T.
+      durations: int32 [B, T], for a multi-stream LM.
+      f0: float32 [B, T], for a multi-stream LM.
+      lengths: int32 [B], units of each row, 1 to T.
     """
     rows, columns = units.shape
     column, last = jnp.arange(columns), lengths[:, None] - 1
@@ -227,7 +227,7 @@ def lay_out(config: UnitLMConfig, units: Any, durations: Any = None, f0: Any = N
 
 
 def interpolated(f0: jax.Array, lengths: jax.Array) -> jax.Array:
-    """`UnitSet.with_interpolated_f0` inside a program: float32 [B, T] of so many segments each."""
+    """A traceable version of `UnitSet.with_interpolated_f0`: f0 float32 [B, T], of which lengths int [B] are real."""
     columns = f0.shape[1]
     column = jnp.broadcast_to(jnp.arange(columns), f0.shape)
     voiced = (f0 != 0) & (column < lengths[:, None])
@@ -240,7 +240,7 @@ def interpolated(f0: jax.Array, lengths: jax.Array) -> jax.Array:
 
 
 def _write_card(path: Path, card: dict[str, Any], used: Sequence[str]) -> None:
-    """Writes card.json beside the files that it carries the hashes of."""
+    """Write card.json, with the hashes of the other files."""
     hashes = {}
     for name in used:
         with path.with_name(name).open("rb") as file:
@@ -252,7 +252,7 @@ def _write_card(path: Path, card: dict[str, Any], used: Sequence[str]) -> None:
 def _npz_writer(leaves: Sequence[Any]) -> files.Writer:
     def plain(leaf: Any) -> np.ndarray:
         array = np.asarray(leaf)
-        return array.view(np.uint16) if array.dtype == jnp.bfloat16 else array  # numpy alone knows no bfloat16
+        return array.view(np.uint16) if array.dtype == jnp.bfloat16 else array  # numpy has no bfloat16
 
     arrays: Any = {str(number): plain(leaf) for number, leaf in enumerate(leaves)}
     return lambda path: np.savez(path, **arrays)
@@ -269,36 +269,36 @@ def _text_writer(text: str) -> files.Writer:
 def _readme(card: dict[str, Any], banks: Sequence[Bank], merged: bool) -> str:
     sizes = sorted({(rows, columns) for bank in card["banks"] for rows, columns, _ in bank["programs"]})
     packs = dict(itertools.chain.from_iterable(bank.packs.items() for bank in banks))
-    told = next(iter(packs.values())).card
-    made = f"{told['encoder'] or 'an encoder that is not named'}, layer {told['layer']}, k-means {told['kmeans']}"
+    origin = next(iter(packs.values())).card
+    made = f"{origin['encoder'] or 'an unknown encoder'}, layer {origin['layer']}, k-means {origin['kmeans']}"
     tasks = [
-        f"| {name} | {', '.join(slot['name'] for slot in own['slots'])} | "
-        f"{sum(len(slot['labels']) for slot in own['slots'])} | {own['bank']} |"
-        for name, own in card["tasks"].items()
+        f"| {name} | {', '.join(slot['name'] for slot in spec['slots'])} | "
+        f"{sum(len(slot['labels']) for slot in spec['slots'])} | {spec['bank']} |"
+        for name, spec in card["tasks"].items()
     ]
     utterance = ", ".join(card["inputs"])
     loader = LOADER.replace("DIRECTORY", '"."')
     return textwrap.dedent("""\
         # {names}
 
-        Prompted tasks in front of one frozen speech unit LM, as StableHLO programs. They run by jax and numpy alone, on
+        Prompted tasks on one frozen speech unit LM, as StableHLO programs. They need only jax and numpy, and run on
         {platforms}, in {compute}.
 
         | task | slots | labels | bank |
         |---|---|---|---|
         {tasks}
 
-        An utterance is ({utterance}): units of {made}, runs of equal units {merged}. A program takes up to
-        so many utterances of so many units: {sizes}.
+        An utterance is ({utterance}): units of {made}, runs of equal units {merged}. Programs are
+        compiled for these sizes (utterances × units, at most): {sizes}.
         LM {hash}. Written by jax {jax}.
 
         ```python
         {loader}
-        print(answer({first!r}, [{example}]))  # of each utterance: {{slot: (label, {{label: probability}})}}
+        print(answer({first!r}, [{example}]))  # for each utterance: {{slot: (label, {{label: probability}})}}
         ```
 
-        Labels are the likeliest combination that training saw. Tasks of one bank may share a batch: `member` says which
-        one is asked, row by row.
+        Labels are the most probable combination that occurs in training. Tasks of one bank may share a batch: `member`
+        is the row's task.
         """).format(
         names=", ".join(card["tasks"]),
         platforms=", ".join(card["platforms"]),
@@ -306,7 +306,7 @@ def _readme(card: dict[str, Any], banks: Sequence[Bank], merged: bool) -> str:
         tasks="\n".join(tasks),
         utterance=utterance + ("," if "," not in utterance else ""),
         made=made,
-        merged="merged to one" if merged else "as they are",
+        merged="merged" if merged else "not merged",
         sizes=", ".join(f"{rows} × {columns}" for rows, columns in sizes),
         hash=card["lm"]["hash"],
         jax=card["jax"],

@@ -1,4 +1,4 @@
-"""The desk: requests of many clients gather while a batch is computed, and the next batch takes all that wait."""
+"""Dynamic batching: requests queue up while a batch is computed, and the next batch takes all that wait."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ from spjax.serving.uploads import check_audio, read_upload
 from spjax.speech2unit.audio import MIN_SAMPLES, SAMPLE_RATE, Audio
 from spjax.types import Encoded
 
-MOST_ROWS = 256  # of a batch, an utterance and a task each: bounds how long those that come meanwhile wait
-DECODERS = 2  # threads: one slow upload holds up nobody
-WARM_STEPS = 12  # lengths an octave that encoding is warmed up with: HuBERT pads to 8, the closest 1/15 apart
+MOST_ROWS = 256  # of a batch, an utterance and a task each: bounds how long the next requests wait
+DECODERS = 2  # threads, so that one slow upload does not block the others
+WARM_STEPS = 12  # recording lengths per octave at warm-up: HuBERT pads to 8 per octave, the closest 1/15 apart
 
 _log = logging.getLogger(__name__)
 
 
-class Answered(NamedTuple):
-    """What a desk answers for an utterance.
+class Prediction(NamedTuple):
+    """The prediction for an utterance.
 
     Attributes:
-      encoded: its units, and how long each lasts.
-      answers: as `SpeechPrompt.predict_units` gives them: labels and probabilities of each task that was asked.
+      encoded: its units and durations.
+      answers: labels and probabilities of each requested task, as `SpeechPrompt.predict_units` returns them.
     """
 
     encoded: Encoded
     answers: dict[str, Any]
 
 
-class Busy(Exception):  # noqa: N818  # a state of the server, no fault of the request
-    """As many utterances wait as may, or the desk takes none any more; the message says which."""
+class QueueFullError(Exception):
+    """The queue is full, or the server accepts no more requests; the message says which."""
 
 
 class Stats(NamedTuple):
-    """How a desk stands.
+    """Counters of a batcher.
 
     Attributes:
-      open: whether it takes requests: it is not closing, and what computes lives.
-      waiting: utterances taken on that no batch has taken up yet.
-      working: utterances in the batch that is being computed.
+      open: whether requests are accepted: it is not closing, and its worker thread is alive.
+      waiting: utterances that are queued.
+      working: utterances in the batch being computed.
       answered: utterances answered so far.
-      failed: batches so far that failed as a whole, and were answered one by one.
-      rows: how many batches so far had so many rows, an utterance and a task each.
-      utterances: how many batches so far had so many utterances.
+      failed: batches so far that failed and were retried one utterance at a time.
+      rows: number of batches so far by their rows (an utterance and a task each).
+      utterances: number of batches so far by their utterances.
     """
 
     open: bool
@@ -70,33 +70,33 @@ class Stats(NamedTuple):
 @dataclasses.dataclass(eq=False)
 class _Request:
     tasks: tuple[str, ...]
-    audio: Any  # an upload; from when it is decoded on, Audio
-    future: Future[Answered] = dataclasses.field(default_factory=Future)
-    taken: bool = False  # into a batch
+    audio: Any  # the upload; Audio once it is decoded
+    future: Future[Prediction] = dataclasses.field(default_factory=Future)
+    taken: bool = False  # whether it is in a batch
 
 
 class Batcher:
-    """A desk in front of a predictor; a context manager, whose end answers what was taken on.
+    """A request queue in front of a predictor; leaving the context manager answers the requests that are queued.
 
-    An upload is decoded by a small pool of threads, so that what is no audio never meets a batch. One thread
-    computes: it takes all requests that wait, up to `most_rows`, in one call of the predictor, and those that come
-    meanwhile are the next batch. A request whose future was cancelled costs nothing from then on. If a batch fails,
-    its requests are computed one by one, so that what breaks one of them breaks no other.
+    A small thread pool decodes uploads, so that bad audio never reaches a batch. One worker thread computes: it takes
+    all queued requests, up to `most_rows` rows, in one call of the predictor; requests that arrive meanwhile form the
+    next batch. A request whose future is cancelled is dropped. If a batch fails, its requests are retried one by one,
+    so that a bad request fails alone.
 
     Attributes:
-      predictor: what answers.
-      limits: on what it is asked.
-      most_rows: the most rows that are computed together; one utterance's own are split where they are more.
+      predictor: computes the predictions.
+      limits: on requests.
+      most_rows: the most rows of a batch; a single utterance with more tasks is split.
     """
 
     def __init__(self, predictor: SpeechPrompt, limits: Limits, most_rows: int = MOST_ROWS) -> None:
         if predictor.encoder is None:
-            raise ValueError("a desk answers speech, the predictor has no encoder: load it with one")
+            raise ValueError("serving speech needs an encoder, and the predictor has none: load it with one")
         if most_rows < 1:
             raise ValueError(f"most_rows is {most_rows}, must be 1 or more")
         self.predictor, self.limits, self.most_rows = predictor, limits, most_rows
         self._ready: collections.deque[_Request] = collections.deque()
-        self._changed = threading.Condition()  # guards all below, and the queue above
+        self._changed = threading.Condition()  # guards everything below, and the queue above
         self._open, self._pending, self._working, self._answered, self._failed = True, 0, 0, 0, 0
         self._rows: collections.Counter[int] = collections.Counter()
         self._utterances: collections.Counter[int] = collections.Counter()
@@ -111,26 +111,26 @@ class Batcher:
         self.close()
 
     def refuse(self) -> None:
-        """Take no more requests; those that were taken on will be answered."""
+        """Accept no more requests; those that are queued will be answered."""
         with self._changed:
             self._open = False
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Take no more requests, and answer all that were taken on."""
+        """Accept no more requests, and answer those that are queued."""
         self.refuse()
         self._worker.join()
         self._decoders.shutdown()
 
     def check_open(self) -> None:
-        """Raises Busy if no requests are taken any more: the desk is closing, or the thread that computes has died."""
+        """Raise QueueFullError if the batcher is closing or its worker thread has died."""
         if not self._open:
-            raise Busy("the server is stopping: ask another one, or later")
+            raise QueueFullError("the server is stopping: try another one, or later")
         if not self._worker.is_alive():
-            raise Busy("the server is broken, and must be started again: ask another one, or later")
+            raise QueueFullError("the server is broken and must be restarted: try another one, or later")
 
     def stats(self) -> Stats:
-        """How the desk stands at this moment."""
+        """The current counters."""
         with self._changed:
             return Stats(
                 open=self._open and self._worker.is_alive(), waiting=self._pending - self._working,
@@ -140,33 +140,33 @@ class Batcher:
 
     def submit(
         self, audio: Audio | str | os.PathLike[str] | bytes, tasks: Sequence[str] | None = None
-    ) -> Future[Answered]:
-        """Ask for an utterance's answers.
+    ) -> Future[Prediction]:
+        """Queue an utterance.
 
         Args:
-          audio: the bytes of an audio file, the place of one, or samples as `read_audio` and `prepare` give them.
-          tasks: names; None for all that there are.
+          audio: the bytes of an audio file, its path, or samples as `read_audio` and `prepare` return them.
+          tasks: task names; None for all.
 
         Returns:
-          Its answers to come; or the error: AudioError or TooLargeError, which say what is wrong with the audio. Cancel
-          it when nobody waits any longer.
+          A future of the prediction. Its exception is AudioError or TooLargeError for bad audio. Cancel it when the
+          prediction is no longer needed.
 
         Raises:
-          Busy: too many wait, or the desk takes none any more.
-          ValueError: no such task, or none; TooLargeError, one of them.
+          QueueFullError: the queue is full, or the batcher accepts no more requests.
+          ValueError: an unknown task, or none; TooLargeError (a subclass): samples that are too long.
         """
         asked = tuple(dict.fromkeys(self.predictor.packs if tasks is None else tasks))
         unknown = [name for name in asked if name not in self.predictor.packs]
         if unknown or not asked:
-            told = f"no task {some(unknown)}" if unknown else "no tasks are asked for"
-            raise ValueError(f"{told}: there are {', '.join(self.predictor.packs)}")
+            what = f"unknown task {some(unknown)}" if unknown else "no tasks are requested"
+            raise ValueError(f"{what}: there are {', '.join(self.predictor.packs)}")
         if isinstance(audio, Audio):
             check_audio(audio, self.limits)
         request = _Request(asked, audio)
         with self._changed:
             self.check_open()
             if self._pending >= self.limits.queue:
-                raise Busy(f"{self._pending} utterances wait, the most that may: ask again in a while")
+                raise QueueFullError(f"the queue is full ({self._pending} utterances): try again later")
             self._pending += 1
             if isinstance(audio, Audio):
                 self._ready.append(request)
@@ -176,12 +176,12 @@ class Batcher:
         request.future.add_done_callback(functools.partial(self._settled, request))
         return request.future
 
-    def answer(self, audio: Audio | str | os.PathLike[str] | bytes, tasks: Sequence[str] | None = None) -> Answered:
-        """An utterance's answers, waited for; arguments as `submit`'s.
+    def answer(self, audio: Audio | str | os.PathLike[str] | bytes, tasks: Sequence[str] | None = None) -> Prediction:
+        """Submit an utterance and wait for its prediction; arguments as for `submit`.
 
         Raises:
-          Busy: too many wait, or the desk takes none any more.
-          ValueError: what is asked cannot be answered (AudioError and TooLargeError are such); the message says why.
+          QueueFullError: the queue is full, or the batcher accepts no more requests.
+          ValueError: a bad request (AudioError and TooLargeError are subclasses).
           TimeoutError: it took longer than `limits.timeout`.
         """
         future = self.submit(audio, tasks)
@@ -192,13 +192,13 @@ class Batcher:
             raise TimeoutError(timed_out(self.limits)) from None
 
     def warm_up(self, progress: bool = False) -> None:
-        """Compile every program that answers may take, and run what encodes a recording of every length.
+        """Compile every program that predictions use, and encode recordings of every length.
 
-        Recordings that a HuBERT encodes together (not on a CPU), by powers of two, are programs more: those are
-        compiled when they first come, and kept where there is a compilation cache.
+        Batches of recordings that a HuBERT encodes together (on accelerators only) use further programs; these are
+        compiled on first use and kept in the compilation cache, if there is one.
 
         Args:
-          progress: bars, after two seconds.
+          progress: show progress bars after two seconds.
         """
         self.predictor.compile_ahead(progress=progress)
         longest = max(MIN_SAMPLES, int(self.limits.max_seconds * SAMPLE_RATE))
@@ -208,8 +208,8 @@ class Batcher:
         for size in tqdm(sizes, desc="warm up", unit="recording", delay=2, disable=not progress):
             self.predictor.encode([Audio(noise[:size], SAMPLE_RATE)])
 
-    def _settled(self, request: _Request, future: Future[Answered]) -> None:
-        """A request has its answer or its error, or was cancelled."""
+    def _settled(self, request: _Request, future: Future[Prediction]) -> None:
+        """Callback of a future: the request was answered, failed or was cancelled."""
         with self._changed:
             self._pending -= 1
             self._working -= request.taken
@@ -221,7 +221,7 @@ class Batcher:
             return
         try:
             request.audio = read_upload(request.audio, self.limits)
-        except Exception as error:  # each decoder has errors of its own
+        except Exception as error:  # the decoders' exception types differ
             if request.future.set_running_or_notify_cancel():
                 request.future.set_exception(error if isinstance(error, ValueError) else _failed(error))
             return
@@ -234,14 +234,14 @@ class Batcher:
             self._compute(batch)
 
     def _next(self) -> list[_Request]:
-        """The next batch, waited for; none when the desk is closed and everything is answered."""
+        """Wait for the next batch; empty when the batcher is closed and everything is answered."""
         batch: list[_Request] = []
         rows, samples = 0, 0
         with self._changed:
             while not batch and self._changed.wait_for(lambda: self._ready or not self._open):
                 if not self._ready and not self._pending:
                     break
-                if not self._ready:  # closing, and something is still being decoded
+                if not self._ready:  # closing, while an upload is still being decoded
                     self._changed.wait()
                 while self._ready:
                     request = self._ready[0]
@@ -262,26 +262,26 @@ class Batcher:
     def _compute(self, batch: Sequence[_Request]) -> None:
         try:
             outcomes = self._outcomes(batch)
-        except Exception as error:  # whatever it is, it must not end the thread that answers all others
+        except Exception as error:  # no error may end the worker thread
             if len(batch) == 1:
                 batch[0].future.set_exception(_failed(error))
                 return
-            _log.exception("a batch of %d utterances failed: they are answered one by one", len(batch))
+            _log.exception("a batch of %d utterances failed: retrying them one by one", len(batch))
             with self._changed:
                 self._failed += 1
             for request in batch:
                 self._compute([request])
             return
         for request, outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, Answered):
+            if isinstance(outcome, Prediction):
                 request.future.set_result(outcome)
             else:
                 request.future.set_exception(outcome)
 
-    def _outcomes(self, batch: Sequence[_Request]) -> list[Answered | ValueError]:
-        """Of each request its answers, or what is wrong with it."""
+    def _outcomes(self, batch: Sequence[_Request]) -> list[Prediction | ValueError]:
+        """The prediction, or the error, of each request."""
         audios = [request.audio for request in batch]
-        # A CPU gains next to nothing by encoding several at once, for which a HuBERT compiles more and more programs.
+        # On a CPU, encoding several recordings together gains little, and HuBERT compiles a program per batch size.
         groups = [[audio] for audio in audios] if jax.default_backend() == "cpu" else [audios]
         encoded = [one for group in groups for one in self.predictor.encode(group)]
         good = [(request, one) for request, one in zip(batch, encoded, strict=True) if isinstance(one, Encoded)]
@@ -291,47 +291,46 @@ class Batcher:
             part = self.predictor.predict_units([one for _, one in good], asked)
             answers = [known | more for known, more in zip(answers, part, strict=True)]
         found = iter(answers)
-        # Of samples that were decoded already, the number of units is all that can be wrong.
+        # The samples are valid by now: the only possible error is the number of units.
         too_long = TooLargeError(
-            f"the recording has more than {self.predictor.max_units} units, the most that are answered for: send a "
-            "part of it"
+            f"the recording has more than {self.predictor.max_units} units, the most allowed: send a shorter part"
         )
-        return [Answered(one, next(found)) if isinstance(one, Encoded) else too_long for one in encoded]
+        return [Prediction(one, next(found)) if isinstance(one, Encoded) else too_long for one in encoded]
 
 
-def as_json(answered: Answered) -> dict[str, Any]:
-    """An utterance's answers as JSON has them: answers, units, durations, and f0 where the LM is told of it.
+def as_json(answered: Prediction) -> dict[str, Any]:
+    """A prediction as JSON values.
 
     Args:
-      answered: a desk's.
+      answered: from a `Batcher`.
 
     Returns:
-      `{"answers", "units", "durations"}`, the last two lists of n; "f0", a list of n, of a multi-stream LM; and
-      "notes", a list, where something in the recording was put right.
+      `{"answers", "units", "durations"}`, the last two lists of length U; "f0", of length U, for a multi-stream LM; and
+      "notes", a list, if the recording was repaired.
     """
     encoded = answered.encoded
-    told = {
+    body = {
         "answers": answered.answers,
         "units": encoded.units.tolist(),
         "durations": encoded.durations.tolist(),
     }
     if encoded.f0 is not None:
-        told["f0"] = encoded.f0.tolist()
-    return {**told, "notes": list(encoded.notes)} if encoded.notes else told
+        body["f0"] = encoded.f0.tolist()
+    return {**body, "notes": list(encoded.notes)} if encoded.notes else body
 
 
 def some(names: Sequence[str]) -> str:
-    """Names for a message, which a client may have made as many and as long as it liked."""
-    told = ", ".join(repr(name[:60]) for name in names[:5])
-    return told if len(names) <= 5 else f"{told} and {len(names) - 5} more"
+    """Names for a message; a client may send any number of any length, so both are capped."""
+    shown = ", ".join(repr(name[:60]) for name in names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
 def timed_out(limits: Limits) -> str:
-    """What is said to those who waited for as long as they may."""
-    return f"there was no answer within {limits.timeout:g} s: ask again when the server has less to do"
+    """The message of a timeout."""
+    return f"no answer within {limits.timeout:g} s: try again when the server is less busy"
 
 
 def _failed(error: Exception) -> RuntimeError:
-    """What is said of an error that is ours; the log has it in full."""
+    """The message of an internal error, which is logged in full."""
     _log.error("a request failed", exc_info=error)
-    return RuntimeError("the server failed to answer this; its log says why")
+    return RuntimeError("internal error: the server log has the details")

@@ -1,4 +1,4 @@
-"""The Python API for units: load a unit LM and a prompt pack, classify utterances."""
+"""Classify utterances given as units: load a unit LM and a prompt pack, then `classify_units`."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def classify_units(lm: UnitLM, pack: PromptPack, units: Sequence[Sequence[int] |
     Args:
       lm: the unit LM, or multi-stream LM, that the pack was trained with.
       pack: a prompt pack.
-      units: an utterance's units each, at least one, in 0 .. 99; or what `spjax.encode` returns, with f0 for a
-        multi-stream LM.
+      units: for each utterance, its units (at least one, each from 0 to the LM's number of units - 1); or what
+        `spjax.encode` returns, with f0 for a multi-stream LM.
 
     Returns:
       For each utterance `{"labels": {slot: label}, "probabilities": {slot: {label: probability}}}`. The labels are the
-      likeliest combination that training saw (any combination, if the pack does not say).
+      most probable combination that occurs in training (any combination, if the pack does not list them).
 
     Raises:
       StorageError: the pack belongs to another LM.
-      ValueError: an utterance without units, or without prosody for a multi-stream LM, or a unit that the LM does not
-        know.
+      ValueError: an utterance without units, or without prosody for a multi-stream LM, or a unit outside the LM's
+        vocabulary.
     """
     packs.check_pack(pack, lm.hash, lm.config)
     if not len(units):

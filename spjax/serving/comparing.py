@@ -1,4 +1,4 @@
-"""What fewer bytes cost: answers of one predictor against another's on the same utterances, and scores on records."""
+"""Compare the predictions of two predictors (float32 and int8 kernels, say), and score them on unit records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from spjax.data.records import read_unit_records
 from spjax.evaluation import metrics
 from spjax.serving import scoring
-from spjax.serving.predictor import SpeechPrompt, Tasks, check_units, units_of
+from spjax.serving.predictor import SpeechPrompt, Tasks, check_units, unit_source
 from spjax.types import Encoded
 
 
@@ -18,12 +18,12 @@ class Change(NamedTuple):
     """How a task's answers differ between two predictors.
 
     Attributes:
-      utterances: how many were asked.
-      agreement: share of them whose labels are all the same.
-      largest: the largest change of any label's probability.
-      metric: of the task, where the true classes are known; None else.
-      reference: its value for the reference, likewise.
-      value: its value for the other, likewise.
+      utterances: how many were compared.
+      agreement: share of them with the same labels in every slot.
+      largest: largest change of any label's probability.
+      metric: the task's metric, if the true classes are known; else None.
+      reference: its value with the reference predictor, or None.
+      value: its value with the other predictor, or None.
     """
 
     utterances: int
@@ -35,11 +35,11 @@ class Change(NamedTuple):
 
 
 class Split(NamedTuple):
-    """A split of unit records as a predictor takes it.
+    """A split of unit records, as a predictor takes it.
 
     Attributes:
-      tasks: names of the predictor's packs that were trained for its task.
-      units: its utterances.
+      tasks: names of the predictor's packs that were trained for the records' task.
+      units: the utterances, each units or Encoded.
       classes: int32 [n, slots], class ids over all slots.
     """
 
@@ -49,12 +49,12 @@ class Split(NamedTuple):
 
 
 def read_split(directory: str, split: str, predictor: SpeechPrompt, among: Sequence[str] | None = None) -> Split:
-    """The utterances of unit records, of a task that the predictor has packs for; `among` names some of the packs.
+    """Read a split of unit records whose task the predictor has packs for; `among` restricts the packs by name.
 
     Raises:
       RecordError: the records are absent or damaged, or have no such split.
-      ValueError: the predictor has no pack for their task, or they lack f0 that its LM wants; StorageError (one of
-        them) where its units are made otherwise.
+      ValueError: the predictor has no pack for their task, or they lack the f0 that its LM needs; StorageError (a
+        subclass) if their units were made with another encoder, layer or k-means.
     """
     found, card = read_unit_records(directory, split)
     theirs = (card.task.name, card.task.slots)
@@ -62,18 +62,18 @@ def read_split(directory: str, split: str, predictor: SpeechPrompt, among: Seque
     names = [name for name, task in mine.items() if (task.name, task.slots) == theirs]
     if not names:
         raise ValueError(
-            f"{directory} holds task {theirs[0]!r}; no pack that is asked has its labels: there are "
+            f"{directory} holds task {theirs[0]!r}, and no requested pack has its labels: the packs are "
             f"{', '.join(predictor.tasks)}"
         )
     made = {"encoder": card.encoder, "layer": card.layer, "kmeans": card.kmeans, "merged": card.merged}
     for name in names:
-        known = units_of(predictor.packs[name].card)
+        known = unit_source(predictor.packs[name].card)
         check_units(f"prompt pack {name!r}", known, directory, made, "Give records of its own units.")
     if predictor.config.prosody is None:
         return Split(names, [found.units_of(i) for i in range(len(found))], found.classes)
     if found.streams is None:
         raise ValueError(
-            f"{directory} holds no f0, which a multi-stream LM wants: extract the recordings with --f0 of "
+            f"{directory} holds no f0, which a multi-stream LM needs: extract the recordings with --f0 of "
             "data_pipelines.extract"
         )
     parts = (np.split(flat, found.offsets[1:-1]) for flat in (found.units, *found.streams))
@@ -81,15 +81,15 @@ def read_split(directory: str, split: str, predictor: SpeechPrompt, among: Seque
 
 
 def headlines(predictor: SpeechPrompt, split: Split, progress: bool = False) -> dict[str, float]:
-    """The task's own metric (Task.metric) of a split, 0 to 1, by each of its packs."""
+    """The task's metric (Task.metric) on a split, 0 to 1, for each of its packs."""
     scored = predictor.scores(split.units, split.tasks, progress)
     return {name: _headline(predictor, name, scored[name], split.classes) for name in split.tasks}
 
 
 def _headline(predictor: SpeechPrompt, name: str, scored: scoring.Scored, classes: np.ndarray) -> float:
     pack = predictor.packs[name]
-    said, by_slot = scoring.read_off(pack.task, scored)
-    return float(metrics.score(pack.task, classes[scored.utterances], said, by_slot)["headline"])
+    predicted, by_slot = scoring.decode_scores(pack.task, scored)
+    return float(metrics.score(pack.task, classes[scored.utterances], predicted, by_slot)["headline"])
 
 
 def changes(
@@ -100,25 +100,26 @@ def changes(
     classes: Mapping[str, np.ndarray] | None = None,
     progress: bool = False,
 ) -> dict[str, Change]:
-    """How answers change from the reference to the predictor.
+    """Compare a predictor with a reference on the same utterances.
 
     Args:
-      predictor: with bfloat16 or int8 kernels, say.
-      reference: of the same packs, in float32.
-      units, tasks: as `SpeechPrompt.predict_units` takes them.
-      classes: of tasks whose true classes are known, int [n, slots] over all slots.
-      progress: bars, after two seconds.
+      predictor: for example with bfloat16 or int8 kernels.
+      reference: with the same packs, in float32.
+      units, tasks: as for `SpeechPrompt.predict_units`.
+      classes: true classes by task, where they are known, int [n, slots] over all slots.
+      progress: show progress bars after two seconds.
 
     Returns:
-      Every task that is asked of an utterance.
+      The change of each requested task.
     """
     found = {}
     before, after = (one.scores(units, tasks, progress) for one in (reference, predictor))
     for name in after:
         pack = predictor.packs[name]
-        (said, shares), (known, known_shares) = (scoring.read_off(pack.task, side[name]) for side in (after, before))
+        decoded = [scoring.decode_scores(pack.task, side[name]) for side in (after, before)]
+        (labels, shares), (known, known_shares) = decoded
         largest = max(float(np.abs(a - b).max()) for a, b in zip(shares, known_shares, strict=True))
-        change = Change(len(said), float((said == known).all(axis=1).mean()), largest)
+        change = Change(len(labels), float((labels == known).all(axis=1).mean()), largest)
         if classes and name in classes:
             values = [
                 _headline(one, name, side[name], np.asarray(classes[name]))

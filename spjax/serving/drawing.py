@@ -1,6 +1,6 @@
-"""What the page shows, as HTML that reads in light and dark and wraps at any width: answers, units, what is inside.
+"""HTML of the page's results: predictions, units, attributions. It works in light and dark mode and at any width.
 
-Everything that comes from outside (labels, names of tasks) is escaped. `STYLE` is the CSS that goes with it.
+Text from outside (labels, task names) is escaped. `STYLE` is the CSS.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from spjax.evaluation.inside import Attribution, Similarity, symbol, top_tokens
 from spjax.speech2unit.audio import SAMPLE_RATE
 from spjax.tasks import Task
 
-TOP = 5  # labels of a slot that are shown
+TOP = 5  # labels shown for each slot
 _FRAME = 10  # pixels a frame: a unit's number, upright, just fits into one
-_PIECE = 24  # frames that are drawn in one piece, so that a long silence wraps too
-_MOST_PIECES = 2500  # 25 s or more: beyond, a browser is slow
-_MOST_ROWS = 2000  # of a table, likewise
+_PIECE = 24  # frames drawn as one SVG, so that a long silence wraps too
+_MOST_PIECES = 2500  # 25 s or more: browsers get slow beyond
+_MOST_ROWS = 2000  # of a table: browsers get slow beyond
 _NAME = 60  # characters of a file's name that are shown
-_WAVE, _STRIP, _AXIS = 64, 30, 14  # heights of the parts of the drawing, pixels
-_SPEAKS, _AGAINST = "217, 95, 2", "31, 120, 210"  # orange for, blue against: told apart by the colour-blind too
+_WAVE, _STRIP, _AXIS = 64, 30, 14  # heights of the waveform, units and time axis, pixels
+_FOR, _AGAINST = "217, 95, 2", "31, 120, 210"  # orange and blue, which the colour-blind can distinguish
 
 STYLE = """
 .spj { color: var(--body-text-color); line-height: 1.4; overflow-wrap: anywhere; }
@@ -62,7 +62,7 @@ STYLE = """
 .spj .chip { display: inline-block; border-radius: 4px; padding: 0 .35rem; margin: 0 .15rem .2rem 0; color: #16181d;
   font-variant-numeric: tabular-nums; }
 .spj .chip small { color: inherit; opacity: .8; font-size: .75em; margin-left: .3em; }
-.spj .said .chip { color: var(--body-text-color); min-width: 1.7em; text-align: center; margin: 0 1px 2px 0; }
+.spj .sequence .chip { color: var(--body-text-color); min-width: 1.7em; text-align: center; margin: 0 1px 2px 0; }
 .spj .files { width: 100%; }
 .spj .files td.label { font-weight: 600; }
 .spj .files td:last-child:not([colspan]) { white-space: nowrap; text-align: right; font-variant-numeric: tabular-nums; }
@@ -81,20 +81,20 @@ STYLE = """
 """
 
 
-def answers(told: Mapping[str, Mapping[str, Any]], top: int = TOP) -> str:
-    """HTML: a card a task, in it a bar for each of the likeliest labels of every slot.
+def answers(predicted: Mapping[str, Mapping[str, Any]], top: int = TOP) -> str:
+    """HTML: a card for each task, with bars for the most probable labels of every slot.
 
     Args:
-      told: `{task: {"labels": {slot: label}, "probabilities": {slot: {label: p}}}}`, as a predictor answers.
-      top: labels of a slot; the one that is answered is always among them.
+      predicted: `{task: {"labels": {slot: label}, "probabilities": {slot: {label: p}}}}`, from a predictor.
+      top: labels of a slot; the predicted one is always among them.
     """
     cards = []
-    for task, answer in told.items():
+    for task, answer in predicted.items():
         slots = []
-        for slot, said in answer["labels"].items():
+        for slot, best in answer["labels"].items():
             shares = answer["probabilities"][slot]
-            order = sorted(shares, key=lambda label: (label != said, -shares[label]))
-            bars = "".join(_bar(label, shares[label], label == said) for label in order[:top])
+            order = sorted(shares, key=lambda label: (label != best, -shares[label]))
+            bars = "".join(_bar(label, shares[label], label == best) for label in order[:top])
             left = len(order) - top
             more = f'<div class="quiet">and {left} more</div>' if left > 0 else ""
             slots.append(f'<div class="slot"><div class="quiet">{_safe(slot)}</div>{bars}{more}</div>')
@@ -103,7 +103,7 @@ def answers(told: Mapping[str, Mapping[str, Any]], top: int = TOP) -> str:
 
 
 def error(message: str) -> str:
-    """HTML: what went wrong, in the place of what was asked for."""
+    """HTML: an error message, shown in place of the result."""
     return _framed(f'<p class="wrong" role="alert">{_safe(message)}</p>')
 
 
@@ -114,15 +114,15 @@ def _bar(label: str, share: float, best: bool) -> str:
     )
 
 
-def rows(told: Sequence[Sequence[Any]], most: int = _MOST_ROWS) -> str:
-    """HTML: a table of several files' answers, which stacks where it is narrow.
+def rows(table: Sequence[Sequence[Any]], most: int = _MOST_ROWS) -> str:
+    """HTML: a table of predictions for several files, which stacks its columns on narrow screens.
 
     Args:
-      told: of each slot's answer (file, task, slot, label, probability, error), a file's one after another.
+      table: rows (file, task, slot, label, probability, error); rows of one file are adjacent.
       most: rows that are shown.
     """
     lines, last = [], None
-    for file, task, slot, label, share, error in told[:most]:
+    for file, task, slot, label, share, error in table[:most]:
         name = f'<th title="{_safe(file)}">{_safe(_shortened(file))}</th>' if file != last else "<th></th>"
         answer = (
             f'<td>{_safe(task)} · <span class="quiet">{_safe(slot)}</span></td><td class="label">{_safe(label)}</td>'
@@ -131,44 +131,44 @@ def rows(told: Sequence[Sequence[Any]], most: int = _MOST_ROWS) -> str:
         lines.append(f"<tr>{name}{answer if not error else f'<td colspan=3>{_safe(error)}</td>'}</tr>")
         last = file
     head = "<thead><tr><th>file</th><th>task and slot</th><th>label</th><th>probability</th></tr></thead>"
-    more = f'<p class="quiet">{most} of {len(told)} rows are shown, the CSV has all.</p>' if len(told) > most else ""
+    more = f'<p class="quiet">{most} of {len(table)} rows are shown, the CSV has all.</p>' if len(table) > most else ""
     return _framed(
         f'<div class="scroll"><table class="files">{head}<tbody>{"".join(lines)}</tbody></table></div>{more}'
     )
 
 
 def _shortened(name: str) -> str:
-    """A name with its middle left out where it is too long for a table."""
+    """A name with its middle replaced by … if it is too long for a table."""
     return name if len(name) <= _NAME else f"{name[: _NAME - 16]}…{name[-15:]}"
 
 
 def utterance(wave: np.ndarray, units: Sequence[int], durations: Sequence[int], hop: int, center: int = 200) -> str:
-    """HTML: an utterance's waveform, and under it its units, each as wide as it lasts. It wraps as text does.
+    """HTML: an utterance's waveform and, under it, its units, each as wide as its duration. It wraps like text.
+
+    Only the beginning of a long utterance is drawn.
 
     Args:
       wave: float32 [n] at 16 kHz.
       units: [U] units.
       durations: [U] frames of each.
-      hop, center: samples between frames, and the one that the first is centred on, as of an `Encoder`.
-
-    Of a long utterance the beginning is drawn.
+      hop, center: samples between frames, and the sample on which the first frame is centred (see `Encoder`).
     """
-    loud = float(np.quantile(np.abs(wave), 0.998)) if len(wave) else 0.0  # a click must not make speech a line
+    loud = float(np.quantile(np.abs(wave), 0.998)) if len(wave) else 0.0  # robust against single clicks
     wave = np.clip(wave / (loud or 1.0), -1, 1)
-    origin = center - hop // 2  # frame t is centred on sample center + hop t, and reaches half a hop to both sides
+    origin = center - hop // 2  # frame t is centred on sample center + hop t, and extends half a hop to both sides
     tiles, shown = [], 0
-    for unit, start, frames, said in itertools.islice(_pieces(units, durations), _MOST_PIECES):
-        own = wave[max(0, origin + start * hop) : max(0, origin + (start + frames) * hop)]
-        tiles.append(_tile(unit, own, start, frames, said, hop / SAMPLE_RATE))
+    for unit, start, frames, total_frames in itertools.islice(_pieces(units, durations), _MOST_PIECES):
+        piece = wave[max(0, origin + start * hop) : max(0, origin + (start + frames) * hop)]
+        tiles.append(_tile(unit, piece, start, frames, total_frames, hop / SAMPLE_RATE))
         shown = start + frames
     total = sum(durations)
-    told = f"{len(units)} units, {total} frames of {1000 * hop / SAMPLE_RATE:g} ms"
-    told += f"; the first {shown * hop / SAMPLE_RATE:.1f} s are drawn" if shown < total else ""
-    return _framed(f'<p class="quiet">{told}</p><div class="flow">{"".join(tiles)}</div>')
+    caption = f"{len(units)} units, {total} frames of {1000 * hop / SAMPLE_RATE:g} ms"
+    caption += f"; the first {shown * hop / SAMPLE_RATE:.1f} s are drawn" if shown < total else ""
+    return _framed(f'<p class="quiet">{caption}</p><div class="flow">{"".join(tiles)}</div>')
 
 
 def _pieces(units: Sequence[int], durations: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
-    """(unit, first frame, frames, frames of the whole segment, 0 where a piece goes on with one)."""
+    """(unit, first frame, frames, frames of the segment or 0 if the piece continues one)."""
     start = 0
     for unit, duration in zip(units, durations, strict=True):
         for first in range(0, duration, _PIECE):
@@ -176,8 +176,8 @@ def _pieces(units: Sequence[int], durations: Sequence[int]) -> Iterator[tuple[in
         start += duration
 
 
-def _tile(unit: int, wave: np.ndarray, start: int, frames: int, said: int, seconds: float) -> str:
-    """SVG of a piece: its stretch of the waveform, its unit's colour, and where a segment starts the unit's number."""
+def _tile(unit: int, wave: np.ndarray, start: int, frames: int, segment: int, seconds: float) -> str:
+    """SVG of a piece: waveform, colour of the unit, and at the start of a segment the unit's number."""
     width, middle = frames * _FRAME, _WAVE / 2
     bins = np.array_split(wave, width // 2) if len(wave) >= width else [wave] if len(wave) else []
     across = width / max(1, len(bins))
@@ -187,12 +187,12 @@ def _tile(unit: int, wave: np.ndarray, start: int, frames: int, said: int, secon
     lows += [f"{width},{low.partition(',')[2]}" for low in lows[-1:]]
     parts = [f'<polygon class="wave" points="{" ".join(tops + lows[::-1])}"/>'] if bins else []
     parts.append(f'<rect y="{_WAVE}" width="{width}" height="{_STRIP}" fill="{_colour(unit)}"/>')
-    if said:
+    if segment:
         name, y = str(unit), _WAVE + _STRIP / 2
         upright = "" if width >= 6 * len(name) + 4 else f' transform="rotate(-90 {width / 2:g} {y:g})"'
         parts.append(f'<line class="edge" y1="{_WAVE}" y2="{_WAVE + _STRIP}"/>')
         parts.append(f'<text class="number" x="{width / 2:g}" y="{y:g}"{upright}>{name}</text>')
-        parts.append(f"<title>unit {unit}: {start * seconds:.2f} to {(start + said) * seconds:.2f} s</title>")
+        parts.append(f"<title>unit {unit}: {start * seconds:.2f} to {(start + segment) * seconds:.2f} s</title>")
     each = round(0.5 / seconds) if seconds > 0.015 else round(0.25 / seconds)
     for frame in range(-(-start // each) * each, start + frames, each):
         x = (frame - start) * _FRAME
@@ -202,68 +202,66 @@ def _tile(unit: int, wave: np.ndarray, start: int, frames: int, said: int, secon
 
 
 def verbalizer(task: Task, weights: np.ndarray) -> str:
-    """HTML: of every label the units that speak for it most, float [C, V] as `inside.verbalizer_weights` gives them."""
+    """HTML: the units with the largest weights for each label, float [C, V] from `inside.verbalizer_weights`."""
     rows = []
     for (slot, label), top in zip(task.classes, top_tokens(weights), strict=True):
         chips = [_chip(symbol(token), _colour(token - vocab.UNIT_OFFSET), f"{weight:+.2f}") for token, weight in top]
         rows.append(f"<tr><td>{_safe(slot)}</td><td>{_safe(label)}</td><td>{''.join(chips) or '–'}</td></tr>")
-    head = "<thead><tr><th>slot</th><th>label</th><th>units that speak for it most</th></tr></thead>"
+    head = "<thead><tr><th>slot</th><th>label</th><th>units with the largest weights</th></tr></thead>"
     return _framed(f'<div class="scroll"><table>{head}<tbody>{"".join(rows)}</tbody></table></div>')
 
 
 def similarity(names: Sequence[str], found: Similarity) -> str:
-    """HTML: how alike N prompts are, mean over layers, keys and values."""
+    """HTML: similarity of N prompts, mean over layers, keys and values."""
     mean = (found.key.mean(axis=0) + found.value.mean(axis=0)) / 2
     head = "".join(f"<th>{_safe(name)}</th>" for name in names)
     rows = [
         f"<tr><th>{_safe(name)}</th>"
-        + "".join(f'<td style="background: rgba({_SPEAKS}, {0.75 * float(x):.2f})">{x:.2f}</td>' for x in row)
+        + "".join(f'<td style="background: rgba({_FOR}, {0.75 * float(x):.2f})">{x:.2f}</td>' for x in row)
         + "</tr>"
         for name, row in zip(names, mean, strict=True)
     ]
     table = f"<table class='alike'><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    note = f"Linear CKA, mean over layers, keys and values. Random prompts have {found.chance.mean():.2f}."
+    note = f"Linear CKA, mean over layers, keys and values. Random prompts: {found.chance.mean():.2f}."
     return _framed(f'<div class="scroll">{table}</div><p class="quiet">{note}</p>')
 
 
 def attribution(task: Task, found: Attribution, left: int = 0) -> str:
-    """HTML: of every slot the utterance's units in their order, coloured by what each did for the answer.
+    """HTML: for every slot the utterance's units in order, coloured by their attribution to the predicted label.
 
     Args:
-      task: whose answer it is.
-      found: what `inside.attribute` gave.
-      left: units of the utterance that were left out behind these.
+      task: the task of the prediction.
+      found: from `inside.attribute`.
+      left: number of units at the end of the utterance that were left out.
     """
     most = float(np.abs(found.values).max(initial=0)) or 1.0
     parts = []
     for c, values, score, empty in zip(found.classes, found.values, found.score, found.empty, strict=True):
         slot, label = task.classes[c]
-        said = f"log odds {score:+z.2f}, without units {empty:+z.2f}"
-        parts.append(f'<h3>{_safe(slot)}: {_safe(label)}</h3><p class="quiet">{said}</p>')
+        scores = f"log odds {score:+z.2f}, without units {empty:+z.2f}"
+        parts.append(f'<h3>{_safe(slot)}: {_safe(label)}</h3><p class="quiet">{scores}</p>')
         chips = [
-            _chip(
-                str(unit), f"rgba({_SPEAKS if x > 0 else _AGAINST}, {0.8 * abs(float(x)) / most:.2f})", "", f"{x:+z.3f}"
-            )
+            _chip(str(unit), f"rgba({_FOR if x > 0 else _AGAINST}, {0.8 * abs(float(x)) / most:.2f})", "", f"{x:+z.3f}")
             for unit, x in zip(found.units, values, strict=True)
         ]
-        parts.append(f'<p class="said">{"".join(chips)}</p>')
+        parts.append(f'<p class="sequence">{"".join(chips)}</p>')
     key = (
-        f'<span class="chip" style="background: rgba({_SPEAKS}, .8)">for</span>'
+        f'<span class="chip" style="background: rgba({_FOR}, .8)">for</span>'
         f'<span class="chip" style="background: rgba({_AGAINST}, .8)">against</span>'
-        f" the answer, {most:.2g} log odds at most. Their sum misses the units' effect by {found.gap:.2g}."
+        f" the predicted label, {most:.2g} log odds at most. Their sum misses the units' effect by {found.gap:.2g}."
     )
-    cut = f" The first {len(found.units)} units are explained, {left} behind them left out." if left else ""
-    return _framed(f'{"".join(parts)}<p class="quiet said">{key}{cut}</p>')
+    cut = f" Only the first {len(found.units)} units are explained; {left} after them are left out." if left else ""
+    return _framed(f'{"".join(parts)}<p class="quiet sequence">{key}{cut}</p>')
 
 
 def _chip(text: str, colour: str, small: str = "", title: str = "") -> str:
-    told = f' title="{title}"' if title else ""
+    tooltip = f' title="{title}"' if title else ""
     more = f"<small>{small}</small>" if small else ""
-    return f'<span class="chip" style="background: {colour}"{told}>{_safe(text)}{more}</span>'
+    return f'<span class="chip" style="background: {colour}"{tooltip}>{_safe(text)}{more}</span>'
 
 
 def _colour(unit: int) -> str:
-    """A light colour of a unit, on which dark numbers read; the golden angle keeps neighbouring numbers apart."""
+    """A light colour for a unit; the golden angle keeps neighbouring numbers apart."""
     return "#c8ccd4" if unit < 0 else f"hsl({unit * 137.508 % 360:.2f} 62% {72 if unit % 2 else 80}%)"
 
 

@@ -1,4 +1,4 @@
-"""The command line's flags that say what to serve: an LM, an encoder, prompt packs."""
+"""Command-line flags for what to serve: a unit LM, an encoder, prompt packs."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from spjax.serving.predictor import SpeechPrompt
 
 
 def add_predictor_flags(parser: argparse.ArgumentParser, speech: bool = True) -> None:
-    """Flags of what `load_predictor` loads. `speech`: nothing but recordings is answered, so an encoder is required."""
+    """Add the flags of `load_predictor`. `speech`: only recordings are accepted, so `--encoder` is required."""
     parser.add_argument(
         "--lm", type=place, required=True, help="directory of the unit LM that the packs were trained with, or tiny"
     )
     parser.add_argument(
         "--encoder", type=place, required=speech, help="mfcc, log_mel, tiny, or the directory of a HuBERT or Whisper"
     )
-    parser.add_argument("--kmeans", type=place, help="directory of the encoder's k-means; --encoder=tiny has its own")
-    parser.add_argument("--layer", type=int, default=6, help="of a HuBERT or Whisper (%(default)s)")
-    parser.add_argument("--lowpass", type=float, metavar="HZ", help="of the encoder, if the packs were trained so")
+    parser.add_argument("--kmeans", type=place, help="directory of the encoder's k-means; not needed for tiny")
+    parser.add_argument("--layer", type=int, default=6, help="layer of a HuBERT or Whisper (%(default)s)")
+    parser.add_argument("--lowpass", type=float, metavar="HZ", help="low-pass of the encoder, if the packs used one")
     parser.add_argument(
         "--packs", type=pack_place, required=True, action="append", metavar="[NAME=]DIR",
-        help="a prompt pack, a bank, or a directory of them (a job's, say); may be given several times",
+        help="a prompt pack, a bank, or a directory of them (such as a job's); may be repeated",
     )  # fmt: skip
     parser.add_argument(
-        "--compute", choices=tuple(KINDS), default="float32", help="the LM's kernels (%(default)s); units do not change"
+        "--compute", choices=tuple(KINDS), default="float32", help="type of the LM's kernels (%(default)s)"
     )
     parser.add_argument("--max-units", type=int, default=1024, help="most units of an utterance (%(default)s)")
-    parser.add_argument("--cut", action="store_true", help="answer for the beginning of longer ones")
+    parser.add_argument("--cut", action="store_true", help="truncate longer utterances instead of refusing them")
     parser.add_argument(
         "--compilation-cache", default="~/.cache/spjax/xla", type=place_or_none, metavar="DIR",
-        help="where compiled programs are kept; '' for nowhere (%(default)s)",
+        help="directory of the compilation cache; '' for none (%(default)s)",
     )  # fmt: skip
 
 
 def load_predictor(options: argparse.Namespace, lm: UnitLM | None = None) -> SpeechPrompt:
-    """The predictor that the flags describe. `lm`: the unit LM, where it is in memory already.
+    """Load the predictor that the flags describe. `lm`: the unit LM, if it is in memory already.
 
     Raises:
       StorageError, ValueError: as `SpeechPrompt.load`.

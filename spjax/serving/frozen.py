@@ -1,6 +1,6 @@
-"""The frozen LM in fewer bytes: bfloat16 kernels, or int8 ones with a scale for each output channel (qwix).
+"""Quantized frozen LM: bfloat16 kernels, or int8 ones with a scale per output channel (qwix).
 
-The model is the same code either way: all it does with a kernel is to take a layer of it and to ask for it in the
+The model code is the same either way: all that it does with a kernel is to index a layer and to cast it to the
 operands' type.
 """
 
@@ -21,7 +21,7 @@ KINDS = {"float32": Compute("float32"), "bfloat16": Compute("bfloat16"), "int8":
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Int8Kernel:
-    """A kernel that is kept in int8 and multiplied out where it is used, a layer at a time.
+    """A kernel stored in int8 and dequantized where it is used, one layer at a time.
 
     Attributes:
       quantised: qwix.QArray of qvalue int8 [..., in, out], and scale float32 [..., 1, out].
@@ -30,24 +30,24 @@ class Int8Kernel:
     quantised: Any
 
     def astype(self, dtype: Any) -> jax.Array:
-        """The kernel in the operands' type, [..., in, out]."""
+        """Dequantize to the operands' type: [..., in, out]."""
         import qwix
 
         return qwix.dequantize(self.quantised).astype(dtype)
 
 
-def narrow(params: Params, kind: str) -> Params:
-    """An LM's weights with its large kernels as `kind` has them; all else stays float32.
+def quantize(params: Params, kind: str) -> Params:
+    """Cast or quantize an LM's layer kernels; everything else stays float32.
 
     Embeddings, norms, biases and prompts are a few per cent of the bytes.
 
     Args:
       params: the `lm` tree of docs/design.md, float32.
-      kind: float32 (as they are), bfloat16 (half the bytes; operands bfloat16), or int8 (a quarter; operands
-        bfloat16).
+      kind: float32 (unchanged), bfloat16 (half the bytes, bfloat16 operands), or int8 (a quarter of the bytes, bfloat16
+        operands).
 
     Raises:
-      ValueError: no such kind.
+      ValueError: an unknown kind.
     """
     if kind not in KINDS:
         raise ValueError(f"compute is {kind!r}, must be one of {', '.join(KINDS)}")
@@ -59,7 +59,7 @@ def narrow(params: Params, kind: str) -> Params:
             return leaf.astype(jnp.bfloat16)
         import qwix
 
-        channels = (0, leaf.ndim - 1)  # a scale for each layer and output
+        channels = (0, leaf.ndim - 1)  # a scale for each layer and output channel
         return Int8Kernel(qwix.quantize(leaf, jnp.int8, channelwise_axes=channels))
 
     layers = {

@@ -1,4 +1,4 @@
-"""What a server takes on: sizes and lengths of what it is sent, how much may wait, and how long."""
+"""Limits of a server: upload size, recording length, queue length and timeout."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ MEGABYTE = 1_000_000  # bytes
 
 
 class TooLargeError(ValueError):
-    """More bytes, seconds or units than a server takes; the message says how many it does."""
+    """More bytes, seconds or units than the server accepts; the message names the limit."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a server takes on.
+    """Limits of a server.
 
     Attributes:
-      max_bytes: of an upload.
-      max_seconds: of sound in it.
-      queue: utterances that are taken on and not answered yet.
-      timeout: seconds that an answer may take.
+      max_bytes: most bytes of an upload.
+      max_seconds: most seconds of audio in it.
+      queue: most utterances that are waiting or being computed.
+      timeout: most seconds until a response.
 
     Raises:
-      ValueError: one that is no positive number.
+      ValueError: a limit that is not a positive number.
     """
 
     max_bytes: int = 10 * MEGABYTE
@@ -40,17 +40,16 @@ class Limits:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: give a number of seconds above 0")
 
     def check_bytes(self, count: int) -> None:
-        """Raises TooLargeError if an upload of so many bytes, or an unfinished one of as many so far, is not taken."""
+        """Raise TooLargeError if an upload has more bytes (so far) than allowed."""
         if count > self.max_bytes:
             raise TooLargeError(
-                f"the upload is larger than {self.max_bytes / MEGABYTE:g} MB, the most that is taken: send a shorter "
+                f"the upload is larger than {self.max_bytes / MEGABYTE:g} MB, the most allowed: send a shorter "
                 "recording, or a compressed one (FLAC, Ogg)"
             )
 
     def check_seconds(self, seconds: float) -> None:
-        """Raises TooLargeError if a recording of so many seconds is not taken."""
+        """Raise TooLargeError if a recording is longer than allowed."""
         if not seconds <= self.max_seconds:
             raise TooLargeError(
-                f"the recording lasts {seconds:.6g} s, {self.max_seconds:g} s are the most that is taken: send a part "
-                "of it"
+                f"the recording lasts {seconds:.6g} s, at most {self.max_seconds:g} s are allowed: send a shorter part"
             )

@@ -1,4 +1,4 @@
-"""What serving starts from: a unit LM and prompt packs, read and in memory."""
+"""Load a unit LM and prompt packs into memory."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class UnitLM:
     """A unit LM in memory.
 
     Attributes:
-      config: its architecture.
-      params: its weights (docs/design.md, Parameters), float32.
-      hash: what prompt packs are bound to.
+      config: architecture.
+      params: weights (docs/design.md, Parameters), float32.
+      hash: identifies the LM; a prompt pack stores the hash of its LM.
     """
 
     config: UnitLMConfig
@@ -32,11 +32,14 @@ class UnitLM:
     hash: str
 
     def logits(self, tokens: Any, streams: Streams | None = None) -> np.ndarray:
-        """Logits over the vocabulary: int [B, T] tokens, right-padded with 1, to float32 [B, T, V].
+        """Logits over the vocabulary.
 
         Args:
-          tokens: a sequence each.
-          streams: [B, T] each, for a multi-stream LM; they lag a column (docs/design.md, Prosody).
+          tokens: int [B, T], right-padded with 1.
+          streams: [B, T] each, for a multi-stream LM; they lag a column behind the tokens (docs/design.md, Prosody).
+
+        Returns:
+          float32 [B, T, V].
 
         Raises:
           ValueError: not [B, T], a token outside the vocabulary, or a multi-stream LM without streams.
@@ -51,10 +54,10 @@ class UnitLM:
             return np.zeros((*tokens.shape, self.config.vocab_size), np.float32)
         if not 0 <= tokens.min() <= tokens.max() < self.config.vocab_size:
             raise ValueError(
-                f"tokens lie in {tokens.min()}..{tokens.max()}, must be in 0..{self.config.vocab_size - 1}"
+                f"tokens are in {tokens.min()}..{tokens.max()}, must be in 0..{self.config.vocab_size - 1}"
             )
         if streams is not None and any(np.shape(one) != tokens.shape for one in streams):
-            raise ValueError(f"streams must be {list(tokens.shape)} each, as the tokens")
+            raise ValueError(f"streams must be {list(tokens.shape)} each, like the tokens")
         return np.asarray(_logits(self.params, self.config, jnp.asarray(tokens), streams=streams))
 
 
@@ -62,19 +65,19 @@ _logits = jax.jit(unit_lm.logits, static_argnums=1)
 
 
 def load_unit_lm(path: str | os.PathLike[str]) -> UnitLM:
-    """Read a unit LM: a directory (`python -m spjax.convert unit_lm`, or pretraining, writes one), or "tiny" by name.
+    """Load a unit LM from a directory (written by `python -m spjax.convert unit_lm` or by pretraining), or "tiny".
 
     Raises:
-      StorageError: damaged, incomplete or of a newer format.
+      StorageError: the files are damaged, incomplete or of a newer format.
     """
     config, params, info = unit_lms.read_unit_lm(os.fspath(path))
     return UnitLM(config, jax.tree.map(jnp.asarray, params), info["hash"])  # on the device once, not at every call
 
 
 def load_prompt(path: str | os.PathLike[str]) -> PromptPack:
-    """Read a prompt pack's directory: `.params` and `.card`.
+    """Load a prompt pack from its directory.
 
     Raises:
-      StorageError: damaged, incomplete or of a newer format.
+      StorageError: the files are damaged, incomplete or of a newer format.
     """
     return packs.load_pack(os.fspath(path))

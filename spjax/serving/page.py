@@ -1,4 +1,4 @@
-"""The page: speech recorded or uploaded, answered by the desk; several files to a table; a look inside the prompts.
+"""The web page (Gradio): record or upload speech, classify several files, look inside the prompts.
 
 Everything that the browser loads comes from this server, and uploads are deleted after a while.
 """
@@ -25,7 +25,7 @@ from spjax.evaluation import inside
 from spjax.evaluation.markdown import table
 from spjax.serving import drawing
 from spjax.serving.api import refuse_place
-from spjax.serving.batcher import Answered, Batcher, Busy, as_json, timed_out
+from spjax.serving.batcher import Batcher, Prediction, QueueFullError, as_json, timed_out
 from spjax.serving.frozen import KINDS
 from spjax.serving.limits import MEGABYTE, Limits
 from spjax.serving.predictor import SpeechPrompt
@@ -42,33 +42,33 @@ if TYPE_CHECKING:
 
 COLUMNS = ("file", "task", "slot", "label", "probability", "error")  # of the CSV
 MOST_FILES = 500  # of one table
-_AT_ONCE = 16  # files of a table that are on the desk: others want to be answered too
-_SWEPT = 600  # seconds between looks for uploads that are old
-_SESSIONS, _STATES, _EVENTS = 1000, 32, 200  # of the latest visitors: answers not fetched yet, states, times of calls
+_AT_ONCE = 16  # files of a table that are queued at a time, so that other clients get their turn
+_SWEPT = 600  # seconds between deletions of old uploads
+_SESSIONS, _STATES, _EVENTS = 1000, 32, 200  # most recent ones kept: unfetched results, session states, call times
 _SESSION_NAME = 64  # characters
-_MOST_EXPLAINED = 256  # units: attributions take some 20 passes over them, forth and back
+_MOST_EXPLAINED = 256  # units: an attribution takes about 20 forward and backward passes over them
 _STEPS = 16  # points of integrated gradients
-_MOST_WAITING = 4  # who may wait for a look inside
-_TOLD = (Busy, ValueError, TimeoutError, RuntimeError)  # errors of the desk, whose messages are for who asks
-_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # the wide ones too, as spreadsheets do
-_TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # turn the direction of what follows
+_MOST_WAITING = 4  # requests that may wait for the "Inside" tab
+_REPORTED = (QueueFullError, ValueError, TimeoutError, RuntimeError)  # errors whose messages are shown to the client
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # full-width ones too, as in spreadsheets
+_BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # change the direction of the text that follows
 
 
-def mount_page(app: fastapi.FastAPI, desk: Batcher, path: str = "/") -> fastapi.FastAPI:
-    """Puts the page on an app, with its looks and its limits on uploads.
+def mount_page(app: fastapi.FastAPI, batcher: Batcher, path: str = "/") -> fastapi.FastAPI:
+    """Mount the page on an app, with its style and its limits on uploads.
 
-    Uploads lie in `upload_folder()`: $GRADIO_TEMP_DIR is set to it, for this process.
+    Uploads are written to `upload_folder()`; sets $GRADIO_TEMP_DIR for this process.
 
     Args:
-      app: where to; its own routes go first if they were added before.
-      desk: what answers, and its limits.
-      path: of the page.
+      app: the app; routes that it has already take precedence.
+      batcher: computes the predictions; its limits apply.
+      path: URL path of the page.
 
     Returns:
       The app.
     """
     folder = upload_folder()
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)  # gradio looks there at every request
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)  # gradio reads it at every request
     import gradio as gr
     from starlette.exceptions import HTTPException
 
@@ -76,19 +76,19 @@ def mount_page(app: fastapi.FastAPI, desk: Batcher, path: str = "/") -> fastapi.
     mono = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
     theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=font, font_mono=mono)
     theme.set(body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400")
-    page = make_page(desk)
-    # What gradio's own `launch` sets and mounting forgets: without, it takes files for inputs that nobody uploaded, so
-    # that anyone might read whatever lies on this machine.
+    page = make_page(batcher)
+    # `launch` sets these and mounting does not: without them, gradio accepts the path of any file on this machine as an
+    # uploaded file, and anyone could read it.
     page.has_launched = page.is_running = True
     _bound_memory(page)
     _sweep_uploads(app, folder, page)
     app.add_middleware(UploadGate, folder=folder)
     app = gr.mount_gradio_app(
         app, page, path,
-        theme=theme, css=drawing.STYLE + _STYLE, max_file_size=desk.limits.max_bytes, footer_links=[],
+        theme=theme, css=drawing.STYLE + _STYLE, max_file_size=batcher.limits.max_bytes, footer_links=[],
         run_history=False, show_error=False, ssr_mode=False, enable_monitoring=False,
     )  # fmt: skip
-    # Places that are none are refused as the API refuses them, but for those of gradio's own programs.
+    # Unknown paths get the API's errors, except below gradio's routes.
     inner: Any = app.routes[-1]
     refuse = inner.app.exception_handlers[HTTPException]
 
@@ -100,9 +100,9 @@ def mount_page(app: fastapi.FastAPI, desk: Batcher, path: str = "/") -> fastapi.
 
 
 def _bound_memory(page: gradio.Blocks) -> None:
-    """Bounds what gradio keeps of every caller: some 100 kB each of 10,000, and a little more of all that ever came.
+    """Limit what gradio keeps per session: by default some 100 kB for each of 10,000, and more for all that ever came.
 
-    The page has no state of a visitor, so that what is given up is made anew when it is wanted.
+    The page has no session state, so that dropping it is safe.
     """
     from gradio.utils import LRUCache
 
@@ -113,7 +113,7 @@ def _bound_memory(page: gradio.Blocks) -> None:
     take = queue.push
 
     async def push(body: Any, **more: Any) -> Any:
-        if len(body.session_hash or "") > _SESSION_NAME:  # it is kept, up to all that a call may bring
+        if len(body.session_hash or "") > _SESSION_NAME:  # it is kept in memory
             return False, f"session_hash is longer than {_SESSION_NAME} characters: give a shorter one", "error"
         return await take(body=body, **more)
 
@@ -121,14 +121,14 @@ def _bound_memory(page: gradio.Blocks) -> None:
 
 
 def _sweep_uploads(app: fastapi.FastAPI, folder: Path, page: gradio.Blocks) -> None:
-    """While the app runs, deletes old uploads, and folders of servers that died. Gradio forgets what broke off."""
+    """While the app runs, delete old uploads and folders of dead servers. Gradio forgets interrupted uploads."""
     inner = app.router.lifespan_context
 
     async def sweep() -> None:
         while True:
             await asyncio.to_thread(delete_old, folder)
             await asyncio.to_thread(delete_orphans, folder.parent)
-            for names in page.temp_file_sets:  # gradio keeps the names of all uploads, for a sweep of its own
+            for names in page.temp_file_sets:  # gradio keeps all names of uploads, for its cleanup, which is not used
                 names.clear()
             await asyncio.sleep(_SWEPT)
 
@@ -156,28 +156,28 @@ footer .divider { display: none; }
 """
 
 
-def make_page(desk: Batcher) -> gradio.Blocks:
-    """The page, to be mounted by `mount_page`.
+def make_page(batcher: Batcher) -> gradio.Blocks:
+    """Make the page; `mount_page` mounts it.
 
     Its endpoints for `gradio_client` are `/predict` (a file, tasks) and `/batch` (files, tasks).
 
     Args:
-      desk: what answers, and its limits.
+      batcher: computes the predictions; its limits apply.
     """
     import gradio as gr
 
-    predictor = desk.predictor
+    predictor = batcher.predictor
     every = list(predictor.tasks)
-    alone = _Alone()
+    attributions = _OneAtATime()
 
-    async def answered(audio: str | None, tasks: Sequence[str] | None) -> Answered:
+    async def answered(audio: str | None, tasks: Sequence[str] | None) -> Prediction:
         if not audio:
             raise gr.Error("There is no recording yet: record or upload one.", print_exception=False)
         if not tasks:
-            raise gr.Error("No task is chosen: choose one at least.", print_exception=False)
+            raise gr.Error("No task is chosen: choose at least one.", print_exception=False)
         try:
-            return await _ask(desk, audio, tasks)
-        except _TOLD as error:
+            return await _ask(batcher, audio, tasks)
+        except _REPORTED as error:
             raise gr.Error(str(error), print_exception=False) from error
 
     async def predict(audio: str | None, tasks: list[str]) -> dict[str, Any]:
@@ -186,23 +186,23 @@ def make_page(desk: Batcher) -> gradio.Blocks:
     @_errors_in_place("", None)
     async def show(audio: str | None, tasks: list[str]) -> tuple[str, str, dict[str, Any]]:
         one = await answered(audio, tasks)
-        strip = await asyncio.to_thread(_drawn, str(audio), one.encoded, desk)
+        strip = await asyncio.to_thread(_drawn, str(audio), one.encoded, batcher)
         return drawing.answers(one.answers), strip, as_json(one)
 
     async def batch(
         files: list[str] | None,
         tasks: list[str],
-        progress: Any = gr.Progress(),  # noqa: B008  how gradio wants to be asked for one
+        progress: Any = gr.Progress(),  # noqa: B008  gradio's way to ask for a progress bar
     ) -> tuple[list[list[Any]], str]:
         if not files or not tasks:
-            lacking = "There are no files yet: choose some." if not files else "No task is chosen: choose one at least."
+            lacking = "There are no files yet: choose some." if not files else "No task is chosen: choose at least one."
             raise gr.Error(lacking, print_exception=False)
         if len(files) > MOST_FILES:
-            told = f"{len(files)} files are too many, at most {MOST_FILES} make a table: split them."
-            raise gr.Error(told, print_exception=False)
-        rows = await _table(desk, files, tasks, progress)
+            message = f"{len(files)} files are too many, a table holds at most {MOST_FILES}: split them."
+            raise gr.Error(message, print_exception=False)
+        rows = await _table(batcher, files, tasks, progress)
         content = await asyncio.to_thread(_csv, rows)
-        # In the cache, where gradio keeps uploads and deletes them in time.
+        # In gradio's cache, from which it is deleted like an upload.
         return rows, gr.processing_utils.save_bytes_to_cache(content, "answers.csv", download.GRADIO_CACHE)
 
     @_errors_in_place(None)
@@ -215,16 +215,16 @@ def make_page(desk: Batcher) -> gradio.Blocks:
         return drawing.rows(rows), content
 
     @_errors_in_place("", "")
-    async def look(task: str, said: dict[str, Any] | None) -> tuple[str, str, str]:
+    async def look(task: str, shown: dict[str, Any] | None) -> tuple[str, str, str]:
         try:
-            return await alone(_look, predictor, task, said)
-        except (Busy, ValueError) as error:
+            return await attributions(_look, predictor, task, shown)
+        except (QueueFullError, ValueError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
     with gr.Blocks(title="Speech prompts", analytics_enabled=False, fill_width=True) as page:
         gr.Markdown(
             "# Speech prompts\n"
-            "Tasks on speech, answered by one frozen language model of speech units: each of them is a small prompt."
+            "Classify speech with one frozen language model of speech units; each task is a small prompt."
         )
         with gr.Tab("Recording"):
             with gr.Row():
@@ -238,8 +238,8 @@ def make_page(desk: Batcher) -> gradio.Blocks:
                     labels = gr.HTML(_hint("Record or upload speech, then press Answer."), elem_id="answers")
             drawn = gr.HTML(elem_id="units")
             with gr.Accordion("As JSON", open=False):
-                told = gr.JSON(show_label=False, elem_id="json")
-            shown: list[Any] = [labels, drawn, told]
+                prediction = gr.JSON(show_label=False, elem_id="json")
+            shown: list[Any] = [labels, drawn, prediction]
             asking = ask.click(
                 show,
                 [audio, chosen],
@@ -248,10 +248,10 @@ def make_page(desk: Batcher) -> gradio.Blocks:
                 concurrency_limit=None,
                 show_progress_on=[labels],
             )
-            plain = gr.Button(visible=False)  # what programs call: answers alone, nothing drawn
+            plain = gr.Button(visible=False)  # the API endpoint: no drawing
             plain.click(
                 predict, [audio, chosen], gr.JSON(visible=False), api_name="predict", concurrency_limit=None,
-                api_description="Labels and probabilities of a recording, and its units.",
+                api_description="Labels and probabilities for a recording, and its units.",
             )  # fmt: skip
         with gr.Tab("Files"):
             with gr.Row():
@@ -272,7 +272,7 @@ def make_page(desk: Batcher) -> gradio.Blocks:
                 concurrency_limit=None,
                 show_progress_on=[listed],
             )
-            # Answers are of the files above them: other ones take them away, and those that are on their way.
+            # The results belong to the files above: a change of files clears them and cancels running requests.
             gr.on(
                 [files.upload, files.clear, files.delete, files.change], None, outputs=[listed, download],
                 js="() => ['', null]", cancels=[running],
@@ -282,54 +282,54 @@ def make_page(desk: Batcher) -> gradio.Blocks:
                 batch, [files, several],
                 [gr.Dataframe(headers=list(COLUMNS), type="array", visible=False), gr.File(visible=False)],
                 api_name="batch", concurrency_limit=None,
-                api_description="A table of the answers for several files, and it as CSV.",
+                api_description="A table of predictions for several files, also as CSV.",
             )  # fmt: skip
         with gr.Tab("Inside"):
             with gr.Row(equal_height=False):
                 task = gr.Dropdown(every, value=every[0], label="Task", scale=3, min_width=200)
                 open_up = gr.Button("Look", variant="primary", scale=1, min_width=120, elem_id="look")
-            gr.Markdown("The first look at a prompt, or at a longer recording, takes half a minute: it is compiled.")
+            gr.Markdown("The first use of a prompt, or of a longer recording, takes half a minute to compile.")
             opened = []
             for title, about in (
-                ("What it listens for", "Of each label the units whose logits speak for it, against the slot's mean."),
-                ("What decided", "What each unit of the last recording did for the answer (integrated gradients)."),
-                ("How alike the prompts are", "Between all tasks whose prompts are in every layer of the model."),
+                ("Units of each label", "The units with the largest logits for each label, against the slot's mean."),
+                ("Attribution", "Effect of each unit of the last recording on the prediction (integrated gradients)."),
+                ("Similarity of prompts", "Between all tasks with prompts in every layer of the model."),
             ):
                 gr.Markdown(f"### {title}\n{about}")
-                opened.append(gr.HTML(elem_id="inside-" + title.split()[-1]))
+                opened.append(gr.HTML(elem_id=f"inside-{title.split()[0].lower()}"))
             looking = open_up.click(
                 look,
-                [task, told],
+                [task, prediction],
                 opened,
                 api_visibility="private",
                 concurrency_limit=None,
                 show_progress_on=opened[:1],
             )
-        # Answers are of the recording beside them: another one, or a part cut out of it, takes them away, and those
-        # that are on their way.
+        # The results belong to the recording beside them: a new or trimmed recording clears them and cancels running
+        # requests.
         gr.on(
             [audio.change, audio.input, audio.clear, audio.upload, audio.start_recording], None,
             outputs=[*shown, opened[1]], js="() => ['', '', null, '']", cancels=[asking, looking],
         )  # fmt: skip
-        with gr.Tab("Use via API"):  # gradio's own page of that name shows calls with files that this server refuses
+        with gr.Tab("Use via API"):  # gradio's page of that name shows calls with links, which this server refuses
             calls = gr.Markdown(_calls(predictor), elem_id="calls")
             gr.on(
                 page.load, None, [calls], [calls], api_visibility="private",
                 js=f"text => text.replaceAll('{_URL}', (location.origin + location.pathname).replace(/\\/+$/, ''))",
             )  # fmt: skip
         with gr.Tab("About"):
-            gr.Markdown(_about(predictor, desk.limits))
+            gr.Markdown(_about(predictor, batcher.limits))
     _refuse_quietly(page)
     return page
 
 
 def _errors_in_place(*others: Any) -> Callable[..., Any]:
-    """Shows what is wrong in the place of a handler's first result, where it stays, and clears its `others`."""
+    """Decorator: show a handler's error in place of its first output, and set the `others`."""
 
     def wrapped(handler: Callable[..., Any]) -> Callable[..., Any]:
         import gradio as gr
 
-        @functools.wraps(handler)  # gradio looks for arguments of its own
+        @functools.wraps(handler)  # gradio inspects the signature
         async def shown(*arguments: Any) -> Any:
             try:
                 return await handler(*arguments)
@@ -342,25 +342,25 @@ def _errors_in_place(*others: Any) -> Callable[..., Any]:
 
 
 def _refuse_quietly(page: Any) -> None:
-    """What is no input of the page is refused with a sentence, not with gradio's whole traceback in the log."""
+    """Refuse malformed input with one sentence, without gradio's traceback in the log."""
     import gradio as gr
 
     take = page.preprocess_data
 
-    async def told(*arguments: Any, **options: Any) -> Any:
+    async def checked(*arguments: Any, **options: Any) -> Any:
         try:
             return await take(*arguments, **options)
-        except gr.Error as error:  # it has a sentence
+        except gr.Error as error:  # its message is for the client
             raise gr.Error(error.message, print_exception=False) from error
         except Exception as error:
-            sentence = "This is no input of the page: upload files first, and name what the upload answered."
+            sentence = "The input is malformed: upload files first, and give the paths that the upload returned."
             raise gr.Error(sentence, print_exception=False) from error
 
-    page.preprocess_data = told
+    page.preprocess_data = checked
 
 
 def _without_links(component: Any) -> Any:
-    """The component, which refuses links: gradio would fetch what they lead to, of whatever size."""
+    """Make the component refuse links: gradio would download them, whatever their size."""
     import gradio as gr
 
     move = component.async_move_resource_to_block_cache
@@ -371,13 +371,13 @@ def _without_links(component: Any) -> Any:
         return await move(place)
 
     component.async_move_resource_to_block_cache = refuse_links
-    example = {"path": "speech.wav", "meta": {"_type": "gradio.FileData"}}  # gradio's are links
+    example = {"path": "speech.wav", "meta": {"_type": "gradio.FileData"}}  # gradio's examples are links
     component.example_payload = lambda: [example] if isinstance(component, gr.File) else example
     return component
 
 
-class _Alone:
-    """Work that is done one at a time, in a thread: it must not take the machine from those who want answers."""
+class _OneAtATime:
+    """Runs slow work in a thread, one call at a time, so that predictions are not slowed down."""
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
@@ -385,7 +385,7 @@ class _Alone:
 
     async def __call__(self, work: Callable[..., Any], *arguments: Any) -> Any:
         if self.waiting >= _MOST_WAITING:
-            raise Busy(f"{self.waiting} others are looking inside already: try again in a minute.")
+            raise QueueFullError(f"{self.waiting} attributions are waiting already: try again in a minute.")
         self.waiting += 1
         try:
             async with self.lock:
@@ -394,24 +394,24 @@ class _Alone:
             self.waiting -= 1
 
 
-async def _ask(desk: Batcher, audio: str, tasks: Sequence[str]) -> Answered:
-    """What the desk answers, waited for without holding a thread, so that as many may wait as it takes."""
+async def _ask(batcher: Batcher, audio: str, tasks: Sequence[str]) -> Prediction:
+    """Submit and wait for the prediction without blocking a thread."""
     try:
-        return await asyncio.wait_for(asyncio.wrap_future(desk.submit(audio, tasks)), desk.limits.timeout)
+        return await asyncio.wait_for(asyncio.wrap_future(batcher.submit(audio, tasks)), batcher.limits.timeout)
     except TimeoutError:
-        raise TimeoutError(timed_out(desk.limits)) from None
+        raise TimeoutError(timed_out(batcher.limits)) from None
 
 
-def _drawn(audio: str, encoded: Encoded, desk: Batcher) -> str:
-    assert desk.predictor.encoder is not None
-    wave, encoder = read_upload(audio, desk.limits).wave, desk.predictor.encoder
+def _drawn(audio: str, encoded: Encoded, batcher: Batcher) -> str:
+    assert batcher.predictor.encoder is not None
+    wave, encoder = read_upload(audio, batcher.limits).wave, batcher.predictor.encoder
     return drawing.utterance(wave, encoded.units.tolist(), encoded.durations.tolist(), encoder.hop, encoder.center)
 
 
 async def _table(
-    desk: Batcher, files: Sequence[str], tasks: Sequence[str], progress: Callable[..., Any]
+    batcher: Batcher, files: Sequence[str], tasks: Sequence[str], progress: Callable[..., Any]
 ) -> list[list[Any]]:
-    """Rows of COLUMNS, in the order of the files; of one that cannot be answered a row with its error."""
+    """Rows of COLUMNS, in the order of the files; a file that fails has a row with its error."""
     turn, done = asyncio.Semaphore(_AT_ONCE), 0
     progress((0, len(files)), unit="files")
 
@@ -419,8 +419,8 @@ async def _table(
         nonlocal done
         async with turn:
             try:
-                _, answers = await _patiently(desk, path, tasks)
-            except _TOLD as error:
+                _, answers = await _ask_again(batcher, path, tasks)
+            except _REPORTED as error:
                 rows: list[list[Any]] = [[name, "", "", "", None, _one_line(str(error))]]
             else:
                 rows = [
@@ -436,7 +436,7 @@ async def _table(
 
 
 def _names(files: Sequence[str]) -> list[str]:
-    """What a table calls files, in their order: no two the same, in one line each, and nothing that turns the text."""
+    """Unique one-line names of files for a table, in order, without bidirectional controls."""
     names: dict[str, None] = {}
     for path in files:
         plain = name = _one_line(Path(path).name)
@@ -448,23 +448,23 @@ def _names(files: Sequence[str]) -> list[str]:
     return list(names)
 
 
-async def _patiently(desk: Batcher, path: str, tasks: Sequence[str]) -> Answered:
-    """Asks again while the desk is busy: a table is in no hurry."""
+async def _ask_again(batcher: Batcher, path: str, tasks: Sequence[str]) -> Prediction:
+    """As `_ask`, retried while the queue is full."""
     loop = asyncio.get_running_loop()
-    until = loop.time() + desk.limits.timeout
+    until = loop.time() + batcher.limits.timeout
     while True:
         try:
-            return await _ask(desk, path, tasks)
-        except Busy:
+            return await _ask(batcher, path, tasks)
+        except QueueFullError:
             if loop.time() > until:
                 raise
             await asyncio.sleep(0.25)
 
 
 def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
-    """CSV as spreadsheets want it: with a mark that says UTF-8, and nothing that they take for a formula.
+    """CSV for spreadsheets: with a UTF-8 byte order mark, and nothing that would run as a formula.
 
-    All is quoted: some split at semicolons instead of commas, and would find a formula behind one.
+    Every cell is quoted, since some programs split at semicolons, and a formula could follow one.
     """
     text = io.StringIO(newline="")
     csv.writer(text, quoting=csv.QUOTE_ALL).writerows([COLUMNS, *([_harmless(cell) for cell in row] for row in rows)])
@@ -472,21 +472,21 @@ def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
 
 
 def _harmless(cell: Any) -> Any:
-    """The cell; an apostrophe in front of text that a spreadsheet would run, as names of files may be made to be."""
+    """Prefix text that a spreadsheet would run as a formula with an apostrophe; file names come from clients."""
     return f"'{cell}" if isinstance(cell, str) and cell.lstrip().startswith(_FORMULA) else cell
 
 
-def _look(predictor: SpeechPrompt, task: str, said: dict[str, Any] | None) -> tuple[str, str, str]:
-    """HTML of what a verbalizer listens for, what decided the last answer, and how alike the prompts are."""
+def _look(predictor: SpeechPrompt, task: str, shown: dict[str, Any] | None) -> tuple[str, str, str]:
+    """HTML of the verbalizer's weights, the attribution of the prediction shown, and the similarity of the prompts."""
     pack = predictor.packs[task]
     weights = drawing.verbalizer(pack.task, inside.verbalizer_weights(pack))
-    return weights, _decided(predictor, task, said), _alike(predictor)
+    return weights, _attribution(predictor, task, shown), _similarity(predictor)
 
 
-def _decided(predictor: SpeechPrompt, task: str, said: dict[str, Any] | None) -> str:
-    if not said:
-        return _hint("Have a recording answered first.")
-    utterance = _utterance(predictor, said)
+def _attribution(predictor: SpeechPrompt, task: str, shown: dict[str, Any] | None) -> str:
+    if not shown:
+        return _hint("Classify a recording first.")
+    utterance = _utterance(predictor, shown)
     left = max(0, len(utterance.units) - _MOST_EXPLAINED)
     pack, compute = predictor.packs[task], KINDS[predictor.compute]
     kept = utterance.cut(_MOST_EXPLAINED)
@@ -496,7 +496,7 @@ def _decided(predictor: SpeechPrompt, task: str, said: dict[str, Any] | None) ->
 
 
 def _differentiable(predictor: SpeechPrompt) -> Params:
-    """The LM's weights, int8 kernels multiplied out for as long as it takes: gradients want plain ones."""
+    """The LM's weights with int8 kernels dequantized, since they have no gradients."""
     if predictor.compute != "int8":
         return predictor.params
     dtype = KINDS["int8"].dtype
@@ -507,39 +507,39 @@ def _differentiable(predictor: SpeechPrompt) -> Params:
     return {**predictor.params, "layers": layers}
 
 
-def _utterance(predictor: SpeechPrompt, said: dict[str, Any]) -> UnitSet:
-    """The utterance that a page shows, as the LM takes it."""
-    rows = {name: said[name] for name in ("units", "durations", "f0") if isinstance(said, dict) and name in said}
-    whole = all(isinstance(row, list) and all(type(x) in (int, float) for x in row) for row in rows.values())
-    if not whole or not {"units", "durations"} <= set(rows) or len({len(row) for row in rows.values()}) != 1:
-        raise ValueError("this is no answer of this page: give an object with units and durations, lists of one length")
+def _utterance(predictor: SpeechPrompt, shown: dict[str, Any]) -> UnitSet:
+    """The utterance of the prediction (JSON) that the page shows."""
+    rows = {name: shown[name] for name in ("units", "durations", "f0") if isinstance(shown, dict) and name in shown}
+    numbers = all(isinstance(row, list) and all(type(x) in (int, float) for x in row) for row in rows.values())
+    if not numbers or not {"units", "durations"} <= set(rows) or len({len(row) for row in rows.values()}) != 1:
+        raise ValueError("not a prediction of this page: give an object with units and durations, lists of one length")
     if any(type(x) is not int or not 0 <= x < 2**31 for name in ("units", "durations") for x in rows[name]):
-        raise ValueError("units and durations must be whole numbers, 0 or more")
+        raise ValueError("units and durations must be integers, 0 or more")
     f0 = np.asarray(rows["f0"], np.float32) if "f0" in rows else None
     units, durations = (np.asarray(rows[name], np.int32) for name in ("units", "durations"))
     return unit_set([Encoded(units, durations, f0)], predictor.config)
 
 
 @functools.lru_cache(maxsize=4)
-def _alike(predictor: SpeechPrompt) -> str:
+def _similarity(predictor: SpeechPrompt) -> str:
     deep = {
         name: pack for name, pack in predictor.packs.items() if "key" in pack.params and pack.params["key"].shape[1]
     }
     if len(deep) < 2:
-        return _hint("It takes two tasks at least whose prompts are in the layers.")
+        return _hint("This needs at least two tasks with deep prompts (in every layer).")
     layers = predictor.params["layers"]
     kernels = {name: {"kernel": layers[name]["kernel"].astype("float32")} for name in ("key", "value")}
     return drawing.similarity(list(deep), inside.prompt_similarity({"layers": kernels}, list(deep.values())))
 
 
 def _one_line(text: str) -> str:
-    """A text without what breaks its line or turns the direction of what follows."""
+    """The text in one line, without control characters and bidirectional controls."""
     kept = (sign for sign in " ".join(text.split()) if unicodedata.category(sign) != "Cc")
-    return "".join(sign for sign in kept if unicodedata.bidirectional(sign) not in _TURNING)
+    return "".join(sign for sign in kept if unicodedata.bidirectional(sign) not in _BIDI)
 
 
 def _plain(name: str) -> str:
-    """A name in a Markdown table, where it means nothing but itself."""
+    """A name escaped for a Markdown table."""
     return "".join(f"&#{ord(sign)};" if sign in "<>&|*_`[]\\$~" else sign for sign in _one_line(name))
 
 
@@ -556,31 +556,31 @@ def _about(predictor: SpeechPrompt, limits: Limits) -> str:
         for name, task in predictor.tasks.items()
     ]
     tasks = "\n".join(table(("task", "slots"), rows))
-    heard = (
-        "" if encoder is None else f" Speech becomes units by {encoder.name}, {SAMPLE_RATE / encoder.hop:g} a second."
+    encoding = (
+        "" if encoder is None else f" Speech encoder: {encoder.name}, {SAMPLE_RATE / encoder.hop:g} frames a second."
     )
     return f"""
-Unit language model `{lm["hash"]}`, {lm["layers"]} layers of {lm["dim"]}, frozen, in {predictor.compute}.{heard}
-Nothing that is uploaded is kept longer than {(KEPT_SECONDS + _SWEPT) // 60} minutes; should the server break down,
-until one is started again.
+Unit language model `{lm["hash"]}`, {lm["layers"]} layers of {lm["dim"]}, frozen, in {predictor.compute}.{encoding}
+Uploads are deleted after {(KEPT_SECONDS + _SWEPT) // 60} minutes at most; if the server crashes, when one is
+started again.
 
 {tasks}
 
 **Limits**: files up to {limits.max_bytes / 1e6:g} MB and {limits.max_seconds:g} s each, {MOST_FILES} and
 {UPLOAD_BYTES / MEGABYTE:g} MB in a table;
-{limits.queue} requests may wait, each {limits.timeout:g} s.
+at most {limits.queue} requests in the queue, {limits.timeout:g} s each.
 """
 
 
-_URL = "http://127.0.0.1:7860"  # which the browser replaces by the page's address
+_URL = "http://127.0.0.1:7860"  # which the browser replaces with the page's address
 
 
 def _calls(predictor: SpeechPrompt) -> str:
-    """Markdown: how programs ask."""
+    """Markdown: how to call the API."""
     name = next(iter(predictor.tasks))
     first = json.dumps(name, ensure_ascii=False)
     return f"""
-`curl` is enough; leave `tasks` out for all. What is wrong is said as `{{"error": ...}}`:
+`curl` is enough; leave `tasks` out for all tasks. Errors are `{{"error": ...}}`:
 
 ```bash
 curl --data-binary @speech.wav "{_URL}/predict?tasks={urllib.parse.quote(name, safe="")}"
@@ -597,6 +597,6 @@ table, csv_file = client.predict([handle_file("a.wav"), handle_file("b.wav")], [
 print(table["data"], csv_file)
 ```
 
-Also there: `{_URL}/tasks` (labels of every task), `{_URL}/health`, `{_URL}/metrics` (for Prometheus) and
+Other endpoints: `{_URL}/tasks` (labels of every task), `{_URL}/health`, `{_URL}/metrics` (for Prometheus) and
 `{_URL}/openapi.json`.
 """

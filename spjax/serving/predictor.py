@@ -1,4 +1,4 @@
-"""The predictor: one frozen LM, one encoder and any number of prompt packs; an utterance's answers to all of them."""
+"""`SpeechPrompt`, the predictor: one frozen LM, one encoder and any number of prompt packs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from spjax.compilation_cache import keep_programs
 from spjax.models.config import UnitLMConfig
 from spjax.serving import artefact, scoring
-from spjax.serving.frozen import narrow
+from spjax.serving.frozen import quantize
 from spjax.serving.load import UnitLM, load_unit_lm
 from spjax.serving.scoring import Bank, Shape
 from spjax.speech2unit import prosody
@@ -29,7 +29,7 @@ from spjax.storage.packs import PromptPack, check_pack, load_pack
 from spjax.tasks import Task
 from spjax.types import Encoded, Params
 
-GROUP_SECONDS = 600  # of speech that is encoded together: bounds the memory that waves and features take
+GROUP_SECONDS = 600  # of speech encoded together: bounds the memory for waves and features
 
 Packs = Mapping[str, Any] | Sequence[Any] | str | os.PathLike[str] | PromptPack
 Tasks = str | Sequence[str] | Sequence[Sequence[str]] | None
@@ -37,20 +37,18 @@ Tasks = str | Sequence[str] | Sequence[Sequence[str]] | None
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SpeechPrompt:
-    """Tasks in front of one frozen LM; `load` makes one. Any mix of utterances and tasks is answered together.
-
-    Calls from several threads do not disturb each other.
+    """Predicts any mix of utterances and tasks with one frozen LM; made by `load`. Safe to call from several threads.
 
     Attributes:
       config: the LM's architecture.
-      params: its weights, as `compute` has them.
-      encoder: speech to units; None where only units are asked about.
-      packs: name to prompt pack.
-      banks: the packs, those of one form in one.
-      compute: float32, bfloat16 or int8: what the LM's kernels are kept in.
-      merged: runs of equal units are one, as in what the packs were trained on.
+      params: the LM's weights, cast or quantized to `compute`.
+      encoder: speech to units; None if only units are classified.
+      packs: prompt packs by name.
+      banks: the packs, grouped so that those of one shape share batches.
+      compute: storage type of the LM's kernels: float32, bfloat16 or int8.
+      merged: whether runs of equal units are merged, as in the packs' training data.
       max_units: the most units of an utterance; None for no limit.
-      overlength: "error" refuses longer ones, "cut" answers for their first `max_units` units.
+      overlength: "error" refuses longer utterances, "cut" truncates them to `max_units` units.
     """
 
     config: UnitLMConfig
@@ -79,26 +77,27 @@ class SpeechPrompt:
         ahead: bool = False,
         compilation_cache: str | None = None,
     ) -> SpeechPrompt:
-        """A predictor of what the packs were trained for.
+        """Load a predictor.
 
         Args:
           lm: a unit LM or multi-stream LM, or its directory.
-          encoder: an encoder with a k-means; or "mfcc", "log_mel" or the directory of a HuBERT or Whisper; None: units
-            only.
-          packs: packs or their directories by name; or a list of packs and of places that `storage.load_packs` takes
-            (packs, banks, directories of them, a job's, say), or one of them. A pack is called as its task.
-          kmeans: directory of the encoder's k-means, where `encoder` is a name or directory.
-          layer: of a HuBERT or Whisper, likewise.
-          lowpass: of the encoder, likewise.
-          compute: float32, bfloat16 or int8 kernels of the LM (`frozen.narrow`); units come of float32 in any case.
+          encoder: an encoder with a k-means; or "mfcc", "log_mel" or the directory of a HuBERT or Whisper; None to
+            classify units only.
+          packs: packs or their directories by name; or a list of packs and of paths that `storage.load_packs` takes
+            (packs, banks, directories of them, such as a job's), or one of these. The default name of a pack is its
+            task's.
+          kmeans: directory of the encoder's k-means, if `encoder` is a name or directory.
+          layer: layer of a HuBERT or Whisper, if `encoder` is a directory.
+          lowpass: cut-off of the encoder's low-pass in Hz, if `encoder` is a name or directory.
+          compute: float32, bfloat16 or int8 kernels of the LM (`frozen.quantize`); encoding is always float32.
           max_units: the most units of an utterance (1024: about 40 s of speech); None for no limit.
           overlength: "error" or "cut" (see the attribute).
-          ahead: compile every program now, not when it is first wanted.
-          compilation_cache: directory where compiled programs are kept for the next process; None for nowhere.
+          ahead: compile every program now instead of on first use.
+          compilation_cache: directory of the persistent compilation cache; None for none.
 
         Raises:
           StorageError: files absent or damaged, or a pack of another LM or of other units.
-          ValueError: no packs, two of one name, an encoder without k-means, a setting that makes no sense.
+          ValueError: no packs, two of one name, an encoder without k-means, an invalid setting.
         """
         if overlength not in ("error", "cut") or (max_units is not None and max_units < 1):
             raise ValueError(
@@ -115,11 +114,11 @@ class SpeechPrompt:
                 raise StorageError(f"{name}: {error}") from error
         if isinstance(encoder, Encoder | None):
             if kmeans is not None:
-                raise ValueError("kmeans goes with an encoder's name: load_encoder(NAME, KMEANS) has its own")
+                raise ValueError("kmeans goes with an encoder's name: give load_encoder(NAME, KMEANS) instead")
         else:
             encoder = load_encoder(encoder, kmeans, layer=layer, lowpass=lowpass)
         merged = _same_units(named, encoder, lm.config)
-        weights = narrow(lm.params, compute)
+        weights = quantize(lm.params, compute)
         made = cls(
             config=lm.config,
             params=weights,
@@ -137,25 +136,25 @@ class SpeechPrompt:
 
     @property
     def tasks(self) -> dict[str, Task]:
-        """Slots and labels by the name that a task is asked for by."""
+        """Slots and labels of each task, by the name of its pack."""
         return {name: pack.task for name, pack in self.packs.items()}
 
     @property
     def shapes(self) -> list[Shape]:
-        """The shapes that batches can have: as many programs for each bank, where utterances are limited in length."""
+        """The shapes that batches can have; each is one program per bank."""
         return scoring.shapes(self.max_units or scoring.BUCKETS[-1])
 
     def compile_ahead(self, units: Sequence[Any] | None = None, tasks: Tasks = None, *, progress: bool = False) -> int:
-        """Compile the programs that `predict_units(units, tasks)` takes; of no units, all that there are.
+        """Compile the programs that `predict_units(units, tasks)` uses; without units, all programs.
 
-        Without a limit on length those up to 1024 units are made.
+        If `max_units` is None, "all" means those for up to 1024 units.
 
         Args:
-          units, tasks: as `predict_units` takes them.
-          progress: a bar, after two seconds.
+          units, tasks: as for `predict_units`.
+          progress: show a progress bar after two seconds.
 
         Returns:
-          How many programs are ready.
+          The number of programs compiled.
         """
         if units is None:
             wanted = {(number, shape) for number in range(len(self.banks)) for shape in self.shapes}
@@ -164,14 +163,14 @@ class SpeechPrompt:
             wanted = {
                 (number, batch.shape)
                 for number, bank in enumerate(self.banks)
-                for batch in scoring.work([bank], lengths, self._asked(tasks, len(lengths)))
+                for batch in scoring.plan_batches([bank], lengths, self._asked(tasks, len(lengths)))
             }
 
         def compiled(one: tuple[int, Shape]) -> None:
             bank = self.banks[one[0]]
             bank.programs.get(one[1], self.params, bank.params)
 
-        # The largest first: they take longest. Leaving early waits for those at hand only.
+        # The largest first, since they take longest. An exception waits only for the running compilations.
         order = sorted(wanted, key=lambda one: one[1].rows * one[1].columns, reverse=True)
         pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="compile")
         try:
@@ -190,23 +189,23 @@ class SpeechPrompt:
         speaker_f0: float | None = None,
         progress: bool = False,
     ) -> list[Encoded | ValueError]:
-        """Speech as units, with f0 where the LM is a multi-stream LM.
+        """Encode speech to units, with f0 if the LM is a multi-stream LM.
 
         Args:
           audios: files, `Audio`s, or arrays of one utterance each.
-          rate: samples a second of the arrays.
-          speaker_f0: mean log f0 (Hz) of their speaker, as `spjax.encode` takes it; by default each utterance's own.
-          progress: a bar, after two seconds.
+          rate: sample rate of the arrays, Hz.
+          speaker_f0: mean log f0 (Hz) of the speaker, as for `spjax.encode`; by default each utterance's mean.
+          progress: show a progress bar after two seconds.
 
         Returns:
-          Of each its units; or the error, which says what is wrong with it and why it cannot be answered.
+          For each utterance its units, or the error that names what is wrong with it.
 
         Raises:
-          ValueError: there is no encoder.
+          ValueError: the predictor has no encoder.
         """
         if self.encoder is None:
             raise ValueError(
-                "there is no encoder, so units only are answered: give load(lm, ENCODER, packs, kmeans=...)"
+                "the predictor has no encoder, so it takes units only: give load(lm, ENCODER, packs, kmeans=...)"
             )
         audios = list(audios)
         found: list[Any] = [None] * len(audios)
@@ -242,9 +241,8 @@ class SpeechPrompt:
         if self.overlength == "cut" or self.max_units is None or units <= self.max_units:
             return None
         return ValueError(
-            f"{name} has {units} units, the limit is {self.max_units}: give a shorter one, or start with "
-            f"max_units={units} (--max-units={units}), or with overlength='cut' (--cut) to be answered for its "
-            "beginning"
+            f"{name} has {units} units, the limit is {self.max_units}: give a shorter one, or load with "
+            f"max_units={units} (--max-units={units}) or overlength='cut' (--cut: only its beginning is classified)"
         )
 
     def predict(
@@ -256,20 +254,20 @@ class SpeechPrompt:
         speaker_f0: float | None = None,
         progress: bool = False,
     ) -> list[dict[str, Any]]:
-        """Answers for speech, which is encoded once whatever the number of tasks.
+        """Predict labels for speech; each utterance is encoded once, whatever the number of tasks.
 
         Args:
           audios: files, `Audio`s, or arrays of one utterance each.
-          tasks: as `predict_units` takes them.
-          rate: samples a second of the arrays.
-          speaker_f0: as `encode` takes it.
-          progress: bars, after two seconds.
+          tasks: as for `predict_units`.
+          rate: sample rate of the arrays, Hz.
+          speaker_f0: as for `encode`.
+          progress: show progress bars after two seconds.
 
         Returns:
-          As `predict_units`.
+          As for `predict_units`.
 
         Raises:
-          ValueError: the first thing that cannot be used, by name (AudioError, one of them); `encode` tells of each.
+          ValueError: the first bad input, by name (AudioError is a subclass); `encode` returns the error of each.
         """
         units = self.encode(_several(audios), rate, speaker_f0=speaker_f0, progress=progress)
         for one in units:
@@ -278,20 +276,21 @@ class SpeechPrompt:
         return self.predict_units(units, tasks, progress)
 
     def predict_units(self, units: Sequence[Any], tasks: Tasks = None, progress: bool = False) -> list[dict[str, Any]]:
-        """Answers for utterances given as units.
+        """Predict labels for utterances given as units.
 
         Args:
-          units: an utterance's units each, at least one; or Encoded, with f0 for a multi-stream LM.
-          tasks: names of tasks for all utterances, or a list of names for each; None for every task there is.
-          progress: a bar, after two seconds.
+          units: for each utterance its units, at least one; or Encoded, with f0 for a multi-stream LM.
+          tasks: task names for all utterances, or a list of names for each; None for every task.
+          progress: show a progress bar after two seconds.
 
         Returns:
           For each utterance `{task: {"labels": {slot: label}, "probabilities": {slot: {label: probability}}}}`. The
-          labels are the likeliest combination that training saw (any combination, if the pack does not say).
+          labels are the most probable combination that occurs in training (any combination, if the pack does not list
+          them).
 
         Raises:
-          ValueError: no such task, an utterance that is too long, has no units, no prosody where the LM wants it, or
-            units that the LM does not know.
+          ValueError: an unknown task; or an utterance that is too long, has no units, lacks the prosody that the LM
+            needs, or has units outside the LM's vocabulary.
         """
         asked = self._asked(tasks, len(units))
         if not asked:
@@ -299,7 +298,7 @@ class SpeechPrompt:
         return scoring.answer(self.params, self.banks, self._split(units), asked, progress)
 
     def scores(self, units: Sequence[Any], tasks: Tasks = None, progress: bool = False) -> dict[str, scoring.Scored]:
-        """Log probabilities by task, where `predict_units` gives answers; `scoring.read_off` reads them."""
+        """Log probabilities by task; arguments as for `predict_units`. `scoring.decode_scores` decodes them."""
         asked = self._asked(tasks, len(units))
         return scoring.score(self.params, self.banks, self._split(units), asked, progress) if asked else {}
 
@@ -311,17 +310,17 @@ class SpeechPrompt:
         return split if self.max_units is None else split.cut(self.max_units)
 
     def _asked(self, tasks: Tasks, count: int) -> list[tuple[str, ...]]:
-        """The names that each of `count` utterances is asked."""
+        """Task names for each of `count` utterances."""
         if tasks is None:
             return [tuple(self.packs)] * count
         names: Sequence[Any] = (tasks,) if isinstance(tasks, str) else tasks
         each = [names] * count if all(isinstance(name, str) for name in names) else names
         if len(each) != count:
-            raise ValueError(f"{len(each)} lists of tasks for {count} utterances: give one a piece, or names for all")
-        unknown = sorted({name for own in each for name in own} - self.packs.keys())
+            raise ValueError(f"{len(each)} lists of tasks for {count} utterances: give one list each, or names for all")
+        unknown = sorted({name for chosen in each for name in chosen} - self.packs.keys())
         if unknown:
-            raise ValueError(f"no task {', '.join(map(repr, unknown))}: there are {', '.join(self.packs)}")
-        return [tuple(dict.fromkeys(own)) for own in each]
+            raise ValueError(f"unknown task {', '.join(map(repr, unknown))}: there are {', '.join(self.packs)}")
+        return [tuple(dict.fromkeys(chosen)) for chosen in each]
 
     def export(
         self,
@@ -331,7 +330,7 @@ class SpeechPrompt:
         rows: Sequence[int] = (1, 8),
         progress: bool = False,
     ) -> Path:
-        """Write what serves these tasks from units without this code: see `artefact.export`."""
+        """Write a directory that serves these tasks from units with jax and numpy only: see `artefact.export`."""
         return artefact.export(
             Path(directory), self.config, self.params, self.banks, self.compute, self.merged,
             columns=columns, rows=rows, progress=progress,
@@ -349,22 +348,22 @@ def _length(units: Any) -> int:
 
 
 def _audio(audio: Any, rate: int | None) -> Audio:
-    """Samples of one utterance, whatever it is given as."""
+    """Samples of one utterance, from any of the input types."""
     if isinstance(audio, Audio):
         return audio
     if isinstance(audio, str | os.PathLike):
         return read_audio(audio)
     if rate is None:
-        raise ValueError("the array's rate is missing: give rate=, samples a second")
+        raise ValueError("the array's sample rate is missing: give rate=, in Hz")
     return prepare(audio, rate)
 
 
 def _named(packs: Packs) -> dict[str, PromptPack]:
-    """Packs by name, each read.
+    """Read packs that are given as paths, and name them all.
 
     Raises:
-      StorageError: a pack that is absent or damaged, or two of one name.
-      ValueError: none, or two in memory of one name, or one in memory called as one that is read.
+      StorageError: a pack that is absent or damaged, or two files with one name.
+      ValueError: no packs, or two with one name.
     """
     if isinstance(packs, Mapping):
         named = {str(name): pack if isinstance(pack, PromptPack) else load_pack(pack) for name, pack in packs.items()}
@@ -378,56 +377,56 @@ def _named(packs: Packs) -> dict[str, PromptPack]:
                     raise ValueError(f"two packs are called {name!r}: leave one out, or give packs={{NAME: PACK, ...}}")
                 named[name] = pack
     if not named:
-        raise ValueError("no packs: give one at least")
+        raise ValueError("no packs: give at least one")
     return named
 
 
 def _same_units(packs: Mapping[str, PromptPack], encoder: Encoder | None, config: UnitLMConfig) -> bool:
-    """Whether units are merged, if all packs were trained on units of one kind, and the encoder gives those.
+    """Check that all packs and the encoder use the same units; return whether units are merged.
 
     Raises:
       StorageError: a pack of other units.
-      ValueError: an encoder without k-means, or of more units than the LM knows.
+      ValueError: an encoder without k-means, or with more units than the LM has.
     """
     known: dict[str, Any] = {}
     for name, pack in packs.items():
-        told = units_of(pack.card)
-        check_units(f"prompt pack {name!r}", told, "the packs before it", known, "Load them apart.")
-        known = told | known
+        origin = unit_source(pack.card)
+        check_units(f"prompt pack {name!r}", origin, "the packs before it", known, "Load them separately.")
+        known = origin | known
     merged = known.get("merged", True)
     if encoder is None:
         return merged
     if encoder.kmeans is None:
         raise ValueError(f"encoder {encoder.name} has no k-means, so it gives no units: give kmeans=DIR (--kmeans=DIR)")
     ours = {"encoder": encoder.name, "layer": encoder.layer or 0, "kmeans": encoder.kmeans.id}
-    way_out = "Give the encoder and k-means that it was trained with, or train a prompt on these units."
+    fix = "Give the encoder and k-means that it was trained with, or train a prompt on these units."
     for name, pack in packs.items():
-        check_units(f"prompt pack {name!r}", units_of(pack.card), "this encoder", ours, way_out)
+        check_units(f"prompt pack {name!r}", unit_source(pack.card), "this encoder", ours, fix)
     if len(encoder.kmeans.centroids) > config.num_units:
         raise ValueError(
-            f"the k-means has {len(encoder.kmeans.centroids)} units, the LM knows {config.num_units}: give the k-means "
-            "of its units"
+            f"the k-means has {len(encoder.kmeans.centroids)} units, the LM {config.num_units}: give the k-means "
+            "that the LM's units were made with"
         )
     return merged
 
 
-def units_of(card: Any) -> dict[str, Any]:
-    """What a card says of how units were made, as far as it does."""
-    told = {name: card[name] for name in ("encoder", "layer", "kmeans", "merged") if card[name] is not None}
-    return told | ({"layer": told.get("layer", 0)} if "encoder" in told else {})  # of an encoder without layers: 0
+def unit_source(card: Any) -> dict[str, Any]:
+    """The encoder, layer, k-means and merging of a card's units; unknown ones are left out."""
+    known = {name: card[name] for name in ("encoder", "layer", "kmeans", "merged") if card[name] is not None}
+    return known | ({"layer": known.get("layer", 0)} if "encoder" in known else {})  # 0: an encoder without layers
 
 
-def check_units(what: str, theirs: Mapping[str, Any], other: str, ours: Mapping[str, Any], way_out: str) -> None:
-    """Refuse units that are not made alike. What either does not say is not held against it.
+def check_units(what: str, theirs: Mapping[str, Any], other: str, ours: Mapping[str, Any], fix: str) -> None:
+    """Refuse units that were made differently. Fields that either side lacks are not compared.
 
-    A k-means that goes by a name ("km100", of imported unit text) cannot be compared with one that goes by its id.
+    A k-means known by a name ("km100", in imported unit text) cannot be compared with one known by its id.
 
     Args:
-      what: whose units the first are, in words.
-      theirs: as `units_of` gives them.
-      other: whose the second are.
-      ours: likewise.
-      way_out: what to do, a sentence.
+      what: description of the first units' source, for the message.
+      theirs: from `unit_source`.
+      other: description of the second units' source.
+      ours: from `unit_source`.
+      fix: the message's second sentence.
 
     Raises:
       StorageError: they differ.
@@ -436,5 +435,5 @@ def check_units(what: str, theirs: Mapping[str, Any], other: str, ours: Mapping[
     both = [name for name in theirs if name in ours and (name != "kmeans" or by_id[0] == by_id[1])]
     differing = [name for name in both if theirs[name] != ours[name]]
     if differing:
-        told = [", ".join(f"{name} {side[name]}" for name in differing) for side in (theirs, ours)]
-        raise StorageError(f"{what} goes with units of {told[0]}, {other} with {told[1]}. {way_out}")
+        sides = [", ".join(f"{name} {side[name]}" for name in differing) for side in (theirs, ours)]
+        raise StorageError(f"{what} uses units of {sides[0]}, {other} of {sides[1]}. {fix}")

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1, which refuses as the API does, and limits the time that a request's head may take."""
+"""uvicorn's HTTP/1.1 protocol with the API's error format and a timeout for request heads."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import http
 import json
 from typing import Any
 
-HEAD_SECONDS = 20.0  # from a connection's begin, or its last answer, to the end of a request's head
-LINGER_SECONDS = 1.0  # that a client which still sends has to take its answer, before the connection closes
+HEAD_SECONDS = 20.0  # from a new connection, or its last response, to the end of a request's head
+LINGER_SECONDS = 1.0  # before a refused connection closes, so that a client which is still sending gets the response
 
 
 def make_protocol() -> type[asyncio.Protocol]:
-    """A class for `uvicorn.Config(http=)`."""
+    """A protocol class for `uvicorn.Config(http=)`."""
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Protocol(H11Protocol):
-        """A connection. What is no HTTP gets 400, a head that does not come 408, each as `{"error": sentence}`."""
+        """A connection. Malformed HTTP gets 400, a head that takes too long 408, each as `{"error": sentence}`."""
 
         refused = False
         waiting: asyncio.TimerHandle | None = None
@@ -45,10 +45,10 @@ def make_protocol() -> type[asyncio.Protocol]:
                 super().shutdown()
 
         def send_400_response(self, msg: str) -> None:
-            self.refuse(400, "the request cannot be read: it is no HTTP/1.1, or its head is larger than 64 kB")
+            self.refuse(400, "the request cannot be read: it is not HTTP/1.1, or its head is larger than 64 kB")
 
         def wait(self) -> None:
-            """Starts the time that the next request's head may take."""
+            """Start the timeout of the next request's head."""
             if self.waiting is not None:
                 self.waiting.cancel()
             if not self.transport.is_closing():
@@ -65,7 +65,7 @@ def make_protocol() -> type[asyncio.Protocol]:
             head = f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
             head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
             self.transport.write((head + body).encode())
-            # A close with bytes unread would have the system take back the answer.
+            # Closing with unread bytes would reset the connection, and the client would lose the response.
             self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     return Protocol

@@ -1,7 +1,7 @@
-"""Utterances scored by prompt packs: which rows share a batch, in which shapes, by which compiled programs.
+"""Batched scoring of utterances by prompt packs: batches, their shapes, and the compiled programs.
 
-A row is an utterance and a task. Packs of one form stand side by side in a bank, whose rows mix freely; shapes of
-batches are few and fixed, so that the programs are known before the first utterance comes.
+A row is an utterance and a task. Packs of one shape are stacked in a bank, and rows of a batch may use any of its
+packs. Batch shapes are few and fixed, so that the programs can be compiled before the first request.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from spjax.storage.packs import PromptPack
 from spjax.tasks import Slot, Task
 from spjax.types import Batch, Encoded, Params, Streams
 
-BUCKETS = (32, 48, 64, 96, 128, 192, 256, 512, 1024)  # source columns; beyond, powers of two
-CPU_ROWS, ROWS = (1, 4, 16), (1, 8, 64)  # of a batch: on a CPU 64 fall out of the caches and cost a third more each
-MAX_SCORES = 1 << 21  # rows × columns² of a batch of several rows: what attention holds, for each head
+BUCKETS = (32, 48, 64, 96, 128, 192, 256, 512, 1024)  # source columns; powers of two beyond
+CPU_ROWS, ROWS = (1, 4, 16), (1, 8, 64)  # rows of a batch: on CPUs, 64 overflow the caches and cost a third more each
+MAX_SCORES = 1 << 21  # rows × columns² of a batch: bounds the attention scores of a head
 
-MOST_F0 = 10  # of log Hz less a mean: a voice spans less than 3
+MOST_F0 = 10  # bound on log f0 less the speaker's mean: a voice spans less than 3
 
 
 class Shape(NamedTuple):
-    """Rows and source columns of a batch: each shape is a program to compile."""
+    """Rows and source columns of a batch; each shape is a program to compile."""
 
     rows: int
     columns: int
 
 
 class Bank(NamedTuple):
-    """Packs of one form side by side.
+    """Packs of one shape, stacked.
 
     Attributes:
-      packs: name to pack, in the order of the members.
+      packs: packs by name, in member order.
       params: prompt trees [N, ...], scaled and projected.
-      trees: what each task may say.
-      lengths: columns that each member's prompt really has; None where they are all as long.
-      programs: that score it.
+      trees: label tree of each pack.
+      lengths: prompt length of each member before padding; None if all are equal.
+      programs: that score the bank.
     """
 
     packs: dict[str, PromptPack]
@@ -62,23 +62,23 @@ class Bank(NamedTuple):
 
 
 class Programs:
-    """The programs that score a bank: one for each shape of batch, compiled once, whoever asks for it first."""
+    """The compiled programs of a bank, one per batch shape, each compiled once; thread-safe."""
 
     def __init__(self, config: UnitLMConfig, kind: str, trees: Sequence[LabelTree], lengths: Any) -> None:
         settings = {"config": config, "compute": KINDS[kind], "trees": trees, "lengths": lengths}
         self._score = jax.jit(functools.partial(decode.score, **settings))
-        self._spoken = config.prosody is not None
+        self._streams = config.prosody is not None
         self._compiled: dict[Shape, Future[Any]] = {}
         self._lock = threading.Lock()
 
     def get(self, shape: Shape, lm: Params, bank: Params) -> Any:
-        """The program of a shape: (lm, bank, batch) to float32 [rows, M] on the device, as `decode.score` has it."""
+        """The program of a shape: (lm, bank, batch) to float32 [rows, M] on the device, see `decode.score`."""
         with self._lock:
             first = shape not in self._compiled
             made = self._compiled.setdefault(shape, Future())
-        if first:  # outside the lock: those of several shapes are compiled at once
+        if first:  # outside the lock, so that several shapes compile in parallel
             try:
-                made.set_result(self._score.lower(lm, bank, _described(shape, self._spoken)).compile())
+                made.set_result(self._score.lower(lm, bank, _described(shape, self._streams)).compile())
             except BaseException as error:
                 made.set_exception(error)
                 with self._lock:
@@ -86,28 +86,28 @@ class Programs:
         return made.result()
 
 
-def _described(shape: Shape, spoken: bool) -> Batch:
-    """A batch of that shape without its numbers."""
+def _described(shape: Shape, with_streams: bool) -> Batch:
+    """Shapes and dtypes of a batch."""
     rows, columns = shape
     ints = lambda *sizes: jax.ShapeDtypeStruct((rows, *sizes), np.int32)  # noqa: E731
     floats = lambda *sizes: jax.ShapeDtypeStruct((rows, *sizes), np.float32)  # noqa: E731
-    streams = Streams(ints(columns + 2), floats(columns + 2)) if spoken else None
+    streams = Streams(ints(columns + 2), floats(columns + 2)) if with_streams else None
     return Batch(ints(columns), ints(), ints(), ints(1), ints(), floats(), ints(), streams)
 
 
 def bucket(units: int) -> int:
-    """Source columns of the batches that an utterance of so many units goes into."""
+    """Source columns of the bucket for an utterance of `units` units."""
     return next((edge for edge in BUCKETS if units <= edge), 1 << (units - 1).bit_length())
 
 
 def row_counts(columns: int) -> tuple[int, ...]:
-    """How many rows batches of a bucket may have, ascending: one, and as many more as memory allows."""
+    """Row counts for batches of a bucket, ascending: 1, and those that fit in memory."""
     choices = CPU_ROWS if jax.default_backend() == "cpu" else ROWS
     return tuple(rows for rows in choices if rows == 1 or rows * columns**2 <= MAX_SCORES)
 
 
 def shapes(longest: int) -> list[Shape]:
-    """Every shape that batches of utterances of up to `longest` units can have."""
+    """All batch shapes for utterances of up to `longest` units."""
     last, edges = bucket(longest), list(BUCKETS)
     while edges[-1] < last:
         edges.append(2 * edges[-1])
@@ -115,12 +115,15 @@ def shapes(longest: int) -> list[Shape]:
 
 
 def plan(lengths: np.ndarray) -> Iterator[tuple[Shape, np.ndarray]]:
-    """Batches of rows: the shape of each, and the numbers of its rows, int [at most shape.rows].
+    """Split rows into batches.
 
-    A batch is the largest that its bucket's rows fill at least by half.
+    A batch has the largest of its bucket's row counts that is at least half filled.
 
     Args:
       lengths: int [n], units of every row.
+
+    Yields:
+      The shape of a batch, and the indices of its rows, int [<= shape.rows].
     """
     columns = np.asarray([bucket(units) for units in lengths.tolist()], int)
     for edge in np.unique(columns).tolist():
@@ -131,26 +134,26 @@ def plan(lengths: np.ndarray) -> Iterator[tuple[Shape, np.ndarray]]:
             left = left[rows:]
 
 
-def _spelled(card: Mapping[str, Any]) -> str:
-    """What an answer of the card's task looks like, as text."""
+def _label_spec(card: Mapping[str, Any]) -> str:
+    """A hashable key of a card's label sequences (JSON)."""
     return json.dumps([card["slots"], card["verbalizer"], card["combinations"]])
 
 
 @functools.lru_cache(maxsize=256)
-def _tree(spelled: str) -> LabelTree:
-    slots, verbalizer, combinations = json.loads(spelled)
+def _tree(spec: str) -> LabelTree:
+    slots, verbalizer, combinations = json.loads(spec)
     task = Task("", tuple(Slot(slot["name"], tuple(slot["labels"])) for slot in slots))
     return decode.label_tree(of_card(verbalizer, task), combinations)
 
 
 @functools.lru_cache(maxsize=64)
-def _programs(config: UnitLMConfig, kind: str, spelled: tuple[str, ...], lengths: Any, sizes: Any) -> Programs:
-    """Made once for all banks whose programs are the same; `sizes` tells other prompts apart."""
-    return Programs(config, kind, [_tree(one) for one in spelled], lengths)
+def _programs(config: UnitLMConfig, kind: str, specs: tuple[str, ...], lengths: Any, sizes: Any) -> Programs:
+    """Programs shared by all banks with equal arguments; `sizes` (of the prompts) is only part of the cache key."""
+    return Programs(config, kind, [_tree(spec) for spec in specs], lengths)
 
 
-def _form(pack: PromptPack) -> tuple[Any, ...]:
-    """What packs of one bank have in common: how many labels, deep prompts' length and adapters may differ."""
+def _bank_key(pack: PromptPack) -> tuple[Any, ...]:
+    """What packs of a bank must share; the number of labels, lengths of deep prompts and adapters may differ."""
     shape = {name: size for name, size in prompts.shape_of(pack.params).items() if name not in ("rank", "targets")}
     if shape["deep"]:
         del shape["length"]
@@ -162,46 +165,46 @@ _project = jax.jit(prompts.projected, static_argnums=(2, 3))
 
 
 def make_banks(config: UnitLMConfig, lm: Params, kind: str, packs: Mapping[str, PromptPack]) -> list[Bank]:
-    """Banks that hold every pack once, packs of one form in one.
+    """Group packs into banks, one for each shape of prompt and number of label steps.
 
-    Label steps belong to the form: a task of one label would pay for the steps of another's three.
+    A task of one label step in a bank of three would pay for all three.
 
     Args:
       config: the LM's.
-      lm: its weights, as `kind` has them.
-      kind: of frozen.KINDS.
-      packs: name to pack, all of that LM.
+      lm: the LM's weights, cast or quantized to `kind`.
+      kind: a key of frozen.KINDS.
+      packs: packs of that LM by name.
 
     Raises:
-      ValueError: a pack does not say which of too many label combinations can occur.
+      ValueError: a pack has too many label combinations and does not list those that occur.
     """
-    forms: dict[Any, dict[str, PromptPack]] = {}
+    groups: dict[Any, dict[str, PromptPack]] = {}
     for name, pack in packs.items():
-        forms.setdefault(_form(pack), {})[name] = pack
+        groups.setdefault(_bank_key(pack), {})[name] = pack
     banks = []
-    for (*shape, _, _), own in forms.items():
-        spelled = tuple(_spelled(pack.card) for pack in own.values())
+    for (*shape, _, _), members in groups.items():
+        specs = tuple(_label_spec(pack.card) for pack in members.values())
         try:
-            trees = [_tree(one) for one in spelled]
+            trees = [_tree(spec) for spec in specs]
         except ValueError as error:
-            raise ValueError(f"prompt packs {', '.join(own)}: {error}") from error
+            raise ValueError(f"prompt packs {', '.join(members)}: {error}") from error
         lengths = None
         if dict(shape)["deep"]:
-            found = tuple(prompts.shape_of(pack.params)["length"] for pack in own.values())
+            found = tuple(prompts.shape_of(pack.params)["length"] for pack in members.values())
             lengths = found if len(set(found)) > 1 else None
-        joined = prompts.join([low_rank.scaled(prompts.stack([pack.params]), pack.scale) for pack in own.values()])
+        joined = prompts.join([low_rank.scaled(prompts.stack([pack.params]), pack.scale) for pack in members.values()])
         params = _project(joined, lm, config, KINDS[kind])
         sizes = tuple((name, leaf.shape) for name, leaf in sorted(joined.items()))
-        banks.append(Bank(own, params, trees, lengths, _programs(config, kind, spelled, lengths, sizes)))
+        banks.append(Bank(members, params, trees, lengths, _programs(config, kind, specs, lengths, sizes)))
     return banks
 
 
 class Scored(NamedTuple):
-    """A task's scores.
+    """A task's scores for the n utterances that it was requested for.
 
     Attributes:
-      utterances: int [n], which ones were asked of it.
-      log_probs: float32 [n, M], of every combination of the task's tree.
+      utterances: int [n], their indices.
+      log_probs: float32 [n, M], log probability of each label combination of `tree`.
       tree: the combinations.
     """
 
@@ -210,8 +213,8 @@ class Scored(NamedTuple):
     tree: LabelTree
 
 
-class _Work(NamedTuple):
-    """A batch to come: its bank, its shape, and of each row the utterance and the member."""
+class _PlannedBatch(NamedTuple):
+    """A batch to compute: its bank, its shape, and the utterance and bank member of each row."""
 
     bank: Bank
     shape: Shape
@@ -219,40 +222,40 @@ class _Work(NamedTuple):
     members: np.ndarray
 
 
-def work(banks: Sequence[Bank], lengths: np.ndarray, asked: Sequence[Sequence[str]]) -> list[_Work]:
-    """The batches that answer what is asked.
+def plan_batches(banks: Sequence[Bank], lengths: np.ndarray, asked: Sequence[Sequence[str]]) -> list[_PlannedBatch]:
+    """Plan the batches for utterances and tasks.
 
     Args:
-      banks: of all packs.
+      banks: the banks of all packs.
       lengths: int [n], units of every utterance.
-      asked: the n utterances' tasks, each a name that a bank has.
+      asked: task names for each of the n utterances.
     """
     batches = []
     for bank in banks:
         member = {name: number for number, name in enumerate(bank.packs)}
         rows = [(i, member[name]) for i, names in enumerate(asked) for name in names if name in member]
         utterances, members = np.asarray(rows, np.int32).reshape(-1, 2).T
-        batches += [_Work(bank, shape, utterances[own], members[own]) for shape, own in plan(lengths[utterances])]
+        batches += [_PlannedBatch(bank, shape, utterances[i], members[i]) for shape, i in plan(lengths[utterances])]
     return batches
 
 
 def score(
     lm: Params, banks: Sequence[Bank], split: UnitSet, asked: Sequence[Sequence[str]], progress: bool = False
 ) -> dict[str, Scored]:
-    """Scores of utterances by the tasks that are asked of them.
+    """Score utterances by the requested tasks.
 
     Args:
       lm: the LM's weights, of the kind that the banks were made for.
-      banks: of all packs.
+      banks: the banks of all packs.
       split: n utterances, with durations and f0 for a multi-stream LM.
-      asked: the n utterances' tasks.
-      progress: a bar, after two seconds.
+      asked: task names for each of the n utterances.
+      progress: show a progress bar after two seconds.
 
     Returns:
-      Every task that is asked of an utterance.
+      Scores of every task that is requested for at least one utterance.
     """
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    batches = work(banks, split.lengths, asked)
+    batches = plan_batches(banks, split.lengths, asked)
     with tqdm(total=sum(len(one.utterances) for one in batches), unit="row", delay=2, disable=not progress) as bar:
         for bank, shape, utterances, members in batches:
             fill = (0, shape.rows - len(utterances))
@@ -269,10 +272,10 @@ def score(
     return {name: Scored(utterances, log_probs, trees[name]) for name, (utterances, log_probs) in joined.items()}
 
 
-def read_off(task: Task, scored: Scored) -> tuple[np.ndarray, list[np.ndarray]]:
-    """What a task's scores say: class ids int32 [n, slots], and probabilities float32 [n, C_k] of each slot.
+def decode_scores(task: Task, scored: Scored) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Predicted class ids int32 [n, slots], and each slot's label probabilities float32 [n, C_k].
 
-    The classes are the likeliest combination's, which may differ from each slot's own likeliest label.
+    The classes are those of the most probable combination, which may differ from the most probable label of each slot.
     """
     by_slot = decode.slot_probabilities(scored.log_probs, scored.tree, task.slot_offsets)
     return scored.tree.combinations[scored.log_probs.argmax(axis=1)], by_slot
@@ -281,19 +284,19 @@ def read_off(task: Task, scored: Scored) -> tuple[np.ndarray, list[np.ndarray]]:
 def answer(
     lm: Params, banks: Sequence[Bank], split: UnitSet, asked: Sequence[Sequence[str]], progress: bool = False
 ) -> list[dict[str, Any]]:
-    """Labels and probabilities of utterances; arguments as `score`'s.
+    """Predict labels and probabilities; arguments as for `score`.
 
     Returns:
-      For each utterance, in the order asked: `{task: {"labels": {slot: label}, "probabilities": {slot: {label: p}}}}`.
+      For each utterance, in order: `{task: {"labels": {slot: label}, "probabilities": {slot: {label: p}}}}`.
     """
     packs = {name: pack for bank in banks for name, pack in bank.packs.items()}
     found: list[dict[str, Any]] = [dict.fromkeys(names) for names in asked]
     for name, scored in score(lm, banks, split, asked, progress).items():
         task = packs[name].task
-        classes, by_slot = read_off(task, scored)
-        said = classes - np.asarray(task.slot_offsets[:-1])
+        classes, by_slot = decode_scores(task, scored)
+        best = classes - np.asarray(task.slot_offsets[:-1])
         for row, i in enumerate(scored.utterances.tolist()):
-            labels = {slot.name: slot.labels[said[row, k]] for k, slot in enumerate(task.slots)}
+            labels = {slot.name: slot.labels[best[row, k]] for k, slot in enumerate(task.slots)}
             shares = [
                 dict(zip(slot.labels, by_slot[k][row].tolist(), strict=True)) for k, slot in enumerate(task.slots)
             ]
@@ -302,29 +305,27 @@ def answer(
 
 
 def unit_set(units: Sequence[Any], config: UnitLMConfig) -> UnitSet:
-    """Utterances as the LM takes them, each checked; their classes are not known.
+    """Check utterances and collect them in a UnitSet, with zeros for their unknown classes.
 
     Args:
-      units: an utterance's units each, or Encoded, with f0 for a multi-stream LM.
+      units: for each utterance its units, or Encoded, with f0 for a multi-stream LM.
       config: the LM's.
 
     Raises:
-      ValueError: an utterance without units, or without prosody for a multi-stream LM, or a unit that the LM does not
-        know.
+      ValueError: an utterance without units, or without prosody for a multi-stream LM, or a unit outside the LM's
+        vocabulary.
     """
     rows = []
     for i, utterance in enumerate(units):
-        said = utterance.units if isinstance(utterance, Encoded) else utterance
+        given = utterance.units if isinstance(utterance, Encoded) else utterance
         try:
-            row = np.asarray(said)
-        except ValueError:  # lists of different lengths
+            row = np.asarray(given)
+        except ValueError:  # nested lists of different lengths
             row = np.empty(0)
         if row.ndim != 1 or not row.size or not np.issubdtype(row.dtype, np.integer):
-            raise ValueError(f"utterance {i} must be a list of at least one unit, not {said!r}")
+            raise ValueError(f"utterance {i} must be a list of at least one unit, not {given!r}")
         if row.min() < 0 or row.max() >= config.num_units:
-            raise ValueError(
-                f"utterance {i} has units {row.min()}..{row.max()}, the LM knows 0..{config.num_units - 1}"
-            )
+            raise ValueError(f"utterance {i} has units {row.min()}..{row.max()}, the LM has 0..{config.num_units - 1}")
         rows.append(row)
     unknown = np.zeros((len(rows), 1), np.int32)
     if config.prosody is None:
@@ -332,7 +333,7 @@ def unit_set(units: Sequence[Any], config: UnitLMConfig) -> UnitSet:
     for i, (utterance, row) in enumerate(zip(units, rows, strict=True)):
         if not isinstance(utterance, Encoded) or utterance.f0 is None:
             raise ValueError(
-                f"utterance {i} has no f0, which a multi-stream LM wants: give encode(audio, encoder, f0=True)"
+                f"utterance {i} has no f0, which a multi-stream LM needs: give encode(audio, encoder, f0=True)"
             )
         durations, f0 = np.asarray(utterance.durations), np.asarray(utterance.f0)
         if not (durations.shape == f0.shape == row.shape and durations.dtype.kind in "iuf" and f0.dtype.kind in "iuf"):
@@ -340,11 +341,11 @@ def unit_set(units: Sequence[Any], config: UnitLMConfig) -> UnitSet:
                 f"utterance {i} has {len(row)} units, durations {durations.dtype} {list(durations.shape)} and f0 "
                 f"{f0.dtype} {list(f0.shape)}: give a number for each unit"
             )
-        whole = (durations >= 0) & (durations < 2**31) & (durations == np.floor(durations))
-        if not (whole.all() and (np.abs(f0) < MOST_F0).all()):  # of what is no number neither is true
+        integral = (durations >= 0) & (durations < 2**31) & (durations == np.floor(durations))
+        if not (integral.all() and (np.abs(f0) < MOST_F0).all()):  # both are false for NaN
             raise ValueError(
                 f"utterance {i} has durations {durations.min()}..{durations.max()} and f0 {f0.min()}..{f0.max()}: give "
-                f"whole frames, none below 0, and log f0 less a mean, between -{MOST_F0} and {MOST_F0}"
+                f"durations in frames (integers >= 0), and log f0 less a mean, between -{MOST_F0} and {MOST_F0}"
             )
     split = UnitSet.of(rows, unknown, durations=[one.durations for one in units], f0=[one.f0 for one in units])
     return split.with_interpolated_f0() if config.prosody.interpolate_f0 else split

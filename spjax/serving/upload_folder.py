@@ -1,4 +1,4 @@
-"""Where uploads lie: a folder of this process alone, in which nothing grows old, and and which goes with it."""
+"""The folder of this process for uploads: old files in it are deleted, and the folder itself at exit."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-KEPT_SECONDS = 1800  # that an upload stays on the disk
-FILE_BYTES = 16_384  # that a file weighs at least: nothing but small ones would be a burden too
+KEPT_SECONDS = 1800  # for which an upload is kept on disk
+FILE_BYTES = 16_384  # minimum that a file counts for, so that many tiny files hit the limit too
 
 _PREFIX = "spjax-uploads-"
-_YOUNG = 60  # seconds: a folder that is younger may be without its lock yet
+_YOUNG = 60  # seconds: a younger folder may not be locked yet
 
 
 @functools.cache
 def upload_folder() -> Path:
-    """The folder of this process, made at the first call (below $TMPDIR), deleted at its exit.
+    """The upload folder of this process, created on the first call (in $TMPDIR), deleted at exit.
 
-    The process holds a lock on it, which the system takes back however it ends, so that the next server knows what one
-    that was killed has left, and deletes it (`delete_orphans`).
+    The process holds a lock on it, which the system releases however the process ends, so that the next server can
+    recognise and delete the folder of one that was killed (`delete_orphans`).
     """
     delete_orphans(Path(tempfile.gettempdir()))
     own = tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True)
@@ -35,11 +35,11 @@ def upload_folder() -> Path:
 
 
 def delete_orphans(where: Path) -> None:
-    """Deletes the upload folders in a folder whose processes are gone."""
+    """Delete upload folders whose processes have ended."""
     for folder in where.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError), _opened(folder) as place:
             if time.time() - os.fstat(place).st_mtime > _YOUNG:
-                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an error while its process lives
+                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises while its process is alive
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -53,15 +53,15 @@ def _opened(folder: Path) -> Iterator[int]:
 
 
 def delete_old(folder: Path, seconds: float = KEPT_SECONDS) -> None:
-    """Deletes files below a folder that nobody wrote to for so many seconds, and folders that are empty as long."""
-    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
-        with contextlib.suppress(OSError):  # it went by itself, or is a folder with something in it
+    """Delete files and empty folders below `folder` that have not changed for `seconds`."""
+    for path in sorted(folder.rglob("*"), reverse=True):  # files before the folder that holds them
+        with contextlib.suppress(OSError):  # already deleted, or a folder that is not empty
             if time.time() - path.lstat().st_mtime > seconds:
                 path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def used_bytes(folder: Path) -> int:
-    """Bytes of all files below a folder, `FILE_BYTES` of each at least."""
+    """Bytes of all files below a folder, each counted as at least `FILE_BYTES`."""
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):

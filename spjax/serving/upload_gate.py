@@ -1,4 +1,4 @@
-"""What the page's server takes in: so much a request, so much in all, and none of it forever."""
+"""Limits on uploads to the page: bytes per request, bytes in all, and time."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from spjax.serving.api import DRAIN_SECONDS, FAILED, drain
 from spjax.serving.limits import MEGABYTE
 from spjax.serving.upload_folder import used_bytes
 
-UPLOAD_BYTES = 256 * MEGABYTE  # of a request with files
-CALL_BYTES = 4 * MEGABYTE  # of one without: names of files, tasks, units
-FOLDER_BYTES = 4000 * MEGABYTE  # of all uploads together, those on their way too
-GRACE_SECONDS, LEAST_RATE, MOST_SECONDS = 30.0, 16_000.0, 900.0  # a body may take grace + bytes / rate, and no more
-COUNTED_SECONDS = 5.0  # that a count of the folder holds
+UPLOAD_BYTES = 256 * MEGABYTE  # most of a request with files
+CALL_BYTES = 4 * MEGABYTE  # most of a request without files: file names, tasks, units
+FOLDER_BYTES = 4000 * MEGABYTE  # most of all uploads, including those in progress
+GRACE_SECONDS, LEAST_RATE, MOST_SECONDS = 30.0, 16_000.0, 900.0  # a body may take grace + bytes / rate, up to the last
+COUNTED_SECONDS = 5.0  # for which the folder's size is cached
 
-_TEXT = (b"content-type", b"text/plain; charset=utf-8")  # Starlette's 500, which an error follows
+_TEXT = (b"content-type", b"text/plain; charset=utf-8")  # of Starlette's 500, which is sent before the exception
 
 _log = logging.getLogger(__name__)
 Scope: TypeAlias = dict[str, Any]
@@ -29,17 +29,17 @@ Send: TypeAlias = Callable[[Any], Awaitable[None]]
 
 @dataclasses.dataclass
 class UploadGate:
-    """ASGI middleware in front of gradio's own routes, which bound single files and nothing else.
+    """ASGI middleware that limits Gradio's upload routes, which only limit single files.
 
-    What is refused is answered with a sentence: 413 for a request that is too large, 408 for one that comes too
-    slowly, 507 where all uploads together are too many. A client that leaves in the middle costs no line in the log.
+    Refused requests get one sentence: 413 for a request that is too large, 408 for one that is too slow, 507 if all
+    uploads together are too large. A client that disconnects is not logged.
 
     Attributes:
-      app: what is behind it.
+      app: the wrapped application.
       folder: where uploads are written.
-      upload_bytes: the most of a request with files.
-      folder_bytes: the most of all uploads.
-      grace: seconds that a body may take before its rate counts, `LEAST_RATE` bytes a second.
+      upload_bytes: most bytes of a request with files.
+      folder_bytes: most bytes of all uploads.
+      grace: seconds before a body must keep to `LEAST_RATE` bytes a second.
     """
 
     app: Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -49,33 +49,33 @@ class UploadGate:
     grace: float = GRACE_SECONDS
 
     def __post_init__(self) -> None:
-        self._coming = 0  # bytes that requests on their way may still write
-        self._used, self._counted = 0, float("-inf")  # of the folder, and when
+        self._coming = 0  # bytes that requests in progress may still write
+        self._used, self._counted = 0, float("-inf")  # size of the folder, and when it was measured
         self._counting = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A request, as ASGI has it."""
+        """Handle an ASGI request."""
         if scope["type"] != "http" or scope["method"] != "POST" or "/gradio_api/" not in scope["path"]:
             await self.app(scope, receive, send)
             return
         upload = scope["path"].rstrip("/").endswith("/upload")
         most = self.upload_bytes if upload else CALL_BYTES
         length = dict(scope["headers"]).get(b"content-length", b"")
-        promised = int(length) if length.isdigit() else most  # in chunks: as much as may come
+        promised = int(length) if length.isdigit() else most  # a chunked body has no length: assume the most
         if promised > most:
             await _refuse(413, _too_large(most), receive, send, self.grace)
         elif not upload:
             await self._pass(scope, receive, send, most)
         elif not await self._room(promised):
-            told = "the server holds as many uploads as it can: try again in a while"
-            await _refuse(507, told, receive, send, self.grace)
+            message = "the server's upload folder is full: try again later"
+            await _refuse(507, message, receive, send, self.grace)
         else:
             self._coming += promised
             try:
                 await self._pass(scope, receive, send, most)
             finally:
                 self._coming -= promised
-                self._used += promised  # until it is counted again
+                self._used += promised  # until the folder is measured again
 
     async def _room(self, promised: int) -> bool:
         clock = asyncio.get_running_loop().time
@@ -86,7 +86,7 @@ class UploadGate:
         return self._used + self._coming + promised <= self.folder_bytes
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send, most: int) -> None:
-        """Lets the app answer; what its body breaks is refused in the app's place."""
+        """Call the app with a body that is bounded in size and time, and replace its response if the bound is hit."""
         from starlette.formparsers import MultiPartException
         from starlette.requests import ClientDisconnect
 
@@ -96,21 +96,21 @@ class UploadGate:
 
         async def bounded() -> Any:
             nonlocal got, ended, refusal
-            if ended:  # nothing but the client's leaving can come
+            if ended:  # only the client's disconnect can follow
                 return await receive()
             until = began + min(MOST_SECONDS, self.grace + got / LEAST_RATE)
             try:
                 async with asyncio.timeout(until - clock()):
                     message = await receive()
             except TimeoutError:
-                refusal = 408, "the upload came too slowly: send it again over a better line, or a smaller file"
+                refusal = 408, "the upload is too slow: send it again over a faster connection, or a smaller file"
             else:
                 got += len(message.get("body", b""))
                 ended = not message.get("more_body", False)
                 if got <= most:
                     return message
                 refusal = 413, _too_large(most)
-            raise MultiPartException(refusal[1])  # the one error after which gradio deletes what it has written so far
+            raise MultiPartException(refusal[1])  # the only error after which gradio deletes its partial file
 
         failed = False
 
@@ -127,26 +127,26 @@ class UploadGate:
             if refusal is None and not started and not ended:
                 refusal = 400, "the upload broke off: send it again"
         except Exception as error:
-            # Gradio's own: a form with other parts than files, a function or arguments that are none.
+            # Gradio's: a form with parts other than files, an unknown function or wrong arguments.
             _log.warning("%s failed: %s: %s", scope["path"][:100], type(error).__name__, str(error)[:200])
-            if refusal is None and not started and isinstance(error, OSError):  # a full disk is not the client's fault
+            if refusal is None and not started and isinstance(error, OSError):  # such as a full disk: not a bad request
                 refusal = 500, FAILED
             elif refusal is None and not started:
                 refusal = (
                     400,
-                    "the request cannot be read: send files in a form, each as `files`; calls as `/info` says",
+                    "the request cannot be read: send files in a form, each as `files`; calls as in `/info`",
                 )
         if refusal is not None:
             await _refuse(*refusal, receive, send, 0.0 if ended or refusal[0] == 408 else self.grace)
 
 
 def _too_large(most: int) -> str:
-    return f"the request is larger than {most / MEGABYTE:g} MB, the most that is taken at once: send fewer files"
+    return f"the request is larger than {most / MEGABYTE:g} MB, the most allowed: send fewer files at a time"
 
 
-async def _refuse(status: int, sentence: str, receive: Receive, send: Send, patience: float) -> None:
-    """Answers, and reads on for so many seconds before it: a client that still sends would lose the answer."""
-    await drain(receive, patience)
+async def _refuse(status: int, sentence: str, receive: Receive, send: Send, seconds: float) -> None:
+    """Read and discard the body for up to `seconds`, then respond: a client that is still sending would miss it."""
+    await drain(receive, seconds)
     body = sentence.encode()
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
     headers.append((b"connection", b"close"))

@@ -1,4 +1,4 @@
-"""Audio from people that nobody knows: what its header promises is held against the limits before it is decoded."""
+"""Decode untrusted audio: the length in the header is checked against the limits before decoding."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from pathlib import Path
 from spjax.serving.limits import Limits
 from spjax.speech2unit.audio import SAMPLE_RATE, Audio, AudioError, read_stream
 
-_ADVICE = re.compile(r"\. (Take it from its source again|Leave it out)\b.*$", re.DOTALL)  # to who makes a data set
-MOST_VALUES = 192_000 * 2  # a second of sound, channels counted: bounds what decoding holds (studio rates in stereo)
+_ADVICE = re.compile(r"\. (Take it from its source again|Leave it out)\b.*$", re.DOTALL)  # advice for data sets
+MOST_VALUES = 192_000 * 2  # samples × channels per second of audio (stereo studio rate): bounds the decoder's memory
 
 
 def read_upload(data: bytes | str | os.PathLike[str], limits: Limits) -> Audio:
-    """An utterance out of an upload.
+    """Decode an upload to an utterance.
 
-    Formats are those of docs/audio.md. No other program is started on what a stranger sent. Memory is bounded by the
-    limits: a small file of silence that would unfold to hours is refused by its header, and where no header tells how
-    long a recording is, decoding ends at the limit.
+    Formats: see docs/audio.md. No external program is started on untrusted input. Memory is bounded by the limits: a
+    small file that would decode to hours is refused by its header; without a length in the header, decoding stops at
+    the limit.
 
     Args:
-      data: the bytes of an audio file, or the place of one.
-      limits: on its bytes and seconds.
+      data: the bytes of an audio file, or its path.
+      limits: on bytes and seconds.
 
     Raises:
-      TooLargeError: of too many bytes or seconds.
-      AudioError: no audio, or such that `read_audio` refuses; of bytes it speaks of "the upload".
+      TooLargeError: too many bytes or seconds.
+      AudioError: not audio, or audio that `read_audio` refuses; bytes are called "the upload" in the message.
     """
     name = "the upload"
     if not isinstance(data, bytes):
         place = Path(data)
-        name = place.name  # nobody outside is told of this machine's folders
+        name = place.name  # without the folders, which clients should not see
         if not place.is_file():
-            raise AudioError(f"{name} is no file that is there: send it again")
+            raise AudioError(f"{name} does not exist: send it again")
         limits.check_bytes(place.stat().st_size)
         data = place.read_bytes()
     limits.check_bytes(len(data))
@@ -55,6 +55,6 @@ def read_upload(data: bytes | str | os.PathLike[str], limits: Limits) -> Audio:
         raise AudioError(_ADVICE.sub(": record it again, or send another file", str(error))) from error
 
 
-def check_audio(said: Audio, limits: Limits) -> None:
-    """Raises TooLargeError if samples in memory last longer than is taken."""
-    limits.check_seconds(len(said.wave) / SAMPLE_RATE)
+def check_audio(audio: Audio, limits: Limits) -> None:
+    """Raise TooLargeError if the samples are longer than allowed."""
+    limits.check_seconds(len(audio.wave) / SAMPLE_RATE)

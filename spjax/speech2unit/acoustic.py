@@ -1,4 +1,4 @@
-"""Features without weights: MFCC or log-mel spectra, normalised per utterance, 100 frames a second."""
+"""MFCC and log-mel features, normalised per utterance, 100 frames a second. No weights are needed."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import numpy as np
 
 from spjax.speech2unit.audio import SAMPLE_RATE
 
-_BLOCK = 8192  # frames whose spectra are held at once
-_SILENCE = 1e-20  # power at which decibels end: far under the quietest recording, so that loudness changes nothing
-_RANGE = 80.0  # dB under an utterance's loudest band to which the quiet ones are lifted
-_CONSTANT = 1e-3  # dB: a coefficient that moves less than this in an utterance says nothing
+_BLOCK = 8192  # frames whose spectra are computed at once
+_SILENCE = 1e-20  # power floor of the decibels: far below the quietest recording, so that loudness changes nothing
+_RANGE = 80.0  # dB below an utterance's loudest band at which levels are clipped
+_CONSTANT = 1e-3  # dB: a coefficient whose standard deviation is lower is treated as constant
 
 
 @dataclasses.dataclass(frozen=True)
 class AcousticConfig:
-    """What is taken of a wave.
+    """Parameters of the features.
 
     Attributes:
       kind: "mfcc" or "log_mel".
       hop: samples between frames.
       window: samples of a frame (Hann window).
       mels: bands of the mel spectrum, 0 to 8 kHz.
-      coefficients: of "mfcc": how many, the first (loudness) included.
-      deltas: 1 adds the slope of every coefficient over time, 2 its curvature too.
+      coefficients: number of cepstral coefficients for "mfcc", including the first (loudness).
+      deltas: 0 for none, 1 adds the slope of every coefficient over time, 2 also its curvature.
       delta_width: frames that slopes are fitted to, odd.
     """
 
@@ -40,20 +40,20 @@ class AcousticConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in ("mfcc", "log_mel"):
-            raise ValueError(f"kind {self.kind!r} is not known: give mfcc or log_mel")
+            raise ValueError(f"unknown kind {self.kind!r}: give mfcc or log_mel")
         if min(self.hop, self.window, self.mels, self.coefficients) < 1 or self.coefficients > self.mels:
             raise ValueError(
                 f"hop {self.hop}, window {self.window}, mels {self.mels} and coefficients {self.coefficients} must be "
-                "1 or more, and coefficients no more than mels"
+                "1 or more, and coefficients at most mels"
             )
         if self.deltas not in (0, 1, 2) or self.delta_width < 3 or self.delta_width % 2 == 0:
             raise ValueError(
-                f"deltas {self.deltas} must be 0, 1 or 2, and their width {self.delta_width} odd, 3 or more"
+                f"deltas {self.deltas} must be 0, 1 or 2, and delta_width {self.delta_width} odd, 3 or more"
             )
 
     @property
     def dim(self) -> int:
-        """D, features of a frame."""
+        """D, the number of features of a frame."""
         return (self.coefficients if self.kind == "mfcc" else self.mels) * (1 + self.deltas)
 
 
@@ -62,25 +62,25 @@ LOG_MEL = AcousticConfig("log_mel", mels=80, deltas=0)
 
 
 def frames(n: int, config: AcousticConfig) -> int:
-    """Number of frames of a wave of n samples: those whose whole window lies in it."""
+    """Number of frames of a wave of n samples; only windows that fit in it count."""
     return max(0, (n - config.window) // config.hop + 1)
 
 
 def features(wave: np.ndarray, config: AcousticConfig) -> np.ndarray:
     """MFCC or log-mel features. Frame t is centred on sample `hop * t + window / 2`.
 
-    Each coefficient has mean 0 and variance 1 over the utterance; one that does not move is 0. So neither loudness
-    nor a constant channel colours the units.
+    Each coefficient has mean 0 and variance 1 over the utterance (constant ones are 0), so that units do not depend on
+    loudness or the channel.
 
     Args:
       wave: float32 [n] at 16 kHz, n at least `config.window`.
-      config: see there.
+      config: parameters of the features.
 
     Returns:
       float32 [F, D], F = frames(n, config), D = config.dim.
 
     Raises:
-      ValueError: not one wave of a window or more.
+      ValueError: not a 1-D wave of at least one window.
     """
     import librosa
 
@@ -93,7 +93,7 @@ def features(wave: np.ndarray, config: AcousticConfig) -> np.ndarray:
         level = level @ _cosines(config)
     stack = [level]
     for order in range(1, config.deltas + 1):
-        # Repeats the first and the last frame, so that the shortest utterance has slopes too.
+        # "nearest" repeats the first and last frame, so that deltas are defined for the shortest utterance too.
         stack.append(librosa.feature.delta(level, width=config.delta_width, order=order, axis=0, mode="nearest"))
     x = np.concatenate(stack, axis=1)
     x = x - x.mean(axis=0)
@@ -102,15 +102,15 @@ def features(wave: np.ndarray, config: AcousticConfig) -> np.ndarray:
 
 
 def mel_power(parts: np.ndarray, window: np.ndarray, bank: np.ndarray) -> np.ndarray:
-    """Power of frames in mel bands: frames [F, W], a window [W], filters [W // 2 + 1, mels] → [F, mels]."""
+    """Power in mel bands: frames [F, W], window [W], filters [W // 2 + 1, mels] → [F, mels]."""
     blocks = (parts[first : first + _BLOCK] for first in range(0, len(parts), _BLOCK))
     return np.concatenate([np.square(np.abs(np.fft.rfft(block * window))) @ bank for block in blocks])
 
 
 def one_thread() -> Any:
-    """A context in which NumPy multiplies matrices in one thread.
+    """Context manager that limits BLAS to one thread.
 
-    These are too small to share: beside XLA's threads several of BLAS's took five times as long.
+    The matrices are small: beside XLA's threads, several BLAS threads took five times as long.
     """
     return _threads().limit(limits=1, user_api="blas")
 

@@ -1,4 +1,4 @@
-"""Containers of one block of samples: WAV and its kin, AIFF, Wave64, CAF, AU and NIST SPHERE."""
+"""Chunk-based containers of uncompressed samples: WAV and its variants, AIFF, Wave64, CAF, AU and NIST SPHERE."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from spjax.speech2unit.joined import another, begins
 from spjax.speech2unit.mpeg import whole_mpeg
 from spjax.speech2unit.raw_file import ContainerError, Examined, after_tags, at, cut_off, patched, several, zeros
 
-UNKNOWN_BYTES = 0x7FFFF000  # and more: what programs that write to a pipe put for a size
+UNKNOWN_BYTES = 0x7FFFF000  # sizes from here on are placeholders of programs that write to a pipe
 MOST_CHUNKS = 10_000
-_TAIL = 2**16  # bytes at the end of a file in which chunks are sought where the length field is of no use
-_NEAR = 2**11  # and where it seems right
+_TAIL = 2**16  # bytes at the end of a file in which chunks are searched for if the length field is wrong
+_NEAR = 2**11  # likewise if it looks right
 
-# Chunks that stand after samples in files of the RIFF and AIFF families.
+# Chunks that follow the samples in files of the RIFF and AIFF families.
 _TRAILERS = (
     *(b"LIST", b"list", b"id3 ", b"ID3 ", b"ID32", b"cue ", b"plst", b"fact", b"bext", b"iXML", b"axml", b"_PMX"),
     *(b"JUNK", b"junk", b"PAD ", b"FLLR", b"smpl", b"inst", b"acid", b"strc", b"PEAK", b"cart", b"chna", b"afsp"),
@@ -24,18 +24,18 @@ _TRAILERS = (
     *(b"MARK", b"INST", b"MIDI", b"AESD", b"APPL", b"COMT", b"NAME", b"AUTH", b"(c) ", b"ANNO", b"CHAN", b"COMM"),
 )
 _W64_DATA = b"data" + bytes.fromhex("f3acd3118cd100c04f8edb8a")
-_SAMPLES = (b"data", b"SSND", _W64_DATA)  # chunks of which a file has one
+_SAMPLES = (b"data", b"SSND", _W64_DATA)  # chunks that occur once in a file
 _MPEG, _GSM = (0x50, 0x55), 0x31  # codes in a WAV file
 _GSM_BYTES, _GSM_SAMPLES = 65, 320  # of a block
 
 
 class _Style(NamedTuple):
-    """How a family of files writes chunks: a name, a length, the contents."""
+    """How a family of formats writes chunks: name, length, contents."""
 
-    name: int  # bytes of a name
-    length: str  # struct of the length
-    counted: bool = False  # the length counts name and length too
-    pad: int = 1  # chunks begin at multiples of it
+    name: int  # bytes of the name
+    length: str  # struct format of the length
+    counted: bool = False  # the length includes name and length field
+    pad: int = 1  # chunks are aligned to multiples of this
 
 
 _RIFF, _RIFX, _CAF = _Style(4, "<I", pad=2), _Style(4, ">I", pad=2), _Style(4, ">q")
@@ -44,7 +44,7 @@ _PLAIN = _Style(0, "")  # no chunks at all
 
 
 class _Chunk(NamedTuple):
-    """A chunk: its name, its length field, where its contents begin, and where the next chunk does."""
+    """A chunk: its name, its length field, the start of its contents, and the start of the next chunk."""
 
     name: bytes
     length: int
@@ -53,7 +53,7 @@ class _Chunk(NamedTuple):
 
 
 def _chunk(file: BinaryIO, position: int, size: int, style: _Style) -> _Chunk | None:
-    """The chunk at a position; None where no header is."""
+    """The chunk at a position; None if the header does not fit in the file."""
     header = style.name + struct.calcsize(style.length)
     if position + header > size:
         return None
@@ -64,10 +64,10 @@ def _chunk(file: BinaryIO, position: int, size: int, style: _Style) -> _Chunk | 
 
 
 def _chunks(file: BinaryIO, position: int, size: int, style: _Style, *wanted: bytes) -> dict[bytes, _Chunk]:
-    """The chunks from `position` on, the first of each name, until all that are wanted are found.
+    """The chunks from `position` on, the first of each name, until all wanted ones are found.
 
     Raises:
-      ContainerError: the last of `wanted` is not there.
+      ContainerError: the last of `wanted` is missing.
     """
     found: dict[bytes, _Chunk] = {}
     for _ in range(MOST_CHUNKS):
@@ -86,7 +86,7 @@ def _chunks(file: BinaryIO, position: int, size: int, style: _Style, *wanted: by
 
 
 def _trailing(file: BinaryIO, position: int, size: int, style: _Style, whole: bool) -> bool:
-    """Whether nothing from `position` to the end is a sample: chunks, tags, and after `whole` samples zeros."""
+    """Whether only chunks and tags (and, if `whole` samples end before `position`, zeros) follow up to the end."""
     first = position
     for _ in range(MOST_CHUNKS):
         tagged = after_tags(file, position, size)
@@ -102,14 +102,14 @@ def _trailing(file: BinaryIO, position: int, size: int, style: _Style, whole: bo
             return False
         if chunk.name in _SAMPLES:
             raise several()
-        if chunk.after >= size:  # of one that was cut off the name must be known: samples may look like a header
+        if chunk.after >= size:  # the name of a chunk that is cut off must be known, since samples may look like one
             return chunk.after <= size + style.pad - 1 or chunk.name in _TRAILERS
         position = chunk.after
     return False
 
 
 def _trailer(file: BinaryIO, start: int, size: int, style: _Style) -> int:
-    """Where samples end by what stands after them: known chunks that fill the file to its end, or nothing."""
+    """Where the samples end: at the known chunks that fill the file up to its end, or at its end."""
     if style not in (_RIFF, _RIFX):
         return size
     begin = max(start, size - _TAIL)
@@ -133,18 +133,18 @@ def _end_of_samples(
     block: int = 1,
     others: Iterable[int] = (),
 ) -> tuple[int, tuple[str, ...]]:
-    """Where samples end that begin at `start`, and a note if the length field is wrong.
+    """Find the end of the samples, and make a note if the length field is wrong.
 
     Args:
-      file, size: to look in.
+      file, size: the file.
       start: first byte of the samples.
-      length: bytes by the field; None where the format lets it be unknown and it is.
+      length: the length field, bytes; None if it says unknown, where the format allows that.
       style: of the chunks that may follow.
-      block: bytes of a sample frame; 0 of MPEG audio.
-      others: ends of the file by other fields of the header.
+      block: bytes of a sample frame; 0 for MPEG audio.
+      others: end of the file according to other fields of the header.
 
     Raises:
-      ContainerError: cut off, or another recording follows.
+      ContainerError: the file is cut off, or another recording follows.
     """
     if start > size:
         raise cut_off(start + (length or 0), size)
@@ -153,7 +153,7 @@ def _end_of_samples(
         after = -(-end // style.pad) * style.pad
         unit = max(1, block)
         whole = not length % unit
-        less = (size - start) // unit == length // unit  # than a sample frame follows
+        less = (size - start) // unit == length // unit  # less than a sample frame follows
         if less:
             right = _trailer(file, max(start, size - _NEAR), size, style) >= end
         else:
@@ -161,8 +161,8 @@ def _end_of_samples(
         if right:
             return end, ()
     there = _trailer(file, start, size, style)
-    # 44 too many: the header was counted too. Where chunks that are known, or another field, end with the file, nothing
-    # was cut off.
+    # Some writers count the 44 bytes of the header too. If known chunks end with the file, or another length field is
+    # right, nothing was cut off.
     missing = end - size
     complete = there < size or size in others or missing in (start, 44)
     if length and missing > 0 and length < UNKNOWN_BYTES and not complete:
@@ -177,7 +177,7 @@ def _end_of_samples(
 
 
 def _sound(file: BinaryIO, size: int, end: int, patches: dict[int, bytes], repairs: tuple[str, ...]) -> Examined:
-    """What libsndfile decodes, with length fields corrected, without what follows the samples."""
+    """For libsndfile: the file with length fields corrected, without what follows the samples."""
     if not patches and end >= size:
         return Examined("sndfile", file)
     return Examined("sndfile", patched(file, end, patches), repairs=repairs)
@@ -192,7 +192,7 @@ def wav(file: BinaryIO, size: int) -> Examined:
     if b"fmt " in found and found[b"fmt "].length >= 16:
         fields = at(file, found[b"fmt "].start, 16)
         code, channels, rate, speed, block, bits = struct.unpack(f"{style.length[0]}HHIIHH", fields)
-        width = channels * -(-bits // 8)  # which decoders go by
+        width = channels * -(-bits // 8)  # the block size that decoders compute
         if code == 1 and width not in (block, speed // max(1, rate)) and (bits, block) != (24, 4 * channels):
             odd = f"{bits} bits a sample of {channels} channels, and {block} bytes for all of these"
             raise ContainerError(f"is damaged: its header says {odd}")
@@ -200,7 +200,7 @@ def wav(file: BinaryIO, size: int) -> Examined:
     place, form = start - 4, style.length
     outer = struct.unpack(form, at(file, 4, 4))[0]
     patches = {0: b"RF64"} if kind == b"BW64" else {}
-    if kind in (b"RF64", b"BW64") and b"ds64" in found:  # by which libsndfile goes
+    if kind in (b"RF64", b"BW64") and b"ds64" in found:  # libsndfile reads the lengths from ds64
         place, form = found[b"ds64"].start + 8, "<Q"
         wide = struct.unpack("<QQ", at(file, place - 8, 16))
         if length == 0xFFFFFFFF:
@@ -214,14 +214,14 @@ def wav(file: BinaryIO, size: int) -> Examined:
     frames = None
     if code in _MPEG:
         frames = whole_mpeg(at(file, start, end - start))
-    elif code == _GSM:  # libsndfile takes the byte that makes a chunk even for a block
+    elif code == _GSM:  # libsndfile would decode the chunk's padding byte as a block
         frames = (end - start) // _GSM_BYTES * _GSM_SAMPLES
     trimmed = end if patches or code in _MPEG else size
     return _sound(file, size, trimmed, patches, repairs)._replace(frames=frames)
 
 
 def aiff(file: BinaryIO, size: int) -> Examined:
-    """AIFF and AIFF-C, whose chunks come in any order."""
+    """AIFF and AIFF-C, whose chunks may be in any order."""
     found = _chunks(file, 12, size, _RIFX, b"COMM", b"SSND")
     block, frames = 0, 0
     if b"COMM" in found and found[b"COMM"].length >= 18:
@@ -254,22 +254,22 @@ def w64(file: BinaryIO, size: int) -> Examined:
 
 
 def caf(file: BinaryIO, size: int) -> Examined:
-    """Core Audio Format: a length of -1 says that samples go to the end."""
+    """Core Audio Format; a length of -1 means up to the end of the file."""
     found = _chunks(file, 8, size, _CAF, b"data")
     width = 0
     if b"desc" in found:
         width = struct.unpack(">I", at(file, found[b"desc"].start + 16, 4))[0]
     _, field, content, _ = found[b"data"]
-    start, length = content + 4, None if field < 0 else max(0, field - 4)  # of which 4 count edits
+    start, length = content + 4, None if field < 0 else max(0, field - 4)  # the first 4 bytes are the edit count
     end, repairs = _end_of_samples(file, size, start, length, _CAF, max(1, width))
-    if repairs and not width:  # packets of many lengths stand in a table
+    if repairs and not width:  # packets of variable length are listed in a table
         raise ContainerError(f"is damaged: {repairs[0].partition(':')[0]}")
     patches = {content - 8: struct.pack(">q", end - content)} if repairs or length is None else {}
     return _sound(file, size, size, patches, repairs)
 
 
 def au(file: BinaryIO, size: int) -> Examined:
-    """Sun and NeXT: a length of 0xFFFFFFFF says that samples go to the end."""
+    """Sun and NeXT AU; a length of 0xFFFFFFFF means up to the end of the file."""
     head = at(file, 0, 24)
     if len(head) < 24:
         raise cut_off(24, len(head))
@@ -283,7 +283,7 @@ def au(file: BinaryIO, size: int) -> Examined:
 
 
 def sphere(file: BinaryIO, size: int) -> Examined:
-    """NIST SPHERE; libsndfile reads uncompressed ones to the end, whatever their header says."""
+    """NIST SPHERE; libsndfile reads uncompressed ones up to the end, whatever the header says."""
     head = at(file, 0, 1024)
     fields = dict(re.findall(rb"^(\w+) -\w+ (.+)$", head, re.MULTILINE))
     if fields.get(b"sample_coding", b"pcm") not in (b"pcm", b"ulaw", b"alaw", b"mu-law"):
@@ -296,6 +296,6 @@ def sphere(file: BinaryIO, size: int) -> Examined:
         return Examined("sndfile", file)
     length = counts[0] * block
     if start < 0 or length < 0:
-        raise ContainerError("is damaged: its header counts less than 0 samples")
+        raise ContainerError("is damaged: its header has a negative number of samples")
     end, repairs = _end_of_samples(file, size, start, length, _PLAIN, max(1, block))
     return Examined("sndfile", patched(file, end), repairs=repairs)

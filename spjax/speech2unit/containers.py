@@ -1,8 +1,7 @@
-"""What a recording is, by its first bytes, and whether all that its header promises is there.
+"""Detect the format of a recording from its first bytes, and check that it is complete.
 
-`examine` looks at a file before any decoder does. A file that was cut off is refused; one whose length field is wrong
-while its samples are all there is handed on with the field corrected, and a note of it. The policy for each container
-stands in docs/audio.md.
+`examine` runs before any decoder. A file that was cut off is refused; a file whose length field is wrong but whose
+samples are complete is passed on with the field corrected and a note. docs/audio.md has the rules for each container.
 """
 
 from __future__ import annotations
@@ -18,21 +17,21 @@ from spjax.speech2unit.mpeg import mpeg
 from spjax.speech2unit.raw_file import ContainerError, Examined, after_tags, at, before_tags, cut_off, patched
 
 _EBML = b"\x1aE\xdf\xa3"
-_BOXES = (b"ftyp", b"moov", b"mdat", b"wide")  # one of which an MP4 or QuickTime file begins with
+_BOXES = (b"ftyp", b"moov", b"mdat", b"wide")  # possible first boxes of an MP4 or QuickTime file
 
-# First bytes of what people take for recordings.
+# First bytes of files that are mistaken for recordings.
 _OTHERS = (
     (b"\x93NUMPY", "a NumPy array: give the samples to spjax.speech2unit.audio.prepare"),
-    (b"version https://git-lfs", "a pointer of Git LFS: fetch the file itself by git lfs pull"),
+    (b"version https://git-lfs", "a Git LFS pointer: run git lfs pull to get the file"),
     (b"\x89PNG", "an image (PNG)"),
     (b"\xff\xd8\xff", "an image (JPEG)"),
     (b"GIF8", "an image (GIF)"),
     (b"%PDF", "a PDF"),
     (b"\x89HDF", "an HDF5 file"),
     (b"SQLite", "an SQLite database"),
-    (b"MThd", "MIDI, notes without sound"),
+    (b"MThd", "MIDI, which has notes but no sound"),
     (b"\x7fELF", "a program"),
-    (b"\0\5\x16\7", "what macOS keeps beside a recording, in a file of nearly the same name"),
+    (b"\0\5\x16\7", "a macOS metadata file; the recording has nearly the same name"),
     (b"#!AMR", "AMR"),
     (b"\x30\x26\xb2\x75", "Windows Media (ASF)"),
     (b"FLV", "a Flash video"),
@@ -44,15 +43,15 @@ _OTHERS = (
 
 
 def examine(file: BinaryIO, size: int, cropped: bool = False) -> Examined:
-    """Finds out what a file of `size` bytes, more than 0, is, and whether it is whole.
+    """Detect the format of a file and check that it is complete.
 
     Args:
-      file: can be searched.
-      size: bytes.
-      cropped: only a part is wanted: what would need all of a file that can be searched is not looked for.
+      file: seekable.
+      size: bytes, at least 1.
+      cropped: only a part will be decoded: checks that need the whole of a seekable file are skipped.
 
     Raises:
-      ContainerError: no recording, cut off, damaged, or several recordings.
+      ContainerError: not a recording, cut off, damaged, or several recordings.
     """
     first, end = after_tags(file, 0, size), before_tags(file, size)
     if first > size:
@@ -87,7 +86,7 @@ def examine(file: BinaryIO, size: int, cropped: bool = False) -> Examined:
         file, size = patched(file, size, first=blank), size - blank
     if at(file, 0, 4) == b"fLaC":
         return flac(file, size, cropped)
-    # A byte order mark looks like the header of a frame.
+    # A UTF-16 byte order mark looks like the header of an MPEG frame.
     found = None if _is_utf16(head) else mpeg(file, size)
     if found is None:
         raise ContainerError(f"is no audio that is read here: it is {what_it_is(head)}")
@@ -95,18 +94,18 @@ def examine(file: BinaryIO, size: int, cropped: bool = False) -> Examined:
 
 
 def what_it_is(head: bytes) -> str:
-    """What a file that is no recording is, by its first bytes."""
+    """What a file that is not a recording is, by its first bytes."""
     for magic, name in _OTHERS:
         if head.startswith(magic):
             return name
     if packed := paths.packed(head):
         return f"{packed}: unpack it"
     if head[4:8] in (b"styp", b"sidx", b"moof"):
-        return "a fragment of an MP4 file without its beginning: join them in their order"
+        return "a fragment of an MP4 file without its beginning: join the fragments in order"
     if head[:4] in (b"RIFF", b"FORM"):
         return f"a {head[:4].decode()} file of kind {head[8:12].decode('ascii', 'replace')!r}"
     if not head.strip(b"\0"):
-        return "zeros from its first byte on"
+        return "all zeros at its beginning"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html")):
         return "a web page"
@@ -118,6 +117,6 @@ def what_it_is(head: bytes) -> str:
 
 
 def _is_utf16(head: bytes) -> bool:
-    """Whether text of mostly Latin letters begins here, with its byte order mark."""
+    """Whether this is UTF-16 text of mostly Latin letters, with a byte order mark."""
     zeros = {b"\xff\xfe": head[3:64:2], b"\xfe\xff": head[2:64:2]}.get(head[:2])
     return zeros is not None and zeros.count(0) > len(zeros) / 2

@@ -1,4 +1,4 @@
-"""An encoder as a whole: features and k-means, from a file or an array to an utterance's units."""
+"""Encoders: features and k-means, from a file or an array to an utterance's units."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from spjax.speech2unit.units import merge as merge_runs
 from spjax.storage import KMeans, assets, places
 from spjax.types import Encoded
 
-ACOUSTIC = {"mfcc": acoustic.MFCC, "log_mel": acoustic.LOG_MEL}  # encoders that need no weights
-PLAIN_CHUNK = 1_600_000  # samples that the reference encodes at once, 100 s
+ACOUSTIC = {"mfcc": acoustic.MFCC, "log_mel": acoustic.LOG_MEL}  # encoders without weights
+PLAIN_CHUNK = 1_600_000  # samples (100 s) that fairseq's GSLM code encodes at once
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:
-    """Waves to features to units; `load_encoder` makes one.
+    """Encodes waves to features and units; made by `load_encoder`.
 
     Attributes:
-      name: "mfcc", "log_mel", or what its directory calls it; and the low-pass, where there is one.
-      layer: of a HuBERT or Whisper; None for the others.
+      name: "mfcc", "log_mel", or the name in the directory's card; with the low-pass, if there is one.
+      layer: layer of a HuBERT or Whisper; None for the others.
       hop: samples between frames. Frame t is centred on sample `hop * t + center`.
-      features: waves float32 [n] each (16 kHz, n at least 400) → features float32 [F, D] each, as if encoded alone.
-      kmeans: centroids [C, D]; None where only features are wanted.
-      chunk: samples that are encoded apart, each chunk losing the frames across its end; None: nothing is lost.
-      margin: samples of silence before and after a wave that make its frames those of whole windows of 400 samples.
+      features: waves float32 [n] (16 kHz, n at least 400) → features float32 [F, D] each, independent of the batch.
+      kmeans: centroids [C, D]; None if only features are needed.
+      chunk: samples of a chunk, if chunks are encoded independently (frames across their borders are lost).
+      margin: samples of silence to add before and after a wave so that every frame is a full window of 400 samples.
     """
 
     name: str
@@ -46,23 +46,23 @@ class Encoder:
 
     @property
     def center(self) -> int:
-        """The sample that frame 0 is centred on."""
+        """The sample on which frame 0 is centred."""
         return MIN_SAMPLES // 2 - self.margin[0]
 
     def units(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Waves float32 [n] each → units int32 [F] each, one a frame.
+        """Encode waves float32 [n] to units int32 [F], one a frame.
 
         Raises:
-          ValueError: the encoder was loaded without k-means, or a wave is not as `features` wants it.
+          ValueError: the encoder has no k-means, or a wave is invalid (see `features`).
         """
         if self.kmeans is None:
-            raise ValueError(f"encoder {self.name} has no k-means, so it gives features only: load it with one")
+            raise ValueError(f"encoder {self.name} has no k-means, so it gives features only: load it with a k-means")
         from spjax.speech2unit.kmeans import assign_frames
 
         return [assign_frames(features, self.kmeans.centroids) for features in self.features(waves)]
 
     def log_f0(self, wave: np.ndarray) -> np.ndarray:
-        """Wave float32 [n] → log f0 float32 [F] of the frames that it is encoded to, NaN where unvoiced (prosody)."""
+        """Log f0 float32 [F] of a wave float32 [n], one value per encoder frame, NaN where unvoiced."""
         wave = np.pad(wave, self.margin)
         size = self.chunk or len(wave)
         chunks = [wave[first : first + size] for first in range(0, len(wave), size)]
@@ -77,20 +77,20 @@ def load_encoder(
     plain_chunks: bool = False,
     lowpass: float | None = None,
 ) -> Encoder:
-    """Loads an encoder.
+    """Load an encoder.
 
     Args:
-      encoder: "mfcc", "log_mel", or the directory of a HuBERT or Whisper; "tiny": "mfcc" with the k-means that goes
-        with spjax.
-      kmeans: "tiny", or directory of a k-means that was fitted on this encoder's features; None for features only.
-      layer: of a HuBERT or Whisper, from 1.
-      plain_chunks: HuBERT encodes chunks of 100 s apart, as the reference does.
-      lowpass: Hz above which nothing is heard, where recordings of different band widths must not be told by that. It
-        is part of the encoder's name: its k-means and unit LM are others.
+      encoder: "mfcc", "log_mel", or the directory of a HuBERT or Whisper; "tiny" is "mfcc" with the k-means that spjax
+        includes.
+      kmeans: "tiny", or directory of a k-means fitted on this encoder's features; None for features only.
+      layer: layer of a HuBERT or Whisper, from 1.
+      plain_chunks: encode 100 s chunks independently with HuBERT, as fairseq's GSLM code does.
+      lowpass: cut-off in Hz of a low-pass on the waves, so that recordings of different bandwidths cannot be told apart
+        by it. It is part of the encoder's name, since it needs a k-means and unit LM of its own.
 
     Raises:
-      ValueError: no such encoder or layer, or a k-means of another encoder, layer or feature size; StorageError (one of
-        them) where files are absent or damaged.
+      ValueError: an unknown encoder or layer, or a k-means of another encoder, layer or feature size; StorageError (a
+        subclass) if files are absent or damaged.
     """
     if lowpass is not None:
         audio_in.check_lowpass(lowpass)
@@ -113,41 +113,44 @@ def encode(
     f0: bool = False,
     speaker_f0: float | None = None,
 ) -> Encoded:
-    """One utterance as units.
+    """Encode one utterance to units.
 
     Args:
-      audio: an audio file, or the samples of one utterance as an array (`audio.prepare` says which).
+      audio: an audio file, `Audio`, or the samples of one utterance as an array (see `audio.prepare`).
       encoder: with a k-means.
-      rate: samples a second of an array; a file says itself.
-      merge: runs of equal units as one.
+      rate: sample rate of an array, Hz; not given for files.
+      merge: merge runs of equal units.
       f0: add the pitch of each segment, less the speaker's mean.
-      speaker_f0: that mean, log f0 (Hz) over the voiced frames of all that the speaker said (`spjax.speaker_f0`), as
-        records of named speakers have it; by default the utterance's own.
+      speaker_f0: the speaker's mean log f0 (Hz) over the voiced frames of all of the speaker's recordings (see
+        `spjax.speaker_f0`), as in records with named speakers; by default the mean of the utterance.
+
+    Returns:
+      Units and durations int32 [U], f0 float32 [U] if requested.
 
     Raises:
-      ValueError: an encoder without k-means, or a rate that is missing or too many; AudioError (one of them) where the
+      ValueError: an encoder without k-means, or a rate that is missing or not allowed; AudioError (a subclass) if the
         audio cannot be used.
     """
     if not isinstance(encoder, Encoder):
-        raise ValueError(f"encoder is {encoder!r}, must be what load_encoder(NAME, KMEANS) returns")
+        raise ValueError(f"encoder is {encoder!r}, must be an Encoder: give load_encoder(NAME, KMEANS)")
     if audio is None:
         raise ValueError("audio is None: give a file or an array")
     if isinstance(audio, str | os.PathLike | Audio):
         if rate is not None:
-            raise ValueError(f"rate {rate} is given for audio that says its own: give a rate with an array only")
-        said = audio if isinstance(audio, Audio) else read_audio(audio)
+            raise ValueError(f"rate {rate} is given, but the audio has its own: give a rate with arrays only")
+        loaded = audio if isinstance(audio, Audio) else read_audio(audio)
     elif isinstance(audio, list | tuple):
-        raise ValueError(f"a {type(audio).__name__} is no utterance: give one file or array a call")
+        raise ValueError(f"a {type(audio).__name__} is not an utterance: give one file or array a call")
     elif rate is None:
-        raise ValueError("the array's rate is missing: give rate=, samples a second")
+        raise ValueError("the array's sample rate is missing: give rate=, in Hz")
     else:
-        said = prepare(audio, rate)
-    frames = encoder.units([said.wave])[0]
+        loaded = prepare(audio, rate)
+    frames = encoder.units([loaded.wave])[0]
     units, durations = merge_runs(frames) if merge else (frames, np.ones_like(frames))
     if not f0:
-        return Encoded(units, durations, notes=said.repairs)
-    segments = prosody.segment_f0(encoder.log_f0(said.wave), durations)
-    return Encoded(units, durations, prosody.normalise(*segments, speaker_f0), said.repairs)
+        return Encoded(units, durations, notes=loaded.repairs)
+    segments = prosody.segment_f0(encoder.log_f0(loaded.wave), durations)
+    return Encoded(units, durations, prosody.normalise(*segments, speaker_f0), loaded.repairs)
 
 
 def features(
@@ -156,22 +159,22 @@ def features(
     layer: int = 3,
     pad_seconds: float | None = None,
 ) -> np.ndarray:
-    """Features of one utterance. It loads the encoder: for many, `load_encoder(...).features(waves)` is faster.
+    """Features of one utterance. Loads the encoder: for many utterances use `load_encoder(...).features(waves)`.
 
     Args:
       audio: an audio file; or the samples of one utterance as an array, mono at 16 kHz (`audio.prepare`).
       encoder: directory of a HuBERT or Whisper; "mfcc" or "log_mel".
-      layer: 1 to L: its output, of Whisper's last layer after the final norm, as transformers numbers
-        `hidden_states`; 0: the input of the first. "mfcc" and "log_mel" have none.
-      pad_seconds: a shorter wave is padded with zeros to so many seconds, up to an hour, and the frames of the padding
-        are returned too: 30 is what Whisper's own code does, which gives 1,500 frames. None for no padding.
+      layer: output of layer 1 to L (Whisper's last after the final norm), numbered as transformers' `hidden_states`; 0
+        is the input of the first layer. Ignored for "mfcc" and "log_mel".
+      pad_seconds: zero-pad shorter waves to this length, at most an hour, and return the frames of the padding too;
+        Whisper's reference code pads to 30, which gives 1,500 frames. None for no padding.
 
     Returns:
       float32 [F, D].
 
     Raises:
-      ValueError: no such encoder or layer, or a pad_seconds that is none; AudioError, StorageError (both of them) where
-        the audio or the encoder cannot be used.
+      ValueError: an unknown encoder or layer, or an invalid pad_seconds; AudioError or StorageError (subclasses) if the
+        audio or the encoder cannot be used.
     """
     number = isinstance(pad_seconds, numbers.Real) and not isinstance(pad_seconds, bool)
     if pad_seconds is not None and not (number and 0 < pad_seconds <= 3600):
@@ -184,20 +187,20 @@ def features(
 
 
 def speaker_f0(recordings: Sequence[str | os.PathLike[str] | Audio], encoder: Encoder) -> float:
-    """A speaker's mean log f0 (Hz), for `encode`: over the voiced frames of some recordings, the more the better.
+    """Mean log f0 (Hz) of a speaker over the voiced frames of several recordings, for `encode`.
 
     Args:
-      recordings: files, or what `read_audio` or `prepare` returns.
-      encoder: whose frames are meant.
+      recordings: files, or what `read_audio` or `prepare` returns; the more the better.
+      encoder: f0 is computed at its frame rate.
 
     Raises:
-      ValueError: nothing in them is voiced; AudioError (one of them) where one cannot be used.
+      ValueError: no frame is voiced; AudioError (a subclass) if a recording cannot be used.
     """
     waves = (one.wave if isinstance(one, Audio) else read_audio(one).wave for one in recordings)
-    heard = np.concatenate([np.zeros(0), *(encoder.log_f0(wave) for wave in waves)])
-    if np.isnan(heard).all():
-        raise ValueError(f"none of {len(recordings)} recordings has a voiced frame: the speaker's f0 is not known")
-    return float(np.nanmean(heard))
+    track = np.concatenate([np.zeros(0), *(encoder.log_f0(wave) for wave in waves)])
+    if np.isnan(track).all():
+        raise ValueError(f"none of {len(recordings)} recordings has a voiced frame: give recordings of speech")
+    return float(np.nanmean(track))
 
 
 def _acoustic_features(config: acoustic.AcousticConfig, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -212,7 +215,7 @@ def _narrow_features(
 
 
 def _load(name: str, layer: int, plain_chunks: bool = False, lowest: int = 1) -> tuple[Encoder, int]:
-    """An encoder by its name, or of the kind that its directory's config.json says; and D."""
+    """Load an encoder by name, or from a directory by the kind in its config.json; returns D too."""
     if name in ACOUSTIC:
         config = ACOUSTIC[name]
         return Encoder(name, None, config.hop, functools.partial(_acoustic_features, config)), config.dim
@@ -220,7 +223,7 @@ def _load(name: str, layer: int, plain_chunks: bool = False, lowest: int = 1) ->
         return _load_directory(name, layer, plain_chunks, lowest)
     raise ValueError(
         f"encoder {name!r} is neither {' nor '.join((*ACOUSTIC, *assets.NAMES))} nor the directory of a HuBERT or "
-        "Whisper. Import one by `python -m spjax.convert hubert` or `whisper`."
+        "Whisper. Import one with `python -m spjax.convert hubert` or `whisper`."
     )
 
 
@@ -230,13 +233,11 @@ def _load_directory(directory: str, layer: int, plain_chunks: bool, lowest: int)
     from spjax.storage.encoders import read_encoder
 
     config, params, info = read_encoder(directory)
-    whole = isinstance(layer, numbers.Integral) and not isinstance(layer, bool)
-    if not whole or not lowest <= layer <= config.layers:
-        raise ValueError(
-            f"{directory} has the layers {lowest} to {config.layers}, {layer!r} is none of them: choose one"
-        )
+    integral = isinstance(layer, numbers.Integral) and not isinstance(layer, bool)
+    if not integral or not lowest <= layer <= config.layers:
+        raise ValueError(f"{directory} has layers {lowest} to {config.layers}, not {layer!r}: choose one of them")
     layer = int(layer)
-    params = place(params, layer)  # on the device once, not at every call
+    params = place(params, layer)  # once, instead of at every call
     loaded = functools.partial(Encoder, info["name"], layer, config.hop)
     if isinstance(config, whisper.WhisperConfig):
         if plain_chunks:
@@ -251,7 +252,7 @@ def _load_directory(directory: str, layer: int, plain_chunks: bool, lowest: int)
 
 
 def _load_kmeans(directory: str, encoder: Encoder, dim: int) -> KMeans:
-    """A k-means that belongs to the encoder's features."""
+    """Load a k-means and check that it was fitted on this encoder's features."""
     from spjax.storage.kmeans_store import load_kmeans
 
     kmeans = load_kmeans(directory)
@@ -260,7 +261,7 @@ def _load_kmeans(directory: str, encoder: Encoder, dim: int) -> KMeans:
     if theirs != ours:
         raise ValueError(
             f"{directory} was fitted on {_described(*theirs)}; the encoder gives {_described(*ours)}. "
-            "Give the k-means that belongs to it, or fit one."
+            "Give the k-means of this encoder and layer, or fit one."
         )
     return kmeans
 

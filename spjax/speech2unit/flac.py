@@ -1,4 +1,4 @@
-"""FLAC: whether all of its frames are there, and how many samples they hold."""
+"""FLAC: check that all frames are there, and count their samples."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import BinaryIO
 
 from spjax.speech2unit.raw_file import ContainerError, Examined, at, damaged, patched, several
 
-_MOST_TRIED = 16  # places that may be the last frame
-_MOST_SUMMED = 2**22  # bytes of frames whose check sums are found in vain
+_MOST_TRIED = 16  # candidates for the last frame
+_MOST_SUMMED = 2**22  # bytes whose check sums are computed for false frame headers
 _BLOCK = 2**20
 _AGAIN = (b"fLaC\0\0\0\x22", b"fLaC\x80\0\0\x22")
 _SYNC = re.compile(rb"\xff[\xf8\xf9]|fLaC[\0\x80]\0\0\x22")
 
 
 def _table(bits: int, polynomial: int) -> list[int]:
-    """Remainders of a byte each, for a check sum of `bits`."""
+    """CRC table of `bits` bits: the remainder of each byte."""
     table = []
     for byte in range(256):
         value = byte << bits - 8
@@ -37,11 +37,11 @@ def _crc(data: bytes, table: list[int], bits: int) -> int:
 
 
 def flac(file: BinaryIO, size: int, cropped: bool) -> Examined:
-    """The last frame is sought from the end, it says how many samples there are. Of a crop no other is looked at."""
+    """Check a FLAC file. The last frame, searched for from the end, gives the length; a crop checks only that frame."""
     info = at(file, 0, 42)
     if len(info) < 42 or info[4] & 127 or info[5:8] != b"\0\0\x22":
         raise ContainerError("is damaged: it does not begin with a STREAMINFO block")
-    block, longest = int.from_bytes(info[10:12], "big"), int.from_bytes(info[15:18], "big")  # of all frames
+    block, longest = int.from_bytes(info[10:12], "big"), int.from_bytes(info[15:18], "big")  # over all frames
     total = int.from_bytes(info[21:26], "big") & 0xFFFFFFFFF
     window = min(max(longest + 16, 2**12) if longest else 2**18, 2**21) + 512
     for last in dict.fromkeys((_before_zeros(file, size), size)):
@@ -65,7 +65,7 @@ def flac(file: BinaryIO, size: int, cropped: bool) -> Examined:
 
 
 def _before_zeros(file: BinaryIO, size: int) -> int:
-    """Where zeros begin at the end of a file; some stay: a check sum may be one."""
+    """Where the zeros at the end of a file begin; a few are kept, since a check sum may end in zeros."""
     end = size
     while end > 0:
         block = at(file, max(0, end - 2**16), min(end, 2**16))
@@ -76,14 +76,14 @@ def _before_zeros(file: BinaryIO, size: int) -> int:
 
 
 def _check_frames(file: BinaryIO, size: int, fixed: int, samples: int) -> None:
-    """Raises ContainerError unless each frame begins with the sample after the last one of the frame before."""
+    """Raise ContainerError unless each frame begins with the sample after the last one of the frame before."""
     position, last = 4, False
     while not last:
         block = at(file, position, 4)
         if len(block) < 4:
             raise damaged(position, "there is no metadata block")
         position, last = position + 4 + int.from_bytes(block[1:], "big"), block[0] > 127
-    begin, expected = position, 0  # of the last frame, and what the next one begins with
+    begin, expected = position, 0  # start of the last frame, and first sample of the next one
     tried = 0
     while position < size:
         data = at(file, position, min(_BLOCK + 16, size - position))
@@ -110,13 +110,13 @@ def _check_frames(file: BinaryIO, size: int, fixed: int, samples: int) -> None:
 
 
 def _last_flac_frame(tail: bytes, fixed: int) -> int | None:
-    """Samples up to the end of the last frame, which ends with `tail`; None if there is none that is whole."""
+    """Number of samples up to the last complete frame, which must end with `tail`; None if there is none."""
     tried = 0
     for match in reversed(list(re.finditer(rb"\xff[\xf8\xf9]", tail))):
         head = _flac_header(tail[match.start() : match.start() + 16], fixed)
         if head is None:
             continue
-        if not _crc(tail[match.start() :], _CRC16, 16):  # the sum stands at the end: with it nothing remains
+        if not _crc(tail[match.start() :], _CRC16, 16):  # the CRC of a frame with its check sum is 0
             return head[1]
         tried += 1
         if tried == _MOST_TRIED:
@@ -125,7 +125,7 @@ def _last_flac_frame(tail: bytes, fixed: int) -> int | None:
 
 
 def _flac_header(data: bytes, fixed: int) -> tuple[int, int] | None:
-    """The number of the first sample of a frame, and of the first after it, by its header; None where there is none."""
+    """Number of a frame's first sample and of the one after its last, from its header; None if it is not a header."""
     if len(data) < 6 or data[2] >> 4 == 0 or data[2] & 15 == 15 or data[3] >> 4 > 10 or data[3] & 1:
         return None
     lead = data[4]

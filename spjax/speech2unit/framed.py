@@ -1,4 +1,4 @@
-"""Containers made of pages, boxes or elements, walked one by one: Ogg, MP4 and Matroska."""
+"""Containers of pages, boxes or elements, which are walked one by one: Ogg, MP4 and Matroska."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from spjax.speech2unit.joined import another
 from spjax.speech2unit.raw_file import ContainerError, Examined, at, cut_off, damaged, ended, patched, several
 
 _MOST_BOXES = 200_000
-_INDEX_BYTES = 2**24  # at the end of an MP4 file, in which its index is sought
+_INDEX_BYTES = 2**24  # at the end of an MP4 file, in which its moov box is searched for
 
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def _ogg_sum(page: bytes) -> int:
-    """Check sum of a page: zlib's, with all bits the other way round."""
+    """Check sum of a page: zlib's CRC with bits reversed."""
     data = (page[:22] + bytes(4) + page[26:]).translate(_REVERSED)
     return int(f"{zlib.crc32(data, 0xFFFFFFFF) ^ 0xFFFFFFFF:032b}"[::-1], 2)
 
 
 def ogg(data: bytes) -> Examined:
-    """Ogg: every page is there, whole, and the last one ends its stream."""
+    """Check that every page of an Ogg file is there and complete, and that the last one ends its stream."""
     position, begun = 0, False
-    streams: dict[int, list[int]] = {}  # number of the last page, whether it ends the stream
+    streams: dict[int, list[int]] = {}  # stream → number of its last page, whether it ends the stream
     codecs: dict[int, bytes] = {}
     while position < len(data):
         head = data[position : position + 27]
@@ -63,9 +63,9 @@ def ogg(data: bytes) -> Examined:
 
 
 def mp4(file: BinaryIO, size: int) -> Examined:
-    """MP4, M4A and QuickTime: boxes, of which moov says where samples are, before or after them.
+    """Check the boxes of MP4, M4A and QuickTime; moov, the index, may be before or after the samples.
 
-    Where a box does not fit, its length or that of the one before may be wrong, and the samples all there.
+    If a box does not fit, its length or that of the box before may be wrong while the samples are complete.
     """
     position, data = 0, -1
     seen: set[bytes] = set()
@@ -102,16 +102,16 @@ def mp4(file: BinaryIO, size: int) -> Examined:
         return Examined("mov", file, suspect=error)
     index = _index(file, data, size) if b"moov" not in seen and data >= 0 else None
     if index is None:
-        raise error or ContainerError("is cut off: its index, the box moov, is not there")
+        raise error or ContainerError("is cut off: its index, the box moov, is missing")
     wide = at(file, data, 4) == b"\0\0\0\1"
     patch = {data + 8: struct.pack(">Q", index - data)} if wide else {data: struct.pack(">I", index - data)}
     return Examined(
-        "mov", patched(file, size, patch), suspect=error or ContainerError("is cut off: its samples are not all there")
+        "mov", patched(file, size, patch), suspect=error or ContainerError("is cut off: samples are missing")
     )
 
 
 def _index(file: BinaryIO, first: int, size: int) -> int | None:
-    """Where the box moov is, after `first`, if lengths do not lead to it; None if it is not whole."""
+    """Position of the moov box after `first`, for files with wrong box lengths; None if it is incomplete."""
     begin = max(first + 8, size - _INDEX_BYTES)
     tail = at(file, begin, size - begin)
     place = tail.rfind(b"moov") - 4
@@ -126,7 +126,7 @@ _BLOCKS = (0xA3, 0xA0)  # SimpleBlock and BlockGroup
 
 
 def matroska(file: BinaryIO, size: int) -> Examined:
-    """Matroska and WebM: segments and clusters, whose lengths may be unknown, of elements whose lengths are not."""
+    """Check the elements of Matroska and WebM; only segments and clusters may have an unknown length."""
     data = at(file, 0, size)
     position, segment = 0, 0
     notes: tuple[str, ...] = ()
@@ -155,7 +155,7 @@ def matroska(file: BinaryIO, size: int) -> Examined:
             if end_of_segment is not None and position >= end_of_segment:
                 raise damaged(position, "there is no element")
             raise cut_off(start + length, size)
-        elif name == _CLUSTER:  # what is in it is gone through too
+        elif name == _CLUSTER:  # descend into it
             position = start
         elif length is None:
             raise damaged(position, "there is an element of unknown length")
@@ -172,7 +172,7 @@ def matroska(file: BinaryIO, size: int) -> Examined:
 
 
 def _element(data: bytes, position: int) -> tuple[int, int, int | None] | None:
-    """Name, first byte of contents, and their length (None: unknown) of an EBML element; None if there is none."""
+    """Name, start of the contents, and length (None: unknown) of an EBML element; None if there is none."""
     first = data[position]
     width = 9 - first.bit_length()
     place = position + width

@@ -1,9 +1,9 @@
-"""HuBERT: waves to features, 50 frames a second, up to the layer that is asked for and no further (FACTS.md).
+"""HuBERT encoder: waves to features, 50 frames a second, computed up to the requested layer only.
 
-`features` is the model, a pure function of one padded batch in which every utterance gets the features that it has
-alone. `extract` is what one calls: any number of waves of any length, in few shapes and bounded memory.
+`features` is the model, a pure function of a padded batch, whose padding does not affect the results. `extract` takes
+any number of waves of any length, with few compiled shapes and bounded memory.
 
-A wave has C channels per step and T steps in the convolutions, F frames of width D behind them (docs/design.md).
+Shapes: C channels and T steps in the convolutions, F frames of width D after them (docs/design.md).
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from spjax.types import Params
 
 __all__ = ["ChannelNorm", "HubertConfig", "channel_norm", "extract", "features", "place"]
 
-CHUNK = 1_600_000  # samples of a chunk, 100 s: what the reference encodes whole is encoded whole here
-OVERLAP = 160_000  # samples that neighbouring chunks share, 10 s: a kept frame sees 5 s or more on either side
-_SEGMENT = 512  # frames of a batch whose convolutions are computed at once: bounds their memory (64 steps a frame)
+CHUNK = 1_600_000  # samples (100 s) of a chunk, as in fairseq's GSLM code; shorter waves are encoded in one piece
+OVERLAP = 160_000  # samples (10 s) that neighbouring chunks share: a kept frame has at least 5 s on either side
+_SEGMENT = 512  # frames whose convolutions are computed at once: bounds their memory (64 steps a frame)
 
 
 class ChannelNorm(NamedTuple):
@@ -64,22 +64,22 @@ def features(
     norm: ChannelNorm | None = None,
     compute: Compute = FLOAT32,
 ) -> jax.Array:
-    """Features of a padded batch; what lies behind an utterance's end changes nothing of its own frames.
+    """Features of a padded batch; padding does not affect an utterance's frames.
 
     Args:
-      params: the encoder's weights (docs/design.md); layers behind `layer` may be left out.
-      config: its architecture.
+      params: the encoder's weights (docs/design.md); layers after `layer` may be missing.
+      config: the architecture.
       waves: float32 [B, n], 16 kHz, zero-padded; n at least `config.field`.
       lengths: int32 [B], samples of each wave.
-      layer: 1 to L, whose output after its final norm is asked for; 0 is the input of the first.
-      norm: [B, C] each, of a longer signal that `waves` are cut from; None takes each wave's own.
-      compute: operand type of matrix products; remat is not used.
+      layer: 1 to L, the output after its final norm; 0 is the input of the first layer.
+      norm: group norm statistics [B, C] each, if `waves` are cut from longer signals; None computes each wave's.
+      compute: operand type of matrix products; its remat setting is ignored.
 
     Returns:
-      float32 [B, F, D], F = config.frames(n). Frames from `config.frames(length)` on mean nothing.
+      float32 [B, F, D], F = config.frames(n). Frames from `config.frames(length)` on are padding.
 
     Raises:
-      ValueError: no such layer, or waves shorter than a frame.
+      ValueError: an unknown layer, or waves shorter than a frame.
     """
     check_layer("HuBERT", config.layers, layer)
     frames = config.frames(waves.shape[1])
@@ -103,12 +103,12 @@ def features(
 def _convolve(
     convs: Params, config: HubertConfig, waves: jax.Array, norm: ChannelNorm, affine: Params, compute: Compute
 ) -> jax.Array:
-    """Waves [B, n] to [B, F, C], a segment of frames after the other: each needs its own samples only."""
+    """Waves [B, n] to [B, F, C], computed in segments of frames, each from its samples only."""
 
     def run(waves: jax.Array) -> jax.Array:
         x = waves[..., None]
         for number, stride in enumerate(config.conv_strides):
-            # The first has ten multiplications a number: nothing to gain from narrow operands.
+            # The first convolution has ten products an output: bfloat16 gains nothing.
             operand = jnp.dtype(jnp.float32) if number == 0 else compute.operand
             x = conv(convs[str(number)]["kernel"], x, operand, window_strides=(stride,), padding="VALID")
             if number == 0:
@@ -133,7 +133,7 @@ def _convolve(
 
 
 def _measure(params: Params, config: HubertConfig, waves: jax.Array, lengths: jax.Array) -> ChannelNorm:
-    """Statistics of each wave of a padded batch, two passes over the first convolution's output."""
+    """Statistics of each wave of a padded batch, in two passes over the first convolution's output."""
     kernel, stride = params["conv"]["0"]["kernel"], config.conv_strides[0]
     x = conv(kernel, waves[..., None], jnp.dtype(jnp.float32), window_strides=(stride,), padding="VALID")
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % 128), (0, 0)))
@@ -142,8 +142,8 @@ def _measure(params: Params, config: HubertConfig, waves: jax.Array, lengths: ja
     x, weight = (part.reshape(len(x), -1, 128, *part.shape[2:]) for part in (x, weight))
 
     def average(x: jax.Array) -> jax.Array:
-        # Sums of 128 steps, then of those: a long sum in float32 drifts. As products, since XLA for CPUs is several
-        # times slower to sum over an axis that is not the last.
+        # Sums of 128 steps, then of these: one long float32 sum would lose precision. As products, since XLA on CPUs is
+        # several times slower at summing over an axis that is not the last.
         return contract("bst,bstc->bsc", weight, x, jnp.dtype(jnp.float32)).sum(axis=1)
 
     mean = average(x)
@@ -151,19 +151,19 @@ def _measure(params: Params, config: HubertConfig, waves: jax.Array, lengths: ja
 
 
 def channel_norm(kernel: np.ndarray, stride: int, wave: np.ndarray) -> ChannelNorm:
-    """The same statistics on the host, in float64 and without the convolution: mean and covariance of its windows tell.
+    """The same statistics on the host in float64, from mean and covariance of the windows instead of a convolution.
 
     Args:
-      kernel: [k, 1, C] of the first convolution.
-      stride: its stride.
+      kernel: [k, 1, C], of the first convolution.
+      stride: of the first convolution.
       wave: float32 [n], n at least k.
 
     Returns:
-      [C] each.
+      mean and scale, [C] each.
     """
     weights = np.asarray(kernel, np.float64)[:, 0]
     windows = np.lib.stride_tricks.sliding_window_view(wave, len(weights))[::stride]
-    origin = wave.mean(dtype=np.float64)  # sums of squares about it lose nothing to a constant offset
+    origin = wave.mean(dtype=np.float64)  # subtracted so that a constant offset costs no precision
     first, second = np.zeros(len(weights)), np.zeros((len(weights), len(weights)))
     for start in range(0, len(windows), 1 << 18):
         part = windows[start : start + (1 << 18)].astype(np.float64) - origin
@@ -180,7 +180,7 @@ def channel_norm(kernel: np.ndarray, stride: int, wave: np.ndarray) -> ChannelNo
 
 
 def _position(weights: Params, config: HubertConfig, x: jax.Array, compute: Compute) -> jax.Array:
-    """Grouped convolution over time, [B, F, D] to [B, F, D], zeros beyond both ends."""
+    """Grouped convolution over time, [B, F, D] to [B, F, D], zero-padded at both ends."""
     left = config.position_width // 2
     sides = [(left, config.position_width - 1 - left)]
     groups = config.position_groups
@@ -189,7 +189,7 @@ def _position(weights: Params, config: HubertConfig, x: jax.Array, compute: Comp
 
 
 def _block(weights: Params, config: HubertConfig, x: jax.Array, real: jax.Array, compute: Compute) -> jax.Array:
-    """One post-norm layer, [B, F, D] to [B, F, D]; `real` [B, F] says which frames may be looked at."""
+    """One post-norm layer, [B, F, D] to [B, F, D]; `real` [B, F] masks padding."""
     mixed = attention(weights, config.heads, x, real, compute)
     x = layer_norm(x + mixed, weights["attn_norm"])
     h = dense(weights["ffn_out"], gelu(dense(weights["ffn_in"], x, compute)), compute)
@@ -216,36 +216,35 @@ def extract(
 ) -> list[np.ndarray]:
     """Features of waves of any length, each as if it were encoded alone.
 
-    Waves longer than a chunk are encoded in overlapping chunks, each frame taken from the chunk in which it lies
-    further from the ends, `overlap / 2` samples or more. Group norm statistics are those of the whole wave, so the
-    convolutions agree with those of the whole wave everywhere, and the first layer's input does from 64 frames (half a
-    positional convolution, 1.3 s) off a chunk's ends. Attention sees its chunk alone: what later layers differ by is
-    what attention would have taken from further away.
+    Waves longer than a chunk are encoded in overlapping chunks; each frame is taken from the chunk in which it is
+    farther from the ends, by `overlap / 2` samples or more. Group norm statistics are those of the whole wave, so the
+    convolutions equal those of the whole wave, and so does the first layer's input from 64 frames (half a positional
+    convolution, 1.3 s) off a chunk's ends. Attention is limited to the chunk, which is the only approximation.
 
     Args:
-      params: the encoder's weights; to call it often, as `place` gives them.
-      config: its architecture.
+      params: the encoder's weights; for repeated calls, from `place`.
+      config: the architecture.
       waves: float32 [n] each, mono at 16 kHz, n at least `config.field` (400 samples).
-      layer: 1 to L, whose output is asked for; 0 is the input of the first.
+      layer: 1 to L, whose output is returned; 0 is the input of the first layer.
       batch_frames: frames of a batch, padding included (50 a second); a longer chunk is a batch of one.
-      plain_chunks: do as the reference does: chunks are encoded apart, each with its own statistics, and put end to
-        end, so that a frame is lost at every border. A last chunk too short for a frame is left out.
-      chunk: samples of a chunk, 1,600,000 (100 s) by default as in the reference; memory grows with it.
-      overlap: samples that neighbouring chunks share; plain chunks share none.
-      compute: operand type of matrix products. bfloat16 changes units (FACTS.md).
-      progress: show a bar.
+      plain_chunks: as in fairseq's GSLM code: chunks do not overlap, each has its own statistics, and a frame is lost
+        at every border. A last chunk shorter than a frame is dropped.
+      chunk: samples of a chunk, 1,600,000 (100 s) by default; memory grows with it.
+      overlap: samples that neighbouring chunks share; ignored for plain chunks.
+      compute: operand type of matrix products. bfloat16 changes some units.
+      progress: show a progress bar.
 
     Returns:
-      float32 [F_i, D] each, in the order of `waves`; F_i = config.frames(n_i) unless plain chunks lose some.
+      float32 [F_i, D] each, in the order of `waves`; F_i = config.frames(n_i), or fewer with plain chunks.
 
     Raises:
-      ValueError: no such layer, a wave that is too short, of another type or not finite, sizes that cannot be.
+      ValueError: an unknown layer; a wave that is too short, of another type or not finite; invalid sizes.
     """
     check_layer("HuBERT", config.layers, layer)
     if chunk < config.field or batch_frames < 1:
         raise ValueError(f"HuBERT: chunk {chunk} must be {config.field} or more, batch_frames {batch_frames} 1 or more")
     if not plain_chunks and not 0 <= overlap <= chunk // 2:
-        raise ValueError(f"HuBERT: overlap {overlap} must lie between 0 and half of the chunk, {chunk // 2}")
+        raise ValueError(f"HuBERT: overlap {overlap} must be between 0 and half of the chunk, {chunk // 2}")
     for number, wave in enumerate(waves):
         check_wave("HuBERT", number, wave, config.field)
     params = place(params, layer, compute)
@@ -258,7 +257,7 @@ def extract(
     def run(frames: int, rows: list[Piece]) -> jax.Array:
         padded = np.zeros((len(rows), (frames - 1) * config.hop + config.field), np.float32)
         for row, piece in zip(padded, rows, strict=True):
-            # Samples that no frame of the shape reaches are left off: there are fewer than a hop.
+            # Drops samples after the last frame, fewer than a hop.
             row[: piece.samples] = piece.data[0][: len(row)]
         lengths = np.asarray([piece.samples for piece in rows], np.int32)
         norm = ChannelNorm(*(np.stack(parts) for parts in zip(*(piece.data[1] for piece in rows), strict=True)))
@@ -279,7 +278,7 @@ def _plain(config: HubertConfig, kernel: np.ndarray, utterance: int, wave: np.nd
 def _overlapped(
     config: HubertConfig, kernel: np.ndarray, utterance: int, wave: np.ndarray, chunk: int, overlap: int
 ) -> Iterator[Piece]:
-    """Chunks of one length; the last is moved back to end where the wave ends."""
+    """Overlapping chunks of equal length; the last is moved back to end with the wave."""
     norm = channel_norm(kernel, config.conv_strides[0], wave)
     for start, first, last in windows(config.frames(len(wave)), config.frames(chunk), overlap // config.hop):
         part = wave[start * config.hop : (start + config.frames(chunk) - 1) * config.hop + config.field]

@@ -1,4 +1,4 @@
-"""Whether another recording follows in a file that holds one."""
+"""Detect further recordings in a file that should hold one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from spjax.speech2unit.raw_file import after_tags, at
 
 W64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")
 _BLOCK = 2**20
-_LONGEST = 80  # bytes of a beginning
-# Beginnings of files, so long that samples do not look like one by chance.
+_LONGEST = 80  # bytes of the longest pattern below
+# Beginnings of files, long enough that samples do not match by chance.
 _BEGINNINGS = re.compile(
     b"|".join(
         [
@@ -33,16 +33,16 @@ _BEGINNINGS = re.compile(
 
 
 def begins(file: BinaryIO, position: int) -> bool:
-    """Whether a recording other than MPEG audio begins at a position."""
+    """Whether a recording other than MPEG audio begins at `position`."""
     return _BEGINNINGS.match(at(file, position, _LONGEST)) is not None
 
 
 def another(file: BinaryIO, position: int, size: int, frames: bool = True) -> bool:
-    """Whether a recording begins anywhere from `position` on; MPEG audio only there, after tags and zeros.
+    """Whether a recording begins anywhere from `position` on; MPEG audio only at `position`, after tags and zeros.
 
     Args:
-      file, position, size: to look in.
-      frames: of MPEG audio are another recording.
+      file, position, size: where to search.
+      frames: whether MPEG frames count as another recording.
     """
     start = at(file, after_tags(file, position, size), 2**16).lstrip(b"\0")
     if frames and mpeg.reader(start[: 2**15]) is not None:

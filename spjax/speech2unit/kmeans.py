@@ -1,4 +1,4 @@
-"""Features → units: k-means fitted on a stream of any length, and the nearest centroid of each frame in JAX."""
+"""Features → units: fit k-means on a stream of any length, and assign frames to the nearest centroid with JAX."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from spjax.storage import KMeans
 
 __all__ = ["KMeans", "Stream", "assign", "assign_frames", "fit"]
 
-Stream = Iterable[np.ndarray] | Callable[[], Iterable[np.ndarray]]  # float [n, D] each; the function starts it anew
+Stream = Iterable[np.ndarray] | Callable[[], Iterable[np.ndarray]]  # float [n, D] each; a function restarts the stream
 
-_POOL_BYTES = 64 << 20  # frames that are held and shuffled together
-_START_FRAMES = 20_000  # what the start is found on: a few hundred times as many frames as clusters
+_POOL_BYTES = 64 << 20  # frames that are shuffled together
+_START_FRAMES = 20_000  # for initialisation: a few hundred frames per cluster
 _START_ITERATIONS = 50
-_MOST_ROWS, _FEWEST_ROWS = 1 << 14, 1 << 6  # frames of one computation of `assign_frames`
+_MOST_ROWS, _FEWEST_ROWS = 1 << 14, 1 << 6  # frames of a batch of `assign_frames`
 
 
 def assign(features: jax.Array, centroids: jax.Array) -> jax.Array:
-    """The nearest centroid of each frame, in float32 at the highest precision of the device.
+    """Index of the nearest centroid of each frame, in float32 at the device's highest precision.
 
     In bfloat16 about 8 % of HuBERT's units would change.
 
@@ -34,11 +34,11 @@ def assign(features: jax.Array, centroids: jax.Array) -> jax.Array:
       centroids: [C, D]
 
     Returns:
-      int32 [...], argmin of the squared distance; of equally near centroids the first.
+      int32 [...], argmin of the squared distance; the first of equally near centroids.
     """
     x, centres = jnp.asarray(features, jnp.float32), jnp.asarray(centroids, jnp.float32)
     dots = jnp.einsum("...d,cd->...c", x, centres, precision=jax.lax.Precision.HIGHEST)
-    # The frame's own |x|² is the same for every centroid.
+    # |x|² is the same for every centroid, so it is left out.
     return jnp.argmin(jnp.sum(centres * centres, -1) - 2 * dots, -1).astype(jnp.int32)
 
 
@@ -46,7 +46,7 @@ _jitted_assign = jax.jit(assign)
 
 
 def assign_frames(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """`assign` on the host's arrays: few compiled shapes whatever the numbers of frames, bounded memory.
+    """`assign` for NumPy arrays, with few compiled shapes and bounded memory.
 
     Args:
       features: float [F, D]
@@ -56,7 +56,7 @@ def assign_frames(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
       int32 [F]
 
     Raises:
-      ValueError: features of another width than the centroids'.
+      ValueError: the features' width is not the centroids'.
     """
     if features.ndim != 2 or features.shape[1] != centroids.shape[1]:
         raise ValueError(
@@ -73,7 +73,7 @@ def assign_frames(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
 
 def _checked(arrays: Iterable[np.ndarray], dim: int | None) -> Iterator[np.ndarray]:
-    """The stream as float32 [n, D], every number of it finite."""
+    """The stream as float32 [n, D], checked to be finite and of one width."""
     seen = 0
     for array in arrays:
         frames = np.asarray(array, np.float32)
@@ -84,15 +84,15 @@ def _checked(arrays: Iterable[np.ndarray], dim: int | None) -> Iterator[np.ndarr
         finite = np.isfinite(frames).all(1)
         if not finite.all():
             raise ValueError(
-                f"k-means: frame {seen + int(np.argmin(finite))} of the features holds NaN or infinity. Find the "
-                "recording that it comes from; an encoder gives such features for audio that is damaged."
+                f"k-means: frame {seen + int(np.argmin(finite))} of the features is NaN or infinite. Find the "
+                "recording that it comes from, which may be damaged."
             )
         seen += len(frames)
         yield frames
 
 
 def _pools(arrays: Iterator[np.ndarray], rows: int | None, fewest: int) -> Iterator[np.ndarray]:
-    """The stream cut anew, so that nothing depends on how it was cut: [rows, D] each, the last one shorter.
+    """Regroup the stream into pools [rows, D] (the last one shorter), so that its original chunks do not matter.
 
     A pool is overwritten by the next.
     """
@@ -114,14 +114,14 @@ def _pools(arrays: Iterator[np.ndarray], rows: int | None, fewest: int) -> Itera
 
 
 def _start(frames: np.ndarray, clusters: int, seed: int) -> np.ndarray:
-    """Centroids [C, D] to start from: k-means++ and Lloyd's iterations, which leave none of them without frames."""
+    """Initial centroids [C, D]: k-means++ and Lloyd's iterations, which leave no cluster empty."""
     from sklearn.cluster import KMeans as Lloyd
     from sklearn.exceptions import ConvergenceWarning
 
     different = len({row.tobytes() for row in frames})
     if different < clusters:
         raise ValueError(
-            f"k-means of {clusters} clusters: the {len(frames)} frames that it starts from hold {different} different "
+            f"k-means of {clusters} clusters: the {len(frames)} frames for initialisation hold {different} different "
             "ones. Give more speech, in shuffled order, or ask for fewer clusters."
         )
     with warnings.catch_warnings():
@@ -140,26 +140,29 @@ def fit(
     batch_frames: int = 10_000,
     pool_frames: int | None = None,
 ) -> KMeans:
-    """Fits a k-means on a stream of features with scikit-learn's MiniBatchKMeans.
+    """Fit k-means on a stream of features with scikit-learn's MiniBatchKMeans.
 
-    Frames are gathered in pools of a fixed size, a pool is shuffled and cut into batches: memory is bounded, and the
-    result depends on the frames, their order and the seed, but not on how the stream was cut or on the number of
-    cores. The start is the best that k-means++ and Lloyd's iterations find on frames drawn from the first pool, so give
-    recordings in shuffled order where the corpus is long (over 64 MiB of features).
+    Frames are collected in pools of a fixed size; each pool is shuffled and split into batches. So memory is bounded,
+    and the result depends on the frames, their order and the seed, but not on the stream's chunks or the number of
+    cores. The initial centroids come from frames of the first pool: shuffle the recordings of a long corpus (over
+    64 MiB of features).
 
     Args:
-      batches: features, float [n, D] each, or a function that starts such a stream anew.
+      batches: features, float [n, D] each, or a function that starts such a stream.
       clusters: C.
-      seed: of the start and the shuffling.
+      seed: of the initialisation and the shuffling.
       passes: how often the stream is read.
-      card: "encoder" and "layer", and "fitted_on" and "provenance" where there is something to say (see `KMeans`).
-        What was counted here is added to "fitted_on".
-      batch_frames: frames of a batch; at least `clusters` are taken.
-      pool_frames: frames of a pool; as many as fill 64 MiB if None.
+      card: "encoder" and "layer", optionally "fitted_on" and "provenance" (see `KMeans`). The number of frames, passes
+        and the seed are added to "fitted_on".
+      batch_frames: frames of a batch; at least `clusters` are used.
+      pool_frames: frames of a pool; None for 64 MiB.
+
+    Returns:
+      The k-means, centroids float32 [C, D].
 
     Raises:
-      ValueError: fewer frames, or fewer different ones, than clusters; NaN or infinity; features of several widths; a
-        stream that cannot be read as often as `passes` says.
+      ValueError: fewer (different) frames than clusters; NaN or infinity; features of several widths; a stream that
+        can be read only once, with several passes.
     """
     from sklearn.cluster import MiniBatchKMeans
     from threadpoolctl import ThreadpoolController
@@ -170,7 +173,7 @@ def fit(
         raise ValueError(
             f"k-means: passes={passes} over a stream that can be read once. Give a function that opens it."
         )
-    # Sums over several threads are rounded in the order in which these end.
+    # One thread, since sums over several threads are rounded in the order in which the threads end.
     one_thread = functools.partial(ThreadpoolController().limit, limits=1)
     rng = np.random.default_rng(seed)
     batch_frames = max(batch_frames, clusters)
@@ -190,7 +193,7 @@ def fit(
                         )
                     with one_thread():
                         start = _start(pool[order[: max(_START_FRAMES, 40 * clusters)]], clusters, seed)
-                    # None is moved to another place later on: each has frames already.
+                    # No reassignment: every cluster has frames after the initialisation.
                     model = MiniBatchKMeans(clusters, init=start, n_init=1, reassignment_ratio=0.0, random_state=seed)
                 for first in range(0, len(pool), batch_frames):
                     batch = pool[order[first : first + batch_frames]]

@@ -1,4 +1,4 @@
-"""What libsndfile does not decode, PyAV does: the libraries of ffmpeg within this process, no program."""
+"""Decode what libsndfile cannot, with PyAV (ffmpeg's libraries in this process; no program is started)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 
 from spjax.speech2unit.raw_file import ContainerError
 
-# Containers of libsndfile, by first bytes, that may hold what it does not decode.
+# Containers that libsndfile opens but whose codec it may not support: first bytes → libav's name.
 FORMATS = {b"RIFF": "wav", b"RF64": "wav", b"FORM": "aiff", b"caff": "caf", b".snd": "au", b"OggS": "ogg"}
 
-_JUMP = 0.05  # seconds; browsers write times that are not as exact as samples
+_JUMP = 0.05  # seconds; timestamps written by browsers are not sample-exact
 _SKIP_MANUAL = 1 << 29  # AV_CODEC_FLAG2_SKIP_MANUAL
 _SCALES = {"u8": (128, 2**7), "s16": (0, 2**15), "s32": (0, 2**31), "flt": (0, 1), "dbl": (0, 1)}  # zero, full scale
 
@@ -22,11 +22,11 @@ class Stream:
     """The first audio stream of an open container.
 
     Attributes:
-      rate: samples a second.
-      channels: how many.
-      frames: samples a channel as the container says, roughly; 0 where it does not.
-      packets: how many the container says there are; 0 where it does not.
-      repairs: notes.
+      rate: sample rate, Hz.
+      channels: number of channels.
+      frames: approximate samples per channel according to the container; 0 if unknown.
+      packets: number of packets according to the container; 0 if unknown.
+      repairs: notes of repairs.
     """
 
     def __init__(self, container: Any) -> None:
@@ -36,7 +36,7 @@ class Stream:
         self._container, self._stream = container, streams[0]
         context = self._stream.codec_context
         if context is None:
-            raise ContainerError("is of an encoding that is not read here")
+            raise ContainerError("has an encoding that is not supported")
         self.rate, self.channels = context.sample_rate, context.channels
         if not self.channels:
             raise ContainerError("is damaged: its audio has no channels")
@@ -44,9 +44,9 @@ class Stream:
         if len(streams) > 1:
             self.repairs = (f"{len(streams)} audio streams: took the first",)
         caf, pcm = container.format.name == "caf", context.name.startswith("pcm_")
-        if caf and context.name == "alac":  # its last frame is short already: libav would shorten it again
+        if caf and context.name == "alac":  # its last frame is short already: libav would trim it again
             context.flags2 |= _SKIP_MANUAL
-        # of PCM, MP4 counts samples: libav reads many of them as a packet
+        # For PCM, MP4 counts samples, of which libav reads many as one packet.
         self.packets = self._stream.frames if container.format.name.startswith("mov") and not pcm else 0
         seconds = 0.0
         if self._stream.duration and self._stream.time_base:
@@ -54,15 +54,15 @@ class Stream:
         elif container.duration and container.format.name.startswith("matroska"):
             seconds = container.duration / 1e6
         self.frames = max(0, round(seconds * self.rate))
-        # Samples that must be there; CAF may count those that fill up the last packet.
+        # Samples that must be there; CAF may count the padding of the last packet.
         self._promised = max(0, self.frames - max(0, context.frame_size - 1)) if caf or pcm else 0
 
     def blocks(self, most: float, of_all: int = 0) -> Iterator[np.ndarray]:
-        """Yields samples, float32 [n, channels], at least `most` if there are; packets after them are only counted.
+        """Decode samples, float32 [n, channels], until `most` are yielded; later packets are only counted.
 
         Args:
           most: samples.
-          of_all: packets that all streams together have at least.
+          of_all: minimum number of packets over all streams.
 
         Raises:
           ContainerError: damaged, or packets or samples are missing.
@@ -78,7 +78,7 @@ class Stream:
                 if packet.stream.index != self._stream.index:
                     continue
                 if packet.is_corrupt:
-                    raise ContainerError(f"is cut off or damaged: packet {packets + 1} is not whole")
+                    raise ContainerError(f"is cut off or damaged: packet {packets + 1} is incomplete")
                 packets += packet.size > 0
                 if samples < most:
                     for frame in packet.decode():
@@ -90,7 +90,7 @@ class Stream:
         except av.FFmpegError as error:
             raise ContainerError(f"is damaged: packet {packets} cannot be decoded ({error.strerror})") from error
         if jumps:
-            note = f"its time jumps {len(jumps)} times, by {sum(jumps):.2f} s in all: parts are missing or there twice"
+            note = f"its time jumps {len(jumps)} times, by {sum(jumps):.2f} s in all: parts are missing or repeated"
             self.repairs = (*self.repairs, note)
         if packets < self.packets:
             raise ContainerError(f"is cut off: its header promises {self.packets} packets, {packets} are there")
@@ -105,9 +105,9 @@ class Stream:
         name = frame.format.name
         scale = _SCALES.get(name.removesuffix("p"))
         if scale is None:
-            raise ContainerError(f"holds samples of type {name}, which are not read here")
+            raise ContainerError(f"holds samples of type {name}, which are not supported")
         if frame.sample_rate != self.rate or frame.layout.nb_channels != self.channels:
-            raise ContainerError("changes its rate or its channels on the way")
+            raise ContainerError("changes its rate or its channels in the middle")
         values = frame.to_ndarray()
         values = values.T if name.endswith("p") else values.reshape(-1, self.channels)
         zero, full = scale
@@ -117,10 +117,10 @@ class Stream:
 
 @contextlib.contextmanager
 def opened(file: BinaryIO, form: str) -> Iterator[Stream]:
-    """The first audio stream of a file, of a container by its name in libav.
+    """Open the first audio stream of a file; `form` is the container's name in libav.
 
     Raises:
-      ContainerError: damaged, without audio, or of an unknown encoding.
+      ContainerError: damaged, without audio, or of an unsupported encoding.
     """
     import av  # slow
 

@@ -1,4 +1,4 @@
-"""MP3 and ADTS: files that are frames of MPEG audio from their first byte to their last, walked one by one."""
+"""MP3 and ADTS: files of MPEG audio frames from the first byte to the last, which are walked one by one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BITRATES = {  # kbit/s by (version 1, layer) and index
 
 
 class _Frame(NamedTuple):
-    """A frame of MPEG audio: its bytes, its samples a channel, what all frames of a stream share, where Xing may be."""
+    """An MPEG audio frame: bytes, samples per channel, header bits shared by the stream, offset of a Xing header."""
 
     length: int
     samples: int
@@ -61,7 +61,7 @@ _Reader = Callable[[bytes, int], _Frame | None]
 
 
 def reader(begin: bytes) -> _Reader | None:
-    """What reads the frames that bytes begin with; None where no two frames of a kind stand there."""
+    """The parser of the frames at the start of `begin`; None unless there are two frames of one kind."""
     for read in (_mp3_frame, _adts_frame):
         one = read(begin, 0)
         two = one and read(begin, one.length)
@@ -71,10 +71,10 @@ def reader(begin: bytes) -> _Reader | None:
 
 
 def mpeg(file: BinaryIO, size: int) -> Examined | None:
-    """An MP3 or ADTS file; None where no frames begin it."""
+    """Check an MP3 or ADTS file; None if it does not begin with a frame."""
     begin = at(file, 0, 2**15)
     read = reader(begin)
-    if read is None:  # of one frame that is all there is
+    if read is None:  # a file of a single frame
         read = next(
             (read for read in (_mp3_frame, _adts_frame) if (one := read(begin, 0)) and one.length >= size), None
         )
@@ -87,20 +87,20 @@ def mpeg(file: BinaryIO, size: int) -> Examined | None:
 
 
 def whole_mpeg(data: bytes) -> int | None:
-    """Samples a channel of MPEG audio within another container; None where they are not counted.
+    """Samples per channel of MPEG audio in another container; None if it does not start with an MP3 frame.
 
     Raises:
-      ContainerError: it does not consist of whole frames.
+      ContainerError: it is not made of complete frames.
     """
     return None if _mp3_frame(data, 0) is None else _walk(data, _mp3_frame)[0]
 
 
 def _walk(data: bytes, read: _Reader) -> tuple[int | None, int, bytes, tuple[str, ...]]:
-    """Goes through all frames.
+    """Walk all frames.
 
     Returns:
-      Samples a channel, None where a decoder trims them by the Xing header; where the last frame ends; all of it with
-      a corrected Xing header, b"" if it is right; and a note of that.
+      Samples per channel, None if decoders trim them by the Xing header; end of the last frame; the data with a
+      corrected Xing header, b"" if it is right; and a note of the correction.
     """
     head = read(data, 0)
     assert head is not None
@@ -127,21 +127,21 @@ def _walk(data: bytes, read: _Reader) -> tuple[int | None, int, bytes, tuple[str
         return samples, position, b"", ()
     count -= 1
     frames, bytes_, place = promised
-    most = count if place else count + 1  # VBRI may count itself
+    most = count if place else count + 1  # VBRI may count its own frame
     if frames is not None and frames > most and bytes_ != position:
         raise ContainerError(f"is cut off: its header promises {frames} frames, {count} are there")
     note: tuple[str, ...] = ()
     if frames not in (None, count, most):
         note = (f"its header says {frames} frames, {count} are there: read to the end",)
-    if frames is None or not place:  # libsndfile takes the header for sound
+    if frames is None or not place:  # libsndfile would decode the header frame as sound
         return samples - head.samples, position, data[head.length : position], note
     return None, position, data[:place] + struct.pack(">I", count) + data[place + 4 : position] if note else b"", note
 
 
 def counted(data: bytes, samples: int) -> bytes:
-    """MP3 frames that hold so many samples a channel, behind a Xing header that says so.
+    """MP3 frames with `samples` samples per channel, behind a Xing header with their number.
 
-    Without one libsndfile guesses how many there are by the first of them, and reads no more than that.
+    Without a Xing header libsndfile estimates the number from the first frame, and reads no more than that.
     """
     first = _mp3_frame(data, 0)
     if first is None or not first.side:
@@ -158,16 +158,16 @@ def counted(data: bytes, samples: int) -> bytes:
 
 
 def _xing(data: bytes, position: int, frame: _Frame) -> tuple[int | None, int | None, int] | None:
-    """What a Xing, Info or VBRI header promises; None if it is none.
+    """Parse a Xing, Info or VBRI header; None if there is none.
 
     Returns:
-      Frames; bytes; and where the former stand, 0 for VBRI.
+      Number of frames; bytes; and the position of the former, 0 for VBRI.
     """
-    for place in (position + frame.side, position + frame.side + 2):  # a check sum may stand before it
+    for place in (position + frame.side, position + frame.side + 2):  # a check sum may come before it
         header = data[place : place + 16]
         if not frame.side or len(header) < 16 or header[:4] not in (b"Xing", b"Info"):
             continue
-        if not data[position + 6 : place].strip(b"\0"):  # else libmpg123 does not take it for one
+        if not data[position + 6 : place].strip(b"\0"):  # else libmpg123 ignores it
             flags, first, second = struct.unpack(">III", header[4:])
             frames = first if flags & 1 else None
             return frames, (second if flags & 1 else first) if flags & 2 else None, place + 8

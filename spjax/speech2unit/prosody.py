@@ -1,9 +1,8 @@
 """Pitch: log f0 of each encoder frame by pYIN, then of each segment, less the speaker's mean.
 
-pYIN (Mauch and Dixon, 2014) as librosa has it, but for three things. Its window is short, so that the pitch of running
-speech hardly moves within. The difference of YIN counts the samples that it compares, so that long periods look no less
-regular than short ones. And the Viterbi search looks no further than pitch can leap: the same path is found, ten times
-as fast.
+pYIN (Mauch and Dixon, 2014) as in librosa, with three differences. The window is shorter, so that pitch hardly changes
+within it. The difference function is averaged over the samples compared, so that it does not favour short periods.
+The Viterbi search is limited to possible changes of pitch, which finds the same path ten times as fast.
 """
 
 from __future__ import annotations
@@ -13,24 +12,24 @@ import numpy as np
 from spjax.speech2unit.audio import MIN_SAMPLES, SAMPLE_RATE
 
 F0_RANGE = (60.0, 500.0)  # Hz: from low men's voices to children's
-_WINDOW = 640  # samples that pitch is looked for in: more than two periods of the lowest
+_WINDOW = 640  # samples of an analysis window: more than two of the longest periods
 _PERIODS = int(SAMPLE_RATE // F0_RANGE[1]), int(np.ceil(SAMPLE_RATE / F0_RANGE[0]))  # samples
-_SEMITONE = 10  # bins of pitch a semitone
+_SEMITONE = 10  # pitch bins a semitone
 _BINS = int(12 * _SEMITONE * np.log2(F0_RANGE[1] / F0_RANGE[0])) + 1
-_THRESHOLDS = 100  # of aperiodicity, below which it counts as a period: Beta(2, 18) distributed
-_BOLTZMANN = 2.0  # how much rather the first period below a threshold than the next
-_NO_TROUGH = 0.004  # belief in pitch where no period is seen; at librosa's 0.01 a tenth of white noise is voiced
-_LEAP = 35.92  # octaves a second that pitch moves at most
-_SWITCH = 0.01  # odds that voice sets in or ends at a frame
-_NEVER = float(np.log(np.finfo(np.float64).tiny))  # log of a probability that is none
-_BLOCK, _CONTEXT = 3000, 100  # frames tracked at once, which bounds memory, and what they see on either side
+_THRESHOLDS = 100  # thresholds on aperiodicity, distributed as Beta(2, 18)
+_BOLTZMANN = 2.0  # decay of the prior over successive troughs below a threshold
+_NO_TROUGH = 0.004  # probability of voicing if no trough is below the threshold; 0.01 (librosa) voices 10 % of noise
+_LEAP = 35.92  # largest change of pitch, octaves a second
+_SWITCH = 0.01  # probability that voicing starts or ends at a frame
+_NEVER = float(np.log(np.finfo(np.float64).tiny))  # log of probability 0
+_BLOCK, _CONTEXT = 3000, 100  # frames tracked at once (bounds memory), and their context on either side
 
 
 def log_f0(wave: np.ndarray, hop: int) -> np.ndarray:
-    """Natural log of f0 (Hz) where speech is voiced.
+    """Natural log of f0 (Hz) of voiced frames.
 
-    Frame t is centred on sample `hop * t + 200`, as the encoders' frames are (their windows are 400 samples, and only
-    whole ones count): hop 320 goes with HuBERT, 160 with MFCC and log-mel.
+    Frame t is centred on sample `hop * t + 200`, like the encoders' frames (complete windows of 400 samples): use hop
+    320 with HuBERT, 160 with MFCC and log-mel.
 
     Args:
       wave: float32 [n] at 16 kHz, n at least 400.
@@ -40,7 +39,7 @@ def log_f0(wave: np.ndarray, hop: int) -> np.ndarray:
       float32 [F], F = (n - 400) // hop + 1; NaN where unvoiced.
 
     Raises:
-      ValueError: not one wave of 400 samples or more, or no hop.
+      ValueError: not a 1-D wave of at least 400 samples, or hop below 1.
     """
     if wave.ndim != 1 or len(wave) < MIN_SAMPLES or hop < 1:
         raise ValueError(
@@ -58,34 +57,34 @@ def log_f0(wave: np.ndarray, hop: int) -> np.ndarray:
 
 
 def _aperiodicity(frames: np.ndarray) -> np.ndarray:
-    """YIN's difference of a frame and itself a period later, over the mean difference of all shorter periods.
+    """YIN's cumulative mean normalised difference.
 
     Args:
       frames: float32 [F, _WINDOW].
 
     Returns:
-      float32 [F, periods]: 0 where the frame repeats itself, about 1 where it does not.
+      float32 [F, periods]: 0 for a perfectly periodic frame, about 1 for an aperiodic one.
     """
     shortest, longest = _PERIODS
     lags = np.arange(1, longest + 1)
-    frames = frames - frames.mean(axis=1, keepdims=True)  # changes no difference, only what rounding makes of it
+    frames = frames - frames.mean(axis=1, keepdims=True)  # differences are unchanged, rounding errors smaller
     energy = np.cumsum(np.square(frames, dtype=np.float64), axis=1)
-    both = energy[:, -1 - lags] + energy[:, -1:] - energy[:, lags - 1]  # of all but the last samples, and the first
+    both = energy[:, -1 - lags] + energy[:, -1:] - energy[:, lags - 1]  # of all but the last lag samples, and the first
     alike = np.fft.irfft(np.abs(np.fft.rfft(frames, 2 * _WINDOW)) ** 2)[:, lags]
     difference = np.maximum(both - 2 * alike, 0) / (_WINDOW - lags)
     mean = np.cumsum(difference, axis=1) / lags
-    sounds = mean > np.finfo(np.float32).eps ** 2  # no sample of 16 bits is as small
+    sounds = mean > np.finfo(np.float32).eps ** 2  # smaller than any 16-bit signal
     return np.divide(difference, mean, out=np.ones_like(mean), where=sounds)[:, shortest - 1 :].astype(np.float32)
 
 
 def _pitch_odds(frames: np.ndarray) -> np.ndarray:
-    """How probable each pitch is in each frame by itself.
+    """Probability of each pitch in each frame, before tracking.
 
     Args:
       frames: float32 [F, _WINDOW].
 
     Returns:
-      float64 [F, _BINS]; what a row lacks of 1 is that the frame is unvoiced.
+      float64 [F, _BINS]; 1 minus a row's sum is the probability that the frame is unvoiced.
     """
     depth = _aperiodicity(frames)
     before, after = np.pad(depth, ((0, 0), (1, 0)), "edge")[:, :-1], np.pad(depth, ((0, 0), (0, 1)), "edge")[:, 1:]
@@ -93,9 +92,10 @@ def _pitch_odds(frames: np.ndarray) -> np.ndarray:
     trough = np.where(first, depth < after, (depth < before) & (depth <= after))
     row, lag = np.nonzero(trough)
     low = depth[row, lag]
-    # Each threshold believes in the troughs below it, the first ones most; where there are none, hardly in the lowest.
+    # Each threshold spreads its weight over the troughs below it, the first ones most; if there are none, it gives
+    # _NO_TROUGH of it to the lowest.
     edges = np.linspace(0, 1, _THRESHOLDS + 1)
-    passed = 1 - (1 - edges) ** 18 * (1 + 18 * edges)  # the share of thresholds below an edge: Beta(2, 18)
+    passed = 1 - (1 - edges) ** 18 * (1 + 18 * edges)  # CDF of Beta(2, 18) at the edges
     decay = np.exp(-_BOLTZMANN * np.arange(depth.shape[1] + 1))
     odds = np.zeros(len(low))
     for threshold, weight in zip(edges[1:], np.diff(passed), strict=True):
@@ -106,7 +106,7 @@ def _pitch_odds(frames: np.ndarray) -> np.ndarray:
     deepest = np.where(trough, depth, np.inf).argmin(axis=1)
     lowest = np.flatnonzero(lag == deepest[row])
     odds[lowest] += _NO_TROUGH * passed[np.searchsorted(edges[1:], low[lowest], "right")]
-    # Between samples, a period is where a parabola through the trough is lowest.
+    # Parabolic interpolation of the period.
     bend, slope = (before + after - 2 * depth)[row, lag], ((after - before) / 2)[row, lag]
     inside = (np.abs(slope) < np.abs(bend)) & (lag > 0) & (lag < depth.shape[1] - 1)
     period = _PERIODS[0] + lag - np.divide(slope, bend, out=np.zeros_like(bend), where=inside)
@@ -118,10 +118,10 @@ def _pitch_odds(frames: np.ndarray) -> np.ndarray:
 
 
 def _track(odds: np.ndarray, hop: int) -> np.ndarray:
-    """The most probable course of pitch and voicing (Viterbi). An unvoiced frame has a hidden pitch, too.
+    """The most probable path of pitch and voicing (Viterbi). Unvoiced states have a (hidden) pitch too.
 
     Args:
-      odds: float64 [F, _BINS], as `_pitch_odds` gives them.
+      odds: float64 [F, _BINS], from `_pitch_odds`.
       hop: samples between frames.
 
     Returns:
@@ -129,11 +129,11 @@ def _track(odds: np.ndarray, hop: int) -> np.ndarray:
     """
     reach = round(_LEAP * 12 * hop / SAMPLE_RATE) * _SEMITONE // 2  # bins
     leap = 1 - np.abs(np.arange(-reach, reach + 1)) / (reach + 1)
-    share = np.log(np.convolve(np.ones(_BINS), leap)[reach : reach + _BINS])  # leaps that stay in the range
+    share = np.log(np.convolve(np.ones(_BINS), leap)[reach : reach + _BINS])  # normaliser: leaps that stay in range
     stay, switch, leap = np.log(1 - _SWITCH), np.log(_SWITCH), np.log(leap)
     unvoiced = np.repeat(np.maximum(1 - odds.sum(axis=1, keepdims=True), 0) / _BINS, _BINS, axis=1)
-    heard = np.log(np.maximum(np.stack([odds, unvoiced], axis=1), np.exp(_NEVER)))  # [F, voiced or not, bins]
-    best = heard  # becomes the best course's that ends in a state, before it leaps
+    emission = np.log(np.maximum(np.stack([odds, unvoiced], axis=1), np.exp(_NEVER)))  # [F, voiced or not, bins]
+    best = emission  # overwritten with the log probability of the best path that ends in a state
     leaving = np.full((len(odds), 2, _BINS + 2 * reach), -np.inf)
     for t in range(len(odds)):
         if t:
@@ -160,7 +160,7 @@ def segment_f0(log_f0: np.ndarray, durations: np.ndarray) -> tuple[np.ndarray, n
       durations: int [U], frames of each segment; their sum is F.
 
     Returns:
-      mean: float32 [U], 0 where no frame is voiced; voiced: int32 [U], how many are.
+      mean: float32 [U], 0 if no frame is voiced; voiced: int32 [U], the number of voiced frames.
 
     Raises:
       ValueError: durations that do not sum to F.
@@ -168,21 +168,21 @@ def segment_f0(log_f0: np.ndarray, durations: np.ndarray) -> tuple[np.ndarray, n
     count = len(durations)
     if log_f0.ndim != 1 or np.sum(durations) != len(log_f0):
         raise ValueError(
-            f"durations sum to {np.sum(durations)}, log f0 has shape {list(log_f0.shape)}: give both of one utterance "
-            "and one hop"
+            f"durations sum to {np.sum(durations)}, log f0 has shape {list(log_f0.shape)}: give both for the same "
+            "utterance and hop"
         )
     segments = np.repeat(np.arange(count), durations)
-    heard = ~np.isnan(log_f0)
-    voiced = np.bincount(segments[heard], minlength=count)
-    total = np.bincount(segments[heard], weights=log_f0[heard], minlength=count)
+    known = ~np.isnan(log_f0)
+    voiced = np.bincount(segments[known], minlength=count)
+    total = np.bincount(segments[known], weights=log_f0[known], minlength=count)
     return (total / np.maximum(voiced, 1)).astype(np.float32), voiced.astype(np.int32)
 
 
 def voiced_mean(mean: np.ndarray, voiced: np.ndarray) -> float:
-    """Mean log f0 over all voiced frames of segments (of an utterance, or of a speaker's all); 0 where there are none.
+    """Mean log f0 over all voiced frames of segments, of an utterance or a speaker; 0 if there are none.
 
     Args:
-      mean, voiced: [U] each, as `segment_f0` gives them, or several utterances' put together.
+      mean, voiced: [U] each, from `segment_f0`, or concatenated over utterances.
     """
     total = int(np.sum(voiced))
     return float(np.dot(np.asarray(mean, np.float64), voiced)) / total if total else 0.0
@@ -192,36 +192,36 @@ def normalise(mean: np.ndarray, voiced: np.ndarray, speaker_mean: float | None =
     """Log f0 of segments less the speaker's mean.
 
     Args:
-      mean, voiced: [U] each, as `segment_f0` gives them.
-      speaker_mean: log f0 over the voiced frames of all that the speaker said; the utterance's own if None.
+      mean, voiced: [U] each, from `segment_f0`.
+      speaker_mean: mean log f0 over the voiced frames of all of the speaker's utterances; None: the utterance's.
 
     Returns:
-      float32 [U], 0 where no frame is voiced; also where the mean is met exactly, as by an utterance's only voiced
-      segment where nobody is named.
+      float32 [U], 0 if no frame is voiced; also where it equals the mean exactly, such as for the only voiced segment
+      of an utterance without a named speaker.
     """
     centre = voiced_mean(mean, voiced) if speaker_mean is None else speaker_mean
     return np.where(voiced > 0, mean - centre, 0).astype(np.float32)
 
 
 def f0_edges(f0: np.ndarray, bins: int = 32) -> tuple[float, ...]:
-    """Edges between bins of f0 that hold equally many voiced segments each, as `ProsodyConfig.f0_edges` wants them.
+    """Quantile edges of f0 bins with equally many voiced segments, for `ProsodyConfig.f0_edges`.
 
     Args:
       f0: float [n], log f0 of all train segments less their speakers' means, 0 where unvoiced.
-      bins: how many; 32 are pGSLM's.
+      bins: number of bins; pGSLM has 32.
 
     Returns:
-      bins - 1 numbers, none below the one before; equal ones where many segments are equal.
+      bins - 1 numbers in ascending order; some may be equal.
 
     Raises:
       ValueError: fewer than 2 bins, or no segment is voiced.
     """
     if bins < 2:
-        raise ValueError(f"f0 in {bins} bins tells nothing: ask for 2 or more (pGSLM has 32)")
+        raise ValueError(f"f0 needs at least 2 bins, not {bins}: give 2 or more (pGSLM has 32)")
     voiced = np.asarray(f0, np.float64)[np.asarray(f0) != 0]
     if not len(voiced):
         raise ValueError(
-            f"none of {np.size(f0)} segments is voiced, so no bins of f0 can be fitted: give f0 of the train split, "
+            f"none of {np.size(f0)} segments is voiced, so f0 bins cannot be fitted: give f0 of the train split, "
             "extracted with --f0 of data_pipelines.extract from recordings of speech"
         )
     return tuple(np.maximum.accumulate(np.quantile(voiced, np.arange(1, bins) / bins)).tolist())

@@ -1,5 +1,4 @@
-"""What the encoders with weights (HuBERT, Whisper) share: their products and attention, and batches of long and short
-waves in few shapes and bounded memory."""
+"""Shared by HuBERT and Whisper: layers, attention, and batching of waves with few shapes and bounded memory."""
 
 from __future__ import annotations
 
@@ -21,35 +20,34 @@ from spjax.speech2unit.audio import SAMPLE_RATE
 from spjax.types import Params
 
 BATCH_FRAMES = 2048  # frames of a batch, 41 s
-QUERIES = 512  # frames whose attention is computed at once: bounds the memory of long utterances
+QUERIES = 512  # queries whose attention is computed at once: bounds the memory of long utterances
 
 
 def check_layer(model: str, layers: int, layer: int) -> None:
-    """Raises ValueError unless an encoder of so many layers has `layer`."""
+    """Raise ValueError unless `layer` is 0 to `layers`."""
     if not 0 <= layer <= layers:
-        raise ValueError(f"{model}: layer {layer} asked for, it has 1 to {layers} (0: the input of the first)")
+        raise ValueError(f"{model}: layer {layer} does not exist; give 1 to {layers}, or 0 for the input of the first")
 
 
 def check_wave(model: str, number: int, wave: np.ndarray, least: int) -> None:
-    """Raises ValueError unless a wave is float32 [n], n at least `least`, and finite."""
+    """Raise ValueError unless a wave is float32 [n], n at least `least`, and finite."""
     if wave.ndim != 1 or wave.dtype != np.float32:
         raise ValueError(f"{model}: wave {number} is {wave.dtype} {list(wave.shape)}, must be float32 [samples]")
     if len(wave) < least:
         raise ValueError(
-            f"{model}: wave {number} has {len(wave)} samples; the shortest that gives a frame has {least}. "
-            "Leave it out or pad it."
+            f"{model}: wave {number} has {len(wave)} samples; a frame needs at least {least}. Leave it out or pad it."
         )
     if not np.isfinite(wave).all():
         raise ValueError(f"{model}: wave {number} holds NaN or infinity")
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact form. By erf, as jax.nn.gelu's erfc takes five times as long on CPUs."""
+    """Exact GELU, by erf: jax.nn.gelu's erfc takes five times as long on CPUs."""
     return 0.5 * x * (1 + jax.lax.erf(x * np.float32(0.5**0.5)))
 
 
 def dense(weights: Params, x: jax.Array, compute: Compute) -> jax.Array:
-    """[B, T, D] to [B, T, E]; the bias may be absent."""
+    """Dense layer, [B, T, D] to [B, T, E], with or without bias."""
     y = contract("btd,de->bte", x, weights["kernel"], compute.operand)
     return y + weights["bias"] if "bias" in weights else y
 
@@ -60,14 +58,14 @@ def conv(kernel: jax.Array, x: jax.Array, operand: jnp.dtype, **settings: Any) -
         x.astype(operand),
         kernel.astype(operand),
         dimension_numbers=("NWC", "WIO", "NWC"),
-        precision=jax.lax.Precision.HIGHEST if operand == jnp.float32 else None,  # or TPUs and GPUs would round
+        precision=jax.lax.Precision.HIGHEST if operand == jnp.float32 else None,  # TPUs and GPUs round by default
         preferred_element_type=jnp.float32,
         **settings,
     )
 
 
 def attention(weights: Params, heads: int, x: jax.Array, real: jax.Array, compute: Compute) -> jax.Array:
-    """Self-attention with its projections, [B, F, D] to [B, F, D]; `real` [B, F]: which frames may be looked at."""
+    """Self-attention with its projections, [B, F, D] to [B, F, D]; `real` [B, F] masks padding."""
     query, key, value = (
         dense(weights[name], x, compute).reshape(*x.shape[:2], heads, x.shape[2] // heads)
         for name in ("query", "key", "value")
@@ -77,7 +75,7 @@ def attention(weights: Params, heads: int, x: jax.Array, real: jax.Array, comput
 
 
 def _attend(query: jax.Array, key: jax.Array, value: jax.Array, real: jax.Array) -> jax.Array:
-    """Attention among frames, all [B, F, H, Dh], in float32; a block of queries after the other where they are many."""
+    """Attention, all [B, F, H, Dh], in float32; in blocks of queries if there are many."""
     product = functools.partial(contract, dtype=jnp.dtype(jnp.float32))
 
     def some(query: jax.Array) -> jax.Array:
@@ -94,12 +92,12 @@ def _attend(query: jax.Array, key: jax.Array, value: jax.Array, real: jax.Array)
 
 
 def place(params: Params, layer: int, compute: Compute = FLOAT32) -> Params:
-    """What features up to `layer` need, on the device, kernels in the operand type: `extract` then moves nothing.
+    """Move the weights for features up to `layer` to the device, with kernels in the operand type.
 
     Args:
       params: the encoder's weights, float32.
       layer: 0 to L.
-      compute: as `extract` will be given.
+      compute: as for `extract`.
 
     Returns:
       The tree without the later layers. The first convolution's kernel stays float32.
@@ -108,8 +106,8 @@ def place(params: Params, layer: int, compute: Compute = FLOAT32) -> Params:
 
     def put(path: tuple[Any, ...], leaf: Any) -> jax.Array:
         names = [str(entry.key) for entry in path]
-        narrow = names[-1] == "kernel" and names[:2] != ["conv", "0"]
-        return jnp.asarray(leaf, compute.operand if narrow else jnp.float32)
+        cast = names[-1] == "kernel" and names[:2] != ["conv", "0"]
+        return jnp.asarray(leaf, compute.operand if cast else jnp.float32)
 
     placed: Params = jax.tree_util.tree_map_with_path(put, needed)
     return placed
@@ -119,15 +117,15 @@ def place(params: Params, layer: int, compute: Compute = FLOAT32) -> Params:
 
 
 class Piece(NamedTuple):
-    """A stretch of a wave that is run as one row, and which of its frames are kept.
+    """A part of a wave that is encoded as one row, and which of its frames are kept.
 
     Attributes:
-      utterance: number of the wave.
-      frames: how many the stretch has.
-      first: first kept frame.
-      last: one behind the last.
-      samples: of the wave, for the progress bar.
-      data: what the encoder runs.
+      utterance: index of the wave.
+      frames: number of frames.
+      first: first frame to keep.
+      last: last frame to keep, exclusive.
+      samples: samples of the wave, for the progress bar.
+      data: the input of the encoder.
     """
 
     utterance: int
@@ -139,13 +137,13 @@ class Piece(NamedTuple):
 
 
 def windows(frames: int, size: int, overlap: int) -> Iterator[tuple[int, int, int]]:
-    """Windows of at most `size` frames over an utterance: (start, first, last), of which [first, last) are kept.
+    """Windows of at most `size` frames over an utterance: (start, first, last), of which [first, last) is kept.
 
-    All but that of a short utterance have `size` frames; the last is moved back to end where the utterance ends. Each
-    frame is kept from the window in which it is further from the ends.
+    All windows have `size` frames unless the utterance is shorter; the last is moved back to end with the utterance.
+    Each frame is kept from the window in which it is farther from the ends.
     """
     starts = [*range(0, frames - size, max(1, size - overlap)), max(0, frames - size)]
-    # A border lies in the middle of what two neighbours share.
+    # The border is in the middle of the overlap.
     borders = [0, *((a + size + b) // 2 for a, b in itertools.pairwise(starts)), frames]
     for number, start in enumerate(starts):
         yield start, borders[number] - start, borders[number + 1] - start
@@ -161,16 +159,16 @@ def run_pieces(
     most: int | None = None,
     progress: bool = False,
 ) -> list[np.ndarray]:
-    """Runs pieces in batches and puts the kept frames of each utterance end to end.
+    """Run pieces in batches and concatenate the kept frames of each utterance.
 
     Args:
       title: of the progress bar.
-      utterances: how many there are.
-      pieces: of them, in order.
+      utterances: number of utterances.
+      pieces: pieces of all utterances, in order.
       run: (frames to pad to, pieces of a batch) → float32 [rows, frames, D].
       batch_frames: frames of a batch, padding included; a longer piece is a batch of one.
       most: the most frames that a row may be padded to; None for no limit.
-      progress: show a bar.
+      progress: show a progress bar.
 
     Returns:
       float32 [F, D] each.
@@ -190,7 +188,7 @@ def run_pieces(
 
 
 def _padded(frames: int) -> int:
-    """The next of 16, 18, 20 ... 32, 36, 40 ... 64, 72 ...: eight sizes an octave, so few shapes are ever compiled."""
+    """Round up to 16, 18, 20 ... 32, 36, 40 ... 64, 72 ...: eight sizes an octave, so that few shapes are compiled."""
     if frames <= 16:
         return 16
     step = 1 << ((frames - 1).bit_length() - 4)
@@ -198,7 +196,7 @@ def _padded(frames: int) -> int:
 
 
 def batches(lengths: Sequence[int], batch_frames: int, most: int | None = None) -> Iterator[tuple[int, list[int]]]:
-    """(frames to pad to, numbers of pieces), longest first; rows by powers of two, the shortest 3/4 of the longest."""
+    """(frames to pad to, indices of pieces), longest first; a power of two of rows, the shortest 3/4 of the longest."""
     order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
     while order:
         frames = min(_padded(lengths[order[0]]), most or sys.maxsize)

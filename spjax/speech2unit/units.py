@@ -1,4 +1,4 @@
-"""Units a frame ↔ merged units with durations."""
+"""Convert between one unit per frame and merged units with durations."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import numpy as np
 
 
 def merge(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Runs of equal units as one segment each.
+    """Merge runs of equal units into segments.
 
     Args:
       units: int [F], one a frame.
 
     Returns:
-      units int32 [U], no two neighbours equal; durations int32 [U], frames of each, which sum to F.
+      units int32 [U], neighbours differ; durations int32 [U], frames of each segment, with sum F.
 
     Raises:
       ValueError: not int [F].
@@ -35,7 +35,7 @@ def expand(units: np.ndarray, durations: np.ndarray) -> np.ndarray:
     units, durations = _integers(units, "units"), _integers(durations, "durations")
     if len(units) != len(durations) or (durations < 0).any():
         raise ValueError(
-            f"{len(units)} units and {len(durations)} durations, the least {durations.min(initial=0)}: "
+            f"{len(units)} units and {len(durations)} durations, the smallest {durations.min(initial=0)}: "
             "give one duration of 0 or more for each unit"
         )
     return np.repeat(units, durations)
@@ -44,5 +44,5 @@ def expand(units: np.ndarray, durations: np.ndarray) -> np.ndarray:
 def _integers(array: np.ndarray, name: str) -> np.ndarray:
     array = np.asarray(array)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise ValueError(f"{name} are {array.dtype} {list(array.shape)}, must be whole numbers in one row")
+        raise ValueError(f"{name} are {array.dtype} {list(array.shape)}, must be integers of one dimension")
     return array.astype(np.int32)

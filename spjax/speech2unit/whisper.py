@@ -1,9 +1,9 @@
-"""Whisper's encoder: waves to features, 50 frames a second, up to the layer that is asked for and no further.
+"""Whisper's encoder: waves to features, 50 frames a second, computed up to the requested layer only.
 
-`log_mel` is the front end, on the host; `features` is the model, a pure function of one padded batch in which every
-utterance gets the features that it has alone; `extract` is both, for any number of waves of any length.
+`log_mel` is the front end, on the host; `features` is the model, a pure function of a padded batch, whose padding does
+not affect the results; `extract` is both, for any number of waves of any length.
 
-An utterance is encoded at its own length, not padded to 30 s as Whisper's own code does (docs/whisper.md).
+An utterance is encoded at its length, not padded to 30 s as in Whisper's reference code (docs/whisper.md).
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from spjax.types import Params
 
 __all__ = ["WhisperConfig", "extract", "features", "log_mel", "place"]
 
-MARGIN = (200, 40)  # samples of silence around a wave that make frames those of whole windows of 400 samples
-_WINDOW, _HOP = 400, 160  # samples, of the spectrum
+MARGIN = (200, 40)  # samples of silence around a wave so that every frame is a full window of 400 samples
+_WINDOW, _HOP = 400, 160  # of the spectrum, samples
 
 
 def log_mel(wave: np.ndarray, mels: int) -> np.ndarray:
-    """The log-mel spectrum that Whisper was trained on. Step m is centred on sample 160 m.
+    """Whisper's log-mel spectrum. Step m is centred on sample 160 m.
 
-    Levels (log10 of power, at least 1e-10) are lifted to 8 under the utterance's highest, then scaled by (x + 4) / 4.
+    Levels (log10 of power, at least 1e-10) are clipped at 8 below the utterance's maximum, then scaled by (x + 4) / 4.
 
     Args:
       wave: float32 [n] at 16 kHz, n at least 400.
@@ -79,21 +79,21 @@ def features(
     *,
     compute: Compute = FLOAT32,
 ) -> jax.Array:
-    """Features of a padded batch; what lies behind an utterance's end changes nothing of its own frames.
+    """Features of a padded batch; padding does not affect an utterance's frames.
 
     Args:
-      params: the encoder's weights (docs/design.md); layers behind `layer` may be left out.
-      config: its architecture.
+      params: the encoder's weights (docs/design.md); layers after `layer` may be missing.
+      config: the architecture.
       spectra: float32 [B, M, mels], padded `log_mel`s; M at most twice `config.positions`.
       lengths: int32 [B], steps of each.
-      layer: 1 to L, whose output is asked for, that of the last after the final norm; 0 is the input of the first.
-      compute: operand type of matrix products; remat is not used.
+      layer: 1 to L, whose output is returned (that of the last after the final norm); 0 is the input of the first.
+      compute: operand type of matrix products; its remat setting is ignored.
 
     Returns:
-      float32 [B, F, D], F = (M + 1) // 2. Frames from (length + 1) // 2 on mean nothing.
+      float32 [B, F, D], F = (M + 1) // 2. Frames from (length + 1) // 2 on are padding.
 
     Raises:
-      ValueError: no such layer, or more frames than there are positions.
+      ValueError: an unknown layer, or more frames than there are positions.
     """
     check_layer("Whisper", config.layers, layer)
     steps = spectra.shape[1]
@@ -115,7 +115,7 @@ def features(
 
 
 def _block(weights: Params, config: WhisperConfig, x: jax.Array, real: jax.Array, compute: Compute) -> jax.Array:
-    """One pre-norm layer, [B, F, D] to [B, F, D]; `real` [B, F] says which frames may be looked at."""
+    """One pre-norm layer, [B, F, D] to [B, F, D]; `real` [B, F] masks padding."""
     x = x + attention(weights, config.heads, layer_norm(x, weights["attn_norm"]), real, compute)
     h = gelu(dense(weights["ffn_in"], layer_norm(x, weights["ffn_norm"]), compute))
     return x + dense(weights["ffn_out"], h, compute)
@@ -134,27 +134,27 @@ def extract(
     compute: Compute = FLOAT32,
     progress: bool = False,
 ) -> list[np.ndarray]:
-    """Features of waves of any length, each as if it were encoded alone, at its own length.
+    """Features of waves of any length, each as if it were encoded alone, at its length.
 
-    There are positions for 30 s. Longer waves are encoded in windows of 30 s that share 10 s with their neighbours, in
-    each of which positions start anew; a frame is taken from the window in which it is further from the ends. The
-    spectrum, and the level that it is lifted to, are those of the whole wave.
+    There are positions for 30 s. Longer waves are encoded in windows of 30 s that overlap by 10 s and restart the
+    positions; a frame is taken from the window in which it is farther from the ends. The spectrum and its clipping
+    level are those of the whole wave.
 
     Args:
-      params: the encoder's weights; to call it often, as `place` gives them.
-      config: its architecture.
-      waves: float32 [n] each, mono at 16 kHz, n at least 400. A wave that is to be encoded as Whisper's own code does
-        is padded with zeros to 480,000.
-      layer: 1 to L, whose output is asked for, that of the last after the final norm; 0 is the input of the first.
+      params: the encoder's weights; for repeated calls, from `place`.
+      config: the architecture.
+      waves: float32 [n] each, mono at 16 kHz, n at least 400. Zero-pad a wave to 480,000 to get the features of
+        Whisper's reference code.
+      layer: 1 to L, whose output is returned (that of the last after the final norm); 0 is the input of the first.
       batch_frames: frames of a batch, padding included (50 a second); a longer window is a batch of one.
-      compute: operand type of matrix products. bfloat16 changes units.
-      progress: show a bar.
+      compute: operand type of matrix products. bfloat16 changes some units.
+      progress: show a progress bar.
 
     Returns:
       float32 [F_i, D] each, in the order of `waves`; F_i = config.frames(n_i).
 
     Raises:
-      ValueError: no such layer, or a wave that is too short, of another type or not finite.
+      ValueError: an unknown layer; a wave that is too short, of another type or not finite.
     """
     check_layer("Whisper", config.layers, layer)
     params, size, pieces = place(params, layer, compute), config.positions, []

@@ -114,12 +114,12 @@ def test_bfloat16_and_known_extras(checkpoint, tiny_lm):
     ("tensors", "changed", "message"),
     [
         ({"decoder.layers.1.fc1.bias": None}, {}, r"lacks decoder\.layers\.1\.fc1\.bias"),
-        ({"decoder.layers.0.adapter.weight": np.ones((2, 2), np.float32)}, {}, r"no place for: .*adapter\.weight"),
+        ({"decoder.layers.0.adapter.weight": np.ones((2, 2), np.float32)}, {}, r"unknown tensors:  .*adapter\.weight"),
         ({"decoder.layers.2.fc1.bias": np.ones(12, np.float32)}, {}, "decoder_layers is 2, but its tensors say 3"),
         ({"decoder.layers.0.fc2.bias": np.ones(12, np.float32)}, {}, r"fc2\.bias has shape \[12\], must be \[8\]"),
         ({"decoder.layer_norm.bias": np.ones(8)}, {}, r"layer_norm\.bias is float64"),
         ({"decoder.output_projection.weight": np.ones((104, 8), np.float32)}, {}, "output_projection.weight differs"),
-        ({"decoder.embed_tokens.weight": None}, {}, "is no unit LM"),
+        ({"decoder.embed_tokens.weight": None}, {}, "is not a unit LM"),
         ({"decoder.embed_tokens.weight": "gone"}, {}, "not a tensor"),
         ({}, {"decoder_embed_dim": 16}, "decoder_embed_dim is 16, but its tensors say 8"),
         ({}, {"decoder_attention_heads": None}, "--heads=16"),
@@ -281,7 +281,7 @@ def test_combinations_are_those_of_the_records(golden: Path, lm: Path, tmp_path:
     options = [f"--lm={lm}", "--task=fsc", f"--data={tmp_path / 'fsc'}"]
     main(["prompt", str(source), str(tmp_path / "pack"), *options])
     assert load_pack(tmp_path / "pack").card["combinations"] == [[1, 7, 21], [5, 12, 20]]
-    with pytest.raises(SystemExit, match="its slots are not the prompt's"):
+    with pytest.raises(SystemExit, match="whose slots are not the prompt's"):
         main(["prompt", str(source), str(tmp_path / "x"), f"--lm={lm}", "--slots=2", f"--data={tmp_path / 'fsc'}"])
     with pytest.raises(SystemExit, match="is no complete directory of unit records"):
         main(["prompt", str(source), str(tmp_path / "x"), f"--lm={lm}", "--task=fsc", f"--data={tmp_path / 'no'}"])
@@ -309,9 +309,9 @@ def test_a_place_that_cannot_be_written_is_named(
         ("b1_linear12_single", ["--verbalizer={random}"], "number its labels 0 to 11"),
         ("a_freq_single", ["--task=nonsense"], "none of fsc, gsc"),
         ("a_freq_single", ["--task={random}", "--verbalizer={random}"], "does not describe a task"),
-        ("a_freq_single", ["--verbalizer=absent.json"], "absent.json is no verbalizer"),
+        ("a_freq_single", ["--verbalizer=absent.json"], "absent.json is not a verbalizer"),
         ("a_freq_single", ["--slots=0"], "--slots=0"),
-        ("a_freq_single_base_prompt_model", [], "no place for: decoder.embed_tokens.weight"),
+        ("a_freq_single_base_prompt_model", [], "unknown tensors:  decoder.embed_tokens.weight"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(golden: Path, lm: Path, tmp_path: Path, source, options, message):

@@ -143,7 +143,7 @@ def test_golden_checkpoints(golden: Path, tmp_path: Path, kind, capsys):
     assert config.num_params == sum(tensor.size for name, tensor in tensors.items() if name not in ignored)
     assert info["hash"] == unit_lm_hash(params, prosody)
     assert (info["provenance"]["source"], info["provenance"]["made_by"]) == (f"{kind}.pt", "pGSLM (fairseq)")
-    assert f"Left out {OUTPUT}: nothing reads it" in printed
+    assert f"Left out {OUTPUT}, which is unused" in printed
     assert f"multi-stream LM of {config.num_params:,} parameters (3 layers, dim 64, 4 heads, ffn 128" in printed
     streams = "discrete (25 symbols of duration, 36 of f0)" if prosody.discrete else "continuous"
     assert f"streams {streams}, told {'duration and f0' if told else 'neither'}\n" in printed
@@ -216,17 +216,17 @@ def ones(*shape: int) -> np.ndarray:
         ({f"{TABLE}.0.weight": None}, {}, {}, r"lacks decoder\.embed_other_list\.0\.weight"),
         ({f"{TABLE}.1.weight": None}, {}, {}, r"no f0 table decoder\.embed_other_list\.1\.weight"),
         ({f"{TABLE}.1.weight": ones(4, 8)}, {}, {}, "no f0 table"),
-        ({f"{TABLE}.2.weight": ones(4, 8)}, {}, {}, r"no place for: decoder\.embed_other_list\.2\.weight"),
-        ({f"{MAP}.0.bias": ones(8)}, {}, {}, r"no place for: decoder\.proj_other_list\.0\.bias"),
+        ({f"{TABLE}.2.weight": ones(4, 8)}, {}, {}, r"unknown tensors: decoder\.embed_other_list\.2\.weight"),
+        ({f"{MAP}.0.bias": ones(8)}, {}, {}, r"unknown tensors: decoder\.proj_other_list\.0\.bias"),
         ({f"{TABLE}.0.weight": ones(25, 8) * np.nan}, {}, {}, "holds NaN or infinity"),
         ({}, CONTINUOUS, {}, r"lacks decoder\.proj_other_list\.0\.weight"),
-        ({}, {"discrete_f0": False}, {}, "discrete_duration=True and discrete_f0=False; .* both streams alike"),
+        ({}, {"discrete_f0": False}, {}, "discrete_duration=True and discrete_f0=False; .* both streams discrete, or both continuous"),
         ({}, {"discrete_f0": 1}, {}, "discrete_f0 is 1, must be true or false"),
         ({}, {"ignore_f0_input": "no"}, {}, "ignore_f0_input is 'no', must be true or false"),
         ({}, {"stream_shifts": "0,0"}, {}, "stream_shifts='0,0'; spjax computes only stream_shifts=1,1"),
-        ({}, {"stream_shifts": None}, {}, "does not say stream_shifts.*--option=stream_shifts=1,1"),
+        ({}, {"stream_shifts": None}, {}, "lacks the options stream_shifts.*--option=stream_shifts=1,1"),
         ({}, {"log_f0": False}, {}, "log_f0=False"),
-        ({}, {"normalize_f0_mean": None}, {}, "does not say normalize_f0_mean"),
+        ({}, {"normalize_f0_mean": None}, {}, "lacks the options normalize_f0_mean"),
         ({}, {"normalize_f0_std": True}, {}, "normalize_f0_std=True"),
         ({}, {"max_token_duration": 30}, {}, r"embed_other_list\.0\.weight has shape \[25, 8\], must be \[35, 8\]"),
         ({}, {"max_token_duration": 0}, {}, "max_token_duration is 0, must be a positive integer"),
@@ -323,7 +323,7 @@ def test_command(checkpoint, tmp_path: Path, capsys):
 )
 def test_streams_have_to_be_known(checkpoint, tmp_path: Path, name: str):
     path = checkpoint(task={name: None})
-    with pytest.raises(SystemExit, match=f"does not say {name}"):
+    with pytest.raises(SystemExit, match=f"lacks the options {name}"):
         main(["pgslm", str(path), str(tmp_path / "lm")])
     main(["pgslm", str(path), str(tmp_path / "lm"), f"--option={name}={str(TASK[name]).lower()}"])
     config, _, info = read_unit_lm(tmp_path / "lm")

@@ -133,7 +133,7 @@ def test_numpy_arrays_are_read_from_their_bytes(array, protocol):
 
 
 def test_arrays_of_objects_are_refused():
-    with pytest.raises(ConvertError, match="plain numbers"):
+    with pytest.raises(ConvertError, match="numbers"):
         read_pickle(pickle.dumps(np.array([Attack(os.system, "true")], dtype=object), 2))
 
 
@@ -156,8 +156,8 @@ def test_extension_codes_are_refused():
         (b"hello", "damaged or truncated"),
         (b"\x80\x02]q\x00", "truncated"),
         (b"\x80\x02X\xff\xff\xff\x7fabc.", "truncated"),
-        (b"0.", "takes more than it put down"),
-        (b"(0.", "more than it put down"),
+        (b"0.", "takes more from the stack than it put there"),
+        (b"(0.", "more from the stack than it put there"),
         (b"h\x07.", "damaged"),
         (b"\x80\x02K\x01Q.", "outside itself"),
         (b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x04\x00\x00\x00zliptR.", "latin1"),
@@ -208,5 +208,5 @@ def test_a_call_repeated_on_one_string_does_not_fill_the_memory():
     first += b"X\x06\x00\x00\x00latin1" + b"q\x02" + b"\x86R"
     again = b"h\x00h\x01h\x02\x86R"
     assert read_pickle(opened + first + b"l.") == [text.encode()]
-    with pytest.raises(ConvertError, match="makes far more than it holds"):
+    with pytest.raises(ConvertError, match="creates far more data than it holds"):
         read_pickle(opened + first + 50 * again + b"l.")

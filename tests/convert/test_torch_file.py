@@ -62,9 +62,9 @@ def test_types(torch_writer, tmp_path: Path, layout, dtype):
 @pytest.mark.parametrize(
     ("offset", "shape", "strides", "message"),
     [
-        (0, (13,), (1,), "leaves its storage"),
-        (7, (6,), (1,), "leaves its storage"),
-        (0, (3, 4), (5, 1), "leaves its storage"),
+        (0, (13,), (1,), "exceeds its storage"),
+        (7, (6,), (1,), "exceeds its storage"),
+        (0, (3, 4), (5, 1), "exceeds its storage"),
         (-1, (3,), (1,), "offset -1"),
         (0, (3,), (-1,), r"strides \(-1\)"),
         (0, (-3,), (1,), r"shape \(-3\)"),

@@ -169,18 +169,18 @@ BAD: list[tuple[dict[str, Any], Callable[[Path], object] | None, str]] = [
     ),
     ({"model_type": "wav2vec2"}, None, r"is a Hugging Face model \(wav2vec2\)\. spjax imports"),
     ({"activation_function": "relu"}, None, "activation_function='relu'; spjax computes only"),
-    ({"encoder_attention_heads": None}, None, "does not say encoder_attention_heads.*--option=encoder_attention_heads"),
+    ({"encoder_attention_heads": None}, None, "lacks the options encoder_attention_heads.*--option=encoder_attention_heads"),
     ({"encoder_attention_heads": 5}, None, "no multiple of heads 5"),
     ({"encoder_layers": "3"}, None, "layers is '3', must be a positive integer"),
     ({"encoder_layers": 4}, None, r"lacks encoder\.layers\.3\.self_attn\.q_proj\.weight"),
-    ({"encoder_layers": 2}, None, r"no place for: encoder\.layers\.2\.fc1\.bias"),
+    ({"encoder_layers": 2}, None, r"unknown tensors: encoder\.layers\.2\.fc1\.bias"),
     ({"num_mel_bins": 80}, None, r"conv1\.weight has shape \[24, 16, 3\], must be \[24, 80, 3\]"),
     ({"max_source_positions": 1501}, None, r"embed_positions\.weight has shape \[1500, 24\]"),
     ({}, _front_end(n_fft=512), r"preprocessor_config\.json has n_fft=512; spjax computes .* n_fft=400"),
     ({}, _front_end(feature_size=80), "feature_size=80"),
     ({}, _front_end(do_normalize=True), "do_normalize=True"),
     ({}, _rewrite(lambda t: t.pop("encoder.conv2.bias")), r"lacks encoder\.conv2\.bias"),
-    ({}, _rewrite(lambda t: t.update(quantizer=np.zeros(3, np.float32))), "no place for: quantizer"),
+    ({}, _rewrite(lambda t: t.update(quantizer=np.zeros(3, np.float32))), "unknown tensors: quantizer"),
     ({}, _rewrite(lambda t: t["encoder.layer_norm.bias"].fill(np.nan)), r"layer_norm\.bias holds NaN"),
     ({}, _rewrite(lambda t: t.update({"conv1.weight": t["encoder.conv1.weight"]})), "has 2 tensors encoder.conv1"),
     ({}, _rewrite(dict.clear), "has 0 tensors encoder.conv1"),
@@ -210,7 +210,7 @@ def test_other_inputs_are_refused(tmp_path: Path, options: dict[str, Any], chang
 def test_a_checkpoint_of_another_library_is_refused(tmp_path: Path):
     (tmp_path / "tiny.en.pt").write_bytes(b"PK\x03\x04")
     for source, message in (
-        ("tiny.en.pt", r"is no model of Hugging Face\. Give its dir"),
+        ("tiny.en.pt", r"is not a Hugging Face model\. Give its dir"),
         ("absent", "cannot be read"),
     ):
         with pytest.raises(ConvertError, match=message):

@@ -1,4 +1,4 @@
-"""A predictor of a page's tests: tiny, but with everything, from speech to answers."""
+"""A tiny but complete predictor for tests of the page, from speech to predictions."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ NASTY = Task(
 
 
 def predictor(folder: Path) -> SpeechPrompt:
-    """MFCC with 50 units, an LM of one layer, random packs; one with labels that a careless page would run."""
+    """MFCC with 50 units, an LM of one layer, random packs; one has labels that would run as HTML if not escaped."""
     features = np.concatenate(load_encoder("mfcc").features([speechlike(16_000, seed) for seed in range(3)]))
     drawn = features[np.random.default_rng(0).choice(len(features), 50, replace=False)]
     save_kmeans(folder / "km", KMeans(drawn, {"encoder": "mfcc", "layer": None}))
     model = world.lm()
     packs = {**world.packs(model), "rooms & <b>places</b>": world.pack(NASTY, model, seed=7)}
-    del packs["both"]  # to a page no other than those beside it, and a telephone shows five prompts side by side
+    del packs["both"]  # five tasks are enough for the page, and fit on a phone's screen
     return SpeechPrompt.load(model, load_encoder("mfcc", folder / "km"), packs)
 
 

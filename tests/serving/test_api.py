@@ -1,4 +1,4 @@
-"""The HTTP API, asked in the same process: answers, refusals that say why, health, metrics."""
+"""The HTTP API in one process: predictions, error responses, health, metrics."""
 
 from __future__ import annotations
 
@@ -41,25 +41,25 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> SpeechPrompt:
 
 
 @pytest.fixture(scope="module")
-def desk(predictor: SpeechPrompt) -> Iterator[Batcher]:
-    with Batcher(predictor, LIMITS) as desk:
-        yield desk
+def batcher(predictor: SpeechPrompt) -> Iterator[Batcher]:
+    with Batcher(predictor, LIMITS) as batcher:
+        yield batcher
 
 
-def asked(desk: Any, talk: Callable[[Any], Awaitable[Any]], app: Any = None) -> Any:
-    """What `talk` returns, having a client of the desk's application."""
+def asked(batcher: Any, talk: Callable[[Any], Awaitable[Any]], app: Any = None) -> Any:
+    """Run `talk` with a client of the batcher's application; return its result."""
 
     async def whole() -> Any:
-        transport = httpx.ASGITransport(app or make_app(desk), raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://desk") as client:
+        transport = httpx.ASGITransport(app or make_app(batcher), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://batcher") as client:
             return await talk(client)
 
     return asyncio.run(whole())
 
 
-def test_answers_are_the_predictors(desk: Batcher, predictor: SpeechPrompt):
+def test_answers_are_the_predictors(batcher: Batcher, predictor: SpeechPrompt):
     data = upload(1)
-    reply = asked(desk, lambda client: client.post("/predict?tasks=order,word", content=data))
+    reply = asked(batcher, lambda client: client.post("/predict?tasks=order,word", content=data))
     assert reply.status_code == 200
     found = reply.json()
     (encoded,) = predictor.encode([read_upload(data, LIMITS)])
@@ -71,21 +71,21 @@ def test_answers_are_the_predictors(desk: Batcher, predictor: SpeechPrompt):
         assert np.abs(world.shares(found["answers"][name]) - world.shares(answer)).max() < 1e-5
 
 
-def test_a_form_is_answered_as_the_body_is(desk: Batcher):
+def test_a_form_is_answered_like_a_body(batcher: Batcher):
     data = upload(2, kind="FLAC")
 
     async def talk(client: Any) -> list[Any]:
         form = await client.post("/predict?tasks=word", files={"file": ("a.flac", data)})
         return [form, await client.post("/predict", params={"tasks": "word"}, content=data)]
 
-    form, plain = asked(desk, talk)
+    form, plain = asked(batcher, talk)
     assert form.status_code == plain.status_code == 200
     assert form.json()["units"] == plain.json()["units"]
     assert form.json()["answers"]["word"]["labels"] == plain.json()["answers"]["word"]["labels"]
 
 
-def test_all_tasks_when_none_are_named(desk: Batcher, predictor: SpeechPrompt):
-    assert list(asked(desk, lambda client: client.post("/predict", content=upload(3))).json()["answers"]) == list(
+def test_all_tasks_when_none_are_named(batcher: Batcher, predictor: SpeechPrompt):
+    assert list(asked(batcher, lambda client: client.post("/predict", content=upload(3))).json()["answers"]) == list(
         predictor.packs
     )
 
@@ -97,14 +97,14 @@ def test_all_tasks_when_none_are_named(desk: Batcher, predictor: SpeechPrompt):
         (400, "the upload is no audio", "", b"what was said: stop"),
         (400, "is cut off", "", upload()[:-900]),
         (400, "is silent", "", bad_files.encoded(np.zeros((8000, 1)))),
-        (400, "no task 'wrod': there are word, mood", "?tasks=wrod", upload()),
-        (400, "tasks names no task", "?tasks=", upload()),
-        (400, "tasks names no task", "?tasks=,", upload()),
-        (400, "tasks names no task", "?tasks=&tasks=,,", upload()),
-        (400, "no query parameter 'task' is known: leave it out, or send 'tasks'", "?task=word", upload()),
-        (400, "no query parameter 'tasks[]', 'x' is known", "?tasks[]=word&tasks=mood&x=1", upload()),
-        (413, "larger than 0.2 MB, the most that is taken", "", bytes(200_001)),
-        (413, "lasts 4 s, 3 s are the most that is taken", "", upload(samples=64_000)),
+        (400, "unknown task 'wrod': there are word, mood", "?tasks=wrod", upload()),
+        (400, "tasks is empty", "?tasks=", upload()),
+        (400, "tasks is empty", "?tasks=,", upload()),
+        (400, "tasks is empty", "?tasks=&tasks=,,", upload()),
+        (400, "unknown query parameter 'task': leave it out, or send 'tasks'", "?task=word", upload()),
+        (400, "unknown query parameter 'tasks[]', 'x'", "?tasks[]=word&tasks=mood&x=1", upload()),
+        (413, "larger than 0.2 MB, the most allowed", "", bytes(200_001)),
+        (413, "lasts 4 s, at most 3 s are allowed", "", upload(samples=64_000)),
         (413, "lasts 3600 s", "", bad_files.encoded(np.zeros((8_000 * 3600, 1)), rate=8_000, kind="FLAC")[:200_000]),
     ],
     ids=[
@@ -123,14 +123,14 @@ def test_all_tasks_when_none_are_named(desk: Batcher, predictor: SpeechPrompt):
         "hour",
     ],
 )
-def test_what_cannot_be_answered_is_told_in_a_sentence(desk: Batcher, status, told, query, content):
-    reply = asked(desk, lambda client: client.post(f"/predict{query}", content=content))
+def test_bad_requests_get_one_sentence(batcher: Batcher, status, told, query, content):
+    reply = asked(batcher, lambda client: client.post(f"/predict{query}", content=content))
     assert reply.status_code == status
     assert list(reply.json()) == ["error"]
     assert told in reply.json()["error"]
 
 
-def test_tasks_are_named_in_every_way_that_clients_have(desk: Batcher):
+def test_every_way_to_name_tasks(batcher: Batcher):
     data = upload(3)
 
     async def talk(client: Any) -> list[Any]:
@@ -144,17 +144,17 @@ def test_tasks_are_named_in_every_way_that_clients_have(desk: Batcher):
             await client.post("/predict", files={**form["files"], "tasks": ("names", b"word")}),
         ]
 
-    *good, unknown, crossed = asked(desk, talk)
+    *good, unknown, crossed = asked(batcher, talk)
     named = [["mood", "word", "order"], ["word", "order", "mood"], ["rule", "word", "order", "mood"]]
     assert [list(reply.json()["answers"]) for reply in good] == named
     assert (unknown.status_code, crossed.status_code) == (400, 400)
-    assert "no form field 'task' is known: leave it out, or send 'file' and 'tasks'" in unknown.json()["error"]
+    assert "unknown form field 'task': leave it out, or send 'file' and 'tasks'" in unknown.json()["error"]
     assert crossed.json()["error"]
 
 
 @given(known=st.lists(st.text("ab, ", min_size=1), min_size=1, unique=True), data=st.data())
-def test_any_task_can_be_asked_for_by_its_name(known: list[str], data: st.DataObject):
-    """Commas within it do no harm; of other names they lie between."""
+def test_any_task_can_be_requested_by_name(known: list[str], data: st.DataObject):
+    """Also names that hold commas, which otherwise separate names."""
     chosen = data.draw(st.lists(st.sampled_from(known), min_size=1))
     assert api._asked(chosen, known) == chosen
     plain = [name for name in chosen if "," not in name]
@@ -163,22 +163,22 @@ def test_any_task_can_be_asked_for_by_its_name(known: list[str], data: st.DataOb
 
 
 @pytest.mark.parametrize("form", [{"other": ("a.wav", upload())}, {"file": ("", "text")}], ids=["name", "no file"])
-def test_forms_without_a_file(desk: Batcher, form: Any):
-    reply = asked(desk, lambda client: client.post("/predict", files=form))
+def test_forms_without_a_file(batcher: Batcher, form: Any):
+    reply = asked(batcher, lambda client: client.post("/predict", files=form))
     assert reply.status_code == 400
     assert reply.json()["error"]
 
 
-def test_a_broken_form(desk: Batcher):
+def test_a_broken_form(batcher: Batcher):
     head = {"content-type": "multipart/form-data"}
-    reply = asked(desk, lambda client: client.post("/predict", content=b"--x\r\n", headers=head))
+    reply = asked(batcher, lambda client: client.post("/predict", content=b"--x\r\n", headers=head))
     assert reply.status_code == 400
     assert "error" in reply.json()
 
 
 @contextlib.contextmanager
 def served(app: Any) -> Iterator[Callable[[], socket.socket]]:
-    """A real server of an application; gives what connects to it."""
+    """Serve an application over TCP; yields a function that connects."""
     uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is in requirements-serve.txt")
     config = uvicorn.Config(app, http=protocol.make_protocol(), log_level="critical", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
@@ -194,20 +194,20 @@ def served(app: Any) -> Iterator[Callable[[], socket.socket]]:
 
 
 def posted(size: int | None, query: str = "?tasks=word") -> bytes:
-    """Head of a request: of a body of that size, or of one in chunks."""
+    """Head of a POST request: with a body of that size, or a chunked one."""
     body = "Transfer-Encoding: chunked" if size is None else f"Content-Length: {size}"
     return f"POST /predict{query} HTTP/1.1\r\nHost: x\r\n{body}\r\n\r\n".encode()
 
 
 def reply_of(connection: socket.socket) -> tuple[int, str]:
-    """Status, and the sentence or nothing."""
+    """Status and error message of the response."""
     reply = Reply(connection)
     reply.begin()
     return reply.status, json.loads(reply.read()).get("error", "")
 
 
 class Reply(http.client.HTTPResponse):
-    """Reads no byte more than its own, so that another may follow."""
+    """A response that is read byte by byte, so that another one may follow."""
 
     def __init__(self, connection: socket.socket) -> None:
         super().__init__(connection)
@@ -215,9 +215,9 @@ class Reply(http.client.HTTPResponse):
         self.fp = connection.makefile("rb", buffering=0)
 
 
-def test_a_refused_upload_that_has_come_whole_is_told_at_once(desk: Batcher):
-    """Its last message was read before it was refused: nothing more comes."""
-    with served(make_app(desk)) as connect, connect() as connection:
+def test_a_complete_upload_is_refused_at_once(batcher: Batcher):
+    """The last message of its body was read before it was refused, so that nothing more comes."""
+    with served(make_app(batcher)) as connect, connect() as connection:
         began = time.monotonic()
         connection.sendall(posted(None) + b"40000\r\n" + bytes(0x40000) + b"\r\n0\r\n\r\n")
         status, told = reply_of(connection)
@@ -226,13 +226,13 @@ def test_a_refused_upload_that_has_come_whole_is_told_at_once(desk: Batcher):
 
 
 @pytest.fixture(scope="module")
-def connect(desk: Batcher) -> Iterator[Callable[[], socket.socket]]:
-    with served(make_app(desk)) as connect:
+def connect(batcher: Batcher) -> Iterator[Callable[[], socket.socket]]:
+    with served(make_app(batcher)) as connect:
         yield connect
 
 
 def said(connect: Callable[[], socket.socket], *parts: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of what is answered to bytes."""
+    """Status, headers and body of the response to raw bytes."""
     with connect() as connection:
         for part in parts:
             connection.sendall(part)
@@ -268,7 +268,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_every_refusal_has_one_shape(connect: Callable[[], socket.socket], kind: str):
+def test_every_error_has_the_same_form(connect: Callable[[], socket.socket], kind: str):
     status, head = REFUSED[kind]
     found, headers, body = said(connect, head)
     told = json.loads(body)
@@ -280,21 +280,21 @@ def test_every_refusal_has_one_shape(connect: Callable[[], socket.socket], kind:
         assert headers["allow"] in ("GET", "POST")
 
 
-def test_faults_of_ours_have_that_shape_on_every_route(desk: Batcher, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(desk, "stats", lambda: 1 / 0)
-    reply = asked(desk, lambda client: client.get("/health"))
+def test_internal_errors_have_the_same_form_on_every_route(batcher: Batcher, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(batcher, "stats", lambda: 1 / 0)
+    reply = asked(batcher, lambda client: client.get("/health"))
     assert (reply.status_code, reply.json()) == (500, {"error": api.FAILED})
 
 
 @pytest.mark.parametrize("path", ["/predict", "/tasks", "/health", "/metrics", "/openapi.json"])
-def test_a_slash_at_the_end_means_nothing(connect: Callable[[], socket.socket], path: str):
+def test_a_trailing_slash_is_ignored(connect: Callable[[], socket.socket], path: str):
     method, body = (b"POST", upload()) if path == "/predict" else (b"GET", b"")
     answers = []
     for place in (path, path + "/", path + "//"):
         head = b"%s %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (method, place.encode(), len(body))
         answers.append(said(connect, head, body))
     assert {status for status, _, _ in answers} == {200}
-    if path != "/metrics":  # it counts
+    if path != "/metrics":  # which changes with every request
         assert len({body for _, _, body in answers}) == 1
     if path != "/predict":
         status, headers, body = said(connect, b"HEAD " + path.encode() + b" HTTP/1.1\r\n" + HOST + b"\r\n")
@@ -302,14 +302,14 @@ def test_a_slash_at_the_end_means_nothing(connect: Callable[[], socket.socket], 
         assert int(headers["content-length"]) > 0
 
 
-def test_a_client_that_asks_before_it_sends_is_answered(connect: Callable[[], socket.socket]):
+def test_expect_100_continue(connect: Callable[[], socket.socket]):
     data = upload()
     with connect() as connection:
         connection.sendall(posted(len(data)).replace(HOST, HOST + b"Expect: 100-continue\r\n"))
         assert connection.recv(100).startswith(b"HTTP/1.1 100 ")
         connection.sendall(data)
         assert reply_of(connection) == (200, "")
-    with connect() as connection:  # what is too large need not be sent
+    with connect() as connection:  # Expect: 100-continue: a body that is too large need not be sent
         connection.sendall(posted(10**9).replace(HOST, HOST + b"Expect: 100-continue\r\n"))
         assert reply_of(connection)[0] in (100, 413)
 
@@ -317,11 +317,11 @@ def test_a_client_that_asks_before_it_sends_is_answered(connect: Callable[[], so
 @pytest.mark.parametrize(
     "begun", [b"", b"POST /predict HTTP/1.1\r\nHost:", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /"]
 )
-def test_heads_that_do_not_come_are_given_up(desk: Batcher, monkeypatch: pytest.MonkeyPatch, begun: bytes):
-    """However many there are, and whether or not something came before."""
+def test_incomplete_heads_time_out(batcher: Batcher, monkeypatch: pytest.MonkeyPatch, begun: bytes):
+    """However many there are, and whether or not the connection had a request before."""
     monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
     monkeypatch.setattr(protocol, "LINGER_SECONDS", 0.2)
-    with served(make_app(desk)) as connect, contextlib.ExitStack() as stack:
+    with served(make_app(batcher)) as connect, contextlib.ExitStack() as stack:
         slow = [stack.enter_context(connect()) for _ in range(30)]
         for connection in slow:
             connection.sendall(begun)
@@ -334,11 +334,11 @@ def test_heads_that_do_not_come_are_given_up(desk: Batcher, monkeypatch: pytest.
         assert said(connect, b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n")[0] == 200
 
 
-def test_who_sends_slowly_has_the_408_before_the_connection_closes(predictor: SpeechPrompt):
-    """Also a client that never looks for an answer before it has sent all."""
+def test_a_slow_client_gets_the_408_before_the_connection_closes(predictor: SpeechPrompt):
+    """Also a client that sends everything before it reads the response."""
     with (
-        Batcher(predictor, Limits(timeout=2.0)) as desk,
-        served(make_app(desk)) as connect,
+        Batcher(predictor, Limits(timeout=2.0)) as batcher,
+        served(make_app(batcher)) as connect,
         connect() as connection,
     ):  # fmt: skip
         connection.sendall(posted(90_000))
@@ -348,14 +348,14 @@ def test_who_sends_slowly_has_the_408_before_the_connection_closes(predictor: Sp
                 time.sleep(0.1)
                 if select.select([connection], [], [], 0)[0]:
                     break
-        connection.sendall(b"drip")  # into the answer
+        connection.sendall(b"drip")  # while the response is sent
         time.sleep(0.2)
         assert reply_of(connection)[0] == 408
         assert connection.recv(1) == b""
 
 
 @pytest.mark.parametrize("more", [False, True], ids=["whole", "stalled"])
-def test_where_nothing_more_comes_refusals_do_not_wait(desk: Batcher, monkeypatch: pytest.MonkeyPatch, more: bool):
+def test_a_refusal_does_not_wait_after_the_last_message(batcher: Batcher, monkeypatch: pytest.MonkeyPatch, more: bool):
     monkeypatch.setattr(api, "MOST_HELD", 1000)
     monkeypatch.setattr(api, "DRAIN_SECONDS", 0.1)
     messages = iter([{"type": "http.request", "body": upload(), "more_body": more}])
@@ -368,17 +368,17 @@ def test_where_nothing_more_comes_refusals_do_not_wait(desk: Batcher, monkeypatc
         said.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": []}
-    asyncio.run(asyncio.wait_for(make_app(desk)(scope, receive, send), 5))
+    asyncio.run(asyncio.wait_for(make_app(batcher)(scope, receive, send), 5))
     assert said[0]["status"] == 503
 
 
-def test_stalled_uploads_are_given_up_and_small_ones_find_room(predictor: SpeechPrompt, monkeypatch):
+def test_stalled_uploads_time_out_and_small_ones_are_accepted(predictor: SpeechPrompt, monkeypatch):
     small = upload()  # 8 kB
     monkeypatch.setattr(api, "MOST_HELD", 100_000)
     monkeypatch.setattr(api, "SMALL", 9_000)
     with (
-        Batcher(predictor, Limits(max_bytes=100_000, timeout=8.0)) as desk,
-        served(make_app(desk)) as connect,
+        Batcher(predictor, Limits(max_bytes=100_000, timeout=8.0)) as batcher,
+        served(make_app(batcher)) as connect,
         connect() as stalled, connect() as large, connect() as other,
     ):  # fmt: skip
         began = time.monotonic()
@@ -386,43 +386,43 @@ def test_stalled_uploads_are_given_up_and_small_ones_find_room(predictor: Speech
         time.sleep(0.3)
         large.sendall(posted(9_500) + bytes(9_500))
         status, told = reply_of(large)
-        assert (status, "too many uploads are on their way" in told) == (503, True)
+        assert (status, "too many uploads are in progress" in told) == (503, True)
         other.sendall(posted(len(small)) + small)
         assert reply_of(other) == (200, "")
         status, told = reply_of(stalled)
         assert status == 408
-        assert "does not come, or comes too slowly: 89000 bytes so far. Send it again" in told
+        assert "stalled or is too slow: 89000 bytes so far. Send it again" in told
         assert time.monotonic() - began > 1.5
-        assert stalled.recv(1) == b""  # hung up on
+        assert stalled.recv(1) == b""  # closed
         large.sendall(posted(9_500) + bytes(9_500))
-        assert reply_of(large)[0] == 400  # no audio, but there is room again
+        assert reply_of(large)[0] == 400  # not audio, but its bytes are accepted again
 
 
-def test_who_drips_is_given_up(desk: Batcher, monkeypatch: pytest.MonkeyPatch):
-    """Bytes put off the end by what they are worth, and by no more than a share of the whole timeout."""
-    patience = api._Patience(40.0)
-    assert patience.until - patience.began == pytest.approx(10, abs=0.1)
+def test_a_dripping_upload_times_out(batcher: Batcher, monkeypatch: pytest.MonkeyPatch):
+    """Bytes extend the deadline in proportion to their number, up to a share of the timeout."""
+    deadline = api._Deadline(40.0)
+    assert deadline.until - deadline.began == pytest.approx(10, abs=0.1)
     for _ in range(10):
-        patience.came(10)
-    assert patience.until - patience.began == pytest.approx(10, abs=0.1)
-    monkeypatch.setattr(time, "monotonic", lambda: patience.began + 9)
-    patience.came(500_000)
-    assert patience.until - patience.began == pytest.approx(15, abs=0.1)
-    monkeypatch.setattr(time, "monotonic", lambda: patience.began + 29)
-    patience.came(100_000_000)
-    assert patience.until - patience.began == 30
+        deadline.received(10)
+    assert deadline.until - deadline.began == pytest.approx(10, abs=0.1)
+    monkeypatch.setattr(time, "monotonic", lambda: deadline.began + 9)
+    deadline.received(500_000)
+    assert deadline.until - deadline.began == pytest.approx(15, abs=0.1)
+    monkeypatch.setattr(time, "monotonic", lambda: deadline.began + 29)
+    deadline.received(100_000_000)
+    assert deadline.until - deadline.began == 30
 
 
-def test_uploads_on_their_way_are_told_that_it_stops(predictor: SpeechPrompt):
-    with Batcher(predictor, LIMITS) as desk, served(make_app(desk)) as connect, connect() as connection:
+def test_uploads_in_progress_are_refused_when_the_server_stops(predictor: SpeechPrompt):
+    with Batcher(predictor, LIMITS) as batcher, served(make_app(batcher)) as connect, connect() as connection:
         connection.sendall(posted(1000) + b"half")
         time.sleep(0.2)
-        desk.refuse()
-        assert reply_of(connection) == (503, "the server is stopping: ask another one, or later")
+        batcher.refuse()
+        assert reply_of(connection) == (503, "the server is stopping: try another one, or later")
 
 
-def test_a_body_without_an_end_is_not_read_to_it(desk: Batcher):
-    """Of a stream that never says how long it is, little more than the limit is taken, and none of it kept."""
+def test_an_endless_body_is_not_read_to_its_end(batcher: Batcher):
+    """Of a stream without a length, little more than the limit is read, and nothing is kept."""
     sent = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -441,12 +441,12 @@ def test_a_body_without_an_end_is_not_read_to_it(desk: Batcher):
     async def send(message: Any) -> None:
         said.append(message)
 
-    asyncio.run(make_app(desk)(scope, receive, send))
+    asyncio.run(make_app(batcher)(scope, receive, send))
     assert said[0]["status"] == 413
     assert sent <= 2 * LIMITS.max_bytes + 20_000
 
 
-def test_uploads_share_a_memory(desk: Batcher, monkeypatch: pytest.MonkeyPatch):
+def test_uploads_share_a_memory_limit(batcher: Batcher, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(api, "MOST_HELD", len(upload()) * 3 // 2)
 
     async def talk(client: Any) -> Any:
@@ -458,14 +458,14 @@ def test_uploads_share_a_memory(desk: Batcher, monkeypatch: pytest.MonkeyPatch):
         status = await first
         return status, second, await client.post("/predict?tasks=word", content=upload())
 
-    desk_app = make_app(desk)
-    status, second, third = asked(desk, talk, desk_app)
+    desk_app = make_app(batcher)
+    status, second, third = asked(batcher, talk, desk_app)
     assert (status, second.status_code, third.status_code) == (200, 503, 200)
-    assert "too many uploads are on their way" in second.json()["error"]
+    assert "too many uploads are in progress" in second.json()["error"]
 
 
 async def _over_asgi(app: Any, data: bytes, release: asyncio.Event) -> int:
-    """Status of a request whose last byte comes when it is released."""
+    """Status of a request whose last byte is sent when `release` is set."""
     parts = iter([(data[:-1], True), (data[-1:], False)])
     status = 0
 
@@ -486,32 +486,32 @@ async def _over_asgi(app: Any, data: bytes, release: asyncio.Event) -> int:
     return status
 
 
-def test_a_full_queue_says_when_to_come_again_and_patience_has_an_end(predictor: SpeechPrompt):
+def test_a_full_queue_sends_retry_after_and_requests_time_out(predictor: SpeechPrompt):
     held = Held(predictor)
-    with Batcher(held, Limits(queue=1, timeout=0.5)) as desk:  # type: ignore[arg-type]
+    with Batcher(held, Limits(queue=1, timeout=0.5)) as batcher:  # type: ignore[arg-type]
 
         async def talk(client: Any) -> list[Any]:
             first = asyncio.create_task(client.post("/predict", content=upload()))
-            while not desk.stats().working:
+            while not batcher.stats().working:
                 await asyncio.sleep(0.01)
             return [await client.post("/predict", content=upload()), await first, await client.get("/metrics")]
 
-        busy, late, metrics = asked(desk, talk)
+        busy, late, metrics = asked(batcher, talk)
         held.go.set()
     assert (busy.status_code, busy.headers["retry-after"]) == (503, "1")
-    assert "the most that may" in busy.json()["error"]
+    assert "the queue is full" in busy.json()["error"]
     assert (late.status_code, late.json()) == (
-        504, {"error": "there was no answer within 0.5 s: ask again when the server has less to do"},
+        504, {"error": "no answer within 0.5 s: try again when the server is less busy"},
     )  # fmt: skip
     assert 'spjax_requests_total{outcome="busy"} 1.0' in metrics.text
     assert 'spjax_requests_total{outcome="timeout"} 1.0' in metrics.text
 
 
-def test_who_hangs_up_is_forgotten(predictor: SpeechPrompt):
+def test_disconnected_clients_are_dropped(predictor: SpeechPrompt):
     held = Held(predictor)
 
-    async def hang_up(desk: Batcher, app: Any) -> None:
-        """Two requests: one leaves with half of its body sent, one while it waits for its turn."""
+    async def hang_up(batcher: Batcher, app: Any) -> None:
+        """Two requests: one disconnects with half of its body sent, one while it is queued."""
         scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"tasks=mood", "headers": []}
 
         async def send(_: Any) -> None:
@@ -522,57 +522,57 @@ def test_who_hangs_up_is_forgotten(predictor: SpeechPrompt):
 
             async def receive() -> Any:
                 part = next(parts, None)  # noqa: B023  # it is called within this turn
-                while part is None and whole and not desk.stats().waiting:  # noqa: B023
+                while part is None and whole and not batcher.stats().waiting:  # noqa: B023
                     await asyncio.sleep(0.01)
                 return part or {"type": "http.disconnect"}
 
             await asyncio.wait_for(app(scope, receive, send), 10)
 
-    with Batcher(held, LIMITS) as desk:  # type: ignore[arg-type]
-        app = make_app(desk)
+    with Batcher(held, LIMITS) as batcher:  # type: ignore[arg-type]
+        app = make_app(batcher)
 
         async def talk(client: Any) -> Any:
             first = asyncio.create_task(client.post("/predict?tasks=word", content=upload()))
-            while not desk.stats().working:
+            while not batcher.stats().working:
                 await asyncio.sleep(0.01)
-            await hang_up(desk, app)
-            assert desk.stats().waiting == 0
+            await hang_up(batcher, app)
+            assert batcher.stats().waiting == 0
             held.go.set()
             return await first, await client.get("/metrics")
 
-        first, metrics = asked(desk, talk, app)
+        first, metrics = asked(batcher, talk, app)
     assert first.status_code == 200
     assert held.batches == [[("word",)]]
     assert 'spjax_requests_total{outcome="gone"} 2.0' in metrics.text
 
 
-def test_faults_of_ours_are_told_without_their_insides(predictor: SpeechPrompt, caplog: pytest.LogCaptureFixture):
+def test_internal_errors_are_reported_without_details(predictor: SpeechPrompt, caplog: pytest.LogCaptureFixture):
     held = Held(predictor, breaks="word")
     held.go.set()
-    with Batcher(held, LIMITS) as desk:  # type: ignore[arg-type]
-        reply = asked(desk, lambda client: client.post("/predict?tasks=word", content=upload()))
-    assert (reply.status_code, reply.json()) == (500, {"error": "the server failed to answer this; its log says why"})
+    with Batcher(held, LIMITS) as batcher:  # type: ignore[arg-type]
+        reply = asked(batcher, lambda client: client.post("/predict?tasks=word", content=upload()))
+    assert (reply.status_code, reply.json()) == (500, {"error": "internal error: the server log has the details"})
     assert "out of memory" in caplog.text
 
 
-def test_no_answer_has_numbers_that_are_none(desk: Batcher, monkeypatch: pytest.MonkeyPatch):
+def test_nan_is_never_sent(batcher: Batcher, monkeypatch: pytest.MonkeyPatch):
     broken = {"word": {"labels": {"word": "yes"}, "probabilities": {"word": {"yes": float("nan")}}}}
     monkeypatch.setattr(SpeechPrompt, "predict_units", lambda self, units, asked: [broken] * len(units))
-    reply = asked(desk, lambda client: client.post("/predict?tasks=word", content=upload()))
+    reply = asked(batcher, lambda client: client.post("/predict?tasks=word", content=upload()))
     assert reply.status_code == 500
     assert "NaN" not in reply.text
 
 
 def test_health_tasks_and_metrics(predictor: SpeechPrompt):
-    with Batcher(predictor, LIMITS) as desk:
-        app = make_app(desk)
+    with Batcher(predictor, LIMITS) as batcher:
+        app = make_app(batcher)
 
         async def talk(client: Any) -> list[Any]:
             await asyncio.gather(*(client.post("/predict?tasks=word,mood", content=upload(n)) for n in range(3)))
             await client.post("/predict", content=b"rubbish")
             return [await client.get(path) for path in ("/health", "/tasks", "/metrics", "/nowhere", "/predict")]
 
-        health, tasks, metrics, nowhere, wrong = asked(desk, talk, app)
+        health, tasks, metrics, nowhere, wrong = asked(batcher, talk, app)
         assert health.status_code == 200
         assert health.json() == {
             "ready": True, "lm": predictor.packs["word"].card["lm"]["hash"], "tasks": list(predictor.packs),
@@ -589,43 +589,43 @@ def test_health_tasks_and_metrics(predictor: SpeechPrompt):
         assert nowhere.status_code == 404
         assert "there is no /nowhere here: POST a recording to /predict" in nowhere.json()["error"]
         assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
-        assert "send a recording: curl --data-binary @FILE" in wrong.json()["error"]
-        desk.refuse()
-        stopping = asked(desk, lambda client: client.get("/health"), app)
+        assert "POST a recording: curl --data-binary @FILE" in wrong.json()["error"]
+        batcher.refuse()
+        stopping = asked(batcher, lambda client: client.get("/health"), app)
         assert (stopping.status_code, stopping.json()["ready"]) == (503, False)
 
 
-def test_health_looks_at_what_computes(predictor: SpeechPrompt, monkeypatch: pytest.MonkeyPatch):
-    with Batcher(predictor, LIMITS) as desk:
-        monkeypatch.setattr(desk._worker, "is_alive", lambda: False)
-        reply = asked(desk, lambda client: client.get("/health"))
+def test_health_checks_the_worker_thread(predictor: SpeechPrompt, monkeypatch: pytest.MonkeyPatch):
+    with Batcher(predictor, LIMITS) as batcher:
+        monkeypatch.setattr(batcher._worker, "is_alive", lambda: False)
+        reply = asked(batcher, lambda client: client.get("/health"))
     assert (reply.status_code, reply.json()["ready"]) == (503, False)
 
 
-def test_a_get_is_told_how_to_post_beside_a_page_too(desk: Batcher):
+def test_a_get_of_predict_explains_the_post_beside_a_page_too(batcher: Batcher):
     from starlette.responses import PlainTextResponse
 
-    app = make_app(desk)
+    app = make_app(batcher)
     app.mount("/", PlainTextResponse("the page", 404))
 
     async def talk(client: Any) -> list[Any]:
         return [await client.get("/predict"), await client.put("/predict"), await client.get("/docs")]
 
-    got, put, docs = asked(desk, talk, app)
+    got, put, docs = asked(batcher, talk, app)
     assert (got.status_code, put.status_code) == (405, 405)
-    assert "a POST" in got.json()["error"]
-    assert docs.text == "the page"  # FastAPI's own would load scripts from elsewhere
+    assert "POST a recording" in got.json()["error"]
+        assert docs.text == "the page"  # FastAPI's documentation pages would load scripts from other hosts
 
 
-def test_a_method_that_a_place_does_not_take_is_named(desk: Batcher):
-    app = make_app(desk)
+def test_a_method_that_a_path_does_not_accept_is_named(batcher: Batcher):
+    app = make_app(batcher)
     app.get("/")(lambda: "the page")
-    reply = asked(desk, lambda client: client.post("/"), app)
+    reply = asked(batcher, lambda client: client.post("/"), app)
     assert (reply.status_code, reply.headers["allow"]) == (405, "GET")
     assert reply.json()["error"] == "/ takes no POST: POST a recording to /predict, or GET /tasks, /health, /metrics"
 
 
-def test_the_api_describes_itself(desk: Batcher):
-    described = asked(desk, lambda client: client.get("/openapi.json")).json()
+def test_the_api_describes_itself(batcher: Batcher):
+    described = asked(batcher, lambda client: client.get("/openapi.json")).json()
     assert set(described["paths"]) == {"/predict", "/tasks", "/health", "/metrics"}
     assert "audio/*" in json.dumps(described["paths"]["/predict"])

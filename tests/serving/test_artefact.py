@@ -1,4 +1,4 @@
-"""The exported artefact: its README's loader answers as the predictor does, where spjax cannot be imported."""
+"""The exported artefact: the loader of its README answers like the predictor, without spjax being importable."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 LENGTHS = (1, 9, 16)
 
-# Nothing of ours and little of others can be imported; the loader runs as it stands in the README.
+# Only jax and numpy can be imported; the loader runs as it is in the README.
 PRELUDE = """
 import json, os, sys
 for name in ("spjax", "flax", "qwix", "optax", "tensorflow", "torch", "safetensors"):
@@ -43,14 +43,14 @@ for place, utterances in json.loads(sys.stdin.read()):
 """
 
 
-def told(utterance: Any) -> list[list[float]]:
-    """An utterance as the artefact takes it."""
+def as_input(utterance: Any) -> list[list[float]]:
+    """An utterance in the artefact's form."""
     return [np.asarray(one).tolist() for one in utterance[:3]] if isinstance(utterance, Encoded) else [list(utterance)]
 
 
 @pytest.mark.slow
 def test_the_artefact_answers_without_this_code(tmp_path: Path):
-    """Plain float32, multi-stream with interpolated f0, and int8 kernels, each with banks of several tasks."""
+    """Float32, multi-stream with interpolated f0, and int8 kernels, each with banks of several tasks."""
     cases: list[tuple[SpeechPrompt, list[Any]]] = []
     for config, kind, names in (
         (world.PLAIN, "float32", ("word", "low", "both", "order")),
@@ -63,7 +63,7 @@ def test_the_artefact_answers_without_this_code(tmp_path: Path):
         place = predictor.export(tmp_path / str(len(cases)), columns=(16,), rows=(4,))
         assert place == (tmp_path / str(len(cases))).resolve()
         cases.append((predictor, world.utterances(model, LENGTHS)))
-    sent = [[str(tmp_path / str(n)), [told(one) for one in units]] for n, (_, units) in enumerate(cases)]
+    sent = [[str(tmp_path / str(n)), [as_input(one) for one in units]] for n, (_, units) in enumerate(cases)]
     quick = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     done = subprocess.run(
         [sys.executable, "-I", "-c", PRELUDE], input=json.dumps(sent), cwd=tmp_path, env=quick, capture_output=True,
@@ -84,7 +84,7 @@ def test_the_artefact_answers_without_this_code(tmp_path: Path):
                     )
 
 
-def test_what_an_artefact_says_of_itself(tmp_path: Path):
+def test_the_card_and_readme_of_an_artefact(tmp_path: Path):
     model = world.lm()
     pack = world.pack(world.TASKS["mood"], model, encoder="hubert_base", layer=6, kmeans="km100", merged=True)
     place = SpeechPrompt.load(model, None, [pack]).export(tmp_path / "served", columns=(16,), rows=(2,))
@@ -96,7 +96,7 @@ def test_what_an_artefact_says_of_itself(tmp_path: Path):
     text = (place / "README.md").read_text()
     for part in (
         "hubert_base, layer 6, k-means km100",
-        "merged to one",
+        "runs of equal units",
         model.hash,
         "2 × 16",
         "| mood | mood | 2 | 0 |",
@@ -109,16 +109,16 @@ def test_what_an_artefact_says_of_itself(tmp_path: Path):
     for utterances, message in (
         ([[[3, 100]]], "from 0 to 99"),
         ([[[-1]]], "from 0 to 99"),
-        ([[[3.5]]], "whole numbers"),
-        ([[[]]], "an utterance is units, one at least"),
-        ([[[3, 4], [1, 1]]], "an utterance is units, one"),
+        ([[[3.5]]], "must be integers"),
+        ([[[]]], "an utterance is units, at least one"),
+        ([[[3, 4], [1, 1]]], "an utterance is units, at least"),
         ([[[3] * 17]], "no program takes 1 utterances of up to 17 units"),
         ([[[3]]] * 3, "no program takes 3 utterances"),
     ):
         with pytest.raises(ValueError, match=message):
             names["answer"]("mood", utterances)
     assert names["answer"]("mood", []) == []
-    for file in ("lm.npz", "bank_0.npz", card["banks"][0]["programs"][0][2]):  # whatever an answer depends on
+    for file in ("lm.npz", "bank_0.npz", card["banks"][0]["programs"][0][2]):  # every file that predictions depend on
         content = (place / file).read_bytes()
         (place / file).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         with pytest.raises(ValueError, match="was altered"):
@@ -131,12 +131,12 @@ def test_what_an_artefact_says_of_itself(tmp_path: Path):
     (place / "notes.txt").write_text("mine")
     with pytest.raises(StorageError, match=r"holds notes\.txt, which saving there would delete"):
         SpeechPrompt.load(model, None, [pack]).export(place, columns=(16,), rows=(2,))
-    with pytest.raises(ValueError, match="must name a number of 1 or more each"):
+    with pytest.raises(ValueError, match="must each hold numbers of 1 or more"):
         SpeechPrompt.load(model, None, [pack]).export(place, columns=())
 
 
 @pytest.mark.parametrize("config", [world.PLAIN, world.SPOKEN], ids=["plain", "spoken"])
-def test_programs_lay_utterances_out_as_the_loader_does(config: Any):
+def test_lay_out_equals_make_batch(config: Any):
     model = world.lm(config)
     units = world.utterances(model, (1, 2, 5, 8), seed=3)
     split = scoring.unit_set(units, config)

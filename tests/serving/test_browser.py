@@ -1,4 +1,4 @@
-"""The page as people and programs meet it: a real server, headless chromium, and `gradio_client`."""
+"""The page in a browser and for programs: a real server, headless chromium, and `gradio_client`."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ def predictor(tmp_path_factory: pytest.TempPathFactory, quick_compile: None) -> 
 
 
 @pytest.fixture(scope="module")
-def desk(predictor: SpeechPrompt) -> Iterator[Batcher]:
-    with Batcher(predictor, LIMITS) as desk:
-        yield desk
+def batcher(predictor: SpeechPrompt) -> Iterator[Batcher]:
+    with Batcher(predictor, LIMITS) as batcher:
+        yield batcher
 
 
 @pytest.fixture(scope="module")
-def app(desk: Batcher) -> Iterator[Any]:
+def app(batcher: Batcher) -> Iterator[Any]:
     """The API and the page."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-        patch.delenv("GRADIO_TEMP_DIR", raising=False)  # the page sets its own
-        yield page.mount_page(make_app(desk), desk)
+        patch.delenv("GRADIO_TEMP_DIR", raising=False)  # the page sets it
+        yield page.mount_page(make_app(batcher), batcher)
 
 
 @pytest.fixture(scope="module")
 def url(app: Any) -> Iterator[str]:
-    """Address of a server of them."""
+    """Address of a server of the app."""
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
@@ -86,12 +86,12 @@ def broken(tmp_path: Path) -> Path:
     return path
 
 
-# ---- people
+# ---- in the browser
 
 
 @pytest.fixture(scope="module")
 def browser(speech: Path) -> Iterator[Any]:
-    """Chromium, whose microphone hears `speech`."""
+    """Chromium with `speech` as its microphone's input."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is a test dependency")
     names = ("chromium", "chromium-browser", "google-chrome")
     with playwright.sync_playwright() as driver:
@@ -106,7 +106,7 @@ def browser(speech: Path) -> Iterator[Any]:
 
 @pytest.fixture
 def tab(browser: Any, url: str) -> Iterator[Any]:
-    """The page, freshly opened; whatever it asks for must come from its own server."""
+    """A new tab with the page; all requests must go to its server."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
     context.set_default_timeout(120_000)
     view = context.new_page()
@@ -123,7 +123,7 @@ def tab(browser: Any, url: str) -> Iterator[Any]:
 
 
 def upload(tab: Any, path: Path) -> None:
-    """Gives the first tab a file, and waits until the server has it."""
+    """Select a file in the first tab, and wait until it is uploaded."""
     with tab.expect_response(lambda response: "/upload" in response.url and response.request.method == "POST"):
         tab.locator("input[type=file]:not([multiple])").first.set_input_files(path)
     tab.get_by_label("Clear").first.wait_for()
@@ -135,7 +135,7 @@ def answer(tab: Any) -> None:
 
 
 def bars(tab: Any) -> dict[str, str]:
-    """What the page says: the best label and its probability, by task and slot."""
+    """The best label and its probability by task and slot, as the page shows them."""
     found = {}
     for card in tab.locator("#answers .card").all():
         for slot in card.locator(".slot").all():
@@ -163,22 +163,22 @@ def test_an_upload_is_answered_and_its_units_are_drawn(tab: Any, predictor: Spee
     assert sum(widths) == pytest.approx(10 * encoded.durations.sum(), rel=0.01)
     assert tab.locator("img[onerror]").count() == 0, "labels are text"
 
-    # Fewer tasks, on the same recording.
+    # Fewer tasks for the same recording.
     tab.get_by_label("mood", exact=True).first.uncheck()
     answer(tab)
     tab.wait_for_function("document.querySelectorAll('#answers .card').length == 6")
     assert bars(tab) == expected(predictor, speech, [name for name in predictor.tasks if name != "mood"])
 
-    # A look inside, at this recording.
+    # Attribution for this recording.
     tab.get_by_role("tab", name="Inside").last.click()
     tab.get_by_role("button", name="Look").click()
-    tab.locator("#inside-decided .said").first.wait_for()
-    assert tab.locator("#inside-for tr").count() == 5
-    assert tab.locator("#inside-decided [title]").count() == len(encoded.units)
-    assert tab.locator("#inside-are td").count() == 25
+    tab.locator("#inside-attribution .sequence").first.wait_for()
+    assert tab.locator("#inside-units tr").count() == 5
+    assert tab.locator("#inside-attribution [title]").count() == len(encoded.units)
+    assert tab.locator("#inside-similarity td").count() == 25
 
 
-def test_a_bad_upload_is_told_and_the_page_goes_on(tab: Any, predictor: SpeechPrompt, speech: Path, broken: Path):
+def test_a_bad_upload_is_reported_and_the_page_works_on(tab: Any, predictor: SpeechPrompt, speech: Path, broken: Path):
     tab.get_by_role("button", name="Answer", exact=True).click()
     place = tab.locator("#answers [role=alert]")
     place.get_by_text("There is no recording yet").wait_for()
@@ -196,14 +196,14 @@ def test_a_bad_upload_is_told_and_the_page_goes_on(tab: Any, predictor: SpeechPr
     assert bars(tab) == expected(predictor, speech)
 
 
-def test_too_large_a_file_is_refused_where_it_is_chosen(tab: Any, tmp_path: Path):
+def test_a_too_large_file_is_refused_in_the_browser(tab: Any, tmp_path: Path):
     large = page_world.recording(tmp_path / "large.wav", 11)
     tab.locator("input[type=file]:not([multiple])").first.set_input_files(large)
     tab.get_by_text(re.compile("exceed the maximum allowed size")).first.wait_for()
 
 
-def test_what_the_server_says_of_an_upload_is_shown(tab: Any, speech: Path):
-    told = "the server holds as many uploads as it can: try again in a while"
+def test_the_servers_upload_errors_are_shown(tab: Any, speech: Path):
+    told = "the server's upload folder is full: try again later"
     tab.route("**/gradio_api/upload*", lambda route: route.fulfill(status=507, body=told))
     tab.locator("input[type=file]:not([multiple])").first.set_input_files(speech)
     tab.get_by_text(told).first.wait_for()
@@ -217,9 +217,9 @@ def test_speech_is_recorded(tab: Any, speech: Path):
         tab.locator("button.stop-button:visible").click()
     answer(tab)
     units = tab.locator("#units text.number").all_text_contents()
-    assert len(set(units)) > 10, "the microphone was heard"
+    assert len(set(units)) > 10, "the microphone was recorded"
     assert 80 < int(re.findall(r"(\d+) frames", tab.locator("#units").inner_text())[0]) < 400
-    # A part that is cut out takes the answers of the whole away, and so does a new recording.
+    # Trimming clears the results, and so does a new recording.
     tab.get_by_label("Trim audio to selection").click()
     tab.get_by_role("button", name="Trim").click()
     tab.locator("#answers .card").first.wait_for(state="detached")
@@ -249,7 +249,7 @@ def test_several_files_become_a_table_and_csv(tab: Any, predictor: SpeechPrompt,
         tab.wait_for_function("name => document.querySelector('#table').innerText.includes(name)", arg=row)
 
 
-def test_other_files_take_the_table_away(tab: Any, speech: Path, broken: Path):
+def test_choosing_other_files_clears_the_table(tab: Any, speech: Path, broken: Path):
     tab.get_by_role("tab", name="Files").last.click()
     tab.locator("input[type=file][multiple]").set_input_files([broken, speech])
     tab.get_by_label("Clear").last.wait_for()
@@ -261,16 +261,16 @@ def test_other_files_take_the_table_away(tab: Any, speech: Path, broken: Path):
     tab.locator("#csv a").first.wait_for(state="detached")
 
 
-def test_an_answer_on_its_way_is_not_drawn_beside_another_recording(tab: Any, desk: Batcher, speech: Path):
+def test_a_late_answer_is_not_shown_for_another_recording(tab: Any, batcher: Batcher, speech: Path):
     gate, entered = threading.Event(), threading.Event()
-    predict = desk.predictor.predict_units
+    predict = batcher.predictor.predict_units
 
     def slow(*arguments: Any, **options: Any) -> Any:
         entered.set()
         gate.wait(30)
         return predict(*arguments, **options)
 
-    object.__setattr__(desk.predictor, "predict_units", slow)
+    object.__setattr__(batcher.predictor, "predict_units", slow)
     try:
         upload(tab, speech)
         tab.get_by_role("button", name="Answer", exact=True).click()
@@ -279,19 +279,19 @@ def test_an_answer_on_its_way_is_not_drawn_beside_another_recording(tab: Any, de
         tab.wait_for_timeout(500)
         gate.set()
         until = time.monotonic() + 60
-        while (stats := desk.stats()).waiting + stats.working and time.monotonic() < until:
+        while (stats := batcher.stats()).waiting + stats.working and time.monotonic() < until:
             time.sleep(0.05)
         tab.wait_for_timeout(1500)
         assert not tab.locator("#answers .card").count()
         assert not tab.locator("#units svg").count()
     finally:
         gate.set()
-        object.__delattr__(desk.predictor, "predict_units")
+        object.__delattr__(batcher.predictor, "predict_units")
     upload(tab, speech)
-    answer(tab)  # and goes on
+    answer(tab)  # still works
 
 
-def test_it_fits_a_telephone(browser: Any, url: str, speech: Path, tmp_path: Path):
+def test_it_fits_a_phone(browser: Any, url: str, speech: Path, tmp_path: Path):
     context = browser.new_context(viewport={"width": 400, "height": 800}, color_scheme="dark")
     view = context.new_page()
     view.goto(url)
@@ -318,13 +318,13 @@ def test_it_fits_a_telephone(browser: Any, url: str, speech: Path, tmp_path: Pat
 
     view.get_by_role("tab", name="Inside").last.click()
     view.get_by_role("button", name="Look").click()
-    view.locator("#inside-are td").first.wait_for()
-    assert view.locator("#inside-are .scroll").evaluate("x => x.scrollWidth <= x.clientWidth")
+    view.locator("#inside-similarity td").first.wait_for()
+    assert view.locator("#inside-similarity .scroll").evaluate("x => x.scrollWidth <= x.clientWidth")
     context.close()
 
 
 def test_the_calls_that_the_page_shows_work(tab: Any, predictor: SpeechPrompt, speech: Path, tmp_path: Path):
-    """Word by word, as somebody copies them into a folder with recordings of those names."""
+    """Exactly as shown, copied into a folder with recordings of those names."""
     tab.get_by_role("tab", name="Use via API").last.click()
     tab.locator("#calls pre").nth(1).wait_for()
     calls = [one.inner_text() for one in tab.locator("#calls pre").all()]
@@ -340,14 +340,14 @@ def test_the_calls_that_the_page_shows_work(tab: Any, predictor: SpeechPrompt, s
     assert told.returncode == 0, told.stderr
     assert f"{{'word': '{label}'}}" in told.stdout
     assert f"['b.wav', 'word', 'word', '{label}'" in told.stdout
-    assert not tab.locator("footer").get_by_text("Use via API").count(), "gradio's calls are of files that are refused"
+    assert not tab.locator("footer").get_by_text("Use via API").count(), "gradio's examples use links"
 
 
-# ---- programs
+# ---- from programs
 
 
-def test_of_visitors_little_is_kept(app: Any, url: str, caplog: pytest.LogCaptureFixture):
-    """Whoever asks without a session gets one: after many of them, no more than the latest are known."""
+def test_session_memory_is_bounded(app: Any, url: str, caplog: pytest.LogCaptureFixture):
+    """A request without a session gets one: only the latest ones are kept."""
     blocks = app.routes[-1].app.get_blocks()
     with httpx.Client(base_url=f"{url}/gradio_api", timeout=60) as client:
         for _ in range(40):
@@ -373,7 +373,7 @@ def test_of_visitors_little_is_kept(app: Any, url: str, caplog: pytest.LogCaptur
     assert "Traceback" not in caplog.text
 
 
-def test_beside_the_page_the_api_refuses_as_it_does_alone(url: str):
+def test_the_api_beside_the_page_has_the_same_errors(url: str):
     for method, place, status in (
         ("GET", "/nowhere", 404), ("POST", "/tasks/", 405), ("PUT", "/predict/", 405), ("POST", "/predict/", 400),
         ("GET", "/static/%2e%2e/%2e%2e/etc/passwd", 403),
@@ -403,11 +403,11 @@ def test_a_program_is_answered(client: Any, predictor: SpeechPrompt, speech: Pat
     assert list(every["answers"]) == list(predictor.tasks)
 
 
-def test_a_program_is_told_what_is_wrong(client: Any, speech: Path, broken: Path, tmp_path: Path):
+def test_a_program_gets_error_messages(client: Any, speech: Path, broken: Path, tmp_path: Path):
     long = page_world.recording(tmp_path / "long.wav", 7)
     for path, tasks, message in (
         (broken, ["mood"], "broken.wav is no audio"),
-        (long, ["mood"], "6 s are the most"),
+        (long, ["mood"], "at most 6 s"),
         (speech, [], "No task is chosen"),
         (speech, ["moood"], "moood"),
     ):
@@ -427,7 +427,7 @@ def test_a_program_gets_a_table(client: Any, speech: Path, broken: Path):
     assert [row[3] for row in read[1:]] == [row[3] for row in table["data"]]
 
 
-def test_uploads_lie_in_the_folder_that_is_swept(client: Any, speech: Path):
+def test_uploads_are_in_the_folder_that_is_cleaned(client: Any, speech: Path):
     files = [gradio_client.handle_file(str(speech))]
     client.predict(*files, ["mood"], api_name="/predict")
     client.predict(files, ["mood"], api_name="/batch")
@@ -435,7 +435,7 @@ def test_uploads_lie_in_the_folder_that_is_swept(client: Any, speech: Path):
     assert kept >= {"speech.wav", "answers.csv"}
 
 
-def test_too_large_a_request_and_a_broken_one_are_told_without_a_traceback(url: str, capfd: pytest.CaptureFixture[str]):
+def test_too_large_and_broken_requests_log_no_traceback(url: str, capfd: pytest.CaptureFixture[str]):
     place = f"{url}/gradio_api/upload"
     many = [("files", (f"{n}.wav", bytes(250_000))) for n in range(1100)]
     told = httpx.post(place, files=many, timeout=60)
@@ -452,7 +452,7 @@ def test_too_large_a_request_and_a_broken_one_are_told_without_a_traceback(url: 
     ):
         assert httpx.post(place, content=content, headers=headers).status_code in (400, 500)
     host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as left:  # in the middle
+    with socket.create_connection((host, int(port))) as left:  # disconnects in the middle
         left.sendall(b"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n")
         left.sendall(b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n")
     time.sleep(0.3)
@@ -470,10 +470,10 @@ def test_too_large_a_request_and_a_broken_one_are_told_without_a_traceback(url: 
         ("HTTPS://example.org/speech.wav", "Links are not followed|upload files first"),
     ],
 )
-def test_files_of_the_server_and_links_are_no_uploads(
+def test_files_of_the_server_and_links_are_refused(
     url: str, tmp_path: Path, place: str, message: str, capfd: pytest.CaptureFixture[str]
 ):
-    """Whoever speaks to the server directly may name any file in place of an upload."""
+    """A client that calls the server directly may name any file in place of an upload."""
     own = page_world.recording(tmp_path / "own.wav", 0.3)
     given = {"path": place.replace("SERVER", str(own)), "meta": {"_type": "gradio.FileData"}}
     asked = httpx.post(f"{url}/gradio_api/call/predict", json={"data": [given, ["mood"]]}).json()["event_id"]
@@ -484,33 +484,33 @@ def test_files_of_the_server_and_links_are_no_uploads(
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
-def test_programs_that_ask_at_once_are_batched(client: Any, desk: Batcher, speech: Path):
-    before = desk.stats()
+def test_programs_that_ask_at_once_are_batched(client: Any, batcher: Batcher, speech: Path):
+    before = batcher.stats()
     gate = threading.Event()
-    predict = desk.predictor.predict_units
+    predict = batcher.predictor.predict_units
 
     def slow(*arguments: Any, **options: Any) -> Any:
         gate.wait(30)
         return predict(*arguments, **options)
 
-    object.__setattr__(desk.predictor, "predict_units", slow)
+    object.__setattr__(batcher.predictor, "predict_units", slow)
     try:
         with ThreadPoolExecutor(12) as pool:
             file = gradio_client.handle_file(str(speech))
             told = [pool.submit(client.predict, file, ["mood"], api_name="/predict") for _ in range(12)]
             until = time.monotonic() + 30
-            while (stats := desk.stats()).waiting + stats.working < 12 and time.monotonic() < until:
+            while (stats := batcher.stats()).waiting + stats.working < 12 and time.monotonic() < until:
                 time.sleep(0.05)
             gate.set()
             answers = [one.result(60)["answers"] for one in told]
     finally:
         gate.set()
-        object.__delattr__(desk.predictor, "predict_units")
-    stats = desk.stats()
+        object.__delattr__(batcher.predictor, "predict_units")
+    stats = batcher.stats()
     sizes = {size: n - before.utterances.get(size, 0) for size, n in stats.utterances.items()}
     assert stats.answered - before.answered == 12
     assert sum(sizes.values()) <= 4, "those that waited are one batch"
-    (alone,) = desk.predictor.predict([speech], ["mood"])
+    (alone,) = batcher.predictor.predict([speech], ["mood"])
     for one in answers:
         shares = one["mood"]["probabilities"]["mood"]
         assert shares == pytest.approx(alone["mood"]["probabilities"]["mood"], abs=1e-5)

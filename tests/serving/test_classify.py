@@ -69,13 +69,13 @@ def test_logits_of_a_long_sequence(golden: Path, golden_lm: spjax.UnitLM) -> Non
     assert np.abs(golden_lm.logits(arrays["tokens"])[:, -16:] - expected).max() < 1e-5 * np.abs(expected).max()
 
 
-def test_logits_refuse_what_are_no_tokens(place: Place) -> None:
+def test_logits_refuse_bad_tokens(place: Place) -> None:
     lm = spjax.load_unit_lm(place.folder / "lm")
     for tokens, told in (
         ([1, 2, 3], r"int \[B, T\], not int64 \[3\]"),
         ([[0.5]], r"int \[B, T\], not float64 \[1, 1\]"),
-        ([[2, 104]], r"tokens lie in 2\.\.104, must be in 0\.\.103"),
-        ([[-1, 4]], r"tokens lie in -1\.\.4"),
+        ([[2, 104]], r"tokens are in 2\.\.104, must be in 0\.\.103"),
+        ([[-1, 4]], r"tokens are in -1\.\.4"),
     ):
         with pytest.raises(ValueError, match=told):
             lm.logits(tokens)
@@ -94,7 +94,7 @@ def test_logits_refuse_what_are_no_tokens(place: Place) -> None:
 def test_imported_packs_answer_as_the_original_did(
     golden: Path, golden_lm: spjax.UnitLM, tmp_path: Path, case: str
 ) -> None:
-    """Where the original, which may say anything, says a label first. It fails where a rule meets over 150 units."""
+    """Labels that the original, which decodes without constraints, predicts. It fails if a rule has over 150 units."""
     pack = _imported(golden, tmp_path, golden_lm, case)
     samples = [s for s in _samples(golden, case) if "linear" in case or len(_units(s)) <= 150]
     answers = spjax.classify_units(golden_lm, pack, [_units(sample) for sample in samples])
@@ -137,7 +137,7 @@ def test_a_list_of_one_and_of_a_hundred_agree(trained: tuple[spjax.UnitLM, Promp
                 assert probability == pytest.approx(together[i]["probabilities"][slot][label], abs=1e-5)
 
 
-def test_labels_are_a_combination_that_training_saw(trained: tuple[spjax.UnitLM, PromptPack]) -> None:
+def test_labels_are_a_combination_of_the_training_set(trained: tuple[spjax.UnitLM, PromptPack]) -> None:
     lm, pack = trained
     names = pack.task.classes
     seen = {tuple(names[c][1] for c in row) for row in pack.card["combinations"]}
@@ -153,7 +153,7 @@ def test_arrays_and_tuples_are_units_too(trained: tuple[spjax.UnitLM, PromptPack
     assert spjax.classify_units(lm, pack, np.array([[1, 2, 3, 4]], np.int16)) == expected
 
 
-def test_a_call_compiles_nothing_anew(trained: tuple[spjax.UnitLM, PromptPack]) -> None:
+def test_repeated_calls_compile_nothing(trained: tuple[spjax.UnitLM, PromptPack]) -> None:
     import jax
 
     lm, pack = trained
@@ -171,7 +171,7 @@ def test_no_utterances_no_answers(trained: tuple[spjax.UnitLM, PromptPack]) -> N
     ("units", "told"),
     [
         ([[1], []], r"utterance 1 must be a list of at least one unit, not \[\]"),
-        ([[1, 100]], r"utterance 0 has units 1\.\.100, the LM knows 0\.\.99"),
+        ([[1, 100]], r"utterance 0 has units 1\.\.100, the LM has 0\.\.99"),
         ([[-1]], r"utterance 0 has units -1\.\.-1"),
         ([[1.0, 2.0]], r"utterance 0 must be a list of at least one unit, not \[1.0, 2.0\]"),
         (["71 12"], r"utterance 0 must be a list"),
@@ -181,7 +181,7 @@ def test_no_utterances_no_answers(trained: tuple[spjax.UnitLM, PromptPack]) -> N
         ([None], r"utterance 0 must be a list"),
     ],
 )
-def test_what_are_no_units_is_told(trained: tuple[spjax.UnitLM, PromptPack], units: Any, told: str) -> None:
+def test_bad_units_are_refused(trained: tuple[spjax.UnitLM, PromptPack], units: Any, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         spjax.classify_units(*trained, units)
 
@@ -197,7 +197,7 @@ def test_the_pack_of_another_lm_is_refused(trained: tuple[spjax.UnitLM, PromptPa
         spjax.classify_units(spjax.load_unit_lm(tmp_path / "wider"), pack, [[1]])
 
 
-def test_what_is_not_there_is_told(tmp_path: Path) -> None:
+def test_missing_files_are_reported(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"config\.json does not exist"):
         spjax.load_unit_lm(tmp_path / "none")
     with pytest.raises(StorageError, match=r"card\.json does not exist"):

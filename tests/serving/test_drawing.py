@@ -1,4 +1,4 @@
-"""What the page shows: every unit where and as long as it lasts, labels as text whatever they hold."""
+"""HTML of the page: units at the right place and width, labels escaped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LABELS = st.lists(
 
 
 class Page(HTMLParser):
-    """What a browser makes of it: elements that are closed in their order, and text."""
+    """Parses HTML; checks that elements are closed in order, and collects text."""
 
     def __init__(self, source: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -55,24 +55,24 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag and kind in attributes.get("class", "")]
 
 
-def told(labels: list[str], shares: np.ndarray) -> dict[str, Any]:
+def prediction(labels: list[str], shares: np.ndarray) -> dict[str, Any]:
     probabilities = {label: float(share) for label, share in zip(labels, shares, strict=True)}
     return {"labels": {"what": labels[0]}, "probabilities": {"what": probabilities}}
 
 
 @hypothesis.given(TEXT, LABELS)
-def test_labels_and_tasks_stand_as_they_are(task: str, labels: list[str]):
-    page = Page(drawing.answers({task: told(labels, np.full(len(labels), 1 / len(labels)))}))
+def test_labels_and_tasks_are_escaped(task: str, labels: list[str]):
+    page = Page(drawing.answers({task: prediction(labels, np.full(len(labels), 1 / len(labels)))}))
     text = "".join(page.text)
     assert task in text
     assert labels[0] in text
     assert len(page.of("div", "bar")) == min(drawing.TOP, len(labels))
 
 
-def test_the_likeliest_labels_are_shown_and_the_answer_is_first():
+def test_the_most_probable_labels_are_shown_and_the_predicted_one_first():
     labels = [f"label {n}" for n in range(9)]
     shares = np.array([0.1, 0.3, 0.01, 0.2, 0.02, 0.15, 0.03, 0.14, 0.05])
-    page = Page(drawing.answers({"task": told(labels, shares)}))
+    page = Page(drawing.answers({"task": prediction(labels, shares)}))
     shown = [text for text in page.text if text.startswith("label")]
     assert shown == ["label 0", "label 1", "label 3", "label 5", "label 7"]
     assert [bar["style"] for bar in page.of("b")] == [f"width:{p:.1f}%" for p in (10, 30, 20, 15, 14)]
@@ -82,7 +82,7 @@ def test_the_likeliest_labels_are_shown_and_the_answer_is_first():
 
 @hypothesis.settings(max_examples=30)
 @hypothesis.given(st.data(), st.sampled_from([160, 320]))
-def test_each_unit_is_as_wide_as_it_lasts(data: st.DataObject, hop: int):
+def test_units_are_as_wide_as_their_durations(data: st.DataObject, hop: int):
     durations = data.draw(st.lists(st.integers(1, 70), min_size=1, max_size=40))
     units = data.draw(st.lists(st.integers(0, 999), min_size=len(durations), max_size=len(durations)))
     samples = data.draw(st.sampled_from([0, 500, hop * sum(durations) + 80, 2 * hop * sum(durations)]))
@@ -90,7 +90,7 @@ def test_each_unit_is_as_wide_as_it_lasts(data: st.DataObject, hop: int):
     page = Page(drawing.utterance(wave, units, durations, hop))
     widths = [int(svg["width"]) for svg in page.of("svg")]
     assert sum(widths) == 10 * sum(durations)
-    assert max(widths) <= 240, "a long silence wraps too"
+    assert max(widths) <= 240, "a long silence wraps"
     edges = np.cumsum([0, *durations]) * hop / 16_000
     titles = [text for text in page.text if text.startswith("unit ")]
     assert titles == [
@@ -117,7 +117,7 @@ def test_the_waveform_is_over_its_units():
     assert Page(drawing.utterance(wave * 0, [1], [20], 160)).of("polygon"), "silence is a line"
 
 
-def test_of_a_long_utterance_the_beginning_is_drawn_and_said_to_be():
+def test_a_long_utterance_is_drawn_in_part_with_a_note():
     many = 4000
     page = Page(drawing.utterance(np.zeros(many * 160, np.float32), [5] * many, [1] * many, 160))
     assert len(page.of("svg")) == 2500
@@ -139,28 +139,28 @@ def test_similarity_is_a_table_of_all_pairs():
     alike = np.array([[[1, 0.25], [0.25, 1]]], np.float32)
     page = Page(drawing.similarity(["a", "<b>"], Similarity(alike, alike, np.full((2, 1), 0.1, np.float32))))
     assert [text for text in page.text if re.fullmatch(r"\d\.\d\d", text)] == ["1.00", "0.25", "0.25", "1.00"]
-    assert "Random prompts have 0.10" in "".join(page.text)
+    assert "Random prompts: 0.10" in "".join(page.text)
 
 
 def test_files_are_rows_that_name_each_file_once():
     long = "a" * 200 + ".wav"
-    told = [
+    table = [
         ["<b>.wav", "task", "slot", "on", 0.5, ""],
         ["<b>.wav", "task", "other", "off", 0.25, ""],
         [long, "", "", "", None, "no <i>audio"],
     ]
-    page = Page(drawing.rows(told))
+    page = Page(drawing.rows(table))
     assert page.text.count("<b>.wav") == 1
     assert {"50.0 %", "25.0 %", "no <i>audio"} <= set(page.text)
     assert page.of("th")[-1]["title"] == long
     assert max(map(len, page.text)) < 100, "a long name leaves room for the rest"
     assert len(page.of("tr")) == 4
-    cut = Page(drawing.rows(told * 10, most=4))
+    cut = Page(drawing.rows(table * 10, most=4))
     assert len(cut.of("tr")) == 5
     assert "4 of 30 rows are shown, the CSV has all." in cut.text
 
 
-def test_nothing_is_less_than_nothing():
+def test_an_empty_table():
     task = Task("t", (Slot("what", ("on", "off")),))
     values = np.array([[-1e-9]], np.float32)
     found = Attribution(np.array([7]), np.array([0]), values, np.array([-1e-9]), np.array([-0.0]))
@@ -168,7 +168,7 @@ def test_nothing_is_less_than_nothing():
 
 
 @pytest.mark.parametrize("left", [0, 7])
-def test_attributions_colour_each_unit_by_what_it_did(left: int):
+def test_attributions_colour_each_unit(left: int):
     task = Task("t", (Slot("what", ("on", "off")),))
     values = np.array([[0.5, -0.25, 0]], np.float32)
     found = Attribution(np.array([7, 8, 9]), np.array([1]), values, np.array([1.0]), np.array([0.75]))
@@ -178,4 +178,4 @@ def test_attributions_colour_each_unit_by_what_it_did(left: int):
     assert "217, 95, 2, 0.80" in chips[0]["style"]
     assert "31, 120, 210, 0.40" in chips[1]["style"]
     assert "what: off" in page.text
-    assert ("7 behind them left out" in "".join(page.text)) == bool(left)
+    assert ("7 after them are left out" in "".join(page.text)) == bool(left)

@@ -1,4 +1,4 @@
-"""The page without a browser: what it offers to programs, tables with bad files, looks inside that are bounded."""
+"""The page without a browser: its endpoints for programs, tables with bad files, bounded attributions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from spjax import SpeechPrompt
 from spjax.models.prompts import PromptConfig
 from spjax.serving import drawing, page
-from spjax.serving.batcher import Answered, Batcher, Busy, as_json
+from spjax.serving.batcher import Batcher, Prediction, QueueFullError, as_json
 from spjax.serving.limits import Limits
 from spjax.storage.packs import PromptPack
 from tests.serving import page_world, world
@@ -32,55 +32,55 @@ def predictor(tmp_path_factory: pytest.TempPathFactory, quick_compile: None) -> 
 
 
 @pytest.fixture(scope="module")
-def desk(predictor: SpeechPrompt) -> Iterator[Batcher]:
-    with Batcher(predictor, LIMITS) as desk:
-        yield desk
+def batcher(predictor: SpeechPrompt) -> Iterator[Batcher]:
+    with Batcher(predictor, LIMITS) as batcher:
+        yield batcher
 
 
 def unseen(*_: Any, **__: Any) -> bool:
-    """Progress that nobody looks at."""
+    """A progress bar that does nothing."""
     return True
 
 
-def test_programs_are_offered_two_stable_endpoints(desk: Batcher):
+def test_programs_are_offered_two_stable_endpoints(batcher: Batcher):
     pytest.importorskip("gradio", reason="gradio is what the page is made of")
-    made = page.make_page(desk)
+    made = page.make_page(batcher)
     named = made.get_api_info()["named_endpoints"]
     assert set(named) == {"/predict", "/batch"}
     predict, batch = ([one["label"] for one in named[name]["parameters"]] for name in ("/predict", "/batch"))
     assert predict == ["Speech", "Tasks"]
     assert batch == ["Recordings, up to 500", "Tasks"]
-    assert named["/predict"]["parameters"][1]["parameter_default"] == list(desk.predictor.tasks)
+    assert named["/predict"]["parameters"][1]["parameter_default"] == list(batcher.predictor.tasks)
     assert not made.analytics_enabled
     limits = {fn.concurrency_limit for fn in made.fns.values() if fn.fn is not None}
-    assert limits == {None}, "gradio's queue holds nobody back: the desk does"
+    assert limits == {None}, "gradio's queue has no limit: the batcher has"
 
 
-def test_about_tells_the_model_its_limits_and_how_to_ask(predictor: SpeechPrompt):
+def test_about_has_the_model_and_limits_and_calls(predictor: SpeechPrompt):
     told = page._about(predictor, LIMITS)
     assert predictor.packs["word"].card["lm"]["hash"] in told
     assert "files up to 3 MB and 12 s each" in told
     assert 'curl --data-binary @speech.wav "http://127.0.0.1:7860/predict?tasks=word"' in page._calls(predictor)
     assert "<b>places" not in told, "names are names, not Markdown or HTML"
     assert "256 MB in a table" in " ".join(told.split())
-    assert "100 a second" in told
+    assert "100 frames a second" in told
 
 
-def test_a_table_has_rows_for_good_files_and_errors_for_bad_ones(desk: Batcher, tmp_path: Path):
+def test_a_table_has_rows_for_good_files_and_errors_for_bad_ones(batcher: Batcher, tmp_path: Path):
     good = [page_world.recording(tmp_path / f"good_{n}.wav", 0.5, n) for n in range(2)]
     bad = tmp_path / "bad, very.wav"
     bad.write_bytes(b"RIFF no more")
     long = page_world.recording(tmp_path / "long.wav", 13)
     files = [str(path) for path in (good[0], bad, long, good[1])]
-    rows = asyncio.run(page._table(desk, files, ["order", "mood"], unseen))
+    rows = asyncio.run(page._table(batcher, files, ["order", "mood"], unseen))
     assert [row[0] for row in rows] == ["good_0.wav"] * 3 + ["bad, very.wav", "long.wav"] + ["good_1.wav"] * 3
     read = list(csv.DictReader(io.StringIO(page._csv(rows).decode("utf-8-sig"), newline="")))
     assert [tuple(row.values())[:2] for row in read] == [tuple(map(str, row[:2])) for row in rows]
     assert read[3]["error"].startswith("bad, very.wav is no audio")
     assert str(tmp_path) not in read[3]["error"]
-    assert "12 s are the most" in read[4]["error"]
+    assert "at most 12 s" in read[4]["error"]
     for path, some in ((good[0], read[:3]), (good[1], read[5:])):
-        (answer,) = desk.predictor.predict([path], ["order", "mood"])
+        (answer,) = batcher.predictor.predict([path], ["order", "mood"])
         labels = [(task, slot, label) for task, own in answer.items() for slot, label in own["labels"].items()]
         assert [(row["task"], row["slot"], row["label"]) for row in some] == labels
         for row in some:
@@ -90,55 +90,55 @@ def test_a_table_has_rows_for_good_files_and_errors_for_bad_ones(desk: Batcher, 
 
 
 class Fickle:
-    """A desk that is busy every other time, and never asked for more at once than it should."""
+    """A batcher whose queue is full every other time; records the largest number of concurrent requests."""
 
     limits = Limits(timeout=5)
 
-    def __init__(self, answered: Answered) -> None:
+    def __init__(self, answered: Prediction) -> None:
         self.answered, self.asked, self.now, self.most = answered, 0, 0, 0
         self.lock = threading.Lock()
 
-    def submit(self, audio: str, tasks: Sequence[str]) -> Future[Answered]:
+    def submit(self, audio: str, tasks: Sequence[str]) -> Future[Prediction]:
         with self.lock:
             self.asked += 1
             if self.asked % 2:
-                raise Busy("busy")
+                raise QueueFullError("busy")
             self.now += 1
             self.most = max(self.most, self.now)
-        future: Future[Answered] = Future()
+        future: Future[Prediction] = Future()
         threading.Timer(0.02, self._settle, [future]).start()
         return future
 
-    def _settle(self, future: Future[Answered]) -> None:
+    def _settle(self, future: Future[Prediction]) -> None:
         with self.lock:
             self.now -= 1
         future.set_result(self.answered)
 
 
-def test_a_table_waits_while_the_desk_is_busy_and_leaves_room(desk: Batcher, tmp_path: Path):
+def test_a_table_waits_while_the_queue_is_full_and_leaves_room(batcher: Batcher, tmp_path: Path):
     file = str(page_world.recording(tmp_path / "a.wav", 0.3))
-    fickle = Fickle(desk.answer(file, ["mood"]))
+    fickle = Fickle(batcher.answer(file, ["mood"]))
     rows = asyncio.run(page._table(fickle, [file] * 40, ["mood"], unseen))  # type: ignore[arg-type]
     assert len(rows) == 40
     assert not any(row[-1] for row in rows)
     assert fickle.most <= 16
 
 
-def test_an_answer_that_takes_too_long_is_given_up(tmp_path: Path):
+def test_timeout(tmp_path: Path):
     class Dead:
         limits = Limits(timeout=0.05)
-        future: Future[Answered] = Future()
+        future: Future[Prediction] = Future()
 
-        def submit(self, audio: str, tasks: Sequence[str]) -> Future[Answered]:
+        def submit(self, audio: str, tasks: Sequence[str]) -> Future[Prediction]:
             return self.future
 
     dead = Dead()
     with pytest.raises(TimeoutError, match=r"0\.05 s"):
         asyncio.run(page._ask(dead, "a.wav", ["mood"]))  # type: ignore[arg-type]
-    assert dead.future.cancelled(), "nobody waits for it any longer"
+    assert dead.future.cancelled(), "it is not needed any more"
 
 
-def test_looks_inside_are_one_at_a_time_and_few_may_wait():
+def test_attributions_run_one_at_a_time_and_few_may_wait():
     running, most = 0, 0
 
     def work() -> None:
@@ -149,23 +149,23 @@ def test_looks_inside_are_one_at_a_time_and_few_may_wait():
         running -= 1
 
     async def several() -> list[Any]:
-        alone = page._Alone()
+        alone = page._OneAtATime()
         return await asyncio.gather(*(alone(work) for _ in range(7)), return_exceptions=True)
 
     refused = [one for one in asyncio.run(several()) if one is not None]
     assert most == 1
     assert len(refused) == 3
-    assert all(isinstance(one, Busy) and "try again" in str(one) for one in refused)
+    assert all(isinstance(one, QueueFullError) and "try again" in str(one) for one in refused)
 
 
 @pytest.fixture(scope="module")
-def said(desk: Batcher, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def said(batcher: Batcher, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     file = page_world.recording(tmp_path_factory.mktemp("said") / "a.wav", 0.5)
-    return as_json(desk.answer(file))
+    return as_json(batcher.answer(file))
 
 
 @pytest.mark.parametrize("task", ["order", "shallow"])
-def test_every_form_of_prompt_can_be_looked_into(predictor: SpeechPrompt, said: dict[str, Any], task: str):
+def test_every_kind_of_prompt_can_be_interpreted(predictor: SpeechPrompt, said: dict[str, Any], task: str):
     weights, decided, alike = page._look(predictor, task, said)
     assert all(label in weights for _, label in predictor.tasks[task].classes)
     for slot, label in said["answers"][task]["labels"].items():
@@ -175,7 +175,7 @@ def test_every_form_of_prompt_can_be_looked_into(predictor: SpeechPrompt, said: 
     assert all(name in alike for name in ("word", "mood", "order", "rule"))
 
 
-def test_a_narrow_lm_can_be_looked_into(predictor: SpeechPrompt, said: dict[str, Any]):
+def test_a_quantized_lm_can_be_interpreted(predictor: SpeechPrompt, said: dict[str, Any]):
     two = {name: predictor.packs[name] for name in ("rule", "mood")}
     narrow = SpeechPrompt.load(world.lm(), None, two, compute="int8")
     _, decided, alike = page._look(narrow, "mood", said)
@@ -183,38 +183,38 @@ def test_a_narrow_lm_can_be_looked_into(predictor: SpeechPrompt, said: dict[str,
     assert "Linear CKA" in alike
 
 
-def test_of_long_utterances_the_beginning_is_explained(predictor: SpeechPrompt, said: dict[str, Any]):
+def test_only_the_beginning_of_long_utterances_is_explained(predictor: SpeechPrompt, said: dict[str, Any]):
     long = {**said, "units": [*range(50)] * 6, "durations": [1] * 300}
-    told = page._decided(predictor, "mood", long)
+    told = page._attribution(predictor, "mood", long)
     assert told.count('title="') == 256
-    assert "The first 256 units are explained, 44 behind them left out" in told
+    assert "Only the first 256 units are explained; 44 after them are left out" in told
 
 
 @pytest.mark.parametrize(
     ("units", "message"),
     [
-        ([1, 5000], "the LM knows 0..99"),
+        ([1, 5000], "the LM has 0..99"),
         ([], "lists of one length"),
         ([[1], [2]], "lists of one length"),
         (["a"], "lists of one length"),
         ("units", "lists of one length"),
-        ([1.5, 2], "whole numbers"),
+        ([1.5, 2], "integers"),
         ([True, 2], "lists of one length"),
-        ([2**40, 2], "whole numbers"),
+        ([2**40, 2], "integers"),
     ],
 )
-def test_units_that_are_none_are_refused(predictor: SpeechPrompt, said: dict[str, Any], units: Any, message: str):
+def test_bad_units_are_refused(predictor: SpeechPrompt, said: dict[str, Any], units: Any, message: str):
     with pytest.raises(ValueError, match=message):
-        page._decided(predictor, "mood", {**said, "units": units, "durations": [1, 1]})
+        page._attribution(predictor, "mood", {**said, "units": units, "durations": [1, 1]})
 
 
 @pytest.mark.parametrize("said", [{"units": [1]}, {"answers": {}}, ["units"], "units durations", 7])
-def test_what_is_no_answer_at_all_is_refused(predictor: SpeechPrompt, said: Any):
-    with pytest.raises(ValueError, match="no answer of this page"):
-        page._decided(predictor, "mood", said)
+def test_other_json_is_refused(predictor: SpeechPrompt, said: Any):
+    with pytest.raises(ValueError, match="not a prediction of this page"):
+        page._attribution(predictor, "mood", said)
 
 
-def test_a_spreadsheet_takes_nothing_for_a_formula():
+def test_no_cell_of_the_csv_is_a_formula():
     names = ("=1+1.wav", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n@1", " =cmd|' /C calc'!A0", "＝1", "ünits =1.wav")
     names += ("plain", 'a,"b",c', "two\nlines", "x;=1+1", "a" * 300)
     content = page._csv([[name, name, name, name, 0.25, name] for name in names])
@@ -226,7 +226,7 @@ def test_a_spreadsheet_takes_nothing_for_a_formula():
     assert b'\r\n"x;=1+1","x;=1+1",' in content, "quoted, for those who split at semicolons"
 
 
-def test_files_of_one_name_are_told_apart_by_their_order():
+def test_files_of_one_name_are_numbered():
     files = [
         "1/a.wav",
         "2/a.wav",
@@ -241,13 +241,13 @@ def test_files_of_one_name_are_told_apart_by_their_order():
     assert page._names(files) == told
 
 
-def test_rows_belong_to_files_by_position(desk: Batcher, predictor: SpeechPrompt, tmp_path: Path):
+def test_rows_belong_to_files_by_position(batcher: Batcher, predictor: SpeechPrompt, tmp_path: Path):
     files = []
     for number in range(4):
         (tmp_path / str(number)).mkdir()
         files.append(str(page_world.recording(tmp_path / str(number) / "a.wav", 0.3 + 0.2 * number, number)))
     Path(files[2]).write_bytes(b"no audio")
-    rows = asyncio.run(page._table(desk, files, ["mood"], unseen))
+    rows = asyncio.run(page._table(batcher, files, ["mood"], unseen))
     assert [row[0] for row in rows] == ["a.wav", "a.wav (2)", "a.wav (3)", "a.wav (4)"]
     for file, row in zip(files, rows, strict=True):
         if file == files[2]:
@@ -259,7 +259,7 @@ def test_rows_belong_to_files_by_position(desk: Batcher, predictor: SpeechPrompt
     assert [shown.count(f">{row[0]}</th>") for row in rows] == [1] * 4
 
 
-def test_what_goes_wrong_is_said_in_the_place_of_the_result():
+def test_errors_are_shown_in_place_of_the_result():
     gr = pytest.importorskip("gradio", reason="gradio is what the page is made of")
 
     @page._errors_in_place("", None)
@@ -277,8 +277,8 @@ def test_names_cannot_break_a_table_of_markdown():
     assert page._plain("نوبت‌ها") == "نوبت‌ها", "a joiner is part of the word"
 
 
-def test_without_recording_or_a_second_prompt_the_page_says_so(predictor: SpeechPrompt):
-    assert "Have a recording answered first" in page._decided(predictor, "mood", None)
+def test_hints_without_a_recording_or_a_second_prompt(predictor: SpeechPrompt):
+    assert "Classify a recording first" in page._attribution(predictor, "mood", None)
     model = world.lm()
     alone: dict[str, PromptPack] = {"mood": world.pack(world.TASKS["mood"], model, PromptConfig(length=2, deep=False))}
-    assert "two tasks at least" in page._alike(SpeechPrompt.load(model, None, alone))
+    assert "at least two tasks" in page._similarity(SpeechPrompt.load(model, None, alone))

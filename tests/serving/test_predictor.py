@@ -1,4 +1,4 @@
-"""The predictor: mixed batches answer as single tasks do, speech is encoded once, what does not belong is refused."""
+"""The predictor: mixed batches equal single tasks, speech is encoded once, mismatched packs are refused."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def plain() -> spjax.UnitLM:
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    """MFCC with 50 units, as its directory has them."""
+    """MFCC with 50 units, loaded from its directory."""
     features = np.concatenate(load_encoder("mfcc").features([speechlike(16_000, seed) for seed in range(3)]))
     chosen = np.random.default_rng(0).choice(len(features), 50, replace=False)
     place = tmp_path_factory.mktemp("kmeans") / "km"
@@ -54,7 +54,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
 
 
 def close(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """The same answer to 1e-5."""
+    """Equality to 1e-5."""
     np.testing.assert_allclose(world.shares(found), world.shares(expected), rtol=0, atol=1e-5)
     assert [list(one) for one in found.values()] == [list(one) for one in expected.values()]
 
@@ -62,7 +62,7 @@ def close(found: dict[str, Any], expected: dict[str, Any]) -> None:
 # ---- answers
 
 
-def test_mixed_tasks_are_answered_as_alone(model: spjax.UnitLM):
+def test_mixed_tasks_equal_single_ones(model: spjax.UnitLM):
     packs = world.packs(model)
     units = world.utterances(model, [n for n in LENGTHS if n <= 32 or model.config.prosody is None])
     predictor = SpeechPrompt.load(model, None, packs)
@@ -89,7 +89,7 @@ def test_any_composition_gives_the_same_answers(plain: spjax.UnitLM, data: st.Da
 
 @functools.cache
 def whole(model: spjax.UnitLM) -> tuple[SpeechPrompt, list[Any], list[dict[str, Any]]]:
-    """A predictor of two banks, utterances of one bucket, and what it answers when asked all at once."""
+    """A predictor of two banks, utterances of one bucket, and its answers to all of them together."""
     packs = world.packs(model)
     predictor = SpeechPrompt.load(model, None, {name: packs[name] for name in ("word", "mood", "order")})
     units = world.utterances(model, [n for n in LENGTHS if n <= 32])
@@ -97,7 +97,7 @@ def whole(model: spjax.UnitLM) -> tuple[SpeechPrompt, list[Any], list[dict[str, 
 
 
 def test_programs_are_known_before_the_first_utterance(plain: spjax.UnitLM, monkeypatch: pytest.MonkeyPatch):
-    own = {"mood": world.pack(world.TASKS["mood"], plain, PromptConfig(length=7))}  # of a form that nobody else has
+    own = {"mood": world.pack(world.TASKS["mood"], plain, PromptConfig(length=7))}  # a shape that no other test has
     predictor = SpeechPrompt.load(plain, None, own, max_units=32)
     assert predictor.shapes == [(1, 32), (4, 32), (16, 32)]
     assert predictor.compile_ahead() == 3
@@ -107,7 +107,7 @@ def test_programs_are_known_before_the_first_utterance(plain: spjax.UnitLM, monk
     assert set(predictor.banks[0].programs._compiled) == set(predictor.shapes)
 
 
-def test_only_what_is_needed_is_compiled(plain: spjax.UnitLM):
+def test_only_needed_programs_are_compiled(plain: spjax.UnitLM):
     predictor = SpeechPrompt.load(plain, None, {"word": world.pack(world.TASKS["word"], plain, seed=9)})
     units = world.utterances(plain, (3, 3, 3, 3, 60))
     assert predictor.compile_ahead(units) == 2
@@ -118,7 +118,7 @@ def test_only_what_is_needed_is_compiled(plain: spjax.UnitLM):
     assert len(compiled) == before
 
 
-def test_threads_do_not_disturb_each_other(plain: spjax.UnitLM):
+def test_calls_from_several_threads(plain: spjax.UnitLM):
     predictor, units, expected = whole(plain)
     found: dict[int, Any] = {}
     work = lambda n: found.__setitem__(n, predictor.predict_units([units[n]]))  # noqa: E731
@@ -137,7 +137,7 @@ def test_long_utterances_are_refused_or_cut(plain: spjax.UnitLM):
     own = {"mood": world.packs(plain)["mood"]}
     units = world.utterances(plain, (5, 20))
     with pytest.raises(
-        ValueError, match=r"utterance 1 has 20 units, the limit is 8: give a shorter one, or start with max_units=20"
+        ValueError, match=r"utterance 1 has 20 units, the limit is 8: give a shorter one, or load with max_units=20"
     ):
         SpeechPrompt.load(plain, None, own, max_units=8).predict_units(units)
     cut = SpeechPrompt.load(plain, None, own, max_units=8, overlength="cut").predict_units(units)
@@ -146,24 +146,24 @@ def test_long_utterances_are_refused_or_cut(plain: spjax.UnitLM):
         close(found["mood"], wanted["mood"])
 
 
-def test_unknown_tasks_and_lists_that_do_not_fit_are_refused(plain: spjax.UnitLM):
+def test_unknown_tasks_and_lists_of_wrong_length_are_refused(plain: spjax.UnitLM):
     predictor = SpeechPrompt.load(plain, None, {"mood": world.packs(plain)["mood"]})
-    with pytest.raises(ValueError, match="no task 'moood': there are mood"):
+    with pytest.raises(ValueError, match="unknown task 'moood': there are mood"):
         predictor.predict_units([[1]], "moood")
     with pytest.raises(ValueError, match="1 lists of tasks for 2 utterances"):
         predictor.predict_units([[1], [2]], [["mood"]])
     with pytest.raises(ValueError, match="utterance 1 must be a list"):
         predictor.predict_units([[1], []])
-    with pytest.raises(ValueError, match="there is no encoder"):
+    with pytest.raises(ValueError, match="the predictor has no encoder"):
         predictor.predict(["a.wav"])
     assert predictor.predict_units([]) == []
     assert predictor.predict_units([[1]], [[]]) == [{}]
 
 
-# ---- packs and units that belong
+# ---- matching packs and units
 
 
-def test_packs_are_named_by_their_tasks_or_by_who_gives_them(plain: spjax.UnitLM, tmp_path: Path):
+def test_packs_are_named_by_their_tasks_or_by_the_caller(plain: spjax.UnitLM, tmp_path: Path):
     drawn = [world.packs(plain)[name] for name in ("word", "order")]
     made = [save_pack(tmp_path / "packs" / pack.card["task"], pack.params, pack.card) for pack in drawn]
     save_unit_lm(tmp_path / "lm", plain.config, jax.device_get(plain.params))
@@ -177,7 +177,7 @@ def test_packs_are_named_by_their_tasks_or_by_who_gives_them(plain: spjax.UnitLM
     assert list(SpeechPrompt.load(plain, None, [tmp_path / "bank", made[1]]).tasks) == ["one", "other", "order"]
     with pytest.raises(StorageError, match=r"lm is not a prompt pack, a bank or a directory of them"):
         SpeechPrompt.load(plain, None, tmp_path / "lm")
-    with pytest.raises(ValueError, match="no packs: give one"):
+    with pytest.raises(ValueError, match="no packs: give at least one"):
         SpeechPrompt.load(plain, None, {})
 
 
@@ -192,9 +192,9 @@ def test_a_pack_of_another_lm_is_refused(plain: spjax.UnitLM):
     [
         (
             {"encoder": "hubert_base", "layer": 6},
-            "units of encoder hubert_base, layer 6, this encoder with encoder mfcc",
+            "units of encoder hubert_base, layer 6, this encoder of encoder mfcc",
         ),
-        ({"encoder": "mfcc", "layer": 0, "kmeans": "0123456789ab"}, "units of kmeans 0123456789ab, this encoder with"),
+        ({"encoder": "mfcc", "layer": 0, "kmeans": "0123456789ab"}, "units of kmeans 0123456789ab, this encoder of"),
     ],
 )
 def test_packs_of_other_units_are_refused(plain: spjax.UnitLM, encoder: Encoder, said: dict[str, Any], told: str):
@@ -207,25 +207,23 @@ def test_packs_whose_units_differ_are_refused(plain: spjax.UnitLM):
     packs = [
         world.pack(world.TASKS["mood"], plain, merged=True), world.pack(world.TASKS["word"], plain, merged=False),
     ]  # fmt: skip
-    with pytest.raises(
-        StorageError, match="'word' goes with units of merged False, the packs before it with merged True"
-    ):
+    with pytest.raises(StorageError, match="'word' uses units of merged False, the packs before it of merged True"):
         SpeechPrompt.load(plain, None, packs)
 
 
-def test_units_that_cannot_be_compared_are_taken(plain: spjax.UnitLM, encoder: Encoder):
-    """Imported unit text names its k-means, an imported prompt says nothing of its units."""
+def test_units_that_cannot_be_compared_are_accepted(plain: spjax.UnitLM, encoder: Encoder):
+    """Imported unit text has only a k-means name, an imported prompt nothing about its units."""
     for said in ({}, {"encoder": "mfcc", "layer": 0, "kmeans": "km50", "merged": True}):
         SpeechPrompt.load(plain, encoder, [world.pack(world.TASKS["mood"], plain, **said)])
 
 
-def test_encoders_that_give_no_units_of_the_lm_are_refused(plain: spjax.UnitLM, encoder: Encoder):
+def test_encoders_with_other_units_than_the_lm_are_refused(plain: spjax.UnitLM, encoder: Encoder):
     packs = [world.packs(plain)["mood"]]
     with pytest.raises(ValueError, match="encoder mfcc has no k-means"):
         SpeechPrompt.load(plain, "mfcc", packs)
     assert encoder.kmeans is not None
     many = KMeans(np.repeat(encoder.kmeans.centroids, 3, axis=0), encoder.kmeans.card)
-    with pytest.raises(ValueError, match="the k-means has 150 units, the LM knows 100"):
+    with pytest.raises(ValueError, match="the k-means has 150 units, the LM 100"):
         SpeechPrompt.load(plain, dataclasses.replace(encoder, kmeans=many), packs)
     with pytest.raises(ValueError, match="kmeans goes with an encoder's name"):
         SpeechPrompt.load(plain, encoder, packs, kmeans="km")
@@ -236,7 +234,7 @@ def test_encoders_that_give_no_units_of_the_lm_are_refused(plain: spjax.UnitLM, 
 # ---- speech
 
 
-def test_speech_is_answered_as_its_units(model: spjax.UnitLM, encoder: Encoder, tmp_path: Path):
+def test_speech_is_answered_like_its_units(model: spjax.UnitLM, encoder: Encoder, tmp_path: Path):
     predictor = SpeechPrompt.load(model, encoder, {name: world.packs(model)[name] for name in ("word", "mood")})
     waves = [speechlike(n, seed) for seed, n in enumerate((4000, 3000, 5500))]
     soundfile.write(tmp_path / "a.wav", waves[0], 16_000, subtype="FLOAT")
@@ -252,7 +250,7 @@ def test_speech_is_answered_as_its_units(model: spjax.UnitLM, encoder: Encoder, 
             close(found[name], wanted[name])
 
 
-def test_long_speech_goes_group_by_group(plain: spjax.UnitLM, encoder: Encoder, monkeypatch: pytest.MonkeyPatch):
+def test_long_speech_is_encoded_in_groups(plain: spjax.UnitLM, encoder: Encoder, monkeypatch: pytest.MonkeyPatch):
     predictor = SpeechPrompt.load(plain, encoder, {"mood": world.packs(plain)["mood"]})
     waves = [Audio(speechlike(n, n), 16_000) for n in (8000, 9000, 4000, 20_000, 500)]
     expected = predictor.encode(waves)
@@ -265,7 +263,7 @@ def test_long_speech_goes_group_by_group(plain: spjax.UnitLM, encoder: Encoder, 
     assert groups == [2, 2, 1]
 
 
-def test_one_bad_recording_leaves_the_others_alone(plain: spjax.UnitLM, encoder: Encoder, tmp_path: Path):
+def test_one_bad_recording_does_not_affect_the_others(plain: spjax.UnitLM, encoder: Encoder, tmp_path: Path):
     predictor = SpeechPrompt.load(plain, encoder, {"mood": world.packs(plain)["mood"]}, max_units=40)
     (tmp_path / "bad.wav").write_bytes(b"RIFFnothing")
     long, good = speechlike(16_000, 1), Audio(speechlike(3000, 0), 16_000)
@@ -289,18 +287,18 @@ def test_one_bad_recording_leaves_the_others_alone(plain: spjax.UnitLM, encoder:
         predictor.predict("a.wav")
 
 
-def test_units_are_left_unmerged_where_the_packs_were_trained_so(plain: spjax.UnitLM, encoder: Encoder):
+def test_units_are_not_merged_if_the_packs_were_trained_so(plain: spjax.UnitLM, encoder: Encoder):
     predictor = SpeechPrompt.load(plain, encoder, [world.pack(world.TASKS["mood"], plain, merged=False)])
     wave = Audio(speechlike(4000), 16_000)
     (found,) = predictor.encode([wave])
     np.testing.assert_array_equal(found.units, encode(wave, encoder, merge=False).units)
 
 
-# ---- fewer bytes
+# ---- quantization
 
 
 @pytest.mark.parametrize(("kind", "bytes_left", "near"), [("bfloat16", 0.5, 0.05), ("int8", 0.35, 0.1)])
-def test_narrow_kernels_answer_nearly_the_same(kind: str, bytes_left: float, near: float):
+def test_quantized_kernels_change_little(kind: str, bytes_left: float, near: float):
     model = world.lm(world.DEEPER)
     packs = {"order": world.packs(model)["order"]}
     units = world.utterances(model, (4, 9, 20, 30))
@@ -332,8 +330,8 @@ def test_narrow_kernels_answer_nearly_the_same(kind: str, bytes_left: float, nea
     assert comparing.changes(predictor, reference, units)["order"].metric is None
 
 
-def test_int8_kernels_lie_within_half_a_step_of_the_float32_ones(plain: spjax.UnitLM):
-    narrow = frozen.narrow(plain.params, "int8")
+def test_int8_kernels_are_within_half_a_step_of_the_float32_ones(plain: spjax.UnitLM):
+    narrow = frozen.quantize(plain.params, "int8")
     for name in ("query", "ffn_out"):
         exact = np.asarray(plain.params["layers"][name]["kernel"])
         kept = np.asarray(narrow["layers"][name]["kernel"].astype(np.float32))
@@ -342,22 +340,22 @@ def test_int8_kernels_lie_within_half_a_step_of_the_float32_ones(plain: spjax.Un
         assert np.abs(kept - exact).max() > 0
     assert narrow["embed"] is plain.params["embed"]
     with pytest.raises(ValueError, match="compute is 'int4', must be one of float32, bfloat16, int8"):
-        frozen.narrow(plain.params, "int4")
+        frozen.quantize(plain.params, "int4")
 
 
-def test_too_many_answers_name_the_pack(plain: spjax.UnitLM):
+def test_too_many_combinations_name_the_pack(plain: spjax.UnitLM):
     many = world.Task("many", tuple(world.Slot(str(s), tuple(map(str, range(30)))) for s in range(3)))
     with pytest.raises(ValueError, match="prompt packs big: 27000 label combinations are too many"):
         SpeechPrompt.load(plain, None, {"big": world.pack(many, plain)})
 
 
-def test_scores_say_which_utterances_they_are_of(plain: spjax.UnitLM):
+def test_scores_have_utterance_indices(plain: spjax.UnitLM):
     predictor = SpeechPrompt.load(plain, None, world.packs(plain))
     scores = predictor.scores(world.utterances(plain, (3, 4)), [["word"], ["word", "order"]])
     assert sorted(scores["word"].utterances.tolist()) == [0, 1]
     assert scores["order"].utterances.tolist() == [1]
     assert scores["order"].log_probs.shape == (1, 4)
     pack: PromptPack = predictor.packs["order"]
-    classes, by_slot = scoring.read_off(pack.task, scores["order"])
+    classes, by_slot = scoring.decode_scores(pack.task, scores["order"])
     assert tuple(classes[0]) in {(0, 3), (1, 3), (1, 4), (2, 4)}
     assert [part.shape for part in by_slot] == [(1, 3), (1, 2)]

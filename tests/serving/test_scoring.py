@@ -1,4 +1,4 @@
-"""The plan of batches: every row once, few shapes, bounded."""
+"""Batch planning: every row once, few shapes, bounded memory."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def test_every_row_is_in_one_batch_of_a_known_shape(lengths: list[int]):
     rows = np.asarray(lengths, int)
     known = set(scoring.shapes(max(lengths, default=1)))
     seen = []
-    for shape, own in scoring.plan(rows):
+    for shape, indices in scoring.plan(rows):
         assert shape in known
-        assert 1 <= len(own) <= shape.rows
-        assert 2 * len(own) >= shape.rows, "less than half of a batch is filling"
-        assert rows[own].max() <= shape.columns
-        seen += own.tolist()
+        assert 1 <= len(indices) <= shape.rows
+        assert 2 * len(indices) >= shape.rows, "less than half of a batch is padding"
+        assert rows[indices].max() <= shape.columns
+        seen += indices.tolist()
     assert sorted(seen) == list(range(len(lengths)))
 
 
 @given(st.integers(1, 5000))
-def test_a_bucket_holds_its_utterance_and_no_smaller_one_does(units: int):
+def test_a_bucket_is_the_smallest_that_holds_the_utterance(units: int):
     edge = scoring.bucket(units)
     assert edge >= units
     assert scoring.bucket(edge) == edge
@@ -50,7 +50,7 @@ def test_shapes_are_few_and_bounded_in_memory(device: str, rows: tuple[int, ...]
     assert scoring.shapes(3000)[-2:] == [(1, 2048), (1, 4096)]
 
 
-def test_packs_of_one_form_share_a_bank():
+def test_packs_of_one_shape_share_a_bank():
     model = world.lm()
     banks = scoring.make_banks(model.config, model.params, "float32", world.packs(model))
     assert [list(bank.packs) for bank in banks] == [["word", "mood", "low", "both"], ["order"], ["rule"], ["shallow"]]
@@ -66,10 +66,10 @@ def test_packs_of_one_form_share_a_bank():
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"durations": [1, float("nan")]}, "give whole frames"),
-        ({"durations": [1, 2.5]}, "give whole frames"),
-        ({"durations": [-1, 2]}, "none below 0"),
-        ({"durations": [1, 2**33]}, "give whole frames"),
+        ({"durations": [1, float("nan")]}, "give durations in frames"),
+        ({"durations": [1, 2.5]}, "give durations in frames"),
+        ({"durations": [-1, 2]}, "integers >= 0"),
+        ({"durations": [1, 2**33]}, "give durations in frames"),
         ({"f0": [0.1, float("inf")]}, "log f0 less a mean"),
         ({"f0": [0.1, float("nan")]}, "log f0 less a mean"),
         ({"f0": [1e200, 0.1]}, "between -10 and 10"),
@@ -78,7 +78,7 @@ def test_packs_of_one_form_share_a_bank():
         ({"f0": None}, "has no f0"),
     ],
 )
-def test_prosody_that_is_none_is_told(wrong: dict[str, Any], told: str) -> None:
+def test_bad_prosody_is_refused(wrong: dict[str, Any], told: str) -> None:
     config = UnitLMConfig(24, 16, 1, 2, 16, ProsodyConfig(f0_edges=(0.0,), interpolate_f0=True))
     good = {"units": np.asarray([1, 2]), "durations": np.asarray([3, 0]), "f0": np.asarray([0.1, 0.0])}
     assert scoring.unit_set([Encoded(**good)], config).streams is not None

@@ -1,4 +1,4 @@
-"""The folder of uploads: nothing grows old in it, it goes with its process, and what a killed one left is deleted."""
+"""The upload folder: old files are deleted, and folders of dead processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ time.sleep(float(sys.argv[1]))
 
 
 def started(where: Path, seconds: float) -> tuple[subprocess.Popen[str], Path]:
-    """A process that has a folder for so many seconds."""
+    """A process that keeps an upload folder for so many seconds."""
     environment = {**os.environ, "TMPDIR": str(where)}
     process = subprocess.Popen(
         [sys.executable, "-c", OWN, str(seconds)], env=environment, stdout=subprocess.PIPE, text=True
@@ -32,14 +32,14 @@ def started(where: Path, seconds: float) -> tuple[subprocess.Popen[str], Path]:
     return process, Path(process.stdout.readline().strip())
 
 
-def test_it_goes_with_its_process(tmp_path: Path):
+def test_the_folder_is_deleted_with_its_process(tmp_path: Path):
     process, folder = started(tmp_path, 0)
     assert folder.parent == tmp_path
     process.wait(30)
     assert not folder.exists()
 
 
-def test_what_a_killed_process_left_is_deleted_and_a_living_one_keeps_its_own(tmp_path: Path):
+def test_folders_of_killed_processes_are_deleted(tmp_path: Path):
     (killed, dead), (living, alive) = started(tmp_path, 60), started(tmp_path, 60)
     try:
         killed.send_signal(signal.SIGKILL)
@@ -60,7 +60,7 @@ def test_what_a_killed_process_left_is_deleted_and_a_living_one_keeps_its_own(tm
         living.wait(30)
 
 
-def test_what_is_old_is_deleted(tmp_path: Path):
+def test_old_files_are_deleted(tmp_path: Path):
     ages = {"a/old.wav": 1900, "b/new.wav": 100, "tmpold": 1900, "tmpnew": 100}
     for name, age in ages.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -74,7 +74,7 @@ def test_what_is_old_is_deleted(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("size", "weight"), [(0, 16_384), (100, 16_384), (20_000, 20_000)])
-def test_small_files_weigh_too(tmp_path: Path, size: int, weight: int):
+def test_small_files_count_at_a_minimum(tmp_path: Path, size: int, weight: int):
     for n in range(3):
         (tmp_path / f"{n}").mkdir()
         (tmp_path / f"{n}" / "a.wav").write_bytes(bytes(size))

@@ -1,4 +1,4 @@
-"""The gate in front of uploads, by ASGI messages: how much, how slowly, and what becomes of those that are refused."""
+"""The upload gate, tested with ASGI messages: limits on size and time, and the responses when they are exceeded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytest.importorskip("starlette", reason="starlette is in requirements-serve.txt"
 
 
 async def reads_all(scope: Any, receive: Any, send: Any) -> None:
-    """An app that answers when it has the whole body."""
+    """An app that responds when it has read the body."""
     while (await receive()).get("more_body"):
         await asyncio.sleep(0)
     await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -30,7 +30,7 @@ async def ask(
     length: int | None = None,
     pause: float = 0,
 ) -> tuple[int, str]:
-    """Status and text of a request whose body comes in parts."""
+    """Status and text of the response to a request whose body comes in parts."""
     left, sent = list(parts), []
 
     async def receive() -> Any:
@@ -52,29 +52,29 @@ async def ask(
     ("parts", "length", "status"),
     [([b"12345"] * 2, 10, 200), ([b"12345"] * 2, None, 200), ([b"12345"] * 3, 15, 413), ([b"12345"] * 3, None, 413)],
 )
-def test_a_request_has_a_most_whatever_it_promises(tmp_path: Path, parts: list[bytes], length: int, status: int):
+def test_requests_are_limited_with_any_content_length(tmp_path: Path, parts: list[bytes], length: int, status: int):
     gate = UploadGate(reads_all, tmp_path, upload_bytes=10)
     got, told = asyncio.run(ask(gate, parts, length=length))
     assert got == status
-    assert ("the most that is taken at once" in told) == (status == 413)
+    assert ("the most allowed" in told) == (status == 413)
 
 
-def test_a_call_without_files_has_a_smaller_most_and_other_places_none(tmp_path: Path):
+def test_calls_without_files_are_limited_more_and_other_paths_not(tmp_path: Path):
     gate = UploadGate(reads_all, tmp_path)
     large = [bytes(1_000_000)] * 5
     assert asyncio.run(ask(gate, large, "/gradio_api/queue/join"))[0] == 413
     assert asyncio.run(ask(gate, large))[0] == 200
-    assert asyncio.run(ask(gate, large, "/predict"))[0] == 200, "the API has limits of its own"
+    assert asyncio.run(ask(gate, large, "/predict"))[0] == 200, "the API has other limits"
 
 
-def test_who_is_too_slow_is_hung_up_on(tmp_path: Path):
+def test_slow_uploads_are_closed(tmp_path: Path):
     gate = UploadGate(reads_all, tmp_path, grace=0.1)
     status, told = asyncio.run(ask(gate, [b"a"] * 1000, pause=0.02))
-    assert (status, "too slowly" in told) == (408, True)
+    assert (status, "too slow" in told) == (408, True)
     assert asyncio.run(ask(gate, [bytes(16_000)] * 15, pause=0.02))[0] == 200, "as long, but at a fair rate"
 
 
-def test_all_uploads_together_have_a_most(tmp_path: Path):
+def test_all_uploads_together_are_limited(tmp_path: Path):
     (tmp_path / "kept.wav").write_bytes(bytes(50_000))
     gate = UploadGate(reads_all, tmp_path, folder_bytes=100_000)
 
@@ -82,11 +82,11 @@ def test_all_uploads_together_have_a_most(tmp_path: Path):
         return await asyncio.gather(*(ask(gate, [bytes(20_000)], length=20_000, pause=0.05) for _ in range(4)))
 
     told = asyncio.run(several())
-    assert sorted(status for status, _ in told) == [200, 200, 507, 507], "those on their way count"
-    assert all("try again in a while" in text for status, text in told if status == 507)
+    assert sorted(status for status, _ in told) == [200, 200, 507, 507], "uploads in progress count"
+    assert all("try again later" in text for status, text in told if status == 507)
 
 
-def test_an_app_that_breaks_is_told_in_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_errors_of_the_app_are_logged_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     async def breaks(scope: Any, receive: Any, send: Any) -> None:
         raise TypeError("File is not an instance")
 
@@ -103,7 +103,7 @@ def test_an_app_that_breaks_is_told_in_a_line(tmp_path: Path, caplog: pytest.Log
     assert asyncio.run(ask(UploadGate(no_space, tmp_path), [b"a"])) == (500, FAILED)
 
     async def tells(scope: Any, receive: Any, send: Any) -> None:
-        """As Starlette does: its own answer first."""
+        """As in Starlette: a 500 response, then the exception."""
         headers = [(b"content-type", b"text/plain; charset=utf-8")]
         await send({"type": "http.response.start", "status": 500, "headers": headers})
         await send({"type": "http.response.body", "body": b"Internal Server Error"})

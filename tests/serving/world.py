@@ -1,4 +1,4 @@
-"""Random prompt packs of several forms on a tiny LM: what serving must answer the same however it is batched."""
+"""Random prompt packs of several shapes on a tiny LM, for tests that batching does not change predictions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def pack(
     vocabulary = model.config.vocab_size
     verbalizer = (verbalizers.learnable if kind == "learnable" else verbalizers.identity)(task, vocabulary)
     params = prompts.member(tiny.bank(model.config, prompt, verbalizer, 1, seed), 0)
-    # Nothing may drown what the units say: answers must differ between utterances.
+    # The prompt must not dominate: predictions must differ between utterances.
     soft = {"verbalizer": 0.1, "sep": 0.05, "sep_deep": 0.3}
     params = {name: leaf * np.float32(soft.get(name, 1)) for name, leaf in params.items()}
     card = make_card(
@@ -62,7 +62,7 @@ def pack(
 
 
 def packs(model: UnitLM) -> dict[str, PromptPack]:
-    """Four packs of one form (labels, prompt lengths and low-rank adapters differ), and three of others."""
+    """Four packs of one shape (labels, prompt lengths and low-rank adapters differ), and three of others."""
     low = PromptConfig(length=0, separators=2, steer=True, rank=3, alpha=1.5)
     both = dataclasses.replace(DEEP, length=1, rank=1, alpha=2.0, targets=("value", "ffn_in"))
     longer = PromptConfig(length=5, separators=2, steer=True)
@@ -89,5 +89,5 @@ def utterances(model: UnitLM, lengths: Sequence[int], seed: int = 0) -> list[Any
 
 
 def shares(answer: dict[str, Any]) -> np.ndarray:
-    """All probabilities of a task's answer, in the order of its labels."""
+    """All probabilities of a task, in label order."""
     return np.asarray(list(itertools.chain.from_iterable(p.values() for p in answer["probabilities"].values())))

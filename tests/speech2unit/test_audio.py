@@ -73,7 +73,7 @@ def test_every_kind_of_bad_file_is_refused_by_name(bad_files, kind):
         ("nan", "holds NaN samples, the first at 0.062 s"),
         ("infinite", "holds infinite samples, the first at 0.062 s"),
         ("integers as floats", "Divide by"),
-        ("rate 10", "has the rate 10;"),
+        ("rate 10", "has the sample rate 10;"),
         ("missing", "does not exist"),
         ("directory", "is a directory"),
         ("pipe", "is no regular file"),
@@ -271,7 +271,7 @@ def test_jax_arrays_and_whole_float_rates():
     ("array", "says"),
     [
         ([0.1] * 500, "is a list"),
-        ("a.wav", "Read a file by read_audio"),
+        ("a.wav", "Read a file with read_audio"),
         (None, "is a NoneType"),
         (np.array(["a"] * 500), "holds <U1"),
         (np.array([object()] * 500), "holds object"),
@@ -280,7 +280,7 @@ def test_jax_arrays_and_whole_float_rates():
         (np.arange(500), "holds int64"),
         (np.ones((2, 3, 500)), "has shape [2, 3, 500]"),
         (np.float32(1), "has shape []"),
-        (np.ones((500, 500)), "could be read both ways"),
+        (np.ones((500, 500)), "is ambiguous"),
         (np.ones((500, 80)), "over 64 channels"),
         (np.zeros(0), "no samples"),
         (np.zeros((0, 2)), "no samples"),
@@ -304,7 +304,7 @@ def test_arrays_that_are_refused(array, says):
     "rate", [0, -16_000, 999, 1_000_001, 16_000.5, float("nan"), float("inf"), True, "16000", None]
 )
 def test_unlikely_rates_are_refused(rate):
-    with pytest.raises(AudioError, match="has the rate"):
+    with pytest.raises(AudioError, match="has the sample rate"):
         prepare(tone(), rate)
 
 
@@ -446,5 +446,5 @@ def test_a_lowpass_takes_what_is_above_it_and_nothing_else(hertz: float) -> None
     assert np.abs(kept - low)[inner].max() < 1e-2
     assert np.abs(audio.lowpass(high, hertz)[inner]).max() < 1e-3
     assert len(audio.lowpass(low[:400], hertz)) == 400
-    with pytest.raises(ValueError, match="lowpass is 100 Hz, must lie in 500"):
+    with pytest.raises(ValueError, match="lowpass is 100 Hz, must be in 500"):
         audio.lowpass(low, 100)

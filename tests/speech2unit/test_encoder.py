@@ -152,18 +152,18 @@ def test_f0_is_less_the_speaker_s_mean_where_that_is_given(loaded):
 
 @pytest.mark.parametrize("wrong", [[], [0.1, 0.2], ["a.wav", "b.wav"], (np.zeros(800), 16_000)])
 def test_a_list_is_no_utterance(mfcc, wrong):
-    with pytest.raises(ValueError, match=r"is no utterance: give one file or array a call"):
+    with pytest.raises(ValueError, match=r"is not an utterance: give one file or array a call"):
         encode(wrong, mfcc, rate=16_000)
 
 
 def test_rates_that_are_missing_or_too_many(mfcc, tmp_path):
-    with pytest.raises(ValueError, match="the array's rate is missing"):
+    with pytest.raises(ValueError, match="the array's sample rate is missing"):
         encode(speechlike(8000), mfcc)
-    with pytest.raises(ValueError, match="rate 16000 is given for audio that says its own"):
+    with pytest.raises(ValueError, match="rate 16000 is given, but the audio has its own"):
         encode(tmp_path / "a.wav", mfcc, rate=16_000)
     with pytest.raises(AudioError, match="does not exist"):
         encode(tmp_path / "a.wav", mfcc)
-    with pytest.raises(AudioError, match="has the rate 0"):
+    with pytest.raises(AudioError, match="has the sample rate 0"):
         encode(speechlike(8000), mfcc, rate=0)
 
 
@@ -202,7 +202,7 @@ def test_encoders_that_are_not_there(folder, tmp_path):
     with pytest.raises(StorageError, match=r"card\.json does not exist"):
         load_encoder("mfcc", tmp_path)
     for layer in (0, 3, -1, True, "2"):
-        with pytest.raises(ValueError, match="has the layers 1 to 2"):
+        with pytest.raises(ValueError, match="has layers 1 to 2"):
             load_encoder(folder / "hubert", layer=layer)
 
 
@@ -289,13 +289,13 @@ def test_a_lowpass_is_part_of_what_an_encoder_is(folder, tmp_path):
     save_kmeans(tmp_path / "km", fitted(narrow.features(waves()), narrow.name, None))
     assert len(encode(low, load_encoder("log_mel", tmp_path / "km", lowpass=4000), rate=16_000).units) > 0
     for wrong in (100, "a"):
-        with pytest.raises(ValueError, match=r"lowpass is .* Hz, must lie in 500"):
+        with pytest.raises(ValueError, match=r"lowpass is .* Hz, must be in 500"):
             load_encoder("mfcc", lowpass=wrong)
 
 
 @pytest.mark.parametrize("wrong", ["mfcc", None])
 def test_an_encoder_that_is_none_is_told(wrong):
-    with pytest.raises(ValueError, match="must be what load_encoder"):
+    with pytest.raises(ValueError, match="must be an Encoder: give load_encoder"):
         encode(np.ones(800), wrong, rate=16_000)
 
 

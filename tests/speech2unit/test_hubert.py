@@ -265,10 +265,10 @@ def test_waves_that_cannot_be_are_refused(wave: np.ndarray, message: str):
 def test_settings_that_cannot_be_are_refused():
     wave = np.zeros(500, np.float32)
     for settings, message in (
-        ({"layer": 3}, "layer 3 asked for, it has 1 to 2"),
+        ({"layer": 3}, "layer 3 does not exist; give 1 to 2"),
         ({"layer": -1}, "layer -1"),
         ({"layer": 1, "chunk": 399}, "chunk 399 must be 400 or more"),
-        ({"layer": 1, "overlap": 900_000}, "overlap 900000 must lie between 0 and half"),
+        ({"layer": 1, "overlap": 900_000}, "overlap 900000 must be between 0 and half"),
         ({"layer": 1, "batch_frames": 0}, "batch_frames 0"),
     ):
         with pytest.raises(ValueError, match=message):

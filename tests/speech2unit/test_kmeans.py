@@ -174,8 +174,8 @@ def test_every_cluster_has_frames():
         ([np.zeros((50, 3)), np.ones((50, 3))], "hold 2 different ones"),
         ([np.zeros((4, 3)), np.ones((3, 2))], r"after frame 4 have shape \[3, 2\], must be \[frames, 3\]"),
         ([np.zeros(4)], r"have shape \[4\], must be \[frames, D\]"),
-        ([np.zeros((4, 3)), np.array([[0, 0, 0], [0, np.nan, 0]])], "frame 5 of the features holds NaN"),
-        ([np.full((9, 3), np.inf)], "frame 0 of the features holds NaN or infinity"),
+        ([np.zeros((4, 3)), np.array([[0, 0, 0], [0, np.nan, 0]])], "frame 5 of the features is NaN"),
+        ([np.full((9, 3), np.inf)], "frame 0 of the features is NaN or infinite"),
     ],
 )
 def test_streams_that_cannot_be_fitted_are_refused(arrays, message):

@@ -35,7 +35,7 @@ def test_small_and_negative_types_do_not_wrap():
 
 @pytest.mark.parametrize("units", [np.zeros((2, 3), int), np.array([0.5]), np.array(["a"]), np.int32(3)])
 def test_what_is_no_row_of_units_is_refused(units):
-    with pytest.raises(ValueError, match="whole numbers in one row"):
+    with pytest.raises(ValueError, match="integers of one dimension"):
         merge(units)
 
 

@@ -168,7 +168,7 @@ def test_only_regular_files_are_imported(tmp_path: Path, pipe: Path, things, com
         "empty file": tmp_path / "nothing",
     }
     places_ = {"bad": given.get(bad, bad), "out": tmp_path / "out", "lm": things["lm"]}
-    empty = "is no model of Hugging Face" if command[0] == "whisper" else "empty"
+    empty = "is not a Hugging Face model" if command[0] == "whisper" else "empty"
     what = {"pipe": "named pipe", "directory": "directory|holds neither", "empty file": empty}.get(bad, "a device")
     with pytest.raises(SystemExit, match=what):
         convert([word.format(**places_) for word in command])

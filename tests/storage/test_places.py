@@ -74,7 +74,7 @@ def test_an_existing_file_may_have_any_name(tmp_path: Path, monkeypatch: pytest.
     for name in ("C:\\x.wav", "~", "https:"):
         Path(name).touch()
         assert paths.given(name) == name
-    with pytest.raises(ValueError, match="which is not read or written"):
+    with pytest.raises(ValueError, match="which is not supported"):
         paths.given("https://x")
 
 
@@ -92,7 +92,7 @@ def test_python_functions_refuse_urls(url: str):
         lambda: spjax.SpeechPrompt.load("lm", None, url),
         lambda: spjax.PromptPack.load(url),
     ):
-        with pytest.raises(ValueError, match=r"address, which is not read or written|is a URL: give the path /x"):
+        with pytest.raises(ValueError, match=r"address, which is not supported|is a URL: give the path /x"):
             call()
 
 
