@@ -1,4 +1,4 @@
-"""What messages advise exists: flags, settings of the config, commands; some are produced and followed to the end."""
+"""Advice in messages is valid: flags, config settings and commands exist, and some advice is produced and followed."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ FLAG = re.compile(r"(?<![\w-])--([a-z][\w-]*)")
 SETTING = re.compile(r"--config\.([\w.]*\w)")
 COMMAND = re.compile(r"python -m ([\w.]*\w)(?: (\w+))?")
 NAMED = re.compile(r"\b((?:data_pipelines|spjax)\.\w+)")
-# Flags of Beam, gcloud and curl; and a word that stands for any.
+# Flags of Beam, gcloud and curl; and a placeholder.
 ELSEWHERE = {"job_server_timeout", "job_endpoint", "direct_num_workers", "location", "uniform-bucket-level-access"}
 ELSEWHERE |= {"data-binary", "flag"}
-ANY = "…"  # stands for what a message fills in
+ANY = "…"  # stands for values that a message fills in
 
 
 class Message(NamedTuple):
-    """A string in the sources that is no docstring and no definition of a flag."""
+    """A string in the sources that is neither a docstring nor a flag definition."""
 
     where: str
     module: str
-    function: str  # the outermost one that it stands in, or ""
+    function: str  # the outermost one that contains it, or ""
     text: str
 
 
@@ -81,7 +81,7 @@ MESSAGES = list(messages())
 
 @functools.cache
 def flags_of(command: str) -> frozenset[str]:
-    """Names of a command's flags, those of all its subcommands together."""
+    """Names of a command's flags, including those of its subcommands."""
     if command == "spjax.main":
         importlib.import_module(command)
         key = absl_flags.FLAGS.get_key_flags_for_module(command)
@@ -92,7 +92,7 @@ def flags_of(command: str) -> frozenset[str]:
 
 @functools.cache
 def reach(module: str) -> frozenset[str]:
-    """Our modules that a module imports, in functions too, and those that they import."""
+    """Our modules that a module imports, directly or indirectly, inside functions too."""
     found, todo = set(), [module]
     while todo:
         name = todo.pop()
@@ -114,14 +114,14 @@ def _imported(path: Path) -> tuple[str, ...]:
 
 
 ALL_COMMANDS = ["spjax.main", *commands()]
-# What a command reaches without ever coming to the messages in it.
+# Modules that a command imports, but whose messages it cannot print.
 APART = {
-    # It fetches published files alone, and gives the advice itself (`fetch.by_hand`); runner and workers are its own.
+    # It only fetches published files, and gives the advice itself (`fetch.by_hand`); runner and workers are separate.
     "spjax.main": re.compile(r"spjax\.(convert|fetch)\b|data_pipelines\.(pipeline|extract)\b"),
-    # Published files hold all that is asked for here, and no prompts are among them.
+    # Published files hold everything that is requested here, and no prompts.
     "spjax.fetch": re.compile(r"spjax\.convert\b"),
-    "data_pipelines.import_units": re.compile(r"data_pipelines\.splits\b"),  # of which it reads no tables
-    # Its tables are no manifests, and it walks no folders of recordings.
+    "data_pipelines.import_units": re.compile(r"data_pipelines\.splits\b"),  # it reads no split tables
+    # Its tables are not manifests, and it walks no folders of recordings.
     "data_pipelines.import_frames": re.compile(r"data_pipelines\.(splits|listing|builders\.easycall)\b"),
 }
 
@@ -142,8 +142,8 @@ def readers(message: Message) -> list[str]:
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: message.where)
-def test_flags_that_a_message_names_exist_where_it_is_read(message: Message) -> None:
-    """Every command that may print it has the flag, or the message names the command that has."""
+def test_flags_in_messages_exist_in_their_commands(message: Message) -> None:
+    """Every command that may print it has the flag, or the message names the command that has it."""
     named = [name for name in map(_runnable, NAMED.findall(message.text)) if name in ALL_COMMANDS]
     for name, job in COMMAND.findall(message.text):
         assert name in ("pip", "zipfile") or _runnable(name) in ALL_COMMANDS, f"{name} is no command"
@@ -154,14 +154,14 @@ def test_flags_that_a_message_names_exist_where_it_is_read(message: Message) -> 
             assert not lacking, f"{lacking} may print this and have no --{flag}: {message.text}"
 
 
-def test_the_check_itself_sees_wrong_advice() -> None:
+def test_the_check_detects_wrong_advice() -> None:
     for module, text in {
         "spjax.data.records": "replace it (--overwrite)",
         "spjax.jobs.inputs": "extract again with --f0",
         "spjax.serving.predictor": "choose --overlength=cut",
     }.items():
         with pytest.raises(AssertionError, match="may print this and have no --"):
-            test_flags_that_a_message_names_exist_where_it_is_read(Message("", module, "", text))
+            test_flags_in_messages_exist_in_their_commands(Message("", module, "", text))
 
 
 def _runnable(name: str) -> str:
@@ -169,7 +169,7 @@ def _runnable(name: str) -> str:
 
 
 @pytest.mark.parametrize("message", [m for m in MESSAGES if "--config." in m.text], ids=lambda message: message.where)
-def test_settings_that_a_message_names_exist(message: Message) -> None:
+def test_settings_in_messages_exist(message: Message) -> None:
     configs = [fsc.get_config(), demo.get_config(), pretrain_ulm.get_config(), pretrain_tiny.get_config()]
     for name in SETTING.findall(message.text):
         parts = name.split(".")
@@ -184,15 +184,15 @@ def _has(config: object, parts: list[str]) -> bool:
     return True
 
 
-# ---- advice that is followed
+# ---- following advice
 
 
 class _Done(Exception):  # noqa: N818 - no error
-    """What was complained about is past."""
+    """Raised after the point of the error."""
 
 
 def follow(config: ConfigDict, name: str, value: str) -> None:
-    """Set what --config.NAME=VALUE would; the config has it, or this raises."""
+    """Set what --config.NAME=VALUE would set; raises if the config does not have it."""
     old = functools.reduce(lambda part, key: part[key], name.split("."), config)
     config.update_from_flattened_dict({name: type(old)(value)})
 
@@ -215,10 +215,10 @@ def _job(place: Place, **settings: object) -> ConfigDict:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_settings_that_a_job_advises_mend_it(
+def test_settings_that_a_job_advises_work(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], names: list[str]
 ) -> None:
-    """Each of them alone; training is past the complaint."""
+    """Each setting alone is enough."""
 
     def done(*_: object, **__: object) -> None:
         raise _Done
@@ -240,17 +240,17 @@ def test_settings_that_a_job_advises_mend_it(
 @pytest.mark.parametrize(
     "limits", [{"max_rows": 2, "max_tokens": 64}, {"max_rows": 8, "max_tokens": 16}, {"max_rows": 1, "max_tokens": 1}]
 )
-def test_limits_of_a_batch_that_are_advised_suffice(limits: dict[str, int]) -> None:
+def test_advised_limits_of_a_batch_suffice(limits: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"give --config\.train") as refused:
         plan.rows_per_step(8, row_multiple=4, **limits)
     found = {name: int(value) for name, value in re.findall(r"--config\.train\.(\w+)=(\d+)", str(refused.value))}
     assert plan.rows_per_step(8, row_multiple=4, **limits | found) == 4
 
 
-def test_another_lm_is_advised_where_its_place_is_taken(
+def test_another_path_is_advised_if_the_lm_differs(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a prompt job --config.lm, whose --workdir is another one; by a pretraining job --workdir."""
+    """A prompt job advises --config.lm, whose --workdir is another one; a pretraining job advises --workdir."""
 
     def done(*_: object, **__: object) -> None:
         raise _Done
@@ -268,8 +268,8 @@ def test_another_lm_is_advised_where_its_place_is_taken(
         jobs.run(_job(place).pretraining, "ulm", None, "")
 
 
-def test_the_flags_of_several_processes_lead_to_a_run() -> None:
-    """From each complaint to the next, until there is none."""
+def test_advised_flags_of_several_processes_lead_to_a_run() -> None:
+    """Following each error to the next leads to a run."""
     values: dict[str, object] = {"coordinator": None, "processes": 3, "process_id": None}
     for name, value in (("coordinator", "host:8476"), ("process_id", 0)):
         with pytest.raises(ValueError, match=f"need --{name}"):
@@ -279,7 +279,7 @@ def test_the_flags_of_several_processes_lead_to_a_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "flag", "mended"),
+    ("words", "flag", "fixed"),
     [
         (["--task=fsc", "--vocabulary=50"], "--vocabulary", ["--task=fsc", "--vocabulary=100"]),
         (["--task=fsc", "--splits=train,dev"], "--splits", ["--task=fsc", "--splits=train,test"]),
@@ -290,8 +290,8 @@ def test_the_flags_of_several_processes_lead_to_a_run() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_the_import_advises_mends_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], flag: str, mended: list[str]
+def test_advice_of_the_import_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], flag: str, fixed: list[str]
 ) -> None:
     from data_pipelines import import_units
 
@@ -304,7 +304,7 @@ def test_what_the_import_advises_mends_it(
     common = ["--src=units/fsc", "--out=records"]
     with pytest.raises(SystemExit, match=f"^error: .*{flag}"):
         import_units.main([*common, *words])
-    if "home" in mended[0]:  # its classes are numbered otherwise
+    if "home" in fixed[0]:  # its classes are numbered differently
         for split in ("train", "valid", "test"):
             (tmp_path / "units" / "fsc" / f"{split}.txt").write_text("1 2 <s> 0 8 16\n")
-    import_units.main([*common, *mended])
+    import_units.main([*common, *fixed])

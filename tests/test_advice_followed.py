@@ -1,4 +1,4 @@
-"""Advice of the data commands, fetch, inside and serve is followed: what a message says to give or do then works."""
+"""Advice of the data commands, fetch, inside and serve works: after doing what a message says, the command succeeds."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ Command = Callable[[list[str]], None]
 
 
 class _Done(Exception):  # noqa: N818 - no error
-    """What was complained about is past."""
+    """Raised after the point of the error."""
 
 
 def refusal(command: Command, words: list[str]) -> str:
-    """The message that a command ends with."""
+    """The message that a command exits with."""
     with pytest.raises(SystemExit) as left:
         command(words)
     assert str(left.value.code).startswith("error: "), left.value.code
@@ -43,7 +43,7 @@ def refusal(command: Command, words: list[str]) -> str:
 
 
 def follow(command: Command, words: list[str], flag: str, *mended: list[str]) -> None:
-    """The message of `words` has `flag`, and what it advises works."""
+    """The error of `words` names `flag`, and the advised command works."""
     assert flag in refusal(command, words)
     for some in mended:
         command(some)
@@ -54,7 +54,7 @@ def follow(command: Command, words: list[str], flag: str, *mended: list[str]) ->
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with `words` (a folder a class) and CSVs of it."""
+    """The working directory, with `words` (a folder per class) and CSV files of it."""
     monkeypatch.chdir(tmp_path)
     rows = {name: [] for name in ("plain", "crops", "source", "twice", "parts", "quote", "other")}
     for number in range(24):
@@ -114,13 +114,11 @@ PLAIN = "--manifest=plain.csv"
     ],
     ids=lambda value: value[0].removeprefix("--") if isinstance(value, list) and isinstance(value[0], str) else "",
 )
-def test_a_data_set_that_is_named_as_advised_is_read(
-    data: Path, words: list[str], flag: str, mended: list[list[str]]
-) -> None:
+def test_a_data_set_given_as_advised_is_read(data: Path, words: list[str], flag: str, mended: list[list[str]]) -> None:
     follow(leaks.main, words, flag, *mended)
 
 
-def test_label_columns_that_a_note_asks_about_can_be_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_label_columns_in_a_note_can_be_given(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     leaks.main(["--manifest=other.csv"])
     assert "label columns: word, x; if not all of these are labels, select the labels by --labels" in (
         capsys.readouterr().err
@@ -129,7 +127,7 @@ def test_label_columns_that_a_note_asks_about_can_be_named(data: Path, capsys: p
     assert "--labels" not in capsys.readouterr().err
 
 
-def test_splits_written_down_are_read_with_their_root(data: Path) -> None:
+def test_written_splits_are_read_with_their_root(data: Path) -> None:
     leaks.main([PLAIN, "--out=splits"])
     follow(leaks.main, ["--splits=splits"], "--splits needs --raw", ["--splits=splits", "--raw=."])
     for flag in ("--name=mine", "--metric=accuracy"):
@@ -159,7 +157,7 @@ def test_the_root_of_a_known_data_set_is_given_by_raw(data: Path, monkeypatch: p
 
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`words`, recordings this time, and `bad`, with a file that is none; `km`, a k-means."""
+    """`words`, with recordings this time, and `bad`, with a file that is not audio; `km`, a k-means."""
     folder = tmp_path_factory.mktemp("spoken")
     rng = np.random.default_rng(0)
     for number in range(24):
@@ -173,7 +171,7 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 MFCC = ("--encoder=mfcc",)
-HERE = ("--runner=FnApiRunner", *MFCC)  # no workers to start
+HERE = ("--runner=FnApiRunner", *MFCC)  # starts no workers
 
 
 def test_what_extraction_advises_works(spoken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +190,7 @@ def test_what_extraction_advises_works(spoken: Path, tmp_path: Path, monkeypatch
         "choose another directory, or replace the records that it holds by --overwrite of data_pipelines.extract",
         [*common, words, "--out=a", "--overwrite"],
     )
-    for folder in (spoken / "words", spoken):  # never the recordings themselves, nor what holds them
+    for folder in (spoken / "words", spoken):  # never the recordings, nor a folder that holds them
         held = "no, yes" if folder.name == "words" else "bad, km, words"
         replaced = [*common, words, f"--out={folder}", "--overwrite"]
         assert f"{folder} holds {held}, not unit records alone, and is not replaced" in refusal(extract.main, replaced)
@@ -227,14 +225,14 @@ def test_what_fitting_a_kmeans_advises_works(spoken: Path, tmp_path: Path, monke
     assert "replace it (--overwrite), or use it by --kmeans of data_pipelines.extract" in said
     extract.main([words, "--out=a", "--kmeans=km", *HERE])
     fit_kmeans.main([*other, "--overwrite"])
-    # the same of extraction, which keeps its own
+    # the same for extraction, which keeps its own
     extract.main([words, "--out=b", "--clusters=4", *HERE])
     again = [words, "--out=b", "--clusters=5", *HERE, "--overwrite"]
     shutil.rmtree("b")
     follow(extract.main, again[:-1], "(--overwrite)", again)
 
 
-def test_a_set_without_train_is_extracted_with_a_kmeans_that_is_there(
+def test_a_data_set_without_train_is_extracted_with_a_given_kmeans(
     spoken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -257,7 +255,7 @@ def test_a_set_without_train_is_extracted_with_a_kmeans_that_is_there(
 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the file of data set "esc50", which is tiny here; nothing is ever asked of the network."""
+    """A folder with the file of data set "esc50", which is tiny here; nothing is downloaded."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         info = tarfile.TarInfo("esc50/a.wav")
@@ -292,7 +290,7 @@ def test_what_fetch_advises_works(published: Path, nowhere: str, capsys: pytest.
     Path(get[2]).write_bytes(content)
     fetch.main(common)
     assert Path("out/raw/a.wav").read_bytes() == b"a"
-    # what was made from something else
+    # a product of another file
     Path("other/raw").mkdir(parents=True)
     source = ["esc50", f"--from={published}"]
     taken = [*source, "--out=other"]
@@ -309,7 +307,7 @@ def test_what_fetch_advises_works(published: Path, nowhere: str, capsys: pytest.
 
 @pytest.fixture
 def nowhere() -> str:
-    """URL where nothing listens."""
+    """A URL that refuses connections."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -333,7 +331,7 @@ def test_utterances_that_inside_advises_are_read(tmp_path: Path) -> None:
     write_unit_records(tmp_path / "units", task, {"test": [one]}, vocabulary=20)
     with pytest.raises(ValueError, match=r"extract the recordings with --f0 of data_pipelines\.extract"):
         read(f"--data={tmp_path / 'units'}", STREAMS)
-    voiced = one._replace(durations=[1, 2], f0=[0.1, 0.2])  # as --f0 makes them (test_extract_f0)
+    voiced = one._replace(durations=[1, 2], f0=[0.1, 0.2])  # as from --f0 (test_extract_f0)
     write_unit_records(tmp_path / "streams", task, {"test": [voiced]}, vocabulary=20)
     assert read(f"--data={tmp_path / 'streams'}", STREAMS) == [3, 4]
 
@@ -343,7 +341,7 @@ STREAMS = dataclasses.replace(LM, prosody=ProsodyConfig(discrete=False))
 
 
 def test_what_serve_advises_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Past the address and the limits, which are checked before anything is loaded."""
+    """The address and the limits, which are checked before anything is loaded."""
 
     def follow(flag: str, advice: str, *mended: str) -> None:
         assert advice in refusal(serve.main, [*common, flag])
@@ -365,7 +363,7 @@ def test_what_serve_advises_works(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         follow(f"--port={port}", "give another --port (0: any free port)", "--port=0")
-    with pytest.raises(_Done):  # what used it has ended
+    with pytest.raises(_Done):  # the other program has ended
         serve.main([*common, f"--port={port}"])
 
     def denied(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""The house rules that a machine can hold: who imports whom, what is imported when, what public things must say."""
+"""Rules that can be checked automatically: dependency order, lazy imports, docstrings of public functions."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ PACKAGE_OF_MODULE = {  # what pip calls it, where that is not the module's name
 
 
 class Import(NamedTuple):
-    """One module that one line of a file imports."""
+    """One import of a module, on one line of a file."""
 
-    name: str  # dotted, of the module that is imported
+    name: str  # dotted, of the imported module
     line: int
     at_start: bool  # runs when the file is imported: not in a function, nor for type checkers only
 
@@ -66,7 +66,7 @@ def is_module(name: str) -> bool:
 
 
 def imports(tree: ast.Module) -> Iterator[Import]:
-    """Every import of a file, inside functions too; `from a import b` names a.b where that is a module of ours."""
+    """Every import of a file, inside functions too; `from a import b` names a.b if that is a module of ours."""
     inside = {
         id(node)
         for outer in ast.walk(tree)
@@ -90,7 +90,7 @@ def parse(path: Path) -> ast.Module:
 
 
 def room(module: str) -> str:
-    """spjax.models.unit_lm -> models, spjax -> spjax (the public face), data_pipelines.x -> data_pipelines."""
+    """spjax.models.unit_lm -> models, spjax -> spjax (the public API), data_pipelines.x -> data_pipelines."""
     parts = module.split(".")
     return parts[1] if parts[0] == "spjax" and len(parts) > 1 else parts[0]
 
@@ -164,7 +164,7 @@ def test_files_do_not_import_in_a_circle():
         ("data_pipelines.import_units", "import spjax", False),
     ],
 )
-def test_the_check_itself_sees_a_wrong_import(module: str, source: str, wrong: bool):
+def test_the_check_detects_a_wrong_import(module: str, source: str, wrong: bool):
     assert bool(wrong_way(module, ast.parse(source), ranks())) == wrong
 
 
@@ -187,7 +187,7 @@ def test_import_spjax_is_light():
 
 
 def test_requirements_list_what_is_imported():
-    names = ("requirements.txt", "requirements-demo.txt", "requirements-serve.txt")  # the latter: optional at run time
+    names = ("requirements.txt", "requirements-demo.txt", "requirements-serve.txt")  # the latter two are optional
     text = "".join((ROOT / name).read_text(encoding="utf-8") for name in names)
     listed = {re.split(r"[\[<>=;! ]", line)[0].lower() for line in text.splitlines() if line and line[0] not in "#-"}
     used = {name.split(".")[0] for path in files(*CODE) for name, _, _ in imports(parse(path))}
@@ -196,8 +196,8 @@ def test_requirements_list_what_is_imported():
     assert not missing, f"imported but not in requirements.txt: {sorted(missing)}"
 
 
-def test_nothing_that_a_file_names_is_ever_run():
-    """Unpickling runs what the file names: only spjax.convert may read pickles, and by a reader of its own."""
+def test_no_code_of_a_file_is_run():
+    """Unpickling runs code from the file: only spjax.convert may read pickles, with its safe reader."""
     found = []
     for path in files("spjax", "data_pipelines", "configs"):
         tree, module = parse(path), module_name(path)
@@ -236,7 +236,7 @@ def test_public_functions_are_explained(path: Path):
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and not ast.get_docstring(node):
             found.append(f"{node.lineno} class {node.name} has no docstring")
     for name, node in public_functions(tree):
-        if not ast.get_docstring(node) and not name.endswith(".setup"):  # what flax calls setup explains itself
+        if not ast.get_docstring(node) and not name.endswith(".setup"):  # flax's setup needs no docstring
             found.append(f"{node.lineno} {name} has no docstring")
         arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
         arguments += [extra for extra in (node.args.vararg, node.args.kwarg) if extra]

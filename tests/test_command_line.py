@@ -1,4 +1,4 @@
-"""The flags of every command: help, unknown ones, and paths that are URLs or places that cannot be written."""
+"""The flags of every command: help, unknown flags, and paths that are URLs or not writable."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OUTPUTS = (command_line.output, command_line.output_file, command_line.local_out
 
 
 def commands() -> list[str]:
-    """Modules that `python -m` runs, but `spjax.main`, whose flags are absl's."""
+    """Modules that `python -m` runs, except `spjax.main`, which has absl's flags."""
     paths = [path for folder in ("spjax", "data_pipelines") for path in sorted((ROOT / folder).rglob("*.py"))]
     names = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -40,7 +40,7 @@ class _Parsed(Exception):  # noqa: N818 - no error
 
 
 def parsers(command: str) -> dict[tuple[str, ...], Parser]:
-    """The parsers of a command: its own, or those of its subcommands by the words that choose them."""
+    """The parsers of a command: its parser, or those of its subcommands by name."""
     found: list[Parser] = []
 
     def seen(self: Parser, *_: object) -> Any:
@@ -58,7 +58,7 @@ def parsers(command: str) -> dict[tuple[str, ...], Parser]:
 
 
 def refused(command: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The sentence that a command line is refused with, before anything is done."""
+    """The message with which a command line is refused, before anything is done."""
     with pytest.raises(SystemExit) as end:
         importlib.import_module(command).main(words)
     printed = capsys.readouterr()
@@ -70,7 +70,7 @@ def refused(command: str, words: list[str], capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("command", commands())
-def test_help_ends_well(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     for words in parsers(command):
         for flag in ("--help", "--helpfull", "-h"):
             with pytest.raises(SystemExit) as end:
@@ -80,8 +80,8 @@ def test_help_ends_well(command: str, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize("command", commands())
-def test_a_misspelt_flag_is_answered_with_the_right_one(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Before the flags that are missing, of which it may be one; shortened ones are unknown too."""
+def test_a_misspelt_flag_is_corrected(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is reported before missing flags, since it may be one of them; abbreviations are unknown too."""
     for words, parser in parsers(command).items():
         flags = [f for f in parser._option_string_actions if f.startswith("--") and f not in ("--help", "--helpfull")]
         for flag in flags:
@@ -111,7 +111,7 @@ BAD = {
 def test_urls_are_refused_wherever_a_path_is_taken(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By every flag and argument whose help or name speaks of a file or directory, and nothing is made of one."""
+    """By every flag and argument for a file or directory, and nothing is created."""
     monkeypatch.chdir(tmp_path)
     sound = re.compile(r"\b(PATH|DIR|FILE|CSV|SRC|OUT|BANK|PACK|RECORDS|LM|FOLDER)\b|directory|folder|\bfile\b")
     for words, parser in parsers(command).items():
@@ -133,10 +133,10 @@ def test_urls_are_refused_wherever_a_path_is_taken(
 
 
 @pytest.mark.parametrize("command", commands())
-def test_a_place_that_cannot_be_written_is_named_before_any_work(
+def test_an_unwritable_path_is_refused_before_any_work(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Below a file, which binds root too, and where the system takes nothing; nothing is left there."""
+    """Below a file, which fails for root too, and where the system refuses; nothing is left behind."""
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("")
     places = ["file/out", *(["/proc/out"] if Path("/proc/self").exists() else [])]
@@ -154,7 +154,7 @@ def test_a_place_that_cannot_be_written_is_named_before_any_work(
 
 
 @pytest.mark.parametrize("given", ["-1", "1.5", "", "x", str(2**32)])
-def test_seeds_that_are_none(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_seeds(given: str, capsys: pytest.CaptureFixture[str]) -> None:
     parser = Parser(prog="it")
     parser.add_argument("--seed", type=command_line.seed)
     with pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""Downloads against a server of our own: broken off, resumed, refused, damaged; and whole sets, converted."""
+"""Downloads from a local server: interrupted, resumed, refused, damaged; and complete sets, converted."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def sha256(content: bytes) -> str:
 
 @dataclasses.dataclass
 class Server:
-    """What a server on this machine has, does wrong, and was asked for.
+    """State of a local server: its files, its faults, and the requests that it received.
 
     Attributes:
-      url: where it listens.
+      url: its address.
       files: path → content.
-      ranges: whether it can send a part of a file.
-      drops: after how many bytes the next responses end too early.
+      ranges: whether it supports range requests.
+      drops: number of bytes after which the next responses end prematurely.
       codes: statuses with which the next requests are refused.
       asked: (path, Range or None) of every request.
-      told: what http.server has to say about it.
+      log: messages of http.server.
     """
 
     url: str = ""
@@ -54,11 +54,11 @@ class Server:
     drops: list[int] = dataclasses.field(default_factory=list)
     codes: list[int] = dataclasses.field(default_factory=list)
     asked: list[tuple[str, str | None]] = dataclasses.field(default_factory=list)
-    told: list[tuple] = dataclasses.field(default_factory=list)
+    log: list[tuple] = dataclasses.field(default_factory=list)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers as `self.server.state` says."""
+    """Responds according to `self.server.state`."""
 
     def do_GET(self) -> None:
         state: Server = self.server.state
@@ -84,9 +84,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content[start:end])
         return None
 
-    def log_message(self, *told) -> None:
-        """Keeps to itself what http.server would print."""
-        self.server.state.told.append(told)
+    def log_message(self, *message) -> None:
+        """Collects what http.server would print."""
+        self.server.state.log.append(message)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def nowhere() -> str:
-    """URL where nothing listens."""
+    """A URL that refuses connections."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -125,7 +125,7 @@ def names(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
-# One file
+# Single files
 
 
 def test_a_whole_file(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -149,14 +149,14 @@ def test_a_connection_that_drops_is_resumed(server: Server, tmp_path: Path):
     assert [asked for _, asked in server.asked] == [None, "bytes=100000-", "bytes=100000-", "bytes=150000-"]
 
 
-def test_it_may_drop_as_often_as_it_likes_while_bytes_come(server: Server, tmp_path: Path):
+def test_any_number_of_drops_with_progress(server: Server, tmp_path: Path):
     server.files["/x.bin"] = CONTENT
     server.drops = [20_000] * 14
     download(f"{server.url}/x.bin", tmp_path / "x.bin", sha256=sha256(CONTENT), attempts=2, **QUICK)
     assert len(server.asked) == 15
 
 
-def test_the_next_call_goes_on_where_the_last_one_gave_up(server: Server, tmp_path: Path):
+def test_the_next_call_resumes(server: Server, tmp_path: Path):
     server.files["/x.bin"] = CONTENT
     server.drops = [100_000, 0, 0]
     with pytest.raises(
@@ -175,14 +175,14 @@ def test_a_server_without_ranges_starts_again(server: Server, tmp_path: Path):
     server.drops = [100_000]
     download(f"{server.url}/x.bin", tmp_path / "x.bin", sha256=sha256(CONTENT), **QUICK)
     assert [asked for _, asked in server.asked] == [None, "bytes=100000-"]
-    # That the same bytes come again and again is no progress.
+    # Receiving the same bytes again is not progress.
     server.drops = [100_000] * 50
     with pytest.raises(FetchError, match="ended after 100,000"):
         download(f"{server.url}/x.bin", tmp_path / "y.bin", attempts=3, **QUICK)
     assert len(server.asked) == 2 + 3
 
 
-def test_a_part_that_is_complete_is_taken(server: Server, tmp_path: Path):
+def test_a_complete_part_is_used(server: Server, tmp_path: Path):
     server.files["/x.bin"] = CONTENT
     (tmp_path / "x.bin.part").write_bytes(CONTENT)
     download(f"{server.url}/x.bin", tmp_path / "x.bin", sha256=sha256(CONTENT), **QUICK)
@@ -196,7 +196,7 @@ def test_a_part_that_is_longer_than_the_file_is_dropped(server: Server, tmp_path
     assert [asked for _, asked in server.asked] == ["bytes=300004-", None]
 
 
-def test_another_sha256_is_set_aside(server: Server, tmp_path: Path):
+def test_a_file_with_another_sha256_is_renamed(server: Server, tmp_path: Path):
     server.files["/x.bin"] = CONTENT
     with pytest.raises(FetchError, match=f"has the sha256 {sha256(CONTENT)}, must be 000.*moved to") as raised:
         download(f"{server.url}/x.bin", tmp_path / "x.bin", sha256="0" * 64, **QUICK)
@@ -205,7 +205,7 @@ def test_another_sha256_is_set_aside(server: Server, tmp_path: Path):
 
 
 @pytest.mark.parametrize("code", [403, 404, 410])
-def test_refusals_are_told_at_once(server: Server, tmp_path: Path, code):
+def test_refusals_are_not_retried(server: Server, tmp_path: Path, code):
     server.codes = [code]
     with pytest.raises(FetchError, match=rf"x\.bin: HTTP {code} ") as raised:
         download(f"{server.url}/x.bin", tmp_path / "x.bin", **QUICK)
@@ -214,7 +214,7 @@ def test_refusals_are_told_at_once(server: Server, tmp_path: Path, code):
     assert names(tmp_path) == []
 
 
-def test_a_server_in_trouble_is_asked_again(server: Server, tmp_path: Path):
+def test_server_errors_are_retried(server: Server, tmp_path: Path):
     server.files["/x.bin"] = CONTENT
     server.codes = [500, 503, 429]
     assert download(f"{server.url}/x.bin", tmp_path / "x.bin", **QUICK).read_bytes() == CONTENT
@@ -224,7 +224,7 @@ def test_a_server_in_trouble_is_asked_again(server: Server, tmp_path: Path):
     assert len(server.asked) == 4 + 3
 
 
-def test_a_server_that_is_silent_is_given_up(tmp_path: Path):
+def test_a_silent_server_times_out(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/x.bin"
         with pytest.raises(FetchError, match="timed out"):
@@ -232,7 +232,7 @@ def test_a_server_that_is_silent_is_given_up(tmp_path: Path):
 
 
 @pytest.mark.parametrize("lost", ["refused", "no name"])
-def test_offline_says_what_to_put_where(nowhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost):
+def test_offline_explains_which_files_to_copy(nowhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost):
     if lost == "no name":
 
         def fail(*_, **__):
@@ -240,7 +240,7 @@ def test_offline_says_what_to_put_where(nowhere: str, tmp_path: Path, monkeypatc
 
         monkeypatch.setattr(socket, "getaddrinfo", fail)
     with pytest.raises(FetchError, match="no connection") as raised:
-        download(f"{nowhere}/a/x.bin", tmp_path / "x.bin", wait=60)  # waits for nothing
+        download(f"{nowhere}/a/x.bin", tmp_path / "x.bin", wait=60)  # does not wait
     assert f"get {nowhere}/a/x.bin by other means, put it at {tmp_path / 'x.bin'}, and" in str(raised.value)
     with pytest.raises(FetchError, match="not an http"):
         download(Path(__file__).as_uri(), tmp_path / "x.bin")
@@ -312,7 +312,7 @@ def test_unpack_leaves_out_a_single_folder_at_the_top(tmp_path: Path):
         ({}, "it is empty"),
     ],
 )
-def test_archives_that_no_data_set_has(tmp_path: Path, members, message):
+def test_bad_archives(tmp_path: Path, members, message):
     (tmp_path / "a.tgz").write_bytes(tgz(members))
     with pytest.raises(FetchError, match=message) as raised:
         unpack(tmp_path / "a.tgz", tmp_path / "raw", most=1000)
@@ -323,7 +323,7 @@ def test_archives_that_no_data_set_has(tmp_path: Path, members, message):
 def test_damaged_archives(tmp_path: Path):
     whole = tgz({f"{i}.bin": np.random.default_rng(i).bytes(700) for i in range(20)})
     damaged = bytearray(whole)
-    damaged[-6] ^= 1  # of the checksum
+    damaged[-6] ^= 1  # in the check sum
     plain = gzip.decompress(whole)
     cut = gzip.compress(plain[: 512 + 700])
     for content in (
@@ -343,7 +343,7 @@ def test_damaged_archives(tmp_path: Path):
 
 
 def published(entry: FetchSet, contents: list[bytes]) -> tuple[FetchSet, dict[str, bytes]]:
-    """The set with the sha256 of other contents, and these under the paths of its files."""
+    """The set with the sha256 of other contents, and these contents under the paths of its files."""
     pairs = list(zip(entry.files, contents, strict=True))
     files = tuple(dataclasses.replace(file, sha256=file.sha256 and sha256(content)) for file, content in pairs)
     return dataclasses.replace(entry, files=files), {urllib.parse.urlsplit(f.url).path: c for f, c in pairs}
@@ -351,7 +351,7 @@ def published(entry: FetchSet, contents: list[bytes]) -> tuple[FetchSet, dict[st
 
 @pytest.fixture
 def gslm(golden: Path) -> tuple[FetchSet, dict[str, bytes]]:
-    """gslm_hubert100 as if golden files were what is published."""
+    """gslm_hubert100, with golden files as the published ones."""
     lm = {f"hubert100_lm/{name}": (golden / "lm" / name).read_bytes() for name in ("checkpoint_best.pt", "dict.txt")}
     hubert = (golden / "hubert" / "hubert_tiny.pt").read_bytes()
     kmeans = (golden / "kmeans" / "km_hubert_layer6_sk1.0.1.bin").read_bytes()
@@ -386,7 +386,7 @@ def test_gslm_is_downloaded_and_converted(server: Server, gslm, golden: Path, tm
     asked = len(server.asked)
     assert fetch(entry, out, base_url=server.url) == out
     assert "is in" in capsys.readouterr().out
-    fetching.shutil.rmtree(out / "kmeans")  # made again from what was downloaded
+    fetching.shutil.rmtree(out / "kmeans")  # made again from the download
     fetch(entry, out, base_url=server.url)
     assert load_kmeans(out / "kmeans").id == kmeans.id
     assert len(server.asked) == asked
@@ -399,11 +399,11 @@ def test_files_put_by_hand(gslm, nowhere: str, tmp_path: Path):
     with pytest.raises(FetchError) as raised:
         fetch(entry, out, base_url=nowhere)
     hubert, kmeans, lm = contents
-    told = f"get {nowhere}{hubert} by other means, put it at {out / 'downloads' / 'hubert_base_ls960.pt'}, and"
-    assert told in str(raised.value)
-    for name in ("km100.bin", "hubert100_lm.tgz"):  # the others that it takes, too
+    advice = f"get {nowhere}{hubert} by other means, put it at {out / 'downloads' / 'hubert_base_ls960.pt'}, and"
+    assert advice in str(raised.value)
+    for name in ("km100.bin", "hubert100_lm.tgz"):  # the other accepted names
         assert f" to {out / 'downloads' / name}" in str(raised.value).split("Also needed:")[1]
-    (out / "downloads" / "hubert_base_ls960.pt").write_bytes(contents[hubert])  # where it said
+    (out / "downloads" / "hubert_base_ls960.pt").write_bytes(contents[hubert])  # where the message says
     (folder / "km.bin").write_bytes(contents[kmeans])
     with pytest.raises(FetchError, match=rf"put it at {out}/downloads/hubert100_lm\.tgz"):
         fetch(entry, out, base_url=nowhere, source=folder)
@@ -438,7 +438,7 @@ def test_a_wrong_file_put_by_hand(gslm, nowhere: str, tmp_path: Path):
         (tgz({"dict.txt": b"0 1\n", "checkpoint_best.pt": b"hello"}), "cannot be read"),
     ],
 )
-def test_what_is_no_unit_lm_is_set_aside(server: Server, tmp_path: Path, content, message):
+def test_a_file_that_is_not_a_unit_lm_is_renamed(server: Server, tmp_path: Path, content, message):
     (file,) = (file for file in SETS["gslm_hubert100"].files if file.kind == "unit_lm")
     entry, server.files = published(FetchSet("lm", "", (file,)), [content])
     for _ in range(2):  # and downloaded again
@@ -502,7 +502,7 @@ def test_pgslm_is_converted_with_its_edges(server: Server, golden: Path, tmp_pat
     assert info["provenance"]["url"].endswith(f"/pgslm/ulm_checkpoints/{kind}_shift_1_1.pt")
     fetch(entry, out, base_url=server.url)
     assert len(server.asked) == 2
-    # Put by hand: edges are kept beside what is made, which needs them when it is made again.
+    # Put by hand: the edges are kept, since the LM needs them when it is made again.
     fetch(entry, tmp_path / "copy", source=out / "downloads", base_url=server.url)
     assert names(tmp_path / "copy") == [downloads[1], *made]
     assert read_unit_lm(tmp_path / "copy" / "unit_lm")[2]["hash"] == info["hash"]
@@ -520,7 +520,7 @@ def test_a_continuous_pgslm_has_no_edges(server: Server, golden: Path, tmp_path:
     assert params["streams"]["f0"]["kernel"].shape == (1, config.dim)
 
 
-def test_what_is_no_pgslm_is_set_aside(server: Server, golden: Path, tmp_path: Path):
+def test_a_file_that_is_not_a_pgslm_is_renamed(server: Server, golden: Path, tmp_path: Path):
     good = [(golden / "pgslm" / name).read_bytes() for name in ("f0_bin.th", "discrete_prosody.pt")]
     lm = (golden / "lm" / "checkpoint_best.pt").read_bytes()
     for name, contents, message in (
@@ -534,7 +534,7 @@ def test_what_is_no_pgslm_is_set_aside(server: Server, golden: Path, tmp_path: P
                 fetch(entry, tmp_path / name, base_url=server.url)
         assert not (tmp_path / name / "unit_lm").exists()
         entry, server.files = published(SETS["pgslm_discrete_prosody"], good)
-        fetch(entry, tmp_path / name, base_url=server.url)  # and the right ones next time
+        fetch(entry, tmp_path / name, base_url=server.url)  # with the right files
         assert (tmp_path / name / "unit_lm").is_dir()
 
 
@@ -587,7 +587,7 @@ def test_command_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert "resumes" in capsys.readouterr().err
 
 
-def test_a_set_of_ones_own(server: Server, tmp_path: Path):
+def test_a_custom_set(server: Server, tmp_path: Path):
     server.files["/mine/corpus.tar.gz"] = tgz({"a/1.wav": b"1", "b/1.wav": b"2"})
     entry = FetchSet("mine", "a corpus", (File(f"{server.url}/mine/corpus.tar.gz", "archive", "raw"),))
     assert names(fetch(entry, tmp_path) / "raw") == ["a/1.wav", "b/1.wav"]

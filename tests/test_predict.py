@@ -60,7 +60,7 @@ def speech(place: Path) -> list[str]:
     return ["--encoder=mfcc", f"--kmeans={place / 'km'}", str(place / "a.wav"), str(place / "b.wav")]
 
 
-def test_a_table_for_people(place: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_table(place: Path, capsys: pytest.CaptureFixture[str]):
     assert run(place, *speech(place), "--tasks=mood") == 0
     head, first, second = capsys.readouterr().out.splitlines()
     assert head.split() == ["file", "task", "labels", "(probability)"]
@@ -73,7 +73,7 @@ def test_a_table_for_people(place: Path, capsys: pytest.CaptureFixture[str]):
     assert second.startswith(str(place / "b.wav"))
 
 
-def test_lines_for_machines_and_a_bad_file_among_good_ones(place: Path, capsys: pytest.CaptureFixture[str]):
+def test_json_lines_and_a_bad_file_among_good_ones(place: Path, capsys: pytest.CaptureFixture[str]):
     (place / "bad.wav").write_text("no audio")
     assert run(place, *speech(place), str(place / "bad.wav"), "--json") == 1
     printed = capsys.readouterr()
@@ -85,7 +85,7 @@ def test_lines_for_machines_and_a_bad_file_among_good_ones(place: Path, capsys: 
     assert f"error: {lines[2]['error']}" in printed.err
 
 
-def test_what_was_put_right_in_a_file_is_noted(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_repairs_of_a_file_are_noted(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     data = bytearray((place / "a.wav").read_bytes())
     field = data.index(b"data") + 4
     data[field : field + 4] = bytes(4)
@@ -98,7 +98,7 @@ def test_what_was_put_right_in_a_file_is_noted(place: Path, tmp_path: Path, caps
     assert f"a.wav: {line['notes'][0]}" in printed.err
 
 
-def test_what_narrow_kernels_change_is_told(place: Path, capsys: pytest.CaptureFixture[str]):
+def test_compare_reports_what_quantization_changes(place: Path, capsys: pytest.CaptureFixture[str]):
     records = f"--data={place / 'records'}"
     assert run(place, records, "--json") == 0
     (plain,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -107,23 +107,23 @@ def test_what_narrow_kernels_change_is_told(place: Path, capsys: pytest.CaptureF
         "value": 0,
     }  # fmt: skip
     assert run(place, records, "--compute=int8", "--compare", "--json") == 0
-    (told,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    change = told["tasks"]["mood"]
-    assert (told["compare"], change["reference"]) == ("int8", plain["value"])
+    (line,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    change = line["tasks"]["mood"]
+    assert (line["compare"], change["reference"]) == ("int8", plain["value"])
     assert 0 < change["largest"] < 0.2
     assert run(place, *speech(place), "--tasks=mood", "--compute=int8", "--compare") == 0
     assert "int8 against float32 on 2 recordings:" in capsys.readouterr().out
 
 
 def test_an_artefact_is_written(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    # The default shapes take a while to trace: one will do here.
+    # Tracing the default shapes takes a while: one is enough here.
     monkeypatch.setattr(SpeechPrompt.export, "__kwdefaults__", {"columns": (16,), "rows": (1,), "progress": False})
     assert run(place, f"--export={tmp_path / 'served'}") == 0
     assert {"README.md", "card.json", "lm.npz"} <= {file.name for file in (tmp_path / "served").iterdir()}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ([], "nothing to classify: give recordings, or unit records with --data=RECORDS"),
         (["a.wav"], "recordings need an encoder and its k-means: give --encoder"),
@@ -135,11 +135,11 @@ def test_an_artefact_is_written(place: Path, tmp_path: Path, monkeypatch: pytest
         ),
     ],
 )
-def test_what_cannot_be_done_is_told_in_a_line(place: Path, arguments: list[str], told: str):
+def test_errors_are_one_line(place: Path, arguments: list[str], message: str):
     with pytest.raises(SystemExit) as left:
         main([f"--lm={place / 'lm'}", f"--packs={place / 'packs'}", "--compilation-cache=", *arguments])
     assert str(left.value.code).startswith("error: ")
-    assert told in str(left.value.code)
+    assert message in str(left.value.code)
 
 
 def test_records_of_other_units_are_refused(place: Path, tmp_path: Path):
@@ -151,8 +151,8 @@ def test_records_of_other_units_are_refused(place: Path, tmp_path: Path):
     assert "Give records of its own units." in str(left.value.code)
 
 
-def test_what_is_advised_for_a_long_recording_gets_it_answered(place: Path, capsys: pytest.CaptureFixture[str]):
-    """Each of the flags that the message names, alone."""
+def test_advice_for_a_long_recording_works(place: Path, capsys: pytest.CaptureFixture[str]):
+    """Each of the flags in the message, alone."""
     assert run(place, *speech(place), "--max-units=1", "--json") == 1
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     for line in lines:
@@ -164,6 +164,6 @@ def test_what_is_advised_for_a_long_recording_gets_it_answered(place: Path, caps
 
 
 @pytest.mark.parametrize("flags", [["--encoder=mfcc"], ["--kmeans=km"], []])
-def test_recordings_without_encoder_or_kmeans_are_told_the_flags(place: Path, flags: list[str]):
+def test_recordings_without_encoder_or_kmeans(place: Path, flags: list[str]):
     with pytest.raises(SystemExit, match=r"^error: .*give .*--kmeans=DIR"):
         main([f"--lm={place / 'lm'}", f"--packs={place / 'packs'}", "a.wav", *flags])

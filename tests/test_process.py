@@ -1,6 +1,6 @@
-"""Ctrl-C: whenever it comes, a command ends with status 130 and without a traceback, and so do its processes.
+"""Ctrl-C at any time ends a command with status 130 and without a traceback, and its processes too.
 
-The moment is an import, or the start of a process, seen by code that runs in the command's own process: no test waits.
+The moment is an import, or the start of a process, detected by code in the command's process: no test sleeps.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FSC = f"--config={ROOT}/configs/fsc.py"
 SERVING = ("--lm=lm", "--packs=packs", "--encoder=mfcc", "--kmeans=kmeans")
 
-# Python imports this by itself at its start. AT: a module, "start" of an interpreter that takes
-# the place of one, or "child" of a pool.
+# Python imports this file at startup. AT: a module, "start" of an interpreter that replaces another,
+# or "child" of a pool.
 HOOK = """
 import os, signal, sys
 AT, GROUP = os.environ["INTERRUPT_AT"], "INTERRUPT_GROUP" in os.environ
@@ -40,7 +40,7 @@ if AT == "start" and "GLIBC_TUNABLES" in os.environ or AT == "child" and "--mult
 def interrupted(
     folder: Path, words: list[str], at: str, *, ignored: bool = False, group: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """`python WORDS` in a folder, sent SIGINT at a moment; `group`: its processes too, as a terminal does."""
+    """Run `python WORDS` in a folder and send SIGINT at a moment; `group`: to its processes too, as a terminal does."""
     (folder / "hook").mkdir(exist_ok=True)
     (folder / "hook" / "sitecustomize.py").write_text(HOOK)
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
@@ -67,7 +67,7 @@ def _assert_ended(done: subprocess.CompletedProcess[str]) -> None:
     ("command", "at"),
     [
         ("spjax.main", "spjax.huge_pages"),
-        ("spjax.main", "start"),  # the second interpreter, before anything of ours runs in it
+        ("spjax.main", "start"),  # the second interpreter, before any of our code runs in it
         ("spjax.main", "ml_collections"),
         (f"spjax.main {FSC}", "configs.defaults"),
         (f"spjax.main {FSC}", "spjax.jobs.pretraining"),
@@ -88,17 +88,17 @@ def _assert_ended(done: subprocess.CompletedProcess[str]) -> None:
         ("data_pipelines.worker_pool --port=0", "argparse"),
     ],
 )
-def test_a_command_ends_at_once_whatever_it_imports(tmp_path: Path, command: str, at: str) -> None:
-    """As of `command &` in a script, which has SIGINT ignored."""
+def test_a_command_ends_at_once_during_any_import(tmp_path: Path, command: str, at: str) -> None:
+    """With SIGINT ignored, as for `command &` in a script."""
     _assert_ended(interrupted(tmp_path, ["-m", *command.split()], at, ignored=True))
 
 
-def test_it_ends_as_well_where_nothing_was_ignored(tmp_path: Path) -> None:
+def test_it_ends_with_default_signal_handling(tmp_path: Path) -> None:
     _assert_ended(interrupted(tmp_path, ["-m", "spjax.packs", "show", "packs"], "numpy"))
 
 
 def test_it_ends_while_a_program_is_compiled(tmp_path: Path) -> None:
-    """JAX reports that a program was compiled: in the middle of the call that needs it."""
+    """JAX reports a compilation in the middle of the call that needs it."""
     (tmp_path / "compiles.py").write_text(
         "import os, signal, jax\n"
         "def main():\n"
@@ -115,7 +115,7 @@ def test_it_ends_while_a_program_is_compiled(tmp_path: Path) -> None:
 
 
 def test_it_ends_where_exceptions_are_ignored(tmp_path: Path) -> None:
-    """JAX has a function of its own called at every garbage collection, where an exception is printed and lost."""
+    """JAX runs a callback at every garbage collection, in which an exception is printed and lost."""
     (tmp_path / "ignores.py").write_text(
         "import gc, os, signal, time\n"
         "def main():\n"
@@ -134,7 +134,7 @@ def test_it_ends_where_exceptions_are_ignored(tmp_path: Path) -> None:
 
 
 def test_it_ends_where_a_library_turns_exceptions_into_others(tmp_path: Path) -> None:
-    """As numpy does while its extensions are imported; what is to be tidied up is."""
+    """As numpy does while its extensions are imported; cleanup still runs."""
     (tmp_path / "fragile.py").write_text(
         "import os, signal\n"
         "try:\n"
@@ -169,8 +169,8 @@ def main():
 
 
 @pytest.mark.parametrize("at", ["nothing", "child"], ids=["in work", "at the start of a worker"])
-def test_the_processes_of_a_pool_end_with_it_and_say_nothing(tmp_path: Path, at: str) -> None:
-    """A terminal sends SIGINT to them too; whoever waits in the pool would wait for ten minutes."""
+def test_the_processes_of_a_pool_end_silently(tmp_path: Path, at: str) -> None:
+    """A terminal sends SIGINT to them too; waiting in the pool would take ten minutes."""
     (tmp_path / "pids").mkdir()
     (tmp_path / "pooled.py").write_text(POOL)
     script = "from spjax import process\nif __name__ == '__main__': process.run('pooled')\n"
@@ -203,8 +203,8 @@ if __name__ == "__main__":
 """
 
 
-def test_an_error_beside_a_pool_is_all_that_is_said(tmp_path: Path) -> None:
-    """The pool's own thread, on its way to start the next process, would find the pool closed."""
+def test_an_error_in_a_pool_block_is_printed_alone(tmp_path: Path) -> None:
+    """The pool's thread, about to start the next process, would find the pool closed."""
     (tmp_path / "breaks.py").write_text(BREAKS)
     done = interrupted(tmp_path, ["breaks.py"], "nothing")
     assert (done.returncode, done.stderr) == (1, "error: a sentence\n")

@@ -1,4 +1,4 @@
-"""`python -m spjax.serve` as a process: what it says, how it ends, and a small load with rubbish in it."""
+"""`python -m spjax.serve` as a process: output, shutdown, and a small load with bad requests in it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def options(*flags: str) -> argparse.Namespace:
 
 @pytest.fixture(scope="module", autouse=True)
 def quickly() -> Iterator[None]:
-    """Servers compile in haste: tiny programs run in no time anyhow."""
+    """Servers compile with little optimisation, since tiny programs are fast anyway."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
         patch.setenv("JAX_PLATFORMS", "cpu")
@@ -53,13 +53,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 FEW = ("--no-page", "--max-units=64", "--max-seconds=3")  # few programs to compile
 
 
-def test_a_load_with_rubbish_in_it(place: Path):
-    """Every good request gets the predictor's own answer, every bad one a refusal, and nothing is left behind."""
+def test_a_load_with_bad_requests_in_it(place: Path):
+    """Every good request gets the predictor's answer, every bad one an error, and nothing is left behind."""
     result = load.race(place, "batched", options(), flags=FEW)
     assert result["faults"] == []
     assert result["good"] > 20
     assert result["rubbish"] > 5
-    assert result["rows_a_batch"] > 2  # they are computed together
+    assert result["rows_a_batch"] > 2  # requests are batched
     assert result["outcomes"]['spjax_requests_total{outcome="failed"}'] == 0
     text = "\n".join(load.tables({"batched": result, "alone": {**result, "good": 1}}, options()))
     assert f"{result['good']:.2f} times the good answers" in text
@@ -67,7 +67,7 @@ def test_a_load_with_rubbish_in_it(place: Path):
 
 @pytest.mark.slow
 def test_memory_is_flat_over_thousands_of_requests():
-    """Good ones of many formats and lengths, rubbish, and calls of the page."""
+    """Good requests of many formats and lengths, bad ones, and calls of the page."""
     parser = argparse.ArgumentParser()
     memory.add_flags(parser)
     result = memory.run(parser.parse_args([]))
@@ -76,7 +76,7 @@ def test_memory_is_flat_over_thousands_of_requests():
     assert result["growth"] <= memory.FLAT, result["memory"]
 
 
-def test_a_wrong_answer_is_seen():
+def test_a_wrong_answer_is_detected():
     expected = {"word": {"labels": {"word": "a"}, "probabilities": {"word": {"a": 0.6, "b": 0.4}}}}
     found = {"units": [1], "durations": [2], "answers": expected}
     assert load.wrong(found, expected, ["word"]) == ""
@@ -85,14 +85,14 @@ def test_a_wrong_answer_is_seen():
     assert "no answer to" in load.wrong({"error": "busy"}, expected, ["word"])
 
 
-def test_the_end_waits_for_what_is_in_work_and_for_nobody_else(place: Path):
-    """After Ctrl-C (the load test ends its server by SIGTERM) nothing new is taken, and what was taken on is answered.
+def test_shutdown_waits_only_for_queued_requests(place: Path):
+    """After Ctrl-C (the load test ends its server by SIGTERM) new requests are refused and queued ones answered.
 
-    A connection that sent half a request, and will never send the rest, does not hold it up. The server is started with
+    A connection that sent half a request, and will never send the rest, does not delay it. The server is started with
     SIGINT ignored, as a script's `COMMAND &` does.
     """
     wave = (place / "waves" / "0.wav").read_bytes()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited; `signals_as_before` puts it back
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited; `signals_as_before` restores it
     with load.server(place, *FEW) as (process, address), contextlib.ExitStack() as stack:
         host, port = address.removeprefix("http://").split(":")
         half = stack.enter_context(socket.create_connection((host, int(port))))
@@ -108,20 +108,20 @@ def test_the_end_waits_for_what_is_in_work_and_for_nobody_else(place: Path):
                 return [reply.status_code for reply in await asyncio.gather(*asks)]
 
         codes = asyncio.run(talk())
-        assert set(codes) <= {200, 503}  # 503: it came when the server was on its way out
+        assert set(codes) <= {200, 503}  # 503: sent after the server began to stop
         assert codes.count(200) > 0
         assert process.wait(30) == 130
         assert "stopping" in process.stdout.read()  # type: ignore[union-attr]
         half.settimeout(10)
-        told = half.makefile("rb").read().decode()  # to its end
-        assert told.startswith("HTTP/1.1 503 ")
-        assert "the server is stopping: try another one" in told
+        response = half.makefile("rb").read().decode()  # until it closes
+        assert response.startswith("HTTP/1.1 503 ")
+        assert "the server is stopping: try another one" in response
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{address}/health")
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--queue=0"], "queue is 0: give a whole number"),
         (["--kmeans=nowhere"], "nowhere"),
@@ -135,25 +135,25 @@ def test_the_end_waits_for_what_is_in_work_and_for_nobody_else(place: Path):
         (["--host=" + "x" * 70], "is not an address of this machine"),
     ],
 )
-def test_what_cannot_be_served_is_told_in_a_line(place: Path, flags: list[str], told: str):
+def test_errors_are_one_line(place: Path, flags: list[str], message: str):
     common = [f"--lm={place / 'lm'}", "--encoder=log_mel", f"--kmeans={place / 'km'}", f"--packs={place / 'packs'}"]
     with pytest.raises(SystemExit) as left:
         serve.main([*common, "--compilation-cache=", "--port=0", "--no-page", *flags])
     assert str(left.value.code).startswith("error: ")
-    assert told in str(left.value.code)
+    assert message in str(left.value.code)
 
 
-def test_a_port_that_is_taken_is_told_before_anything_is_compiled(place: Path):
+def test_a_port_in_use_is_reported_before_compilation(place: Path):
     common = [f"--lm={place / 'lm'}", "--encoder=log_mel", f"--kmeans={place / 'km'}", f"--packs={place / 'packs'}"]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(SystemExit) as left:
             serve.main([*common, "--compilation-cache=", "--no-page", f"--port={port}"])
-    told = f"error: port {port} of 127.0.0.1 is in use: stop the other program, or give another --port (0: any free port)"
-    assert left.value.code == told
+    advice = "stop the other program, or give another --port (0: any free port)"
+    assert left.value.code == f"error: port {port} of 127.0.0.1 is in use: {advice}"
 
 
-def test_addresses_as_a_browser_takes_them():
+def test_urls():
     options = argparse.Namespace(host="127.0.0.1", port=0)
     with serve._bind(options) as place:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", serve._url(place))
@@ -166,15 +166,15 @@ def test_addresses_as_a_browser_takes_them():
 
 
 @pytest.mark.parametrize("inherited", ["ignored", "blocked", "default"])
-def test_a_signal_before_anything_is_served_ends_it_whatever_the_parent_did(
+def test_sigterm_during_compilation_ends_it_whatever_the_parent_did(
     inherited: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    """SIGTERM; SIGINT is the same for all commands, see test_process.py."""
+    """SIGTERM; for SIGINT, which all commands handle alike, see test_process.py."""
     number = signal.SIGTERM
 
     def compiling(options: argparse.Namespace) -> None:
         os.kill(os.getpid(), number)
-        time.sleep(30)  # which a signal ends
+        time.sleep(30)  # until a signal ends it
         pytest.fail("the signal did nothing")
 
     monkeypatch.setattr(serve, "_serve", compiling)
@@ -193,7 +193,7 @@ def test_a_signal_before_anything_is_served_ends_it_whatever_the_parent_did(
         signal.signal(signal.SIGHUP, hangup)
 
 
-def test_without_the_optional_packages_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(SystemExit) as left:
         serve.main(["--lm=x", "--encoder=log_mel", "--kmeans=x", "--packs=x"])
@@ -205,14 +205,14 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as left:
         serve.main(["--help"])
     assert left.value.code == 0
-    told = capsys.readouterr().out
-    assert "example: python -m spjax.serve --lm=" in told
-    assert re.search(r"--max-mb MAX_MB\s+most megabytes of an upload \(10\)", told)
+    printed = capsys.readouterr().out
+    assert "example: python -m spjax.serve --lm=" in printed
+    assert re.search(r"--max-mb MAX_MB\s+most megabytes of an upload \(10\)", printed)
 
 
 @pytest.fixture(autouse=True)
 def signals_as_before() -> Iterator[None]:
-    """`serve.main` installs handlers of its own."""
+    """`serve.main` installs signal handlers."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     yield

@@ -1,4 +1,4 @@
-"""Writes torch files by hand, honest and dishonest ones, so that the reader is tested without torch."""
+"""Writes torch files without torch, valid and invalid ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _KINDS = {
 
 @dataclasses.dataclass
 class View:
-    """A tensor over `base`, with any offset, shape, strides (in numbers) and storage size that one likes to claim."""
+    """A tensor over `base`, with any offset, shape, strides (in elements) and storage size, valid or not."""
 
     base: np.ndarray
     offset: int
@@ -37,7 +37,7 @@ class View:
 
 @dataclasses.dataclass
 class Raw:
-    """Opcodes as they are."""
+    """Raw opcodes."""
 
     opcodes: bytes
 
@@ -112,7 +112,7 @@ def _legacy(path: Path, value: Any) -> Path:
 
 
 def _namespace(values: dict[str, Any]) -> Raw:
-    """argparse.Namespace as protocol 2 pickles it."""
+    """argparse.Namespace as pickled with protocol 2."""
     return Raw(b"cargparse\nNamespace\n)\x81" + _Encoder(legacy=False).encode(values) + b"b")
 
 
@@ -139,7 +139,7 @@ def tiny_lm() -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def options() -> dict[str, Any]:
-    """Model options that belong to `tiny_lm`."""
+    """Model options that match `tiny_lm`."""
     return {
         "decoder_embed_dim": 8,
         "decoder_layers": 2,
@@ -158,7 +158,7 @@ def options() -> dict[str, Any]:
 
 @pytest.fixture
 def dictionary(tmp_path: Path) -> Path:
-    """dict.txt of 100 units, in a folder of its own."""
+    """dict.txt of 100 units, in a separate folder."""
     path = tmp_path / "model" / "dict.txt"
     path.parent.mkdir()
     path.write_text("".join(f"{unit} {1000 - unit}\n" for unit in range(100)))

@@ -1,4 +1,4 @@
-"""fairseq checkpoints come over tensor by tensor, or are refused with the reason."""
+"""fairseq checkpoints are imported tensor by tensor, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ CASES = (
 
 @pytest.fixture
 def lm(golden: Path, tmp_path: Path) -> Path:
-    """The golden unit LM, imported by the command line."""
+    """The golden unit LM, imported with the command line."""
     main(["unit_lm", str(golden / "lm" / "checkpoint_best.pt"), str(tmp_path / "lm")])
     return tmp_path / "lm"
 
 
 @pytest.fixture
 def checkpoint(torch_writer, dictionary, tiny_lm, options):
-    """Writes `tiny_lm` after changes to it: model tensors and options, None to leave one out."""
+    """Write `tiny_lm` with changed tensors and options, None to leave one out."""
 
     def write(tensors=(), changed=(), style="cfg"):
         model = {name: value for name, value in {**tiny_lm, **dict(tensors)}.items() if value is not None}
@@ -94,7 +94,7 @@ def test_kernels_are_transposed_and_layers_stacked(checkpoint, tiny_lm):
 
 
 @pytest.mark.parametrize("style", ["cfg", "args", "cfg with a namespace"])
-def test_every_style_of_options(checkpoint, style):
+def test_every_form_of_options(checkpoint, style):
     assert fairseq.import_unit_lm(checkpoint(style=style))[0].heads == 2
 
 
@@ -114,7 +114,7 @@ def test_bfloat16_and_known_extras(checkpoint, tiny_lm):
     ("tensors", "changed", "message"),
     [
         ({"decoder.layers.1.fc1.bias": None}, {}, r"lacks decoder\.layers\.1\.fc1\.bias"),
-        ({"decoder.layers.0.adapter.weight": np.ones((2, 2), np.float32)}, {}, r"unknown tensors:  .*adapter\.weight"),
+        ({"decoder.layers.0.adapter.weight": np.ones((2, 2), np.float32)}, {}, r"unknown tensors: .*adapter\.weight"),
         ({"decoder.layers.2.fc1.bias": np.ones(12, np.float32)}, {}, "decoder_layers is 2, but its tensors say 3"),
         ({"decoder.layers.0.fc2.bias": np.ones(12, np.float32)}, {}, r"fc2\.bias has shape \[12\], must be \[8\]"),
         ({"decoder.layer_norm.bias": np.ones(8)}, {}, r"layer_norm\.bias is float64"),
@@ -123,14 +123,14 @@ def test_bfloat16_and_known_extras(checkpoint, tiny_lm):
         ({"decoder.embed_tokens.weight": "gone"}, {}, "not a tensor"),
         ({}, {"decoder_embed_dim": 16}, "decoder_embed_dim is 16, but its tensors say 8"),
         ({}, {"decoder_attention_heads": None}, "--heads=16"),
-        ({}, {"decoder_layers": [[2]]}, "decoder_layers is a list, must be a whole number"),
+        ({}, {"decoder_layers": [[2]]}, "decoder_layers is a list, must be an integer"),
         ({}, {"decoder_attention_heads": 3}, "dim 8 is no multiple of heads 3"),
         ({}, {"activation_fn": "gelu"}, "activation_fn='gelu'"),
         ({}, {"decoder_normalize_before": False}, "decoder_normalize_before=False"),
         ({}, {"decoder_learned_pos": True}, "decoder_learned_pos=True"),
     ],
 )
-def test_what_does_not_fit_is_refused(checkpoint, tensors, changed, message):
+def test_mismatched_checkpoints_are_refused(checkpoint, tensors, changed, message):
     path = checkpoint(tensors, changed)
     with pytest.raises(ConvertError, match=message) as raised:
         fairseq.import_unit_lm(path)
@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_refused(checkpoint, tensors, changed, message):
 def test_heads_can_be_given_but_not_contradicted(checkpoint):
     path = checkpoint(changed={"decoder_attention_heads": None})
     assert fairseq.import_unit_lm(path, heads=4)[0].heads == 4
-    with pytest.raises(ConvertError, match="says decoder_attention_heads=2, not 4"):
+    with pytest.raises(ConvertError, match="has decoder_attention_heads=2, not 4"):
         fairseq.import_unit_lm(checkpoint(), heads=4)
 
 
@@ -178,7 +178,7 @@ def test_a_checkpoint_without_a_model_is_refused(torch_writer, tmp_path: Path):
 
 
 def _named(params, layers):
-    """A prompt tree under the checkpoint's names."""
+    """A prompt tree under the checkpoint's tensor names."""
     named = {"decoder.sep_embed.weight": params["sep"]}
     if "input" in params:
         named["decoder.prefix_embed_prompts.weight"] = params["input"]
@@ -194,7 +194,7 @@ def _named(params, layers):
 def test_golden_prompts(golden: Path, lm: Path, tmp_path: Path, case, capsys):
     main(["prompt", str(golden / "prompt" / f"{case}_prompt_ckpt.pt"), str(tmp_path / "pack"), f"--lm={lm}"])
     pack, expected = load_pack(tmp_path / "pack"), dict(np.load(golden / "prompt" / f"{case}_params.npz"))
-    if not case.startswith("c"):  # nothing reads the input prompt below deep ones
+    if not case.startswith("c"):  # deep prompts do not use the input prompt
         expected.pop("decoder.prefix_embed_prompts.weight")
         assert "Left out the 320 numbers of the input prompt" in capsys.readouterr().out
     named = _named(pack.params, 3)
@@ -219,7 +219,7 @@ def test_labels_of_a_rule_verbalizer(golden: Path, lm: Path, tmp_path: Path):
     units = json.loads(data.read_text())
     for label, code in zip(card["slots"][0]["labels"], card["verbalizer"]["codes"], strict=True):
         assert code == [4 + int(units[label])]
-    # Without a task the labels are the file's, in its order.
+    # Without a task the labels are those of the file, in its order.
     main(["prompt", str(source), str(tmp_path / "bare"), f"--lm={lm}", f"--verbalizer={data}", "--kind=random"])
     bare = load_pack(tmp_path / "bare")
     assert bare.task.slots[0].labels == tuple(units)
@@ -265,7 +265,7 @@ def test_a_task_alone_and_slots_alone(golden: Path, lm: Path, tmp_path: Path, ca
     with pytest.raises(SystemExit, match=r"3 slots have 13,824 combinations of labels.*--data=RECORDS"):
         main(["prompt", str(source), str(tmp_path / "three"), f"--lm={lm}", "--slots=3"])
     assert not (tmp_path / "three").exists()
-    # The reference's labels may be the class numbers of the task, in any order.
+    # The labels of SpeechPrompt's file may be the task's class numbers, in any order.
     order = tmp_path / "order.json"
     order.write_text(json.dumps({str(c): str(23 - c) for c in range(24)}))
     main(["prompt", str(source), str(tmp_path / "turned"), f"--lm={lm}", "--task=fsc", f"--verbalizer={order}"])
@@ -273,9 +273,9 @@ def test_a_task_alone_and_slots_alone(golden: Path, lm: Path, tmp_path: Path, ca
 
 
 def test_combinations_are_those_of_the_records(golden: Path, lm: Path, tmp_path: Path):
-    said = [(1, 7, 21), (5, 12, 20), (1, 7, 21)]
+    labels = [(1, 7, 21), (5, 12, 20), (1, 7, 21)]
     write_unit_records(
-        tmp_path / "fsc", TASKS["fsc"], {"train": [Utterance(str(i), [1, 2], c) for i, c in enumerate(said)]}
+        tmp_path / "fsc", TASKS["fsc"], {"train": [Utterance(str(i), [1, 2], c) for i, c in enumerate(labels)]}
     )
     source = golden / "prompt" / "b_linear24_multi_prompt_ckpt.pt"
     options = [f"--lm={lm}", "--task=fsc", f"--data={tmp_path / 'fsc'}"]
@@ -288,7 +288,7 @@ def test_combinations_are_those_of_the_records(golden: Path, lm: Path, tmp_path:
 
 
 @pytest.mark.parametrize("out", ["afile/pack", "afile"])
-def test_a_place_that_cannot_be_written_is_named(
+def test_an_unwritable_path_is_named(
     golden: Path, lm: Path, tmp_path: Path, out: str, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "afile").write_text("")
@@ -311,10 +311,10 @@ def test_a_place_that_cannot_be_written_is_named(
         ("a_freq_single", ["--task={random}", "--verbalizer={random}"], "does not describe a task"),
         ("a_freq_single", ["--verbalizer=absent.json"], "absent.json is not a verbalizer"),
         ("a_freq_single", ["--slots=0"], "--slots=0"),
-        ("a_freq_single_base_prompt_model", [], "unknown tensors:  decoder.embed_tokens.weight"),
+        ("a_freq_single_base_prompt_model", [], "unknown tensors: decoder.embed_tokens.weight"),
     ],
 )
-def test_labels_that_do_not_fit_are_refused(golden: Path, lm: Path, tmp_path: Path, source, options, message):
+def test_mismatched_labels_are_refused(golden: Path, lm: Path, tmp_path: Path, source, options, message):
     random = golden / "e2e" / "IC_fluent_commands" / "verbalized_random_data" / "verbalizer.json"
     name = source if source.endswith("model") else f"{source}_prompt_ckpt"
     command = ["prompt", str(golden / "prompt" / f"{name}.pt"), str(tmp_path / "pack"), f"--lm={lm}"]
@@ -337,7 +337,7 @@ def test_a_fine_tuned_prompt_is_refused(torch_writer, tmp_path: Path):
         fairseq.import_prompt(path, UnitLMConfig(dim=8, heads=2, layers=2, ffn_dim=12), "h")
 
 
-def test_nothing_is_overwritten_unasked(checkpoint, tmp_path: Path, capsys):
+def test_nothing_is_overwritten_without_force(checkpoint, tmp_path: Path, capsys):
     command = ["unit_lm", str(checkpoint()), str(tmp_path / "lm")]
     main(command)
     assert f"unit LM of {read_unit_lm(tmp_path / 'lm')[0].num_params:,} parameters" in capsys.readouterr().out

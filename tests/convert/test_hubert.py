@@ -1,4 +1,4 @@
-"""HuBERTs of fairseq and Hugging Face: every spelling gives the same weights, anything else is refused by name."""
+"""HuBERTs of fairseq and Hugging Face: every form gives the same weights, anything else is refused by name."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ HF_OPTIONS = {
 
 
 def state(dialect: Dialect, spelling: int = 0) -> dict[str, np.ndarray]:
-    """Our tiny weights as a library names, shapes and norms them."""
+    """Our tiny weights with a library's names, shapes and weight norm."""
     tensors: dict[str, np.ndarray] = {}
     for path, array in files.flatten(weights()).items():
         *folders, kind = path.split("/")
@@ -64,7 +64,7 @@ def state(dialect: Dialect, spelling: int = 0) -> dict[str, np.ndarray]:
         if path == "position/kernel":
             direction = array.T
             magnitude = np.sqrt(np.square(direction).sum((0, 1), keepdims=True))
-            scale = np.linspace(0.5, 2, 12, dtype=np.float32)  # the direction's own length must not matter
+            scale = np.linspace(0.5, 2, 12, dtype=np.float32)  # the direction's norm must not matter
             g, v = dialect.mix[spelling]
             tensors |= {f"{name}.{g}": magnitude, f"{name}.{v}": np.ascontiguousarray(direction * scale)}
         else:
@@ -93,7 +93,7 @@ def hugging_face(folder: Path, tensors: dict[str, np.ndarray], writer: Any = Non
 
 @pytest.fixture
 def fairseq_file(tmp_path: Path, torch_writer: SimpleNamespace) -> Any:
-    """A function that writes a fairseq checkpoint of the tiny weights, with these tensors and options changed."""
+    """A function that writes a fairseq checkpoint of the tiny weights with changed tensors and options."""
 
     def write(change: Any = None, task: dict[str, Any] | None = None, **options: Any) -> Path:
         tensors = {**state(FAIRSEQ), **FAIRSEQ_UNUSED}
@@ -138,7 +138,7 @@ def test_hugging_face(tmp_path: Path, torch_writer: SimpleNamespace, spelling: i
     check(import_hubert(made.source))
 
 
-def test_the_checkpoint_and_its_tensors_are_one(golden: Path):
+def test_the_golden_checkpoint(golden: Path):
     made = import_hubert(golden / "hubert" / "hubert_tiny.pt")
     arrays = dict(np.load(golden / "hubert" / "hubert_tiny_state.npz"))
     assert made.config == HubertConfig(conv_dim=32, dim=48, layers=7, heads=4, ffn_dim=96)
@@ -245,7 +245,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path, torch_writer: Sim
     with pytest.raises(ConvertError, match=r"model\.safetensors is truncated or damaged"):
         import_hubert(folder)
     (folder / "config.json").write_text("[]")
-    with pytest.raises(ConvertError, match=r"config\.json is no JSON object"):
+    with pytest.raises(ConvertError, match=r"config\.json is not a JSON object"):
         import_hubert(folder)
     (folder / "config.json").unlink()
     with pytest.raises(ConvertError, match=r"config\.json cannot be read.*beside"):
@@ -294,7 +294,7 @@ def test_importing_needs_no_torch(fairseq_file: Any):
 @pytest.mark.parametrize(
     "name", ["layer_norm_first", "activation_fn", "conv_feature_layers", "encoder_attention_heads"]
 )
-def test_options_that_are_missing_are_asked_for(fairseq_file: Any, tmp_path: Path, name: str):
+def test_missing_options_are_requested(fairseq_file: Any, tmp_path: Path, name: str):
     source = fairseq_file(**{name: None})
     command = ["hubert", str(source), str(tmp_path / "out")]
     with pytest.raises(SystemExit, match=f"lacks the options {name}.* --option={name}="):
@@ -307,13 +307,15 @@ def test_an_activation_that_config_json_lacks_is_noted(tmp_path: Path):
     noted = import_hubert(hugging_face(tmp_path / "a", state(HUGGING_FACE))).provenance
     assert noted["options_assumed"] == {"feat_extract_activation": "gelu"}
     assert "taken as Hugging Face's default: feat_extract_activation=gelu." in noted["notes"][0]
-    said = import_hubert(hugging_face(tmp_path / "b", state(HUGGING_FACE), feat_extract_activation="gelu")).provenance
-    assert "options_assumed" not in said
-    assert "notes" not in said
+    provenance = import_hubert(
+        hugging_face(tmp_path / "b", state(HUGGING_FACE), feat_extract_activation="gelu")
+    ).provenance
+    assert "options_assumed" not in provenance
+    assert "notes" not in provenance
 
 
 @pytest.mark.parametrize("name", ["layer_norm_first", "activation_fn"])
-def test_an_option_that_is_none_is_asked_for(torch_writer: SimpleNamespace, tmp_path: Path, name: str):
+def test_an_option_of_none_is_requested(torch_writer: SimpleNamespace, tmp_path: Path, name: str):
     cfg = {"model": {**OPTIONS, name: None}, "task": {"normalize": False}}
     path = torch_writer.zip(tmp_path / "x.pt", {"cfg": cfg, "model": state(FAIRSEQ)})
     with pytest.raises(ConvertError, match=f"lacks the options {name}"):
@@ -321,7 +323,7 @@ def test_an_option_that_is_none_is_asked_for(torch_writer: SimpleNamespace, tmp_
     check(import_hubert(path, {name: OPTIONS[name]}))
 
 
-def test_whether_waves_are_normalised_has_to_be_known(fairseq_file: Any):
+def test_wave_normalisation_must_be_known(fairseq_file: Any):
     source = fairseq_file(task={"seed": 1})
     with pytest.raises(ConvertError, match=r"lacks the options normalize.*--option=normalize=false"):
         import_hubert(source)
@@ -330,7 +332,7 @@ def test_whether_waves_are_normalised_has_to_be_known(fairseq_file: Any):
         import_hubert(source, {"normalize": True})
 
 
-def test_options_in_args_count_too(torch_writer: SimpleNamespace, tmp_path: Path):
+def test_options_in_args(torch_writer: SimpleNamespace, tmp_path: Path):
     args = {**OPTIONS, "normalize": True}
     content = {"model": {**state(FAIRSEQ), **FAIRSEQ_UNUSED}, "cfg": None}
     path = torch_writer.zip(tmp_path / "x.pt", {**content, "args": torch_writer.namespace(args)})
@@ -342,7 +344,7 @@ def test_options_in_args_count_too(torch_writer: SimpleNamespace, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["do_stable_layer_norm", "hidden_act", "layer_norm_eps", "num_attention_heads"])
-def test_options_that_config_json_lacks_are_asked_for(tmp_path: Path, name: str):
+def test_options_that_config_json_lacks_are_requested(tmp_path: Path, name: str):
     folder = hugging_face(tmp_path / "model", {**state(HUGGING_FACE), **MASK}, **{name: None})
     config = json.loads((folder / "config.json").read_text())
     del config[name]
@@ -380,7 +382,7 @@ HASH = "0123456789abcdef" * 2 + "01234567"
 )
 @pytest.mark.parametrize("file", ["", "model.safetensors"])
 def test_names_are_the_models(tmp_path: Path, where: str, origin: str | None, name: str | None, file: str):
-    """Files of the hub's cache are links to blobs, which are named by their hash."""
+    """Files of the hub's cache are links to blobs that are named by their hash."""
     made = hugging_face(tmp_path / "made", {**state(HUGGING_FACE), **MASK}, _name_or_path=origin)
     folder = tmp_path / where
     folder.mkdir(parents=True)
@@ -399,6 +401,6 @@ def test_names_are_the_models(tmp_path: Path, where: str, origin: str | None, na
     assert read_encoder(tmp_path / "out")[2]["name"] == (name or "given")
 
 
-def test_a_hash_before_a_checkpoints_name_is_no_part_of_it(fairseq_file: Any, tmp_path: Path):
+def test_a_hash_before_a_checkpoints_name_is_dropped(fairseq_file: Any, tmp_path: Path):
     source = fairseq_file()
     assert import_hubert(source.rename(tmp_path / f"{HASH}.hubert_base.pt")).name == "hubert_base"

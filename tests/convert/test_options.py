@@ -1,4 +1,4 @@
-"""The options of a checkpoint: every form they were pickled in is read alike, and what is missing is asked for."""
+"""Options of a checkpoint: every pickled form is read alike, and missing options are requested."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def omega(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
-    """Classes that pickle as OmegaConf's do: `wrap(value, version)` makes a config of nested dicts and lists."""
+    """Classes that pickle like OmegaConf's: `wrap(value, version)` makes a config of nested dicts and lists."""
     made: dict[str, Any] = {}
     for package in ("omegaconf", "fairseq", "fairseq.dataclass"):
         monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
@@ -75,10 +75,10 @@ def omega(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
 
 @pytest.fixture
 def write(torch_writer: types.SimpleNamespace, dictionary: Path, tiny_lm: dict[str, np.ndarray]) -> Write:
-    """Writes `tiny_lm` with options pickled by Python itself, at a protocol, and anything else beside it."""
+    """Write `tiny_lm` with options pickled by Python at a protocol, and other contents."""
 
     def bits(value: Any, protocol: int) -> Any:
-        # Memo numbers of the parts must not be the same; the writer itself uses none.
+        # The memo numbers of the parts must differ; the writer uses none.
         body = pickle.dumps(value, protocol)
         return torch_writer.Raw(body[2 if protocol > 1 else 0 : -1])
 
@@ -147,7 +147,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("form", ["args", "cfg of dicts", "omegaconf 2.0", "omegaconf 2.1"])
-def test_what_computes_otherwise_is_refused_by_name_in_every_form(write: Write, omega, options, form: str):
+def test_unsupported_options_are_refused_in_every_form(write: Write, omega, options, form: str):
     for name, value in WRONG.items():
         path = write(**shape(form, {**options, name: value}, omega))
         with pytest.raises(ConvertError, match=f"{name}|heads 3"):
@@ -165,7 +165,7 @@ UNSEEN = (
 
 
 @pytest.mark.parametrize("name", UNSEEN)
-def test_what_is_missing_is_asked_for_and_recorded_as_given(
+def test_missing_options_are_requested_and_recorded_as_given(
     write: Write, omega, options, name: str, tmp_path: Path, capsys
 ):
     value = options.pop(name)
@@ -180,7 +180,7 @@ def test_what_is_missing_is_asked_for_and_recorded_as_given(
 
 
 def test_the_flags_of_the_message_work(write: Write, tmp_path: Path):
-    """A bare state dict says nothing at all; what the message suggests makes it an LM."""
+    """A bare state dict has no options; with the flags of the message it can be imported."""
     path = write(args=None, cfg=None)
     command = ["unit_lm", str(path), str(tmp_path / "lm")]
     with pytest.raises(SystemExit) as raised:
@@ -191,7 +191,7 @@ def test_the_flags_of_the_message_work(write: Write, tmp_path: Path):
     config, _, info = read_unit_lm(tmp_path / "lm")
     assert config.heads == 2
     assert len(info["provenance"]["options_given"]) == 8
-    with pytest.raises(SystemExit, match="no option activaton_fn"):
+    with pytest.raises(SystemExit, match="unknown option activaton_fn"):
         main([*command, "--force", *(flag.replace("16", "2") for flag in flags), "--option=activaton_fn=relu"])
     with pytest.raises(SystemExit, match="given as activation_fn='gelu'"):
         main([*command, "--force", *(flag.replace("16", "2").replace("=relu", "=gelu") for flag in flags)])
@@ -209,7 +209,7 @@ def test_a_default_of_fairseq_is_printed_and_recorded(write: Write, options, tmp
 
 
 @pytest.mark.parametrize("name", UNSEEN)
-def test_an_option_that_is_none_is_asked_for_and_can_be_given(write: Write, options, name: str):
+def test_an_option_of_none_is_requested_and_can_be_given(write: Write, options, name: str):
     value, options[name] = options[name], None
     path = write(args=argparse.Namespace(**options))
     with pytest.raises(ConvertError, match=f"lacks the options {name}"):
@@ -219,14 +219,14 @@ def test_an_option_that_is_none_is_asked_for_and_can_be_given(write: Write, opti
 
 def test_a_flag_that_contradicts_the_checkpoint_is_refused(write: Write, options):
     path = write(args=argparse.Namespace(**options))
-    with pytest.raises(ConvertError, match="says activation_fn='relu', not gelu"):
+    with pytest.raises(ConvertError, match="has activation_fn='relu', not gelu"):
         read_checkpoint(path, {"activation_fn": "gelu"})
     assert fairseq.import_unit_lm(read_checkpoint(path, {"activation_fn": "relu"}))[0].heads == 2
 
 
 def test_args_and_cfg_that_disagree_are_refused(write: Write, options):
     args = argparse.Namespace(**options, seed=1)
-    same = write(args=args, cfg={"model": options, "task": {"seed": 2}})  # a seed computes nothing
+    same = write(args=args, cfg={"model": options, "task": {"seed": 2}})  # a seed does not matter
     assert fairseq.import_unit_lm(same)[0].heads == 2
     path = write(args=args, cfg={"model": {**options, "activation_fn": "gelu"}})
     with pytest.raises(ConvertError, match="contradicts itself: its args have activation_fn='relu', its cfg"):
@@ -260,7 +260,7 @@ def test_interpolations_enums_and_missing_values(write: Write, omega, options):
 
 
 class Run:
-    """Would touch a file, if anything ran it."""
+    """Would touch a file if it were run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -269,7 +269,7 @@ class Run:
         return (open, (str(self.path), "w"))
 
 
-def test_nothing_is_run_and_strange_forms_are_named(write: Write, omega, options, tmp_path: Path):
+def test_nothing_is_run_and_unknown_forms_are_named(write: Write, omega, options, tmp_path: Path):
     marker = tmp_path / "ran"
     for cfg in (
         Run(marker),
@@ -285,7 +285,7 @@ def test_nothing_is_run_and_strange_forms_are_named(write: Write, omega, options
     assert not marker.exists()
 
 
-def test_containers_that_share_or_contain_themselves_end(tmp_path: Path):
+def test_shared_and_recursive_containers(tmp_path: Path):
     shared: Any = {"x": 1}
     for _ in range(24):
         shared = {"a": shared, "b": shared}  # 16 million paths, 25 dicts
@@ -330,7 +330,7 @@ def test_numbers_of_numpy_are_numbers(write: Write, options):
     assert fairseq.import_unit_lm(path)[0].heads == 2
 
 
-def test_other_places_of_the_weights(write: Write, torch_writer, options, tiny_lm, dictionary: Path):
+def test_other_locations_of_the_weights(write: Write, torch_writer, options, tiny_lm, dictionary: Path):
     args = argparse.Namespace(**options)
     averaged = {name: value + 1 for name, value in tiny_lm.items()}
     for model, notes in (({"model": tiny_lm}, 0), ({"state_dict": tiny_lm}, 0)):
@@ -374,7 +374,7 @@ def test_parts_of_a_checkpoint_are_refused_by_name(write: Write, options, tiny_l
         ("encoder.layers.0.fc1.weight", "a model with an encoder"),
     ],
 )
-def test_what_shows_in_the_tensors_is_found_there(write: Write, options, tiny_lm, extra: str, message: str):
+def test_options_are_inferred_from_tensors(write: Write, options, tiny_lm, extra: str, message: str):
     path = write(model={**tiny_lm, extra: np.ones((2, 2), np.float32)}, args=argparse.Namespace(**options))
     with pytest.raises(ConvertError, match=message):
         fairseq.import_unit_lm(path)
@@ -409,13 +409,13 @@ def test_flags_are_parsed(text: str, value: Any):
 
 
 @pytest.mark.parametrize("texts", [["relu"], ["=3"], ["a b=3"], ["a=1", "a=2"]])
-def test_flags_that_are_none_are_refused(texts: list[str]):
+def test_bad_flags_are_refused(texts: list[str]):
     with pytest.raises(ConvertError, match="NAME=VALUE"):
         parse(texts)
 
 
 @pytest.mark.parametrize("heads", ["2", 2.0, True])
-def test_a_size_that_is_no_whole_number_is_named(write: Write, options, heads: Any):
+def test_a_size_that_is_not_an_integer_is_named(write: Write, options, heads: Any):
     options["decoder_attention_heads"] = heads
     with pytest.raises(ConvertError, match=f"decoder_attention_heads is {heads!r}, must be an integer"):
         fairseq.import_unit_lm(write(args=None, cfg={"model": options}))

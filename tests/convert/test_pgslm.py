@@ -1,4 +1,4 @@
-"""pGSLM checkpoints come over tensor by tensor, or are refused with the reason."""
+"""pGSLM checkpoints are imported tensor by tensor, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OUTPUT = "decoder.output_projection.weight"
 
 
 def streams(discrete: bool) -> dict[str, np.ndarray]:
-    """What a pGSLM has beside the tensors of `tiny_lm`."""
+    """The tensors of a pGSLM beside those of `tiny_lm`."""
     rng = np.random.default_rng(1)
     shapes: dict[str, tuple[int, ...]] = {OUTPUT: (104, 8), HEAD: (104 + (25 + 36 if discrete else 2), 8)}
     for number, symbols in enumerate((25, 36)):
@@ -49,7 +49,7 @@ def streams(discrete: bool) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def checkpoint(torch_writer, tiny_lm, options, tmp_path: Path):
-    """Writes a small pGSLM after changes to it (None leaves out a tensor or an option), and edges beside it."""
+    """Write a small pGSLM with changes (None leaves out a tensor or an option), and edges beside it."""
 
     def write(tensors=(), task=(), model=(), *, discrete=True, style="cfg", edges=EDGES):
         every = {**tiny_lm, **streams(discrete), **dict(tensors)}
@@ -74,7 +74,7 @@ def ours(table: np.ndarray) -> np.ndarray:
 
 
 def expected(tensors: dict[str, np.ndarray], config: UnitLMConfig) -> dict[str, np.ndarray]:
-    """Our leaves by path, written down one by one."""
+    """Our leaves by path, written out."""
     parts = {
         "attn_norm": "self_attn_layer_norm",
         "query": "self_attn.q_proj",
@@ -126,11 +126,11 @@ def test_golden_checkpoints(golden: Path, tmp_path: Path, kind, capsys):
     printed = capsys.readouterr().out
     config, params, info = read_unit_lm(tmp_path / "lm")
 
-    prosody, told = config.prosody, kind.endswith("_no_prosody") is False
+    prosody, has_inputs = config.prosody, kind.endswith("_no_prosody") is False
     assert dataclasses.replace(config, prosody=None) == UnitLMConfig(104, dim=64, layers=3, heads=4, ffn_dim=128)
     assert prosody is not None
     assert (prosody.discrete, prosody.max_duration) == (kind.startswith("discrete"), 20)
-    assert (prosody.duration_input, prosody.f0_input) == (told, told)
+    assert (prosody.duration_input, prosody.f0_input) == (has_inputs, has_inputs)
     if prosody.discrete:
         edges = np.load(golden / "pgslm" / f"{kind}.npz")["f0_edges"]
         np.testing.assert_array_equal(np.array(prosody.f0_edges), edges)  # float64, bit for bit
@@ -146,18 +146,18 @@ def test_golden_checkpoints(golden: Path, tmp_path: Path, kind, capsys):
     assert f"Left out {OUTPUT}, which is unused" in printed
     assert f"multi-stream LM of {config.num_params:,} parameters (3 layers, dim 64, 4 heads, ffn 128" in printed
     streams = "discrete (25 symbols of duration, 36 of f0)" if prosody.discrete else "continuous"
-    assert f"streams {streams}, told {'duration and f0' if told else 'neither'}\n" in printed
+    assert f"streams {streams}, prosody inputs: {'duration and f0' if has_inputs else 'none'}\n" in printed
 
 
 @pytest.mark.parametrize("discrete", [True, False])
 @pytest.mark.parametrize("style", ["cfg", "args"])
-def test_every_style_of_options(checkpoint, tiny_lm, discrete, style):
+def test_every_form_of_options(checkpoint, tiny_lm, discrete, style):
     path = checkpoint(discrete=discrete, style=style, edges=EDGES if discrete else None)
     config, params, notes = import_pgslm(path)
     wanted = ProsodyConfig(discrete=discrete, f0_edges=tuple(EDGES.tolist()) if discrete else ())
     assert config == UnitLMConfig(104, dim=8, layers=2, heads=2, ffn_dim=12, prosody=wanted)
     check(params, config, {**tiny_lm, **streams(discrete)})
-    assert len(notes) == 2  # the output projection; the one option that `checkpoint` leaves out, None
+    assert len(notes) == 2  # the output projection, and the option that `checkpoint` leaves out
 
 
 @pytest.mark.parametrize("duration", [True, False])
@@ -186,7 +186,7 @@ def test_longer_durations_and_more_bins(checkpoint, torch_writer, tmp_path: Path
     np.testing.assert_array_equal(params["heads"]["f0"], tensors[HEAD][139:])
 
 
-def test_what_training_alone_used_does_not_matter(checkpoint):
+def test_options_of_training_do_not_matter(checkpoint):
     plain = import_pgslm(checkpoint())
     model = {"share_decoder_input_output_embed": False, "mask_dur_prob": 0.3, "dropout": 0.1}
     masked = import_pgslm(checkpoint({OUTPUT: None}, {}, model))
@@ -196,7 +196,7 @@ def test_what_training_alone_used_does_not_matter(checkpoint):
     assert "taken as fairseq's default: decoder_xformers_att_config=None." in masked[2][0]
 
 
-def test_f0_is_interpolated_where_training_had_it_so(checkpoint):
+def test_f0_is_interpolated_as_in_training(checkpoint):
     config, params, _ = import_pgslm(checkpoint())
     other, same, _ = import_pgslm(checkpoint({}, {"interpolate_f0": True}))
     assert other.prosody == dataclasses.replace(config.prosody, interpolate_f0=True)
@@ -220,7 +220,7 @@ def ones(*shape: int) -> np.ndarray:
         ({f"{MAP}.0.bias": ones(8)}, {}, {}, r"unknown tensors: decoder\.proj_other_list\.0\.bias"),
         ({f"{TABLE}.0.weight": ones(25, 8) * np.nan}, {}, {}, "holds NaN or infinity"),
         ({}, CONTINUOUS, {}, r"lacks decoder\.proj_other_list\.0\.weight"),
-        ({}, {"discrete_f0": False}, {}, "discrete_duration=True and discrete_f0=False; .* both streams discrete, or both continuous"),
+        ({}, {"discrete_f0": False}, {}, "discrete_duration=True and discrete_f0=False; .* both streams discrete"),
         ({}, {"discrete_f0": 1}, {}, "discrete_f0 is 1, must be true or false"),
         ({}, {"ignore_f0_input": "no"}, {}, "ignore_f0_input is 'no', must be true or false"),
         ({}, {"stream_shifts": "0,0"}, {}, "stream_shifts='0,0'; spjax computes only stream_shifts=1,1"),
@@ -235,7 +235,7 @@ def ones(*shape: int) -> np.ndarray:
         ({}, {}, {"decoder_attention_heads": None}, "--heads=16"),
     ],
 )
-def test_what_does_not_fit_is_refused(checkpoint, tensors, task, model, message):
+def test_mismatched_checkpoints_are_refused(checkpoint, tensors, task, model, message):
     path = checkpoint(tensors, task, model)
     with pytest.raises(ConvertError, match=message) as raised:
         import_pgslm(path)
@@ -246,7 +246,7 @@ def test_heads_can_be_given(checkpoint):
     assert import_pgslm(checkpoint(model={"decoder_attention_heads": None}), heads=4)[0].heads == 4
 
 
-def test_a_multi_stream_lm_is_no_unit_lm(golden: Path):
+def test_a_multi_stream_lm_is_not_imported_as_a_unit_lm(golden: Path):
     with pytest.raises(ConvertError, match=r"is a multi-stream LM, not a unit LM.*spjax\.convert pgslm`"):
         fairseq.import_unit_lm(golden / "pgslm" / "discrete_prosody.pt")
     with pytest.raises(ConvertError, match="is a unit LM, not a multi-stream LM"):
@@ -268,7 +268,7 @@ def test_a_multi_stream_lm_is_no_unit_lm(golden: Path):
         (None, r"cannot be read: .*truncated"),
     ],
 )
-def test_edges_that_do_not_fit_are_refused(checkpoint, torch_writer, tmp_path: Path, content, message):
+def test_mismatched_edges_are_refused(checkpoint, torch_writer, tmp_path: Path, content, message):
     path = checkpoint(edges=None)
     bins = torch_writer.zip(tmp_path / F0_BINS, content or {32: EDGES})
     if content is None:
@@ -280,13 +280,13 @@ def test_edges_that_do_not_fit_are_refused(checkpoint, torch_writer, tmp_path: P
     assert str(bins) in str(raised.value)
 
 
-def test_edges_that_are_not_there(checkpoint, tmp_path: Path):
+def test_missing_edges(checkpoint, tmp_path: Path):
     path = checkpoint(edges=None)
     with pytest.raises(ConvertError, match=rf"32 bins .* does not exist\. Put the .*{F0_BINS} beside .*--f0-bins=FILE"):
         import_pgslm(path)
     with pytest.raises(ConvertError, match=r"other\.th does not exist"):
         import_pgslm(path, tmp_path / "other.th")
-    # A continuous model needs none and looks at none.
+    # A continuous model needs no edges and ignores them.
     assert import_pgslm(checkpoint(discrete=False, edges=None), tmp_path / "other.th")[0].prosody == ProsodyConfig(
         False
     )
@@ -321,7 +321,7 @@ def test_command(checkpoint, tmp_path: Path, capsys):
 @pytest.mark.parametrize(
     "name", ["ignore_duration_input", "ignore_f0_input", "interpolate_f0", "discrete_f0", "log_f0"]
 )
-def test_streams_have_to_be_known(checkpoint, tmp_path: Path, name: str):
+def test_options_of_the_streams_must_be_known(checkpoint, tmp_path: Path, name: str):
     path = checkpoint(task={name: None})
     with pytest.raises(SystemExit, match=f"lacks the options {name}"):
         main(["pgslm", str(path), str(tmp_path / "lm")])

@@ -1,4 +1,4 @@
-"""The pickle interpreter reads what is data and runs nothing, whatever the bytes."""
+"""The pickle interpreter reads data and runs nothing, whatever the bytes."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_calls_are_recorded_and_never_made(protocol, tmp_path: Path):
 
 
 def test_calling_what_a_call_returned_stays_inert():
-    # getattr(os, "system")("true"), spelled in opcodes
+    # getattr(os, "system")("true"), in opcodes
     found = read_pickle(b"cbuiltins\ngetattr\n(cos\nos\nX\x06\x00\x00\x00systemtR(X\x04\x00\x00\x00truetR.")
     assert isinstance(found, Inert)
     assert found.name == "builtins.getattr(...)"
@@ -138,7 +138,7 @@ def test_arrays_of_objects_are_refused():
 
 
 def test_extension_codes_are_refused():
-    # A code registered in this process would resolve to its function without asking for a name.
+    # A code registered in this process would resolve to its function without a name in the file.
     copyreg.add_extension("genericpath", "exists", 241)
     try:
         content = pickle.dumps(os.path.exists, 2)
@@ -168,8 +168,8 @@ def test_broken_pickles_are_refused(content, message):
         read_pickle(content)
 
 
-def test_arrays_whose_shape_is_no_shape_are_refused():
-    # (2**30, [0]): a careless product would repeat the list a thousand million times.
+def test_arrays_with_a_bad_shape_are_refused():
+    # (2**30, [0]): multiplying would repeat the list a thousand million times.
     state = b"(K\x01(J\0\0\0\x40](K\0etcnumpy\ndtype\n(X\x02\0\0\0f4\x89\x88tR\x89X\0\0\0\0tb."
     head = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\0tX\x01\0\0\0btR"
     with pytest.raises(ConvertError, match="numpy array"):
@@ -183,7 +183,7 @@ def test_values_are_shown_in_short(value):
     assert 0 < len(shown(value)) < 120
 
 
-def test_a_value_without_end_is_shown():
+def test_a_recursive_value_is_shown():
     laughs = ["ha"]
     for _ in range(100):
         laughs = [laughs, laughs]
@@ -195,7 +195,7 @@ def test_a_value_without_end_is_shown():
 
 
 def test_nested_keys_are_refused():
-    # Hashing this tuple would recurse in C until the stack ends.
+    # Hashing this tuple would overflow the C stack.
     content = b"})" + b"\x85" * 5_000 + b"K\x01s."
     with pytest.raises(ConvertError, match="key of type tuple"):
         read_pickle(content)

@@ -1,4 +1,4 @@
-"""km.bin of any scikit-learn and joblib: its centroids bit for bit, and none of its code."""
+"""km.bin of any scikit-learn and joblib: the centroids are read exactly, and no code is run."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def other_models():
 @pytest.mark.parametrize("name", ["partial", "fortran", "big_endian", "float64", "plain"])
 def test_models_of_other_kinds(tmp_path: Path, name):
     made = other_models()[name]
-    for shift in range(3):  # other lengths before the array, other paddings
+    for shift in range(3):  # different paddings before the array
         made.note = "x" * shift
         joblib.dump(made, tmp_path / "km.bin")
         found = centroids(tmp_path / "km.bin")
@@ -91,7 +91,7 @@ def test_a_plain_pickle_is_read_too(model, tmp_path: Path):
     np.testing.assert_array_equal(centroids(tmp_path / "km.bin"), model.cluster_centers_)
 
 
-def test_vendored_joblib_is_known(model, tmp_path: Path):
+def test_vendored_joblib(model, tmp_path: Path):
     joblib.dump(model, tmp_path / "km.bin", protocol=2)
     content = (tmp_path / "km.bin").read_bytes()
     old = content.replace(b"cjoblib.numpy_pickle\n", b"csklearn.externals.joblib.numpy_pickle\n")
@@ -149,7 +149,7 @@ def test_other_contents_are_refused(tmp_path: Path, value, message):
     ],
     ids=["nan", "flat", "int", "empty", "object", "list"],
 )
-def test_centroids_that_are_none_are_refused(tmp_path: Path, centers, message):
+def test_bad_centroids_are_refused(tmp_path: Path, centers, message):
     model = MiniBatchKMeans(2)
     model.cluster_centers_ = centers
     with contextlib.suppress(TypeError, AttributeError):
@@ -292,7 +292,7 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("kind", ARRAYS)
-def test_arrays_that_are_no_centroids_are_refused(tmp_path: Path, kind: str):
+def test_arrays_that_cannot_be_centroids_are_refused(tmp_path: Path, kind: str):
     make, message = ARRAYS[kind]
     make(tmp_path / "c.npy")
     with pytest.raises(ConvertError, match=message) as raised:

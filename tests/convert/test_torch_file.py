@@ -1,4 +1,4 @@
-"""torch.save's files are read without torch; views are checked, damage is named, nothing is run."""
+"""torch.save's files are read without torch; views are checked, damage is reported, nothing is run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ per_folder = settings(max_examples=25, deadline=None, suppress_health_check=[Hea
 
 @st.composite
 def views(draw):
-    """A base array and a strided view of it that never overlaps itself, as slicing and transposing make them."""
+    """A base array and a strided view of it without overlaps, as slicing and transposing make them."""
     base = np.arange(np.prod(shape := draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))), dtype=np.float32)
     view = base.reshape(shape).transpose(draw(st.permutations(range(len(shape)))))
     slices = []
@@ -38,7 +38,7 @@ def views(draw):
 @pytest.mark.parametrize("layout", FORMATS)
 @per_folder
 @given(pair=views())
-def test_views_are_what_they_were(torch_writer, tmp_path: Path, layout, pair):
+def test_views_round_trip(torch_writer, tmp_path: Path, layout, pair):
     base, view = pair
     start = (view.__array_interface__["data"][0] - base.__array_interface__["data"][0]) // 4
     claim = torch_writer.View(base, start, view.shape, tuple(stride // 4 for stride in view.strides))
@@ -76,7 +76,7 @@ def test_types(torch_writer, tmp_path: Path, layout, dtype):
         (0, (1,) * 40, (1,) * 40, "shape"),
     ],
 )
-def test_views_that_lie_are_refused(torch_writer, tmp_path: Path, layout, offset, shape, strides, message):
+def test_invalid_views_are_refused(torch_writer, tmp_path: Path, layout, offset, shape, strides, message):
     claim = torch_writer.View(np.arange(12, dtype=np.float32), offset, shape, strides)
     path = getattr(torch_writer, layout)(tmp_path / "x.pt", {"x": claim})
     with pytest.raises(ConvertError, match=message) as raised:
@@ -86,7 +86,7 @@ def test_views_that_lie_are_refused(torch_writer, tmp_path: Path, layout, offset
 
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("size", [11, 13, 1 << 40])
-def test_storages_that_lie_about_their_size_are_refused(torch_writer, tmp_path: Path, layout, size):
+def test_storages_of_wrong_size_are_refused(torch_writer, tmp_path: Path, layout, size):
     claim = torch_writer.View(np.arange(12, dtype=np.float32), 0, (3,), (1,), claimed_size=size)
     path = getattr(torch_writer, layout)(tmp_path / "x.pt", {"x": claim})
     with pytest.raises(ConvertError, match=r"should hold|cut off|numbers in"):
@@ -103,7 +103,7 @@ def test_truncated_anywhere(torch_writer, tmp_path: Path, layout):
             read_torch_file(path)
 
 
-def test_a_damaged_storage_is_noticed(torch_writer, tmp_path: Path):
+def test_a_damaged_storage_is_reported(torch_writer, tmp_path: Path):
     array = np.arange(100, dtype=np.float32)
     path = torch_writer.zip(tmp_path / "x.pt", {"x": array})
     content = path.read_bytes()

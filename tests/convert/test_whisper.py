@@ -1,4 +1,4 @@
-"""Whisper encoders of Hugging Face: every way to keep them gives the same weights, anything else is refused by name."""
+"""Whisper encoders of Hugging Face: every file layout gives the same weights, anything else is refused by name."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ DECODER = {
 
 
 def state(prefix: str = "encoder.") -> dict[str, np.ndarray]:
-    """Our tiny weights as transformers names and shapes them."""
+    """Our tiny weights with transformers' names and shapes."""
     tensors: dict[str, np.ndarray] = {}
     for path, array in files.flatten(weights()).items():
         *folders, kind = path.split("/")
@@ -78,7 +78,7 @@ def hugging_face(folder: Path, tensors: dict[str, np.ndarray], writer: Any = Non
 
 
 def shard(folder: Path) -> dict[str, str]:
-    """Cuts model.safetensors in two, beside an index; returns its weight_map."""
+    """Split model.safetensors in two shards with an index; return its weight_map."""
     path = folder / "model.safetensors"
     tensors = safetensors.numpy.load_file(path)
     names = sorted(tensors)
@@ -100,7 +100,7 @@ def check(made: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["whole", "shards", "bin"])
 @pytest.mark.parametrize("prefix", ["encoder.", "model.encoder.", ""])
-def test_every_way_to_keep_it(tmp_path: Path, torch_writer: SimpleNamespace, kind: str, prefix: str):
+def test_every_file_layout(tmp_path: Path, torch_writer: SimpleNamespace, kind: str, prefix: str):
     decoder = {f"{prefix.removesuffix('encoder.')}{name}": array for name, array in DECODER.items()} if prefix else {}
     heads = {"proj_out.weight": np.zeros((9, 24), np.float32)} if prefix == "model.encoder." else {}
     folder = hugging_face(
@@ -115,7 +115,7 @@ def test_every_way_to_keep_it(tmp_path: Path, torch_writer: SimpleNamespace, kin
     check(import_whisper(made.source))
 
 
-def test_what_transformers_writes(tmp_path: Path):
+def test_files_written_by_transformers(tmp_path: Path):
     model = peer(TINY, "WhisperForConditionalGeneration")
     made = import_whisper(save_peer(model, tmp_path / "m"))
     expected = model.model.encoder.layers[1].self_attn.k_proj.weight.detach().numpy().T
@@ -136,8 +136,8 @@ def test_half_precision_is_widened(tmp_path: Path):
 
 
 def _front_end(**changes: Any) -> Callable[[Path], object]:
-    said = {"feature_size": 16, "n_fft": 400, "hop_length": 160, "sampling_rate": 16_000, "padding_value": 0.0}
-    return lambda folder: (folder / "preprocessor_config.json").write_text(json.dumps({**said, **changes}))
+    options = {"feature_size": 16, "n_fft": 400, "hop_length": 160, "sampling_rate": 16_000, "padding_value": 0.0}
+    return lambda folder: (folder / "preprocessor_config.json").write_text(json.dumps({**options, **changes}))
 
 
 def _shards(change: Callable[[Path, dict[str, str]], object]) -> Callable[[Path], object]:
@@ -169,7 +169,7 @@ BAD: list[tuple[dict[str, Any], Callable[[Path], object] | None, str]] = [
     ),
     ({"model_type": "wav2vec2"}, None, r"is a Hugging Face model \(wav2vec2\)\. spjax imports"),
     ({"activation_function": "relu"}, None, "activation_function='relu'; spjax computes only"),
-    ({"encoder_attention_heads": None}, None, "lacks the options encoder_attention_heads.*--option=encoder_attention_heads"),
+    ({"encoder_attention_heads": None}, None, "lacks the options encoder_att.*--option=encoder_attention_heads"),
     ({"encoder_attention_heads": 5}, None, "no multiple of heads 5"),
     ({"encoder_layers": "3"}, None, "layers is '3', must be a positive integer"),
     ({"encoder_layers": 4}, None, r"lacks encoder\.layers\.3\.self_attn\.q_proj\.weight"),
@@ -185,7 +185,7 @@ BAD: list[tuple[dict[str, Any], Callable[[Path], object] | None, str]] = [
     ({}, _rewrite(lambda t: t.update({"conv1.weight": t["encoder.conv1.weight"]})), "has 2 tensors encoder.conv1"),
     ({}, _rewrite(dict.clear), "has 0 tensors encoder.conv1"),
     ({}, lambda folder: _cut(folder / "model.safetensors"), r"model\.safetensors is truncated or damaged"),
-    ({}, lambda folder: (folder / "config.json").write_text("[]"), r"config\.json is no JSON object"),
+    ({}, lambda folder: (folder / "config.json").write_text("[]"), r"config\.json is not a JSON object"),
     ({}, lambda folder: (folder / "config.json").unlink(), r"config\.json cannot be read.*beside"),
     ({}, lambda folder: (folder / "model.safetensors").unlink(), "holds neither model"),
     ({}, _shards(lambda folder, _: (folder / "model-00002-of-00002.safetensors").unlink()), "00002.* is missing"),

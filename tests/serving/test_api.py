@@ -91,7 +91,7 @@ def test_all_tasks_when_none_are_named(batcher: Batcher, predictor: SpeechPrompt
 
 
 @pytest.mark.parametrize(
-    ("status", "told", "query", "content"),
+    ("status", "message", "query", "content"),
     [
         (400, "the upload is empty", "", b""),
         (400, "the upload is no audio", "", b"what was said: stop"),
@@ -123,11 +123,11 @@ def test_all_tasks_when_none_are_named(batcher: Batcher, predictor: SpeechPrompt
         "hour",
     ],
 )
-def test_bad_requests_get_one_sentence(batcher: Batcher, status, told, query, content):
+def test_bad_requests_get_one_sentence(batcher: Batcher, status, message, query, content):
     reply = asked(batcher, lambda client: client.post(f"/predict{query}", content=content))
     assert reply.status_code == status
     assert list(reply.json()) == ["error"]
-    assert told in reply.json()["error"]
+    assert message in reply.json()["error"]
 
 
 def test_every_way_to_name_tasks(batcher: Batcher):
@@ -220,8 +220,8 @@ def test_a_complete_upload_is_refused_at_once(batcher: Batcher):
     with served(make_app(batcher)) as connect, connect() as connection:
         began = time.monotonic()
         connection.sendall(posted(None) + b"40000\r\n" + bytes(0x40000) + b"\r\n0\r\n\r\n")
-        status, told = reply_of(connection)
-        assert (status, "larger than 0.2 MB" in told) == (413, True)
+        status, message = reply_of(connection)
+        assert (status, "larger than 0.2 MB" in message) == (413, True)
         assert time.monotonic() - began < 5
 
 
@@ -231,7 +231,7 @@ def connect(batcher: Batcher) -> Iterator[Callable[[], socket.socket]]:
         yield connect
 
 
-def said(connect: Callable[[], socket.socket], *parts: bytes) -> tuple[int, dict[str, str], bytes]:
+def response_to(connect: Callable[[], socket.socket], *parts: bytes) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of the response to raw bytes."""
     with connect() as connection:
         for part in parts:
@@ -270,11 +270,11 @@ REFUSED = {
 @pytest.mark.parametrize("kind", REFUSED)
 def test_every_error_has_the_same_form(connect: Callable[[], socket.socket], kind: str):
     status, head = REFUSED[kind]
-    found, headers, body = said(connect, head)
-    told = json.loads(body)
-    assert (found, list(told)) == (status, ["error"])
+    found, headers, body = response_to(connect, head)
+    error = json.loads(body)
+    assert (found, list(error)) == (status, ["error"])
     assert headers["content-type"] == "application/json"
-    assert len(told["error"]) < 1000
+    assert len(error["error"]) < 1000
     assert "access-control-allow-origin" not in headers
     if status == 405:
         assert headers["allow"] in ("GET", "POST")
@@ -292,12 +292,12 @@ def test_a_trailing_slash_is_ignored(connect: Callable[[], socket.socket], path:
     answers = []
     for place in (path, path + "/", path + "//"):
         head = b"%s %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (method, place.encode(), len(body))
-        answers.append(said(connect, head, body))
+        answers.append(response_to(connect, head, body))
     assert {status for status, _, _ in answers} == {200}
     if path != "/metrics":  # which changes with every request
         assert len({body for _, _, body in answers}) == 1
     if path != "/predict":
-        status, headers, body = said(connect, b"HEAD " + path.encode() + b" HTTP/1.1\r\n" + HOST + b"\r\n")
+        status, headers, body = response_to(connect, b"HEAD " + path.encode() + b" HTTP/1.1\r\n" + HOST + b"\r\n")
         assert (status, body) == (200, b"")
         assert int(headers["content-length"]) > 0
 
@@ -328,10 +328,10 @@ def test_incomplete_heads_time_out(batcher: Batcher, monkeypatch: pytest.MonkeyP
         for connection in slow:
             if b"\r\n\r\n" in begun:
                 assert reply_of(connection) == (200, "")
-            status, told = reply_of(connection)
-            assert (status, "did not come within 0.3 s" in told) == (408, True)
+            status, message = reply_of(connection)
+            assert (status, "did not come within 0.3 s" in message) == (408, True)
             assert connection.recv(1) == b""
-        assert said(connect, b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n")[0] == 200
+        assert response_to(connect, b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n")[0] == 200
 
 
 def test_a_slow_client_gets_the_408_before_the_connection_closes(predictor: SpeechPrompt):
@@ -359,17 +359,17 @@ def test_a_refusal_does_not_wait_after_the_last_message(batcher: Batcher, monkey
     monkeypatch.setattr(api, "MOST_HELD", 1000)
     monkeypatch.setattr(api, "DRAIN_SECONDS", 0.1)
     messages = iter([{"type": "http.request", "body": upload(), "more_body": more}])
-    said: list[Any] = []
+    sent: list[Any] = []
 
     async def receive() -> Any:
         return next(messages, None) or await asyncio.Event().wait()
 
     async def send(message: Any) -> None:
-        said.append(message)
+        sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": []}
     asyncio.run(asyncio.wait_for(make_app(batcher)(scope, receive, send), 5))
-    assert said[0]["status"] == 503
+    assert sent[0]["status"] == 503
 
 
 def test_stalled_uploads_time_out_and_small_ones_are_accepted(predictor: SpeechPrompt, monkeypatch):
@@ -385,13 +385,13 @@ def test_stalled_uploads_time_out_and_small_ones_are_accepted(predictor: SpeechP
         stalled.sendall(posted(90_000) + bytes(89_000))
         time.sleep(0.3)
         large.sendall(posted(9_500) + bytes(9_500))
-        status, told = reply_of(large)
-        assert (status, "too many uploads are in progress" in told) == (503, True)
+        status, message = reply_of(large)
+        assert (status, "too many uploads are in progress" in message) == (503, True)
         other.sendall(posted(len(small)) + small)
         assert reply_of(other) == (200, "")
-        status, told = reply_of(stalled)
+        status, message = reply_of(stalled)
         assert status == 408
-        assert "stalled or is too slow: 89000 bytes so far. Send it again" in told
+        assert "stalled or is too slow: 89000 bytes so far. Send it again" in message
         assert time.monotonic() - began > 1.5
         assert stalled.recv(1) == b""  # closed
         large.sendall(posted(9_500) + bytes(9_500))
@@ -432,17 +432,17 @@ def test_an_endless_body_is_not_read_to_its_end(batcher: Batcher):
             yield bytes(10_000)
 
     scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": []}
-    said: list[Any] = []
+    sent: list[Any] = []
     source = endless()
 
     async def receive() -> Any:
         return {"type": "http.request", "body": await anext(source), "more_body": True}
 
     async def send(message: Any) -> None:
-        said.append(message)
+        sent.append(message)
 
     asyncio.run(make_app(batcher)(scope, receive, send))
-    assert said[0]["status"] == 413
+    assert sent[0]["status"] == 413
     assert sent <= 2 * LIMITS.max_bytes + 20_000
 
 
@@ -579,13 +579,13 @@ def test_health_tasks_and_metrics(predictor: SpeechPrompt):
             "compute": "float32", "waiting": 0, "working": 0, "answered": 3,
         }  # fmt: skip
         assert tasks.json()["order"] == {"do": ["on", "off", "up"], "what": ["lamp", "heat"]}
-        told = dict(line.rsplit(" ", 1) for line in metrics.text.splitlines() if not line.startswith("#"))
-        assert told['spjax_requests_total{outcome="answered"}'] == "3.0"
-        assert told['spjax_requests_total{outcome="bad"}'] == "1.0"
-        assert told["spjax_request_seconds_count"] == "3.0"
-        assert told["spjax_waiting"] == "0.0"
-        assert (told["spjax_batch_rows_sum"], told["spjax_batch_utterances_sum"]) == ("6.0", "3.0")
-        assert told['spjax_batch_rows_bucket{le="+Inf"}'] == told["spjax_batch_rows_count"]
+        values = dict(line.rsplit(" ", 1) for line in metrics.text.splitlines() if not line.startswith("#"))
+        assert values['spjax_requests_total{outcome="answered"}'] == "3.0"
+        assert values['spjax_requests_total{outcome="bad"}'] == "1.0"
+        assert values["spjax_request_seconds_count"] == "3.0"
+        assert values["spjax_waiting"] == "0.0"
+        assert (values["spjax_batch_rows_sum"], values["spjax_batch_utterances_sum"]) == ("6.0", "3.0")
+        assert values['spjax_batch_rows_bucket{le="+Inf"}'] == values["spjax_batch_rows_count"]
         assert nowhere.status_code == 404
         assert "there is no /nowhere here: POST a recording to /predict" in nowhere.json()["error"]
         assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
@@ -614,7 +614,7 @@ def test_a_get_of_predict_explains_the_post_beside_a_page_too(batcher: Batcher):
     got, put, docs = asked(batcher, talk, app)
     assert (got.status_code, put.status_code) == (405, 405)
     assert "POST a recording" in got.json()["error"]
-        assert docs.text == "the page"  # FastAPI's documentation pages would load scripts from other hosts
+    assert docs.text == "the page"  # FastAPI's documentation pages would load scripts from other hosts
 
 
 def test_a_method_that_a_path_does_not_accept_is_named(batcher: Batcher):

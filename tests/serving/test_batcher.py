@@ -56,8 +56,8 @@ def upload(seed: int = 0, samples: int = 4000, **settings: Any) -> bytes:
     return bad_files.encoded(speechlike(samples, seed)[:, None].astype(float), **settings)
 
 
-def assert_same(found: Prediction, predictor: SpeechPrompt, said: Audio, tasks: Any) -> None:
-    (encoded,) = predictor.encode([said])
+def assert_same(found: Prediction, predictor: SpeechPrompt, utterance: Audio, tasks: Any) -> None:
+    (encoded,) = predictor.encode([utterance])
     (expected,) = predictor.predict_units([encoded], tasks)
     assert found.encoded.units.tolist() == encoded.units.tolist()
     assert list(found.answers) == list(expected)
@@ -94,11 +94,11 @@ def test_batching_does_not_change_answers(predictor: SpeechPrompt):
         while not batcher.stats().working:
             wait([first], 0.01)
         asked = [(audio(seed), [names[seed % 3], names[-1]]) for seed in range(5)]
-        futures = [batcher.submit(said, tasks) for said, tasks in asked]
+        futures = [batcher.submit(utterance, tasks) for utterance, tasks in asked]
         assert (batcher.stats().waiting, batcher.stats().working) == (5, 1)
         held.go.set()
-        for (said, tasks), future in zip(asked, futures, strict=True):
-            assert_same(future.result(30), predictor, said, tasks)
+        for (utterance, tasks), future in zip(asked, futures, strict=True):
+            assert_same(future.result(30), predictor, utterance, tasks)
         assert_same(first.result(30), predictor, audio(0), "word")
         stats = batcher.stats()
     assert [len(batch) for batch in held.batches] == [1, 5]
@@ -113,9 +113,9 @@ def test_batching_does_not_change_answers(predictor: SpeechPrompt):
     ),
 )
 def test_batches_are_limited_in_rows(predictor, most_rows, asked):
-    held, said = Held(predictor), audio(1)
+    held, utterance = Held(predictor), audio(1)
     with Batcher(held, LIMITS, most_rows) as batcher:
-        futures = [batcher.submit(said, names) for names in asked]
+        futures = [batcher.submit(utterance, names) for names in asked]
         held.go.set()
         found = [future.result(30) for future in futures]
     assert all(sum(map(len, batch)) <= most_rows for batch in held.batches)
@@ -139,9 +139,9 @@ def test_uploads_are_read_as_bytes_and_from_files(batcher: Batcher, predictor: S
 def test_bad_uploads_affect_no_other(batcher: Batcher, predictor: SpeechPrompt):
     bad = {kind: data for kind, (_, data) in bad_files.contents().items()}
     good = [batcher.submit(audio(seed), ["word"]) for seed in range(3)]
-    told = {kind: batcher.submit(data) for kind, data in bad.items()}
+    futures = {kind: batcher.submit(data) for kind, data in bad.items()}
     good += [batcher.submit(audio(seed), ["word"]) for seed in range(3, 6)]
-    for kind, future in told.items():
+    for kind, future in futures.items():
         error = future.exception(30)
         assert isinstance(error, ValueError), kind
         assert any(word in str(error) for word in ("upload", "recording")), f"{kind}: {error}"
@@ -156,7 +156,7 @@ def test_a_missing_file_is_reported_by_name(batcher: Batcher, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (lambda: bytes(1_000_001), "larger than 1 MB"),
         (lambda: upload(samples=16_000 * 4), "lasts 4 s, at most 3 s"),
@@ -166,9 +166,9 @@ def test_a_missing_file_is_reported_by_name(batcher: Batcher, tmp_path: Path):
     ],
     ids=["bytes", "seconds", "an hour of silence", "a promise"],
 )
-def test_too_large_uploads_are_refused_by_their_header(predictor, data: Any, told: str):
+def test_too_large_uploads_are_refused_by_their_header(predictor, data: Any, message: str):
     limits = Limits(max_bytes=1_000_000, max_seconds=3.0)
-    with pytest.raises((TooLargeError, AudioError), match=told):
+    with pytest.raises((TooLargeError, AudioError), match=message):
         read_upload(data(), limits)
 
 
@@ -297,15 +297,15 @@ def compilations() -> Iterator[list[str]]:
     """Names of the programs that are compiled, or read from the compilation cache, inside the block."""
     made: list[str] = []
 
-    def heard(event: str, _: float, **told: Any) -> None:
+    def record(event: str, _: float, **details: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            made.append(str(told.get("fun_name")))
+            made.append(str(details.get("fun_name")))
 
-    jax.monitoring.register_event_duration_secs_listener(heard)
+    jax.monitoring.register_event_duration_secs_listener(record)
     try:
         yield made
     finally:
-        jax.monitoring.unregister_event_duration_listener(heard)
+        jax.monitoring.unregister_event_duration_listener(record)
 
 
 def test_warming_up_leaves_nothing_to_compile(tmp_path: Path):

@@ -145,10 +145,10 @@ def bars(tab: Any) -> dict[str, str]:
 
 
 def expected(predictor: SpeechPrompt, path: Path, tasks: list[str] | None = None) -> dict[str, str]:
-    (told,) = predictor.predict([path], tasks)
+    (answers,) = predictor.predict([path], tasks)
     return {
         f"{task}/{slot}": f"{label} {100 * one['probabilities'][slot][label]:.1f} %"
-        for task, one in told.items()
+        for task, one in answers.items()
         for slot, label in one["labels"].items()
     }
 
@@ -203,10 +203,10 @@ def test_a_too_large_file_is_refused_in_the_browser(tab: Any, tmp_path: Path):
 
 
 def test_the_servers_upload_errors_are_shown(tab: Any, speech: Path):
-    told = "the server's upload folder is full: try again later"
-    tab.route("**/gradio_api/upload*", lambda route: route.fulfill(status=507, body=told))
+    message = "the server's upload folder is full: try again later"
+    tab.route("**/gradio_api/upload*", lambda route: route.fulfill(status=507, body=message))
     tab.locator("input[type=file]:not([multiple])").first.set_input_files(speech)
-    tab.get_by_text(told).first.wait_for()
+    tab.get_by_text(message).first.wait_for()
 
 
 def test_speech_is_recorded(tab: Any, speech: Path):
@@ -243,7 +243,7 @@ def test_several_files_become_a_table_and_csv(tab: Any, predictor: SpeechPrompt,
     assert bad["file"] == "broken.wav"
     assert "no audio" in bad["error"]
     assert {f"{row['task']}/{row['slot']}": row["label"] for row in rows} == {
-        name: told.rsplit(" ", 2)[0] for name, told in expected(predictor, speech).items()
+        name: shown.rsplit(" ", 2)[0] for name, shown in expected(predictor, speech).items()
     }
     for row in ("broken.wav", "speech.wav"):
         tab.wait_for_function("name => document.querySelector('#table').innerText.includes(name)", arg=row)
@@ -334,12 +334,12 @@ def test_the_calls_that_the_page_shows_work(tab: Any, predictor: SpeechPrompt, s
     (answers,) = predictor.predict([speech], ["word"])
     label = answers["word"]["labels"]["word"]
     if shutil.which("curl"):
-        told = subprocess.run(["bash", "-c", calls[0]], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-        assert json.loads(told.stdout)["answers"]["word"]["labels"]["word"] == label, told
-    told = subprocess.run([sys.executable, "-c", calls[1]], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert told.returncode == 0, told.stderr
-    assert f"{{'word': '{label}'}}" in told.stdout
-    assert f"['b.wav', 'word', 'word', '{label}'" in told.stdout
+        done = subprocess.run(["bash", "-c", calls[0]], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert json.loads(done.stdout)["answers"]["word"]["labels"]["word"] == label, done
+    done = subprocess.run([sys.executable, "-c", calls[1]], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"{{'word': '{label}'}}" in done.stdout
+    assert f"['b.wav', 'word', 'word', '{label}'" in done.stdout
     assert not tab.locator("footer").get_by_text("Use via API").count(), "gradio's examples use links"
 
 
@@ -392,13 +392,13 @@ def client(url: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_a_program_is_answered(client: Any, predictor: SpeechPrompt, speech: Path):
-    told = client.predict(gradio_client.handle_file(str(speech)), ["order", "mood"], api_name="/predict")
+    body = client.predict(gradio_client.handle_file(str(speech)), ["order", "mood"], api_name="/predict")
     (answers,) = predictor.predict([speech], ["order", "mood"])
-    assert list(told["answers"]) == ["order", "mood"]
-    assert told["answers"]["order"]["labels"] == answers["order"]["labels"]
+    assert list(body["answers"]) == ["order", "mood"]
+    assert body["answers"]["order"]["labels"] == answers["order"]["labels"]
     for slot, shares in answers["order"]["probabilities"].items():
-        assert told["answers"]["order"]["probabilities"][slot] == pytest.approx(shares, abs=1e-5)
-    assert told["units"] == predictor.encode([speech])[0].units.tolist()
+        assert body["answers"]["order"]["probabilities"][slot] == pytest.approx(shares, abs=1e-5)
+    assert body["units"] == predictor.encode([speech])[0].units.tolist()
     every = client.predict(gradio_client.handle_file(str(speech)), api_name="/predict")
     assert list(every["answers"]) == list(predictor.tasks)
 
@@ -438,9 +438,9 @@ def test_uploads_are_in_the_folder_that_is_cleaned(client: Any, speech: Path):
 def test_too_large_and_broken_requests_log_no_traceback(url: str, capfd: pytest.CaptureFixture[str]):
     place = f"{url}/gradio_api/upload"
     many = [("files", (f"{n}.wav", bytes(250_000))) for n in range(1100)]
-    told = httpx.post(place, files=many, timeout=60)
-    assert told.status_code == 413
-    assert "larger than 256 MB" in told.text
+    response = httpx.post(place, files=many, timeout=60)
+    assert response.status_code == 413
+    assert "larger than 256 MB" in response.text
     for headers, content in (
         ({"content-type": "multipart/form-data; boundary=x"}, b"no form"),
         (
@@ -477,9 +477,9 @@ def test_files_of_the_server_and_links_are_refused(
     own = page_world.recording(tmp_path / "own.wav", 0.3)
     given = {"path": place.replace("SERVER", str(own)), "meta": {"_type": "gradio.FileData"}}
     asked = httpx.post(f"{url}/gradio_api/call/predict", json={"data": [given, ["mood"]]}).json()["event_id"]
-    told = httpx.get(f"{url}/gradio_api/call/predict/{asked}", timeout=30).text
-    assert told.startswith("event: error")
-    assert re.search(message, told)
+    text = httpx.get(f"{url}/gradio_api/call/predict/{asked}", timeout=30).text
+    assert text.startswith("event: error")
+    assert re.search(message, text)
     assert not list(upload_folder.upload_folder().rglob("own.wav"))
     assert "Traceback" not in "".join(capfd.readouterr())
 
@@ -497,12 +497,12 @@ def test_programs_that_ask_at_once_are_batched(client: Any, batcher: Batcher, sp
     try:
         with ThreadPoolExecutor(12) as pool:
             file = gradio_client.handle_file(str(speech))
-            told = [pool.submit(client.predict, file, ["mood"], api_name="/predict") for _ in range(12)]
+            futures = [pool.submit(client.predict, file, ["mood"], api_name="/predict") for _ in range(12)]
             until = time.monotonic() + 30
             while (stats := batcher.stats()).waiting + stats.working < 12 and time.monotonic() < until:
                 time.sleep(0.05)
             gate.set()
-            answers = [one.result(60)["answers"] for one in told]
+            answers = [one.result(60)["answers"] for one in futures]
     finally:
         gate.set()
         object.__delattr__(batcher.predictor, "predict_units")

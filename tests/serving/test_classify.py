@@ -71,13 +71,13 @@ def test_logits_of_a_long_sequence(golden: Path, golden_lm: spjax.UnitLM) -> Non
 
 def test_logits_refuse_bad_tokens(place: Place) -> None:
     lm = spjax.load_unit_lm(place.folder / "lm")
-    for tokens, told in (
+    for tokens, message in (
         ([1, 2, 3], r"int \[B, T\], not int64 \[3\]"),
         ([[0.5]], r"int \[B, T\], not float64 \[1, 1\]"),
         ([[2, 104]], r"tokens are in 2\.\.104, must be in 0\.\.103"),
         ([[-1, 4]], r"tokens are in -1\.\.4"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             lm.logits(tokens)
     assert lm.logits(np.zeros((0, 3), int)).shape == (0, 3, 104)
 
@@ -98,9 +98,9 @@ def test_imported_packs_answer_as_the_original_did(
     pack = _imported(golden, tmp_path, golden_lm, case)
     samples = [s for s in _samples(golden, case) if "linear" in case or len(_units(s)) <= 150]
     answers = spjax.classify_units(golden_lm, pack, [_units(sample) for sample in samples])
-    said = [sample["predict"].split()[0] for sample in samples]
-    assert len(said) >= 39
-    kept = [(answer["labels"]["label"], word) for answer, word in zip(answers, said, strict=True) if int(word) >= 0]
+    words = [sample["predict"].split()[0] for sample in samples]
+    assert len(words) >= 39
+    kept = [(answer["labels"]["label"], word) for answer, word in zip(answers, words, strict=True) if int(word) >= 0]
     assert len(kept) >= 20
     assert [ours for ours, _ in kept] == [theirs for _, theirs in kept]
     _check_probabilities(answers, pack)
@@ -168,7 +168,7 @@ def test_no_utterances_no_answers(trained: tuple[spjax.UnitLM, PromptPack]) -> N
 
 
 @pytest.mark.parametrize(
-    ("units", "told"),
+    ("units", "message"),
     [
         ([[1], []], r"utterance 1 must be a list of at least one unit, not \[\]"),
         ([[1, 100]], r"utterance 0 has units 1\.\.100, the LM has 0\.\.99"),
@@ -181,8 +181,8 @@ def test_no_utterances_no_answers(trained: tuple[spjax.UnitLM, PromptPack]) -> N
         ([None], r"utterance 0 must be a list"),
     ],
 )
-def test_bad_units_are_refused(trained: tuple[spjax.UnitLM, PromptPack], units: Any, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_bad_units_are_refused(trained: tuple[spjax.UnitLM, PromptPack], units: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         spjax.classify_units(*trained, units)
 
 

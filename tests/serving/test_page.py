@@ -57,13 +57,13 @@ def test_programs_are_offered_two_stable_endpoints(batcher: Batcher):
 
 
 def test_about_has_the_model_and_limits_and_calls(predictor: SpeechPrompt):
-    told = page._about(predictor, LIMITS)
-    assert predictor.packs["word"].card["lm"]["hash"] in told
-    assert "files up to 3 MB and 12 s each" in told
+    text = page._about(predictor, LIMITS)
+    assert predictor.packs["word"].card["lm"]["hash"] in text
+    assert "files up to 3 MB and 12 s each" in text
     assert 'curl --data-binary @speech.wav "http://127.0.0.1:7860/predict?tasks=word"' in page._calls(predictor)
-    assert "<b>places" not in told, "names are names, not Markdown or HTML"
-    assert "256 MB in a table" in " ".join(told.split())
-    assert "100 frames a second" in told
+    assert "<b>places" not in text, "names are names, not Markdown or HTML"
+    assert "256 MB in a table" in " ".join(text.split())
+    assert "100 frames a second" in text
 
 
 def test_a_table_has_rows_for_good_files_and_errors_for_bad_ones(batcher: Batcher, tmp_path: Path):
@@ -159,35 +159,35 @@ def test_attributions_run_one_at_a_time_and_few_may_wait():
 
 
 @pytest.fixture(scope="module")
-def said(batcher: Batcher, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    file = page_world.recording(tmp_path_factory.mktemp("said") / "a.wav", 0.5)
+def shown(batcher: Batcher, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    file = page_world.recording(tmp_path_factory.mktemp("shown") / "a.wav", 0.5)
     return as_json(batcher.answer(file))
 
 
 @pytest.mark.parametrize("task", ["order", "shallow"])
-def test_every_kind_of_prompt_can_be_interpreted(predictor: SpeechPrompt, said: dict[str, Any], task: str):
-    weights, decided, alike = page._look(predictor, task, said)
+def test_every_kind_of_prompt_can_be_interpreted(predictor: SpeechPrompt, shown: dict[str, Any], task: str):
+    weights, decided, alike = page._look(predictor, task, shown)
     assert all(label in weights for _, label in predictor.tasks[task].classes)
-    for slot, label in said["answers"][task]["labels"].items():
+    for slot, label in shown["answers"][task]["labels"].items():
         assert f"{slot}: {label}" in decided
-    assert decided.count('title="') == len(said["units"]) * len(predictor.tasks[task].slots)
+    assert decided.count('title="') == len(shown["units"]) * len(predictor.tasks[task].slots)
     assert "shallow" not in alike, "only prompts in the layers are compared"
     assert all(name in alike for name in ("word", "mood", "order", "rule"))
 
 
-def test_a_quantized_lm_can_be_interpreted(predictor: SpeechPrompt, said: dict[str, Any]):
+def test_a_quantized_lm_can_be_interpreted(predictor: SpeechPrompt, shown: dict[str, Any]):
     two = {name: predictor.packs[name] for name in ("rule", "mood")}
     narrow = SpeechPrompt.load(world.lm(), None, two, compute="int8")
-    _, decided, alike = page._look(narrow, "mood", said)
-    assert f"mood: {said['answers']['mood']['labels']['mood']}" in decided
+    _, decided, alike = page._look(narrow, "mood", shown)
+    assert f"mood: {shown['answers']['mood']['labels']['mood']}" in decided
     assert "Linear CKA" in alike
 
 
-def test_only_the_beginning_of_long_utterances_is_explained(predictor: SpeechPrompt, said: dict[str, Any]):
-    long = {**said, "units": [*range(50)] * 6, "durations": [1] * 300}
-    told = page._attribution(predictor, "mood", long)
-    assert told.count('title="') == 256
-    assert "Only the first 256 units are explained; 44 after them are left out" in told
+def test_only_the_beginning_of_long_utterances_is_explained(predictor: SpeechPrompt, shown: dict[str, Any]):
+    long = {**shown, "units": [*range(50)] * 6, "durations": [1] * 300}
+    html = page._attribution(predictor, "mood", long)
+    assert html.count('title="') == 256
+    assert "Only the first 256 units are explained; 44 after them are left out" in html
 
 
 @pytest.mark.parametrize(
@@ -203,15 +203,15 @@ def test_only_the_beginning_of_long_utterances_is_explained(predictor: SpeechPro
         ([2**40, 2], "integers"),
     ],
 )
-def test_bad_units_are_refused(predictor: SpeechPrompt, said: dict[str, Any], units: Any, message: str):
+def test_bad_units_are_refused(predictor: SpeechPrompt, shown: dict[str, Any], units: Any, message: str):
     with pytest.raises(ValueError, match=message):
-        page._attribution(predictor, "mood", {**said, "units": units, "durations": [1, 1]})
+        page._attribution(predictor, "mood", {**shown, "units": units, "durations": [1, 1]})
 
 
-@pytest.mark.parametrize("said", [{"units": [1]}, {"answers": {}}, ["units"], "units durations", 7])
-def test_other_json_is_refused(predictor: SpeechPrompt, said: Any):
+@pytest.mark.parametrize("shown", [{"units": [1]}, {"answers": {}}, ["units"], "units durations", 7])
+def test_other_json_is_refused(predictor: SpeechPrompt, shown: Any):
     with pytest.raises(ValueError, match="not a prediction of this page"):
-        page._attribution(predictor, "mood", said)
+        page._attribution(predictor, "mood", shown)
 
 
 def test_no_cell_of_the_csv_is_a_formula():
@@ -221,8 +221,8 @@ def test_no_cell_of_the_csv_is_a_formula():
     assert content.startswith(b"\xef\xbb\xbf"), "Excel takes it for UTF-8"
     _, *read = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
     for name, row in zip(names, read, strict=True):
-        told = f"'{name}" if name.strip()[0] in "=+-@＝" else name
-        assert row == [told] * 4 + ["0.25", told]
+        cell = f"'{name}" if name.strip()[0] in "=+-@＝" else name
+        assert row == [cell] * 4 + ["0.25", cell]
     assert b'\r\n"x;=1+1","x;=1+1",' in content, "quoted, for those who split at semicolons"
 
 
@@ -237,8 +237,8 @@ def test_files_of_one_name_are_numbered():
         "7/gnp.wav",
         "8/b\n\x1bc.wav",
     ]
-    told = ["a.wav", "a.wav (2)", "a.wav (2) (2)", "b.wav", "a.wav (3)", "gnp.wav", "gnp.wav (2)", "b c.wav"]
-    assert page._names(files) == told
+    expected = ["a.wav", "a.wav (2)", "a.wav (2) (2)", "b.wav", "a.wav (3)", "gnp.wav", "gnp.wav (2)", "b c.wav"]
+    assert page._names(files) == expected
 
 
 def test_rows_belong_to_files_by_position(batcher: Batcher, predictor: SpeechPrompt, tmp_path: Path):
@@ -266,9 +266,9 @@ def test_errors_are_shown_in_place_of_the_result():
     async def show(what: str) -> Any:
         raise gr.Error(what)
 
-    told = asyncio.run(show("<b>a.wav</b> is no audio"))
-    assert told[1:] == ("", None)
-    assert "&lt;b&gt;a.wav&lt;/b&gt; is no audio" in told[0]
+    result = asyncio.run(show("<b>a.wav</b> is no audio"))
+    assert result[1:] == ("", None)
+    assert "&lt;b&gt;a.wav&lt;/b&gt; is no audio" in result[0]
 
 
 def test_names_cannot_break_a_table_of_markdown():

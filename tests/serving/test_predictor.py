@@ -188,7 +188,7 @@ def test_a_pack_of_another_lm_is_refused(plain: spjax.UnitLM):
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("card", "message"),
     [
         (
             {"encoder": "hubert_base", "layer": 6},
@@ -197,9 +197,9 @@ def test_a_pack_of_another_lm_is_refused(plain: spjax.UnitLM):
         ({"encoder": "mfcc", "layer": 0, "kmeans": "0123456789ab"}, "units of kmeans 0123456789ab, this encoder of"),
     ],
 )
-def test_packs_of_other_units_are_refused(plain: spjax.UnitLM, encoder: Encoder, said: dict[str, Any], told: str):
-    pack = world.pack(world.TASKS["mood"], plain, **said)
-    with pytest.raises(StorageError, match=f"{told}.*Give the encoder and k-means that it was trained with"):
+def test_packs_of_other_units_are_refused(plain: spjax.UnitLM, encoder: Encoder, card: dict[str, Any], message: str):
+    pack = world.pack(world.TASKS["mood"], plain, **card)
+    with pytest.raises(StorageError, match=f"{message}.*Give the encoder and k-means that it was trained with"):
         SpeechPrompt.load(plain, encoder, [pack])
 
 
@@ -213,8 +213,8 @@ def test_packs_whose_units_differ_are_refused(plain: spjax.UnitLM):
 
 def test_units_that_cannot_be_compared_are_accepted(plain: spjax.UnitLM, encoder: Encoder):
     """Imported unit text has only a k-means name, an imported prompt nothing about its units."""
-    for said in ({}, {"encoder": "mfcc", "layer": 0, "kmeans": "km50", "merged": True}):
-        SpeechPrompt.load(plain, encoder, [world.pack(world.TASKS["mood"], plain, **said)])
+    for card in ({}, {"encoder": "mfcc", "layer": 0, "kmeans": "km50", "merged": True}):
+        SpeechPrompt.load(plain, encoder, [world.pack(world.TASKS["mood"], plain, **card)])
 
 
 def test_encoders_with_other_units_than_the_lm_are_refused(plain: spjax.UnitLM, encoder: Encoder):
@@ -271,14 +271,14 @@ def test_one_bad_recording_does_not_affect_the_others(plain: spjax.UnitLM, encod
         [tmp_path / "bad.wav", str(tmp_path / "none.wav"), good, np.zeros(800, np.float32), long], rate=16_000
     )
     np.testing.assert_array_equal(whole.units, encode(good, encoder).units)
-    for error, told in (
+    for error, message in (
         (bad, "bad.wav"),
         (missing, "none.wav does not exist"),
         (silent, "silent"),
         (over, "utterance 4 has"),
     ):
         assert isinstance(error, ValueError)
-        assert told in str(error)
+        assert message in str(error)
     with pytest.raises(ValueError, match=r"none\.wav does not exist"):
         predictor.predict([str(tmp_path / "none.wav")])
     with pytest.raises(ValueError, match="rate is missing"):
@@ -322,10 +322,10 @@ def test_quantized_kernels_change_little(kind: str, bytes_left: float, near: flo
         )
     )
     assert (change.utterances, change.metric) == (4, "exact_match")
-    said = [[list(answer["order"]["labels"].values()) for answer in answers] for answers in (narrow, exact)]
-    assert change.agreement == np.mean([a == b for a, b in zip(*said, strict=True)])
+    labels = [[list(answer["order"]["labels"].values()) for answer in answers] for answers in (narrow, exact)]
+    assert change.agreement == np.mean([a == b for a, b in zip(*labels, strict=True)])
     assert (change.value, change.reference) == tuple(
-        np.mean([a == b for a, b in zip(own, spelled, strict=True)]) for own in said
+        np.mean([a == b for a, b in zip(own, spelled, strict=True)]) for own in labels
     )
     assert comparing.changes(predictor, reference, units)["order"].metric is None
 

@@ -64,7 +64,7 @@ def test_packs_of_one_shape_share_a_bank():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"durations": [1, float("nan")]}, "give durations in frames"),
         ({"durations": [1, 2.5]}, "give durations in frames"),
@@ -78,9 +78,9 @@ def test_packs_of_one_shape_share_a_bank():
         ({"f0": None}, "has no f0"),
     ],
 )
-def test_bad_prosody_is_refused(wrong: dict[str, Any], told: str) -> None:
+def test_bad_prosody_is_refused(wrong: dict[str, Any], message: str) -> None:
     config = UnitLMConfig(24, 16, 1, 2, 16, ProsodyConfig(f0_edges=(0.0,), interpolate_f0=True))
     good = {"units": np.asarray([1, 2]), "durations": np.asarray([3, 0]), "f0": np.asarray([0.1, 0.0])}
     assert scoring.unit_set([Encoded(**good)], config).streams is not None
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         scoring.unit_set([Encoded(**{**good, **wrong})], config)

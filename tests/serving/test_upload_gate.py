@@ -54,9 +54,9 @@ async def ask(
 )
 def test_requests_are_limited_with_any_content_length(tmp_path: Path, parts: list[bytes], length: int, status: int):
     gate = UploadGate(reads_all, tmp_path, upload_bytes=10)
-    got, told = asyncio.run(ask(gate, parts, length=length))
+    got, message = asyncio.run(ask(gate, parts, length=length))
     assert got == status
-    assert ("the most allowed" in told) == (status == 413)
+    assert ("the most allowed" in message) == (status == 413)
 
 
 def test_calls_without_files_are_limited_more_and_other_paths_not(tmp_path: Path):
@@ -69,8 +69,8 @@ def test_calls_without_files_are_limited_more_and_other_paths_not(tmp_path: Path
 
 def test_slow_uploads_are_closed(tmp_path: Path):
     gate = UploadGate(reads_all, tmp_path, grace=0.1)
-    status, told = asyncio.run(ask(gate, [b"a"] * 1000, pause=0.02))
-    assert (status, "too slow" in told) == (408, True)
+    status, message = asyncio.run(ask(gate, [b"a"] * 1000, pause=0.02))
+    assert (status, "too slow" in message) == (408, True)
     assert asyncio.run(ask(gate, [bytes(16_000)] * 15, pause=0.02))[0] == 200, "as long, but at a fair rate"
 
 
@@ -81,18 +81,18 @@ def test_all_uploads_together_are_limited(tmp_path: Path):
     async def several() -> list[tuple[int, str]]:
         return await asyncio.gather(*(ask(gate, [bytes(20_000)], length=20_000, pause=0.05) for _ in range(4)))
 
-    told = asyncio.run(several())
-    assert sorted(status for status, _ in told) == [200, 200, 507, 507], "uploads in progress count"
-    assert all("try again later" in text for status, text in told if status == 507)
+    responses = asyncio.run(several())
+    assert sorted(status for status, _ in responses) == [200, 200, 507, 507], "uploads in progress count"
+    assert all("try again later" in text for status, text in responses if status == 507)
 
 
 def test_errors_of_the_app_are_logged_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     async def breaks(scope: Any, receive: Any, send: Any) -> None:
         raise TypeError("File is not an instance")
 
-    status, told = asyncio.run(ask(UploadGate(breaks, tmp_path), [b"a"]))
+    status, message = asyncio.run(ask(UploadGate(breaks, tmp_path), [b"a"]))
     assert status == 400
-    assert "cannot be read" in told
+    assert "cannot be read" in message
     assert "TypeError" in caplog.text
     assert "Traceback" not in caplog.text
     assert asyncio.run(ask(UploadGate(breaks, tmp_path), [b"a"], "/gradio_api/queue/join"))[0] == 400
@@ -109,5 +109,5 @@ def test_errors_of_the_app_are_logged_in_one_line(tmp_path: Path, caplog: pytest
         await send({"type": "http.response.body", "body": b"Internal Server Error"})
         raise TypeError("no argument")
 
-    status, told = asyncio.run(ask(UploadGate(tells, tmp_path), [b"a"], "/gradio_api/call/predict"))
-    assert (status, "cannot be read" in told) == (400, True)
+    status, message = asyncio.run(ask(UploadGate(tells, tmp_path), [b"a"], "/gradio_api/call/predict"))
+    assert (status, "cannot be read" in message) == (400, True)

@@ -81,10 +81,10 @@ def utterances(model: UnitLM, lengths: Sequence[int], seed: int = 0) -> list[Any
     units = tiny.utterances(model.config, lengths, seed)
     if model.config.prosody is None:
         return units
-    said = [np.asarray(one, float).T for one in tiny.spoken(units, seed)]
+    streams = [np.asarray(one, float).T for one in tiny.spoken(units, seed)]
     return [
-        Encoded(np.asarray(own, np.int32), duration.astype(np.int32), f0.astype(np.float32))
-        for own, (duration, f0) in zip(units, said, strict=True)
+        Encoded(np.asarray(row, np.int32), duration.astype(np.int32), f0.astype(np.float32))
+        for row, (duration, f0) in zip(units, streams, strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""The kinds of bad file that a corpus may hold among its good ones, made on the spot."""
+"""Kinds of bad audio files that a corpus may contain, generated on the fly."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ RATE = 16_000
 
 
 def noise(seconds: float = 0.5, channels: int = 1, rate: int = RATE) -> np.ndarray:
-    """float64 [n, channels] of quiet noise, always the same."""
+    """float64 [n, channels] of quiet noise with a fixed seed."""
     samples = np.random.default_rng(0).normal(0, 0.1, (round(seconds * rate), channels))
     return samples.clip(-0.9, 0.9)
 
 
 def encoded(samples: np.ndarray, rate: int = RATE, kind: str = "WAV", subtype: str | None = None) -> bytes:
-    """A whole audio file."""
+    """A complete audio file."""
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format=kind, subtype=subtype)
     return file.getvalue()
@@ -32,7 +32,7 @@ def encoded(samples: np.ndarray, rate: int = RATE, kind: str = "WAV", subtype: s
 def wav(
     data: bytes, rate: int = RATE, channels: int = 1, code: int = 1, bits: int = 16, promised: int | None = None
 ) -> bytes:
-    """A WAV file byte by byte, so that its header can lie."""
+    """A WAV file with any header."""
     size = len(data) if promised is None else promised
     block = channels * bits // 8
     header = struct.pack("<HHIIHH", code, channels, rate & 0xFFFFFFFF, rate * block & 0xFFFFFFFF, block, bits)
@@ -41,7 +41,7 @@ def wav(
 
 
 def png() -> bytes:
-    """An image of one grey pixel."""
+    """A PNG of one grey pixel."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -59,7 +59,7 @@ def zipped(name: str, data: bytes) -> bytes:
 
 
 def contents() -> dict[str, tuple[str, bytes]]:
-    """Kind → extension and contents of a bad file."""
+    """Kind → (extension, contents) of a bad file."""
     good = encoded(noise())
     data = good[44:]
     hole = noise()
@@ -121,7 +121,7 @@ def contents() -> dict[str, tuple[str, bytes]]:
 
 
 def make_bad_files(folder: Path) -> dict[str, Path]:
-    """Makes a file of every kind of bad file: kind → path. Reading any of them must raise AudioError with its path."""
+    """Write a file of every kind: kind → path. Reading any of them must raise AudioError with its path."""
     folder.mkdir(parents=True, exist_ok=True)
     made = {}
     for kind, (extension, data) in contents().items():
@@ -133,7 +133,7 @@ def make_bad_files(folder: Path) -> dict[str, Path]:
     made["broken link"] = folder / "broken_link.wav"
     if not made["broken link"].is_symlink():
         made["broken link"].symlink_to(folder / "gone.wav")
-    if hasattr(os, "mkfifo"):  # reading one would wait for ever
+    if hasattr(os, "mkfifo"):  # reading one would block forever
         made["pipe"] = folder / "pipe.wav"
         if not made["pipe"].exists():
             os.mkfifo(made["pipe"])

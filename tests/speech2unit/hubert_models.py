@@ -1,4 +1,4 @@
-"""HuBERTs with random weights, ours and those of transformers, that tests of several rooms compare."""
+"""HuBERTs with random weights, ours and transformers'."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TINY = HubertConfig(conv_dim=16, dim=24, layers=2, heads=2, ffn_dim=32, position
 
 
 def weights(config: HubertConfig = TINY, seed: int = 0) -> Params:
-    """Weights of our tree under which every part of the encoder matters."""
+    """Random weights of our tree for which every part of the encoder affects the output."""
     rng = np.random.default_rng(seed)
 
     def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -29,7 +29,7 @@ def weights(config: HubertConfig = TINY, seed: int = 0) -> Params:
 
 
 def speechlike(samples: int, seed: int = 0) -> np.ndarray:
-    """Noise with most of its power in low frequencies, loud and quiet in turn, a little off zero: float32 [samples]."""
+    """Noise with most of its power at low frequencies, alternately loud and quiet, with an offset: float32 [n]."""
     rng = np.random.default_rng(seed)
     noise = np.convolve(rng.standard_normal(samples), np.exp(-np.arange(40) / 8), mode="same")
     envelope = 0.02 + np.abs(np.sin(np.arange(samples) / 2500 + seed))
@@ -37,7 +37,7 @@ def speechlike(samples: int, seed: int = 0) -> np.ndarray:
 
 
 def peer(config: HubertConfig, seed: int = 0, **options: Any) -> Any:
-    """transformers' HubertModel of the same sizes, in eval mode, norms and biases drawn too."""
+    """transformers' HubertModel of the same sizes, in eval mode, with random norms and biases."""
     transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
     torch = pytest.importorskip("torch", reason="torch is a test dependency")
     count = len(config.conv_kernels)
@@ -54,12 +54,12 @@ def peer(config: HubertConfig, seed: int = 0, **options: Any) -> Any:
             if parameter.ndim == 1:
                 parameter.normal_(float("norm" in name and name.endswith("weight")), 0.2)
             elif parameter.ndim == 2:
-                parameter.normal_(0, 1.5 * parameter.shape[1] ** -0.5)  # the library's own 0.02 leaves attention flat
+                parameter.normal_(0, 1.5 * parameter.shape[1] ** -0.5)  # the default of 0.02 leaves attention uniform
     return model
 
 
 def peer_layers(model: Any, wave: np.ndarray) -> list[np.ndarray]:
-    """Its hidden states of one wave: the input of the first layer and the output of each, [F, D]."""
+    """The peer's hidden states of one wave: the input of the first layer and the output of each, [F, D]."""
     import torch
 
     with torch.inference_mode():
@@ -68,12 +68,12 @@ def peer_layers(model: Any, wave: np.ndarray) -> list[np.ndarray]:
 
 
 def error(found: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference relative to the feature scale, the root mean square."""
+    """Largest difference relative to the root mean square of the features."""
     assert found.shape == expected.shape
     return float(np.abs(found - expected).max() / np.sqrt(np.square(expected).mean()))
 
 
 def save_peer(model: Any, directory: Path) -> Path:
-    """Its files as Hugging Face has them."""
+    """Save the peer in Hugging Face's format."""
     model.save_pretrained(directory)
     return directory

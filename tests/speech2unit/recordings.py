@@ -1,4 +1,4 @@
-"""A whole recording in every container that is read, made on the spot by libsndfile and PyAV."""
+"""A complete recording in every supported container, written by libsndfile and PyAV."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def by_av(
     streams: int = 1,
     video: bool = False,
 ) -> bytes:
-    """Noise in a container of libav, or no audio but an image."""
+    """Noise in a container written by libav, or only an image."""
     import av
 
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +53,7 @@ def by_av(
 
 @functools.cache
 def whole() -> dict[str, bytes]:
-    """Name → a recording of noise, of 2 s (a lossy one may be longer by a frame or two)."""
+    """Name → a recording of 2 s of noise (lossy ones may be a frame or two longer)."""
     samples = noise(SECONDS)
     made = {kind: encoded(samples, kind=kind) for kind in ("WAV", "RF64", "W64", "AIFF", "CAF", "AU", "NIST", "FLAC")}
     made["WAV float"] = encoded(samples, subtype="FLOAT")
@@ -73,7 +73,7 @@ def whole() -> dict[str, bytes]:
     made["M4A ALAC"] = by_av("ipod", "alac")
     made["MOV"] = by_av("mov", "aac")
     made["MOV PCM"] = by_av("mov", "pcm_s16le")
-    made["CAF ALAC of libav"] = by_av("caf", "alac")  # its header counts the last packet as a full one
+    made["CAF ALAC of libav"] = by_av("caf", "alac")  # its header counts the last packet as full
     made["WebM"] = by_av("webm", "libopus", 48_000)
     made["WebM live"] = by_av("webm", "libopus", 48_000, options={"live": "1"})
     made["Matroska"] = by_av("matroska", "aac")
@@ -82,7 +82,7 @@ def whole() -> dict[str, bytes]:
 
 
 def put(data: bytes, position: int, form: str, value: int) -> bytes:
-    """Another number in a header."""
+    """Overwrite a number in a header."""
     return data[:position] + struct.pack(form, value) + data[position + struct.calcsize(form) :]
 
 
@@ -97,7 +97,7 @@ def ape(content: bytes, header: bool = True) -> bytes:
 
 
 def pages(data: bytes) -> list[bytes]:
-    """The pages of an Ogg file."""
+    """Split an Ogg file into pages."""
     found = []
     while data:
         length = 27 + data[26] + sum(data[27 : 27 + data[26]])
@@ -107,7 +107,7 @@ def pages(data: bytes) -> list[bytes]:
 
 
 def id3(size: int, content: bytes = b"", footer: bool = False) -> bytes:
-    """An ID3v2 tag of so many bytes after its header."""
+    """An ID3v2 tag with so many bytes after its header."""
     length = bytes(size >> shift & 127 for shift in (21, 14, 7, 0))
     flags = b"\4\0\x10" if footer else b"\3\0\0"
     tail = b"3DI" + flags + length if footer else b""

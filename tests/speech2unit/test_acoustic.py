@@ -1,4 +1,4 @@
-"""MFCC and log-mel: against librosa's own, frame counts, normalisation, the shortest and the oddest utterances."""
+"""MFCC and log-mel: compared with librosa; frame counts, normalisation, edge cases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONFIGS = [MFCC, LOG_MEL, AcousticConfig(deltas=2), AcousticConfig("log_mel", ho
 
 
 def by_librosa(wave: np.ndarray, config: AcousticConfig) -> np.ndarray:
-    """The same by librosa alone."""
+    """The same features by librosa only."""
     import librosa
 
     grid = {"sr": 16_000, "n_fft": config.window, "hop_length": config.hop, "center": False, "n_mels": config.mels}
@@ -44,7 +44,7 @@ def test_sizes():
 
 @settings(max_examples=25)
 @given(n=st.integers(400, 4000), number=st.integers(0, len(CONFIGS) - 1))
-def test_every_length_has_its_frames(n, number):
+def test_frame_counts(n, number):
     config = CONFIGS[number]
     found = features(speechlike(n), config)
     assert found.shape == (frames(n, config), config.dim)
@@ -65,20 +65,20 @@ def test_loudness_changes_nothing(config):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_the_shortest_utterance_says_nothing_but_is_legal(config):
+def test_the_shortest_utterance(config):
     assert (features(speechlike(400), config) == 0).all()
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_what_does_not_move_is_0(config):
-    steady = np.tile(np.sin(2 * np.pi * np.arange(160) / 16).astype(np.float32), 100)  # the same in every frame
+def test_constant_coefficients_are_0(config):
+    steady = np.tile(np.sin(2 * np.pi * np.arange(160) / 16).astype(np.float32), 100)  # every frame is the same
     for wave in (steady, np.zeros(8000, np.float32), np.ones(8000, np.float32)):
         found = features(wave, config)
         assert np.isfinite(found).all()
         assert np.abs(found).max() < 1e-6
 
 
-def test_a_silent_half_is_finite_and_tells_itself_apart():
+def test_a_silent_half_is_finite_and_differs():
     wave = speechlike(16_000)
     wave[:8000] = 0
     found = features(wave, LOG_MEL)
@@ -86,7 +86,7 @@ def test_a_silent_half_is_finite_and_tells_itself_apart():
     assert found[:45].mean() < -0.5 < 0.5 < found[55:].mean()
 
 
-def test_frames_are_where_they_are_said_to_be():
+def test_frame_centres():
     wave = np.zeros(16_000, np.float32)
     wave[160 * 50 + 200] = 1  # the centre of frame 50
     loud = features(wave, AcousticConfig("log_mel", deltas=0)).mean(1)
@@ -94,14 +94,14 @@ def test_frames_are_where_they_are_said_to_be():
     assert np.allclose(loud[49], loud[51], atol=1e-4)
 
 
-def test_a_long_recording_is_the_same_in_blocks(monkeypatch):
+def test_blocks_do_not_change_a_long_recording(monkeypatch):
     wave = speechlike(40_000)
     whole = features(wave, MFCC)
     monkeypatch.setattr(acoustic, "_BLOCK", 7)
     assert np.allclose(features(wave, MFCC), whole, atol=1e-4)
 
 
-def test_the_wave_is_left_alone():
+def test_the_wave_is_not_modified():
     wave = speechlike(8000)
     before = wave.copy()
     features(wave, MFCC)
@@ -109,7 +109,7 @@ def test_the_wave_is_left_alone():
 
 
 @pytest.mark.parametrize("wave", [np.zeros(399, np.float32), np.zeros((2, 4000), np.float32)])
-def test_what_is_no_wave_is_refused(wave):
+def test_bad_waves_are_refused(wave):
     with pytest.raises(ValueError, match=r"must be \[n\] of 400 samples or more"):
         features(wave, MFCC)
 
@@ -127,6 +127,6 @@ def test_what_is_no_wave_is_refused(wave):
         {"delta_width": 1},
     ],
 )
-def test_configs_that_cannot_be(wrong):
+def test_invalid_configs(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong)).split("_")[0]):
         AcousticConfig(**wrong)

@@ -1,4 +1,4 @@
-"""Audio in: every format, rate and sample type as the same sound; every kind of bad file refused by name."""
+"""Reading audio: every format, rate and sample type gives the same sound; every kind of bad file is refused by name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tone(hz: float = 440.0, rate: int = SAMPLE_RATE, seconds: float = 0.5, level
 
 
 def likeness(found: np.ndarray, expected: np.ndarray) -> float:
-    """Correlation of two waves, the ends left out."""
+    """Correlation of two waves, without their ends."""
     n = min(len(found), len(expected))
     return float(np.corrcoef(found[400 : n - 400], expected[400 : n - 400])[0, 1])
 
@@ -76,29 +76,29 @@ def test_every_kind_of_bad_file_is_refused_by_name(bad_files, kind):
         ("rate 10", "has the sample rate 10;"),
         ("missing", "does not exist"),
         ("directory", "is a directory"),
-        ("pipe", "is no regular file"),
+        ("pipe", "is not a regular file"),
     ],
 )
-def test_what_is_wrong_is_said(bad_files, kind, says):
+def test_messages(bad_files, kind, says):
     with pytest.raises(AudioError) as refused:
         read_audio(bad_files[kind])
     assert says in str(refused.value)
 
 
 @pytest.mark.parametrize("path", ["", "a\0b.wav", "x" * 5000 + ".wav"])
-def test_a_name_that_no_file_has_is_refused(path):
+def test_an_impossible_name_is_refused(path):
     with pytest.raises(AudioError):
         read_audio(path)
 
 
-def test_a_file_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
+def test_an_unreadable_file_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "a.wav"
     path.write_bytes(encoded(noise()))
 
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)  # root, who runs tests in containers, may read everything
+    monkeypatch.setattr(Path, "open", refuse)  # file permissions do not bind root, who runs tests in containers
     with pytest.raises(AudioError, match=r"a\.wav cannot be read \(Permission denied\)"):
         read_audio(path)
 
@@ -113,7 +113,7 @@ def test_a_wav_cut_anywhere_is_refused(tmp_path, cut):
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.9, 0.995])
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3", "AIFF", "AU", "NIST"])
-def test_a_share_of_a_file_is_refused(tmp_path, kind, share):
+def test_a_part_of_a_file_is_refused(tmp_path, kind, share):
     path = tmp_path / "share"
     whole = encoded(noise(2.0), kind=kind)
     path.write_bytes(whole[: int(len(whole) * share)])
@@ -151,7 +151,7 @@ def test_a_share_of_a_file_is_refused(tmp_path, kind, share):
 )
 def test_formats(tmp_path, kind, subtype):
     sound = tone() + tone(1000, level=0.2)
-    path = tmp_path / "a.bin"  # by contents, not by name
+    path = tmp_path / "a.bin"  # the format is detected from the contents
     path.write_bytes(encoded(sound, kind=kind, subtype=subtype))
     wave, rate, _ = read_audio(path)
     assert (wave.dtype, wave.ndim, rate) == (np.float32, 1, SAMPLE_RATE)
@@ -170,7 +170,7 @@ def test_channels_are_averaged(tmp_path, channels):
     assert np.allclose(read_audio(path).wave, tone() * levels.mean(), atol=1e-6)
 
 
-def test_more_channels_than_samples_are_read_as_the_file_says(tmp_path):
+def test_more_channels_than_samples(tmp_path):
     path = tmp_path / "a.wav"
     path.write_bytes(encoded(noise(channels=6)[:5]))
     with pytest.raises(AudioError, match="5 samples at 16000 Hz"):
@@ -188,16 +188,16 @@ def test_rates(tmp_path, rate):
 
 
 @pytest.mark.parametrize("rate", [8_000, 48_000])
-def test_resampling_keeps_what_can_be_kept(rate):
+def test_resampling_keeps_the_band(rate):
     wave = prepare(tone(1000, rate, 2.0), rate).wave
     spectrum = np.abs(np.fft.rfft(wave * np.hanning(len(wave)))) / (len(wave) / 4)
-    assert np.argmax(spectrum) == 2000  # bins of half a Hz
+    assert np.argmax(spectrum) == 2000  # bins of 0.5 Hz
     assert abs(spectrum.max() - 0.5) < 0.001
     spectrum[1990:2011] = 0
     assert spectrum.max() < 0.5e-3  # 60 dB below
 
 
-def test_resampling_removes_what_would_fold():
+def test_resampling_removes_aliases():
     before = tone(9000, 48_000, 2.0)
     wave = prepare(before + tone(100, 48_000, 2.0, level=1e-9), 48_000).wave
     inside = wave[1600:-1600]
@@ -221,7 +221,7 @@ def test_sample_types(dtype, scale, tolerance):
     assert np.abs(prepare((tone() * scale).astype(dtype), SAMPLE_RATE).wave - tone()).max() < tolerance
 
 
-def test_unsigned_bytes_have_their_zero_at_128():
+def test_unsigned_bytes_are_centred_on_128():
     samples = (np.rint(tone() * 128) + 128).astype(np.uint8)
     wave = prepare(samples, SAMPLE_RATE).wave
     assert np.abs(wave - tone()).max() < 0.01
@@ -252,7 +252,7 @@ def test_any_array_of_noise_becomes_its_mean(n, channels, first, seed):
     assert np.allclose(wave, samples.mean(1), atol=1e-6)
 
 
-def test_the_caller_s_array_is_left_alone():
+def test_the_array_is_not_modified():
     samples = tone().astype(np.float32)
     before = samples.copy()
     for rate in (16_000, 48_000):
@@ -303,7 +303,7 @@ def test_arrays_that_are_refused(array, says):
 @pytest.mark.parametrize(
     "rate", [0, -16_000, 999, 1_000_001, 16_000.5, float("nan"), float("inf"), True, "16000", None]
 )
-def test_unlikely_rates_are_refused(rate):
+def test_implausible_rates_are_refused(rate):
     with pytest.raises(AudioError, match="has the sample rate"):
         prepare(tone(), rate)
 
@@ -321,7 +321,7 @@ def test_quiet_noise_is_legal():
 
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
 @pytest.mark.parametrize("rate", [16_000, 48_000])
-def test_a_crop_is_that_part_of_the_whole(tmp_path, kind, rate):
+def test_a_crop_equals_that_part_of_the_file(tmp_path, kind, rate):
     path = tmp_path / "a"
     path.write_bytes(encoded(noise(3.0, rate=rate), rate, kind=kind))
     samples, _ = soundfile.read(path, dtype="float32")
@@ -349,7 +349,7 @@ def test_a_crop_does_not_read_the_rest(tmp_path, monkeypatch):
 def test_crops_at_the_end(tmp_path):
     path = tmp_path / "a.wav"
     path.write_bytes(encoded(noise(1.0)))
-    assert len(read_audio(path, 0.5, 0.505).wave) == 8000  # lists of crops round their times
+    assert len(read_audio(path, 0.5, 0.505).wave) == 8000  # lists of crops are rounded
     for start, duration in ((0.5, 0.52), (1.0, None), (1.0, 0.1), (5.0, None)):
         with pytest.raises(AudioError, match=r"a\.wav lasts 1 s; the crop from"):
             read_audio(path, start, duration)
@@ -360,10 +360,10 @@ def test_crops_at_the_end(tmp_path):
 @pytest.mark.parametrize(
     ("start", "duration"), [(-0.1, None), (0, 0), (0, -1), (float("nan"), None), (0, float("nan")), (0, float("inf"))]
 )
-def test_crops_that_are_none(tmp_path, start, duration):
+def test_invalid_crops(tmp_path, start, duration):
     path = tmp_path / "a.wav"
     path.write_bytes(encoded(noise(1.0)))
-    with pytest.raises(AudioError, match="a crop of"):
+    with pytest.raises(AudioError, match="the crop of"):
         read_audio(path, start, duration)
 
 
@@ -375,7 +375,7 @@ def test_a_silent_crop_of_a_good_file_is_refused(tmp_path):
         read_audio(path, 1.2, 0.5)
 
 
-def test_headers_of_programs_that_write_to_a_pipe(tmp_path):
+def test_headers_written_to_a_pipe(tmp_path):
     data = encoded(noise())[44:]
     for promised in (0xFFFFFFFF - 36, 0x7FFFFFFF, 0x7FFFF000):
         path = tmp_path / "stream.wav"
@@ -383,11 +383,11 @@ def test_headers_of_programs_that_write_to_a_pipe(tmp_path):
         assert len(read_audio(path).wave) == 8000
 
 
-def test_chunks_around_the_data_do_no_harm(tmp_path):
+def test_other_chunks_are_skipped(tmp_path):
     good = encoded(noise())
     extra = b"LIST" + struct.pack("<I", 5) + b"abcde\0"
     path = tmp_path / "a.wav"
-    path.write_bytes(good[:36] + extra + good[36:] + extra[:-4])  # the last of them cut off, after the audio
+    path.write_bytes(good[:36] + extra + good[36:] + extra[:-4])  # the last chunk, after the audio, is cut off
     assert len(read_audio(path).wave) == 8000
 
 
@@ -395,7 +395,7 @@ REMOTE = {"gs://bucket/a.wav": encoded(noise(), kind="FLAC"), "gs://bucket/b.wav
 
 
 class Bucket:
-    """As much of a remote path as is needed here."""
+    """The part of a remote path's interface that is used here."""
 
     def __init__(self, path: str):
         self.path = path
@@ -413,7 +413,7 @@ class Bucket:
         return io.BytesIO(REMOTE[self.path])
 
 
-def test_files_that_are_not_on_this_machine(monkeypatch):
+def test_remote_files(monkeypatch):
     remote = epath.Path("gs://bucket/a.wav")
     monkeypatch.setattr(places.epath, "Path", Bucket)
     assert len(read_audio("gs://bucket/a.wav", 0.1, 0.2).wave) == 3200
@@ -437,7 +437,7 @@ def test_real_recordings(tmp_path):
 
 
 @pytest.mark.parametrize("hertz", [1000, 3500.5, 4000])
-def test_a_lowpass_takes_what_is_above_it_and_nothing_else(hertz: float) -> None:
+def test_a_lowpass_removes_only_what_is_above_it(hertz: float) -> None:
     time = np.arange(16_000) / 16_000
     low, high = (np.sin(2 * np.pi * factor * hertz * time).astype(np.float32) for factor in (0.5, 1.3))
     kept = audio.lowpass(low + high, hertz)

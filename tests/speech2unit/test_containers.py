@@ -1,4 +1,4 @@
-"""What a header promises against what is there, in every container; several recordings; channels that cancel."""
+"""Headers that contradict the contents, in every container; several recordings in a file; channels that cancel."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = [
     *("WAV MP3", "BW64", "CAF ALAC", "Ogg Vorbis", "Ogg Opus", "MP3", "MP3 no Xing", "M4A", "M4A moov first"),
     *("MP4 fragmented", "M4A ALAC", "MOV", "MOV PCM", "CAF ALAC of libav", "WebM", "WebM live", "Matroska", "ADTS"),
 ]
-LOSE_NOTHING = ("CAF ALAC", "CAF ALAC of libav", "M4A", "M4A ALAC", "MOV", "MOV PCM")  # by their last byte
+LOSE_NOTHING = ("CAF ALAC", "CAF ALAC of libav", "M4A", "M4A ALAC", "MOV", "MOV PCM")  # when the last byte is cut off
 WITH_FIELD = ("RF64", "BW64", "AIFF", "CAF", "W64", "AU")
 
 
@@ -58,7 +58,7 @@ def test_whole_files(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_cut_off_is_refused(kind):
+def test_truncated_files_are_refused(kind):
     data = whole()[kind]
     for share in (0.02, 0.1, 0.37, 0.6, 0.85, 0.99):
         refused(data[: int(len(data) * share)])
@@ -69,7 +69,7 @@ def test_what_was_cut_off_is_refused(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_recordings_in_a_file_are_refused_or_both_are_read(kind):
     data = whole()[kind]
-    if kind in ("ADTS", "MP3 no Xing"):  # nothing tells where the second begins
+    if kind in ("ADTS", "MP3 no Xing"):  # there is no sign of where the second begins
         assert len(read(data + data).wave) == pytest.approx(2 * len(read(data).wave), abs=2400)
     else:
         assert "several recordings" in refused(data + data)
@@ -87,9 +87,9 @@ def test_a_recording_of_another_kind_after_one(kind):
 
 
 def test_a_recording_after_one_of_unknown_length():
-    for kind, said in (("AU", 0xFFFFFFFF), ("CAF", 2**64 - 1), ("WAV", 0xFFFFFFFF), ("AIFF", 0)):
+    for kind, value in (("AU", 0xFFFFFFFF), ("CAF", 2**64 - 1), ("WAV", 0xFFFFFFFF), ("AIFF", 0)):
         place, form, _ = fields()[kind]
-        data = put(whole()[kind], place, form, said)
+        data = put(whole()[kind], place, form, value)
         for other in (data, whole()["M4A"], whole()["FLAC"]):
             assert "several recordings" in refused(data + bytes(10) + other)
         assert np.array_equal(read(data + TAG).wave, read(data).wave)
@@ -110,7 +110,7 @@ def test_sizes_of_samples_that_contradict_each_other():
     data = whole()["WAV"]
     for bits in (8, 24, 32):
         assert f"its header says {bits} bits a sample" in refused(put(data, 34, "<H", bits))
-    for place, form, value in ((32, "<H", 4), (28, "<I", 7), (34, "<H", 12)):  # two of three agree
+    for place, form, value in ((32, "<H", 4), (28, "<I", 7), (34, "<H", 12)):  # two of three fields agree
         assert len(read(put(data, place, form, value)).wave) == 32_000
 
 
@@ -126,7 +126,7 @@ def test_tags_and_zeros_after_flac(blank):
 
 
 def fields() -> dict[str, tuple[int, str, int]]:
-    """Container → place of the length field of its samples, its struct, and what it says beside them."""
+    """Container → position of the length field of its samples, its struct format, and extra bytes that it counts."""
     made = whole()
     chunks = {kind: (made[kind].index(b"data") + 4, "<I", 0) for kind in KINDS if kind.startswith("WAV")}
     wide = {kind: (made[kind].index(b"ds64") + 16, "<Q", 0) for kind in ("RF64", "BW64")}
@@ -140,11 +140,11 @@ def test_a_wrong_length_field_is_repaired(kind):
     (right,) = struct.unpack_from(form, data, place)
     expected = read(data).wave
     by_one = [right - 1] if kind == "WAV" else []
-    for said in (0, (right - extra) // 2 + extra, right - 44, *by_one, right + 44, 0x7FFFFFFF, 0xFFFFFFFF):
-        if kind == "AU" and said == 0xFFFFFFFF:
-            continue  # the format's own word for unknown
-        audio = read(put(data, place, form, said))
-        assert np.array_equal(audio.wave, expected), said
+    for value in (0, (right - extra) // 2 + extra, right - 44, *by_one, right + 44, 0x7FFFFFFF, 0xFFFFFFFF):
+        if kind == "AU" and value == 0xFFFFFFFF:
+            continue  # the format's value for unknown
+        audio = read(put(data, place, form, value))
+        assert np.array_equal(audio.wave, expected), value
         assert "read to the end" in audio.repairs[0]
         assert len(audio.repairs) == 1
 
@@ -152,16 +152,16 @@ def test_a_wrong_length_field_is_repaired(kind):
 def test_a_length_of_rf64_in_either_place():
     data = whole()["RF64"]
     place, wide = data.index(b"data") + 4, data.index(b"ds64") + 16
-    for short, said in ((64_000, 0), (64_000, 64_000), (64_000, 2**63), (32_000, 64_000), (0, 64_000)):
-        audio = read(put(put(data, place, "<I", short), wide, "<Q", said))
+    for short, value in ((64_000, 0), (64_000, 64_000), (64_000, 2**63), (32_000, 64_000), (0, 64_000)):
+        audio = read(put(put(data, place, "<I", short), wide, "<Q", value))
         assert np.array_equal(audio.wave, read(data).wave)
         assert bool(audio.repairs) == (short != 64_000)
 
 
-def test_lengths_that_a_format_lets_be_unknown_are_no_fault():
-    for kind, said in (("AU", 0xFFFFFFFF), ("CAF", 2**64 - 1)):
+def test_lengths_that_may_be_unknown():
+    for kind, value in (("AU", 0xFFFFFFFF), ("CAF", 2**64 - 1)):
         place, form, _ = fields()[kind]
-        audio = read(put(whole()[kind], place, form, said))
+        audio = read(put(whole()[kind], place, form, value))
         assert (len(audio.wave), audio.repairs) == (32_000, ())
 
 
@@ -181,7 +181,7 @@ def test_flac_of_an_unknown_or_wrong_length(total):
     assert "promises 32001 samples, 32000 are there" in refused(with_total(data, 32_001))
 
 
-def test_flac_frames_that_are_missing_or_there_twice():
+def test_missing_or_repeated_flac_frames():
     data = whole()["FLAC"]
     heads = re.finditer(rb"\xff\xf8", data)
     places = [one.start() for one in heads if _flac_header(data[one.start() : one.start() + 16], 4096) is not None]
@@ -199,14 +199,14 @@ def test_samples_that_look_like_a_flac_frame():
     head = bytes.fromhex("fff8c90805")  # of frame 5: 4,096 samples a frame
     head += bytes([_crc(head, _CRC8, 8)])
     assert _flac_header(head + bytes(10), 4096) == (20_480, 24_576)
-    samples = np.random.default_rng(0).integers(-32_768, 32_767, 32_000).astype(">i2")  # such noise is not packed
+    samples = np.random.default_rng(0).integers(-32_768, 32_767, 32_000).astype(">i2")  # such noise is stored verbatim
     samples[1000:1003] = np.frombuffer(head, ">i2")
     data = encoded(samples.astype(np.int16), kind="FLAC")
     assert head in data
     assert len(read(data).wave) == 32_000
 
 
-def test_the_end_of_an_ogg_stream_that_makes_no_sense():
+def test_an_ogg_stream_without_a_valid_end():
     for kind in ("Ogg Vorbis", "Ogg Opus"):
         *first, last = pages(whole()[kind])
         for granule in (0, 2**64 - 1, 10**9, 2**62):
@@ -216,7 +216,7 @@ def test_the_end_of_an_ogg_stream_that_makes_no_sense():
         assert "several recordings" in refused(whole()[kind] + whole()["Ogg Opus"])
 
 
-def test_a_vbri_header_is_no_sound():
+def test_a_vbri_header_is_not_decoded():
     data = whole()["MP3 no Xing"]
     length = data.index(data[:2], 4)
     for frames in (58, 59, 20):
@@ -227,17 +227,17 @@ def test_a_vbri_header_is_no_sound():
     refused((data[:4] + bytes(32) + vbri.replace(b"\0\x14", b"\0\x3a")).ljust(length, b"\0") + data[: 20 * length])
 
 
-def test_a_number_of_frames_in_an_mp3_that_is_wrong():
+def test_a_wrong_number_of_frames_in_an_mp3():
     data = whole()["MP3"]
     place = max(data.find(b"Xing"), data.find(b"Info")) + 8
-    for said in (0, 29, 59, 2**32 - 1):
-        audio = read(put(data, place, ">I", said))
+    for value in (0, 29, 59, 2**32 - 1):
+        audio = read(put(data, place, ">I", value))
         assert np.array_equal(audio.wave, read(data).wave)
         assert "are there: read to the end" in audio.repairs[0]
 
 
-def test_an_mp3_that_does_not_count_its_frames_is_read_whole():
-    """libsndfile takes the first frame for like all others: of these it would read a fifth."""
+def test_an_mp3_without_a_frame_count_is_read_to_the_end():
+    """libsndfile assumes that all frames are like the first, and would read a fifth of this file."""
     sound = noise(8, rate=44_100)
     sound[44_100 * 4 :] *= 1e-4
     file = io.BytesIO()
@@ -256,8 +256,8 @@ def test_an_mp3_that_does_not_count_its_frames_is_read_whole():
 def test_a_box_whose_length_is_wrong(kind):
     data = whole()[kind]
     place = data.index(b"mdat") - 4
-    for said in (8, 2000, 20_000, 2**32 - 1):
-        audio = read(put(data, place, ">I", said))
+    for value in (8, 2000, 20_000, 2**32 - 1):
+        audio = read(put(data, place, ">I", value))
         assert np.array_equal(audio.wave, read(data).wave)
         assert audio.repairs == ("the length of a box is wrong, all samples are there",)
 
@@ -276,14 +276,14 @@ AFTER = {
 
 @pytest.mark.parametrize("after", AFTER)
 @pytest.mark.parametrize("kind", ["WAV", "WAV MP3", "RF64"])
-def test_what_stands_after_samples_is_none(kind, after):
+def test_chunks_after_samples_are_not_decoded(kind, after):
     audio = read(whole()[kind] + AFTER[after])
     assert np.array_equal(audio.wave, read(whole()[kind]).wave)
     assert not audio.repairs
 
 
 @pytest.mark.parametrize("kind", ["WAV", "RF64", "W64", "AIFF", "CAF", "AU", "NIST"])
-def test_bytes_after_samples_are_noted_at_least(kind):
+def test_bytes_after_samples_are_noted(kind):
     for after in (b"abc", b"\1\2\3\4\5\6", b"a few words\n" * 50, np.random.default_rng(3).bytes(5000)):
         audio = read(whole()[kind] + after)
         assert np.array_equal(audio.wave[:32_000], read(whole()[kind]).wave)
@@ -293,7 +293,7 @@ def test_bytes_after_samples_are_noted_at_least(kind):
 
 @pytest.mark.parametrize("kind", ["WAV", "WAV float", "WAV extensible", "WAV ADPCM", "WAV GSM", "AIFF"])
 @pytest.mark.parametrize("more", [2, 8, 42, 44, 45])
-def test_a_length_that_reaches_into_the_chunks_after_samples(kind, more):
+def test_a_length_that_includes_later_chunks(kind, more):
     data, (place, form, _) = whole()[kind], fields()[kind]
     (right,) = struct.unpack_from(form, data, place)
     after = (LIST if form == "<I" else b"ANNO\0\0\0\6abcdef") * 3
@@ -304,17 +304,17 @@ def test_a_length_that_reaches_into_the_chunks_after_samples(kind, more):
 
 
 def test_gsm_of_an_odd_number_of_bytes():
-    data = encoded(noise(0.2)[:2880], 8000, subtype="GSM610")  # 9 blocks of 65 bytes, and one to make them even
+    data = encoded(noise(0.2)[:2880], 8000, subtype="GSM610")  # 9 blocks of 65 bytes, and a padding byte
     assert data[-1:] == b"\0"
     for one in (data, data[:-1]):
         assert len(read(one).wave) == 5760
 
 
-def test_chunks_after_samples_of_unknown_length_are_none_of_them():
+def test_chunks_after_samples_of_unknown_length():
     data = whole()["WAV"]
-    for said in (0, 0xFFFFFFFF, 0x7FFFFFFF):
+    for value in (0, 0xFFFFFFFF, 0x7FFFFFFF):
         for after in (LIST + LIST, b"id3 " + struct.pack("<I", 310) + id3(300, b"\1" * 300)):
-            audio = read(put(data, 40, "<I", said) + after)
+            audio = read(put(data, 40, "<I", value) + after)
             assert np.array_equal(audio.wave, read(data).wave)
             assert "64000 are there" in audio.repairs[0]
 
@@ -356,7 +356,7 @@ def test_tags_before_a_recording(kind, tags):
     assert np.array_equal(read(bytes(9) + data).wave, read(data).wave)
 
 
-def test_nothing_but_tags():
+def test_only_tags():
     for data in (id3(10), id3(10) + TAG, ape(b"a"), id3(10) + ape(b"a") + TAG, id3(5, footer=True), TAG):
         assert "holds no samples: it has nothing but tags" in refused(data)
 
@@ -388,7 +388,7 @@ def test_streams_of_a_video():
 
 
 @pytest.mark.parametrize("kind", ["MP4 fragmented", "WebM live"])
-def test_a_fragment_that_is_missing_or_there_twice_is_noted(kind):
+def test_a_missing_or_repeated_fragment_is_noted(kind):
     if kind == "WebM live":
         data, mark = by_av("webm", "libopus", 48_000, {"live": "1", "cluster_time_limit": "300"}), b"\x1fC\xb6u"
     else:
@@ -402,7 +402,7 @@ def test_a_fragment_that_is_missing_or_there_twice_is_noted(kind):
     assert np.array_equal(twice.wave, read(data).wave) or "parts are missing or repeated" in twice.repairs[0]
 
 
-def test_nothing_needs_the_program_ffmpeg(tmp_path):
+def test_the_ffmpeg_program_is_not_needed(tmp_path):
     path = tmp_path / "a.m4a"
     path.write_bytes(whole()["M4A"])
     code = "import sys; from spjax.speech2unit.audio import read_audio; print(len(read_audio(sys.argv[1]).wave))"
@@ -414,7 +414,7 @@ def test_nothing_needs_the_program_ffmpeg(tmp_path):
 
 
 class Counted(io.BytesIO):
-    """Counts the bytes that are read of it, over and over included."""
+    """Counts the bytes that are read from it, with repetitions."""
 
     count = 0
 
@@ -469,14 +469,14 @@ def test_channels_that_cancel(tmp_path, channels, taken):
             assert audio.repairs == (f"channels cancel: took the loudest, {taken + 1} of {len(channels)}",)
 
 
-def test_channels_that_nearly_cancel_or_seem_to():
+def test_channels_that_nearly_cancel():
     left = noise(0.5)[:, 0].astype(np.float32)
     hiss = np.random.default_rng(5).normal(0, 1e-5, len(left)).astype(np.float32)
     assert np.array_equal(prepare(np.stack([left, hiss - left]), 16_000).wave, left)
-    # An offset is no sound
+    # An offset is not sound
     assert prepare(np.stack([left + 0.5, 0.3 - left]), 16_000).repairs
     assert not prepare(np.stack([left + 0.5, left - 0.5]), 16_000).repairs
-    # the same later, other sounds, a hole
+    # a delayed copy, other sounds, a gap
     assert not prepare(np.stack([left[:-8], -left[8:]]), 16_000).repairs
     assert not prepare(noise(0.5, channels=12), 16_000).repairs
     left[5] = np.nan

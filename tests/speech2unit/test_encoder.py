@@ -1,4 +1,4 @@
-"""Encoders as a whole: files and arrays to units, alone and in batches, and k-means that do not belong."""
+"""Encoders: files and arrays to units, single and in batches, and k-means that do not match."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def waves() -> list[np.ndarray]:
 
 
 def fitted(features: list[np.ndarray], name: str, layer: int | None, clusters: int = 12) -> KMeans:
-    """Frames drawn as centroids."""
+    """A k-means whose centroids are random frames."""
     frames = np.concatenate(features)
     chosen = np.random.default_rng(0).choice(len(frames), clusters, replace=False)
     return KMeans(frames[chosen], {"encoder": name, "layer": layer})
@@ -64,7 +64,7 @@ def test_what_is_loaded(folder, loaded):
     assert len(loaded.kmeans.id) == 12
 
 
-def test_units_are_the_nearest_centroids_of_features(loaded):
+def test_units_are_the_nearest_centroids(loaded):
     for features, units in zip(loaded.features(waves()), loaded.units(waves()), strict=True):
         distance = ((features[:, None].astype(np.float64) - loaded.kmeans.centroids) ** 2).sum(-1)
         best = np.sort(distance, 1)
@@ -78,7 +78,7 @@ def test_frames_follow_the_hop(loaded):
         assert len(units) == (len(wave) - 400) // loaded.hop + 1 == len(loaded.log_f0(wave))
 
 
-def test_a_batch_gives_what_each_gives_alone(loaded):
+def test_batching_does_not_change_units(loaded):
     together = loaded.units(waves())
     backwards = loaded.units(waves()[::-1])[::-1]
     alone = [loaded.units([wave])[0] for wave in waves()]
@@ -128,14 +128,14 @@ def test_f0_is_less_the_utterance_s_mean(loaded, merge):
     pitch = np.repeat(found.f0, found.durations)
     half = np.log(180 / 120) / 2
     seconds = (np.arange(len(pitch)) * loaded.hop + 200) / 16_000
-    if not merge:  # a merged segment may lie across the jump
+    if not merge:  # a merged segment may contain the jump
         assert np.allclose(pitch[(seconds > 0.05) & (seconds < 0.45)], -half, atol=0.02)
         assert np.allclose(pitch[(seconds > 0.55) & (seconds < 0.95)], half, atol=0.02)
         assert (pitch[seconds > 1.06] == 0).all()
     assert 0 < np.abs(found.f0).max() < half + 0.02
 
 
-def test_f0_is_less_the_speaker_s_mean_where_that_is_given(loaded):
+def test_f0_is_less_the_speaker_s_mean_if_given(loaded):
     def voice(hz: float) -> audio.Audio:
         phase = 2 * np.pi * hz * np.arange(16_000) / 16_000
         return audio.prepare(0.1 * sum(np.sin(k * phase) / k for k in range(1, 10)), 16_000)
@@ -151,7 +151,7 @@ def test_f0_is_less_the_speaker_s_mean_where_that_is_given(loaded):
 
 
 @pytest.mark.parametrize("wrong", [[], [0.1, 0.2], ["a.wav", "b.wav"], (np.zeros(800), 16_000)])
-def test_a_list_is_no_utterance(mfcc, wrong):
+def test_a_list_is_refused(mfcc, wrong):
     with pytest.raises(ValueError, match=r"is not an utterance: give one file or array a call"):
         encode(wrong, mfcc, rate=16_000)
 
@@ -185,7 +185,7 @@ def test_an_encoder_without_kmeans_gives_features_only():
         ("hubert", 2, "km_other", "base layer 2, 24 features", "tiny layer 2, 24 features"),
     ],
 )
-def test_a_kmeans_of_something_else_is_refused(folder, encoder_, layer, kmeans, theirs, ours):
+def test_a_kmeans_of_another_encoder_is_refused(folder, encoder_, layer, kmeans, theirs, ours):
     centroids = np.eye(5, 24, dtype=np.float32)
     save_kmeans(folder / "km_narrow", KMeans(centroids[:, :20], {"encoder": "tiny", "layer": 2}))
     save_kmeans(folder / "km_other", KMeans(centroids, {"encoder": "base", "layer": 2}))
@@ -194,7 +194,7 @@ def test_a_kmeans_of_something_else_is_refused(folder, encoder_, layer, kmeans, 
     assert f"{kmeans} was fitted on {theirs} a frame; the encoder gives {ours} a frame." in str(refused.value)
 
 
-def test_encoders_that_are_not_there(folder, tmp_path):
+def test_missing_encoders(folder, tmp_path):
     with pytest.raises(ValueError, match="neither mfcc nor log_mel nor tiny nor the directory of a HuBERT"):
         load_encoder("mffc")
     with pytest.raises(StorageError, match=r"config\.json does not exist"):
@@ -206,7 +206,7 @@ def test_encoders_that_are_not_there(folder, tmp_path):
             load_encoder(folder / "hubert", layer=layer)
 
 
-def test_plain_chunks_lose_frames_and_pitch_loses_the_same(folder, monkeypatch):
+def test_plain_chunks_lose_the_same_frames_of_features_and_pitch(folder, monkeypatch):
     monkeypatch.setattr(encoder, "PLAIN_CHUNK", 8000)
     plain = load_encoder(folder / "hubert", folder / "km_hubert", layer=2, plain_chunks=True)
     whole = load_encoder(folder / "hubert", folder / "km_hubert", layer=2)
@@ -226,7 +226,7 @@ def test_the_shortest_utterance(loaded):
 
 
 def test_units_of_the_reference(golden, tmp_path):
-    """A checkpoint of the original, imported, and its k-means: the units that it gave itself."""
+    """An imported checkpoint of the original and its k-means give the original's units."""
     from spjax.convert.hubert import import_hubert
 
     imported = import_hubert(golden / "hubert" / "hubert_tiny.pt")
@@ -247,7 +247,7 @@ def test_units_of_the_reference(golden, tmp_path):
             assert clear.mean() > 0.9
 
 
-def test_the_public_face():
+def test_the_public_api():
     assert spjax.encode is encode
     assert spjax.load_encoder is load_encoder
     assert spjax.Encoder is Encoder
@@ -257,7 +257,7 @@ def test_the_public_face():
 
 
 def test_features_alone_need_no_jax():
-    """A worker that only looks at MFCC should start quickly."""
+    """A worker that only computes MFCC should start quickly."""
     code = (
         "import sys, numpy as np; from spjax.speech2unit import acoustic, audio, units, prosody; "
         "acoustic.features(np.random.default_rng(0).normal(size=800).astype('f4'), acoustic.MFCC); "
@@ -272,8 +272,8 @@ def test_an_encoder_can_be_changed_by_replace(mfcc):
     assert (other.name, other.kmeans, mfcc.kmeans is None) == ("mfcc", None, False)
 
 
-def test_a_lowpass_is_part_of_what_an_encoder_is(folder, tmp_path):
-    """Equal below 4 kHz is equal; and the k-means of the whole band is another encoder's."""
+def test_a_lowpass_is_part_of_an_encoder(folder, tmp_path):
+    """Waves that are equal below 4 kHz give equal features; a k-means of the full band belongs to another encoder."""
     time = np.arange(16_000) / 16_000
     low = np.sin(2 * np.pi * 300 * time) * np.linspace(0.1, 1, 16_000)
     low = low.astype(np.float32)
@@ -294,11 +294,11 @@ def test_a_lowpass_is_part_of_what_an_encoder_is(folder, tmp_path):
 
 
 @pytest.mark.parametrize("wrong", ["mfcc", None])
-def test_an_encoder_that_is_none_is_told(wrong):
+def test_bad_encoders_are_refused(wrong):
     with pytest.raises(ValueError, match="must be an Encoder: give load_encoder"):
         encode(np.ones(800), wrong, rate=16_000)
 
 
-def test_no_audio_is_told(mfcc):
+def test_missing_audio_is_refused(mfcc):
     with pytest.raises(ValueError, match="audio is None"):
         encode(None, mfcc)

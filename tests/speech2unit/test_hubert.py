@@ -1,4 +1,4 @@
-"""HuBERT against the original's numbers, and what holds of any batch: everyone gets the features it has alone."""
+"""HuBERT against golden vectors of the original; features do not depend on the batch."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from spjax.types import Params
 from tests.speech2unit.hubert_models import TINY, error, speechlike, weights
 
 FIELD, HOP = 400, 320
-WAVES = 7  # golden ones
+WAVES = 7  # of the golden vectors
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.fixture(scope="module")
 def original(golden: Path) -> tuple[HubertConfig, Params, dict[str, np.ndarray]]:
-    """The tiny HuBERT of the golden vectors and what the original code makes of seven waves."""
+    """The tiny HuBERT of the golden vectors and the original's features of seven waves."""
     made = import_hubert(golden / "hubert" / "hubert_tiny.pt")
     return made.config, made.params, dict(np.load(golden / "hubert" / "hubert_feats.npz"))
 
 
 def test_golden_layers(original):
-    """Every layer of every wave, one padded batch of 401 to 48,000 samples; the device measures the group norm."""
+    """Every layer of every wave in one padded batch of 401 to 48,000 samples; group norm is measured on the device."""
     config, params, arrays = original
     waves = [arrays[f"wave_{i}"] for i in range(WAVES)]
     padded = np.stack([np.pad(wave, (0, 48000 - len(wave))) for wave in waves])
     lengths = np.asarray([len(wave) for wave in waves])
 
-    @jax.jit  # computes what the layers share once
+    @jax.jit  # one program, so that shared layers are computed once
     def every(params: Params, waves: jax.Array, lengths: jax.Array) -> list[jax.Array]:
         return [hubert.features(params, config, waves, lengths, layer) for layer in range(8)]
 
@@ -87,10 +87,10 @@ def test_golden_plain_chunks(original):
     found, short = hubert.extract(params, config, waves, 6, plain_chunks=True, chunk=16000)
     assert error(found, expected) < 1e-5
     assert len(whole) - len(found) == 2, "a frame is lost at every border"
-    assert error(short, arrays["layer6_0"]) < 1e-5, "what is shorter than a chunk is whole"
+    assert error(short, arrays["layer6_0"]) < 1e-5, "a wave shorter than a chunk is encoded at once"
 
 
-# Without reference material
+# Without reference data
 
 
 @hypothesis.given(st.integers(0, 100_000), st.lists(st.tuples(st.integers(1, 4), st.integers(0, 6)), min_size=1))
@@ -124,7 +124,7 @@ def test_full_size():
         ({"dim": True}, "dim is True"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused(sizes, message: str):
+def test_invalid_sizes_are_refused(sizes, message: str):
     with pytest.raises(ValueError, match=message):
         HubertConfig(**sizes)
 
@@ -135,7 +135,7 @@ def tiny() -> Params:
 
 
 def test_batched_is_single():
-    """Lengths from one frame to four seconds in one padded batch; what lies behind an end changes nothing."""
+    """Lengths from one frame to four seconds in one padded batch; padding changes nothing."""
     waves = [speechlike(n, seed=n) for n in (400, 720, 20_001, 64_000)]
     lengths = np.asarray([len(wave) for wave in waves])
     padded = np.stack([np.pad(wave, (0, 64_000 - len(wave))) for wave in waves])
@@ -160,7 +160,7 @@ def test_extract_keeps_order_and_lengths(lengths: list[int], batch_frames: int):
     assert error(found[pick], hubert.extract(tiny(), TINY, [waves[pick]], 1)[0]) < 1e-5
 
 
-def test_batches_are_few_shapes_and_no_more_than_asked_for():
+def test_batches_have_few_shapes_and_limited_frames():
     rng = np.random.default_rng(0)
     lengths = [TINY.frames(n) for n in rng.integers(400, 480_000, 500).tolist()]
     batches = list(transformer.batches(lengths, 2048))
@@ -174,7 +174,7 @@ def test_batches_are_few_shapes_and_no_more_than_asked_for():
 
 @pytest.mark.parametrize("chunk", [32000, 32321])
 def test_overlapped_chunks_agree_away_from_the_ends(chunk: int):
-    """All but attention is exact there; and where attention takes the same from near as from far, that is close too."""
+    """Everything but attention is exact there, and attention differs little if distant frames matter little."""
     wave = speechlike(90_000)
     near, deaf = (jax.tree.map(np.copy, tiny()) for _ in range(2))
     for layer in range(2):
@@ -183,20 +183,20 @@ def test_overlapped_chunks_agree_away_from_the_ends(chunk: int):
     differences = {}
     for name, params, layer in (("input", tiny(), 0), ("deaf", deaf, 2), ("near", near, 2), ("tiny", tiny(), 2)):
         whole = hubert.extract(params, TINY, [wave], layer)[0]
-        # Half an overlap, 10 frames, is more than half of the tiny positional convolution, 6 frames.
+        # Half an overlap, 10 frames, exceeds half of the tiny positional convolution, 6 frames.
         chunked = hubert.extract(params, TINY, [wave], layer, chunk=chunk, overlap=6400)[0]
         assert chunked.shape == whole.shape
         differences[name] = error(chunked, whole)
     assert differences["input"] < 1e-5
     assert differences["deaf"] < 1e-5
-    assert 1e-5 < differences["near"] < differences["tiny"], "attention is what is missing"
+    assert 1e-5 < differences["near"] < differences["tiny"], "only attention differs"
     ends = hubert.extract(deaf, TINY, [wave], 2, chunk=chunk, overlap=0)[0]
-    assert error(ends, whole) > 1e-2, "without an overlap the ends show"
+    assert error(ends, whole) > 1e-2, "without an overlap the ends differ"
     apart = hubert.extract(tiny(), TINY, [wave], 2, plain_chunks=True, chunk=chunk)[0]
     assert len(apart) < len(whole)
 
 
-def test_chunks_cover_every_frame_once_with_room_on_either_side():
+def test_chunks_cover_every_frame_once_with_context_on_either_side():
     kernel = tiny()["conv"]["0"]["kernel"]
     for samples, chunk, overlap in itertools.product((9000, 40_000, 40_321, 99_999), (8000, 12_345), (0, 1000, 4000)):
         wave = np.arange(samples, dtype=np.float32)
@@ -250,19 +250,19 @@ def test_silence_has_features():
 @pytest.mark.parametrize(
     ("wave", "message"),
     [
-        (np.zeros(399, np.float32), "wave 1 has 399 samples.*has 400"),
+        (np.zeros(399, np.float32), "wave 1 has 399 samples.*at least 400"),
         (np.zeros(0, np.float32), "wave 1 has 0 samples"),
         (np.zeros(4000), r"wave 1 is float64 \[4000\], must be float32"),
         (np.zeros((2, 4000), np.float32), r"float32 \[2, 4000\], must be float32 \[samples\]"),
         (np.full(4000, np.nan, np.float32), "wave 1 holds NaN"),
     ],
 )
-def test_waves_that_cannot_be_are_refused(wave: np.ndarray, message: str):
+def test_bad_waves_are_refused(wave: np.ndarray, message: str):
     with pytest.raises(ValueError, match=message):
         hubert.extract(tiny(), TINY, [np.zeros(500, np.float32), wave], 1)
 
 
-def test_settings_that_cannot_be_are_refused():
+def test_invalid_settings_are_refused():
     wave = np.zeros(500, np.float32)
     for settings, message in (
         ({"layer": 3}, "layer 3 does not exist; give 1 to 2"),
@@ -278,14 +278,14 @@ def test_settings_that_cannot_be_are_refused():
     assert hubert.extract(tiny(), TINY, [], 1) == []
 
 
-def test_bfloat16_is_near():
+def test_bfloat16_is_close():
     wave = speechlike(16000)
     exact, near = (hubert.extract(tiny(), TINY, [wave], 2, compute=Compute(d))[0] for d in ("float32", "bfloat16"))
     assert near.dtype == np.float32
     assert 1e-4 < error(near, exact) < 0.2
 
 
-# What is computed
+# Cost
 
 
 def shapes(config: HubertConfig, layers: int) -> Params:
@@ -307,8 +307,8 @@ def flops(layer: int) -> float:
     return run.lower(*lowered_args(12)).cost_analysis()["flops"]
 
 
-def test_no_layer_is_run_beyond_the_one_asked_for():
-    """Each layer costs the same, and the first ones know nothing of the weights of the later."""
+def test_no_layer_is_run_beyond_the_requested_one():
+    """Each layer costs the same, and the first ones do not depend on the weights of later ones."""
     one, two, six = flops(1), flops(2), flops(6)
     assert abs((six - two) / (4 * (two - one)) - 1) < 0.01
     params, waves, lengths = lowered_args(6)
@@ -318,7 +318,7 @@ def test_no_layer_is_run_beyond_the_one_asked_for():
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_full_size_lowers_for(platform: str):
-    """And float32 products stay float32 where the hardware would rather round."""
+    """float32 products stay float32 where the hardware would round them."""
     run = jax.jit(lambda params, waves, lengths: hubert.features(params, HubertConfig(), waves, lengths, 6))
     exported = export.export(run, platforms=[platform])(*lowered_args(6))
     assert exported.platforms == (platform,)

@@ -31,7 +31,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Imported]:
     model = peer(HubertConfig())
     made = import_hubert(save_peer(model, tmp_path_factory.mktemp("full") / "model"))
     assert made.config == HubertConfig()
-    assert made.read == sum(p.numel() for p in model.parameters()) - 768, "all but the mask's embedding"
+    assert made.read == sum(p.numel() for p in model.parameters()) - 768, "all but the mask embedding"
     return model, made
 
 
@@ -40,7 +40,7 @@ def check_every_layer(full: tuple[Any, Imported], samples: int) -> None:
     wave = speechlike(samples, seed=samples)
     expected = peer_layers(model, wave)
     norm = hubert.ChannelNorm(*(x[None] for x in hubert.channel_norm(made.params["conv"]["0"]["kernel"], 5, wave)))
-    # Layer by layer, so that each is computed once and one program serves all.
+    # Layer by layer, so that each is computed once and one program is used for all.
     features, block = jax.jit(hubert.features, static_argnums=(1, 4)), jax.jit(hubert._block, static_argnums=(1, 4))
     real = np.ones((1, made.config.frames(samples)), bool)
     placed = hubert.place(made.params, 12)

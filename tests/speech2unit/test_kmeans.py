@@ -1,4 +1,4 @@
-"""k-means: golden units, the argmin that it promises, and fits that depend on the frames alone."""
+"""k-means: golden units, nearest centroids, and fits that depend only on the frames."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from spjax.speech2unit.kmeans import assign, assign_frames, fit
 
 CARD = {"encoder": "mfcc", "layer": None}
-SMALL = {"batch_frames": 64, "pool_frames": 256}  # several pools and batches of a small corpus
+SMALL = {"batch_frames": 64, "pool_frames": 256}  # several pools and batches for a small corpus
 
 
 def clouds(frames=3000, clusters=8, dim=5, seed=0):
@@ -70,7 +70,7 @@ def test_ties_go_to_the_first_centroid():
     assert assign_frames(np.array([[0, 0], [0, 3], [2, 0], [-2, 0]], np.float32), centroids).tolist() == [1, 1, 1, 2]
 
 
-def test_long_features_are_assigned_in_parts_as_in_one():
+def test_long_features_are_assigned_in_parts():
     features, centres = clouds(frames=40_000, dim=3)
     centroids = centres.astype(np.float32)
     np.testing.assert_array_equal(assign_frames(features, centroids), np.asarray(assign(features, centroids)))
@@ -91,12 +91,12 @@ def test_fit_finds_the_clusters():
     assert kmeans.card["fitted_on"] == {"corpus": "toy", "frames": 3000, "passes": 1, "seed": 0}
 
 
-def test_fit_comes_close_to_all_of_lloyds_iterations():
+def test_fit_is_close_to_lloyds_algorithm():
     from sklearn.cluster import KMeans
 
     features = np.random.default_rng(0).normal(size=(6000, 6)).astype(np.float32)
     best = KMeans(30, n_init=3, random_state=0).fit(features)
-    # In order of one dimension: as hard as a corpus that is sorted by speaker.
+    # Sorted by one dimension: as hard as a corpus that is sorted by speaker.
     ordered = features[np.argsort(features[:, 0])]
     for stream, worse in ((features, 1.05), (ordered, 1.25)):
         kmeans = fit([stream], 30, card=CARD, passes=2, batch_frames=500, pool_frames=3000)
@@ -105,14 +105,14 @@ def test_fit_comes_close_to_all_of_lloyds_iterations():
 
 @settings(max_examples=10)
 @given(cuts=st.lists(st.integers(0, 1000), max_size=12))
-def test_fit_does_not_depend_on_how_the_stream_is_cut(cuts):
+def test_fit_does_not_depend_on_the_streams_chunks(cuts):
     features, _ = clouds(frames=1000)
     whole = fit([features], 8, card=CARD, **SMALL)
     parts = np.split(features, sorted(cuts))
     assert fit(iter(parts), 8, card=CARD, **SMALL).id == whole.id
 
 
-def test_fit_depends_on_seed_and_frames_alone():
+def test_fit_depends_only_on_seed_and_frames():
     features, _ = clouds(frames=1000)
     ids = [fit([features], 20, seed=seed, card=CARD, **SMALL).id for seed in (0, 0, 1)]
     assert ids[0] == ids[1] != ids[2]
@@ -157,7 +157,7 @@ def test_a_stream_of_any_length_takes_bounded_memory():
 
 
 def test_every_cluster_has_frames():
-    # Two far frames among thousands that lie close together: a careless start leaves clusters empty.
+    # Two distant frames among thousands of close ones: a poor initialisation leaves clusters empty.
     features = np.concatenate([np.random.default_rng(0).normal(size=(5000, 2)) * 1e-3, [[100, 100], [-100, 100]]])
     kmeans = fit([features.astype(np.float32)], 40, card=CARD, batch_frames=1000)
     assert len(np.unique(kmeans.centroids, axis=0)) == 40

@@ -1,4 +1,4 @@
-"""Pitch on sounds whose pitch is known: values, octaves, voicing, where frames stand, means of segments."""
+"""Pitch of synthetic sounds: values, octaves, voicing, frame positions, means of segments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CENT = np.log(2) / 1200
 
 
 def voice(f0: np.ndarray | float, seconds: float = 0.6, first: int = 1, tilt: float = 1.0) -> np.ndarray:
-    """Harmonics `first` to 12 of a pitch (Hz, a number or one a sample): float32 [n]."""
+    """Harmonics `first` to 12 of a pitch (Hz, constant or one per sample): float32 [n]."""
     f0 = np.broadcast_to(f0, np.shape(f0) or (round(seconds * 16_000),))
     phase = 2 * np.pi * np.cumsum(f0) / 16_000
     return (0.1 * sum(np.sin(k * phase) / k**tilt for k in range(first, 13))).astype(np.float32)
@@ -39,7 +39,7 @@ def test_steady_pitch(hz, hop):
 @pytest.mark.parametrize(
     "sound",
     [
-        {"first": 2},  # over the telephone the lowest harmonic is missing
+        {"first": 2},  # a missing fundamental, as on the telephone
         {"first": 3},
         {"tilt": 0.0},  # bright
         {"tilt": 3.0},  # nearly a sine
@@ -61,7 +61,7 @@ def test_a_voice_in_noise():
 
 @pytest.mark.parametrize("hop", [160, 320])
 @pytest.mark.parametrize("turn", [1, -1])
-def test_glides_tell_where_frames_stand(hop, turn):
+def test_glides_show_the_frame_centres(hop, turn):
     hz = np.exp(np.linspace(np.log(110), np.log(240), 32_000))[::turn]
     found = log_f0(voice(hz), hop)
     centres = np.arange(len(found)) * hop + 200
@@ -71,7 +71,7 @@ def test_glides_tell_where_frames_stand(hop, turn):
 
 
 @pytest.mark.parametrize("level", [0.0, 0.3, -1.0])
-def test_a_constant_has_no_pitch_and_changes_none(level):
+def test_an_offset_has_no_pitch_and_changes_none(level):
     assert np.isnan(log_f0(np.full(16_000, level, np.float32), 160)).all()
     voice = 0.05 * sum(np.sin(2 * np.pi * 140 * k * np.arange(16_000) / 16_000) / k for k in range(1, 8))
     found = log_f0((voice + level).astype(np.float32), 160)
@@ -97,7 +97,7 @@ def test_voiced_and_unvoiced_stretches():
 
 
 @pytest.mark.parametrize("hop", [40, 160, 320])
-def test_the_course_is_that_of_librosa(hop):
+def test_pitch_is_close_to_librosa_s(hop):
     import librosa
 
     glide = np.exp(np.linspace(np.log(90), np.log(300), 12_000))
@@ -115,20 +115,20 @@ def test_the_course_is_that_of_librosa(hop):
         center=False,
         no_trough_prob=0.004,
     )
-    assert (np.isnan(found) == np.isnan(wanted)).mean() > 0.93  # at edges, windows of other lengths see other things
+    assert (np.isnan(found) == np.isnan(wanted)).mean() > 0.93  # at edges, windows of other lengths differ
     both = np.isfinite(found) & np.isfinite(wanted)
     assert both.mean() > 0.6
     assert np.quantile(np.abs(found - np.log(wanted))[both], 0.99) < 30 * CENT
 
 
 @pytest.mark.parametrize("hop", [40, 160, 320])
-def test_the_search_finds_the_path_that_a_full_one_finds(hop):
+def test_the_limited_search_finds_the_same_path(hop):
     from librosa import sequence
 
     rng = np.random.default_rng(hop)
     bins, frames = prosody._BINS, 60
     odds = np.zeros((frames, bins))
-    for course in (100, 200, 210, 355):  # some candidates wander, one appears anywhere
+    for course in (100, 200, 210, 355):  # some candidates drift, one appears at random
         odds[np.arange(frames), np.clip(course + np.cumsum(rng.integers(-9, 10, frames)), 0, bins - 1)] += rng.random()
     odds[np.arange(frames), rng.integers(0, bins, frames)] += 0.3
     odds *= np.repeat([0.9, 1e-4, 0.9, 1e-4, 0.9, 0.2], 10)[:, None] / odds.sum(axis=1, keepdims=True)
@@ -143,7 +143,7 @@ def test_the_search_finds_the_path_that_a_full_one_finds(hop):
     assert 0.1 < (found < 0).mean() < 0.9
 
 
-def test_a_low_voice_that_rises_fast_is_heard():
+def test_a_low_voice_that_rises_fast():
     hz = np.exp(np.interp(np.arange(8000), [0, 4000, 7999], np.log([95, 80, 110])))
     wave = voice(hz) + hiss(8000) * np.float32(0.02)
     found = log_f0(wave, 160)
@@ -156,7 +156,7 @@ def test_the_shortest_utterance():
     assert log_f0(voice(150, 0.025), 320).shape == (1,)
     assert log_f0(hiss(719), 320).shape == (1,)
     assert log_f0(hiss(720), 320).shape == (2,)
-    assert log_f0(hiss(4000), 3600).shape == (2,)  # pitch may leap from any bin to any
+    assert log_f0(hiss(4000), 3600).shape == (2,)  # at such a hop, pitch may move from any bin to any
 
 
 def test_long_recordings_are_tracked_in_blocks(monkeypatch):
@@ -172,7 +172,7 @@ def test_long_recordings_are_tracked_in_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize(("wave", "hop"), [(hiss(399), 320), (hiss(800).reshape(2, 400), 320), (hiss(800), 0)])
-def test_what_is_no_wave_is_refused(wave, hop):
+def test_bad_waves_are_refused(wave, hop):
     with pytest.raises(ValueError, match="samples or more; hop"):
         log_f0(wave, hop)
 
@@ -213,7 +213,7 @@ def test_an_utterance_without_voice():
     assert normalise(mean, voiced, 5.0).tolist() == [0, 0]
 
 
-def test_a_speaker_s_mean_is_over_all_that_was_said():
+def test_a_speaker_s_mean_is_over_all_utterances():
     first = segment_f0(np.full(30, np.log(100), np.float32), np.array([10, 20]))
     second = segment_f0(np.full(10, np.log(200), np.float32), np.array([10]))
     together = [np.concatenate(parts) for parts in zip(first, second, strict=True)]
@@ -239,7 +239,7 @@ def test_bins_of_f0_hold_equally_many_voiced_segments():
     arrays.arrays(np.float32, st.integers(1, 50), elements=st.floats(-3, 3, width=32) | st.sampled_from([0.0, 0.5])),
     st.integers(2, 40),
 )
-def test_edges_are_what_a_config_takes(f0, bins):
+def test_edges_are_valid_for_a_config(f0, bins):
     if not f0.any():
         with pytest.raises(ValueError, match="f0 bins cannot be fitted"):
             f0_edges(f0, bins)
@@ -247,14 +247,14 @@ def test_edges_are_what_a_config_takes(f0, bins):
     edges = f0_edges(f0, bins)
     assert len(edges) == bins - 1
     assert all(type(edge) is float for edge in edges)
-    assert ProsodyConfig(f0_edges=edges).f0_edges == edges  # finite, in rising order
+    assert ProsodyConfig(f0_edges=edges).f0_edges == edges  # finite, in ascending order
     voiced = f0[f0 != 0]
     assert voiced.min() <= edges[0]
     assert edges[-1] <= voiced.max()
-    assert f0_edges(np.concatenate([f0, np.zeros(7)]), bins) == edges  # unvoiced segments count for nothing
+    assert f0_edges(np.concatenate([f0, np.zeros(7)]), bins) == edges  # unvoiced segments are ignored
 
 
-def test_edges_of_nothing_are_refused():
+def test_edges_without_voiced_segments_are_refused():
     with pytest.raises(ValueError, match=r"none of 3 segments is voiced.*--f0"):
         f0_edges(np.zeros(3, np.float32))
     with pytest.raises(ValueError, match="f0 needs at least 2 bins, not 1"):

@@ -1,4 +1,4 @@
-"""Runs of equal units and back."""
+"""Merging runs of equal units, and expanding them again."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def test_small_and_negative_types_do_not_wrap():
 
 
 @pytest.mark.parametrize("units", [np.zeros((2, 3), int), np.array([0.5]), np.array(["a"]), np.int32(3)])
-def test_what_is_no_row_of_units_is_refused(units):
+def test_bad_units_are_refused(units):
     with pytest.raises(ValueError, match="integers of one dimension"):
         merge(units)
 
 
-def test_durations_that_do_not_fit_are_refused():
+def test_bad_durations_are_refused():
     for durations in ([1], [1, 2, 3], [1, -1]):
         with pytest.raises(ValueError, match="one duration of 0 or more for each unit"):
             expand(np.array([3, 4]), np.array(durations))

@@ -1,4 +1,4 @@
-"""Whisper's encoder against transformers, and what holds of any batch: everyone gets the features it has alone."""
+"""Whisper's encoder against transformers; features do not depend on the batch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.speech2unit.whisper_models import TINY, peer, peer_layers, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-SHORT = dataclasses.replace(TINY, positions=50)  # 1 s at once
+SHORT = dataclasses.replace(TINY, positions=50)  # windows of 1 s
 
 
 @functools.cache
@@ -45,7 +45,7 @@ def tiny() -> Params:
 
 
 @pytest.mark.parametrize("mels", [80, 128])
-def test_the_front_end_is_that_of_transformers(mels: int):
+def test_the_front_end_equals_transformers(mels: int):
     transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
     pytest.importorskip("torch", reason="torch is a test dependency")
     extractor = transformers.WhisperFeatureExtractor(feature_size=mels)
@@ -63,7 +63,7 @@ def test_the_front_end_is_that_of_transformers(mels: int):
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    """A random model of transformers, and our directory of its encoder."""
+    """A random model of transformers, and its encoder imported to a directory."""
     folder, model = tmp_path_factory.mktemp("whisper"), peer(TINY)
     made = import_whisper(save_peer(model, folder / "theirs"))
     assert made.config == TINY
@@ -94,7 +94,7 @@ def test_every_layer_padded_to_30_seconds(imported: tuple[Any, Path]):
 
 
 def test_real_weights(tmp_path: Path):
-    """Whisper tiny.en on a real recording, padded as Whisper's own code does and not."""
+    """Whisper tiny.en on a real recording, padded to 30 s as in Whisper's reference code, and not padded."""
     source, audio = _folder("models", "whisper_tiny_en"), _folder("audio", "lt_sc")
     transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
     load = pytest.importorskip("safetensors.torch", reason="torch is a test dependency").load_file
@@ -112,7 +112,7 @@ def test_real_weights(tmp_path: Path):
             assert error(spjax.features(path, tmp_path / "w", layer, pad_seconds), expected[layer]) < 1e-4
 
 
-# Without reference material
+# Without reference data
 
 
 def test_full_size():
@@ -133,13 +133,13 @@ def test_full_size():
         ({"positions": 1500.0}, "positions is 1500.0"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused(sizes: dict[str, Any], message: str):
+def test_invalid_sizes_are_refused(sizes: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         WhisperConfig(**sizes)
 
 
 def test_batched_is_single():
-    """Spectra of odd and even lengths in one padded batch; what lies behind an end changes nothing."""
+    """Spectra of odd and even lengths in one padded batch; padding changes nothing."""
     spectra = [whisper.log_mel(speechlike(n, seed=n), TINY.mels) for n in (480, 800, 32_000)]
     lengths = np.asarray([len(spectrum) for spectrum in spectra])
     padded = np.stack([np.pad(spectrum, ((0, 200 - len(spectrum)), (0, 0))) for spectrum in spectra])
@@ -165,7 +165,7 @@ def test_extract_keeps_order_and_lengths(lengths: list[int], batch_frames: int):
 
 @pytest.mark.parametrize("samples", [15_999, 16_000, 16_160, 40_321])
 def test_longer_waves_are_encoded_in_windows(samples: int):
-    """Every frame once, from a window of which it is the middle; a wave of as many frames as positions is one."""
+    """Every frame once, from a window that has it near its middle; a wave that fits the positions is one window."""
     params = weights(SHORT)
     wave = speechlike(samples)
     found = whisper.extract(params, SHORT, [wave, wave[:8000]], 2)
@@ -190,17 +190,17 @@ def test_silence_has_features():
 @pytest.mark.parametrize(
     ("wave", "message"),
     [
-        (np.zeros(399, np.float32), "wave 1 has 399 samples.*has 400"),
+        (np.zeros(399, np.float32), "wave 1 has 399 samples.*at least 400"),
         (np.zeros(4000), r"wave 1 is float64 \[4000\], must be float32"),
         (np.full(4000, np.nan, np.float32), "wave 1 holds NaN"),
     ],
 )
-def test_waves_that_cannot_be_are_refused(wave: np.ndarray, message: str):
+def test_bad_waves_are_refused(wave: np.ndarray, message: str):
     with pytest.raises(ValueError, match=message):
         whisper.extract(tiny(), TINY, [np.zeros(500, np.float32), wave], 1)
 
 
-def test_settings_that_cannot_be_are_refused():
+def test_invalid_settings_are_refused():
     for layer in (4, -1):
         with pytest.raises(ValueError, match=f"layer {layer} does not exist; give 1 to 3"):
             whisper.extract(tiny(), TINY, [], layer)
@@ -209,7 +209,7 @@ def test_settings_that_cannot_be_are_refused():
     assert whisper.extract(tiny(), TINY, [], 1) == []
 
 
-def test_bfloat16_is_near():
+def test_bfloat16_is_close():
     exact, near = (
         whisper.extract(tiny(), TINY, [speechlike(16_000)], 3, compute=Compute(dtype))[0]
         for dtype in ("float32", "bfloat16")
@@ -240,13 +240,13 @@ def test_features_of_files_and_arrays(
     for audio in (tmp_path / "a.wav", str(tmp_path / "a.wav"), wave.astype(np.float64), read_audio(tmp_path / "a.wav")):
         np.testing.assert_array_equal(spjax.features(audio, str(encoder), layer=2), found)
     assert len(spjax.features(wave, encoder, layer=2, pad_seconds=2)) == padded
-    for unchanged in (0.3, np.float32(0.5)):  # the wave is as long
+    for unchanged in (0.3, np.float32(0.5)):  # not longer than the wave
         np.testing.assert_array_equal(spjax.features(wave, encoder, layer=2, pad_seconds=unchanged), found)
     if name != "mfcc":
         assert spjax.features(wave, encoder, layer=np.int64(0)).shape == found.shape
 
 
-def test_features_that_cannot_be(directories: dict[str, Path], tmp_path: Path):
+def test_invalid_arguments_of_features(directories: dict[str, Path], tmp_path: Path):
     wave, whisper_ = speechlike(8000), directories["whisper"]
     for pad in (0, -1, math.nan, math.inf, 3601, "30", True):
         with pytest.raises(ValueError, match="pad_seconds is"):
@@ -270,7 +270,7 @@ def test_features_that_cannot_be(directories: dict[str, Path], tmp_path: Path):
         load_encoder(whisper_, layer=2, plain_chunks=True)
 
 
-def test_frames_have_their_pitch(directories: dict[str, Path]):
+def test_pitch_has_the_frames_of_the_features(directories: dict[str, Path]):
     """As many values as frames, and frame t is centred on sample 320 t."""
     loaded = load_encoder(directories["whisper"], layer=2)
     assert (loaded.hop, loaded.center, load_encoder("mfcc").center) == (320, 0, 200)

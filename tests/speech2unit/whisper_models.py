@@ -1,4 +1,4 @@
-"""Whisper encoders with random weights, ours and those of transformers, that tests of several rooms compare."""
+"""Whisper encoders with random weights, ours and transformers'."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TINY = WhisperConfig(mels=16, dim=24, layers=3, heads=2, ffn_dim=32, positions=1
 
 
 def weights(config: WhisperConfig = TINY, seed: int = 0) -> Params:
-    """Weights of our tree under which every part of the encoder matters."""
+    """Random weights of our tree for which every part of the encoder affects the output."""
     rng = np.random.default_rng(seed)
 
     def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -28,7 +28,7 @@ def weights(config: WhisperConfig = TINY, seed: int = 0) -> Params:
 
 
 def peer(config: WhisperConfig, kind: str = "WhisperModel", seed: int = 0) -> Any:
-    """A model of transformers of the same sizes, in eval mode, norms, biases and positions drawn too."""
+    """A model of transformers of the same sizes, in eval mode, with random norms, biases and positions."""
     transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
     torch = pytest.importorskip("torch", reason="torch is a test dependency")
     sizes = transformers.WhisperConfig(
@@ -45,14 +45,14 @@ def peer(config: WhisperConfig, kind: str = "WhisperModel", seed: int = 0) -> An
                 parameter.normal_(float("norm" in name and name.endswith("weight")), 0.2)
             else:
                 scale = 0.2 if "positions" in name else 1.5 * (parameter.numel() / len(parameter)) ** -0.5
-                parameter.normal_(0, scale)  # the library's own 0.02 leaves attention flat
+                parameter.normal_(0, scale)  # the default of 0.02 leaves attention uniform
     return model
 
 
 def peer_layers(encoder: Any, wave: np.ndarray, pad: bool) -> list[np.ndarray]:
-    """transformers' hidden states of one wave, [F, D] each: padded to 30 s by its feature extractor, or not at all.
+    """transformers' hidden states of one wave, [F, D] each: padded to 30 s by its feature extractor, or not padded.
 
-    Without padding its encoder refuses a wave: there its modules are called in the order of its `forward`.
+    Its encoder requires padding: without it, its modules are called in the order of its `forward`.
     """
     import torch
     import transformers
