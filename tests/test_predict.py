@@ -148,7 +148,7 @@ def test_records_of_other_units_are_refused(place: Path, tmp_path: Path):
     with pytest.raises(SystemExit) as left:
         main([f"--lm={place / 'lm'}", f"--packs={place / 'packs'}", f"--data={tmp_path / 'other'}"])
     assert "'mood' uses units of encoder mfcc" in str(left.value.code)
-    assert "Give records of its own units." in str(left.value.code)
+    assert "Give records of the units that the pack was trained on." in str(left.value.code)
 
 
 def test_advice_for_a_long_recording_works(place: Path, capsys: pytest.CaptureFixture[str]):

@@ -114,9 +114,9 @@ def make_app(batcher: Batcher) -> "FastAPI":
                     _check_encoding(request)
                     data, named = await _body(request, batcher, take)
                     _check_names("query parameter", request.query_params, ("tasks",))
-                    asked = _asked([*tasks, *named], batcher.predictor.packs)
-                    answered = await _answered(batcher, request.receive, data, asked)
-            outcome, response = "answered", _reply(answered)
+                    requested = _task_names([*tasks, *named], batcher.predictor.packs)
+                    prediction = await _predict(batcher, request.receive, data, requested)
+            outcome, response = "answered", _reply(prediction)
             latency.observe(time.perf_counter() - began)
         except QueueFullError as error:
             outcome, response = "busy", refused(503, str(error))
@@ -339,7 +339,7 @@ def _check_names(what: str, names: Iterable[str], known: Sequence[str]) -> None:
         raise ValueError(f"unknown {what} {some(unknown)}: leave it out, or send {allowed}")
 
 
-def _asked(given: Sequence[str], known: Collection[str]) -> list[str] | None:
+def _task_names(given: Sequence[str], known: Collection[str]) -> list[str] | None:
     """Task names from the request; each value is one name (which may hold commas) or several with commas between.
 
     Returns:
@@ -354,7 +354,7 @@ def _asked(given: Sequence[str], known: Collection[str]) -> list[str] | None:
     return names or None
 
 
-async def _answered(
+async def _predict(
     batcher: Batcher, receive: Callable[[], Awaitable[Any]], data: bytes, tasks: list[str] | None
 ) -> Prediction:
     """Submit the upload and wait for the prediction; cancel it if the client disconnects first.
@@ -381,7 +381,7 @@ async def _answered(
         gone.cancel()
 
 
-def _reply(answered: Prediction) -> "Response":
+def _reply(prediction: Prediction) -> "Response":
     """The prediction as a JSON response.
 
     Raises:
@@ -390,7 +390,7 @@ def _reply(answered: Prediction) -> "Response":
     from fastapi.responses import JSONResponse
 
     try:
-        return JSONResponse(as_json(answered))
+        return JSONResponse(as_json(prediction))
     except ValueError as error:
         raise RuntimeError("a prediction holds NaN or infinite numbers") from error
 

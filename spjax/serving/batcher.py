@@ -155,14 +155,14 @@ class Batcher:
           QueueFullError: the queue is full, or the batcher accepts no more requests.
           ValueError: an unknown task, or none; TooLargeError (a subclass): samples that are too long.
         """
-        asked = tuple(dict.fromkeys(self.predictor.packs if tasks is None else tasks))
-        unknown = [name for name in asked if name not in self.predictor.packs]
-        if unknown or not asked:
+        requested = tuple(dict.fromkeys(self.predictor.packs if tasks is None else tasks))
+        unknown = [name for name in requested if name not in self.predictor.packs]
+        if unknown or not requested:
             what = f"unknown task {some(unknown)}" if unknown else "no tasks are requested"
             raise ValueError(f"{what}: there are {', '.join(self.predictor.packs)}")
         if isinstance(audio, Audio):
             check_audio(audio, self.limits)
-        request = _Request(asked, audio)
+        request = _Request(requested, audio)
         with self._changed:
             self.check_open()
             if self._pending >= self.limits.queue:
@@ -287,8 +287,8 @@ class Batcher:
         good = [(request, one) for request, one in zip(batch, encoded, strict=True) if isinstance(one, Encoded)]
         answers: list[dict[str, Any]] = [{} for _ in good]
         for first in range(0, max((len(request.tasks) for request, _ in good), default=0), self.most_rows):
-            asked = [request.tasks[first : first + self.most_rows] for request, _ in good]
-            part = self.predictor.predict_units([one for _, one in good], asked)
+            requested = [request.tasks[first : first + self.most_rows] for request, _ in good]
+            part = self.predictor.predict_units([one for _, one in good], requested)
             answers = [known | more for known, more in zip(answers, part, strict=True)]
         found = iter(answers)
         # The samples are valid by now: the only possible error is the number of units.
@@ -298,19 +298,19 @@ class Batcher:
         return [Prediction(one, next(found)) if isinstance(one, Encoded) else too_long for one in encoded]
 
 
-def as_json(answered: Prediction) -> dict[str, Any]:
+def as_json(prediction: Prediction) -> dict[str, Any]:
     """A prediction as JSON values.
 
     Args:
-      answered: from a `Batcher`.
+      prediction: from a `Batcher`.
 
     Returns:
       `{"answers", "units", "durations"}`, the last two lists of length U; "f0", of length U, for a multi-stream LM; and
       "notes", a list, if the recording was repaired.
     """
-    encoded = answered.encoded
+    encoded = prediction.encoded
     body = {
-        "answers": answered.answers,
+        "answers": prediction.answers,
         "units": encoded.units.tolist(),
         "durations": encoded.durations.tolist(),
     }

@@ -68,7 +68,9 @@ def read_split(directory: str, split: str, predictor: SpeechPrompt, among: Seque
     made = {"encoder": card.encoder, "layer": card.layer, "kmeans": card.kmeans, "merged": card.merged}
     for name in names:
         known = unit_source(predictor.packs[name].card)
-        check_units(f"prompt pack {name!r}", known, directory, made, "Give records of its own units.")
+        check_units(
+            f"prompt pack {name!r}", known, directory, made, "Give records of the units that the pack was trained on."
+        )
     if predictor.config.prosody is None:
         return Split(names, [found.units_of(i) for i in range(len(found))], found.classes)
     if found.streams is None:

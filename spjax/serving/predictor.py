@@ -163,7 +163,7 @@ class SpeechPrompt:
             wanted = {
                 (number, batch.shape)
                 for number, bank in enumerate(self.banks)
-                for batch in scoring.plan_batches([bank], lengths, self._asked(tasks, len(lengths)))
+                for batch in scoring.plan_batches([bank], lengths, self._requested(tasks, len(lengths)))
             }
 
         def compiled(one: tuple[int, Shape]) -> None:
@@ -292,15 +292,15 @@ class SpeechPrompt:
           ValueError: an unknown task; or an utterance that is too long, has no units, lacks the prosody that the LM
             needs, or has units outside the LM's vocabulary.
         """
-        asked = self._asked(tasks, len(units))
-        if not asked:
+        requested = self._requested(tasks, len(units))
+        if not requested:
             return []
-        return scoring.answer(self.params, self.banks, self._split(units), asked, progress)
+        return scoring.answer(self.params, self.banks, self._split(units), requested, progress)
 
     def scores(self, units: Sequence[Any], tasks: Tasks = None, progress: bool = False) -> dict[str, scoring.Scored]:
         """Log probabilities by task; arguments as for `predict_units`. `scoring.decode_scores` decodes them."""
-        asked = self._asked(tasks, len(units))
-        return scoring.score(self.params, self.banks, self._split(units), asked, progress) if asked else {}
+        requested = self._requested(tasks, len(units))
+        return scoring.score(self.params, self.banks, self._split(units), requested, progress) if requested else {}
 
     def _split(self, units: Sequence[Any]) -> scoring.UnitSet:
         split = scoring.unit_set(units, self.config)
@@ -309,7 +309,7 @@ class SpeechPrompt:
                 raise error
         return split if self.max_units is None else split.cut(self.max_units)
 
-    def _asked(self, tasks: Tasks, count: int) -> list[tuple[str, ...]]:
+    def _requested(self, tasks: Tasks, count: int) -> list[tuple[str, ...]]:
         """Task names for each of `count` utterances."""
         if tasks is None:
             return [tuple(self.packs)] * count

@@ -222,25 +222,25 @@ class _PlannedBatch(NamedTuple):
     members: np.ndarray
 
 
-def plan_batches(banks: Sequence[Bank], lengths: np.ndarray, asked: Sequence[Sequence[str]]) -> list[_PlannedBatch]:
+def plan_batches(banks: Sequence[Bank], lengths: np.ndarray, requested: Sequence[Sequence[str]]) -> list[_PlannedBatch]:
     """Plan the batches for utterances and tasks.
 
     Args:
       banks: the banks of all packs.
       lengths: int [n], units of every utterance.
-      asked: task names for each of the n utterances.
+      requested: task names for each of the n utterances.
     """
     batches = []
     for bank in banks:
         member = {name: number for number, name in enumerate(bank.packs)}
-        rows = [(i, member[name]) for i, names in enumerate(asked) for name in names if name in member]
+        rows = [(i, member[name]) for i, names in enumerate(requested) for name in names if name in member]
         utterances, members = np.asarray(rows, np.int32).reshape(-1, 2).T
         batches += [_PlannedBatch(bank, shape, utterances[i], members[i]) for shape, i in plan(lengths[utterances])]
     return batches
 
 
 def score(
-    lm: Params, banks: Sequence[Bank], split: UnitSet, asked: Sequence[Sequence[str]], progress: bool = False
+    lm: Params, banks: Sequence[Bank], split: UnitSet, requested: Sequence[Sequence[str]], progress: bool = False
 ) -> dict[str, Scored]:
     """Score utterances by the requested tasks.
 
@@ -248,14 +248,14 @@ def score(
       lm: the LM's weights, of the kind that the banks were made for.
       banks: the banks of all packs.
       split: n utterances, with durations and f0 for a multi-stream LM.
-      asked: task names for each of the n utterances.
+      requested: task names for each of the n utterances.
       progress: show a progress bar after two seconds.
 
     Returns:
       Scores of every task that is requested for at least one utterance.
     """
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    batches = plan_batches(banks, split.lengths, asked)
+    batches = plan_batches(banks, split.lengths, requested)
     with tqdm(total=sum(len(one.utterances) for one in batches), unit="row", delay=2, disable=not progress) as bar:
         for bank, shape, utterances, members in batches:
             fill = (0, shape.rows - len(utterances))
@@ -282,7 +282,7 @@ def decode_scores(task: Task, scored: Scored) -> tuple[np.ndarray, list[np.ndarr
 
 
 def answer(
-    lm: Params, banks: Sequence[Bank], split: UnitSet, asked: Sequence[Sequence[str]], progress: bool = False
+    lm: Params, banks: Sequence[Bank], split: UnitSet, requested: Sequence[Sequence[str]], progress: bool = False
 ) -> list[dict[str, Any]]:
     """Predict labels and probabilities; arguments as for `score`.
 
@@ -290,8 +290,8 @@ def answer(
       For each utterance, in order: `{task: {"labels": {slot: label}, "probabilities": {slot: {label: p}}}}`.
     """
     packs = {name: pack for bank in banks for name, pack in bank.packs.items()}
-    found: list[dict[str, Any]] = [dict.fromkeys(names) for names in asked]
-    for name, scored in score(lm, banks, split, asked, progress).items():
+    found: list[dict[str, Any]] = [dict.fromkeys(names) for names in requested]
+    for name, scored in score(lm, banks, split, requested, progress).items():
         task = packs[name].task
         classes, by_slot = decode_scores(task, scored)
         best = classes - np.asarray(task.slot_offsets[:-1])

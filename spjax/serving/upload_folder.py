@@ -28,10 +28,10 @@ def upload_folder() -> Path:
     recognise and delete the folder of one that was killed (`delete_orphans`).
     """
     delete_orphans(Path(tempfile.gettempdir()))
-    own = tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True)
-    atexit.register(own.cleanup)
-    fcntl.flock(os.open(own.name, os.O_RDONLY), fcntl.LOCK_EX)  # held open for as long as the process lives
-    return Path(own.name)
+    folder = tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True)
+    atexit.register(folder.cleanup)
+    fcntl.flock(os.open(folder.name, os.O_RDONLY), fcntl.LOCK_EX)  # held open for as long as the process lives
+    return Path(folder.name)
 
 
 def delete_orphans(where: Path) -> None:

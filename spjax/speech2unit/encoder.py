@@ -85,8 +85,8 @@ def load_encoder(
       kmeans: "tiny", or directory of a k-means fitted on this encoder's features; None for features only.
       layer: layer of a HuBERT or Whisper, from 1.
       plain_chunks: encode 100 s chunks independently with HuBERT, as fairseq's GSLM code does.
-      lowpass: cut-off in Hz of a low-pass on the waves, so that recordings of different bandwidths cannot be told apart
-        by it. It is part of the encoder's name, since it needs a k-means and unit LM of its own.
+      lowpass: cut-off in Hz of a low-pass on the waves, so that recordings of different bandwidths cannot be
+        distinguished by it. It is part of the encoder's name, since it needs a k-means and unit LM of its own.
 
     Raises:
       ValueError: an unknown encoder or layer, or a k-means of another encoder, layer or feature size; StorageError (a

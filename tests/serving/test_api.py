@@ -156,10 +156,10 @@ def test_every_way_to_name_tasks(batcher: Batcher):
 def test_any_task_can_be_requested_by_name(known: list[str], data: st.DataObject):
     """Also names that hold commas, which otherwise separate names."""
     chosen = data.draw(st.lists(st.sampled_from(known), min_size=1))
-    assert api._asked(chosen, known) == chosen
+    assert api._task_names(chosen, known) == chosen
     plain = [name for name in chosen if "," not in name]
     if plain:
-        assert api._asked([",".join(plain), "", ","], {}) == plain
+        assert api._task_names([",".join(plain), "", ","], {}) == plain
 
 
 @pytest.mark.parametrize("form", [{"other": ("a.wav", upload())}, {"file": ("", "text")}], ids=["name", "no file"])
