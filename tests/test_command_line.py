@@ -91,7 +91,7 @@ def test_a_misspelt_flag_is_corrected(command: str, capsys: pytest.CaptureFixtur
 
 
 BAD = {
-    "https://host/a.wav": "https:// address, which is not read or written",
+    "https://host/a.wav": "https:// address, which is not supported",
     "http://host/a": "http:// address",
     "HTTPS://host/a": "https:// address",
     "https:/host/a": "https:// address",
