@@ -419,7 +419,7 @@ def test_a_wrong_file_put_by_hand(gslm, nowhere: str, tmp_path: Path):
     for folder in (tmp_path / "by hand", tmp_path / "out" / "downloads"):
         folder.mkdir(parents=True)
         (folder / "hubert_base_ls960.pt").write_bytes(b"something else")
-    with pytest.raises(FetchError, match=r"has the sha256 .* Put the right one there"):
+    with pytest.raises(FetchError, match=r"has the sha256 .* Put the right file there"):
         fetch(entry, tmp_path / "out", source=tmp_path / "by hand")
     assert names(tmp_path / "by hand") == ["hubert_base_ls960.pt"]
     with pytest.raises(FetchError, match=r"has the sha256 .* moved to"):

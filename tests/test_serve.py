@@ -187,7 +187,7 @@ def test_sigterm_during_compilation_ends_it_whatever_the_parent_did(
         with pytest.raises(SystemExit) as left:
             serve.main(["--lm=x", "--encoder=log_mel", "--kmeans=x", "--packs=x"])
         assert left.value.code == 0
-        assert capsys.readouterr().out.startswith("stopping: ")
+        assert capsys.readouterr().out.startswith("stopping")
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, hangup)
