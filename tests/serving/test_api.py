@@ -432,17 +432,17 @@ def test_an_endless_body_is_not_read_to_its_end(batcher: Batcher):
             yield bytes(10_000)
 
     scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": []}
-    sent: list[Any] = []
+    responses: list[Any] = []
     source = endless()
 
     async def receive() -> Any:
         return {"type": "http.request", "body": await anext(source), "more_body": True}
 
     async def send(message: Any) -> None:
-        sent.append(message)
+        responses.append(message)
 
     asyncio.run(make_app(batcher)(scope, receive, send))
-    assert sent[0]["status"] == 413
+    assert responses[0]["status"] == 413
     assert sent <= 2 * LIMITS.max_bytes + 20_000
 
 
