@@ -64,7 +64,7 @@ def make_packs(args: argparse.Namespace, lm: Any) -> dict[str, Any]:
         verbalizer = verbalizers.learnable(task, config.vocab_size)
         drawn = prompts.init_member(jax.random.key(n), shape, config, verbalizer, lm.params["embed"])
         card = make_card(
-            task, kind="learnable", codes=verbalizer.codes, feeds=verbalizer.feeds, outputs=verbalizer.outputs,
+            task, kind="learnable", codes=verbalizer.codes, feeds=verbalizer.fed_back, outputs=verbalizer.outputs,
             config=config, lm_hash=lm.hash,
         )  # fmt: skip
         packs[task.name] = PromptPack({name: np.asarray(leaf) for name, leaf in drawn.items()}, card)

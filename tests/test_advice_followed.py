@@ -187,13 +187,15 @@ def test_what_extraction_advises_works(spoken: Path, tmp_path: Path, monkeypatch
     follow(
         extract.main,
         [*common, words, "--out=a"],
-        "choose another directory, or replace the records that it holds by --overwrite of data_pipelines.extract",
+        "choose another directory, or replace its records with --overwrite of data_pipelines.extract",
         [*common, words, "--out=a", "--overwrite"],
     )
     for folder in (spoken / "words", spoken):  # never the recordings, nor a folder that holds them
         held = "no, yes" if folder.name == "words" else "bad, km, words"
         replaced = [*common, words, f"--out={folder}", "--overwrite"]
-        assert f"{folder} holds {held}, not unit records alone, and is not replaced" in refusal(extract.main, replaced)
+        assert f"{folder} has files other than unit records ({held}) and is not replaced" in refusal(
+            extract.main, replaced
+        )
     patience = re.search(r"give (\d+) or more", refusal(extract.main, [*common, words, "--out=b", "--patience=1"]))
     assert patience is not None
     follow(

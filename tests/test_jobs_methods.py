@@ -133,7 +133,7 @@ def test_runs_of_different_lms_make_no_table(compared: Path, tmp_path: Path) -> 
         results["provenance"]["lm_hash"] = lm
         (place / "results.json").write_text(json.dumps(results))
     runs = {"fsc": {"adapters": method_table.finished_runs(tmp_path / "fsc/adapters")}}
-    with pytest.raises(ValueError, match=r"seed_1 is of another LM than .*seed_0: remove one"):
+    with pytest.raises(ValueError, match=r"seed_1 has another LM than .*seed_0: remove one"):
         method_table.write(tmp_path, runs, {})
 
 

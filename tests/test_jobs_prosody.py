@@ -142,7 +142,7 @@ def test_a_unit_lm_is_the_same_with_and_without_prosody_in_the_records(spoken: P
 
 def test_the_report_names_the_backbone(tuned: Path) -> None:
     results = _json(tuned / "tune" / "results.json")
-    assert results["provenance"]["backbone"] == "pGSLM (multi-stream LM), discrete, told units and durations and f0"
+    assert results["provenance"]["backbone"] == "pGSLM (multi-stream LM), discrete, input units and durations and f0"
     assert "- backbone: pGSLM" in (tuned / "tune" / "summary.md").read_text()
 
 
@@ -172,7 +172,7 @@ def test_a_random_multi_stream_lm_has_a_hash_of_its_own(spoken: Path, pretrained
 
 def test_records_without_prosody_are_refused(place: Place, pretrained: Path, tmp_path: Path) -> None:
     records = place.folder / "runs" / "units"
-    told = r"units/fsc holds no durations and no f0, .* with --f0 of data_pipelines.extract \(imported unit text"
+    told = r"units/fsc has no durations and no f0, .* with --f0 of data_pipelines.extract \(imported unit text"
     pretraining = _pretraining(records)
     pretraining.tasks = ("fsc",)
     with pytest.raises(ValueError, match=told):
@@ -311,20 +311,20 @@ def _changed(**variants: Any) -> Callable[[ConfigDict], None]:
     ("change", "told"),
     [
         (lambda config: config.update(baseline="other"), "baseline is 'other', the variants are plain, told"),
-        (_changed(), "the variants are plain: give two"),
-        (_changed(**{"a/b": {}}), "variant 'a/b' cannot be its directory's name"),
+        (_changed(), "the variants are plain: give at least two"),
+        (_changed(**{"a/b": {}}), "variant 'a/b' is not a valid directory name"),
         (_changed(b={"optim": {"lrr": 0.1}}), r"variants\.b: .*lrr"),
         (_changed(b={"train": {"epochs": "many"}}), r"variants\.b: .*cannot be cast"),
         (_changed(b={"train": 3}), r"variants\.b: "),
         (_changed(b={"pretraining": 3}), r"variants\.b: "),
         (_changed(b={"train": {"seeds": (5,)}}), r"variants\.b: train\.seeds must be the same for all"),
         (_changed(b={"lm": "x", "task": "y"}), r"variants\.b: lm, task must be the same for all"),
-        (_changed(speech={}), "variant 'speech' cannot be its directory's name"),
+        (_changed(speech={}), "variant 'speech' is not a valid directory name"),
         (_changed(b={"train": {"epochs": 0}}), r"variants\.b: train: epochs is 0"),
         (_changed(b={"pretraining": {"lm": {"prosody": {"f0": True}}}}), r"variants\.b: .*\"f0\""),
         (_changed(b={"pretraining": {"lm": {"prosody": {"max_duration": 0}}}}), r"variants\.b: .*max_duration is 0"),
         (_changed(b={"pretraining": {"lm": {"dim": 33}}}), r"variants\.b: unit LM: dim 33"),
-        (lambda config: config.update(data="told"), "'told' would be written to .*told, where the records are"),
+        (lambda config: config.update(data="told"), "'told' would be written to .*told, the directory of the records"),
     ],
 )
 def test_variants_that_make_no_sense_are_told(

@@ -314,8 +314,8 @@ def test_settings_are_checked_before_an_lm_is_pretrained(place: Place) -> None:
 
 
 def test_processes_without_a_coordinator_are_told(place: Place) -> None:
-    assert "--processes=2 need --coordinator=HOST:PORT" in _fails(place, "--processes=2")
-    assert "--process_id=1 must lie below --processes=1" in _fails(place, "--process_id=1")
+    assert "--processes=2 requires --coordinator=HOST:PORT" in _fails(place, "--processes=2")
+    assert "--process_id=1 must be less than --processes=1" in _fails(place, "--process_id=1")
 
 
 def test_a_folder_of_units_that_is_not_there_is_told(place: Place) -> None:
@@ -330,7 +330,7 @@ def test_another_pretraining_in_a_work_directory_is_told(bare: tuple[Place, str]
 
 def test_the_wrong_task_is_told(place: Place) -> None:
     line = _fails(place, "--config.lm=lm", "--config.data=runs/units/fsc", config="gsc")
-    assert "runs/units/fsc holds units of task 'fsc', the config is for 'gsc'" in line
+    assert "runs/units/fsc has units of task 'fsc', the config is for 'gsc'" in line
 
 
 def test_another_config_in_a_work_directory_is_told(place: Place, finished_run: Path) -> None:

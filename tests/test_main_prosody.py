@@ -54,7 +54,7 @@ def test_a_backbone_is_pretrained_and_prompted_by_its_name(spoken: Place) -> Non
     assert (lm.config.prosody.duration_input, lm.config.prosody.f0_input) == (False, True)
     assert len(lm.config.prosody.f0_edges) == 3
     results = json.loads((spoken.folder / "runs" / "fsc_pgslm" / "results.json").read_text())
-    assert results["provenance"]["backbone"] == "pGSLM (multi-stream LM), discrete, told units and f0"
+    assert results["provenance"]["backbone"] == "pGSLM (multi-stream LM), discrete, input units and f0"
 
 
 def test_units_without_prosody_are_told(place: Place) -> None:
@@ -63,9 +63,7 @@ def test_units_without_prosody_are_told(place: Place) -> None:
     code, printed = _run_pgslm(place, *flags)
     assert code == 1
     line = printed.strip().splitlines()[-1]
-    assert line.startswith(
-        "error: runs/units/fsc holds no durations and no f0, which a multi-stream LM goes by: extract"
-    )
+    assert line.startswith("error: runs/units/fsc has no durations and no f0, which a multi-stream LM needs: extract")
     assert not (place.folder / "runs" / "ulm_pgslm" / "lm").exists()
 
 
@@ -93,7 +91,7 @@ def test_a_comparison_that_is_killed_goes_on(spoken: Place) -> None:
     code, printed = spoken.run("../tests/toy_prosody", *COMPARE)
     assert code == 0, printed[-3000:]
     assert "variant 1 of 2, plain: GSLM (unit LM): finished" in printed
-    assert "variant 2 of 2, told: pGSLM (multi-stream LM), discrete, told units and durations and f0" in printed
+    assert "variant 2 of 2, told: pGSLM (multi-stream LM), discrete, input units and durations and f0" in printed
     assert "comparison: runs/compared/summary.md" in printed
     assert {path: path.stat().st_mtime_ns for path in first} == first
     found = json.loads((workdir / "comparison.json").read_text())

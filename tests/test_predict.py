@@ -127,7 +127,7 @@ def test_an_artefact_is_written(place: Path, tmp_path: Path, monkeypatch: pytest
     [
         ([], "nothing to classify: give recordings, or unit records with --data=RECORDS"),
         (["a.wav"], "recordings need an encoder and its k-means: give --encoder"),
-        (["--data=none"], "none is no complete directory of unit records"),
+        (["--data=none"], "none is not a complete directory of unit records"),
         (["a.wav", "--encoder=mfcc"], "encoder mfcc has no k-means"),
         (
             ["a.wav", "--encoder=mfc"],

@@ -20,23 +20,23 @@ from tests import toy
 RUN = train.TrainConfig(seeds=(0, 1))
 
 
-def _bank(scores: list[float | None], lower_is_better: bool = False) -> tuple[list[train.Lesson], train.Trained]:
-    """Lessons of a learning rate each by two seeds; None: a member that diverged in its first epoch."""
+def _bank(scores: list[float | None], lower_is_better: bool = False) -> tuple[list[train.TaskRun], train.Trained]:
+    """Task runs of a learning rate each by two seeds; None: a member that diverged in its first epoch."""
     nothing: Any = None
     setting = train.Setting(nothing, nothing, PromptConfig(length=3), nothing, nothing, nothing)
-    lesson = train.Lesson(setting, nothing, nothing, nothing, nothing, nothing, lower_is_better)
-    lessons = [dataclasses.replace(lesson, optimizer=OptimConfig(lr=10.0**n)) for n in range(len(scores) // 2)]
+    task_run = train.TaskRun(setting, nothing, nothing, nothing, nothing, nothing, lower_is_better)
+    task_runs = [dataclasses.replace(task_run, optimizer=OptimConfig(lr=10.0**n)) for n in range(len(scores) // 2)]
     kept = [-1 if score is None else 0 for score in scores]
-    return lessons, train.Trained({}, [{"metric": scores}], kept, [score or 0.0 for score in scores])
+    return task_runs, train.Trained({}, [{"metric": scores}], kept, [score or 0.0 for score in scores])
 
 
 def test_every_value_is_tried_with_every_other() -> None:
-    lessons, _ = _bank([0.0, 0.0])
+    task_runs, _ = _bank([0.0, 0.0])
     setting = dataclasses.replace(
-        lessons[0].setting, config=toy.LM, compute=Compute(), loss=LossConfig(), prompt=PromptConfig(length=3, rank=2)
+        task_runs[0].setting, config=toy.LM, compute=Compute(), loss=LossConfig(), prompt=PromptConfig(length=3, rank=2)
     )
     sweep = sweeping.SweepConfig(init=("normal", "zeros"), noise=(0.0, 0.1), alpha=(4.0, 8.0), lr=(1e-3, 1e-2))
-    found = sweeping.lessons_of(dataclasses.replace(lessons[0], setting=setting), sweep, OptimConfig())
+    found = sweeping.task_runs_of(dataclasses.replace(task_runs[0], setting=setting), sweep, OptimConfig())
     assert len(found) == 16
     by_alpha = {alpha: [one for one in found if one.setting.prompt.alpha == alpha] for alpha in (4.0, 8.0)}
     for some in by_alpha.values():
@@ -49,9 +49,9 @@ def test_every_value_is_tried_with_every_other() -> None:
 
 @pytest.mark.parametrize("lower_is_better", [False, True])
 def test_a_setting_of_which_a_seed_diverged_is_not_taken(tmp_path: Path, lower_is_better: bool) -> None:
-    lessons, result = _bank([0.9, None, 0.2, 0.4, None, 0.1], lower_is_better)
-    assert sweeping.choose(lessons, result, RUN, range(3)) == 1
-    told = sweeping.write_table(tmp_path, lessons, result, RUN, range(3), 1, OptimConfig())
+    task_runs, result = _bank([0.9, None, 0.2, 0.4, None, 0.1], lower_is_better)
+    assert sweeping.choose(task_runs, result, RUN, range(3)) == 1
+    told = sweeping.write_table(tmp_path, task_runs, result, RUN, range(3), 1, OptimConfig())
     assert told.endswith("learning rate 10 is best on valid (30.00 %)")
     rows = (tmp_path / "sweep.md").read_text().splitlines()
     assert "| 3 | 1 | diverged | 90.00 – |  |" in rows
@@ -61,8 +61,8 @@ def test_a_setting_of_which_a_seed_diverged_is_not_taken(tmp_path: Path, lower_i
 
 
 def test_where_every_setting_diverged_none_is_said_to_be_best(tmp_path: Path) -> None:
-    lessons, result = _bank([0.9, None, None, None])
-    assert sweeping.choose(lessons, result, RUN, range(2)) == 0
-    told = sweeping.write_table(tmp_path, lessons, result, RUN, range(2), 0, OptimConfig())
-    assert told == "of 2 settings there is none of which no seed diverged"
+    task_runs, result = _bank([0.9, None, None, None])
+    assert sweeping.choose(task_runs, result, RUN, range(2)) == 0
+    told = sweeping.write_table(tmp_path, task_runs, result, RUN, range(2), 0, OptimConfig())
+    assert told == "of 2 settings all have a seed that diverged"
     assert "yes" not in (tmp_path / "sweep.md").read_text()

@@ -1,4 +1,4 @@
-"""The plan of a bank: which members have which batches in each step of an epoch. Pure numpy, the same on every host."""
+"""Plan the batches of a bank: members and their utterances in each step. Pure numpy, the same on every host."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from spjax.data import plan as planning
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BankPlan:
-    """Tasks in turns, each learnt by a member a seed; members are numbered task after task.
+    """Plan of a bank with a member for each task and seed (numbered task by task); steps of tasks are interleaved.
 
-    A step is of one task: of its members side by side, and those of other tasks with the same utterances (a sweep). A
-    member has the batches that it has alone, in their order: they depend on its seed and its task alone.
+    A step has the active members of one task, and of other tasks with the same utterances (a sweep). The batches of a
+    member and their order depend only on its seed and task.
 
     Attributes:
       lengths: int [n], units of the utterances of all tasks.
-      ids: of each task int [m], its utterances; what several tasks share they may both name.
-      seeds: of the members of each task.
-      buckets: most bucket lengths of a task.
+      ids: for each task int [m], its utterances; tasks may share utterances.
+      seeds: seeds of the members of each task.
+      buckets: maximum number of bucket lengths of a task.
+      max_rows: maximum utterances of a member in a batch.
+      max_tokens: maximum source columns of a member in a batch.
       multiple: bucket lengths are multiples of this.
-      max_rows: most utterances of a member in a batch.
-      max_tokens: most source columns of a member in a batch.
-      passes: over its utterances that a task's own epoch has.
-      sampling: how many updates a task gets beside a larger one, as `plan.updates` has it.
-      shards: devices among which the rows of every step must divide. They change who fills a step up, and nothing else.
+      passes: passes over the utterances in an epoch, with `sampling` 1.
+      sampling: balance of updates between tasks of different size, see `plan.updates`.
+      shards: batch shards of the mesh; affects padding only.
 
     Raises:
-      ValueError: at once, rows of some bucket do not divide so; as `plan.check_rows`, `plan.rows_per_step`.
+      ValueError: the rows of a bucket are not divisible by `shards`, or do not fit the limits.
     """
 
     lengths: np.ndarray
@@ -61,7 +61,7 @@ class BankPlan:
 
     @functools.cached_property
     def sizes(self) -> list[int]:
-        """Batches of a pass of each task."""
+        """Batches of one pass over each task."""
         return [len(self._pass(task, 0, self.seeds[:1])) for task in range(len(self.ids))]
 
     @functools.cached_property
@@ -71,7 +71,7 @@ class BankPlan:
 
     @functools.cached_property
     def groups(self) -> list[list[int]]:
-        """Tasks of the same utterances, which share all of their steps."""
+        """Groups of tasks with the same utterances, which share all steps."""
         found: dict[bytes, list[int]] = {}
         for task, own in enumerate(self.ids):
             found.setdefault(own.tobytes(), []).append(task)
@@ -79,15 +79,15 @@ class BankPlan:
 
     @functools.cached_property
     def most(self) -> int:
-        """The most steps that an epoch can have."""
+        """Maximum number of steps of an epoch."""
         return sum(self.updates[task] for task, *_ in self.groups)
 
     def epoch(self, number: int, active: np.ndarray) -> list[planning.Step]:
-        """The steps of an epoch.
+        """Steps of an epoch.
 
         Args:
-          number: of the epoch.
-          active: bool [tasks × seeds], members that take part.
+          number: index of the epoch.
+          active: bool [tasks × seeds], members to train.
         """
         plans, own = [], np.arange(len(self.seeds))
         for task, *others in self.groups:
@@ -95,11 +95,11 @@ class BankPlan:
             who = members[active[members]]
             if len(who):
                 steps = itertools.islice(self._steps(task, number, who % len(own)), self.updates[task])
-                plans.append([self._filled_up(step, who, len(members)) for step in steps])
-        return planning.take_turns(plans)
+                plans.append([self._padded(step, who, len(members)) for step in steps])
+        return planning.interleave(plans)
 
-    def _filled_up(self, step: planning.Step, who: np.ndarray, group: int) -> planning.Step:
-        """The step of members `who`, of a group of so many, as one of the bank: few numbers of members, so programs."""
+    def _padded(self, step: planning.Step, who: np.ndarray, group: int) -> planning.Step:
+        """Pad the step of members `who` to one of a few numbers of members, so that few programs are compiled."""
         bank, rows = len(self.ids) * len(self.seeds), step.ids.shape[1]
         if len(who) == bank:
             return step
@@ -108,7 +108,7 @@ class BankPlan:
         return step._replace(ids=ids, members=np.pad(who, (0, more), constant_values=bank).astype(np.int32))
 
     def _steps(self, task: int, epoch: int, who: np.ndarray) -> Iterator[planning.Step]:
-        """A task's steps from the first of an epoch on: its passes go on where the epoch before left off."""
+        """Yield a task's steps from an epoch on; passes continue across epochs."""
         seeds = [self.seeds[n] for n in who]
         first, inside = divmod(epoch * self.updates[task], self.sizes[task])
         passes = (self._pass(task, number, seeds) for number in itertools.count(first))

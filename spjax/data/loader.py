@@ -1,4 +1,4 @@
-"""Batches from units in memory: the layout of docs/design.md, vectorised, built ahead in a thread."""
+"""Make batches from in-memory unit sets (layout: docs/design.md), with prefetching in a thread."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ T = TypeVar("T")
 
 
 def make_batch(unit_set: UnitSet, ids: np.ndarray, bucket: int, prompt_id: np.ndarray | None = None) -> Batch:
-    """Lays utterances out as a batch: for a multi-stream LM where the set has durations and f0, for a unit LM else.
+    """Make a batch; with streams for a multi-stream LM if the set has durations and f0.
 
     Args:
       unit_set: the split.
-      ids: int [N, M], utterances of N members (rows are flattened member after member), or [B] with `prompt_id` given;
-        -1 in filling rows.
-      bucket: T, columns of the source; no utterance may have more units.
-      prompt_id: int [B], the member of each row; by default the row of `ids`.
+      ids: int [N, M], utterances of N members (flattened member-major), or [B] with `prompt_id`; -1: padding row.
+      bucket: T, source columns; the maximum number of units of an utterance.
+      prompt_id: int [B], member of each row; by default the row of `ids`.
 
     Returns:
-      A batch of B = N × M rows. A filling row is an empty utterance of class 0 with weight 0.
+      A batch of B = N × M rows. Padding rows are empty utterances of class 0 with weight 0.
 
     Raises:
       ValueError: an utterance is longer than the bucket.
@@ -46,10 +45,10 @@ def make_batch(unit_set: UnitSet, ids: np.ndarray, bucket: int, prompt_id: np.nd
         worst = int(length.argmax())
         raise ValueError(
             f"utterance {ids[worst]} ({unit_set.ids[ids[worst]]}) has {length[worst]} units, over bucket {bucket}: "
-            "plan with these lengths, or cut what is over the limit"
+            "plan with the lengths of this set, or truncate its utterances"
         )
     column = np.arange(bucket)
-    # Column 0 is the opener, column j the unit j - 1. What lies beyond the utterance is its neighbours', and masked.
+    # Column 0 is the opening token, column j the unit j - 1. Columns beyond the utterance are masked.
     token = np.take(unit_set.units, (start - 1)[:, None] + column, mode="clip").astype(np.int32) + UNIT_OFFSET
     source = np.where(column < length[:, None], token, PAD)
     source[:, 0] = EOS if unit_set.streams is None else BOS
@@ -67,8 +66,8 @@ def make_batch(unit_set: UnitSet, ids: np.ndarray, bucket: int, prompt_id: np.nd
 
 
 def _streams(flat: Streams, start: np.ndarray, length: np.ndarray, bucket: int) -> Streams:
-    """Prosody a column behind its units (docs/design.md): of the source, `last` and the first separator, [B, T + 2]."""
-    # Column j of the source has the segment j - 2; `last`, the segment U, has U - 1 beside it, the separator U.
+    """Streams of source, `last` and first separator, [B, T + 2], lagging the units by a column (docs/design.md)."""
+    # Source column j has segment j - 2; `last` (segment U) has U - 1, the separator has U.
     source = np.arange(bucket) - 2
     segment = np.concatenate([np.broadcast_to(source, (len(start), bucket)), length[:, None] + [[-2, -1]]], axis=1)
     real = (segment >= 0) & (segment < length[:, None])
@@ -79,7 +78,7 @@ def _streams(flat: Streams, start: np.ndarray, length: np.ndarray, bucket: int) 
 
 
 def batches(unit_set: UnitSet, steps: Sequence[Step], host: int | Sequence[int] = 0, hosts: int = 1) -> Iterator[Batch]:
-    """The batches of a plan: of each, the rows that this host reads, as `plan.host_slice` has it."""
+    """Yield the batches of a plan, with the rows of this host only (`plan.host_slice`)."""
     for step in steps:
         ids, prompt_id = host_slice(step, host, hosts)
         yield make_batch(unit_set, ids, step.bucket, prompt_id)
@@ -88,26 +87,27 @@ def batches(unit_set: UnitSet, steps: Sequence[Step], host: int | Sequence[int] 
 def fit_length(
     unit_set: UnitSet, max_length: int | None, overlength: Overlength = "error"
 ) -> tuple[UnitSet, np.ndarray, str]:
-    """Applies the limit on length: what to feed, which utterances to plan (int32), and a report ("" if all fit).
+    """Apply a length limit to a set.
 
-    Utterances keep their numbers: those dropped are only left out of the second result. Cut ones keep their first
-    `max_length` units.
+    Returns:
+      The set, with long utterances truncated if `overlength` is "cut"; the utterances to plan, int32; and a message
+      ("" if none is too long). Dropped utterances stay in the set, so indices do not change.
 
     Raises:
       ValueError: as `within_limit`, or no utterance is within the limit.
     """
     ids, report = within_limit(unit_set.lengths, max_length, overlength)
     if not len(ids):
-        raise ValueError(f"no utterance has at most max_length={max_length} units: raise it")
+        raise ValueError(f"no utterance has at most max_length={max_length} units: increase it")
     if report and max_length is not None and overlength == "cut":
         unit_set = unit_set.cut(max_length)
     return unit_set, ids, report
 
 
 def prefetch(items: Iterable[T], size: int = 2) -> Iterator[T]:
-    """Yields the items, made up to `size` ahead by a thread.
+    """Yield the items, produced up to `size` ahead in a thread.
 
-    What the making raises is raised here, after the items before it. Closing this generator ends the thread.
+    Exceptions of the iterable are raised here, after the items before. Closing the generator ends the thread.
     """
     if size < 1:
         raise ValueError(f"size must be at least 1, not {size}")
@@ -125,7 +125,7 @@ def _prefetch(items: Iterable[T], size: int) -> Iterator[T]:
                 ready.put((item, None, False))
                 if stop.is_set():
                     return
-        except BaseException as raised:  # whatever it is, the reader must not wait forever
+        except BaseException as raised:  # any exception, so that the reader does not wait forever
             error = raised
         ready.put((None, error, True))
 
@@ -141,7 +141,7 @@ def _prefetch(items: Iterable[T], size: int) -> Iterator[T]:
             yield item  # type: ignore[misc]  # None only where done or error is set
     finally:
         stop.set()
-        while thread.is_alive():  # a worker waiting for room gets it, sees `stop` and leaves
+        while thread.is_alive():  # unblock a worker that waits for space in the queue
             with contextlib.suppress(queue.Empty):
                 ready.get(timeout=0.05)
         thread.join()

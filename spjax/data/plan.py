@@ -1,8 +1,7 @@
-"""The plan of batches: which utterances make up each step of an epoch. Pure numpy, the same on every host.
+"""Plan batches: which utterances make up each step of an epoch. Pure numpy, the same on every host.
 
-A plan is a pure function of the utterances' lengths, a seed and an epoch, so a position in training is no more than
-(epoch, step), and hosts agree on every step without talking to each other. Orders are drawn from raw bits of PCG64,
-which numpy guarantees never to change, so a plan outlives an upgrade.
+A plan is a function of utterance lengths, seed and epoch. So a position in training is given by (epoch, step), and
+hosts need no communication. Permutations use the raw bits of PCG64, which do not change between numpy versions.
 """
 
 from __future__ import annotations
@@ -20,13 +19,12 @@ _log = logging.getLogger(__name__)
 
 
 class Step(NamedTuple):
-    """One batch of every member that takes part. N members, M rows each.
+    """One batch: M rows for each of N active members.
 
     Attributes:
-      bucket: T, the source columns of the batch; no utterance of it has more units.
-      ids: int32 [N, M], utterances by their number in the split, -1 in rows that only fill the shape.
-      members: int32 [N], the number of each in its bank, the bank's size for one that only fills the shape; None where
-        the whole bank takes part, in its order.
+      bucket: T, source columns; the maximum number of units of an utterance.
+      ids: int32 [N, M], utterance index in the split; -1: padding row.
+      members: int32 [N], index of each member in its bank; the bank's size: padding. None: all members in order.
     """
 
     bucket: int
@@ -35,17 +33,15 @@ class Step(NamedTuple):
 
 
 def buckets(lengths: np.ndarray, count: int = 6, multiple: int = 8) -> tuple[int, ...]:
-    """The at most `count` bucket lengths that leave the fewest padded columns.
-
-    Every bucket is a shape to compile: give the lengths of all splits that are to share them.
+    """Choose at most `count` bucket lengths that minimise the number of padded columns.
 
     Args:
       lengths: int [n], units of the utterances.
-      count: how many buckets at most.
+      count: maximum number of buckets; each is a shape to compile.
       multiple: bucket lengths are multiples of this.
 
     Returns:
-      Ascending bucket lengths; the last one holds the longest utterance.
+      Ascending bucket lengths; the last one fits the longest utterance.
     """
     lengths = np.asarray(lengths)
     if lengths.size == 0 or lengths.min() < 1 or count < 1 or multiple < 1:
@@ -54,12 +50,12 @@ def buckets(lengths: np.ndarray, count: int = 6, multiple: int = 8) -> tuple[int
         )
     edges, number = np.unique(-(-lengths // multiple) * multiple, return_counts=True)
     before = np.concatenate([[0], np.cumsum(number)])
-    # columns[i, j]: what the utterances of edges i..j cost if they share the bucket edges[j]
+    # columns[i, j]: total columns of the utterances of edges i..j in a bucket of length edges[j]
     columns = (before[None, 1:] - before[:-1, None]).astype(np.float64) * edges[None, :]
     columns[np.tril_indices(len(edges), -1)] = np.inf
     cost, cuts = columns[0], []
     for _ in range(min(count, len(edges)) - 1):
-        # one bucket more: the last one starts at edge i, and the best of the buckets so far end at edge i - 1
+        # add a bucket that starts at edge i to the best buckets that end at edge i - 1
         total = np.concatenate([[np.inf], cost[:-1]])[:, None] + columns
         cuts.append(total.argmin(axis=0))
         cost = total.min(axis=0)
@@ -72,33 +68,33 @@ def buckets(lengths: np.ndarray, count: int = 6, multiple: int = 8) -> tuple[int
 
 
 def rows_per_step(bucket: int, max_tokens: int, max_rows: int, row_multiple: int = 8) -> int:
-    """M, the rows of a step of this bucket: as many as both limits allow, in multiples of `row_multiple`.
+    """M, rows per member in a step of this bucket: the largest multiple of `row_multiple` within both limits.
 
     Raises:
-      ValueError: not even `row_multiple` rows fit.
+      ValueError: fewer than `row_multiple` rows fit.
     """
     rows = min(max_rows, max_tokens // bucket) // row_multiple * row_multiple
     if rows < 1:
         needed = {"max_rows": (max_rows, row_multiple), "max_tokens": (max_tokens, bucket * row_multiple)}
         flags = [f"--config.train.{name}={least}" for name, (limit, least) in needed.items() if limit < least]
         raise ValueError(
-            f"a step of bucket {bucket} takes at least row_multiple={row_multiple} rows, {bucket * row_multiple} "
-            f"tokens, not max_rows={max_rows}, max_tokens={max_tokens}: give {' and '.join(flags)}, or limit the "
-            "length of utterances by --config.max_length"
+            f"a step of bucket {bucket} needs at least row_multiple={row_multiple} rows, {bucket * row_multiple} "
+            f"tokens, but max_rows={max_rows}, max_tokens={max_tokens}: give {' and '.join(flags)}, or limit the "
+            "length of utterances with --config.max_length"
         )
     return rows
 
 
 def longest(max_tokens: int, max_rows: int, multiple: int = 8) -> int:
-    """The most units of an utterance that a batch of a training plan can hold, by the limits of `TrainConfig`.
+    """Maximum number of units of an utterance in a training batch with these limits of `TrainConfig`.
 
     Raises:
-      ValueError: it holds none of a bucket's least length.
+      ValueError: a batch of the shortest bucket does not fit.
     """
     rows = math.gcd(8, max_rows)
     if max_tokens < multiple * rows:
         raise ValueError(
-            f"train.max_tokens={max_tokens} holds no batch of {rows} utterances of {multiple} units: "
+            f"train.max_tokens={max_tokens} is too small for a batch of {rows} utterances of {multiple} units: "
             f"give --config.train.max_tokens={multiple * rows} or more"
         )
     return max_tokens // rows // multiple * multiple
@@ -117,26 +113,26 @@ def plan(
     shuffle: bool = True,
     ids: np.ndarray | None = None,
 ) -> list[Step]:
-    """The steps of an epoch: every utterance exactly once for every member of the bank.
+    """Plan an epoch: every utterance exactly once for every member of the bank.
 
-    All members share the bucket of a step, and each has its own order of utterances. A member's order depends on
-    `seed` and its own seed alone: a bank of one task gives it the very batches that it gets when trained alone. The
-    number of steps depends on no seed. The last step of a bucket is filled up with -1.
+    All members share the bucket of a step; each has a different order of utterances, which depends only on `seed` and
+    the member's seed, so a member gets the same batches alone and in a bank. The number of steps does not depend on the
+    seeds. The last step of a bucket is padded with -1.
 
     Args:
       lengths: int [n], units of every utterance of the split.
-      seed: what all members share, such as the order of the buckets.
-      epoch: number of the epoch.
-      buckets: ascending bucket lengths; the last one must hold the longest utterance.
-      max_tokens: bucket length × rows of one member stays within this.
-      max_rows: rows of one member stay within this.
-      row_multiple: rows of one member are a multiple of this (devices × hosts must divide the rows).
-      members: the N members' own seeds.
-      shuffle: False gives the order of evaluation: bucket after bucket, utterances by number, alike for all members.
-      ids: int [m], the utterances to plan; all n by default.
+      seed: seed of the order of steps, shared by all members.
+      epoch: index of the epoch.
+      buckets: ascending bucket lengths; the last one must fit the longest utterance.
+      max_tokens: maximum of bucket length × rows of a member.
+      max_rows: maximum rows of a member.
+      row_multiple: rows of a member are a multiple of this.
+      members: seeds of the N members.
+      shuffle: False: evaluation order, by bucket and utterance index, the same for all members.
+      ids: int [m], utterances to plan; None: all.
 
     Returns:
-      Steps, whose ids are int32 [N, rows_per_step(bucket)].
+      Steps with ids int32 [N, rows_per_step(bucket)].
 
     Raises:
       ValueError: an utterance has no units or is longer than the last bucket, ids repeat, or a limit is too small.
@@ -152,8 +148,8 @@ def plan(
     if chosen.size and (picked.min() < 1 or picked.max() > edges[-1]):
         worst = chosen[picked.argmax() if picked.max() > edges[-1] else picked.argmin()]
         raise ValueError(
-            f"utterance {worst} has {lengths[worst]} units, outside 1..{edges[-1]}, the last bucket: "
-            "add a longer bucket, or cut or drop what is over the limit"
+            f"utterance {worst} has {lengths[worst]} units, outside 1..{edges[-1]} (last bucket): "
+            "add a longer bucket, or cut or drop long utterances"
         )
     steps: list[Step] = []
     bucket_of = np.searchsorted(edges, picked)
@@ -165,7 +161,7 @@ def plan(
         count = -(-len(inside) // rows)
         table = np.full((len(members), count * rows), -1, np.int32)
         for member, own in enumerate(members):
-            # keyed by the bucket's length, not its number: what other buckets there are changes nothing
+            # keyed by the bucket's length, so that it does not depend on the other buckets
             order = _permutation(len(inside), seed, epoch, 1, own, bucket) if shuffle else slice(None)
             table[member, : len(inside)] = inside[order]
         steps += [Step(bucket, table[:, i * rows : (i + 1) * rows]) for i in range(count)]
@@ -175,70 +171,73 @@ def plan(
 
 
 def updates(batches: Sequence[int], sampling: float) -> list[int]:
-    """Updates that tasks of different size get in an epoch: m^(1 - sampling) n^sampling, rounded.
+    """Updates of each task in an epoch: m^(1 - sampling) n^sampling, rounded.
 
     Args:
-      batches: n of each task, the batches of its own epoch; m is the most of them.
-      sampling: 1 gives each task its own epoch, 0 as many updates as the largest.
+      batches: n of each task, batches of a pass over its train set; m is their maximum.
+      sampling: 1: n updates, 0: m updates.
     """
     return [round(max(batches) ** (1 - sampling) * own**sampling) for own in batches]
 
 
 def width(taking_part: int, bank: int, multiple: int = 1) -> int:
-    """Members that a step is made for where so many of a bank take part: its size, 7/8, 6/8, 5/8, 1/2, 7/16 .. of it.
+    """Padded number of members of a step: the bank's size or 7/8, 6/8, 5/8, 1/2, 7/16 .. of it.
 
-    At most a quarter more (but for rounding) than take part, so that a bank whose members stop one after another needs
-    few programs. Rounded up to a `multiple`.
+    So few programs are compiled as members stop. The padding is at most a quarter (before rounding to `multiple`).
+
+    Args:
+      taking_part: number of active members.
+      bank: number of members of the bank.
+      multiple: the result is a multiple of this.
     """
     sizes = (-(-bank * part // 2 ** (k + 3)) for k in range(bank.bit_length() + 1) for part in (8, 7, 6, 5))
     return -(-min(size for size in sizes if size >= taking_part) // multiple) * multiple
 
 
 def check_rows(rows: int, bank: int, shards: int) -> None:
-    """A batch of all members of a bank must divide among the devices that share it; of fewer members, it is filled up.
+    """Raise ValueError if a batch of all members of a bank is not divisible by the batch shards.
 
     Args:
-      rows: of a member in a batch.
-      bank: its members.
-      shards: devices, or groups of devices that compute together, among which rows are divided.
+      rows: rows of a member in a batch.
+      bank: number of members.
+      shards: batch shards of the mesh.
 
     Raises:
-      ValueError: it does not; says which numbers of rows do.
+      ValueError: not divisible; the message has numbers of rows that are.
     """
     if rows * bank % shards:
         fitting = shards // math.gcd(bank, shards)
         raise ValueError(
-            f"batches of {rows} utterances of each of {bank} members do not divide among {shards} devices: set "
+            f"batches of {rows} utterances for each of {bank} members are not divisible by {shards} devices: set "
             f"train.max_rows to a multiple of {fitting}, such as {-(-rows // fitting) * fitting}, and train.max_tokens "
-            "to that times the longest bucket, or more"
+            "to at least that times the longest bucket"
         )
 
 
-def take_turns(plans: Sequence[Sequence[Step]]) -> list[Step]:
-    """The steps of several plans as one: each plan keeps its order, and all are as far along as each other."""
+def interleave(plans: Sequence[Sequence[Step]]) -> list[Step]:
+    """Merge plans so that all progress at the same rate; the order within each plan is kept."""
     turns = [((2 * n + 1) / len(steps), number, n) for number, steps in enumerate(plans) for n in range(len(steps))]
     return [plans[number][n] for _, number, n in sorted(turns)]
 
 
 def host_slice(step: Step, host: int | Sequence[int], hosts: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that a host reads: of equal runs of a batch's rows, counted member after member, that of its number.
+    """Rows of a step that a host reads. The member-major rows are split into `hosts` equal shards.
 
     Args:
       step: the same on every host.
-      host: the number of its run; or of several, ascending, where a host's devices do not follow one another in the
-        mesh. Hosts whose devices compute the same rows read the same run.
-      hosts: how many runs there are.
+      host: index of the host's shard, or ascending indices of several (`sharding.own_rows`).
+      hosts: number of shards.
 
     Returns:
-      ids int32 [rows of the host] and the member of each row, int32 alike.
+      ids, int32 [rows of the host], and the member of each row, int32 [rows of the host].
 
     Raises:
-      ValueError: the rows cannot be divided evenly.
+      ValueError: the rows are not divisible by `hosts`, or `host` is out of range.
     """
     own, total = np.atleast_1d(np.asarray(host, np.int64)), step.ids.size
     if not own.size or own.min() < 0 or own.max() >= hosts or total % hosts:
         raise ValueError(
-            f"host {host} of {hosts} cannot have an equal part of {total} rows: make row_multiple a multiple of {hosts}"
+            f"host {host} of {hosts}: {total} rows are not divisible by {hosts}: give a row_multiple that is"
         )
     rows = np.arange(total).reshape(hosts, -1)[own].reshape(-1)
     return step.ids.reshape(-1)[rows], (rows // step.ids.shape[1]).astype(np.int32)
@@ -247,21 +246,21 @@ def host_slice(step: Step, host: int | Sequence[int], hosts: int) -> tuple[np.nd
 def within_limit(
     lengths: np.ndarray, max_length: int | None, overlength: Overlength = "error"
 ) -> tuple[np.ndarray, str]:
-    """Counts the utterances over the limit and says which to plan.
+    """Apply a length limit: which utterances to plan.
 
     Args:
       lengths: int [n], units of every utterance.
-      max_length: most units that an utterance may have; None for no limit.
-      overlength: "error" refuses longer ones, "cut" keeps them (to be cut: `UnitSet.cut`), "drop" leaves them out.
+      max_length: maximum number of units of an utterance; None: no limit.
+      overlength: for longer utterances, "error" raises, "cut" keeps them (for `UnitSet.cut`), "drop" removes them.
 
     Returns:
-      The utterances to plan, int32, and a report in one sentence ("" if none is over the limit).
+      Utterances to plan, int32, and a message with the number of long ones ("" if there are none).
 
     Raises:
-      ValueError: some are over the limit and `overlength` is "error", or it is no known word, or a limit below 1.
+      ValueError: there are longer utterances and `overlength` is "error"; or an argument is invalid.
     """
     if overlength not in ("error", "cut", "drop"):
-        raise ValueError(f"overlength={overlength!r} is unknown: choose 'error', 'cut' or 'drop'")
+        raise ValueError(f"overlength={overlength!r} is unknown: give 'error', 'cut' or 'drop'")
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length is {max_length}, must be at least 1 (none: no limit)")
     lengths = np.asarray(lengths)
@@ -279,18 +278,18 @@ def within_limit(
 
 
 def few_shot(classes: np.ndarray, per_class: int, seed: int) -> np.ndarray:
-    """A seeded subset with `per_class` utterances of every combination of labels (an intent).
+    """Draw a random subset with `per_class` utterances of every label combination.
 
-    Combinations with fewer utterances give all they have (a warning is logged). Of one seed, fewer shots are a part of
-    more shots.
+    Combinations with fewer utterances are used in full, with a warning. For one seed, smaller subsets are contained in
+    larger ones.
 
     Args:
       classes: int [n, slots].
       per_class: utterances of each combination.
-      seed: of the draw.
+      seed: random seed.
 
     Returns:
-      Utterances, int32, ascending.
+      Utterance indices, int32, ascending.
     """
     if per_class < 1:
         raise ValueError(f"per_class must be at least 1, not {per_class}")
@@ -306,7 +305,7 @@ def few_shot(classes: np.ndarray, per_class: int, seed: int) -> np.ndarray:
 
 
 def _permutation(n: int, seed: int, epoch: int, *purpose: int) -> np.ndarray:
-    """An order of n things, from the raw bits of a generator of this purpose's own."""
+    """Random permutation of 0..n-1 from the raw bits of PCG64; `purpose` separates the random streams."""
     if seed < 0 or epoch < 0 or min(purpose) < 0:
         raise ValueError(f"seeds and epochs cannot be negative: seed={seed}, epoch={epoch}, of {purpose}")
     bits = np.random.PCG64(np.random.SeedSequence([seed, epoch], spawn_key=purpose))

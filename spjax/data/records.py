@@ -1,11 +1,11 @@
-"""Unit records: utterances as units and labels, in TFDS's own directory format, and the card that describes them.
+"""Unit records: utterances as units and labels in the TFDS directory format, with a card that describes them.
 
-A directory of unit records holds sharded TFRecords, the metadata by which `tfds.builder_from_directory` reads them, and
-`unit_card.json`, which is written last: a directory without it is incomplete. A record is a `tf.train.Example` of
+A directory of unit records has sharded TFRecords, metadata for `tfds.builder_from_directory`, and `unit_card.json`,
+which is written last: a directory without it is incomplete. A record is a `tf.train.Example` of
 
     id | units [T] | durations [T] or empty | f0 [T], optional | labels/<slot>: class within the slot | provenance
 
-Records are read without TensorFlow, whose import alone costs seconds: a TFRecord file is lengths, CRCs and bytes.
+Records are read without TensorFlow, which takes seconds to import.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ VERSION = 1
 UTTERANCES_PER_SHARD = 50_000
 _CARD_TYPES = {"vocabulary": int, "encoder": str, "layer": int, "kmeans": str, "merged": bool}
 _CARD_TYPES |= {"durations": bool, "f0": bool, "sources": dict}
-# Names of the files of records, all that may be replaced by new ones.
-_OURS = re.compile(r"(unit_card|dataset_info|features)\.json|.*\.labels\.txt|.*\.tfrecord-\d+-of-\d+")
+# Files of a directory of unit records; only these may be overwritten.
+_RECORD_FILES = re.compile(r"(unit_card|dataset_info|features)\.json|.*\.labels\.txt|.*\.tfrecord-\d+-of-\d+")
 
 
 class Utterance(NamedTuple):
@@ -44,11 +44,11 @@ class Utterance(NamedTuple):
 
     Attributes:
       id: unique in its split.
-      units: [T] ints in 0..vocabulary-1, at least one.
+      units: int [T] in 0..vocabulary-1, at least one.
       classes: [slots] class ids over all slots (Task).
-      durations: [T] frames that each unit lasted before merging, or None where unknown.
-      f0: [T] log f0 of each unit less the speaker's mean, or None where unknown.
-      provenance: where the utterance comes from, in words.
+      durations: [T] frames of each unit, or None if unknown.
+      f0: [T] log f0 of each unit minus the speaker's mean, or None if unknown.
+      provenance: origin of the utterance, as text.
     """
 
     id: str
@@ -61,7 +61,7 @@ class Utterance(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A TFRecord file of a split: its name in the directory, how many records and bytes it holds, and their sha256."""
+    """A TFRecord file of a split: file name, number of records, size in bytes, and sha256."""
 
     file: str
     records: int
@@ -71,20 +71,20 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What a directory of unit records holds (`unit_card.json`).
+    """Contents of `unit_card.json`.
 
     Attributes:
       task: slots and their labels, in class order, and the metric.
-      shards: the files of every split, in order.
+      shards: files of every split, in order.
       vocabulary: number of units (k-means centroids).
       encoder: speech encoder whose features were quantised.
-      layer: its layer.
-      kmeans: identity of the centroids.
-      merged: runs of equal units were merged.
-      durations: records say how many frames each unit lasted.
-      f0: records hold f0.
-      sources: sha256 of every file that the records were made from.
-      notes: whatever a reader of results must know.
+      layer: layer of the encoder.
+      kmeans: name of the k-means model.
+      merged: whether runs of equal units were merged.
+      durations: whether records have durations.
+      f0: whether records have f0.
+      sources: sha256 of every source file.
+      notes: remarks to be shown with results.
     """
 
     task: Task
@@ -101,12 +101,12 @@ class Card:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Utterances of every split."""
+        """Number of utterances of every split."""
         return {split: sum(shard.records for shard in shards) for split, shards in self.shards.items()}
 
 
 def load_card(directory: epath.PathLike) -> Card:
-    """Reads the card of a directory of unit records (local or gs://).
+    """Read the card of a directory of unit records (local or gs://).
 
     Raises:
       RecordError: the directory or its card is missing, unreadable, or of another format.
@@ -115,18 +115,18 @@ def load_card(directory: epath.PathLike) -> Card:
     if not path.exists():
         lack = f"it has no {CARD}" if path.parent.exists() else "it does not exist"
         raise RecordError(
-            f"{directory} is no complete directory of unit records: {lack}. "
-            "Make one by `python -m data_pipelines.extract` (recordings) or `data_pipelines.import_units` (text)"
+            f"{directory} is not a complete directory of unit records: {lack}. "
+            "Make one with `python -m data_pipelines.extract` (recordings) or `data_pipelines.import_units` (text)"
         )
     try:
         fields = json.loads(path.read_text())
         name, version = fields.pop("format"), fields.pop("version")
-        fields.pop("counts")  # written for people: the shards say it again
+        fields.pop("counts")  # for human readers; redundant with the shards
         if (name, version) != (FORMAT, VERSION):
             raise RecordError(f"{path} is {name!r} version {version}; this code reads {FORMAT!r} version {VERSION}")
         task = fields.pop("task")
         if not all(isinstance(slot["labels"], list) for slot in task["slots"]):
-            raise ValueError("labels are no list")
+            raise ValueError("labels are not a list")
         slots = tuple(Slot(slot["name"], tuple(slot["labels"])) for slot in task["slots"])
         card = Card(
             task=Task(task["name"], slots, task["metric"]),
@@ -143,7 +143,7 @@ def load_card(directory: epath.PathLike) -> Card:
 
 
 def _check_card(card: Card) -> None:
-    """Raise ValueError where a value is not of its type: a card may come from anywhere."""
+    """Raise ValueError for values of the wrong type, since a card may be edited or of another source."""
     for name, kind in _CARD_TYPES.items():
         if type(getattr(card, name)) is not kind:
             raise ValueError(f"{name} is {getattr(card, name)!r}")
@@ -158,20 +158,20 @@ def _check_card(card: Card) -> None:
 
 
 def read_unit_records(directory: epath.PathLike, split: str, check: bool = True) -> tuple[UnitSet, Card]:
-    """Reads a split of unit records, validating every record.
+    """Read and validate a split of unit records.
 
     Args:
       directory: local or gs:// directory.
       split: name of the split.
-      check: compare every shard with the sha256 in the card. What a record says is validated in any case.
+      check: compare every shard with the sha256 in the card. Records are validated in any case.
 
     Returns:
-      The utterances in record order, shard after shard, and the card.
+      The utterances in the order of shards and records, and the card.
 
     Raises:
-      RecordError: a shard is missing, damaged, truncated or not the one in the card; a record is unreadable, has no
-        units, a unit outside the vocabulary, a label its slot does not have, or durations that do not fit its units.
-        Names the file and the record (counted from 0).
+      RecordError: a shard is missing, truncated, damaged or differs from the card; a record is unreadable, has no
+        units, a unit outside the vocabulary, an unknown label, or durations or f0 of the wrong length. Names the file
+        and the record (from 0).
     """
     directory = epath.Path(directory)
     card = load_card(directory)
@@ -196,22 +196,25 @@ def write_unit_records(
     sources: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
 ) -> Card:
-    """Writes unit records that `tfds.builder_from_directory` and `read_unit_records` read.
+    """Write unit records that `tfds.builder_from_directory` and `read_unit_records` can read.
 
-    The records are made in a temporary sibling and renamed when complete, so that a crash or a full disk leaves no
-    directory that looks complete. Durations and f0 are recorded where the utterances have them: all or none.
+    Records are written to a temporary sibling directory and renamed when complete. Durations and f0 are written if the
+    utterances have them: all or none.
 
     Args:
-      directory: where the records go; must be absent or empty unless `overwrite`.
-      task: what the classes of the utterances mean.
-      splits: utterances of every split, in the order in which they are to be read back.
-      shards: files a split is cut into; by default as many as hold 50,000 utterances each.
-      overwrite: replace the records that the directory holds, once the new ones are complete.
+      directory: destination; must be absent or empty unless `overwrite`.
+      task: slots and labels.
+      splits: utterances of every split, in order.
+      shards: files per split; by default one for every 50,000 utterances.
+      overwrite: replace existing records when the new ones are complete.
       vocabulary, encoder, layer, kmeans, merged, sources, notes: see Card.
 
+    Returns:
+      The card.
+
     Raises:
-      RecordError: the directory is taken (`check_free`), a name cannot be recorded, a split is empty or an utterance
-        does not fit.
+      RecordError: the directory is not free (`check_free`), a name is invalid, a split is empty, or an utterance does
+        not fit the card.
     """
     directory = epath.Path(directory)
     check_free(directory, overwrite)
@@ -229,11 +232,11 @@ def write_unit_records(
         sources=dict(sources or {}),
         notes=tuple(notes),
     )
-    with _complete_or_absent(directory) as folder:
+    with _atomic_directory(directory) as folder:
         for split, source in splits.items():
             utterances = list(source)
             if not utterances:
-                raise RecordError(f"split {split!r} of {task.name} has no utterances: leave it out or fill it")
+                raise RecordError(f"split {split!r} of {task.name} has no utterances: remove it or add some")
             if not card.shards:
                 first = utterances[0]
                 card = dataclasses.replace(card, durations=first.durations is not None, f0=first.f0 is not None)
@@ -246,19 +249,19 @@ def write_unit_records(
 
 
 def check_free(directory: epath.PathLike, overwrite: bool) -> None:
-    """Raises RecordError if a directory holds anything but records, or records that are not to be replaced."""
+    """Raise RecordError if a directory has files other than unit records, or unit records without `overwrite`."""
     directory = epath.Path(directory)
-    held = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
-    foreign = [name for name in held if not _OURS.fullmatch(name)]
+    present = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    foreign = [name for name in present if not _RECORD_FILES.fullmatch(name)]
     if foreign:
         raise RecordError(
-            f"{directory} holds {', '.join(foreign[:3])}, not unit records alone, and is not replaced: choose another "
-            "directory"
+            f"{directory} has files other than unit records ({', '.join(foreign[:3])}) and is not replaced: choose "
+            "another directory"
         )
-    if held and not overwrite:
+    if present and not overwrite:
         raise RecordError(
-            f"{directory} is not empty: choose another directory, or replace the records that it holds by --overwrite "
-            "of data_pipelines.extract or data_pipelines.import_units"
+            f"{directory} is not empty: choose another directory, or replace its records with --overwrite of "
+            "data_pipelines.extract or data_pipelines.import_units"
         )
 
 
@@ -270,7 +273,7 @@ def _read_shard(path: epath.Path, shard: Shard, card: Card, check: bool) -> Unit
     from tensorflow_datasets.proto import tf_example_pb2
 
     if not path.exists():
-        raise RecordError(f"{path} is missing, which {CARD} lists: bring it back or make the records again")
+        raise RecordError(f"{path} is missing, but listed in {CARD}: restore it or make the records again")
     content = path.read_bytes()
     intact = not check or hashlib.sha256(content).hexdigest() == shard.sha256
 
@@ -287,7 +290,7 @@ def _read_shard(path: epath.Path, shard: Shard, card: Card, check: bool) -> Unit
             (name,) = feature["id"].bytes_list.value
             ids.append(name.decode())
         except (DecodeError, ValueError) as error:
-            raise RecordError(f"{path}, record {number} holds no utterance: make the records again") from error
+            raise RecordError(f"{path}, record {number} is not an utterance: make the records again") from error
         before = len(units), len(durations), len(f0)
         units.extend(feature["units"].int64_list.value)
         durations.extend(feature["durations"].int64_list.value)
@@ -303,9 +306,9 @@ def _read_shard(path: epath.Path, shard: Shard, card: Card, check: bool) -> Unit
     if fault:
         raise RecordError(f"{path}, record {fault[0]} ({ids[fault[0]]!r}) {fault[1]}: make the records again")
     if len(ids) != shard.records:
-        raise RecordError(f"{path} holds {len(ids)} records where {CARD} says {shard.records}: make the records again")
+        raise RecordError(f"{path} has {len(ids)} records, {CARD} says {shard.records}: make the records again")
     if not intact:
-        raise RecordError(f"{path} is not the file that {CARD} describes (sha256 differs): make the records again")
+        raise RecordError(f"{path} differs from {CARD} (sha256): make the records again")
     return UnitSet(
         units=flat.astype(unit_dtype(card.vocabulary)),
         offsets=offsets_of([length[0] for length in lengths]),
@@ -319,9 +322,13 @@ def _read_shard(path: epath.Path, shard: Shard, card: Card, check: bool) -> Unit
 def _first_fault(
     units: np.ndarray, durations: np.ndarray, f0: np.ndarray, lengths: np.ndarray, labels: np.ndarray, card: Card
 ) -> tuple[int, str] | None:
-    """(utterance, what is wrong with it) of the first one that does not fit the card.
+    """Find the first utterance that does not fit the card: (index, problem), or None.
 
-    units, durations, f0: flat; lengths: [n, 3] of them; labels: [n, slots], class within the slot, -1 if missing.
+    Args:
+      units, durations, f0: flat arrays.
+      lengths: int [n, 3], length of each of these for every utterance.
+      labels: int [n, slots], class within the slot, -1 if missing.
+      card: task, vocabulary and streams.
     """
     faults: list[tuple[int, str]] = []
     count = lengths[:, 0]
@@ -340,14 +347,14 @@ def _first_fault(
         expected = count if has else np.zeros_like(count)
         if (uneven := np.flatnonzero(lengths[:, column] != expected)).size:
             row = int(uneven[0])
-            faults.append((row, f"has {lengths[row, column]} {name} where {expected[row]} fit its {count[row]} units"))
+            faults.append((row, f"has {lengths[row, column]} {name} for {count[row]} units, expected {expected[row]}"))
     longest = np.iinfo(np.int32).max
     if (wrong := np.flatnonzero((durations < 1) | (durations > longest))).size:
         row = int(np.searchsorted(np.cumsum(lengths[:, 1]), wrong[0], side="right"))
         faults.append((row, f"has a duration of {durations[wrong[0]]} frames, outside 1..{longest}"))
     if (wrong := np.flatnonzero(~np.isfinite(f0))).size:
         row = int(np.searchsorted(np.cumsum(lengths[:, 2]), wrong[0], side="right"))
-        faults.append((row, f"has f0 {f0[wrong[0]]}, which is no number"))
+        faults.append((row, f"has f0 {f0[wrong[0]]}, which is not finite"))
     return min(faults) if faults else None
 
 
@@ -355,22 +362,26 @@ def _first_fault(
 
 
 def _check_names(task: Task, splits: Mapping[str, Any]) -> None:
-    """Names become file names and lines of label files: what those cannot hold is refused before any work."""
+    """Raise RecordError for names that are not valid in file names or label files."""
     for what, name in [("task", task.name), *(("split", split) for split in splits)]:
         if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
-            raise RecordError(f"{what} name {name!r} cannot be a file name: use letters, digits and _, a letter first")
+            raise RecordError(
+                f"{what} name {name!r} is not a valid file name: use letters, digits and _, starting with a letter"
+            )
     if not task.slots:
-        raise RecordError(f"task {task.name} has no slots: name at least one with its labels")
+        raise RecordError(f"task {task.name} has no slots: give at least one with its labels")
     if len({slot.name for slot in task.slots}) < len(task.slots):
-        raise RecordError(f"task {task.name} names a slot twice: {[slot.name for slot in task.slots]}")
+        raise RecordError(f"task {task.name} has a slot twice: {[slot.name for slot in task.slots]}")
     for slot in task.slots:
         if not re.fullmatch(r"\w[\w .-]*", slot.name):
-            raise RecordError(f"slot name {slot.name!r} cannot be recorded: use letters, digits and _ (then also . -)")
+            raise RecordError(
+                f"slot name {slot.name!r} is not valid: use letters, digits and _ (after the first also . -)"
+            )
         for label in slot.labels:
             if not label or label != label.strip() or len(label.splitlines()) > 1:
                 raise RecordError(
-                    f"label {label!r} of slot {slot.name!r} cannot be recorded: it must be one line of text "
-                    "without blanks around it"
+                    f"label {label!r} of slot {slot.name!r} is not valid: it must be one line of text "
+                    "without leading or trailing spaces"
                 )
 
 
@@ -380,10 +391,10 @@ def _check_utterances(utterances: Sequence[Utterance], split: str, card: Card) -
     for number, one in enumerate(utterances):
         what = f"split {split!r}, utterance {number} ({one.id!r})"
         if one.id in seen:
-            raise RecordError(f"{what} has the id of an earlier one: ids must be unique in a split")
+            raise RecordError(f"{what} has a duplicate id: ids must be unique in a split")
         seen.add(one.id)
         if len(one.classes) != slots:
-            raise RecordError(f"{what} has {len(one.classes)} classes where {card.task.name} has {slots} slots")
+            raise RecordError(f"{what} has {len(one.classes)} classes, but {card.task.name} has {slots} slots")
     streams = [(one.units, one.durations, one.f0) for one in utterances]
     lengths = [[0 if stream is None else len(stream) for stream in three] for three in streams]
     flat = np.concatenate([np.asarray(one.units, np.int64) for one in utterances])
@@ -392,14 +403,14 @@ def _check_utterances(utterances: Sequence[Utterance], split: str, card: Card) -
         for streams in ([one.durations for one in utterances], [one.f0 for one in utterances])
     )
     if durations.dtype.kind not in "iu":
-        raise RecordError(f"split {split!r} has durations of type {durations.dtype}: give whole numbers of frames")
+        raise RecordError(f"split {split!r} has durations of type {durations.dtype}: give integers (frames)")
     fault = _first_fault(flat, durations, f0, np.asarray(lengths), _labels(utterances, card.task), card)
     if fault:
         raise RecordError(f"split {split!r}, utterance {fault[0]} ({utterances[fault[0]].id!r}) {fault[1]}")
 
 
 def _labels(utterances: Sequence[Utterance], task: Task) -> np.ndarray:
-    """Class within each slot, int64 [n, slots]; out of its range where the class is another slot's."""
+    """Class within each slot, int64 [n, slots]; out of range if the class belongs to another slot."""
     return np.asarray([one.classes for one in utterances], np.int64) - np.asarray(task.slot_offsets[:-1])
 
 
@@ -429,7 +440,7 @@ def _write_split(
 
 
 def _serialize(utterance: Utterance, labels: np.ndarray, card: Card, pb: Any) -> bytes:
-    """A tf.train.Example under the keys that TFDS flattens its features to."""
+    """Serialise a tf.train.Example with the feature names of TFDS."""
     example = pb.Example()
     feature = example.features.feature
     feature["id"].bytes_list.value.append(utterance.id.encode())
@@ -471,8 +482,8 @@ def _write_tfds_metadata(folder: epath.Path, card: Card) -> None:
             for split, shards in card.shards.items()
         ],
         filename_template=template,
-        disable_shuffling=True,  # TFDS then reads the shards in order, as read_unit_records does
-        check_data=False,  # would import TensorFlow to read one example
+        disable_shuffling=True,  # so that TFDS reads shards in order, like read_unit_records
+        check_data=False,  # would import TensorFlow
         description=f"Speech units of {card.task.name}: {card.encoder}, layer {card.layer}, {card.kmeans}.",
     )
 
@@ -483,8 +494,8 @@ def _card_json(card: Card) -> str:
 
 
 @contextlib.contextmanager
-def _complete_or_absent(directory: epath.Path) -> Iterator[epath.Path]:
-    """A temporary sibling that takes the place of `directory` when the block ends well, and goes away when it fails."""
+def _atomic_directory(directory: epath.Path) -> Iterator[epath.Path]:
+    """Yield a temporary sibling that replaces `directory` after the block, or is removed if the block fails."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]
     folder = directory.parent / f".{directory.name}.incomplete-{mark}"
@@ -494,7 +505,9 @@ def _complete_or_absent(directory: epath.Path) -> Iterator[epath.Path]:
         yield folder
         if directory.exists():
             directory.rename(old)
-        if "://" in os.fspath(directory):  # a bucket renames file by file: what makes the records whole comes last
+        if "://" in os.fspath(
+            directory
+        ):  # buckets rename file by file: the card last, which marks the records as complete
             directory.mkdir(parents=True, exist_ok=True)
             for path in sorted(folder.iterdir(), key=lambda path: path.name == CARD):
                 path.rename(directory / path.name)

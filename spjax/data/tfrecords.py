@@ -1,4 +1,4 @@
-"""TFRecord files as bytes: for every record its length (8 bytes), its CRC, the payload, its CRC; little-endian."""
+"""TFRecord format: for each record the length (8 bytes), its CRC, the payload, its CRC; little-endian."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from etils import epath
 
 
 class RecordError(ValueError):
-    """Unit records, or what they are made from, are damaged or do not fit. Names file, record and the way out."""
+    """Unit records or their sources are damaged or inconsistent. The message names file, record and suggested fix."""
 
 
 def read_frames(content: bytes, path: epath.PathLike, check_crc: bool) -> Iterator[bytes]:
-    """The payloads of a TFRecord file, one after the other.
+    """Yield the payloads of a TFRecord file.
 
     Args:
-      content: the whole file.
-      path: its name, for messages.
-      check_crc: False where a hash of the whole file was found right.
+      content: bytes of the file.
+      path: file name for messages.
+      check_crc: False if the file's hash was already verified.
 
     Raises:
-      RecordError: truncated or damaged; names the file and the record.
+      RecordError: the file is truncated or damaged; names the file and the record.
     """
     start = number = 0
     while start < len(content):
@@ -40,14 +40,14 @@ def read_frames(content: bytes, path: epath.PathLike, check_crc: bool) -> Iterat
 
 
 def frame(payload: bytes) -> bytes:
-    """A payload as it stands in the file."""
+    """Encode a payload as a record of the file."""
     head = struct.pack("<Q", len(payload))
     return head + struct.pack("<I", masked_crc(head)) + payload + struct.pack("<I", masked_crc(payload))
 
 
 def _crc_row(byte: int) -> int:
     for _ in range(8):
-        byte = (byte >> 1) ^ (0x82F63B78 if byte & 1 else 0)  # the Castagnoli polynomial, reflected
+        byte = (byte >> 1) ^ (0x82F63B78 if byte & 1 else 0)  # Castagnoli polynomial, reflected
     return byte
 
 
@@ -55,7 +55,7 @@ _CRC_ROWS = tuple(_crc_row(byte) for byte in range(256))
 
 
 def masked_crc(content: bytes) -> int:
-    """CRC-32C, rotated and shifted as TFRecord files store it."""
+    """Masked CRC-32C of the TFRecord format."""
     crc = 0xFFFFFFFF
     for byte in content:
         crc = _CRC_ROWS[(crc ^ byte) & 0xFF] ^ (crc >> 8)

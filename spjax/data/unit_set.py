@@ -1,4 +1,4 @@
-"""Units in memory: utterances of different lengths in flat arrays."""
+"""In-memory unit sets: ragged utterances in flat arrays."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from spjax.types import Streams
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UnitSet:
-    """A split in memory, ragged: utterance i owns `units[offsets[i]:offsets[i + 1]]`. n utterances.
+    """A split of n utterances; utterance i is `units[offsets[i]:offsets[i + 1]]`.
 
     Attributes:
-      units: int16 (int32 from 32,768 units on) [sum of lengths].
+      units: int16 (int32 for a vocabulary above 32,768), [total length].
       offsets: int64 [n + 1].
       classes: int32 [n, slots], class ids over all slots (Task).
-      ids: n names.
-      durations: int32, flat as units, in frames; None where unknown.
-      f0: float32, flat as units; None where unknown.
+      ids: names of the utterances.
+      durations: int32 [total length], frames; None if unknown.
+      f0: float32 [total length]; None if unknown.
     """
 
     units: np.ndarray
@@ -41,7 +41,7 @@ class UnitSet:
         durations: Sequence[Sequence[int] | np.ndarray] | None = None,
         f0: Sequence[Sequence[float] | np.ndarray] | None = None,
     ) -> UnitSet:
-        """From unit lists and classes [n, slots]; ids default to their numbers; streams are as long as units."""
+        """Make a set from lists of units and classes [n, slots]; ids default to the index of the utterance."""
         lengths = [len(one) for one in units]
 
         def joined(lists: Sequence[Any], dtype: Any) -> np.ndarray:
@@ -62,7 +62,7 @@ class UnitSet:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Units of every utterance, int64 [n]."""
+        """Number of units of every utterance, int64 [n]."""
         return np.diff(self.offsets)
 
     def units_of(self, i: int) -> np.ndarray:
@@ -70,7 +70,7 @@ class UnitSet:
         return self.units[self.offsets[i] : self.offsets[i + 1]]
 
     def take(self, ids: np.ndarray) -> UnitSet:
-        """Utterances `ids` (int [m]) alone, in that order."""
+        """Select utterances `ids` (int [m]), in that order."""
         flat = np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in ids])
         return UnitSet(
             units=self.units[flat],
@@ -83,17 +83,17 @@ class UnitSet:
 
     @property
     def streams(self) -> Streams | None:
-        """Durations and f0, flat as units, as a multi-stream LM wants them; None unless both are known."""
+        """Durations and f0 for a multi-stream LM; None unless both are known."""
         return None if self.durations is None or self.f0 is None else Streams(self.durations, self.f0)
 
     def without_streams(self) -> UnitSet:
-        """The units alone, as a unit LM wants them."""
+        """Copy without durations and f0, for a unit LM."""
         return dataclasses.replace(self, durations=None, f0=None)
 
     def with_interpolated_f0(self) -> UnitSet:
-        """Unvoiced segments between voiced ones get the f0 (Hz) on the line between their voiced neighbours.
+        """Interpolate f0 linearly in Hz over unvoiced segments between voiced ones (fairseq's `interpolate_f0`).
 
-        The mean that f0 lacks is of no matter: it scales every Hz. As fairseq's pGSLM data has it (`interpolate_f0`).
+        The subtracted speaker mean has no effect, since it scales all values in Hz.
         """
         if self.f0 is None:
             return self
@@ -107,7 +107,7 @@ class UnitSet:
         return dataclasses.replace(self, f0=f0)
 
     def cut(self, max_length: int) -> UnitSet:
-        """The same utterances, of which each keeps its first `max_length` units at most."""
+        """Truncate every utterance to its first `max_length` units."""
         lengths = self.lengths
         if not (lengths > max_length).any():
             return self
@@ -122,7 +122,7 @@ class UnitSet:
 
 
 def join(parts: Sequence[UnitSet]) -> UnitSet:
-    """One set of several with the same streams, in order; fewer slots than others have are filled up with class 0."""
+    """Concatenate sets with the same streams; sets with fewer slots are padded with class 0."""
 
     def flat(pick: Callable[[UnitSet], np.ndarray | None]) -> np.ndarray | None:
         arrays = [array for array in map(pick, parts) if array is not None]
@@ -142,10 +142,10 @@ def join(parts: Sequence[UnitSet]) -> UnitSet:
 
 
 def offsets_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Where each utterance starts in the flat arrays, and where the last ends, int64 [n + 1]."""
+    """Start of each utterance in the flat arrays, and the end of the last: int64 [n + 1]."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
 
 
 def unit_dtype(vocabulary: int) -> type[np.signedinteger]:
-    """The narrowest type that holds so many units."""
+    """Smallest dtype for a vocabulary of this size."""
     return np.int16 if vocabulary <= 2**15 else np.int32

@@ -1,9 +1,8 @@
-"""Variants of a job beside each other: what each gains on a baseline, paired over seeds and over test utterances.
+"""Compare variants of a job: gain of each over a baseline, paired by seed and by test utterance.
 
-Everything is read from the reports that the variants wrote (results.json and predictions/). Two 95 % intervals answer
-two questions: over seeds, how far the gain would move with other seeds of the prompts (Student-t of the differences
-seed by seed); over utterances, how far with other test utterances of the same kind and number (paired bootstrap of the
-mean over seeds, which takes utterances for independent).
+Inputs are the variants' reports (results.json and predictions/). There are two 95 % intervals: over seeds (Student-t
+of the differences for each seed), for variation with the prompt seed; over utterances (paired bootstrap of the mean
+over seeds, assuming independent utterances), for variation with the test set.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Interval = tuple[float, float]
 
 
 class Scored(NamedTuple):
-    """A report as it was written.
+    """A report read from disk.
 
     Attributes:
       results: content of results.json.
@@ -40,13 +39,13 @@ class Scored(NamedTuple):
 
     @property
     def task(self) -> Task:
-        """What was scored."""
+        """The task of the report."""
         slots = tuple(Slot(name, tuple(labels)) for name, labels in self.results["slots"].items())
         return Task(self.results["task"], slots, self.results["metric"])
 
     @property
     def seeds(self) -> list[int]:
-        """Of the members."""
+        """Seeds of the members."""
         return [member["seed"] for member in self.results["members"]]
 
 
@@ -54,8 +53,8 @@ def read_scored(directory: epath.PathLike) -> Scored:
     """Read the report in a directory.
 
     Raises:
-      ValueError: results.json or predictions are damaged; names the file.
-      FileNotFoundError: they are absent.
+      ValueError: results.json or predictions are damaged (names the file).
+      FileNotFoundError: a file is missing.
     """
     path = epath.Path(directory) / "results.json"
     try:
@@ -63,52 +62,54 @@ def read_scored(directory: epath.PathLike) -> Scored:
         files = [path.parent / member["predictions"] for member in scored.results["members"]]
         task = scored.task
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no report ({error!r}): remove it, and the same command makes it again") from error
+        raise ValueError(
+            f"{path} is not a report ({error!r}): remove it and run the same command to make it again"
+        ) from error
     return scored._replace(answers=[read_predictions(file, task) for file in files])
 
 
 def check_pairs(ours: Scored, theirs: Scored) -> None:
-    """Raise ValueError unless both have answered the same utterances of the same task, with the same seeds."""
+    """Raise ValueError unless both reports have the same task, utterances and seeds."""
     for name in ("task", "metric", "split", "slots"):
         if ours.results[name] != theirs.results[name]:
-            raise ValueError(f"one is a report of {name} {ours.results[name]!r}, one of {theirs.results[name]!r}")
+            raise ValueError(f"the reports differ in {name}: {ours.results[name]!r} and {theirs.results[name]!r}")
     if ours.seeds != theirs.seeds:
-        raise ValueError(f"one is of the seeds {ours.seeds}, one of {theirs.seeds}: train both with the same")
+        raise ValueError(f"the reports have seeds {ours.seeds} and {theirs.seeds}: train both with the same seeds")
     for seed, one, other in zip(ours.seeds, ours.answers, theirs.answers, strict=True):
         if len(one.ids) != len(other.ids):
-            raise ValueError(f"seed {seed} answered {len(one.ids)} utterances in one, {len(other.ids)} in the other")
+            raise ValueError(f"seed {seed} has {len(one.ids)} utterances in one report, {len(other.ids)} in the other")
         for i, (mine, yours) in enumerate(zip(one.ids, other.ids, strict=True)):
             if mine != yours:
-                raise ValueError(f"utterance {i} of seed {seed} is {mine!r} in one, {yours!r} in the other")
+                raise ValueError(f"utterance {i} of seed {seed} is {mine!r} in one report, {yours!r} in the other")
             if (one.true[i] != other.true[i]).any():
-                raise ValueError(f"utterance {mine!r} has other labels in one than in the other")
+                raise ValueError(f"utterance {mine!r} has different labels in the two reports")
 
 
 def over_seeds(differences: Sequence[float]) -> Interval | None:
-    """95 % Student-t interval of the mean of paired differences, one a seed; None of a single seed.
+    """95 % Student-t interval of the mean of paired differences, one for each seed; None for a single seed.
 
     Raises:
-      ValueError: no differences, or one that is not finite.
+      ValueError: no differences, or one is not finite.
     """
     mean, half = metrics.mean_interval(differences)
     return None if half is None else (mean - half, mean + half)
 
 
 def over_utterances(differences: np.ndarray, draws: int = DRAWS, seed: int = 0) -> Interval:
-    """95 % percentile interval of the mean of paired differences, by bootstrap.
+    """95 % percentile bootstrap interval of the mean of paired differences.
 
     Args:
-      differences: float [n], one an utterance.
-      draws: test sets that are drawn.
-      seed: of the draws.
+      differences: float [n], one for each utterance.
+      draws: number of bootstrap samples.
+      seed: random seed.
 
     Raises:
-      ValueError: no differences, or one that is not finite.
+      ValueError: no differences, or one is not finite.
     """
     differences = np.asarray(differences, np.float64)
     if differences.ndim != 1 or not differences.size or not np.isfinite(differences).all():
         raise ValueError(f"differences of shape {list(differences.shape)} must be [n], at least one, all finite")
-    # Which utterance has a difference is all one: how often each value is drawn is multinomial.
+    # Only the values matter, and the number of times each is drawn is multinomial.
     values, counts = np.unique(differences, return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=draws)
     low, high = np.quantile(drawn @ values / counts.sum(), [0.025, 0.975])
@@ -116,12 +117,12 @@ def over_utterances(differences: np.ndarray, draws: int = DRAWS, seed: int = 0) 
 
 
 def gain(ours: Scored, baseline: Scored, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
-    """What one report gains on another: differences of the task's metric, positive where ours is better.
+    """Gain of one report over another: differences of the task's metric, positive if `ours` is better.
 
     Returns:
-      `mean` and `values` (one a seed); `over_seeds` and `over_utterances`, each None or `low`, `high` and
-      `excludes_zero`. There is none over seeds of a single seed, and none over utterances of a metric that is no mean
-      over them (EER, weighted F1).
+      `mean` and `values` (one for each seed); `over_seeds` and `over_utterances`, each None or `low`, `high` and
+      `excludes_zero`. `over_seeds` is None for a single seed, `over_utterances` for metrics that are not a mean over
+      utterances (EER, weighted F1).
 
     Raises:
       ValueError: the reports cannot be paired (`check_pairs`).
@@ -137,20 +138,20 @@ def gain(ours: Scored, baseline: Scored, draws: int = DRAWS, seed: int = 0) -> d
     return {
         "mean": float(np.mean(values)),
         "values": values,
-        "over_seeds": _told(over_seeds(values)),
-        "over_utterances": _told(None if utterances is None else over_utterances(utterances, draws, seed)),
+        "over_seeds": _as_json(over_seeds(values)),
+        "over_utterances": _as_json(None if utterances is None else over_utterances(utterances, draws, seed)),
     }
 
 
 def _right(scored: Scored) -> np.ndarray | None:
-    """What each answer adds to the metric, float64 [seeds, n]; None where that is no mean over utterances."""
+    """Contribution of each prediction to the metric, float64 [seeds, n]; None if it is not a mean over utterances."""
     right: np.ndarray = np.stack([np.asarray(one.true) == np.asarray(one.predicted) for one in scored.answers])
     if scored.task.metric == "exact_match":
         return np.all(right, axis=2).astype(np.float64)
     return np.mean(right, axis=2) if scored.task.metric == "accuracy" else None
 
 
-def _told(interval: Interval | None) -> dict[str, Any] | None:
+def _as_json(interval: Interval | None) -> dict[str, Any] | None:
     if interval is None:
         return None
     low, high = interval
@@ -158,18 +159,18 @@ def _told(interval: Interval | None) -> dict[str, Any] | None:
 
 
 def compare(reports: Mapping[str, Mapping[str, Scored]], baseline: str, draws: int = DRAWS) -> dict[str, Any]:
-    """Every variant on every task, and what it gains on the baseline.
+    """Compare every variant with the baseline on every task.
 
     Args:
       reports: by variant, then by task.
-      baseline: one of the variants.
-      draws: of the bootstrap.
+      baseline: name of the baseline variant.
+      draws: number of bootstrap samples.
 
     Returns:
       The content of comparison.json.
 
     Raises:
-      ValueError: reports that cannot be paired, or a variant without a task that the baseline has.
+      ValueError: reports cannot be paired, or a variant lacks a task of the baseline.
     """
     tasks: dict[str, Any] = {}
     for task, base in reports[baseline].items():
@@ -197,55 +198,55 @@ def compare(reports: Mapping[str, Mapping[str, Scored]], baseline: str, draws: i
 
 
 def summary(comparison: Mapping[str, Any], links: Mapping[str, str] | None = None) -> str:
-    """The Markdown page of a comparison.json; `links`: path of the page of each variant."""
+    """Render a comparison.json as Markdown; `links`: path of each variant's page."""
     baseline, tasks = comparison["baseline"], comparison["tasks"]
     names = list(next(iter(tasks.values()))["variants"])
     shown = {name: f"[{cell(name)}]({links[name]})" if links else cell(name) for name in names}
-    splits = sorted({told["split"] for told in tasks.values()})
+    splits = sorted({result["split"] for result in tasks.values()})
     rows, gains = [], []
-    for task, told in tasks.items():
-        metric = METRICS[told["metric"]] + (" (lower is better)" if told["lower_is_better"] else "")
+    for task, result in tasks.items():
+        metric = METRICS[result["metric"]] + (" (lower is better)" if result["lower_is_better"] else "")
         means = [
             percent(one["mean"]) + ("" if one["half_width_95"] is None else f" ± {percent(one['half_width_95'])}")
-            for one in told["variants"].values()
+            for one in result["variants"].values()
         ]
-        rows.append([cell(task), metric, str(told["utterances"]), percent(told["ngram"]), *means])
-        for name, one in told["variants"].items():
+        rows.append([cell(task), metric, str(result["utterances"]), percent(result["ngram"]), *means])
+        for name, one in result["variants"].items():
             if name != baseline:
                 found = one["gain"]
                 intervals = [found["over_seeds"], found["over_utterances"]]
                 points = [_points(found["mean"]), *map(_range, intervals)]
                 gains.append([cell(task), cell(name), *points, _verdict(*intervals)])
-    seeds = max(len(told["seeds"]) for told in tasks.values())
+    seeds = max(len(result["seeds"]) for result in tasks.values())
     over = f"mean and 95 % Student-t interval over {seeds} seeds" if seeds > 1 else "one seed"
     heads = [shown[name] + (" (baseline)" if name == baseline else "") for name in names]
     lines = [
         f"# {len(names)} variants on {len(tasks)} task{'s' if len(tasks) > 1 else ''}",
         "",
-        f"{' and '.join(splits)} split, %; {over}; stopping and every choice on valid only.",
-        "The n-gram baseline goes by units alone.",
+        f"{' and '.join(splits)} split, %; {over}; early stopping and all choices used valid only.",
+        "The n-gram baseline uses units only.",
         "",
         *table(["task", "metric", "utterances", "n-gram", *heads], rows),
         "",
         f"## Gain over {cell(baseline)}",
         "",
-        "In points; positive is better. Differences are paired: the same seed, the same test utterances.",
-        f"Over seeds: Student-t. Over utterances: bootstrap of the mean over seeds, {comparison['draws']:,} draws, of",
-        "utterances taken for independent: where speakers or sentences recur, it says nothing of others.",
-        f"No interval is corrected for there being {len(gains)} of them.",
+        "In points; positive is better. Differences are paired by seed and by test utterance.",
+        f"Over seeds: Student-t. Over utterances: bootstrap of the mean over seeds, {comparison['draws']:,} draws. It",
+        "assumes independent utterances; if speakers or sentences repeat, it does not cover new ones.",
+        f"Intervals are not corrected for the number of comparisons ({len(gains)}).",
         "",
         *table(["task", "variant", "gain", "95 % over seeds", "95 % over utterances", "excludes zero"], gains),
         "",
-        "Each variant's LM was pretrained once: no interval says how far the gain would move with another pretraining.",
+        "Each variant's LM was pretrained once: the intervals do not cover variation between pretraining runs.",
         "",
-        "`comparison.json` holds the numbers in full, each variant's directory its own reports.",
+        "`comparison.json` has all numbers; the reports of a variant are in its directory.",
         "",
     ]
     return "\n".join(lines)
 
 
 def _points(share: float) -> str:
-    return f"{round(100 * share, 2) + 0.0:+.2f}"  # there is no -0.00
+    return f"{round(100 * share, 2) + 0.0:+.2f}"  # + 0.0 avoids -0.00
 
 
 def _range(interval: Mapping[str, Any] | None) -> str:
@@ -253,10 +254,10 @@ def _range(interval: Mapping[str, Any] | None) -> str:
 
 
 def _verdict(seeds: Mapping[str, Any] | None, utterances: Mapping[str, Any] | None) -> str:
-    """Which of the intervals that there are exclude zero."""
-    there = {name: told for name, told in (("seeds", seeds), ("utterances", utterances)) if told}
-    excluding = [name for name, told in there.items() if told["excludes_zero"]]
-    if not there:
+    """Which of the available intervals exclude zero."""
+    known = {name: interval for name, interval in (("seeds", seeds), ("utterances", utterances)) if interval}
+    excluding = [name for name, interval in known.items() if interval["excludes_zero"]]
+    if not known:
         return "–"
     return "yes" if len(excluding) == 2 else f"over {excluding[0]} only" if excluding else "no"
 
@@ -267,10 +268,10 @@ def write_comparison(
     """Compare reports on disk and write `summary.md` and `comparison.json`.
 
     Args:
-      workdir: local or gs://; the variant NAME's own page is WORKDIR/NAME/summary.md.
+      workdir: local or gs://; the page of variant NAME is WORKDIR/NAME/summary.md.
       reports: directory of each report, by variant, then by task.
-      baseline: one of the variants.
-      draws: of the bootstrap.
+      baseline: name of the baseline variant.
+      draws: number of bootstrap samples.
 
     Returns:
       The content of comparison.json.

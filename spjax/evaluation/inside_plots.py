@@ -1,4 +1,4 @@
-"""Plots of what `spjax.evaluation.inside` found, as PNG files in memory."""
+"""Plots of the results of `spjax.evaluation.inside`, as PNG bytes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from spjax.evaluation.inside import Attribution, Similarity, symbol
 from spjax.evaluation.plots import png
 from spjax.tasks import Task
 
-_MOST_CLASSES = 60  # rows of a heat map; of more, the first ones
+_MOST_CLASSES = 60  # maximum rows of a heat map; further classes are not drawn
 _UNITS_A_LINE = 60
 
 
 def verbalizer(title: str, task: Task, weights: np.ndarray) -> bytes:
-    """PNG: how much the logit of each token (column) speaks for or against each label (row), float [C, V].
+    """Plot verbalizer weights [C, V] of labels (rows) and tokens (columns) as a heat map. Returns a PNG.
 
-    Of more than 60 labels the first 60 are drawn.
+    Only the first 60 labels are drawn.
     """
     from matplotlib.figure import Figure
 
@@ -36,14 +36,14 @@ def verbalizer(title: str, task: Task, weights: np.ndarray) -> bytes:
     for start in task.slot_offsets[1:-1]:
         axes.axhline(start - 0.5, color="black", linewidth=0.6)
     left = "" if len(shown) == len(weights) else f" (the first {len(shown)} of {len(weights)} labels)"
-    axes.set_title(f"{title}: which units speak for which label{left}", fontsize=10, parse_math=False)
+    axes.set_title(f"{title}: verbalizer weight of each unit for each label{left}", fontsize=10, parse_math=False)
     axes.set_xlabel("unit")
     figure.colorbar(image, ax=axes, shrink=0.7, label="weight of its logit")
     return png(figure)
 
 
 def similarity(names: Sequence[str], found: Similarity) -> bytes:
-    """PNG: how alike N prompts are, keys and values, mean over layers; and layer by layer, mean over pairs."""
+    """Plot the similarity of N prompts: for each pair (mean over layers), and for each layer (mean over pairs)."""
     from matplotlib.figure import Figure
 
     size, layers = len(names), len(found.key)
@@ -75,10 +75,7 @@ def similarity(names: Sequence[str], found: Similarity) -> bytes:
 
 
 def attribution(title: str, task: Task, found: Attribution) -> bytes:
-    """PNG: the utterance's units in their order, coloured by what each did for the slot's answer, a row a slot.
-
-    Long utterances go on below.
-    """
+    """Plot the attribution of each unit of an utterance, a row for each slot; long utterances are wrapped."""
     from matplotlib.figure import Figure
 
     slots, count = found.values.shape

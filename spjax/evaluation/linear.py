@@ -1,8 +1,8 @@
-"""A linear classifier as a baseline: multinomial logistic regression (scikit-learn), every choice made on valid.
+"""Linear baseline: multinomial logistic regression (scikit-learn) with all choices made on valid.
 
-Two variants: a model a slot, and one model over the combinations of labels seen in training (for a single slot they
-are the same). The regularisation of a variant and the variant itself are chosen on valid; test is only scored. Valid
-may choose the variant that is worse on test (few speakers), so both are reported: a claim should clear the better one.
+There are two variants: one model for each slot, and one model over the label combinations in train (the same for a
+single slot). Regularisation and variant are chosen on valid. Since valid may choose the variant that is worse on test,
+both are reported; compare with the better one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from spjax.evaluation import metrics
 from spjax.tasks import LOWER_IS_BETTER, Task
 
-STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # scikit-learn's C, the inverse of the regularisation
+STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # scikit-learn's C, the inverse regularisation strength
 HELD_OUT = ("valid", "test")
 
 
@@ -27,27 +27,26 @@ def fit_linear(
     strengths: Sequence[float] = STRENGTHS,
     done: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Fit each variant with each strength on train; score the best of them, by valid, on test.
+    """Fit each variant with each strength on train, choose by valid, and score on test.
 
     Args:
       task: K slots.
-      features: of "train", "valid" and "test", [n, F] each, dense or sparse.
-      classes: likewise int [n, K], class ids over all slots.
-      strengths: values of C to choose from, on valid.
+      features: by split ("train", "valid", "test"), [n, F] each, dense or sparse.
+      classes: by split, int [n, K], class ids over all slots.
+      strengths: values of C, chosen on valid.
       done: called after every fit.
 
     Returns:
-      {"train_utterances", "chosen": name of the better variant on valid, "valid", "test": its headline scores,
-      "variants": {"per_slot" and, with several slots, "joint": {"strength", "parameters": trained numbers, "valid",
-      "test": spjax.evaluation.metrics.score of the split}}}. Equal scores on valid go to the smaller strength, and to
-      per_slot.
+      {"train_utterances", "chosen": variant chosen on valid, "valid", "test": its headline scores, "variants":
+      {"per_slot" and, with several slots, "joint": {"strength", "parameters": number of weights, "valid", "test":
+      `metrics.score` of the split}}}. Ties on valid are resolved in favour of the smaller strength and of per_slot.
 
     Raises:
       ValueError: an empty split, or classes that do not fit the task.
     """
     for split, of_split in classes.items():
         if not len(of_split):
-            raise ValueError(f"{task.name!r}: no {split} utterances, so there is no baseline")
+            raise ValueError(f"{task.name!r}: the {split} split has no utterances, so the baseline cannot be fitted")
     local = metrics.slot_classes(task, classes["train"], "train classes")
     sign = -1 if task.metric in LOWER_IS_BETTER else 1
     variants: dict[str, dict[str, Any]] = {}
@@ -72,13 +71,13 @@ def fit_linear(
 
 
 def fits(task: Task, strengths: Sequence[float]) -> Iterator[tuple[str, float]]:
-    """Every (variant, strength) that `fit_linear` fits."""
+    """Yield every (variant, strength) that `fit_linear` fits."""
     for name in ("per_slot", "joint") if len(task.slots) > 1 else ("per_slot",):
         for strength in sorted(strengths):
             yield name, strength
 
 
-# A split each: classes [n, K] over all slots, K times [n, C_k]; and how many numbers were trained.
+# For each split: predicted classes [n, K] over all slots and K probability arrays [n, C_k]; and the number of weights.
 _Answers = tuple[list[tuple[np.ndarray, list[np.ndarray]]], int]
 
 
@@ -105,18 +104,19 @@ def _joint(task: Task, features: Any, local: np.ndarray, others: list[Any], stre
 def _probabilities(
     features: Any, target: np.ndarray, others: list[Any], size: int, strength: float
 ) -> tuple[list[np.ndarray], int]:
-    """Fit `target` [n] in 0..size-1 and answer [n', size] for each of `others`; classes never trained get 0.
+    """Fit `target` [n] in 0..size-1 and predict [n', size] for each of `others`; unseen classes get 0.
 
-    The number is that of trained weights.
+    Returns:
+      The predictions, and the number of weights.
     """
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
     known, parameters = np.unique(target), 0
-    if len(known) == 1:  # nothing to separate, which scikit-learn refuses
+    if len(known) == 1:  # scikit-learn rejects a single class
         fitted = [np.ones((other.shape[0], 1)) for other in others]
     else:
-        with threadpool_limits(1):  # the vectors of lbfgs are short: more threads only wait for each other
+        with threadpool_limits(1):  # the vectors of lbfgs are too short for several threads
             model = LogisticRegression(C=strength, max_iter=1000, tol=1e-5).fit(features, target)
         fitted, parameters = [model.predict_proba(other) for other in others], model.coef_.size + model.intercept_.size
     answers = [np.zeros((other.shape[0], size)) for other in others]

@@ -1,4 +1,4 @@
-"""Pieces of the Markdown pages that reports are."""
+"""Helpers for Markdown reports."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 
 
 def percent(share: float | None) -> str:
-    """A share as per cent, two decimals; a dash for none."""
+    """Format a share in per cent with two decimals; a dash for None."""
     return "–" if share is None else f"{100 * share:.2f}"
 
 
 def cell(text: Any) -> str:
-    """What may stand in a cell of a table: no bar, no line break."""
+    """Escape text for a table cell (bars and line breaks)."""
     return str(text).replace("|", "\\|").replace("\n", " ")
 
 
 def shown(value: Any) -> str:
-    """A setting's value: a number in its shortest form, anything else as it is."""
+    """Format a setting's value: numbers in their shortest form, others with str."""
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table."""
+    """Lines of a Markdown table."""
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]

@@ -1,4 +1,4 @@
-"""The table of methods: what each trained, took and scored on each task, read from the runs' own reports and logs."""
+"""Table of methods: parameters, cost and score of each method on each task, from the reports and logs of the runs."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _HEADER = (
     "95 % over utterances", "seeds", "epochs",
 )  # fmt: skip
 _NOTES = """\
-- **test**: mean over the seeds, with its 95 % Student-t interval where there are several; **over utterances**: the
-  Wilson interval of that mean, how far it would move with other test utterances. Stopping on valid only.
-- **stored**: bytes of a prompt pack. Fine-tuning leaves a whole LM, counted as 4 bytes a number.
-- **s a step**: median seconds of an update of one seed, from the run's log, without its first epoch (or, of a single
-  epoch, its first line), in which programs are compiled. **Memory of a step**: what the largest compiled update needs
-  on a device, by XLA's count: arguments (LM, adapters, optimizer state, batch), results and intermediate values. Other
-  work on the machine shows in the first, not in the second.
-- **epochs**: passes over train, of how many at most where it stopped sooner.
-- The n-gram model and the linear probe are fitted once, in no steps, each setting chosen on valid.
+- **test**: mean over seeds, with its 95 % Student-t interval if there are several; **over utterances**: Wilson interval
+  of that mean, for variation with the test set. Early stopping used valid only.
+- **stored**: bytes of a prompt pack. Fine-tuning produces a full LM, counted as 4 bytes per parameter.
+- **s a step**: median seconds of an update of one seed, from the run's log, without its first epoch (or, for a single
+  epoch, its first line), in which programs are compiled. **Memory of a step**: device memory of the largest compiled
+  update by XLA's memory analysis: arguments (LM, adapters, optimizer state, batch), results and temporaries. Other load
+  on the machine affects the time, not the memory.
+- **epochs**: passes over train, and the maximum if training stopped early.
+- The n-gram model and the linear probe are fitted once, without steps; their settings are chosen on valid.
 """
 
 
 def finished_runs(directory: epath.PathLike) -> list[str]:
-    """Directories of the finished runs in a directory, one a seed, in order of the seeds; it may be absent."""
+    """Directories of the finished runs in a directory, sorted by seed; [] if it is absent."""
     found = epath.Path(directory).glob("seed_*/results.json") if epath.Path(directory).exists() else ()
     seeds = sorted(int(path.parent.name.removeprefix("seed_")) for path in found)
     return [os.path.join(directory, f"seed_{seed}") for seed in seeds]
@@ -46,14 +46,14 @@ def write(
 
     Args:
       workdir: local or gs://.
-      runs: directories of the finished runs of each method, by task, then by method.
-      missing: what tasks lack that were to be run; '' for nothing.
+      runs: directories of finished runs by task, then by method.
+      missing: what each task lacks to be run; '' for nothing.
 
     Returns:
-      The rows, which methods.json holds.
+      The rows of methods.json.
 
     Raises:
-      ValueError: a report is damaged, or runs of a task are of different LMs or test sets.
+      ValueError: a report is damaged, or runs of a task have different LMs or test sets.
     """
     rows = [row for task, methods in runs.items() for row in _rows(task, methods, missing.get(task, ""))]
     directory = epath.Path(workdir)
@@ -65,15 +65,13 @@ def write(
 
 
 def _rows(task: str, methods: Mapping[str, Sequence[str]], missing: str) -> Iterator[dict[str, Any]]:
-    """A row a method, then one a baseline; those without runs say why in "absent". Of a task without any, one row."""
+    """Yield a row per method and baseline, or one row for a task without runs; "absent" has the reason for no score."""
     found = {method: [(place, _read(place)) for place in places] for method, places in methods.items()}
     every = [one for some in found.values() for one in some]
     for place, results in every:
         for what, value in _common(results).items():
             if value != _common(every[0][1])[what]:
-                raise ValueError(
-                    f"{place} is of another {what} than {every[0][0]}: remove one, or use another --workdir"
-                )
+                raise ValueError(f"{place} has another {what} than {every[0][0]}: remove one, or use another --workdir")
     absent = f"missing: no {missing}" if missing else "not run"
     if not every:
         yield {"task": task, "method": "all", "absent": absent}
@@ -94,11 +92,11 @@ def _read(place: str) -> Any:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it, and the same command makes it again") from error
+        raise ValueError(f"{path} is damaged ({error}): remove it and run the same command to make it again") from error
 
 
 def _common(results: Mapping[str, Any]) -> dict[str, Any]:
-    """What runs of a task must share to stand in one table."""
+    """Values that all runs of a task in the table must share."""
     return {
         "metric": results["metric"],
         "number of test utterances": results["members"][0]["utterances"],
@@ -107,7 +105,7 @@ def _common(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _row(places: Sequence[str], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The runs of a method, one a seed."""
+    """Summarise the runs of a method, one for each seed."""
     mean, half = metrics.mean_interval([one["headline"]["mean"] for one in results])
     logs = [_log(place) for place in places]
     trained = results[0]["parameters"]["trained"]
@@ -149,7 +147,7 @@ def _setting(setting: Mapping[str, Any]) -> str:
 
 
 def _over_utterances(results: Mapping[str, Any], score: float) -> tuple[float, float] | None:
-    """Wilson interval of a score of these results; None of a metric that is no share of utterances."""
+    """Wilson interval of a score; None if the metric is not a proportion of utterances."""
     if results["members"][0]["interval_95"] is None:
         return None
     count = results["members"][0]["utterances"]
@@ -157,7 +155,7 @@ def _over_utterances(results: Mapping[str, Any], score: float) -> tuple[float, f
 
 
 def _log(place: str) -> tuple[list[float], int]:
-    """Of a run's log: seconds an update, of every line but those in which programs are compiled; memory of a step."""
+    """Seconds per update of the log lines without compilation, and maximum memory of an update in bytes."""
     lines = [json.loads(line) for line in (epath.Path(place) / "log.jsonl").read_text().splitlines()]
     first = next((n for n, line in enumerate(lines) if "valid/metric" in line), 0)
     seconds = [[line["step_s"] for line in some if "step_s" in line] for some in (lines[first:], lines[1:], lines)]
@@ -204,7 +202,7 @@ def _bytes(count: int) -> str:
 
 
 def _tasks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each task that has a score: metric, test utterances, LM."""
+    """Lines with metric, number of test utterances and LM of each task with a score."""
     found = {row["task"]: row for row in reversed(rows) if "seeds" in row}
     return [
         f"- **{cell(task)}**: {METRICS[row['metric']]} on {row['number of test utterances']:,} test utterances; LM "

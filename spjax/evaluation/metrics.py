@@ -1,8 +1,8 @@
-"""Scores of a classification task: from classes and probabilities on the host (numpy) to plain numbers.
+"""Classification metrics, computed with numpy on the host.
 
-Class ids in arrays called `classes_true` and `joint_pred` run over all slots (`Task.classes`); the functions
-that know no task (`confusion`, `f1_scores`) take ids of one slot, 0..C_k-1. Shape letters: docs/design.md;
-C_k is the number of labels of slot k.
+Class ids in `classes_true` and `joint_pred` run over all slots (`Task.classes`); functions without a task
+(`confusion`, `f1_scores`) take ids of one slot, 0..C_k-1. Shape letters: docs/design.md; C_k is the number of labels of
+slot k.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from scipy import stats
 
 from spjax.tasks import Task
 
-_SUM_TOLERANCE = 1e-2  # probabilities of a slot that left a bfloat16 softmax still pass
+_SUM_TOLERANCE = 1e-2  # allows for a bfloat16 softmax
 
 
 def slot_classes(task: Task, classes: np.ndarray, what: str = "classes") -> np.ndarray:
-    """Class ids over all slots -> ids within each slot.
+    """Convert class ids over all slots to ids within each slot.
 
     Args:
       task: K slots.
-      classes: integers [n, K].
-      what: how errors name the array.
+      classes: int [n, K].
+      what: name of the array in error messages.
 
     Returns:
       int64 [n, K], column k in 0..C_k-1.
 
     Raises:
-      ValueError: wrong shape or dtype, or a class that does not belong to its column's slot.
+      ValueError: wrong shape or dtype, or a class of another slot than its column's.
     """
     classes = np.asarray(classes)
     if classes.ndim != 2 or classes.shape[1] != len(task.slots):
         raise ValueError(f"{what}: shape {classes.shape}, but task {task.name!r} needs [n, {len(task.slots)}]")
     if not np.issubdtype(classes.dtype, np.integer):
-        raise ValueError(f"{what}: dtype {classes.dtype}, but class ids are integers")
+        raise ValueError(f"{what}: dtype {classes.dtype}, but class ids must be integers")
     offsets = np.asarray(task.slot_offsets)
     local = classes.astype(np.int64) - offsets[:-1]
     wrong = np.argwhere((local < 0) | (local >= np.diff(offsets)))
@@ -50,7 +50,7 @@ def slot_classes(task: Task, classes: np.ndarray, what: str = "classes") -> np.n
 
 
 def confusion(true: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """Counts of (true, predicted) pairs: int64 [C, C], a row a true class. `true`, `predicted`: ints [n]."""
+    """Confusion matrix of `true` and `predicted`, ints [n]: int64 [C, C], rows are true classes."""
     true, predicted = np.asarray(true), np.asarray(predicted)
     if true.ndim != 1 or true.shape != predicted.shape:
         raise ValueError(f"true {true.shape} and predicted {predicted.shape} must both be [n]")
@@ -62,10 +62,9 @@ def confusion(true: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.n
 
 
 def f1_scores(true: np.ndarray, predicted: np.ndarray, num_classes: int) -> tuple[float, float]:
-    """(macro F1, weighted F1) of ints [n] in 0..C-1.
+    """(macro F1, weighted F1) of ints [n] in 0..C-1, with scikit-learn's defaults.
 
-    Macro: mean over the classes that are true or predicted at least once, so that a class which a test set
-    lacks costs nothing; weighted: mean by the number of true examples. Both as scikit-learn's defaults.
+    Macro: mean over classes that occur in `true` or `predicted`. Weighted: weighted by the number of true examples.
 
     Raises:
       ValueError: no examples, unequal shapes, or a class outside 0..C-1.
@@ -80,19 +79,17 @@ def f1_scores(true: np.ndarray, predicted: np.ndarray, num_classes: int) -> tupl
 
 
 def equal_error_rate(scores: np.ndarray, is_positive: np.ndarray) -> float:
-    """The error rate at which as many positives are missed as negatives are accepted.
+    """Equal error rate: the error rate at the threshold where miss rate and false-alarm rate are equal.
 
-    An example is accepted when its score reaches a threshold. Examples of one score are accepted together,
-    and the two error rates are taken as linear between neighbouring thresholds (the ROC curve drawn with
-    straight lines, a tie being a diagonal): miss and false-alarm rates then cross in exactly one point.
-    A scorer that knows nothing has .5, the reversed ranking of one with rate e has 1 - e.
+    Between thresholds the ROC curve is interpolated linearly, ties included, so that the rates cross in exactly one
+    point. A constant score has a rate of 0.5; reversing the ranking turns a rate e into 1 - e.
 
     Args:
-      scores: [n], higher for the positive class. Infinities are fine (only the order counts), NaN is not.
+      scores: [n], higher for the positive class. May be infinite (only the order matters), not NaN.
       is_positive: bool [n].
 
     Raises:
-      ValueError: shapes differ, a NaN, or examples of one class only (the rate is undefined then).
+      ValueError: shapes differ, a score is NaN, or all examples are of one class.
     """
     scores, is_positive = np.asarray(scores, np.float64), np.asarray(is_positive)
     if scores.ndim != 1 or scores.shape != is_positive.shape:
@@ -119,16 +116,16 @@ def equal_error_rate(scores: np.ndarray, is_positive: np.ndarray) -> float:
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float | None]:
-    """Mean over seeds and the half width of its Student-t interval; None in its place for a single seed.
+    """Mean over seeds, and half width of its Student-t interval (None for a single seed).
 
     Raises:
-      ValueError: no values, or one that is not finite (a diverged run has no place in a mean).
+      ValueError: no values, or one is not finite.
     """
     numbers = np.asarray(values, np.float64)
     if numbers.ndim != 1 or not numbers.size:
         raise ValueError(f"mean_interval needs at least one value, got shape {numbers.shape}")
     if not np.isfinite(numbers).all():
-        raise ValueError(f"mean_interval: {numbers.tolist()} holds a value that is not finite")
+        raise ValueError(f"mean_interval: {numbers.tolist()} has a value that is not finite")
     if numbers.size == 1:
         return float(numbers[0]), None
     quantile = stats.t.ppf((1 + confidence) / 2, numbers.size - 1)
@@ -136,12 +133,12 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """(low, high) of a single run's accuracy, `correct` of `total` utterances (Wilson 1927).
+    """Wilson interval (low, high) of an accuracy, `correct` of `total` utterances (Wilson 1927).
 
-    It says how far the score would move on another test set of this size, not how far on another seed.
+    Covers variation with the test set, not with the seed.
     """
     if total < 1 or not 0 <= correct <= total:
-        raise ValueError(f"{correct} correct of {total} is no accuracy")
+        raise ValueError(f"{correct} correct of {total} is not a valid accuracy")
     z = float(stats.norm.ppf((1 + confidence) / 2))
     rate, spread = correct / total, z * z / total
     centre = (rate + spread / 2) / (1 + spread)
@@ -155,24 +152,22 @@ def score(
     joint_pred: np.ndarray,
     slot_probabilities: Sequence[np.ndarray],
 ) -> dict[str, float]:
-    """Every score of one run on one split.
+    """Compute all metrics of one run on one split.
 
     Args:
       task: K slots.
-      classes_true: integers [n, K], class ids over all slots.
-      joint_pred: integers [n, K], what was decoded (greedy or constrained; a joint answer over the slots need
-        not be the likeliest label of each slot).
+      classes_true: int [n, K], class ids over all slots.
+      joint_pred: int [n, K], decoded classes (the best combination may differ from the best label of each slot).
       slot_probabilities: K arrays [n, C_k], rows summing to 1.
 
     Returns:
-      `exact_match`; `accuracy`, `macro_f1`, `weighted_f1` (means over the slots); with several slots also each of
-      the three as `accuracy/<slot>` and so on; for a single slot of two labels `eer`, from the probabilities
-      (label 0 as the positive class: with probabilities of two labels the rate is the same for either), left
-      out where the examples are of one label only; and `headline`, the task's own metric.
+      `exact_match`; `accuracy`, `macro_f1`, `weighted_f1` (means over slots); with several slots also
+      `accuracy/<slot>` and so on; for a single slot of two labels `eer` (label 0 is the positive class; the rate is the
+      same for either), unless all examples have one label; and `headline`, the task's metric.
 
     Raises:
-      ValueError: shapes, dtypes, classes or probabilities that do not fit the task, NaN, no examples, or the EER of
-        examples of one label only.
+      ValueError: arrays do not fit the task, probabilities are NaN, there are no examples, or the task's metric is EER
+        and all examples have one label.
     """
     true = slot_classes(task, classes_true, "classes_true")
     predicted = slot_classes(task, joint_pred, "joint_pred")
@@ -195,7 +190,7 @@ def score(
         for name, values in by_slot.items():
             result |= {f"{name}/{slot.name}": value for slot, value in zip(task.slots, values, strict=True)}
     if sizes == [2] and (task.metric == "eer" or 0 < true.sum() < len(true)):
-        # The log ratio ranks as the probability does, without its ties where a softmax is saturated.
+        # The log ratio gives the same ranking, without ties if the softmax saturates.
         with np.errstate(divide="ignore"):
             log_p = np.log(np.asarray(slot_probabilities[0], np.float64))
         result["eer"] = equal_error_rate(log_p[:, 0] - log_p[:, 1], true[:, 0] == 0)
@@ -203,7 +198,7 @@ def score(
 
 
 def check_probabilities(task: Task, slot_probabilities: Sequence[np.ndarray], n: int) -> None:
-    """Raise ValueError unless there are K arrays [n, C_k] of finite probabilities whose rows sum to 1."""
+    """Raise ValueError unless `slot_probabilities` are K arrays [n, C_k] of probabilities with rows summing to 1."""
     if len(slot_probabilities) != len(task.slots):
         raise ValueError(
             f"task {task.name!r} has {len(task.slots)} slots, but got {len(slot_probabilities)} arrays of probabilities"
@@ -220,13 +215,13 @@ def check_probabilities(task: Task, slot_probabilities: Sequence[np.ndarray], n:
         if len(bad):
             row = p[bad[0]]
             raise ValueError(
-                f"{where}: row {bad[0]} is no distribution (sum {row.sum():.4g}, least {row.min():.4g}; "
+                f"{where}: row {bad[0]} is not a distribution (sum {row.sum():.4g}, least {row.min():.4g}; "
                 f"{len(bad)} rows in all); pass softmax outputs, not logits"
             )
 
 
 def top_confusions(matrix: np.ndarray, most: int) -> list[tuple[int, int, int, float]]:
-    """(true, predicted, count, share of the true class), commonest first, without the diagonal."""
+    """Most frequent off-diagonal cells: (true, predicted, count, share of the true class)."""
     errors = matrix - np.diag(matrix.diagonal())
     cells = np.argsort(-errors, axis=None, kind="stable")[:most]
     found = [(*divmod(int(cell), len(matrix)), int(errors.flat[cell])) for cell in cells if errors.flat[cell]]

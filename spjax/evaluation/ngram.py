@@ -1,13 +1,11 @@
-"""The n-gram baseline: a linear model on 1-3-grams of the units, which any claim for a language model has to clear.
+"""The n-gram baseline: a linear classifier on TF-IDF of unit 1- to 3-grams (`linear.fit_linear`), without an LM.
 
-TF-IDF of unit 1-, 2- and 3-grams, then `linear.fit_linear`.
-
-    python -m spjax.evaluation.ngram --data=DIR [--few-shot=10,50,100] [--json=OUT]
+python -m spjax.evaluation.ngram --data=DIR [--few-shot=10,50,100] [--json=OUT]
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take their time
+if __name__ == "__main__":  # before the slow imports
     from spjax import process
 
     process.run("spjax.evaluation.ngram")
@@ -27,11 +25,11 @@ from spjax.tasks import METRICS, Task
 
 
 class Units(Protocol):
-    """What the baseline needs of a split (spjax.data.unit_set.UnitSet has it)."""
+    """Interface of a split (satisfied by spjax.data.unit_set.UnitSet)."""
 
     @property
     def classes(self) -> np.ndarray:
-        """Integers [n, slots], class ids over all slots."""
+        """int [n, slots], class ids over all slots."""
 
     def __len__(self) -> int: ...
 
@@ -53,7 +51,7 @@ def ngram_baseline(
     Args:
       task: K slots.
       train, valid, test: units and classes of the splits.
-      strengths: values of C to choose from, on valid.
+      strengths: values of C, chosen on valid.
       progress: whether to show a progress bar.
 
     Returns:
@@ -68,7 +66,7 @@ def ngram_baseline(
     classes = {name: split.classes for name, split in splits.items()}
     features: dict[str, Any] = {}
     if len(train):
-        # The default token pattern drops tokens of one character, which would lose the units 0 to 9.
+        # The default token pattern drops one-character tokens, i.e. units 0 to 9.
         vectorizer = TfidfVectorizer(ngram_range=(1, 3), token_pattern=r"\S+", lowercase=False, dtype=np.float32)
         vectorizer.fit(_text(train))
         features = {name: vectorizer.transform(_text(split)) for name, split in splits.items() if len(split)}
@@ -82,22 +80,22 @@ def _text(split: Units) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print (and with --json write) the n-gram baseline of a directory of unit records."""
+    """Compute and print the n-gram baseline of a directory of unit records."""
     from spjax.data.plan import few_shot
     from spjax.data.records import RecordError, read_unit_records
 
     parser = Parser(prog="python -m spjax.evaluation.ngram", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=place, required=True, help="directory of unit records")
-    parser.add_argument("--few-shot", default="", help="utterances an intent, e.g. 10,50,100: these instead of all")
-    parser.add_argument("--draws", type=int, default=3, help="random draws of each few-shot size")
+    parser.add_argument("--few-shot", default="", help="utterances per label combination, e.g. 10,50,100; default: all")
+    parser.add_argument("--draws", type=int, default=3, help="random subsets of each few-shot size")
     parser.add_argument("--json", type=output_file, help="file to write the result to")
     options = parser.parse_args(arguments)
     try:
         sizes = [int(size) for size in options.few_shot.split(",") if size]
     except ValueError:
-        parser.error(f"--few-shot={options.few_shot}: expected whole numbers with commas, e.g. 10,50,100")
+        parser.error(f"--few-shot={options.few_shot}: expected integers with commas, e.g. 10,50,100")
     if options.draws < 1 or min(sizes, default=1) < 1:
-        parser.error("--few-shot and --draws take positive numbers")
+        parser.error("--few-shot and --draws must be positive")
     try:
         train, card = read_unit_records(options.data, "train")
         valid, test = (read_unit_records(options.data, split)[0] for split in linear.HELD_OUT)
@@ -113,14 +111,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             drawn = [train.take(few_shot(train.classes, size, seed)) for seed in range(options.draws)]
             draws = [ngram_baseline(card.task, some, valid, test) for some in drawn]
             result["few_shot"][str(size)] = draws
-            print(f"{card.task.name}, {size} an intent, {len(draws)} draws:\n{_table(card.task, draws)}")
+            print(f"{card.task.name}, {size} per label combination, {len(draws)} draws:\n{_table(card.task, draws)}")
     if options.json:
         text = json.dumps({"task": card.task.name, "metric": card.task.metric, **result}, indent=1, allow_nan=False)
         epath.Path(options.json).write_text(text + "\n")
 
 
 def _table(task: Task, draws: Sequence[dict[str, Any]]) -> str:
-    """A line a variant: its headline scores, as mean and 95 % half width over the draws."""
+    """Format a line for each variant: headline scores as mean and 95 % half width over the draws."""
 
     def shown(values: list[float]) -> str:
         mean, half_width = metrics.mean_interval(values)

@@ -1,4 +1,4 @@
-"""What came of a job: one member a seed, with its learning curve and its answers on a split."""
+"""Results of a job: one member for each seed, with learning curve and predictions."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What one member answered on one split.
+    """Predictions of one member on one split.
 
     Attributes:
       ids: n utterance ids.
-      true: integers [n, slots], class ids over all slots.
-      predicted: integers [n, slots], likewise.
-      probabilities: per slot [n, C_k], rows summing to 1.
+      true: int [n, slots], class ids over all slots.
+      predicted: int [n, slots], class ids over all slots.
+      probabilities: for each slot [n, C_k], rows summing to 1.
     """
 
     ids: Sequence[str]
@@ -28,7 +28,7 @@ class Predictions:
 
 @dataclasses.dataclass(frozen=True)
 class CurvePoint:
-    """One evaluation during training: epochs seen, mean training loss since the last one, valid metric."""
+    """One epoch of a learning curve: number of epochs so far, mean training loss of the epoch, valid metric."""
 
     epoch: float
     train_loss: float
@@ -40,12 +40,12 @@ class Member:
     """One trained member of a bank.
 
     Attributes:
-      seed: its seed.
-      best_epoch: the epoch whose parameters were kept, chosen on valid.
+      seed: random seed.
+      best_epoch: epoch whose parameters were kept, chosen on valid.
       best_valid: the task's metric on valid at that epoch.
-      curve: evaluations in order.
-      predictions: on the split that the report is about.
-      notes: anything else worth a line per member (learning rate, why it stopped).
+      curve: learning curve.
+      predictions: predictions on the split of the report.
+      notes: further information for the report.
     """
 
     seed: int

@@ -14,15 +14,15 @@ from spjax.evaluation import metrics
 from spjax.evaluation.outcome import Member
 from spjax.tasks import BASELINES, METRICS, Task
 
-TOP_CONFUSIONS = 25  # that are listed where not all are drawn
-_NUMBERED_CLASSES = 24  # a confusion plot prints its counts up to so many classes,
-_DRAWN_CLASSES = 60  # and is a bar chart of the commonest confusions beyond so many
+TOP_CONFUSIONS = 25  # most frequent confusions in results.json and in the bar chart
+_NUMBERED_CLASSES = 24  # up to this number of classes, counts are printed in the confusion matrix
+_DRAWN_CLASSES = 60  # with more classes, a bar chart of the most frequent confusions is drawn instead
 _LEGEND_MEMBERS = 10
 _SIDES = {"above": "tab:green", "level": "dimgray", "below": "tab:red"}
 
 
 def learning_curves(task: Task, members: Sequence[Member]) -> bytes:
-    """PNG: training loss and valid metric of every member over epochs, the kept epoch marked."""
+    """Plot training loss and valid metric of every member by epoch, the best epoch marked. Returns a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), dpi=130, layout="constrained")
@@ -39,7 +39,7 @@ def learning_curves(task: Task, members: Sequence[Member]) -> bytes:
     if losses and min(losses) > 0 and max(losses) > 20 * min(losses):
         loss_axes.set_yscale("log")
     loss_axes.set(xlabel="epoch", ylabel="training loss")
-    valid_axes.set(xlabel="epoch", ylabel=f"valid {METRICS[task.metric]}", title="★ kept parameters")
+    valid_axes.set(xlabel="epoch", ylabel=f"valid {METRICS[task.metric]}", title="★ best epoch")
     loss_axes.set_title(task.name, parse_math=False)
     for axes in (loss_axes, valid_axes):
         axes.grid(alpha=0.3)
@@ -50,9 +50,9 @@ def learning_curves(task: Task, members: Sequence[Member]) -> bytes:
 
 
 def overview(reports: Sequence[Mapping[str, Any]]) -> bytes:
-    """PNG: of every task (content of its results.json) our score with its `interval`, beside the baselines.
+    """Plot the score of every task (content of its results.json) with `interval`, and the baselines. Returns a PNG.
 
-    Above it, in words: whether it is above, level with or below the better baseline.
+    A text states whether the score is above, level with or below the better baseline.
     """
     from matplotlib.figure import Figure
 
@@ -81,9 +81,9 @@ def overview(reports: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def against_baselines(results: Mapping[str, Any]) -> tuple[float, str] | None:
-    """Our score less that of the better baseline, more being better, and the side: "above", "level" or "below".
+    """Gain over the better baseline (positive is better), and "above", "level" or "below"; None without baselines.
 
-    Level is where our `interval` holds the baseline. None without baselines.
+    "level": the baseline is within the score's `interval`.
     """
     scores = [baseline[results["split"]] for baseline in results["baselines"].values()]
     if not scores:
@@ -97,7 +97,7 @@ def against_baselines(results: Mapping[str, Any]) -> tuple[float, str] | None:
 
 
 def interval(results: Mapping[str, Any]) -> tuple[float, float] | None:
-    """95 % interval of a results.json's score: over seeds, or of one seed over utterances where the metric has one."""
+    """95 % interval of a results.json's score: over seeds, or for one seed over utterances; None if unavailable."""
     head = results["headline"]
     if head["half_width_95"] is not None:
         return head["mean"] - head["half_width_95"], head["mean"] + head["half_width_95"]
@@ -106,16 +106,16 @@ def interval(results: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def confusion(title: str, labels: Sequence[str], matrix: np.ndarray) -> bytes:
-    """PNG of a confusion matrix [C, C] of counts (a row a true class), rows coloured by their shares.
+    """Plot a confusion matrix [C, C] of counts (rows: true classes), coloured by row share. Returns a PNG.
 
-    Counts are printed up to 24 classes; over 60 classes a bar chart of the commonest confusions is drawn instead.
+    Counts are printed for up to 24 classes; for more than 60 classes the most frequent confusions are plotted as bars.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     matrix = np.asarray(matrix)
     size = len(labels)
-    correct = f"{matrix.trace():,} of {matrix.sum():,} right"
+    correct = f"{matrix.trace():,} of {matrix.sum():,} correct"
     if size > _DRAWN_CLASSES:
         top = metrics.top_confusions(matrix, TOP_CONFUSIONS)
         figure = Figure(figsize=(8, 1.2 + 0.26 * max(len(top), 3)), dpi=130, layout="constrained")
@@ -128,14 +128,14 @@ def confusion(title: str, labels: Sequence[str], matrix: np.ndarray) -> bytes:
         axes.set_xlabel("utterances (true → predicted)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_title(f"{title}: commonest confusions ({correct})", fontsize=10, parse_math=False)
+        axes.set_title(f"{title}: most frequent confusions ({correct})", fontsize=10, parse_math=False)
         return png(figure)
 
     side = max(4.0, (0.46 if size <= _NUMBERED_CLASSES else 0.22) * size + 1.6)
     figure = Figure(figsize=(side + 0.8, side), dpi=130, layout="constrained")
     axes = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    # The square root of the share lets a confusion of 1 % show beside a diagonal of 99 %.
+    # Square root, so that a confusion of 1 % is visible next to a diagonal of 99 %.
     image = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
     small = 9 if size <= 14 else 7 if size <= 32 else 6
     names = [label if len(label) <= 24 else label[:23] + "…" for label in labels]
@@ -157,9 +157,9 @@ def confusion(title: str, labels: Sequence[str], matrix: np.ndarray) -> bytes:
 
 
 def png(figure: Any) -> bytes:
-    """A matplotlib figure as the bytes of a PNG file, the same for the same figure."""
+    """Render a matplotlib figure as PNG, deterministically."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a label in a script that the font lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # label in a script that the font does not have
         figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

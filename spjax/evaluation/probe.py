@@ -1,8 +1,7 @@
-"""The linear probe: how much of a task the frozen LM's hidden states hold before anything of it is adapted.
+"""Linear probe of the frozen LM's hidden states (Alain and Bengio 2017).
 
-An utterance's feature is the mean of its units' hidden states behind one layer (Alain and Bengio 2017, "Understanding
-intermediate layers using linear classifier probes"), standardised on train; then `linear.fit_linear`. The layer is
-chosen on valid, with the first of the strengths.
+An utterance's feature is the mean over units of one layer's output, standardised on train; the classifier is
+`linear.fit_linear`. The layer is chosen on valid, with the first of the strengths.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ def probe_baseline(
 
     Args:
       task: K slots.
-      states: of "train", "valid" and "test", float32 [L, n, D] as `spjax.training.pooling.pooled_states` gives them.
-      classes: likewise int [n, K], class ids over all slots.
-      strengths: values of scikit-learn's C to choose from, on valid; layers are compared with the first.
+      states: by split ("train", "valid", "test"), float32 [L, n, D] from `spjax.training.pooling.pooled_states`.
+      classes: by split, int [n, K], class ids over all slots.
+      strengths: values of scikit-learn's C, chosen on valid; the layer is chosen with the first one.
 
     Returns:
-      As `linear.fit_linear`, and "layer": 1..L, the layer whose states are taken.
+      The result of `linear.fit_linear`, and "layer": the chosen layer, 1..L.
 
     Raises:
       ValueError: as `linear.fit_linear`.

@@ -1,8 +1,8 @@
-"""What others report on the same tasks, shown beside our numbers (their splits, where they say which)."""
+"""Published results on the same tasks, shown next to ours. Splits are those of the papers, if stated."""
 
 from __future__ import annotations
 
-# Value of the task's metric by system: SpeechPrompt v2 with its two backbones, "+" with the learnable verbalizer.
+# Task metric by system: SpeechPrompt v2 with its two backbones; "+": learnable verbalizer.
 _COLUMNS = ("prior work", "GSLM", "GSLM+", "pGSLM", "pGSLM+")
 _TABLE: dict[str, tuple[float | None, ...]] = {
     "gsc": (0.986, 0.945, 0.946, 0.943, 0.947),
@@ -27,7 +27,7 @@ _V1 = {"fsc": 0.984, "gsc": 0.9516}  # SpeechPrompt v1, HuBERT-100
 
 
 def published(task: str) -> tuple[tuple[str, float], ...]:
-    """(system, value of the task's metric) of every published result; none of a task that the paper does not have."""
+    """(system, value of the task's metric) of every published result; () for tasks not in the papers."""
     row = zip(_COLUMNS, _TABLE.get(task, ()), strict=False)
     named = [(name if name == "prior work" else f"SpeechPrompt v2, {name}", value) for name, value in row]
     named += [("SpeechPrompt v1", _V1.get(task))]

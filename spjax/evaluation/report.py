@@ -1,7 +1,6 @@
-"""The final report of a job: results.json, predictions, summary.md and plots in the work directory.
+"""Write the report of a job: results.json, predictions, summary.md and plots in the work directory.
 
-Training hands over one `Member` a seed; nothing here touches a device. Every file is written whole or not at all, so a
-report that was cut off never leaves half a file. Shape letters: docs/design.md.
+Runs on the host only. Every file is written atomically. Shape letters: docs/design.md.
 """
 
 from __future__ import annotations
@@ -44,30 +43,30 @@ def write_report(
 ) -> dict[str, Any]:
     """Score the members and write the report.
 
-    Files: `results.json` (strict JSON: what is not finite becomes null), `summary.md`,
-    `predictions/seed_<seed>.jsonl.gz` (`read_predictions` reads them back), `plots/learning_curve.png` and
+    Files: `results.json` (strict JSON: non-finite numbers become null), `summary.md`,
+    `predictions/seed_<seed>.jsonl.gz` (for `read_predictions`), `plots/learning_curve.png` and
     `plots/confusion_<k>_<slot>.png` (summed over members).
 
     Args:
-      workdir: local or gs://, created where absent; an earlier report's files of the same name are replaced.
+      workdir: local or gs://, created if absent; files of an earlier report are replaced.
       task: slots, labels, metric.
-      members: at least one, their seeds distinct.
-      split: which split the predictions are of.
-      baselines: by their name in `tasks.BASELINES`, what `linear.fit_linear` returned of each.
-      ensemble: answers of all members together, by their mean log probabilities.
-      parameters: counts by name, e.g. {"trained": 126816, "frozen": 151263232}; of a single member.
-      setting: what the members were trained with, by name, e.g. {"prompt length": 48, "learning rate": 0.01}.
-      tried: settings among which this one was chosen on valid.
-      config: the job's configuration.
-      provenance: notes about data and LM (card fields, hashes).
-      comparisons: (name, value of the task's metric) of other systems, shown beside ours.
-      command: what reproduces the run.
+      members: one or more, with different seeds.
+      split: split of the predictions.
+      baselines: results of `linear.fit_linear` by their key in `tasks.BASELINES`.
+      ensemble: predictions from the mean log probabilities of all members.
+      parameters: counts of one member by name, e.g. {"trained": 126816, "frozen": 151263232}.
+      setting: hyperparameters by name, e.g. {"prompt length": 48, "learning rate": 0.01}.
+      tried: number of settings among which this one was chosen on valid.
+      config: the job's config.
+      provenance: information about data and LM (card fields, hashes).
+      comparisons: (name, value of the task's metric) of other systems.
+      command: command that reproduces the run.
 
     Returns:
       The content of results.json.
 
     Raises:
-      ValueError: no members, a seed twice, or predictions that do not fit the task.
+      ValueError: no members, duplicate seeds, or predictions that do not fit the task.
     """
     seeds = [member.seed for member in members]
     if not seeds:
@@ -135,23 +134,23 @@ def write_report(
             workdir / drawn[slot.name], plots.confusion(f"{task.name}: {slot.name}, {split}", slot.labels, matrix)
         )
     write_file(workdir / "summary.md", summary(results).encode())
-    # Last: whoever finds results.json finds the rest too.
+    # Written last: if results.json exists, the report is complete.
     text = json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False)
     write_file(workdir / "results.json", (text + "\n").encode())
     return results
 
 
 def write_overview(workdir: epath.PathLike, reports: Sequence[Mapping[str, Any]]) -> str:
-    """Write the page of a bank of several tasks, whose own reports stand in WORKDIR/TASK: `summary.md`, `overview.png`.
+    """Write `summary.md` and `overview.png` of a bank of several tasks, whose reports are in WORKDIR/TASK.
 
-    It has a row a task: the setting chosen on valid, trained numbers, valid and test over seeds, and the baselines.
+    The table has a row for each task: setting chosen on valid, trained parameters, valid and test scores, baselines.
 
     Args:
       workdir: local or gs://.
-      reports: content of every task's results.json.
+      reports: content of each task's results.json.
 
     Returns:
-      Path of the page.
+      Path of summary.md.
     """
     directory = epath.Path(workdir)
     rows = []
@@ -180,7 +179,7 @@ def write_overview(workdir: epath.PathLike, reports: Sequence[Mapping[str, Any]]
     lines = [
         f"# {len(reports)} tasks, one frozen LM, one bank of prompts",
         "",
-        f"In %, {over}. Stopping and every choice looked at valid, whose scores flatter; {split} was scored once.",
+        f"In %, {over}. Early stopping and all choices used valid, so its scores are biased; {split} was scored once.",
         "",
         *table(
             [
@@ -206,10 +205,10 @@ def write_overview(workdir: epath.PathLike, reports: Sequence[Mapping[str, Any]]
 
 
 def read_predictions(path: epath.PathLike, task: Task) -> Predictions:
-    """Read a `predictions/seed_<seed>.jsonl.gz` back.
+    """Read a `predictions/seed_<seed>.jsonl.gz`.
 
     Raises:
-      ValueError: a line that is no record of this task; names file and line.
+      ValueError: a line is not a prediction of this task (names file and line).
     """
     offsets = task.slot_offsets
     numbers = [{label: offsets[k] + i for i, label in enumerate(slot.labels)} for k, slot in enumerate(task.slots)]
@@ -223,7 +222,7 @@ def read_predictions(path: epath.PathLike, task: Task) -> Predictions:
                 predicted.append([numbers[k][row["predicted"][slot.name]] for k, slot in enumerate(task.slots)])
                 probabilities.append([row["probabilities"][slot.name] for slot in task.slots])
             except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{path}, line {n}: no prediction of task {task.name!r} ({error!r})") from error
+                raise ValueError(f"{path}, line {n}: not a prediction of task {task.name!r} ({error!r})") from error
     return Predictions(
         ids,
         np.asarray(true, np.int32).reshape(len(ids), len(task.slots)),
@@ -236,7 +235,7 @@ def read_predictions(path: epath.PathLike, task: Task) -> Predictions:
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """The Markdown page of a results.json."""
+    """Render a results.json as Markdown."""
     metric = METRICS[results["metric"]]
     head = results["headline"]
     members = results["members"]
@@ -251,11 +250,11 @@ def summary(results: Mapping[str, Any]) -> str:
         f"# {cell(results['task'])}: {metric} {percent(head['mean'])} %",
         "",
         f"**{percent(head['mean'])} % {spread}**, {results['split']} split, {members[0]['utterances']} utterances.",
-        f"{direction} is better; stopping and every choice on valid only.",
+        f"{direction} is better; early stopping and all choices used valid only.",
         "",
     ]
-    if told := _setting(results, ""):
-        lines += [f"{told[0].upper()}{told[1:]}.", ""]
+    if setting := _setting(results, ""):
+        lines += [f"{setting[0].upper()}{setting[1:]}.", ""]
 
     rows = [[f"**ours** ({len(members)} seed{'s' if len(members) > 1 else ''})", f"**{percent(head['mean'])}**"]]
     if results["ensemble"]:
@@ -291,12 +290,12 @@ def summary(results: Mapping[str, Any]) -> str:
     lines += [""] if noted else []
     lines += ["![learning curve](plots/learning_curve.png)", ""]
 
-    lines += ["## Commonest confusions (all seeds together)", ""]
+    lines += ["## Most frequent confusions (all seeds)", ""]
     for slot in slots:
         top = results["confusions"][slot][:5]
         lines += [f"{cell(slot)}:" + ("" if top else " none")]
         lines += [
-            f"- {cell(c['true'])} taken for {cell(c['predicted'])}: {c['count']} "
+            f"- {cell(c['true'])} predicted as {cell(c['predicted'])}: {c['count']} "
             f"({percent(c['share_of_true'])} % of that label)"
             for c in top
         ]
@@ -332,25 +331,25 @@ def _score(task: Task, member: Member) -> dict[str, float]:
 
 
 def _spread(scores: Mapping[str, Any]) -> str:
-    """What `_over_seeds` found, in per cent."""
+    """Format the result of `_over_seeds` in per cent."""
     half = scores["half_width_95"]
     return percent(scores["mean"]) + ("" if half is None else f" ± {percent(half)}")
 
 
 def _with_interval(results: Mapping[str, Any]) -> str:
-    """A single seed's score with its interval over utterances."""
+    """Format the score of a single seed with its interval over utterances."""
     ends = plots.interval(results)
     return percent(results["headline"]["mean"]) + (f" ({' to '.join(map(percent, ends))})" if ends else "")
 
 
 def _verdict(results: Mapping[str, Any]) -> str:
-    """As `plots.against_baselines`, in points."""
+    """Format `plots.against_baselines` in points."""
     found = plots.against_baselines(results)
     return f"{100 * found[0]:+.2f} ({found[1]})" if found else "–"
 
 
 def _setting(results: Mapping[str, Any], place: str) -> str:
-    """What the members were trained with, and among how many it was chosen; `place`: of the task's report."""
+    """Format the hyperparameters and the size of the sweep; `place`: directory of the task's report."""
     values = ", ".join(f"{cell(name)} {cell(shown(value))}" for name, value in results["setting"].items())
     return values + (f" (of {results['tried']} tried: [sweep]({place}sweep.md))" if results["tried"] > 1 else "")
 
@@ -361,7 +360,7 @@ def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _single_run_interval(task: Task, member: Member) -> tuple[float, float] | None:
-    """Wilson interval of the headline where that is a proportion of utterances."""
+    """Wilson interval of the headline metric; None if it is not a proportion of utterances."""
     if task.metric not in ("accuracy", "exact_match") or (task.metric == "accuracy" and len(task.slots) > 1):
         return None
     right = (np.asarray(member.predictions.true) == np.asarray(member.predictions.predicted)).all(1)
@@ -369,7 +368,7 @@ def _single_run_interval(task: Task, member: Member) -> tuple[float, float] | No
 
 
 def _confusions(task: Task, members: Sequence[Member]) -> list[np.ndarray]:
-    """Per slot [C_k, C_k], summed over members."""
+    """Confusion matrix of each slot, [C_k, C_k], summed over members."""
     totals = [np.zeros((len(slot.labels),) * 2, np.int64) for slot in task.slots]
     for member in members:
         true = metrics.slot_classes(task, member.predictions.true)
@@ -383,7 +382,7 @@ def _packed_predictions(task: Task, member: Member) -> bytes:
     answers = member.predictions
     true, predicted = metrics.slot_classes(task, answers.true), metrics.slot_classes(task, answers.predicted)
     packed = io.BytesIO()
-    # No date and no name in the file: equal runs write equal bytes.
+    # No date and no name in the gzip header, so that the output is deterministic.
     with gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=6, mtime=0, filename="") as file:
         for i, name in enumerate(tqdm(answers.ids, f"predictions of seed {member.seed}", delay=2, leave=False)):
             row = {
@@ -400,7 +399,7 @@ def _packed_predictions(task: Task, member: Member) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """What strict JSON can hold: numpy out, tuples to lists, not finite to null, anything else by its name."""
+    """Convert to strict JSON types: numpy to Python, tuples to lists, non-finite to None, other types to str."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):

@@ -1,4 +1,4 @@
-"""From a config to a result: the stages of a job, each found done or done now."""
+"""Jobs: run a config to its result, skipping finished stages."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _CHECKS = {
 
 
 def check(config: ConfigDict) -> None:
-    """Find what is wrong with a config, before anything is made.
+    """Validate a config; writes nothing.
 
     Raises:
-      ValueError: a setting makes no sense.
-      OSError: a bucket that it names cannot be used.
+      ValueError: a setting is invalid.
+      OSError: a bucket in a path cannot be used.
     """
     if config.get("job") not in _CHECKS:
         raise ValueError(f"config.job is {config.get('job')!r}, must be prompt, pretrain, compare or methods")
@@ -38,16 +38,16 @@ def check(config: ConfigDict) -> None:
 
 @places.translate_bucket_errors()
 def run(config: ConfigDict, workdir: str, import_units: ImportUnits | None, command: str) -> None:
-    """Do what `config.job` says, in `workdir`.
+    """Run the job `config.job` in `workdir`.
 
     Args:
-      config: a file of configs/ made it.
-      workdir: here or on gs://; a run found there is continued.
-      import_units: how unit records that are absent are made; None: they are not.
-      command: what reproduces the run, for the report.
+      config: config from a file of configs/.
+      workdir: local or gs://; a run found there is resumed.
+      import_units: function that makes absent unit records; None: absent records are an error.
+      command: command that reproduces the run, for the report.
 
     Raises:
-      ValueError, OSError: something is wrong with the config, the data or the work directory.
+      ValueError, OSError: the config, the data or the workdir is invalid.
       DivergedError, Interrupted: as `training.loop.fit`.
     """
     agree({**config.to_dict(), "workdir": workdir})

@@ -1,4 +1,4 @@
-"""Variants of one prompt job beside each other, each with an LM of its own, on the same records and seeds."""
+"""Comparison of variants of a prompt job, each with a separate LM, on the same records and seeds."""
 
 from __future__ import annotations
 
@@ -18,32 +18,34 @@ from spjax.models.config import ProsodyConfig, UnitLMConfig
 from spjax.storage import places
 from spjax.training.agreement import agree
 
-# What variants must have in common to be compared, or what a comparison settles itself.
+# Settings that variants may not override.
 _COMMON = ("job", "task", "data", "lm", "synthesis", "baselines", "few_shot_seed", "train.seeds", "pretraining.data")
-_TAKEN = ("speech", "kmeans")  # directories of the demo's speech
+_RESERVED = ("speech", "kmeans")  # directories of the demo in the workdir
 
 
 def check(config: ConfigDict) -> None:
-    """Raise ValueError for what is wrong with a config or one of its variants, before anything is made."""
+    """Raise ValueError if a config or one of its variants is invalid; writes nothing."""
     names = list(config.variants)
     if len(names) < 2 or config.baseline not in names:
         raise ValueError(
-            f"baseline is {config.baseline!r}, the variants are {', '.join(names) or 'none'}: give two variants or "
-            "more, one of them the baseline"
+            f"baseline is {config.baseline!r}, the variants are {', '.join(names) or 'none'}: give at least two "
+            "variants, one of them the baseline"
         )
     for name in names:
-        if not re.fullmatch(r"\w+", name) or name in _TAKEN:
-            raise ValueError(f"variant {name!r} cannot be its directory's name: use letters, digits, _, not {_TAKEN}")
+        if not re.fullmatch(r"\w+", name) or name in _RESERVED:
+            raise ValueError(
+                f"variant {name!r} is not a valid directory name: use letters, digits and _, and none of {_RESERVED}"
+            )
         variant_of(config, name, "")
 
 
 def variant_of(config: ConfigDict, name: str, workdir: str) -> ConfigDict:
-    """The prompt job of a variant: the config with the variant's overrides, its LM in WORKDIR/NAME/ulm.
+    """Config of a variant's prompt job: the config with the variant's overrides and its LM in WORKDIR/NAME/ulm.
 
-    The n-gram baseline goes by units alone: it stands in the report of the variant that others are compared with.
+    The n-gram baseline uses units only, so baselines are computed for the baseline variant only.
 
     Raises:
-      ValueError: an override of what the config does not have, or a setting that makes no sense.
+      ValueError: an override of a setting that does not exist, or an invalid value.
     """
     one = ConfigDict(config.to_dict())
     del one.variants, one.baseline
@@ -60,18 +62,18 @@ def variant_of(config: ConfigDict, name: str, workdir: str) -> ConfigDict:
         override(one, overrides)
         prompting.check(one)
         pretraining.check(one.pretraining)
-    except (AttributeError, ValueError) as error:  # the first: a number where settings belong
+    except (AttributeError, ValueError) as error:  # AttributeError: a number where a group of settings is expected
         raise ValueError(f"variants.{name}: {error}") from error
     return one
 
 
 def lm_place(workdir: str, name: str) -> str:
-    """Directory of the LM of a variant."""
+    """Directory of a variant's LM."""
     return os.path.join(workdir, name, "ulm", "lm")
 
 
 def in_order(config: ConfigDict) -> list[str]:
-    """The variants: the baseline, then those that are told more and more streams."""
+    """Variant names: the baseline first, then by number of input streams and name."""
 
     def rank(name: str) -> tuple[bool, int, str]:
         prosody = _lm_config(variant_of(config, name, "")).prosody
@@ -87,15 +89,15 @@ def _lm_config(job: ConfigDict) -> UnitLMConfig:
 def run_comparison(
     config: ConfigDict, workdir: str, import_units: ImportUnits | None, command: str
 ) -> dict[str, dict[str, Any]]:
-    """Run the variants one after another, each in WORKDIR/NAME, and write WORKDIR/summary.md and comparison.json.
+    """Run the variants in WORKDIR/NAME, and write WORKDIR/summary.md and comparison.json.
 
-    What is finished is kept, a variant that was stopped goes on.
+    Finished variants are kept, and an interrupted one is resumed.
 
     Returns:
       The content of comparison.json.
 
     Raises:
-      ValueError: as `check`; WORKDIR holds another comparison; or a variant's directory is that of the records.
+      ValueError: as `check`; WORKDIR has another comparison; or a variant's directory is that of the records.
     """
     refuse_another(workdir, config, {})
     jobs = {name: variant_of(config, name, workdir) for name in in_order(config)}
@@ -103,7 +105,7 @@ def run_comparison(
         own = os.path.join(workdir, name)
         if places.absolute(own) in map(places.absolute, (config.data, config.pretraining.data)):
             raise ValueError(
-                f"variant {name!r} would be written to {own}, where the records are: call either otherwise"
+                f"variant {name!r} would be written to {own}, the directory of the records: rename one of them"
             )
         refuse_another(own, job, {})
         refuse_another(os.path.join(own, "ulm"), job.pretraining, {})
@@ -111,13 +113,13 @@ def run_comparison(
         write_json(os.path.join(workdir, "config.json"), config.to_dict())
     for number, (name, job) in enumerate(jobs.items(), 1):
         own = os.path.join(workdir, name)
-        told = f"variant {number} of {len(jobs)}, {name}: {backbone(_lm_config(job))}"
+        title = f"variant {number} of {len(jobs)}, {name}: {backbone(_lm_config(job))}"
         finished = prompting.finished(job, own)
         agree({f"{own} is finished": finished})
         if finished:
-            say(f"{told}: finished")
+            say(f"{title}: finished")
             continue
-        say(told)
+        say(title)
         pretraining.make_absent_lm(job, import_units)
         prompting.run_prompt_tuning(job, own, import_units, command)
     if jax.process_index() > 0:

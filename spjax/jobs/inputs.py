@@ -1,4 +1,4 @@
-"""What a job starts from: splits of unit records as an LM takes them, and what an LM is called."""
+"""Inputs of a job: splits of unit records, and descriptions of units and LM."""
 
 from __future__ import annotations
 
@@ -14,70 +14,69 @@ from spjax.jobs.workdirs import whole
 from spjax.models.config import UnitLMConfig
 from spjax.training import sharding
 
-ImportUnits = Callable[[str, str], object]  # (task, directory of records): make them from the reader's unit text
+ImportUnits = Callable[[str, str], object]  # (task, directory of records); makes the records from unit text
 
 
 def read_split(
     directory: str, task: str, split: str, lm: UnitLMConfig, import_units: ImportUnits | None
 ) -> tuple[UnitSet, Card]:
-    """A split of a task's unit records as an LM takes it; the records are imported first where they are absent.
+    """Read a split of unit records for an LM; absent records are imported first.
 
     Args:
-      directory: of the records.
+      directory: directory of the records.
       task: name of the task.
-      split: its name.
-      lm: with prosody, it takes durations and f0 too.
-      import_units: how records that are absent are made.
+      split: name of the split.
+      lm: LM architecture; with prosody, the split must have durations and f0.
+      import_units: function that makes absent records; None: absent records are an error.
 
     Raises:
-      FileNotFoundError: no records, and no way to make them.
-      ValueError: records of another task, or without the streams that the LM takes; RecordError (one of them) where
-        they are damaged.
+      FileNotFoundError: no records, and no `import_units`.
+      ValueError: records of another task, or without the streams of the LM; RecordError if they are damaged.
     """
     import_absent(directory, task, import_units)
     units, card = read_unit_records(directory, split)
     if card.task.name != task:
         raise ValueError(
-            f"{directory} holds units of task {card.task.name!r}, the config is for {task!r}: name "
-            f"{card.task.name} in the config, or give a --config.data that holds units of {task}"
+            f"{directory} has units of task {card.task.name!r}, the config is for {task!r}: put "
+            f"{card.task.name} in the config, or give a --config.data with units of {task}"
         )
     if lm.prosody is None:
         return units.without_streams(), card
     absent = [name for name, there in (("durations", card.durations), ("f0", card.f0)) if not there]
     if absent:
         raise ValueError(
-            f"{directory} holds no {' and no '.join(absent)}, which a multi-stream LM goes by: extract the recordings "
-            "again with --f0 of data_pipelines.extract (imported unit text has no f0), or take a unit LM"
+            f"{directory} has no {' and no '.join(absent)}, which a multi-stream LM needs: extract the recordings "
+            "again with --f0 of data_pipelines.extract (imported unit text has no f0), or use a unit LM"
         )
     return units.with_interpolated_f0() if lm.prosody.interpolate_f0 else units, card
 
 
 def import_absent(directory: str, task: str, import_units: ImportUnits | None) -> None:
-    """Import unit records that are absent; arguments as of `read_split`.
+    """Import unit records if they are absent. Arguments: see `read_split`.
 
     Raises:
-      FileNotFoundError: there is no way to make them.
-      ValueError: what they are imported from is wrong.
+      FileNotFoundError: the records are absent, and there is no `import_units`.
+      ValueError: their source is invalid.
     """
 
-    def imported() -> None:
+    def import_records() -> None:
         if whole(directory, CARD):
             return
         if import_units is None:
             raise FileNotFoundError(
-                f"no unit records at {directory}: give --units=UNIT_TEXT (a folder holding {task}/train.txt ...), "
-                f"or of recordings: python -m data_pipelines.extract --task={task} --raw=... --out={directory} ..."
+                f"no unit records at {directory}: give --units=UNIT_TEXT (a folder with {task}/train.txt ...), "
+                f"or extract recordings: python -m data_pipelines.extract --task={task} --raw=... --out={directory} ..."
             )
         import_units(task, directory)
 
-    sharding.first_does(f"the records of {task}", imported)
+    sharding.first_does(f"the records of {task}", import_records)
 
 
 def check_places(config: ConfigDict) -> None:
-    """Replace paths in a config by what `paths.given` makes of them.
+    """Normalise the paths of a config with `paths.given`, in place.
 
     Raises:
-      ValueError: one is a URL; names the setting.
+      ValueError: a path is a URL; names the setting.
     """
     for part, name in [(config, "data"), (config, "lm"), (config, "start_from"), (config.get("pretraining"), "data")]:
         value = part.get(name) if part else None
@@ -89,14 +88,14 @@ def check_places(config: ConfigDict) -> None:
 
 
 def made_by(card: Card) -> dict[str, Any]:
-    """What units are, whatever was said: an LM knows no others."""
+    """Card fields that identify the units; an LM works only with the units it was trained on."""
     return {name: getattr(card, name) for name in ("encoder", "layer", "kmeans", "merged", "vocabulary")}
 
 
 def backbone(lm: UnitLMConfig) -> str:
-    """What an LM is, for readers of a report."""
+    """Description of an LM for reports."""
     if lm.prosody is None:
         return "GSLM (unit LM)"
     streams = [name for name, on in (("durations", lm.prosody.duration_input), ("f0", lm.prosody.f0_input)) if on]
     kind = "discrete" if lm.prosody.discrete else "continuous"
-    return f"pGSLM (multi-stream LM), {kind}, told {' and '.join(['units', *streams])}"
+    return f"pGSLM (multi-stream LM), {kind}, input {' and '.join(['units', *streams])}"

@@ -1,4 +1,4 @@
-"""Pretraining an LM on the units of some tasks, and their prosody where it has streams for that."""
+"""Pretraining job: train a unit LM or multi-stream LM on the unit records of some tasks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 def check(config: ConfigDict) -> None:
-    """Raise ValueError for what is wrong with a config, before anything is made."""
+    """Raise ValueError if a config is invalid; writes nothing."""
     optim.OptimConfig(**config.optim), Compute(**config.compute)
     mesh = sharding.make_mesh(config.model_parallel, config.weight_shards)
     sharding.check_lm(mesh, _lm_config(config))
@@ -40,20 +40,20 @@ def _lm_config(config: ConfigDict) -> UnitLMConfig:
 def run_pretraining(config: ConfigDict, workdir: str, import_units: ImportUnits | None, *, part: str = "") -> str:
     """Pretrain an LM and write it to WORKDIR/lm.
 
-    With `config.lm.prosody` it is a multi-stream LM. A discrete one for which no f0_edges are given gets those between
+    With `config.lm.prosody` it is a multi-stream LM. For a discrete one without f0_edges, they are the quantiles of
     `config.pretrain.f0_bins` bins of the train sets' f0.
 
     Args:
-      config: of the job.
+      config: config of the job.
       workdir: may be absent.
-      import_units: as of `inputs.read_split`.
-      part: what messages put before a setting's name, "pretraining." where `config` is that part of another job's.
+      import_units: see `inputs.read_split`.
+      part: prefix of settings in messages, "pretraining." if `config` is that part of another job's config.
 
     Returns:
-      The LM's directory.
+      Directory of the LM.
 
     Raises:
-      ValueError: the records do not fit the LM or each other, or WORKDIR holds another run.
+      ValueError: the records do not fit the LM or each other, or WORKDIR has another run.
     """
     out = os.path.join(workdir, "lm")
     flag = "--config.lm" if part else "--workdir"
@@ -61,7 +61,7 @@ def run_pretraining(config: ConfigDict, workdir: str, import_units: ImportUnits 
     finished = whole(out, unit_lms.CONFIG_FILE)
     agree({f"{out} is there": finished})
     if finished:
-        _log.info("%s is there already", out)
+        _log.info("%s already exists", out)
         return out
     run = pretrain.PretrainConfig(**config.pretrain)
     trains: list[UnitSet] = []
@@ -75,12 +75,14 @@ def run_pretraining(config: ConfigDict, workdir: str, import_units: ImportUnits 
         valids[task] = read_split(directory, task, "valid", lm_config, import_units)[0]
         inputs[task] = {"train_sha256": [shard.sha256 for shard in card.shards["train"]]}
         if made not in (None, made_by(card)):
-            raise ValueError(f"{directory} holds units made by {made_by(card)}, those of {config.tasks[0]} by {made}")
+            raise ValueError(
+                f"{directory} has units made by {made_by(card)}, those of {config.tasks[0]} were made by {made}"
+            )
         made = made_by(card)
         if card.vocabulary != lm_config.num_units:
             raise ValueError(
-                f"{directory} holds {card.vocabulary} units, an LM of {part}lm.vocab_size={lm_config.vocab_size} "
-                f"knows {lm_config.num_units}: give --config.{part}lm.vocab_size={card.vocabulary + vocab.UNIT_OFFSET}"
+                f"{directory} has {card.vocabulary} units, but an LM of {part}lm.vocab_size={lm_config.vocab_size} "
+                f"has {lm_config.num_units}: give --config.{part}lm.vocab_size={card.vocabulary + vocab.UNIT_OFFSET}"
             )
     sources = dict(inputs)
     if lm_config.prosody and lm_config.prosody.discrete and not lm_config.prosody.f0_edges:
@@ -108,31 +110,31 @@ def run_pretraining(config: ConfigDict, workdir: str, import_units: ImportUnits 
 
 
 def _losses(last: dict[str, Any], tasks: tuple[str, ...]) -> str:
-    """What the last epoch came to: of every stream the loss of every task."""
+    """Format the valid losses of the last epoch by stream and task."""
     streams = ("perplexity", "duration_loss", "f0_loss")
     found = {s: [f"{task} {last[f'{task}/{s}']:.3f}" for task in tasks if f"{task}/{s}" in last] for s in streams}
-    return "; ".join(f"{stream.replace('_', ' ')} {', '.join(told)}" for stream, told in found.items() if told)
+    return "; ".join(f"{stream.replace('_', ' ')} {', '.join(values)}" for stream, values in found.items() if values)
 
 
 def make_absent_lm(config: ConfigDict, import_units: ImportUnits | None) -> None:
-    """Pretrain the LM that a prompt job wants and nobody made: only where a pretraining job would write it.
+    """Pretrain the LM of a prompt job if it is absent and `config.lm` ends in /lm.
 
     Raises:
-      FileNotFoundError: it would be written elsewhere, or there is nothing to train it on.
-      ValueError: as `run_pretraining` and `prompting.check_lengths`; or the LM that is there is told other streams
-        than the config says.
+      FileNotFoundError: the LM is absent and `config.lm` does not end in /lm, or there are no records to train it on.
+      ValueError: as `run_pretraining` and `prompting.check_lengths`; or an existing LM has other streams than the
+        config.
     """
-    there = whole(assets.find(config.lm, "lm"), unit_lms.CONFIG_FILE)
-    agree({f"{config.lm} is there": there})
-    if there:
+    exists = whole(assets.find(config.lm, "lm"), unit_lms.CONFIG_FILE)
+    agree({f"{config.lm} is there": exists})
+    if exists:
         _check_streams(config)
         return
     workdir, leaf = os.path.split(config.lm.rstrip("/"))
     units = [os.path.join(config.pretraining.data, task) for task in config.pretraining.tasks]
     if leaf != "lm" or (import_units is None and not all(whole(place, CARD) for place in units)):
         raise FileNotFoundError(
-            f"no unit LM at {config.lm}: give --config.lm=DIR of one, or tiny, which goes with spjax; convert one with "
-            f"python -m spjax.convert unit_lm; or have one pretrained, for which it takes the records "
+            f"no unit LM at {config.lm}: give --config.lm=DIR of one, or tiny, which is part of spjax; convert one "
+            f"with python -m spjax.convert unit_lm; or let this job pretrain one, which needs the records "
             f"{', '.join(units)} (or --units=UNIT_TEXT to import them from) and a --config.lm that ends in /lm"
         )
     check(config.pretraining)
@@ -143,12 +145,12 @@ def make_absent_lm(config: ConfigDict, import_units: ImportUnits | None) -> None
 
 
 def _check_streams(config: ConfigDict) -> None:
-    """An LM that is there is taken as it is: what the config says of streams must not be another's."""
+    """Raise ValueError if an existing LM has other streams than the config."""
     if "prosody" not in config.pretraining.lm:
         return
     wanted, found = _lm_config(config.pretraining), unit_lms.read_unit_lm(config.lm)[0]
     if backbone(wanted) != backbone(found):
         raise ValueError(
-            f"{config.lm} is a {backbone(found)}; the config (pretraining.lm.prosody) says {backbone(wanted)}: give "
-            "another --config.lm, which is pretrained where it is absent, or say what this one is"
+            f"{config.lm} is a {backbone(found)}, but config.pretraining.lm.prosody describes a {backbone(wanted)}: "
+            "give another --config.lm, which is pretrained if absent, or set pretraining.lm.prosody to match"
         )

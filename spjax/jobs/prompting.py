@@ -236,7 +236,7 @@ class Taught(NamedTuple):
     """A task of a job: how it is learnt, what it is tested on, and what its records say.
 
     Attributes:
-      lesson: what training sees.
+      task_run: what training sees.
       test_set: the test split.
       test_ids: int32 [n], the utterances of it that are scored.
       card: of the records.
@@ -245,7 +245,7 @@ class Taught(NamedTuple):
       notes: of each split with utterances that are too long, how many were cut or dropped.
     """
 
-    lesson: train.Lesson
+    task_run: train.TaskRun
     test_set: UnitSet
     test_ids: np.ndarray
     card: Card
@@ -319,12 +319,12 @@ def _taught(
     setting = train.Setting(
         lm.config, settings.compute, settings.prompt, settings.loss, verbalizer, decode.label_tree(verbalizer, seen)
     )
-    lesson = train.Lesson(
+    task_run = train.TaskRun(
         setting, train_set, train_ids, valid_set, valid_ids,
         metric=functools.partial(_headline, task), lower_is_better=task.metric in LOWER_IS_BETTER,
     )  # fmt: skip
     say(f"{name}: {len(train_ids):,} train, {len(valid_ids):,} valid, {len(test_ids):,} test utterances")
-    return Taught(lesson, test_set, test_ids, card, seen, place, tuple(notes)), start
+    return Taught(task_run, test_set, test_ids, card, seen, place, tuple(notes)), start
 
 
 def run_prompt_tuning(
@@ -346,11 +346,11 @@ def run_prompt_tuning(
     names = list(where)
     pairs = [_taught(config, settings, lm, name, place, import_units) for name, place in where.items()]
     tasks = [taught for taught, _ in pairs]
-    kinds = {taught.lesson.setting.verbalizer.kind for taught in tasks}
+    kinds = {taught.task_run.setting.verbalizer.kind for taught in tasks}
     if len(kinds) > 1:
         raise ValueError(f"start_from={config.start_from} gives tasks of one bank {' and '.join(kinds)} verbalizers")
     (config.verbalizer,) = kinds
-    swept = [sweeping.lessons_of(taught.lesson, settings.sweep, settings.optimizer) for taught in tasks]
+    swept = [sweeping.task_runs_of(taught.task_run, settings.sweep, settings.optimizer) for taught in tasks]
     banks = _first_banks(config, settings, lm, swept, [start for _, start in pairs])
     params = {"lm": lm.params, "prompt": prompts.join([bank["prompt"] for bank in banks])}
     counts = [_counts(bank, run) for bank in banks]
@@ -359,26 +359,26 @@ def run_prompt_tuning(
     say(f"{trained} trained, {frozen:,} frozen parameters; seeds {', '.join(map(str, run.seeds))}")
 
     claim(workdir, config, inputs_of(lm.hash, [taught.card for taught in tasks]))
-    lessons = list(itertools.chain(*swept))
+    task_runs = list(itertools.chain(*swept))
     result = train.train(
-        params, lessons, run, settings.optimizer, workdir=workdir,
+        params, task_runs, run, settings.optimizer, workdir=workdir,
         model_parallel=config.model_parallel, weight_shards=config.weight_shards,
     )  # fmt: skip
     if config.baselines:
         _make_baselines(config, settings, lm, tasks)
     found, diverged = {}, []
-    for name, taught, own in zip(names, tasks, sweeping.runs_of(swept), strict=True):
-        chosen = sweeping.choose(lessons, result, run, own)
+    for name, taught, own in zip(names, tasks, sweeping.index_ranges(swept), strict=True):
+        chosen = sweeping.choose(task_runs, result, run, own)
         if len(own) > 1 and jax.process_index() == 0:
-            line = sweeping.write_table(taught.place.report, lessons, result, run, own, chosen, settings.optimizer)
+            line = sweeping.write_table(taught.place.report, task_runs, result, run, own, chosen, settings.optimizer)
             say(f"{name}: {line}")
         members = slice(chosen * len(run.seeds), (chosen + 1) * len(run.seeds))
         lost = [seed for seed, best in zip(run.seeds, result.best_epoch[members], strict=True) if best < 0]
         if lost:
             diverged.append(f"{name} (seeds {', '.join(map(str, lost))})")
             continue
-        params = train.lesson_params(result.params, lessons, run, chosen)
-        best = taught._replace(lesson=lessons[chosen])
+        params = train.task_run_params(result.params, task_runs, run, chosen)
+        best = taught._replace(task_run=task_runs[chosen])
         found[name] = _report(
             config, settings, lm, best, params, result, members, counts[chosen], len(own), command
         )  # fmt: skip
@@ -402,20 +402,20 @@ def _placed(config: ConfigDict, settings: Settings, lm: LM) -> tuple[Any, Any]:
 
 
 def _first_banks(
-    config: ConfigDict, settings: Settings, lm: LM, swept: Sequence[Sequence[train.Lesson]], given: Sequence[Any]
+    config: ConfigDict, settings: Settings, lm: LM, swept: Sequence[Sequence[train.TaskRun]], given: Sequence[Any]
 ) -> list[Params]:
-    """{"lm", "prompt"} of every lesson at the start, task after task; `given`: of each task a prompt, or None."""
+    """{"lm", "prompt"} of every task_run at the start, task after task; `given`: of each task a prompt, or None."""
     placed = functools.cache(lambda: _placed(config, settings, lm))
     banks = []
-    for lessons, start in zip(swept, given, strict=True):
-        made: dict[tuple[str, int], list[Params]] = {}  # lessons of a sweep may start alike
-        for lesson in lessons:
-            prompt = lesson.setting.prompt
+    for task_runs, start in zip(swept, given, strict=True):
+        made: dict[tuple[str, int], list[Params]] = {}  # task_runs of a sweep may start alike
+        for task_run in task_runs:
+            prompt = task_run.setting.prompt
             key = (prompt.init, prompt.length)
             if start is None and prompt.init in REAL_STARTS and prompt.length and key not in made:
                 mesh, weights = placed()
-                made[key] = starts.from_utterances(weights, lesson, settings.run, mesh)
-            banks.append(train.first_params(lm.params, lesson.setting, settings.run.seeds, start, made.get(key)))
+                made[key] = starts.from_utterances(weights, task_run, settings.run, mesh)
+            banks.append(train.first_params(lm.params, task_run.setting, settings.run.seeds, start, made.get(key)))
     return banks
 
 
@@ -445,11 +445,11 @@ def _report(
 
     `rows`: its members in the whole bank; `tried`: settings among which theirs was chosen.
     """
-    lesson, run, card = taught.lesson, settings.run, taught.card
-    setting, task, test_set, test_ids = lesson.setting, card.task, taught.test_set, taught.test_ids
+    task_run, run, card = taught.task_run, settings.run, taught.card
+    setting, task, test_set, test_ids = task_run.setting, card.task, taught.test_set, taught.test_ids
     mesh = sharding.make_mesh(config.model_parallel, config.weight_shards)
     flat = sharding.place_frozen(mesh, masks.flatten(params), setting.compute.operand)
-    evaluator = train.evaluator_for(lesson, run, test_set, test_ids, mesh)
+    evaluator = train.evaluator_for(task_run, run, test_set, test_ids, mesh)
     log_probs = evaluator.log_probs(flat)[:, test_ids]
     if jax.process_index() > 0:
         return {}
@@ -483,7 +483,7 @@ def _report(
         taught.place.report, task=task, members=members, baselines=baselines,
         ensemble=answers(_together(log_probs)) if len(members) > 1 else None,
         parameters=counts, config=config.to_dict(),
-        setting=lesson.described(settings.optimizer),
+        setting=task_run.described(settings.optimizer),
         tried=tried,
         provenance={
             "backbone": backbone(lm.config), "lm": config.lm, "lm_hash": lm.hash, "data": taught.place.data,
@@ -503,7 +503,7 @@ def _report(
             },
         }
         described = pack_card.make_card(
-            task, kind=verbalizer.kind, codes=verbalizer.codes, feeds=verbalizer.feeds, outputs=verbalizer.outputs,
+            task, kind=verbalizer.kind, codes=verbalizer.codes, feeds=verbalizer.fed_back, outputs=verbalizer.outputs,
             config=lm.config, lm_hash=lm.hash, encoder=card.encoder, layer=card.layer, kmeans=card.kmeans,
             merged=card.merged, combinations=taught.combinations, results=scored,
             provenance={"seed": seed, "reference": bool(config.reference)}, lora=setting.prompt.lora,
@@ -559,8 +559,8 @@ def _baseline_fits(
 
     splits = [
         {
-            "train": (taught.lesson.train_set, taught.lesson.train_ids),
-            "valid": (taught.lesson.valid_set, taught.lesson.valid_ids),
+            "train": (taught.task_run.train_set, taught.task_run.train_ids),
+            "valid": (taught.task_run.valid_set, taught.task_run.valid_ids),
             "test": (taught.test_set, taught.test_ids),
         }
         for taught in tasks
@@ -572,7 +572,7 @@ def _baseline_fits(
     for taught, own in zip(tasks, splits, strict=True):
         states, classes = {}, {}
         for split, (some, ids) in own.items():
-            plan = train.evaluation_plan(taught.lesson, settings.run, some, ids, mesh)
+            plan = train.evaluation_plan(taught.task_run, settings.run, some, ids, mesh)
             states[split] = pooling.pooled_states(weights, lm.config, some, plan, mesh, settings.compute)[:, ids]
             classes[split] = some.classes[ids]
         yield taught, "probe", functools.partial(probe_baseline, taught.card.task, states, classes)

@@ -1,4 +1,4 @@
-"""A sweep is a bank: every setting that is tried is a lesson, all are trained together, and one is chosen on valid."""
+"""Hyperparameter sweeps: all settings are trained as task runs of one bank, and one is chosen on valid."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from spjax.training import optim, train
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
-    """Values that are tried, each with each, by every seed, of fields of `prompt`, `loss` and `optim` by their names.
+    """Grid of values for fields of `prompt`, `loss` and `optim`; every setting is trained with every seed.
 
-    What is empty is as those say. Members of a bank may differ in these fields and in no others.
+    Fields that are empty are not swept. Other fields cannot differ between members of a bank.
 
     Attributes:
       length, rank, alpha, init, dropout, verbalizer_dropout, lora_dropout: of `PromptConfig`.
@@ -52,34 +52,34 @@ class SweepConfig:
 
     @property
     def tried(self) -> list[dict[str, Any]]:
-        """Every setting, by the fields' names; of an empty sweep one that says nothing."""
+        """All settings of the grid, as values by field name; [{}] for an empty sweep."""
         every = {name: values for name, values in dataclasses.asdict(self).items() if values}
         return [dict(zip(every, values, strict=True)) for values in itertools.product(*every.values())]
 
 
-_WHOLE = ((int,), 0, "numbers, whole and above 0")
-_RATES = ((int, float), -1e-9, "numbers, 0 or more")
+_WHOLE = ((int,), 0, "positive integers")
+_RATES = ((int, float), -1e-9, "numbers of at least 0")
 _VALUES: dict[str, tuple[tuple[type, ...], float, str]] = {
     "length": _WHOLE, "rank": _WHOLE, "init": ((str,), 0, "words"),
-    **dict.fromkeys(("lr", "alpha"), ((int, float), 0, "numbers, above 0")),
+    **dict.fromkeys(("lr", "alpha"), ((int, float), 0, "positive numbers")),
 }  # fmt: skip
 
 
 def with_values(config: Any, values: Mapping[str, Any]) -> Any:
-    """A part of the settings with those of the values that are its fields.
+    """Replace the fields of a config dataclass that are in `values`; others in `values` are ignored.
 
     Raises:
-      ValueError: a value that the part refuses.
+      ValueError: a value is invalid.
     """
     return dataclasses.replace(config, **{name: value for name, value in values.items() if hasattr(config, name)})
 
 
-def lessons_of(lesson: train.Lesson, sweep: SweepConfig, optimizer: optim.OptimConfig) -> list[train.Lesson]:
-    """A task's lesson with every setting of the sweep."""
-    setting = lesson.setting
+def task_runs_of(task_run: train.TaskRun, sweep: SweepConfig, optimizer: optim.OptimConfig) -> list[train.TaskRun]:
+    """Task runs of a task, one for each setting of the sweep."""
+    setting = task_run.setting
     return [
         dataclasses.replace(
-            lesson,
+            task_run,
             setting=dataclasses.replace(
                 setting, prompt=with_values(setting.prompt, tried), loss=with_values(setting.loss, tried)
             ),
@@ -90,80 +90,80 @@ def lessons_of(lesson: train.Lesson, sweep: SweepConfig, optimizer: optim.OptimC
     ]
 
 
-def runs_of(swept: Sequence[Sequence[train.Lesson]]) -> list[range]:
-    """Numbers of each task's lessons among all."""
+def index_ranges(swept: Sequence[Sequence[train.TaskRun]]) -> list[range]:
+    """Index range of each task's runs in the list of all task runs."""
     stops = list(itertools.accumulate(map(len, swept)))
-    return [range(stop - len(lessons), stop) for stop, lessons in zip(stops, swept, strict=True)]
+    return [range(stop - len(task_runs), stop) for stop, task_runs in zip(stops, swept, strict=True)]
 
 
 def _scores(result: train.Trained, run: train.TrainConfig, number: int) -> list[float | None]:
-    """Of each seed the task's metric on valid, at the epoch that was kept; None where none is, since it diverged."""
+    """Valid metric of each seed at its best epoch; None if it diverged before there was one."""
     members = range(number * len(run.seeds), (number + 1) * len(run.seeds))
     return [float(result.history[best]["metric"][n]) if (best := result.best_epoch[n]) >= 0 else None for n in members]
 
 
 def _mean(scores: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Mean and half the 95 % interval; None where a seed diverged."""
+    """Mean and half width of the 95 % interval; None if a seed diverged."""
     known = [score for score in scores if score is not None]
     return metrics.mean_interval(known) if len(known) == len(scores) else (None, None)
 
 
-def choose(lessons: Sequence[train.Lesson], result: train.Trained, run: train.TrainConfig, own: range) -> int:
-    """The lesson of a task whose seeds are best on valid, on average; of equal ones the first.
+def choose(task_runs: Sequence[train.TaskRun], result: train.Trained, run: train.TrainConfig, own: range) -> int:
+    """Index of the task run with the best mean valid score over seeds; ties go to the first.
 
-    One of which a seed diverged before its first evaluation is chosen only where there is no other.
+    Settings with a seed that diverged before its first evaluation are chosen only if all have one.
 
     Args:
-      lessons: of the whole bank.
-      result: what came of it.
-      run: its seeds.
-      own: numbers of the task's lessons.
+      task_runs: task runs of the bank.
+      result: result of training.
+      run: run settings, for the seeds.
+      own: index range of the task's runs.
     """
-    sign = -1 if lessons[own.start].lower_is_better else 1
+    sign = -1 if task_runs[own.start].lower_is_better else 1
     means = {number: _mean(_scores(result, run, number))[0] for number in own}
     return max(own, key=lambda number: (-math.inf if (mean := means[number]) is None else sign * mean, -number))
 
 
 def write_table(
     directory: epath.PathLike,
-    lessons: Sequence[train.Lesson],
+    task_runs: Sequence[train.TaskRun],
     result: train.Trained,
     run: train.TrainConfig,
     own: range,
     chosen: int,
     optimizer: optim.OptimConfig,
 ) -> str:
-    """Write DIRECTORY/sweep.md and sweep.json: what each setting came to on valid, and which was taken.
+    """Write DIRECTORY/sweep.md and sweep.json: valid score of each setting, and the chosen one.
 
     Args:
-      directory: of the task's report.
-      lessons, result, run, own: as of `choose`.
-      chosen: what it returned.
-      optimizer: of the bank.
+      directory: directory of the task's report.
+      task_runs, result, run, own: see `choose`.
+      chosen: index returned by `choose`.
+      optimizer: optimizer of the bank.
 
     Returns:
-      A line that says what was taken.
+      A line with the chosen setting.
     """
     rows: list[list[str]] = []
     found: list[dict[str, Any]] = []
-    described = [lessons[number].described(optimizer) for number in own]
+    described = [task_runs[number].described(optimizer) for number in own]
     for number, values in zip(own, described, strict=True):
-        lesson, scores = lessons[number], _scores(result, run, number)
+        task_run, scores = task_runs[number], _scores(result, run, number)
         mean, half = _mean(scores)
         taken = number == chosen and mean is not None
         spread = "" if half is None else f" ± {percent(half)}"
         valid = "diverged" if mean is None else percent(mean) + spread
         rows.append([*map(shown, values.values()), valid, " ".join(map(percent, scores)), "yes" * taken])
-        prompt, lr = lesson.setting.prompt, (lesson.optimizer or optimizer).lr
+        prompt, lr = task_run.setting.prompt, (task_run.optimizer or optimizer).lr
         known = {"valid": scores, "mean": mean, "half_width_95": half, "taken": taken}
-        found.append({"length": prompt.length, "rank": prompt.rank, "lr": lr, **lesson.tried, **known})
+        found.append({"length": prompt.length, "rank": prompt.rank, "lr": lr, **task_run.tried, **known})
     text = [
         "# Sweep",
         "",
         f"The task's metric on valid, in %; mean and 95 % Student-t interval over {len(run.seeds)} seeds. Only the",
-        "setting that is taken, the best of them on average, was scored on test.",
+        "chosen setting, with the best mean, was scored on test.",
         "",
-        *table([*described[0], "valid", "seeds", "taken"], rows),
+        *table([*described[0], "valid", "seeds", "chosen"], rows),
         "",
     ]
     path = epath.Path(directory)
@@ -171,6 +171,6 @@ def write_table(
     write_file(path / "sweep.json", (json.dumps(found, indent=1) + "\n").encode())
     best = found[chosen - own.start]
     if best["mean"] is None:
-        return f"of {len(own)} settings there is none of which no seed diverged"
+        return f"of {len(own)} settings all have a seed that diverged"
     setting = ", ".join(f"{name} {shown(value)}" for name, value in described[chosen - own.start].items())
     return f"of {len(own)} settings {setting} is best on valid ({percent(best['mean'])} %)"

@@ -1,4 +1,4 @@
-"""A job's work directory: whose it is, what JSON it holds, and what is told while it is filled."""
+"""Work directories of jobs: config.json, JSON files and console output."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from spjax.storage import files, places
 from spjax.training import sharding
 from spjax.training.agreement import agree
 
-# What a run may be continued with another value of: none changes a number. Data and LM are known by their hashes.
-_FREE = re.compile(
+# Settings that may change when a run is resumed, since they do not affect results. Data and LM are compared by hash.
+_MAY_CHANGE = re.compile(
     r"data|lm|baselines|pretraining\..*|model_parallel|weight_shards|.*\.(checkpoint_every|eval_rows|profile)"
 )
 _MADE = ("checkpoints", "results.json", "baselines.json", "lm", "comparison.json", "methods.json")
 
 
 def refuse_another(workdir: str, config: ConfigDict, inputs: dict[str, Any], flag: str = "--workdir") -> None:
-    """Raise ValueError where WORKDIR holds what came of another config, other data or another LM.
+    """Raise ValueError if WORKDIR has results of another config, other data or another LM.
 
     Args:
       workdir: may be absent.
-      config: of the job that is to go on there.
-      inputs: what identifies its data and LM, as far as known.
-      flag: by which the user gives another place.
+      config: config of the job.
+      inputs: identity of its data and LM, as far as known.
+      flag: flag with which the user can give another directory.
     """
     path = os.path.join(workdir, "config.json")
     if not there(path) or not any(there(os.path.join(workdir, name)) for name in _MADE):
         return
     old, new = settings_of(read_json(path)), settings_of(json.loads(json.dumps({**config.to_dict(), "inputs": inputs})))
-    differing = [k for k in sorted(old.keys() & new.keys()) if old[k] != new[k] and not _FREE.fullmatch(k)]
+    differing = [k for k in sorted(old.keys() & new.keys()) if old[k] != new[k] and not _MAY_CHANGE.fullmatch(k)]
     if differing:
-        told = ", ".join(f"{key}={old[key]!r} (now {new[key]!r})" for key in differing)
-        raise ValueError(f"{workdir} holds a run with {told}: use another {flag}, or remove this one to start again")
+        listed = ", ".join(f"{key}={old[key]!r} (now {new[key]!r})" for key in differing)
+        raise ValueError(f"{workdir} holds a run with {listed}: use another {flag}, or remove this one to start again")
 
 
 def claim(workdir: str, config: ConfigDict, inputs: dict[str, Any], flag: str = "--workdir") -> None:
-    """Write WORKDIR/config.json: the config, what identifies data and LM, and the launch where there are several hosts.
+    """Write WORKDIR/config.json: config and identity of data and LM; with several processes also a launch id.
 
     Raises:
-      ValueError: as `refuse_another`; or several processes have different inputs, or do not share WORKDIR.
+      ValueError: as `refuse_another`; or processes have different inputs, or do not share WORKDIR.
     """
     agree(inputs)
     refuse_another(workdir, config, inputs, flag)
@@ -57,7 +57,7 @@ def claim(workdir: str, config: ConfigDict, inputs: dict[str, Any], flag: str = 
         return
     from jax.experimental import multihost_utils
 
-    # By its number, which no earlier launch had, each tells the file from one that it finds on a disk of its own.
+    # A random launch id distinguishes the file of process 0 from an old one on a disk that is not shared.
     number = multihost_utils.broadcast_one_to_all(np.frombuffer(os.urandom(8), np.uint8))
     launch = bytes(np.asarray(number, np.uint8)).hex()
     sharding.first_does(path, lambda: write_json(path, {**content, "launch": launch}))
@@ -66,19 +66,19 @@ def claim(workdir: str, config: ConfigDict, inputs: dict[str, Any], flag: str = 
             return
         time.sleep(1)
     raise ValueError(
-        f"{path}, which process 0 wrote, is not to be seen by process {jax.process_index()}: give a --workdir on "
+        f"process {jax.process_index()} cannot see {path}, which process 0 wrote: give a --workdir on "
         "storage that all processes share, such as gs://"
     )
 
 
-SEEN_WITHIN = 30  # seconds after which what one machine wrote to shared storage is surely seen by the others
+SEEN_WITHIN = 30  # seconds to wait for a file that another machine wrote to shared storage
 
 
 def override(config: ConfigDict, settings: dict[str, Any]) -> None:
     """Change settings of a locked config, in place.
 
     Raises:
-      ValueError: it has no such setting, or the value is of another type.
+      ValueError: a setting does not exist, or the value has another type.
     """
     try:
         config.update(settings)
@@ -87,12 +87,12 @@ def override(config: ConfigDict, settings: dict[str, Any]) -> None:
 
 
 def write_json(path: str, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all; its directory is made."""
+    """Write a JSON file atomically; creates its directory."""
     files.write_file(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read_json(path: str) -> Any:
-    """The content of a JSON file.
+    """Read a JSON file.
 
     Raises:
       ValueError: it is damaged.
@@ -109,18 +109,18 @@ def there(place: str) -> bool:
 
 
 def whole(directory: str, known_by: str) -> bool:
-    """Whether a directory is there whole: in a bucket, once it holds `known_by`, the file that is written last."""
+    """Whether a directory exists and is complete: in a bucket, if it has `known_by`, the file that is written last."""
     return there(os.path.join(directory, known_by) if places.is_remote(directory) else directory)
 
 
 def say(text: str) -> None:
-    """Print a line, once where several processes do the same."""
+    """Print a line, on process 0 only."""
     if jax.process_index() == 0:
         print(text, flush=True)
 
 
 def settings_of(tree: dict[str, Any]) -> dict[str, Any]:
-    """Every setting by its dotted name. Configs of other releases lack some; an LM without prosody is another LM."""
+    """Flatten settings to dotted names, with "lm.prosody" as a boolean, so that configs can be compared."""
     flat = _dotted(tree)
     if "lm.dim" in flat:
         flat["lm.prosody"] = "lm.prosody.discrete" in flat

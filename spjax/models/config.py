@@ -1,4 +1,4 @@
-"""Sizes of a unit language model. The defaults are GSLM's `hubert100_lm` (FACTS.md): 151,263,232 parameters."""
+"""Configuration of a unit LM. The defaults are fairseq's GSLM model `hubert100_lm`: 151,263,232 parameters."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from spjax import vocab
 
 @dataclasses.dataclass(frozen=True)
 class ProsodyConfig:
-    """The streams beside the units of a multi-stream LM (pGSLM): how long a unit lasts, and its f0.
+    """Duration and f0 streams of a multi-stream LM (pGSLM).
 
     Attributes:
-      discrete: tables of symbols and their likelihoods, as against linear maps of the raw number and a number foretold.
-      duration_input: the LM is told durations; without, it is told 0 in their place (but still foretells them).
-      f0_input: likewise of f0.
-      max_duration: frames; of a discrete LM, that a longer unit counts as.
-      f0_edges: log f0 less the speaker's mean, in rising order, between the bins of a discrete LM; a continuous one has
-        none.
-      interpolate_f0: unvoiced segments between voiced ones are told the f0 (Hz) that lies between theirs, as the
-        published pGSLMs were; without, 0, as those before and behind.
+      discrete: streams are quantised, embedded and predicted as classes; False: projected and regressed as numbers.
+      duration_input: the LM is conditioned on durations. False: its duration input is 0, but it still predicts them.
+      f0_input: the same for f0.
+      max_duration: frames; a discrete LM clips longer durations to it.
+      f0_edges: ascending bin edges of a discrete LM, in log f0 minus the speaker's mean; () for a continuous LM.
+      interpolate_f0: f0 of unvoiced segments between voiced ones is interpolated linearly in Hz, as in the published
+        pGSLMs. False: 0, as for unvoiced segments at the start and end.
     """
 
     discrete: bool = True
@@ -45,13 +44,13 @@ class ProsodyConfig:
             raise ValueError(f"prosody: f0_edges {edges} must be finite numbers")
         object.__setattr__(self, "f0_edges", edges := tuple(map(float, edges)))  # JSON has lists, and 0 for 0.0
         if any(a > b for a, b in itertools.pairwise(edges)):
-            raise ValueError(f"prosody: f0_edges {edges} must be in rising order")
+            raise ValueError(f"prosody: f0_edges {edges} must be ascending")
         if edges and not self.discrete:
-            raise ValueError("prosody: a continuous LM has no f0_edges")
+            raise ValueError("prosody: a continuous LM must have no f0_edges")
 
     @property
     def symbols(self) -> tuple[int, int]:
-        """Outputs of the duration stream and of the f0 stream: values, then the four specials; 1 where continuous."""
+        """Output sizes of the duration and f0 streams: values, then the four specials; 1 each if continuous."""
         if not self.discrete:
             return 1, 1
         return self.max_duration + 1 + vocab.UNIT_OFFSET, len(self.f0_edges) + 1 + vocab.UNIT_OFFSET
@@ -59,54 +58,54 @@ class ProsodyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class UnitLMConfig:
-    """Architecture of a unit LM: everything that its weights depend on."""
+    """Architecture of a unit LM."""
 
     vocab_size: int = 104  # V, specials included
     dim: int = 1024  # D
     layers: int = 12  # L
     heads: int = 16  # H
     ffn_dim: int = 4096  # F
-    prosody: ProsodyConfig | None = None  # of a multi-stream LM
+    prosody: ProsodyConfig | None = None  # multi-stream LMs only
 
     def __post_init__(self) -> None:
-        if isinstance(self.prosody, Mapping):  # as a config file or JSON has it
+        if isinstance(self.prosody, Mapping):  # from a config file or JSON
             object.__setattr__(self, "prosody", ProsodyConfig(**self.prosody))
         for name in SIZES:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"unit LM: {name} is {value!r}, must be a positive integer")
         if self.dim % self.heads:
-            raise ValueError(f"unit LM: dim {self.dim} is no multiple of heads {self.heads}")
+            raise ValueError(f"unit LM: dim {self.dim} is not a multiple of heads {self.heads}")
         if self.dim % 2 or self.dim < 4:
-            raise ValueError(f"unit LM: dim {self.dim} must be even and at least 4, half of it sines and half cosines")
+            raise ValueError(f"unit LM: dim {self.dim} must be even and at least 4, for sinusoidal positions")
         if self.vocab_size <= vocab.UNIT_OFFSET:
             raise ValueError(
-                f"unit LM: vocab_size {self.vocab_size} leaves no units beside {vocab.UNIT_OFFSET} specials"
+                f"unit LM: vocab_size {self.vocab_size} leaves no units besides {vocab.UNIT_OFFSET} specials"
             )
 
     @property
     def head_dim(self) -> int:
-        """Dh."""
+        """Dh, width of an attention head."""
         return self.dim // self.heads
 
     @property
     def num_units(self) -> int:
-        """Units in the vocabulary, specials apart."""
+        """Number of units, without specials."""
         return self.vocab_size - vocab.UNIT_OFFSET
 
     @property
     def opener(self) -> int:
-        """Token that a sequence starts with."""
+        """First token of a sequence."""
         return vocab.BOS if self.prosody else vocab.EOS
 
     @property
     def first_position(self) -> int:
-        """Row of the position table that the first token takes: behind PAD's, which pGSLM numbers after the units."""
+        """Row of the position table for the first token: the one after PAD, which in pGSLM follows the units."""
         return vocab.FIRST_POSITION + (self.num_units if self.prosody else 0)
 
     @property
     def num_params(self) -> int:
-        """Weights of the model, a tied output counted once."""
+        """Number of parameters, a tied output embedding counted once."""
         d, f = self.dim, self.ffn_dim
         block = 4 * (d * d + d) + (d * f + f) + (f * d + d) + 4 * d
         plain = self.vocab_size * d + self.layers * block + 2 * d
@@ -121,12 +120,12 @@ SIZES = tuple(field.name for field in dataclasses.fields(UnitLMConfig) if field.
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How a unit LM is computed; changes no weights.
+    """Numerical settings of the computation, independent of the weights.
 
     Attributes:
-      dtype: type of the operands of matrix products, "float32" or "bfloat16"; sums, LayerNorm, softmax, residuals and
-        loss are float32 either way.
-      remat: recompute a layer's activations in the backward pass instead of keeping them.
+      dtype: dtype of matmul operands, "float32" or "bfloat16"; accumulation, LayerNorm, softmax, residuals and loss are
+        always float32.
+      remat: rematerialise the activations of a layer in the backward pass.
     """
 
     dtype: str = "float32"
@@ -138,5 +137,5 @@ class Compute:
 
     @property
     def operand(self) -> jnp.dtype:
-        """The operand type as JAX knows it."""
+        """`dtype` as a jnp.dtype."""
         return jnp.dtype(self.dtype)

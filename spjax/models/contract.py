@@ -1,4 +1,4 @@
-"""The one matrix product of the project: narrow operands, float32 results, forward and backward."""
+"""Einsum with low-precision operands and float32 accumulation, in the forward and the backward pass."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from jax import lax
 
 def _einsum(spec: str, a: Any, b: Any, dtype: jnp.dtype) -> jax.Array:
     def product(dtype: jnp.dtype, a: Any, b: Any) -> jax.Array:
-        # float32 means float32 on every device: TPUs and GPUs would otherwise round the operands.
+        # Without HIGHEST, TPUs and GPUs round float32 operands.
         precision = lax.Precision.HIGHEST if dtype == jnp.float32 else None
         a, b = a.astype(dtype), b.astype(dtype)
         return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=jnp.float32)
 
     if dtype == jnp.float32 or not _batched(spec):
         return product(dtype, a, b)
-    # XLA for CPUs has no batched product of narrow operands.
+    # XLA on CPUs has no batched matmul with low-precision operands.
     wide = functools.partial(product, jnp.dtype(jnp.float32))
     return lax.platform_dependent(a, b, cpu=wide, default=functools.partial(product, dtype))
 
 
 def _batched(spec: str) -> bool:
-    """Whether an index is of both operands and of the result."""
+    """Whether an index occurs in both operands and in the result."""
     operands, out = spec.split("->")
     left, right = operands.split(",")
     return bool({*left} & {*right} & {*out})
@@ -33,17 +33,17 @@ def _batched(spec: str) -> bool:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def contract(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """`einsum(spec, a, b)` with operands rounded to `dtype` and sums in float32; on a CPU batched ones are not rounded.
+    """`einsum(spec, a, b)` with operands cast to `dtype` and float32 accumulation; no cast in batched products on CPUs.
 
-    JAX's own transpose would multiply the float32 cotangent with the narrow operand, at float32 speed; here the
-    cotangent is rounded too. An operand that nothing trains (the frozen LM) gets no gradient, and the other
-    operand is not kept for one: that is decided while tracing, not left to dead-code removal.
+    JAX's transpose would multiply the float32 cotangent with the low-precision operand at float32 speed; here the
+    cotangent is cast too. Operands without a gradient (the frozen LM) get none, and the other operand is not saved as a
+    residual; this is decided while tracing.
 
     Args:
       spec: einsum of two operands; every index of an operand must occur in the other or in the result.
       a: first operand.
       b: second operand.
-      dtype: type of the operands.
+      dtype: dtype of the operands.
 
     Returns:
       float32 array.

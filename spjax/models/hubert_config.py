@@ -1,7 +1,6 @@
-"""Sizes of a HuBERT encoder. The defaults are hubert_base (FACTS.md): 94,370,816 parameters.
+"""Configuration of a HuBERT encoder. The defaults are hubert_base: 94,370,816 parameters.
 
-Apart from the encoder itself, since files (storage) and features (speech2unit) both need them and know nothing of each
-other.
+In a module without the encoder, since storage and speech2unit both use it and do not import each other.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ class HubertConfig:
     """Architecture of a HuBERT of the "base" kind: group norm in the first convolution, post-norm layers.
 
     Attributes:
-      conv_dim: channels of every convolution over the wave; none has a bias.
-      conv_kernels: their widths.
-      conv_strides: their strides.
+      conv_dim: channels of the convolutions over the waveform, which have no bias.
+      conv_kernels: kernel widths.
+      conv_strides: strides.
       dim: D, model width.
       layers: L.
       heads: H.
       ffn_dim: width of the feed-forward.
-      position_width: width of the positional convolution, in frames.
-      position_groups: its groups of channels.
+      position_width: kernel width of the positional convolution, in frames.
+      position_groups: channel groups of the positional convolution.
     """
 
     conv_dim: int = 512
@@ -41,9 +40,9 @@ class HubertConfig:
             value = getattr(self, field.name)
             parts = value if isinstance(value, tuple) else (value,)
             if isinstance(value, tuple) != field.name.startswith(("conv_k", "conv_s")) or not parts:
-                raise ValueError(f"HuBERT: {field.name} is {value!r}, which is not of its type")
+                raise ValueError(f"HuBERT: {field.name} is {value!r}, which has the wrong type")
             if any(type(part) is not int or part < 1 for part in parts):
-                raise ValueError(f"HuBERT: {field.name} is {value!r}, must be of positive integers")
+                raise ValueError(f"HuBERT: {field.name} is {value!r}, must be positive integers")
         if len(self.conv_kernels) != len(self.conv_strides):
             raise ValueError(
                 f"HuBERT: {len(self.conv_kernels)} conv_kernels, but {len(self.conv_strides)} conv_strides"
@@ -52,21 +51,21 @@ class HubertConfig:
             raise ValueError(f"HuBERT: conv_kernels {self.conv_kernels} skip samples at strides {self.conv_strides}")
         for name in ("heads", "position_groups"):
             if self.dim % getattr(self, name):
-                raise ValueError(f"HuBERT: dim {self.dim} is no multiple of {name} {getattr(self, name)}")
+                raise ValueError(f"HuBERT: dim {self.dim} is not a multiple of {name} {getattr(self, name)}")
 
     @property
     def head_dim(self) -> int:
-        """Dh."""
+        """Dh, width of an attention head."""
         return self.dim // self.heads
 
     @property
     def hop(self) -> int:
-        """Samples from one frame to the next."""
+        """Samples per frame."""
         return math.prod(self.conv_strides)
 
     @property
     def field(self) -> int:
-        """Samples that one frame is computed of: the shortest wave."""
+        """Receptive field of a frame in samples, the length of the shortest waveform."""
         reach, hop = 1, 1
         for kernel, stride in zip(self.conv_kernels, self.conv_strides, strict=True):
             reach += (kernel - 1) * hop
@@ -74,12 +73,12 @@ class HubertConfig:
         return reach
 
     def frames(self, samples: int) -> int:
-        """Frames of a wave; 0 where it is shorter than `field`."""
+        """Number of frames of a waveform; 0 if it is shorter than `field`."""
         return max(0, (samples - self.field) // self.hop + 1)
 
     @property
     def num_params(self) -> int:
-        """Weights of the encoder, weight norm resolved, what only pretraining uses left out."""
+        """Number of parameters of the encoder, with weight norm folded in and without pretraining heads."""
         c, d, f = self.conv_dim, self.dim, self.ffn_dim
         convs = self.conv_kernels[0] * c + sum(self.conv_kernels[1:]) * c * c
         position = self.position_width * d * (d // self.position_groups) + d

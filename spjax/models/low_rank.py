@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021) of the frozen kernels: y = x W + b + (alpha / rank) (x A^T) B.
+"""LoRA adapters of the frozen kernels (Hu et al. 2021): y = x W + b + (alpha / rank) (x A^T) B.
 
-In a bank they are leaves `TARGET_a` [N, L, r, in] and `TARGET_b` [N, L, r, out]. Training keeps alpha / rank apart from
-A and B, since Adam's steps depend on their size; `scaled` multiplies it into B where they are run.
+In a bank they are leaves `TARGET_a` [N, L, r, in] and `TARGET_b` [N, L, r, out]. The factor alpha / rank is not part of
+the trained B, since Adam's updates do not scale with the parameters; `scaled` multiplies B by it for the forward pass.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from spjax.models.config import UnitLMConfig
 from spjax.models.contract import contract
 from spjax.types import Params
 
-# Kernels by the input that they read: what reads the same input shares one product with A.
+# Kernels grouped by input; kernels of the same input share one matmul with their concatenated A.
 INPUTS = {"attention": ("query", "key", "value"), "out": ("out",), "ffn_in": ("ffn_in",), "ffn_out": ("ffn_out",)}
 TARGETS = tuple(itertools.chain(*INPUTS.values()))
 LEAVES = tuple(f"{target}_{part}" for target in TARGETS for part in "ab")
 
 
 class Lora(NamedTuple):
-    """Low-rank adapters of n members as the LM takes them. In a layer of it every array is without L.
+    """LoRA adapters of n members for the LM. Inside a layer the arrays have no axis L.
 
     Attributes:
-      a: by input (`INPUTS`), [L, n, k r, in], those of the k adapted kernels that read it one below the other.
+      a: by input (`INPUTS`), [L, n, k r, in], A of its k adapted kernels, concatenated.
       b: by kernel, [L, n, r, out], multiplied by alpha / rank.
-      rows: int [L, B], the member of each row; None where B / n rows after each other are a member's.
-      drop: random keys [L, B, C] of dropout, of each column that is run, and its rates [L, B]; None drops nothing.
+      rows: int [L, B], member of each row; None: B / n consecutive rows for each member.
+      drop: dropout keys [L, B, C], one for each column, and rates [L, B]; None: no dropout.
     """
 
     a: dict[str, jax.Array]
@@ -41,13 +41,13 @@ class Lora(NamedTuple):
     drop: tuple[jax.Array, jax.Array] | None = None
 
     def down(self, name: str, x: jax.Array, start: int, dtype: jnp.dtype) -> jax.Array | None:
-        """x A^T of the kernels that read this input, float32 [B, T, k r]; None where none of them is adapted.
+        """Compute x A^T for all kernels of an input, float32 [B, T, k r]; None if none of them is adapted.
 
         Args:
           name: the input (`INPUTS`).
-          x: float32 [B, T, in], columns `start` to `start + T` of those that are run.
-          start: below 0 counts from the end.
-          dtype: operand type.
+          x: float32 [B, T, in], columns `start` to `start + T`.
+          start: first column; negative values count from the end.
+          dtype: operand dtype.
         """
         if name not in self.a:
             return None
@@ -57,12 +57,12 @@ class Lora(NamedTuple):
         return _by_member(_down, x, self.a[name], self.rows, dtype)
 
     def up(self, target: str, low: jax.Array | None, dtype: jnp.dtype) -> jax.Array | float:
-        """What is added to a kernel's output, float32 [B, T, out]; 0 where it is not adapted.
+        """Compute the term added to a kernel's output, float32 [B, T, out]; 0 if it is not adapted.
 
         Args:
           target: the kernel.
-          low: of its input, as `down` gives it.
-          dtype: operand type.
+          low: output of `down` for its input.
+          dtype: operand dtype.
         """
         if low is None or target not in self.b:
             return 0.0
@@ -75,34 +75,34 @@ NONE = Lora({}, {})
 
 
 def _input_of(target: str) -> tuple[str, ...]:
-    """The kernels that read what this one reads."""
+    """Kernels with the same input as `target`."""
     return next(names for names in INPUTS.values() if target in names)
 
 
-# Products with a side of a few numbers take as long as it takes to read what they read. So they take operands as the
-# products beside them have them, a gradient comes in the layout that it is wanted in (A lies as [r, in] for that), and
-# what is added to a large array is a sum, which becomes part of what is done with that array.
-_FEW = 16
+# Matmuls with a small rank are limited by memory bandwidth. So operands are cast like those of the main matmuls, A is
+# stored as [r, in] so that its gradient needs no transpose, and up to this rank the product with B is a sum of outer
+# products, which XLA fuses with the addition to the kernel's output.
+_FUSED_RANK = 16
 
 
 def _product(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """`contract` of arrays with a leading axis of members, n in the spec; of a single one without it."""
+    """`contract` over arrays with a member axis n, which is dropped for a single member."""
     if len(a) > 1:
         return contract(spec, a, b, dtype)
     return contract(spec.replace("n", ""), a[0], b[0], dtype)[None]
 
 
-def _spread(low: jax.Array, rows: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """low [n, m, r] by rows [n, r, e]: float32 [n, m, e]."""
+def _expand(low: jax.Array, rows: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Product of low [n, m, r] and rows [n, r, e], float32 [n, m, e]."""
     rank = low.shape[2]
-    if rank > _FEW:
+    if rank > _FUSED_RANK:
         return _product("nmr,nre->nme", low, rows, dtype)
     return sum((low[:, :, r, None] * rows[:, r, None] for r in range(1, rank)), low[:, :, 0, None] * rows[:, 0, None])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _down(x: jax.Array, a: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """x [n, m, in] by a [n, r, in], transposed: float32 [n, m, r]."""
+    """Product of x [n, m, in] and the transpose of a [n, r, in], float32 [n, m, r]."""
     return _product("nmd,nrd->nmr", x, a, dtype)
 
 
@@ -113,7 +113,7 @@ def _down_forward(x: jax.Array, a: jax.Array, dtype: jnp.dtype) -> tuple[jax.Arr
 
 def _down_backward(dtype: jnp.dtype, kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, a = kept
-    return _spread(g, a, dtype), _product("nmr,nmd->nrd", g, x, dtype)
+    return _expand(g, a, dtype), _product("nmr,nmd->nrd", g, x, dtype)
 
 
 _down.defvjp(_down_forward, _down_backward)
@@ -121,8 +121,8 @@ _down.defvjp(_down_forward, _down_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _up(low: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """low [n, m, r] by b [n, r, out]: float32 [n, m, out]."""
-    return _spread(low, b, dtype)
+    """Product of low [n, m, r] and b [n, r, out], float32 [n, m, out]."""
+    return _expand(low, b, dtype)
 
 
 def _up_forward(low: jax.Array, b: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -144,14 +144,14 @@ def _by_member(
     rows: jax.Array | None,
     dtype: jnp.dtype,
 ) -> jax.Array:
-    """`_down` or `_up` of [B, T, i] with each member's w [n, ..], or each row's where they are named: [B, T, o]."""
+    """Apply `_down` or `_up` to [B, T, i] with the weights w [n, ..] of each row's member: [B, T, o]."""
     w = w if rows is None else w[rows]
     found = product(x.reshape(len(w), len(x) // len(w) * x.shape[1], x.shape[2]), w, dtype)
     return found.reshape(*x.shape[:2], found.shape[2])
 
 
 def _drop(x: jax.Array, keys: jax.Array, salt: int, rates: jax.Array) -> jax.Array:
-    """x [B, T, D] with a share [B] of its numbers 0, each column's by its key [B, T]."""
+    """Dropout on x [B, T, D] with a key for each column [B, T] and a rate for each row [B]."""
 
     def column(key: jax.Array, x: jax.Array, rate: jax.Array) -> jax.Array:
         kept = jax.random.bernoulli(jax.random.fold_in(key, salt), 1 - rate, x.shape)
@@ -161,14 +161,14 @@ def _drop(x: jax.Array, keys: jax.Array, salt: int, rates: jax.Array) -> jax.Arr
 
 
 def is_zero(rate: float | jax.Array) -> bool:
-    """Whether a rate is known to be 0, of all members, when a program is made: then it needs no random numbers."""
+    """Whether a rate is the Python number 0, so that no random numbers are traced."""
     return isinstance(rate, float | int) and not rate
 
 
 def init_member(rng: jax.Array, rank: int, targets: Iterable[str], lm: UnitLMConfig) -> Params:
-    """A member's fresh leaves (no bank axis) as PEFT starts them: A uniform within 1 / sqrt(in), B zero.
+    """Initialise the adapters of one member (no bank axis) like PEFT: A uniform within 1 / sqrt(in), B zero.
 
-    A target's start does not depend on which others there are.
+    The values of a target do not depend on the other targets.
     """
     tree: Params = {}
     for target in targets:
@@ -180,13 +180,13 @@ def init_member(rng: jax.Array, rank: int, targets: Iterable[str], lm: UnitLMCon
 
 
 def sizes(dim: int, ffn_dim: int) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of every kernel that may be adapted, of an LM of this width and feed-forward width."""
+    """(inputs, outputs) of every kernel that can be adapted, for an LM of width `dim`."""
     square = dict.fromkeys(("query", "key", "value", "out"), (dim, dim))
     return {**square, "ffn_in": (dim, ffn_dim), "ffn_out": (ffn_dim, dim)}
 
 
 def check(rank: int, alpha: float, targets: Sequence[str]) -> None:
-    """Raise ValueError for what is wrong with the adapters of a config or card, whose rank is not 0."""
+    """Raise ValueError if the adapter settings of a config or card are invalid (rank 0 included)."""
     if type(rank) is not int or rank < 1:
         raise ValueError(f"rank is {rank!r}, must be a positive integer")
     if not 0 < alpha < math.inf:
@@ -196,49 +196,49 @@ def check(rank: int, alpha: float, targets: Sequence[str]) -> None:
 
 
 def targets_of(tree: Mapping[str, object]) -> tuple[str, ...]:
-    """The kernels that a member's or bank's leaves adapt."""
+    """Kernels that the leaves of a member or bank adapt."""
     return tuple(target for target in TARGETS if f"{target}_a" in tree)
 
 
 def scaled(bank: Params, scales: float | Sequence[float] | jax.Array) -> Params:
-    """The bank with every B multiplied by its member's alpha / rank: to be run, not trained or stored.
+    """Multiply every B by its member's alpha / rank. The result is for the forward pass, not to be trained or stored.
 
     Args:
-      bank: trees [N, ...].
-      scales: of each member, or one for all.
+      bank: prompt trees [N, ...].
+      scales: alpha / rank of each member, or one for all.
     """
     by = jnp.asarray(scales, jnp.float32).reshape(-1, 1, 1, 1)
     return {**bank, **{f"{target}_b": bank[f"{target}_b"] * by for target in targets_of(bank)}}
 
 
 def of_bank(bank: Params, prompt_id: jax.Array | None) -> Lora:
-    """A bank's adapters for a batch of B rows.
+    """Make the `Lora` of a bank for a batch of B rows.
 
     Args:
-      bank: trees [N, ...], `scaled`.
-      prompt_id: int [B], row of the bank per utterance; None: member-major.
+      bank: prompt trees [N, ...], from `scaled`.
+      prompt_id: int [B], member of each row; None: member-major.
     """
-    laid = lambda leaf: jnp.swapaxes(leaf, 0, 1)  # noqa: E731
+    layers_first = lambda leaf: jnp.swapaxes(leaf, 0, 1)  # noqa: E731
     targets, a = targets_of(bank), {}
     for name, readers in INPUTS.items():
         own = [bank[f"{target}_a"] for target in readers if target in targets]
         if own:
-            a[name] = laid(jnp.concatenate(own, axis=2) if len(own) > 1 else own[0])
-    b = {target: laid(bank[f"{target}_b"]) for target in targets}
+            a[name] = layers_first(jnp.concatenate(own, axis=2) if len(own) > 1 else own[0])
+    b = {target: layers_first(bank[f"{target}_b"]) for target in targets}
     if not b or prompt_id is None or len(bank["sep"]) == 1:
         return Lora(a, b)
     depth = len(next(iter(b.values())))
-    return Lora(a, b, jnp.broadcast_to(prompt_id, (depth, len(prompt_id))))  # looked up layer by layer
+    return Lora(a, b, jnp.broadcast_to(prompt_id, (depth, len(prompt_id))))  # gathered layer by layer
 
 
 def with_dropout(lora: Lora, keys: jax.Array, columns: jax.Array, rate: float | jax.Array) -> Lora:
-    """The adapters with dropout on the input of every A, elementwise; kernels that read one input share its mask.
+    """Add elementwise dropout on the input of every A; kernels of the same input share a mask.
 
     Args:
-      lora: of L layers.
-      keys: random keys [B], one a row.
-      columns: int [C], a number of each column that is run: what is dropped there depends on nothing else.
-      rate: share of the numbers that are 0, of all rows or [B] of each.
+      lora: adapters of L layers.
+      keys: random keys [B], one for each row.
+      columns: int [C], id of each column, which determines its mask together with the row's key.
+      rate: dropout rate, for all rows or [B].
     """
     if is_zero(rate) or not lora.b:
         return lora

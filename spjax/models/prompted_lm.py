@@ -1,8 +1,7 @@
-"""Prompt and unit LM together: a batch laid out in columns (docs/design.md), its label steps scored.
+"""Forward pass of the unit LM with a bank of prompts (column layout: docs/design.md).
 
-Columns are `source | shallow prompt | tail`. Masks and positions are explicit, so the order in memory is free: the
-source depends on no trained vector and stands apart from the live columns, for which alone the first layer computes
-gradients.
+Columns are `source | input prompt | tail`. Masks and positions are explicit, so the order in memory is free. Source
+columns do not depend on trained parameters and are a separate part, for which the first layer computes no gradients.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from spjax.models.low_rank import Lora
 from spjax.models.unit_lm import FLOAT32
 from spjax.types import KV, Batch, Params, Streams
 
-_LIVE = 1 << 24  # number of the first live column, beyond any source
+_LIVE = 1 << 24  # dropout id of the first column after the source, larger than any source length
 
 
 class Prefilled(NamedTuple):
-    """What decoding goes on from.
+    """Decoding state.
 
     Attributes:
       hidden: float32 [B, Q, D], final hidden states of the last Q tail columns.
-      cache: KV of all C columns so far, prefix included, in blocks: nothing is copied to put more behind them.
-      visible: bool [B, C], columns that a later column may see.
-      position: int32 [B], row of the position table that the next column takes.
-      lora: low-rank adapters of the rows, without dropout.
+      cache: KV of all C columns so far, prefix included, as blocks, so that appending columns copies nothing.
+      visible: bool [B, C], columns that later columns attend to.
+      position: int32 [B], row of the position table for the next column.
+      lora: LoRA adapters of the rows, without dropout.
     """
 
     hidden: jax.Array
@@ -46,7 +45,7 @@ def run(
     lm: Params,
     bank: Params,
     batch: Batch,
-    feeds: jax.Array,
+    fed_back: jax.Array,
     *,
     config: UnitLMConfig,
     queries: int,
@@ -54,25 +53,25 @@ def run(
     lengths: Sequence[int] | None = None,
     drop: tuple[jax.Array, float | jax.Array] | None = None,
 ) -> Prefilled:
-    """Run a batch behind its prompts.
+    """Run the LM on a batch with its prompts.
 
     Args:
-      lm: the LM's weights.
-      bank: prompt trees [N, ...], `low_rank.scaled`.
+      lm: LM weights.
+      bank: prompt trees [N, ...], from `low_rank.scaled`.
       batch: B utterances of T source columns.
-      feeds: int32 [B, J], labels fed back behind the separators, as tokens; J may be 0.
-      config: the LM's architecture.
-      queries: Q, how many of the last tail columns (1 + S + J of them) to compute.
-      compute: operand type and remat.
-      lengths: [N], columns that each member's deep prompt really has, where they differ; the rest of its P is not seen.
-      drop: random keys [B] and the rate of dropout in low-rank adapters, of all rows or [B] of each.
+      fed_back: int32 [B, J], label tokens after the separators; J may be 0.
+      config: LM architecture.
+      queries: Q, number of last columns of the tail (1 + S + J columns) to compute.
+      compute: operand dtype and rematerialisation.
+      lengths: [N], deep prompt length of each member, if they differ; further columns are masked.
+      drop: LoRA dropout: random keys [B], and the rate for all rows or [B].
 
     Returns:
-      Prefilled.
+      The state after the tail.
     """
     rows, length = batch.source.shape
     separators = bank["sep"].shape[1]
-    tail = 1 + separators + feeds.shape[1]
+    tail = 1 + separators + fed_back.shape[1]
     table = jnp.asarray(unit_lm.sinusoids(config.first_position + length + tail, config.dim))
     of_source, of_tail = _streams(batch, tail)
 
@@ -85,21 +84,21 @@ def run(
         [
             unit_lm.embed_tokens(lm, batch.last[:, None]),
             jnp.broadcast_to(sep, (rows, separators, config.dim)),
-            unit_lm.embed_tokens(lm, feeds),
+            unit_lm.embed_tokens(lm, fed_back),
         ],
         axis=1,
     )
     live = live + streams.embed(lm, config, of_tail) + table[positions]
     shallow = bank["input"].shape[1] if "input" in bank else 0
     if shallow:
-        # Raw: neither scaled nor given a position, as in the reference.
+        # Neither scaled nor given a position, as in the published code.
         raw = prompts.rows_of(bank["input"], batch.prompt_id, rows)
         live = jnp.concatenate([jnp.broadcast_to(raw, (rows, shallow, config.dim)), live], axis=1)
 
-    steer = None
+    offsets = None
     if "sep_deep" in bank:
-        steer = jnp.moveaxis(prompts.rows_of(bank["sep_deep"], batch.prompt_id, rows), 0, 1)
-        steer = jnp.pad(steer, ((0, 0), (0, 0), (0, feeds.shape[1]), (0, 0)))
+        offsets = jnp.moveaxis(prompts.rows_of(bank["sep_deep"], batch.prompt_id, rows), 0, 1)
+        offsets = jnp.pad(offsets, ((0, 0), (0, 0), (0, fed_back.shape[1]), (0, 0)))
 
     prefix = prompts.prefix(bank, batch.prompt_id, lm, config, compute)
     real = jnp.arange(length) < batch.source_length[:, None]
@@ -109,34 +108,32 @@ def run(
         prompt = jnp.arange(columns) < prompts.rows_of(jnp.asarray(lengths), batch.prompt_id, rows)[:, None]
         prompt = jnp.broadcast_to(prompt, (rows, columns))
     mask, visible = _masks(real, shallow, tail, prompt)
-    lora = whole = low_rank.of_bank(bank, batch.prompt_id)
+    lora = adapters = low_rank.of_bank(bank, batch.prompt_id)
     if drop is not None:
-        # A column's number does not depend on how many others fill up the source.
+        # Ids of live columns do not depend on the padded source length.
         numbers = np.concatenate([np.arange(length), _LIVE + np.arange(shallow + tail)])
-        lora = low_rank.with_dropout(whole, drop[0], jnp.asarray(numbers), drop[1])
+        lora = low_rank.with_dropout(adapters, drop[0], jnp.asarray(numbers), drop[1])
     hidden, new = unit_lm.extend(
-        lm, config, (source, live), prefix, mask, queries=queries, steer=steer, lora=lora, compute=compute
+        lm, config, (source, live), prefix, mask, queries=queries, offsets=offsets, lora=lora, compute=compute
     )
-    return Prefilled(hidden, (prefix, new), visible, positions[:, -1] + 1, whole)
+    return Prefilled(hidden, (prefix, new), visible, positions[:, -1] + 1, adapters)
 
 
 def _streams(batch: Batch, tail: int) -> tuple[Streams | None, Streams | None]:
-    """What goes with the source's columns and with the tail's, whose first separator has the last segment's prosody."""
+    """Streams of the source columns and of the tail, whose first separator has the prosody of the last segment."""
     if batch.streams is None:
         return None, None
     length = batch.source.shape[1]
-    beyond = lambda known, nothing: jnp.pad(known, ((0, 0), (0, tail - 2)), constant_values=nothing)  # noqa: E731
-    of_tail = (
-        beyond(known[:, length:], nothing) for known, nothing in zip(batch.streams, streams.NO_SPEECH, strict=True)
-    )
+    pad = lambda known, value: jnp.pad(known, ((0, 0), (0, tail - 2)), constant_values=value)  # noqa: E731
+    of_tail = (pad(known[:, length:], value) for known, value in zip(batch.streams, streams.NO_SPEECH, strict=True))
     return Streams(*(known[:, :length] for known in batch.streams)), Streams(*of_tail)
 
 
 def _masks(real: jax.Array, shallow: int, tail: int, prompt: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Who sees whom: bool [B, T + shallow + tail, P + T + shallow + tail]; and which columns are real, [B, C]."""
+    """Attention mask, bool [B, T + shallow + tail, P + T + shallow + tail]; and non-padding columns, bool [B, C]."""
     rows, length = real.shape
     columns = jnp.concatenate([real, jnp.ones((rows, shallow + tail), bool)], axis=1)
-    # Rank in the sequence as the network knows it: shallow prompt, source, tail.
+    # Logical order of the columns: input prompt, source, tail.
     rank = jnp.concatenate([shallow + jnp.arange(length), jnp.arange(shallow), shallow + length + jnp.arange(tail)])
     causal = rank[None, :] <= rank[:, None]
     mask = jnp.concatenate(
@@ -146,49 +143,49 @@ def _masks(real: jax.Array, shallow: int, tail: int, prompt: jax.Array) -> tuple
 
 
 def joined(blocks: Sequence[KV]) -> KV:
-    """Blocks of a cache as one, for every row: [L, B, H, C, Dh]."""
+    """Concatenate the blocks of a cache, repeated for every row: [L, B, H, C, Dh]."""
     rows = max(block.key.shape[1] for block in blocks)
-    whole = (jax.tree.map(lambda x: jnp.repeat(x, rows // x.shape[1], axis=1), block) for block in blocks)
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=3), *whole)
+    full = (jax.tree.map(lambda x: jnp.repeat(x, rows // x.shape[1], axis=1), block) for block in blocks)
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=3), *full)
 
 
 def step(
     lm: Params,
     state: Prefilled,
     tokens: jax.Array,
-    sees: jax.Array,
+    mask: jax.Array,
     positions: jax.Array,
     *,
     config: UnitLMConfig,
     compute: Compute = FLOAT32,
     embedded: jax.Array | None = None,
 ) -> Prefilled:
-    """Run J more tokens behind a cache. They may be alternatives to each other (a tree): `sees` says who sees whom.
+    """Run J more tokens after a cache. They may be nodes of a tree, by `mask`.
 
     Args:
-      lm: the LM's weights.
-      state: what was run so far, C columns.
+      lm: LM weights.
+      state: decoding state of C columns.
       tokens: int32 [B or 1, J].
-      sees: bool [J, J + previous] or [B or 1, J, J + previous], `[i, j]`: new column i sees column j of the last
-        J + previous columns. Columns before those are seen wherever they are visible.
+      mask: bool [J, J + previous] or [B or 1, J, J + previous]: whether a new column attends to each of the last
+        J + previous columns. All visible columns before those are attended to.
       positions: int32 [B, J], rows of the position table.
-      config: the LM's architecture.
-      compute: operand type.
-      embedded: float32 [B, J, D], taken instead of the tokens' embeddings where given (a separator fed back).
+      config: LM architecture.
+      compute: operand dtype.
+      embedded: float32 [B, J, D], input embeddings to use instead of `tokens` (a separator fed back).
 
     Returns:
-      Prefilled with hidden [B, J, D] and C + J columns.
+      State with hidden [B, J, D] and C + J columns.
     """
-    rows, steps = state.visible.shape[0], sees.shape[-2]
+    rows, steps = state.visible.shape[0], mask.shape[-2]
     x = unit_lm.embed_tokens(lm, tokens) if embedded is None else embedded
-    # Sinusoids of traced positions: rows are bounded by the columns so far, whatever the prompt's length.
+    # Positions are traced; the table's size is bounded by the number of columns so far.
     table = jnp.asarray(unit_lm.sinusoids(config.first_position + state.visible.shape[1] + steps + 1, config.dim))
     x = x + streams.embed(lm, config, streams.NO_SPEECH)
     x = jnp.broadcast_to(x, (rows, steps, config.dim)) + table[positions]
-    before = state.visible.shape[1] + steps - sees.shape[-1]
+    before = state.visible.shape[1] + steps - mask.shape[-1]
     old = jnp.broadcast_to(state.visible[:, None, :before], (rows, steps, before))
-    mask = jnp.concatenate([old, jnp.broadcast_to(sees, (rows, *sees.shape[-2:]))], axis=2)
-    hidden, new = unit_lm.extend(lm, config, (x,), state.cache, mask, lora=state.lora, compute=compute)
+    full_mask = jnp.concatenate([old, jnp.broadcast_to(mask, (rows, *mask.shape[-2:]))], axis=2)
+    hidden, new = unit_lm.extend(lm, config, (x,), state.cache, full_mask, lora=state.lora, compute=compute)
     visible = jnp.concatenate([state.visible, jnp.ones((rows, steps), bool)], axis=1)
     return state._replace(hidden=hidden, cache=(*state.cache, new), visible=visible, position=positions[:, -1] + 1)
 
@@ -196,7 +193,7 @@ def step(
 def outputs(
     lm: Params, bank: Params, hidden: jax.Array, prompt_id: jax.Array | None, compute: Compute = FLOAT32
 ) -> jax.Array:
-    """Verbalizer outputs of hidden states [B, Q, D]: float32 [B, Q, C + 4] if learnable, else the logits [B, Q, V]."""
+    """Verbalizer outputs of hidden states [B, Q, D]: float32 [B, Q, C + 4] if learnable, else logits [B, Q, V]."""
     logits = unit_lm.unembed(lm, hidden, compute)
     if "verbalizer" not in bank:
         return logits

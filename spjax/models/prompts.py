@@ -1,8 +1,7 @@
-"""What is trained: prompts, low-rank adapters (`low_rank`), or both. How a member is made, and what the LM takes of it.
+"""Prompt trees: trained prompts, LoRA adapters (`low_rank`), or both, for one member or a bank of N members.
 
-A member's tree is called a prompt tree, with or without adapters in it. It carries a bank axis N in front of every leaf
-(a single prompt is a bank of one); each utterance names its row of the bank, so that a batch of mixed tasks and seeds
-is one forward pass.
+In a bank every leaf has a leading axis N. Each utterance of a batch has the index of its member, so that different
+tasks and seeds share one forward pass.
 """
 
 from __future__ import annotations
@@ -25,29 +24,29 @@ from spjax.models.verbalizers import Verbalizer
 from spjax.types import KV, Params
 
 STARTS = ("normal", "units", "zeros", "utterances", "class_means")
-REAL_STARTS = ("utterances", "class_means")  # made of what the LM makes of utterances (`training.starts`)
+REAL_STARTS = ("utterances", "class_means")  # computed by the LM from utterances (`training.starts`)
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-    """Shape and start of a member: its prompt, its low-rank adapters of the LM's kernels, or both.
+    """Shape and initialisation of a prompt tree.
 
     Attributes:
-      length: P, virtual positions of every layer; 0 for none.
-      deep: key/value prompts in every layer; False is the shallow input prompt.
-      separators: S, trained vectors between units and labels; the reference has one.
-      steer: separators also get a trained vector added in every layer (ours; the reference has none).
-      dropout: rate on key and value prompts, one mask a step for a member's whole batch.
+      length: P, prompt positions; 0: no prompt.
+      deep: key/value prompts in every layer (prefix tuning); False: an input prompt.
+      separators: S, trained vectors between units and labels; 1 in the published code.
+      steer: add trained per-layer offsets to the separators' hidden states; not in the published code.
+      dropout: rate on key and value prompts; one mask per step for all rows of a member.
       verbalizer_dropout: rate on the verbalizer's outputs.
-      init: start of the prompt. "normal"; "units": embeddings of sampled units; "zeros": keys as in "normal", values 0
-        (keys alike would stay alike); "utterances": each position a column of a train utterance, with the keys and
-        values that the frozen LM has there; "class_means": each position the mean over utterances of a class.
-      init_scale: standard deviation of a normal start.
-      sep_scale: standard deviation of the separators' start; the reference's 1.0 is sqrt(D) times a unit vector's.
-      rank: r of the low-rank adapters; 0 for none.
-      alpha: what they add is multiplied by alpha / rank.
-      targets: the kernels that have one.
-      lora_dropout: rate on their input.
+      init: "normal"; "units": embeddings of random units; "zeros": values 0, keys as in "normal" (equal keys would get
+        equal gradients); "utterances": the frozen LM's keys and values at a random column of a train utterance for each
+        position; "class_means": their mean over utterances of one class for each position.
+      init_scale: standard deviation of the "normal" init.
+      sep_scale: standard deviation of the separators' init. The published 1.0 is sqrt(D) times that of embeddings.
+      rank: r of the LoRA adapters; 0: no adapters.
+      alpha: LoRA scaling; adapter outputs are multiplied by alpha / rank.
+      targets: adapted kernels.
+      lora_dropout: rate on the adapters' input.
     """
 
     length: int = 5
@@ -69,16 +68,18 @@ class PromptConfig:
             raise ValueError(f"prompt: length {self.length} must be >= 0 and separators {self.separators} >= 1")
         for name in ("dropout", "verbalizer_dropout", "lora_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"prompt: {name} is {getattr(self, name)}, must lie in [0, 1)")
+                raise ValueError(f"prompt: {name} is {getattr(self, name)}, must be in [0, 1)")
         for name in ("init_scale", "sep_scale"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"prompt: {name} is {getattr(self, name)}, must not be negative, nor infinite")
+                raise ValueError(f"prompt: {name} is {getattr(self, name)}, must be finite and at least 0")
         if self.init not in STARTS:
             raise ValueError(f"prompt: init is {self.init!r}, must be one of {', '.join(STARTS)}")
         if self.init == "zeros" and not self.deep:
-            raise ValueError("prompt: init is 'zeros', which is a start of deep prompts: input prompts need another")
+            raise ValueError(
+                "prompt: init is 'zeros', which needs deep prompts: give another init, or prompt.deep=True"
+            )
         targets = (self.targets,) if isinstance(self.targets, str) else self.targets
-        # In one order, whatever the order in which a config names them; what is unknown stays, and is refused.
+        # Sorted, so that the order in the config does not matter; unknown names are rejected by low_rank.check.
         number = lambda name: low_rank.TARGETS.index(name) if name in low_rank.TARGETS else len(low_rank.TARGETS)  # noqa: E731
         object.__setattr__(self, "targets", tuple(sorted(targets, key=number)))
         try:
@@ -89,17 +90,17 @@ class PromptConfig:
 
     @property
     def scale(self) -> float:
-        """What the low-rank adapters add is multiplied by this: alpha / rank."""
+        """LoRA scale, alpha / rank; 1 without adapters."""
         return self.alpha / self.rank if self.rank else 1.0
 
     @property
     def lora(self) -> dict[str, Any] | None:
-        """What a pack's card says of the low-rank adapters; None where there are none."""
+        """LoRA settings for a pack's card; None without adapters."""
         return {"rank": self.rank, "alpha": self.alpha, "targets": list(self.targets)} if self.rank else None
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What says how large it is, in words."""
+        """Prompt length and LoRA rank by display name."""
         return {"prompt length": self.length} | ({"LoRA rank": self.rank} if self.rank else {})
 
 
@@ -111,21 +112,21 @@ def init_member(
     embed: jax.Array,
     real: Params | None = None,
 ) -> Params:
-    """One member's fresh prompt tree (no bank axis).
+    """Initialise the prompt tree of one member (no bank axis).
 
     Args:
-      rng: the member's key.
-      config: shape and start.
-      lm: architecture of the unit LM.
-      verbalizer: tells whether there is a matrix, and its size.
+      rng: random key.
+      config: shape and initialisation.
+      lm: LM architecture.
+      verbalizer: determines whether there is a verbalizer matrix, and its size.
       embed: [V, D], the LM's embedding, for `init="units"`.
-      real: "key" and "value" [L, P, D], or "input" [P, D], for the starts that are made of utterances.
+      real: {"key", "value"} [L, P, D] or {"input"} [P, D], for the inits in `REAL_STARTS`.
 
     Raises:
-      ValueError: such a start without `real`.
+      ValueError: an init in `REAL_STARTS` without `real`.
     """
     if config.init in REAL_STARTS and config.length and real is None:
-        raise ValueError(f"prompt: init {config.init!r} needs train utterances: see spjax.training.starts")
+        raise ValueError(f"prompt: init {config.init!r} needs train utterances: use spjax.training.starts")
     keys = iter(jax.random.split(rng, 5))
 
     def vectors(shape: tuple[int, ...]) -> jax.Array:
@@ -135,7 +136,7 @@ def init_member(
             return embed[rows].astype(jnp.float32) * lm.dim**0.5
         return jax.random.normal(key, (*shape, lm.dim)) * config.init_scale
 
-    # What else is random does not depend on the prompt's start: members of one seed differ in it alone.
+    # Other random values do not depend on `init`, so that members of one seed differ in it only.
     tree: Params = {}
     if config.rank and not config.length:
         pass
@@ -150,7 +151,7 @@ def init_member(
     if config.steer:
         tree["sep_deep"] = jnp.zeros((lm.layers, config.separators, lm.dim))
     if verbalizer.learnable:
-        # torch's start of a Linear(V, C + 4), as the reference has it.
+        # torch's init of a Linear(V, C + 4), as in the published code.
         bound = lm.vocab_size**-0.5
         shape = (verbalizer.outputs, lm.vocab_size)
         tree["verbalizer"] = jax.random.uniform(next(keys), shape, minval=-bound, maxval=bound)
@@ -160,7 +161,7 @@ def init_member(
 
 
 def shape_of(tree: Params) -> dict[str, Any]:
-    """The fields of PromptConfig that say what shape a member's tree has."""
+    """Fields of PromptConfig that describe the shape of a member's tree."""
     length = tree["key"].shape[1] if "key" in tree else len(tree.get("input", ()))
     targets = low_rank.targets_of(tree)
     return {
@@ -174,23 +175,23 @@ def shape_of(tree: Params) -> dict[str, Any]:
 
 
 def stack(members: list[Params]) -> Params:
-    """A bank of the members, in order: every leaf gets a leading axis N."""
+    """Stack members to a bank: every leaf gets a leading axis N."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
 
 
-_FILLED = ("key", "value", *low_rank.LEAVES)  # leaves that a member may lack where another has them
+_FILLED = ("key", "value", *low_rank.LEAVES)  # leaves that some members of a bank may not have
 _PADDED = ("verbalizer", *_FILLED)
 
 
 def join(banks: list[Params]) -> Params:
-    """One bank of several, in order. What is filled up nothing reads, as long as members' lengths are given where run.
+    """Concatenate banks, with smaller leaves zero-padded.
 
-    Verbalizers of fewer outputs, deep prompts of fewer columns and low-rank adapters of a lower rank than another's are
-    filled up with zeros; so are members that have none of the latter two.
+    Padded are verbalizers with fewer outputs, and deep prompts and LoRA adapters of smaller length or rank, or absent.
+    Padding has no effect if the members' real prompt lengths are passed to `prompted_lm.run`.
     """
     names = dict.fromkeys(itertools.chain(*banks))
 
-    def filled(bank: Params, name: str) -> jax.Array:
+    def padded(bank: Params, name: str) -> jax.Array:
         if name not in _PADDED:
             return bank[name]
         shapes = [other[name].shape[1:] for other in banks if name in other]
@@ -199,17 +200,17 @@ def join(banks: list[Params]) -> Params:
         )
         return jnp.pad(leaf, [(0, 0), *((0, max(to) - n) for n, *to in zip(leaf.shape[1:], *shapes, strict=True))])
 
-    return {name: jnp.concatenate([filled(bank, name) for bank in banks]) for name in names}
+    return {name: jnp.concatenate([padded(bank, name) for bank in banks]) for name in names}
 
 
 def part(bank: Params, start: int, stop: int, verbalizer: Verbalizer, config: PromptConfig) -> Params:
-    """Members start .. stop - 1 of a joined bank, all of one task and one shape: what was filled up is gone.
+    """Slice members start .. stop - 1, of one task and one shape, from a joined bank and remove padding.
 
     Args:
-      bank: prompt trees [N, ...].
-      start, stop: rows.
-      verbalizer: of their task.
-      config: their shape.
+      bank: prompt trees [N, ...], from `join`.
+      start, stop: range of members.
+      verbalizer: verbalizer of their task.
+      config: shape of the members.
     """
     own = {name: leaf[start:stop] for name, leaf in bank.items()}
     if verbalizer.learnable:
@@ -222,31 +223,31 @@ def part(bank: Params, start: int, stop: int, verbalizer: Verbalizer, config: Pr
 
 
 def member(bank: Params, n: int) -> Params:
-    """Row n of a bank, as numpy arrays without the bank axis."""
+    """Member n of a bank as numpy arrays, without the bank axis."""
     return jax.tree.map(lambda leaf: np.asarray(leaf[n]), bank)
 
 
 def rows_of(leaf: jax.Array, prompt_id: jax.Array | None, rows: int) -> jax.Array:
-    """Each utterance's row of a bank leaf [N, ...] as [B, ...]; of a bank of one as [1, ...], to be broadcast.
+    """Gather a bank leaf [N, ...] for the rows of a batch: [B, ...], or [1, ...] for a bank of one.
 
     Args:
-      leaf: of a bank.
-      prompt_id: int [B], as a batch has it.
+      leaf: leaf of a bank.
+      prompt_id: int [B], member of each row; None: member-major.
       rows: B.
     """
     if leaf.shape[0] == 1:
         return leaf
-    # Copies side by side need no look-up, and on the way back no scattered sum.
+    # repeat needs no gather, and no scatter-add in the backward pass.
     return jnp.repeat(leaf, rows // len(leaf), axis=0) if prompt_id is None else leaf[prompt_id]
 
 
 def dropout(bank: Params, rate: float | jax.Array, keys: jax.Array) -> Params:
-    """Key and value prompts with dropout; one mask a member, the same however long others' prompts are.
+    """Apply dropout to key and value prompts, with one mask for each member that does not depend on padding.
 
     Args:
       bank: prompt trees [N, ...].
-      rate: of all members, or [N] of each.
-      keys: [N] one random key a member, so that a member drops the same alone and in a bank.
+      rate: dropout rate, for all members or [N].
+      keys: [N] random keys, one for each member.
     """
     if low_rank.is_zero(rate) or "key" not in bank:
         return bank
@@ -264,18 +265,18 @@ def dropout(bank: Params, rate: float | jax.Array, keys: jax.Array) -> Params:
 
 
 def projected(bank: Params, lm: Params, config: UnitLMConfig, compute: Compute) -> Params:
-    """The bank with its deep prompts as what the LM makes of them, once for all batches: key = W_k p + b_k.
+    """Project deep prompts with the LM's key and value kernels (key = W_k p + b_k), once for all batches.
 
-    A member's own low-rank adapters of W_k and W_v are part of them: prompts are columns like others.
+    LoRA adapters of W_k and W_v are applied to prompts as to other columns.
 
     Args:
-      bank: prompt trees [N, ...], `low_rank.scaled`; shallow ones give an empty prefix.
-      lm: the LM's weights.
-      config: its architecture.
-      compute: operand type.
+      bank: prompt trees [N, ...], from `low_rank.scaled`; input prompts give an empty prefix.
+      lm: LM weights.
+      config: LM architecture.
+      compute: operand dtype.
 
     Returns:
-      The bank with `prefix`, KV [L, N, H, P, Dh], in place of `key` and `value`: to be run, not trained or stored.
+      The bank with `prefix`, KV [L, N, H, P, Dh], instead of `key` and `value`; for the forward pass only.
     """
 
     adapters = low_rank.of_bank(bank, None)
@@ -285,12 +286,12 @@ def projected(bank: Params, lm: Params, config: UnitLMConfig, compute: Compute) 
         weights = lm["layers"][name]
 
         def layer(p: jax.Array, weights: Params, lora: low_rank.Lora) -> jax.Array:
-            whole = gathered(weights)
-            x = contract("npd,de->npe", p, whole["kernel"], compute.operand) + whole["bias"]
+            full = gathered(weights)
+            x = contract("npd,de->npe", p, full["kernel"], compute.operand) + full["bias"]
             return x + lora.up(name, lora.down("attention", p, 0, compute.operand), compute.operand)
 
         layer = recomputed(layer, weights)
-        # Layer by layer: of a kernel in pieces no more than a layer is ever put together.
+        # A scan over layers, so that only one layer of a sharded kernel is gathered at a time.
         layers = (jnp.swapaxes(leaf, 0, 1), weights, adapters)
         x = jax.lax.scan(lambda _, each: (None, layer(*each)), None, layers)[1]
         return jnp.swapaxes(x.reshape(*x.shape[:-1], config.heads, config.head_dim), 2, 3)
@@ -300,17 +301,17 @@ def projected(bank: Params, lm: Params, config: UnitLMConfig, compute: Compute) 
 
 
 def prefix(bank: Params, prompt_id: jax.Array | None, lm: Params, config: UnitLMConfig, compute: Compute) -> KV:
-    """Deep prompts as the LM's prefix: exactly what the reference's prompt positions give.
+    """Make the LM's key/value prefix from deep prompts, equal to the prompt positions of the published code.
 
     Args:
-      bank: prompt trees, `projected` or not.
-      prompt_id: int [B], row of the bank per utterance; None: member-major.
-      lm: the LM's weights.
-      config: its architecture.
-      compute: operand type.
+      bank: prompt trees, before or after `projected`.
+      prompt_id: int [B], member of each row; None: member-major.
+      lm: LM weights.
+      config: LM architecture.
+      compute: operand dtype.
 
     Returns:
-      KV of P columns, [L, B, H, P, Dh]; member-major, or of a bank of one, [L, N, H, P, Dh], which rows share.
+      KV of P columns, [L, B, H, P, Dh]; for member-major batches or a bank of one [L, N, H, P, Dh], shared by rows.
     """
     known: KV = bank["prefix"] if "prefix" in bank else projected(bank, lm, config, compute)["prefix"]
     return jax.tree.map(lambda x: x if x.shape[1] == 1 or prompt_id is None else x[:, prompt_id], known)

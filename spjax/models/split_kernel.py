@@ -1,4 +1,4 @@
-"""Kernels of an LM that does not fit a chip: in pieces on several, put together layer by layer where they are used."""
+"""Sharded kernels of an LM that does not fit on one device: all-gathered layer by layer where they are used."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ F = TypeVar("F", bound=Callable[..., Any])
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SplitKernel:
-    """A kernel whose pieces lie on different devices.
+    """A kernel that is sharded over devices.
 
     Attributes:
-      pieces: [L, in, out], or a layer of it, in pieces.
-      whole: how a layer [in, out] lies once it is put together.
+      sharded: [L, in, out], or one layer of it.
+      full: sharding of a layer [in, out] after the all-gather.
     """
 
-    pieces: jax.Array
-    whole: NamedSharding = dataclasses.field(metadata={"static": True})
+    sharded: jax.Array
+    full: NamedSharding = dataclasses.field(metadata={"static": True})
 
 
 def gathered(weights: Any) -> Any:
-    """A layer's weights with every split kernel put together; others as they are."""
-    whole = lambda leaf: jax.lax.with_sharding_constraint(leaf.pieces, leaf.whole) if _split(leaf) else leaf  # noqa: E731
-    return jax.tree.map(whole, weights, is_leaf=_split)
+    """All-gather the sharded kernels of a layer's weights; other weights are returned unchanged."""
+    gather = lambda leaf: jax.lax.with_sharding_constraint(leaf.sharded, leaf.full) if _split(leaf) else leaf  # noqa: E731
+    return jax.tree.map(gather, weights, is_leaf=_split)
 
 
 def recomputed(run: F, weights: Any, everything: bool = False) -> F:
-    """`run` with what `gathered` puts together in it put together once more on the way back, and not kept for that.
+    """Wrap `run` so that the backward pass all-gathers kernels again instead of keeping them.
 
     Args:
-      run: takes layers' weights and other arrays, of pytrees.
-      weights: those that it is for; where none is split, nothing is done again.
-      everything: compute all of `run` again, and keep nothing.
+      run: function of layer weights and other pytrees.
+      weights: its weights; if none is sharded, `run` is returned unchanged.
+      everything: rematerialise all of `run`.
     """
     split = any(isinstance(leaf, SplitKernel) for leaf in jax.tree.leaves(weights, is_leaf=_split))
     if not (split or everything):
         return run
-    # Neither the constraint itself may be kept nor its rounding; a name on either would leave its input to be.
-    kept = lambda primitive, *_, **__: primitive.name not in ("sharding_constraint", "convert_element_type")  # noqa: E731
-    return cast(F, jax.checkpoint(run, policy=None if everything else kept))
+    # Save neither the gathered kernel nor its cast; with checkpoint names the input of the named value would be saved.
+    saveable = lambda primitive, *_, **__: primitive.name not in ("sharding_constraint", "convert_element_type")  # noqa: E731
+    return cast(F, jax.checkpoint(run, policy=None if everything else saveable))
 
 
 def _split(leaf: Any) -> bool:

@@ -1,6 +1,6 @@
-"""What a multi-stream LM (pGSLM) has in front of the unit LM's blocks and behind them; docs/design.md, Prosody.
+"""Input embeddings and output heads of a multi-stream LM's duration and f0 streams (pGSLM; docs/design.md, Prosody).
 
-Streams come and go raw: frames, and log f0. A discrete LM looks them up in tables, a continuous one maps the numbers.
+Streams are passed as frames and log f0. A discrete LM quantises and embeds them, a continuous one projects the numbers.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from spjax.models.config import Compute, ProsodyConfig, UnitLMConfig
 from spjax.models.contract import contract
 from spjax.types import Params, Streams
 
-NO_SPEECH = Streams(np.int32(0), np.float32(vocab.F0_BOS))  # goes with separators and labels, as with the opener
-_CONTINUOUS_PAD, _CONTINUOUS_BOS = -5.0, 0.0  # f0 that a continuous LM is told where there is no segment
+NO_SPEECH = Streams(np.int32(0), np.float32(vocab.F0_BOS))  # input streams of separators, labels and the opening token
+_CONTINUOUS_PAD, _CONTINUOUS_BOS = -5.0, 0.0  # f0 inputs of a continuous LM without a segment
 
 
 def init(rng: jax.Array, config: UnitLMConfig) -> Params:
-    """Fresh "streams" and "heads"; nothing for a unit LM. Tables start as that of units, which alone is then scaled."""
+    """Initialise "streams" and "heads"; {} for a unit LM. Tables are N(0, 1/D) like the unit embedding."""
     if config.prosody is None:
         return {}
     d, sizes = config.dim, config.prosody.symbols
@@ -40,37 +40,35 @@ def init(rng: jax.Array, config: UnitLMConfig) -> Params:
 
 
 def embed(params: Params, config: UnitLMConfig, streams: Streams | None) -> jax.Array:
-    """What the streams add to their columns' units, float32 [..., D]; of a unit LM a zero.
+    """Sum of the stream embeddings of each column, float32 [..., D]; a scalar zero for a unit LM.
 
-    An input that the LM is not told (the "no prosody" kinds) is 0 everywhere: bin 0's row, or the bias.
+    A stream that is disabled as input (`duration_input`, `f0_input`) is 0 everywhere: row 0 of its table, or the bias.
 
     Args:
-      params: the LM's weights.
-      config: its architecture.
-      streams: [...] each; not looked at where the LM has none.
+      params: LM weights.
+      config: LM architecture.
+      streams: [...] each; ignored by a unit LM.
 
     Raises:
-      ValueError: a multi-stream LM is given none.
+      ValueError: a multi-stream LM without `streams`.
     """
     prosody = config.prosody
     if prosody is None:
         return jnp.zeros(())
     if streams is None:
-        raise ValueError(
-            "a multi-stream LM wants durations and f0 beside the units: make batches of sets that have both"
-        )
-    told = symbols(prosody, streams)
-    told = Streams(
-        told.duration if prosody.duration_input else jnp.zeros_like(told.duration),
-        told.f0 if prosody.f0_input else jnp.zeros_like(told.f0),
+        raise ValueError("a multi-stream LM needs durations and f0 besides units: use unit sets that have both")
+    inputs = symbols(prosody, streams)
+    inputs = Streams(
+        inputs.duration if prosody.duration_input else jnp.zeros_like(inputs.duration),
+        inputs.f0 if prosody.f0_input else jnp.zeros_like(inputs.f0),
     )
-    return _look_up(params["streams"]["duration"], told.duration) + _look_up(params["streams"]["f0"], told.f0)
+    return _embed(params["streams"]["duration"], inputs.duration) + _embed(params["streams"]["f0"], inputs.f0)
 
 
 def symbols(prosody: ProsodyConfig, streams: Streams) -> Streams:
-    """Raw streams as the LM takes them, [...] each: int32 rows of its tables, or float32 where it is continuous.
+    """Convert raw streams to LM inputs, [...] each: int32 table rows (discrete) or float32 (continuous).
 
-    Values come first in a table, then `<s> <pad> </s> <unk>`; an f0 falls into the bin behind all edges below it.
+    A table has a row for each value, then `<s> <pad> </s> <unk>`. The bin of an f0 is the number of edges below it.
     """
     duration, f0 = jnp.asarray(streams.duration), jnp.asarray(streams.f0)
     if not prosody.discrete:
@@ -83,41 +81,41 @@ def symbols(prosody: ProsodyConfig, streams: Streams) -> Streams:
     return Streams(jnp.clip(duration, 0, prosody.max_duration), jnp.where(jnp.isinf(f0), special, value))
 
 
-def _look_up(part: Params, told: jax.Array) -> jax.Array:
+def _embed(part: Params, symbol: jax.Array) -> jax.Array:
     if "embed" in part:
-        return part["embed"][told].astype(jnp.float32)
-    return told[..., None] * part["kernel"][0] + part["bias"]
+        return part["embed"][symbol].astype(jnp.float32)
+    return symbol[..., None] * part["kernel"][0] + part["bias"]
 
 
 def heads(params: Params, hidden: jax.Array, compute: Compute) -> Streams:
-    """What a multi-stream LM foretells of its streams: float32 [B, Q, symbols], or [B, Q, 1] where continuous.
+    """Predict the streams: logits, float32 [B, Q, symbols], or values [B, Q, 1] of a continuous LM.
 
     Args:
-      params: the LM's weights.
+      params: LM weights.
       hidden: float32 [B, Q, D], after the final norm.
-      compute: operand type.
+      compute: operand dtype.
     """
     return Streams(
         *(contract("bqd,vd->bqv", hidden, params["heads"][name], compute.operand) for name in Streams._fields)
     )
 
 
-def losses(prosody: ProsodyConfig, foretold: Streams, targets: Streams) -> Streams:
-    """Loss of each column's streams, float32 [B, Q] each: negative log likelihood, or |difference| where continuous.
+def losses(prosody: ProsodyConfig, predicted: Streams, targets: Streams) -> Streams:
+    """Loss of each column's streams, float32 [B, Q] each: negative log likelihood, or absolute error if continuous.
 
     Args:
-      prosody: the LM's.
-      foretold: as `heads` gives them.
-      targets: raw, [B, Q] each; a column whose f0 is no number has no target, and its loss is 0.
+      prosody: stream settings of the LM.
+      predicted: output of `heads`.
+      targets: raw streams, [B, Q] each. Columns without a target have a non-finite f0; their loss is 0.
     """
     real = jnp.isfinite(targets.f0)
     wanted = symbols(prosody, Streams(targets.duration, jnp.where(real, targets.f0, 0)))
 
-    def one(said: jax.Array, want: jax.Array) -> jax.Array:
+    def loss(output: jax.Array, target: jax.Array) -> jax.Array:
         if prosody.discrete:
-            each = optax.softmax_cross_entropy_with_integer_labels(said, want)
+            each = optax.softmax_cross_entropy_with_integer_labels(output, target)
         else:
-            each = jnp.abs(said[..., 0] - want)
+            each = jnp.abs(output[..., 0] - target)
         return jnp.where(real, each, 0)
 
-    return Streams(one(foretold.duration, wanted.duration), one(foretold.f0, wanted.f0))
+    return Streams(loss(predicted.duration, wanted.duration), loss(predicted.f0, wanted.f0))

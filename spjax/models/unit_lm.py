@@ -1,7 +1,7 @@
-"""The unit language model: a pre-norm decoder over speech units (GSLM's `hubert100_lm`, FACTS.md).
+"""The unit language model: a pre-norm Transformer decoder over speech units (GSLM's `hubert100_lm` in fairseq).
 
-`extend` is all there is: it runs new columns behind a prefix of keys and values, which is a deep prompt, the cache of
-earlier columns, or both. It knows nothing of tasks, prompts and labels.
+`extend` runs new columns after a prefix of keys and values: a deep prompt, the KV cache of earlier columns, or both.
+Tasks, prompts and labels are handled by other modules.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from spjax.types import KV, Params, Streams
 
 EPS = 1e-5
 FLOAT32 = Compute()
-Prefix = KV | tuple[KV, ...]  # earlier columns: a block of them, or several behind each other
+Prefix = KV | tuple[KV, ...]  # earlier columns, in one or several blocks
 
 
 def sinusoids(rows: int, dim: int) -> np.ndarray:
-    """Sinusoidal position table, float32 [rows, D]: `[sin | cos]`, the row of PAD zero.
+    """Sinusoidal position table, float32 [rows, D]: `[sin | cos]`, with a zero row for PAD.
 
-    Exponents, frequencies and angles are each rounded to float32, as the published weights saw them: at position
-    1,300 an angle is off by 1e-4 otherwise.
+    Exponents, frequencies and angles are each rounded to float32, as when the published weights were trained; otherwise
+    angles differ by 1e-4 at position 1,300.
     """
     half = dim // 2
     exponent = np.arange(half, dtype=np.float32) * np.float32(-np.log(10000) / (half - 1))
@@ -44,13 +44,13 @@ def sinusoids(rows: int, dim: int) -> np.ndarray:
 
 
 class Block(nn.Module):
-    """One decoder layer. `parts` are column ranges that are projected apart: what no part trains costs no gradient."""
+    """One decoder layer. `parts` are column ranges, projected separately so that frozen ones need no gradient."""
 
     config: UnitLMConfig
     compute: Compute
 
     def setup(self) -> None:
-        """Name the layer's weights, as docs/design.md has them."""
+        """Declare the weights (names: docs/design.md)."""
         c = self.config
         self.attn_norm = self._norm("attn_norm")
         self.query, self.key, self.value, self.out = (
@@ -76,7 +76,7 @@ class Block(nn.Module):
         return y + lora.up(name, low, self.compute.operand)
 
     def _heads(self, x: jax.Array) -> jax.Array:
-        # Heads first, as the products of attention want them: a cache is laid out once, not in every step.
+        # Heads first, as the attention matmuls need it, so that the cache is not transposed in every step.
         return jnp.swapaxes(x.reshape(*x.shape[:2], self.config.heads, self.config.head_dim), 1, 2)
 
     def __call__(
@@ -85,11 +85,11 @@ class Block(nn.Module):
         """Run the layer.
 
         Args:
-          parts: float32 [B, T_i, D] each, T columns in all.
-          prefix: keys and values of C earlier columns, [n, H, C_i, Dh] a block: B / n rows after each other share them.
-          mask: bool [B or 1, Q, C + T], which columns a query sees.
-          queries: Q, how many of the last columns to compute.
-          lora: the layer's low-rank adapters.
+          parts: float32 [B, T_i, D] each, T columns in total.
+          prefix: keys and values of C earlier columns; a block [n, H, C_i, Dh] is shared by B / n consecutive rows.
+          mask: bool [B or 1, Q, C + T], columns that each query attends to.
+          queries: Q, number of last columns to compute.
+          lora: LoRA adapters of the layer.
 
         Returns:
           float32 [B, Q, D], and the keys and values of the T columns.
@@ -118,8 +118,8 @@ class Block(nn.Module):
         return x + project("ffn_out", h), new
 
     def _attend(self, q: jax.Array, new: KV, prefix: Prefix, mask: jax.Array) -> jax.Array:
-        # Blocks of columns apart, rows of a member together: a cache is not copied for every step, nor a prompt for
-        # every row that shares it.
+        # Blocks are not concatenated, and rows that share a block are grouped, so that neither the cache is copied in
+        # every step nor a prompt for every row.
         product = functools.partial(contract, dtype=self.compute.operand)
         blocks = [block for block in (*blocks_of(prefix), new) if block.key.shape[2]]
         shared = lambda x, block: x.reshape(len(block.key), -1, *x.shape[1:])  # noqa: E731
@@ -136,7 +136,7 @@ class Block(nn.Module):
 
 
 def blocks_of(prefix: Prefix) -> tuple[KV, ...]:
-    """The blocks of a prefix, one or several."""
+    """Blocks of a prefix as a tuple."""
     return (prefix,) if isinstance(prefix, KV) else prefix
 
 
@@ -148,7 +148,7 @@ def layer_norm(x: jax.Array, weights: Params) -> jax.Array:
 
 
 def _trim(parts: list[jax.Array], columns: int) -> list[jax.Array]:
-    """The parts that the last `columns` columns lie in, cut to them."""
+    """Cut the parts to their last `columns` columns in total."""
     kept: list[jax.Array] = []
     for part in reversed(parts):
         if columns <= 0:
@@ -163,10 +163,10 @@ def _last(parts: tuple[jax.Array, ...], columns: int) -> jax.Array:
 
 
 def init(rng: jax.Array, config: UnitLMConfig) -> Params:
-    """Fresh weights: Xavier kernels, embedding N(0, 1/D) with PAD zero, as fairseq starts a decoder."""
+    """Initialise weights like fairseq's decoder: Xavier-uniform kernels, embedding N(0, 1/D) with a zero PAD row."""
     block = Block(config, FLOAT32)
     embed_rng, layer_rng = jax.random.split(rng)
-    stream_rng = jax.random.fold_in(rng, 0)  # apart, so that a unit LM starts as it ever did
+    stream_rng = jax.random.fold_in(rng, 0)  # separate key, so that streams do not change the other weights
     empty = empty_prefix(config)
     layer_prefix = KV(empty.key[0], empty.value[0])
     x, mask = jnp.zeros((1, 1, config.dim)), jnp.ones((1, 1, 1), bool)
@@ -184,18 +184,18 @@ def init(rng: jax.Array, config: UnitLMConfig) -> Params:
 
 
 def empty_prefix(config: UnitLMConfig) -> KV:
-    """A prefix of no columns, [L, 1, H, 0, Dh]."""
-    nothing = jnp.zeros((config.layers, 1, config.heads, 0, config.head_dim))
-    return KV(nothing, nothing)
+    """Prefix without columns, [L, 1, H, 0, Dh]."""
+    empty = jnp.zeros((config.layers, 1, config.heads, 0, config.head_dim))
+    return KV(empty, empty)
 
 
 def embed_tokens(params: Params, tokens: jax.Array) -> jax.Array:
-    """sqrt(D) E[token], float32 [..., D], positions not added."""
+    """Token embeddings times sqrt(D), without positions: float32 [..., D]."""
     return params["embed"][tokens].astype(jnp.float32) * params["embed"].shape[1] ** 0.5
 
 
 def unembed(params: Params, hidden: jax.Array, compute: Compute = FLOAT32) -> jax.Array:
-    """Logits over the vocabulary, float32 [B, Q, V]; tied to the embedding, except a multi-stream LM's."""
+    """Logits over the vocabulary, float32 [B, Q, V]; weights are tied to the embedding except in a multi-stream LM."""
     return contract(
         "bqd,vd->bqv", hidden, params["heads"]["unit"] if "heads" in params else params["embed"], compute.operand
     )
@@ -209,25 +209,25 @@ def extend(
     mask: jax.Array,
     *,
     queries: int | None = None,
-    steer: jax.Array | None = None,
+    offsets: jax.Array | None = None,
     lora: Lora = low_rank.NONE,
     compute: Compute = FLOAT32,
 ) -> tuple[jax.Array, KV]:
-    """Run T new columns behind a prefix of C columns.
+    """Run T new columns after a prefix of C columns.
 
-    The first layer projects each part apart, so that parts which depend on no trained parameter (the units) cost no
-    gradient there; the last layer computes queries, output and feed-forward for the last Q columns only.
+    The first layer projects each part separately, so that parts without trained parameters (the units) get no gradient
+    there; the last layer computes queries, output and feed-forward of the last Q columns only.
 
     Args:
-      params: the LM's weights.
-      config: its architecture.
-      parts: float32 [B, T_i, D] each, embedded columns with positions added; T columns in all.
-      prefix: [L, n, H, C_i, Dh] each, C columns in all; B / n rows after each other share what n is fewer than B.
-      mask: bool [B or 1, T, C + T], which columns each new column sees (itself included).
-      queries: Q, how many of the last columns are asked for; all of them by default.
-      steer: float32 [L, B or 1, R, D], added to the last R columns where each layer reads them; None adds nothing.
-      lora: low-rank adapters of the kernels.
-      compute: operand type and remat.
+      params: LM weights.
+      config: LM architecture.
+      parts: float32 [B, T_i, D] each, embedded columns with positions; T columns in total.
+      prefix: [L, n, H, C_i, Dh] each, C columns in total; a block is shared by B / n consecutive rows.
+      mask: bool [B or 1, T, C + T], columns that each new column attends to, itself included.
+      queries: Q, number of last columns to return; None: all.
+      offsets: float32 [L, B or 1, R, D], added to the last R columns at the input of each layer.
+      lora: LoRA adapters of the kernels.
+      compute: operand dtype and rematerialisation.
 
     Returns:
       float32 [B, Q, D] after the final norm, and the keys and values of the new columns, [L, B, H, T, Dh].
@@ -237,16 +237,16 @@ def extend(
     block = Block(config, compute)
 
     def run(layer: Any, parts: tuple[jax.Array, ...], seen: jax.Array) -> tuple[jax.Array, KV]:
-        weights, layer_prefix, nudge, adapters = layer
-        if nudge is not None:
-            parts = (*parts[:-1], _add_to_last(parts[-1], nudge))
+        weights, layer_prefix, offset, adapters = layer
+        if offset is not None:
+            parts = (*parts[:-1], _add_to_last(parts[-1], offset))
         done: Any = block.apply({"params": gathered(weights)}, parts, layer_prefix, seen, seen.shape[1], adapters)
         return done
 
     run = recomputed(run, params["layers"], everything=compute.remat)
-    layers = (params["layers"], prefix, steer, lora)
+    layers = (params["layers"], prefix, offsets, lora)
     at = lambda i: jax.tree.map(lambda a: a[i], layers)  # noqa: E731
-    if len(parts) == 1 and asked.shape[1] == total:  # all layers alike: one block to compile, not three
+    if len(parts) == 1 and asked.shape[1] == total:  # all layers are equal: compile one block, not three
         x, new = jax.lax.scan(lambda x, layer: run(layer, (x,), mask), parts[0], layers)
     elif config.layers == 1:
         x, kv = run(at(0), parts, asked)
@@ -260,9 +260,9 @@ def extend(
     return layer_norm(x, params["final_norm"]), new
 
 
-def _add_to_last(x: jax.Array, nudge: jax.Array) -> jax.Array:
-    rest = x.shape[1] - nudge.shape[1]
-    return jnp.concatenate([x[:, :rest], x[:, rest:] + nudge], axis=1) if rest else x + nudge
+def _add_to_last(x: jax.Array, offset: jax.Array) -> jax.Array:
+    rest = x.shape[1] - offset.shape[1]
+    return jnp.concatenate([x[:, :rest], x[:, rest:] + offset], axis=1) if rest else x + offset
 
 
 def hidden_states(
@@ -275,16 +275,16 @@ def hidden_states(
     position: jax.Array | None = None,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """Token rows through the LM, without a prompt: int [B, T] to float32 [B, T, D], after the final norm.
+    """Run the LM on token rows without a prompt: final hidden states, float32 [B, T, D].
 
     Args:
-      params: the LM's weights.
-      config: its architecture.
-      tokens: right-padded, or packed as `position` and `mask` say.
-      compute: operand type and remat.
-      streams: [B, T] each, lagging one column (docs/design.md); of a multi-stream LM only.
-      position: int32 [B, T], a column's place in its sequence; by default that in its row.
-      mask: bool [B or 1, T, T], who sees whom; by default all that came before.
+      params: LM weights.
+      config: LM architecture.
+      tokens: int [B, T], right-padded, or packed with `position` and `mask`.
+      compute: operand dtype and rematerialisation.
+      streams: [B, T] each, lagging one column (docs/design.md); multi-stream LMs only.
+      position: int32 [B, T], index of a column in its sequence; by default in its row.
+      mask: bool [B or 1, T, T], attention mask; by default causal.
     """
     length = tokens.shape[1]
     table = jnp.asarray(sinusoids(config.first_position + length, config.dim)[config.first_position :])
@@ -302,8 +302,8 @@ def logits(
     *,
     streams: Streams | None = None,
 ) -> jax.Array:
-    """Logits over the vocabulary at every position of right-padded token rows: int [B, T] to float32 [B, T, V].
+    """Logits at every position of right-padded token rows: int [B, T] to float32 [B, T, V].
 
-    `streams`, [B, T] each and lagging a column, are wanted by a multi-stream LM only.
+    Multi-stream LMs also need `streams`, [B, T] each, lagging one column.
     """
     return unembed(params, hidden_states(params, config, tokens, compute, streams=streams), compute)

@@ -1,7 +1,6 @@
-"""Sizes of a Whisper encoder. The defaults are those of Whisper tiny.
+"""Configuration of a Whisper encoder. The defaults are Whisper tiny.
 
-Apart from the encoder itself, since files (storage) and features (speech2unit) both need them and know nothing of each
-other.
+In a module without the encoder, since storage and speech2unit both use it and do not import each other.
 """
 
 from __future__ import annotations
@@ -11,15 +10,15 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class WhisperConfig:
-    """Architecture of the encoder of a Whisper: pre-norm layers behind two convolutions over a log-mel spectrum.
+    """Architecture of a Whisper encoder: two convolutions over a log-mel spectrogram, then pre-norm layers.
 
     Attributes:
-      mels: bands of the spectrum: 80, or 128 since large-v3.
+      mels: mel bands: 80, or 128 since large-v3.
       dim: D, model width.
       layers: L.
       heads: H.
       ffn_dim: width of the feed-forward.
-      positions: frames that there are position embeddings for, the longest stretch encoded at once: 1,500 are 30 s.
+      positions: position embeddings, the maximum number of frames of one window: 1,500 are 30 s.
     """
 
     mels: int = 80
@@ -35,25 +34,25 @@ class WhisperConfig:
             if type(value) is not int or value < 1:
                 raise ValueError(f"Whisper: {field.name} is {value!r}, must be a positive integer")
         if self.dim % self.heads:
-            raise ValueError(f"Whisper: dim {self.dim} is no multiple of heads {self.heads}")
+            raise ValueError(f"Whisper: dim {self.dim} is not a multiple of heads {self.heads}")
 
     @property
     def head_dim(self) -> int:
-        """Dh."""
+        """Dh, width of an attention head."""
         return self.dim // self.heads
 
     @property
     def hop(self) -> int:
-        """Samples from one frame to the next: two steps of the spectrum."""
+        """Samples per frame: two steps of the spectrogram."""
         return 320
 
     def frames(self, samples: int) -> int:
-        """Frames of a wave: one of two steps of the spectrum, which has one of every 160 samples."""
+        """Number of frames of a waveform: the spectrogram's step is 160 samples, a frame is two steps."""
         return (samples // 160 + 1) // 2
 
     @property
     def num_params(self) -> int:
-        """Weights of the encoder."""
+        """Number of parameters of the encoder."""
         d, f = self.dim, self.ffn_dim
         convs = 3 * self.mels * d + d + 3 * d * d + d
         block = 4 * d * d + 3 * d + (d * f + f) + (f * d + d) + 4 * d

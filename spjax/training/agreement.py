@@ -1,4 +1,4 @@
-"""Processes that train together find out at the start whether they were told the same."""
+"""Check at the start that all processes of a run have the same config, data, code and JAX version."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ import jax
 import numpy as np
 
 
-def agree(told: Mapping[str, Any]) -> None:
-    """Compare what this process was told, its code and JAX with those of process 0; nothing for a process alone.
+def agree(values: Mapping[str, Any]) -> None:
+    """Compare values, source code and JAX version of this process with those of process 0.
 
-    All processes call it at the same point.
+    A collective operation: all processes must call it at the same point. Does nothing in a single process.
 
     Args:
-      told: what JSON can hold, such as a config or hashes of data; a setting inside is called by its dotted name.
+      values: JSON-serialisable, such as a config or data hashes; messages name nested values by dotted keys.
 
     Raises:
-      ValueError: something differs in some process, which says what.
+      ValueError: a value differs from process 0's in this process (names it) or in another one, or processes have
+        different numbers of devices.
     """
     if jax.process_count() == 1:
         return
@@ -31,8 +32,8 @@ def agree(told: Mapping[str, Any]) -> None:
     devices = Counter(device.process_index for device in jax.devices())
     if len(set(devices.values())) > 1:
         counts = ", ".join(f"process {n} has {devices[n]}" for n in sorted(devices))
-        raise ValueError(f"every process needs as many devices as the others: {counts}")
-    mine = json.loads(json.dumps(dict(_dotted({**told, "code": _code(), "jax": jax.__version__}))))
+        raise ValueError(f"all processes must have the same number of devices: {counts}")
+    mine = json.loads(json.dumps(dict(_dotted({**values, "code": _code(), "jax": jax.__version__}))))
     text = np.frombuffer(json.dumps(mine).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(text))))
     text = np.pad(text[:size], (0, max(size - len(text), 0)))
@@ -40,17 +41,17 @@ def agree(told: Mapping[str, Any]) -> None:
     differing = [key for key in sorted(mine.keys() | first.keys()) if mine.get(key) != first.get(key)]
     others = np.flatnonzero(multihost_utils.process_allgather(np.asarray(bool(differing))))
     if differing:
-        values = ", ".join(f"{key}={_brief(mine.get(key))} (process 0: {_brief(first.get(key))})" for key in differing)
+        listed = ", ".join(f"{key}={_brief(mine.get(key))} (process 0: {_brief(first.get(key))})" for key in differing)
         raise ValueError(
-            f"process {jax.process_index()} has {values}: give all processes the same command, code and data"
+            f"process {jax.process_index()} has {listed}: give all processes the same command, code and data"
         )
     if len(others):
         numbers = ", ".join(map(str, others))
-        raise ValueError(f"process {numbers} was told something else than process {jax.process_index()}, and says what")
+        raise ValueError(f"process {numbers} has other settings than process {jax.process_index()}: see its message")
 
 
 def _code() -> str:
-    """sha256 of the package's source files: processes of different releases must not train together."""
+    """sha256 of the package's source files, since different releases must not train together."""
     package = Path(__file__).parents[1]
     found = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):

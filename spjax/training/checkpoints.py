@@ -1,4 +1,4 @@
-"""Checkpoints of a run: trained leaves, optimizer, position and history; the latest is kept."""
+"""Orbax checkpoints of a run: trained leaves, optimizer state, position and history. Only the latest is kept."""
 
 from __future__ import annotations
 
@@ -18,60 +18,58 @@ from spjax.storage import places
 
 @contextlib.contextmanager
 def opened(workdir: str) -> Iterator[ocp.CheckpointManager]:
-    """The run's checkpoints: written in the background, the latest one kept.
-
-    Leaving the block waits for the one that is being written.
+    """Open the checkpoint manager of a workdir; exiting waits for a checkpoint that is being written.
 
     Raises:
-      OSError: that one could not be written.
+      OSError: the last checkpoint could not be written.
     """
     options = ocp.CheckpointManagerOptions(preservation_policy=managers.LatestN(n=1), cleanup_tmp_directories=True)
     manager = ocp.CheckpointManager(epath.Path(places.absolute(workdir)) / "checkpoints", options=options)
     try:
         yield manager
     finally:
-        with _told(manager):
+        with _translate_errors(manager):
             manager.close()
 
 
 def save(manager: ocp.CheckpointManager, position: int, state: Any, meta: dict[str, Any]) -> None:
-    """Write the state (arrays) and meta (JSON) of a position in training, in the background.
+    """Write state (arrays) and metadata (JSON) in the background; `position` is the checkpoint's number.
 
     Raises:
-      OSError: this or the last one could not be written.
+      OSError: this or the previous checkpoint could not be written.
     """
     if manager.latest_step() == position:
         return
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-    with _told(manager):
+    with _translate_errors(manager):
         manager.save(position, args=args, force=True)
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
-    """Wait until the checkpoint that is being written is complete.
+    """Wait for a checkpoint that is being written.
 
     Raises:
       OSError: it could not be written.
     """
-    with _told(manager):
+    with _translate_errors(manager):
         manager.wait_until_finished()
 
 
 @contextlib.contextmanager
-def _told(manager: ocp.CheckpointManager) -> Iterator[None]:
+def _translate_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # A full disk is an OSError, or one that Orbax and TensorStore pass on as a ValueError or RuntimeError.
+        # Orbax and TensorStore may wrap an OSError, such as a full disk, in a ValueError or RuntimeError.
         disk = any(sign in repr(error) + repr(error.__cause__) for sign in _DISK) or isinstance(error, OSError)
-        way = "make room" if disk else "mend that"
+        fix = "free disk space or check the disk" if disk else "fix the cause"
         raise OSError(
             f"{manager.directory}: a checkpoint could not be written ({_brief(error)}). The last complete one is kept: "
-            f"{way}, and the same command continues from it"
+            f"{fix}, then run the same command to resume from it"
         ) from error
 
 
-# What the file system says, in the words of errno.
+# Messages of file-system errors.
 _DISK = [os.strerror(number) for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS)]
 
 
@@ -80,10 +78,10 @@ def _brief(error: Exception) -> str:
 
 
 def restore(manager: ocp.CheckpointManager, state: Any) -> tuple[Any, dict[str, Any]] | None:
-    """State and meta of the latest position, laid out as `state` is; None where there is none.
+    """Restore state and metadata of the latest checkpoint, with the shardings of `state`; None if there is none.
 
     Raises:
-      ValueError: the checkpoint holds another run's state (another model, bank or trainable mask).
+      ValueError: the checkpoint is damaged or has a different tree (another model, bank or trainable mask).
     """
     position = manager.latest_step()
     if position is None:

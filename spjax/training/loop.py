@@ -1,8 +1,8 @@
-"""The loop that every training shares: epochs over a plan, checkpoints, resuming, signals, logs, progress.
+"""Training loop shared by pretraining and prompt tuning: epochs, checkpoints, resuming, signals, logs, progress.
 
-Order of resuming: state and meta from the latest checkpoint; logs cut back to its step; the plan of its epoch from its
-position on. The plan is a function of seed, epoch and what only evaluations change in the state, all random keys are of
-(seed, update), so a run that was killed ends at the numbers of one that was not.
+To resume, state and metadata are restored from the latest checkpoint, the log is truncated to its step, and the epoch's
+plan continues from its position. The plan depends on seed, epoch and parts of the state that only evaluations change;
+random keys depend on seed and update. So a resumed run is bit-identical to an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from spjax.storage import files, places
 from spjax.training import checkpoints, sharding
-from spjax.training.pace import Pace
+from spjax.training.pace import Throughput
 from spjax.training.profile import Trace
 from spjax.training.speed import Cost
 
@@ -37,34 +37,34 @@ _log = logging.getLogger(__name__)
 
 
 class DivergedError(RuntimeError):
-    """The loss is no longer a number, or has exploded; of a bank, that of every member."""
+    """The loss is NaN, infinite or above `MAX_LOSS`; in a bank, that of every member."""
 
 
 class Interrupted(SystemExit):
-    """SIGTERM or Ctrl-C: the state is saved. `number`: the signal's."""
+    """Raised after SIGTERM or SIGINT, once the state is saved. `number`: the signal number."""
 
-    def __init__(self, told: str, number: int) -> None:
-        super().__init__(told)
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
         self.number = number
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What differs between pretraining and prompt tuning.
+    """The parts of a training run that differ between pretraining and prompt tuning.
 
     Attributes:
-      state: first state, placed on devices.
-      steps: the most steps that an epoch has.
-      plan: (state, epoch) -> the steps of the epoch. Updates change nothing that it looks at.
-      batches: steps -> iterator of (batch, utterances in it).
-      update: (state, batch) -> (state, metrics); compiled by the caller. Metrics are "loss", "updates" (how many it
-        made) and others, each one number, or one for every learner; 0 for learners that made no update.
-      evaluate: (state, epoch) -> (state, metrics, score); at the end of an epoch, higher scores are better.
-      finished: state -> bool; stop before the last epoch.
-      without: (state, who of the learners diverged so far) -> the state in which they take no further part; called at
-        the end of an epoch, before it is evaluated. `update` must leave theirs as it was. None: one ends the run.
-      names: what messages call the learners.
-      cost: (state, batch) -> what the update takes (`speed.cost_of`).
+      state: initial state, on devices.
+      steps: maximum number of steps in an epoch.
+      plan: (state, epoch) -> steps of the epoch. Must not depend on what `update` changes.
+      batches: steps -> iterator of (batch, number of utterances in it).
+      update: (state, batch) -> (state, metrics); jitted by the caller. Metrics are "loss", "updates" (updates made) and
+        others, scalars or [N] for N members; 0 for members that were not updated.
+      evaluate: (state, epoch) -> (state, metrics, score); called after an epoch. Higher scores are better.
+      finished: state -> bool; True stops before the last epoch.
+      deactivate: (state, bool [N], members that diverged so far) -> state in which they are not trained; called before
+        each evaluation. `update` must not change a member that diverges. None: the run ends if one diverges.
+      names: member names for messages.
+      cost: (state, batch) -> cost of the update (`speed.cost_of`).
     """
 
     state: State
@@ -74,15 +74,15 @@ class Job:
     update: Callable[[State, Any], tuple[State, dict[str, jax.Array]]]
     evaluate: Callable[[State, int], tuple[State, dict[str, Any], float]]
     finished: Callable[[State], bool]
-    without: Callable[[State, np.ndarray], State] | None = None
+    deactivate: Callable[[State, np.ndarray], State] | None = None
     names: Sequence[str] = ()
     cost: Callable[[State, Any], Cost] = lambda state, batch: Cost(0.0, 0)
 
 
 def diverged(metrics: Mapping[str, Any]) -> Any:
-    """Whether each learner's metrics are no numbers any more, or its loss has exploded: bool, [N] where they are."""
+    """Whether a metric is NaN or infinite, or the loss above `MAX_LOSS`: bool, scalar or [N] like the metrics."""
     loss, *others = metrics["loss"], *(value for name, value in metrics.items() if name not in ("loss", "updates"))
-    found = ~(abs(loss) <= EXPLODED)
+    found = ~(abs(loss) <= MAX_LOSS)
     for value in others:
         found = found | ~(abs(value) < np.inf)
     return found
@@ -91,35 +91,35 @@ def diverged(metrics: Mapping[str, Any]) -> Any:
 def fit(
     job: Job, workdir: str, *, epochs: int, log_every: int = 50, checkpoint_every: int = 500, profile: int = 0
 ) -> tuple[State, list[dict[str, Any]]]:
-    """Train until the last epoch or until the job is finished.
+    """Train until the last epoch or until `job.finished`.
 
     Args:
-      job: what to train.
-      workdir: where checkpoints and logs go; a run found there is continued.
-      epochs: most epochs.
+      job: the run.
+      workdir: directory of checkpoints and logs; a run found there is resumed.
+      epochs: maximum number of epochs.
       log_every: updates between log lines.
-      checkpoint_every: updates between checkpoints; one is written after every epoch too.
-      profile: updates of which a profiler trace is written to WORKDIR/profile.
+      checkpoint_every: updates between checkpoints; one is also written after every epoch.
+      profile: number of updates in the profiler trace in WORKDIR/profile.
 
     Returns:
-      The last state, and of every epoch its mean training loss (None for a learner that rested), its score and its
-      metrics.
+      The final state; and for every epoch the mean training loss (None for members that were not updated), the score
+      and the metrics.
 
     Raises:
-      DivergedError: with the step, the value and the way out; the last good checkpoint is kept. Of learners that can
-        do `without` each other, once all have diverged.
+      DivergedError: the run diverged; the last good checkpoint is kept. With `job.deactivate`, raised when all members
+        have diverged.
       Interrupted: after SIGTERM or SIGINT, once the state is saved.
-      ValueError: the checkpoints found are another run's.
+      ValueError: the checkpoints found belong to another run.
       OSError: a checkpoint or a log cannot be written; the last complete checkpoint is kept.
     """
-    # Leaving the block by any way waits for a checkpoint that is being written.
-    with checkpoints.opened(workdir) as manager, Stop() as stop:
+    # Exiting the block waits for a checkpoint that is being written.
+    with checkpoints.opened(workdir) as manager, StopSignal() as stop:
         state, epoch, start, history, sums, lost = job.state, 0, 0, [], _NOTHING, np.zeros((), bool)
         found = checkpoints.restore(manager, state)
         if found is not None:
             state, meta = found
             epoch, start, history = meta["epoch"], meta["step"], meta["history"]
-            # Pretraining of earlier releases kept no count: every step was an update.
+            # Checkpoints of earlier pretraining runs have no "updates": every step was an update.
             sums = {"loss": np.asarray(meta["loss_sum"]), "updates": np.asarray(meta.get("updates", start))}
             lost = np.asarray(meta.get("diverged", False))
             if epoch == epochs:
@@ -128,11 +128,11 @@ def fit(
                 _log.info("continuing from epoch %d, step %d", epoch + 1, start)
 
         def save(epoch: int, step: int) -> None:
-            log.keep()  # no checkpoint knows of updates that the log may lose
-            # A copy: it is written in the background, while the next epoch adds its line.
+            log.copy()  # before the checkpoint, so that the log has every update up to it
+            # Copied, since it is written in the background while the next epoch appends to `history`.
             meta = {"epoch": epoch, "step": step, "history": list(history)}
             meta |= {"loss_sum": sums["loss"].tolist(), "updates": sums["updates"].tolist(), "diverged": lost.tolist()}
-            # An epoch has one position more than steps: behind its last step, before its evaluation.
+            # An epoch has one more position than steps: after its last step, before its evaluation.
             checkpoints.save(manager, epoch * (job.steps + 1) + step, state, meta)
 
         def leave(epoch: int, step: int) -> Interrupted:
@@ -146,7 +146,7 @@ def fit(
             while epoch < epochs and not job.finished(state):
                 pending: list[dict[str, jax.Array]] = []
                 steps = job.plan(state, epoch)
-                pace = Pace()
+                throughput = Throughput()
                 bar = tqdm(
                     total=len(steps), initial=start, desc=f"epoch {epoch + 1}/{epochs}", unit="step",
                     disable=jax.process_index() > 0, mininterval=1.0, dynamic_ncols=True,
@@ -154,41 +154,41 @@ def fit(
                 if not started:
                     bar.set_postfix_str("compiling the first steps")
                     started = True
-                with bar:  # closed by whatever ends the epoch: what is printed then stands below it
-                    for done, (batch, utterances) in enumerate(pace.each(job.batches(steps[start:])), start + 1):
-                        pace.done(utterances, job.cost(state, batch))
+                with bar:  # closed on errors too, so that messages are printed below it
+                    for done, (batch, utterances) in enumerate(throughput.each(job.batches(steps[start:])), start + 1):
+                        throughput.done(utterances, job.cost(state, batch))
                         with trace.step():
                             state, metrics = job.update(state, batch)
                         trace.done(metrics)
                         pending.append(metrics)
                         bar.update()
-                        # Several processes wait for each other to ask, which must not hold up every update.
+                        # With several processes `requested` is a collective, too slow for every update.
                         alone = jax.process_count() == 1
-                        asked = (alone or done % ASK_EVERY == 0 or done == len(steps)) and stop.asked()
+                        stopping = (alone or done % SYNC_STOP_EVERY == 0 or done == len(steps)) and stop.requested()
                         due = done % checkpoint_every == 0
-                        if done % log_every == 0 or done == len(steps) or due or asked:
+                        if done % log_every == 0 or done == len(steps) or due or stopping:
                             fetched = sharding.fetch(pending)
                             pending = []
                             for step, each in enumerate(fetched, done - len(fetched) + 1):
                                 lost = _check(each, lost, f"epoch {epoch + 1}, step {step}", job, manager)
-                                # One by one: the sum is the same wherever a run was cut.
+                                # One by one, so that the sum does not depend on where a run was interrupted.
                                 sums = {
                                     name: total + np.asarray(each[name], np.float64) for name, total in sums.items()
                                 }
                             window = {name: np.sum([each[name] for each in fetched], axis=0) for name in fetched[0]}
                             loss = np.sum(window["loss"]) / max(np.sum(window["updates"]), 1)
-                            told = pace.read()
-                            bar.set_postfix(loss=f"{loss:.4f}", utt_s=f"{told['utt_s']:.0f}")
-                            log.write(epoch * job.steps + done, _means(window), **told)
-                        if asked or (due and done < len(steps)):
+                            speed = throughput.read()
+                            bar.set_postfix(loss=f"{loss:.4f}", utt_s=f"{speed['utt_s']:.0f}")
+                            log.write(epoch * job.steps + done, _means(window), **speed)
+                        if stopping or (due and done < len(steps)):
                             save(epoch, done)
-                        if asked:
+                        if stopping:
                             raise leave(epoch, done)
                 try:
-                    with stop.at_once():
-                        rest = state if job.without is None or not lost.any() else job.without(state, lost)
+                    with stop.interruptible():
+                        rest = state if job.deactivate is None or not lost.any() else job.deactivate(state, lost)
                         new, metrics, score = job.evaluate(rest, epoch)
-                except _Asked:
+                except _StopRequested:
                     save(epoch, len(steps))
                     raise leave(epoch, len(steps)) from None
                 state, train_loss = new, _means(sums)["train/loss"]
@@ -198,18 +198,18 @@ def fit(
                 save(epoch, 0)
                 best = max(line["score"] for line in history)
                 _log.info("epoch %d: score %.4f, best %.4f", epoch, score, best)
-                if stop.asked():
+                if stop.requested():
                     raise leave(epoch - 1, len(steps))
     return state, history
 
 
-ASK_EVERY = 8  # updates after which several processes ask each other whether to stop
-EXPLODED = 1e4  # a loss beyond this counts as divergence
+SYNC_STOP_EVERY = 8  # updates between checks of several processes for a stop signal in any of them
+MAX_LOSS = 1e4  # a larger loss counts as divergence
 _NOTHING = {"loss": np.zeros(()), "updates": np.zeros(())}
 
 
 def _means(sums: dict[str, Any]) -> dict[str, Any]:
-    """Sums over steps as means over the updates: a number, or one for every learner, None where it made no update."""
+    """Divide sums by the number of updates: a number, or a list with None for members without updates."""
     made = sums["updates"]
     means = {name: np.divide(total, np.maximum(made, 1)) for name, total in sums.items() if name != "updates"}
     return {f"train/{name}": np.asarray(np.where(made > 0, mean, None)).tolist() for name, mean in means.items()}
@@ -218,40 +218,45 @@ def _means(sums: dict[str, Any]) -> dict[str, Any]:
 def _check(
     values: dict[str, np.ndarray], lost: np.ndarray, where: str, job: Job, manager: ocp.CheckpointManager
 ) -> np.ndarray:
-    """`lost` and who diverged in this step; of them, the values become 0."""
+    """Add members that diverged in this step to `lost`, and set their values to 0."""
     bad = np.asarray(diverged(values))
     if not bad.any():
         return lost
-    told = lambda n: ", ".join(  # noqa: E731
+    describe = lambda n: ", ".join(  # noqa: E731
         f"{name} is {np.asarray(value)[n].tolist()}" for name, value in values.items() if name != "updates"
     )
     after = lost | bad
-    if job.without is None or after.all():
+    if job.deactivate is None or after.all():
         kept = manager.latest_step()
         good = (
-            f"{manager.directory}/{kept} is kept, the last good one"
+            f"The last good checkpoint is {manager.directory}/{kept}"
             if kept is not None
             else "No checkpoint was written yet"
         )
         raise DivergedError(
-            f"training diverged at {where}: {told(...)}. {good}. Lower the learning rate or raise the warm-up, and use "
-            "another --workdir"
+            f"training diverged at {where}: {describe(...)}. {good}. Lower the learning rate or increase the "
+            "warm-up, and use another --workdir"
         )
     for n in np.flatnonzero(after & ~lost).tolist():
-        _log.warning("%s diverged at %s (%s): its best epoch is kept, the others go on", job.names[n], where, told(n))
+        _log.warning(
+            "%s diverged at %s (%s): its best epoch is kept, the other members continue",
+            job.names[n],
+            where,
+            describe(n),
+        )
     values |= {name: np.where(bad, 0, value) for name, value in values.items()}
     return after
 
 
-class _Asked(Exception):  # noqa: N818 - no error
-    """SIGTERM or SIGINT arrived where it may interrupt at once."""
+class _StopRequested(Exception):  # noqa: N818 - no error
+    """SIGTERM or SIGINT arrived in an `interruptible` block."""
 
 
-class Stop:
-    """While entered, SIGTERM and SIGINT ask for an end instead of making one; a second SIGINT interrupts at once."""
+class StopSignal:
+    """Context that records SIGTERM and SIGINT instead of raising; a second SIGINT raises KeyboardInterrupt."""
 
-    def __enter__(self) -> Stop:
-        self._asked = self._at_once = False
+    def __enter__(self) -> StopSignal:
+        self._requested = self._interruptible = False
         self.number: int = signal.SIGTERM
         self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
@@ -261,40 +266,40 @@ class Stop:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: object) -> None:
-        if self._asked and number == signal.SIGINT:
+        if self._requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not self._asked and jax.process_index() == 0:
-            print("\nstopping: the state is saved once the step at hand is done", file=sys.stderr, flush=True)
-        self._asked, self.number = True, number
-        if self._at_once:
-            self._at_once = False  # once only: a second signal must not break what handles the first
-            raise _Asked
+        if not self._requested and jax.process_index() == 0:
+            print("\nstopping: saving the state after the current step", file=sys.stderr, flush=True)
+        self._requested, self.number = True, number
+        if self._interruptible:
+            self._interruptible = False  # a second signal must not interrupt the handling of the first
+            raise _StopRequested
 
     @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """A block that changes nothing, which a signal may leave; not with several hosts, who leave together."""
-        self._at_once = jax.process_count() == 1
+    def interruptible(self) -> Iterator[None]:
+        """Block without side effects that a signal interrupts; with several processes it runs to its end."""
+        self._interruptible = jax.process_count() == 1
         try:
-            if self._at_once and self._asked:
-                raise _Asked
+            if self._interruptible and self._requested:
+                raise _StopRequested
             yield
         finally:
-            self._at_once = False
+            self._interruptible = False
 
-    def asked(self) -> bool:
-        """Whether this host, or with several hosts any host, was asked: all of them leave at the same step."""
+    def requested(self) -> bool:
+        """Whether any process received a signal; a collective, so that all processes stop at the same step."""
         if jax.process_count() == 1:
-            return self._asked
+            return self._requested
         from jax.experimental import multihost_utils
 
-        return bool(multihost_utils.process_allgather(np.asarray(self._asked)).any())
+        return bool(multihost_utils.process_allgather(np.asarray(self._requested)).any())
 
 
 class Log:
-    """`log.jsonl` and TensorBoard events, written by the first host; lines behind the resumed step are cut.
+    """Write `log.jsonl` and TensorBoard events on process 0; lines after the resumed step are removed.
 
-    An object of a bucket cannot be added to. So for a workdir there both grow in a folder of this machine, are copied
-    now and then, which takes a twentieth of the time at most, and at the end.
+    Objects in a bucket cannot be appended to. For a workdir in a bucket, both files are written to a local folder and
+    copied from time to time (at most 5 % of the time) and at the end.
     """
 
     def __init__(self, workdir: str, step: int) -> None:
@@ -305,14 +310,14 @@ class Log:
         self._workdir = places.at(workdir)
         self._folder = tempfile.TemporaryDirectory(prefix="spjax-log-") if places.is_remote(workdir) else None
         self._here = Path(self._folder.name) if self._folder else self._workdir
-        self._next = time.monotonic() + KEPT_EVERY
+        self._next = time.monotonic() + COPY_EVERY
         kept = [line for line in _lines(self._workdir / "log.jsonl") if line["step"] <= step]
         path = self._here / "log.jsonl"
         files.write_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a")
-        from tensorboardX import SummaryWriter  # tensorboard's own writer imports TensorFlow
+        from tensorboardX import SummaryWriter  # tensorboard's writer imports TensorFlow
 
-        # Events behind the resumed step are of a killed run, which went further than its last checkpoint.
+        # Events after the resumed step are from a killed run that went further than its last checkpoint.
         purge = {"purge_step": step + 1} if step else {}
         self._writer = SummaryWriter(os.fspath(self._here / "tensorboard"), **purge)
 
@@ -325,17 +330,18 @@ class Log:
         try:
             self._file.close()
             self._writer.close()
-            self.keep()
+            self.copy()
         except OSError as error:
             if leaving is None:
                 raise
-            _log.warning("the last lines of the log did not get to %s: %s", self._workdir, error)  # what ends it counts
+            # Not raised: the error that ended the run is more important.
+            _log.warning("the last lines of the log could not be copied to %s: %s", self._workdir, error)
         finally:
             if self._folder:
                 self._folder.cleanup()
 
     def write(self, step: int, values: dict[str, Any], **extra: float) -> None:
-        """Log numbers, or a list of numbers per member, at a step."""
+        """Log scalars, or lists with a number per member, at a step."""
         if self._file is None:
             return
         line = {"step": step, "time": time.time(), **values, **extra}
@@ -347,10 +353,10 @@ class Log:
                 if isinstance(number, int | float):
                     self._writer.add_scalar(tag, number, step)
         if time.monotonic() >= self._next:
-            self.keep()
+            self.copy()
 
-    def keep(self) -> None:
-        """Copy what was logged so far to a workdir in a bucket.
+    def copy(self) -> None:
+        """Copy the log to a workdir in a bucket; does nothing for a local workdir.
 
         Raises:
           OSError: the bucket cannot be written to.
@@ -365,10 +371,10 @@ class Log:
                 if path.is_file():
                     places.copy(path, self._workdir / path.relative_to(self._here).as_posix())
         now = time.monotonic()
-        self._next = now + max(KEPT_EVERY, 20 * (now - start))
+        self._next = now + max(COPY_EVERY, 20 * (now - start))
 
 
-KEPT_EVERY = 60.0  # seconds after which a log in a bucket is copied there again, at the soonest
+COPY_EVERY = 60.0  # minimum seconds between copies of the log to a bucket
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -376,4 +382,4 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         try:
             yield json.loads(text)
         except json.JSONDecodeError:
-            return  # the half line of a killed run
+            return  # a killed run may leave an incomplete last line

@@ -1,7 +1,7 @@
-"""One mask says what trains: a regex over parameter paths. Everything else is frozen, and costs nothing.
+"""Select trained parameters by a regex over parameter paths; all others are frozen and have no optimizer state.
 
-Parameters are handled flat, `{"lm/layers/key/kernel": array, ...}`: the mask, the sharding rules and the checkpoint
-speak of the same paths.
+Parameters are flat dicts, `{"lm/layers/key/kernel": array, ...}`. The mask, sharding rules and checkpoints share these
+paths.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ Flat = dict[str, jax.Array]
 
 
 def flatten(params: Params) -> Flat:
-    """Nested tree to `{path: leaf}`, parts of a path joined by `/`."""
+    """Flatten a nested tree to `{path: leaf}`, path components joined by `/`."""
     return traverse_util.flatten_dict(params, sep="/")
 
 
 def unflatten(flat: Mapping[str, jax.Array]) -> Params:
-    """The inverse of `flatten`."""
+    """Invert `flatten`."""
     return traverse_util.unflatten_dict(dict(flat), sep="/")
 
 
 def split(flat: Flat, trainable: str) -> tuple[Flat, Flat]:
-    """(trained, frozen) leaves; trained are those whose whole path matches the regex.
+    """Split into (trained, frozen) leaves; a leaf is trained if the regex matches its full path.
 
     Raises:
-      ValueError: the regex matches nothing.
+      ValueError: the regex matches no path.
     """
     trained = {path: leaf for path, leaf in flat.items() if re.fullmatch(trainable, path)}
     if not trained:
@@ -42,7 +42,7 @@ def split(flat: Flat, trainable: str) -> tuple[Flat, Flat]:
 
 
 def masked(tx: optax.GradientTransformation, trained: Flat, frozen: Flat) -> optax.GradientTransformation:
-    """The optimizer for the trained leaves; frozen ones have no state and are set to zero updates."""
+    """Restrict an optimizer to the trained leaves; frozen leaves get zero updates and no state."""
     labels = {**dict.fromkeys(trained, "trained"), **dict.fromkeys(frozen, "frozen")}
     return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
 
@@ -50,7 +50,7 @@ def masked(tx: optax.GradientTransformation, trained: Flat, frozen: Flat) -> opt
 def apply_gradients(
     tx: optax.GradientTransformation, state: optax.OptState, trained: Flat, frozen: Flat, grads: Flat
 ) -> tuple[Flat, optax.OptState]:
-    """One update of the trained leaves. A frozen leaf's gradient is a scalar zero: its array never exists."""
-    nothing = {path: jnp.zeros(()) for path in frozen}
-    updates, state = tx.update({**grads, **nothing}, state, {**trained, **frozen})
+    """Update the trained leaves. Gradients of frozen leaves are scalar zeros, so that no arrays are allocated."""
+    zeros = {path: jnp.zeros(()) for path in frozen}
+    updates, state = tx.update({**grads, **zeros}, state, {**trained, **frozen})
     return optax.apply_updates(trained, {path: updates[path] for path in trained}), state

@@ -1,4 +1,4 @@
-"""Optimizers: Adam with warm-up and decay, all of it member by member in a bank, and the reference's Adam."""
+"""Adam with warm-up and decay, applied to each member of a bank separately, and fairseq's variant of Adam."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from spjax.training.masks import Flat
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """An Adam run.
+    """Adam settings.
 
     Attributes:
       lr: peak learning rate.
-      warmup: share of all steps (in a bank: of a member's own) in which it rises from 0.
+      warmup: fraction of the updates (in a bank: of the member's updates) with linear warm-up from 0.
       decay: "cosine" to 0, or "constant".
-      b1: first moment's memory.
-      b2: second moment's memory.
-      eps: added to the root of the second moment.
+      b1: decay rate of the first moment.
+      b2: decay rate of the second moment.
+      eps: added to the square root of the second moment.
       eps_before_correction: add eps before bias correction (fairseq's convention) instead of after.
-      weight_decay: decoupled (AdamW): times the learning rate, of every matrix; in a bank of all that a member trains.
-      clip: largest gradient norm of a member; 0 for no clipping.
+      weight_decay: decoupled (AdamW). Applied to matrices; in a bank to all trained leaves of a member.
+      clip: maximum gradient norm of a member; 0: no clipping.
     """
 
     lr: float = 5e-3
@@ -48,14 +48,14 @@ class OptimConfig:
             raise ValueError(f"optim: lr {self.lr} must be positive and warmup {self.warmup} in [0, 1)")
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"optim: {name} is {getattr(self, name)}, must lie in [0, 1)")
+                raise ValueError(f"optim: {name} is {getattr(self, name)}, must be in [0, 1)")
         for name in ("eps", "weight_decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"optim: {name} is {getattr(self, name)}, must not be negative, nor infinite")
+                raise ValueError(f"optim: {name} is {getattr(self, name)}, must be finite and at least 0")
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step."""
+    """Learning rate as a function of the step, for a run of `steps` updates."""
     warmup = int(config.warmup * steps)
     if config.decay == "constant":
         return optax.warmup_constant_schedule(0.0 if warmup else config.lr, config.lr, warmup)
@@ -63,7 +63,7 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def member_norms(grads: Flat) -> jax.Array:
-    """Gradient norm of each member, float32 [N]. Leaves under `prompt/` have the bank axis, others belong to all."""
+    """Gradient norm of each member, float32 [N]. Leaves under `prompt/` have the bank axis; others are shared."""
 
     def squares(path: str, leaf: jax.Array) -> jax.Array:
         axes = tuple(range(1, leaf.ndim)) if path.startswith("prompt/") else None
@@ -73,7 +73,7 @@ def member_norms(grads: Flat) -> jax.Array:
 
 
 def clip_members(max_norm: float) -> optax.GradientTransformation:
-    """Scale each member's gradient down to `max_norm`, whatever the other members of the bank do."""
+    """Clip each member's gradient to `max_norm` independently of the other members."""
 
     def update(grads: Flat, state: optax.OptState, params: Flat | None = None) -> tuple[Flat, optax.OptState]:
         del params
@@ -89,8 +89,8 @@ def clip_members(max_norm: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-class Pace(NamedTuple):
-    """Where the members of a bank stand, [N] each: updates so far, peak learning rate, number of their schedule."""
+class ScheduleState(NamedTuple):
+    """State of `scale_members`, [N] each: updates so far, peak learning rate, index of the schedule."""
 
     step: jax.Array
     lr: jax.Array
@@ -98,21 +98,23 @@ class Pace(NamedTuple):
 
 
 def scale_members(config: OptimConfig, steps: Sequence[int], lrs: Sequence[float]) -> optax.GradientTransformation:
-    """Each member's updates times its own learning rate, by its own count of updates.
+    """Scale each member's updates by its learning rate, at its own step count.
 
     Args:
       config: warm-up and decay.
-      steps: updates of each member's whole run, [N].
+      steps: total updates of each member, [N].
       lrs: peak learning rate of each member, [N].
     """
     lengths, number = np.unique(steps, return_inverse=True)
     shapes = [schedule(dataclasses.replace(config, lr=1.0), int(length)) for length in lengths]
 
-    def init(params: Flat) -> Pace:
+    def init(params: Flat) -> ScheduleState:
         del params
-        return Pace(jnp.zeros(len(lrs), jnp.int32), jnp.asarray(lrs, jnp.float32), jnp.asarray(number, jnp.int32))
+        return ScheduleState(
+            jnp.zeros(len(lrs), jnp.int32), jnp.asarray(lrs, jnp.float32), jnp.asarray(number, jnp.int32)
+        )
 
-    def update(updates: Flat, state: Pace, params: Flat | None = None) -> tuple[Flat, Pace]:
+    def update(updates: Flat, state: ScheduleState, params: Flat | None = None) -> tuple[Flat, ScheduleState]:
         del params
         shares = jnp.stack([jax.vmap(shape)(state.step) for shape in shapes])
         rates = -state.lr * jnp.take_along_axis(shares, state.schedule[None], axis=0)[0]
@@ -122,24 +124,24 @@ def scale_members(config: OptimConfig, steps: Sequence[int], lrs: Sequence[float
     return optax.GradientTransformation(init, update)
 
 
-class Decay(NamedTuple):
-    """Weight decay of the members of a bank, [N]."""
+class DecayState(NamedTuple):
+    """State of `decay_members`: weight decay of each member, [N]."""
 
     rate: jax.Array
 
 
 def decay_members(rates: Sequence[float]) -> optax.GradientTransformation:
-    """Add each member's parameters, times its own rate, to its updates."""
+    """Add weight decay to each member's updates, with a separate rate for each member, [N]."""
 
-    def update(updates: Flat, state: Decay, params: Flat | None = None) -> tuple[Flat, Decay]:
+    def update(updates: Flat, state: DecayState, params: Flat | None = None) -> tuple[Flat, DecayState]:
         add = lambda leaf, own: leaf + own * state.rate.reshape(-1, *[1] * (leaf.ndim - 1))  # noqa: E731
         return jax.tree.map(add, updates, params), state
 
-    return optax.GradientTransformation(lambda params: Decay(jnp.asarray(rates, jnp.float32)), update)
+    return optax.GradientTransformation(lambda params: DecayState(jnp.asarray(rates, jnp.float32)), update)
 
 
 def make(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """The optimizer of a run of `steps` updates: one count for everything that is trained."""
+    """Make the optimizer of a single run of `steps` updates."""
     decay = optax.add_decayed_weights(config.weight_decay, mask=_matrices) if config.weight_decay else optax.identity()
     return _chain(config, _adam(config), decay, optax.scale_by_learning_rate(schedule(config, steps)))
 
@@ -155,16 +157,15 @@ def _matrices(params: Flat) -> Any:
 def make_bank(
     config: OptimConfig, steps: Sequence[int], lrs: Sequence[float], decays: Sequence[float] | None = None
 ) -> optax.GradientTransformation:
-    """The optimizer of a bank: every member is stepped as if it were alone, whenever it takes part.
+    """Make the optimizer of a bank, which updates each member independently.
 
-    Every leaf of its state has the bank axis in front. Rows of it, with those of parameters and gradients, are the
-    optimizer of these members.
+    All leaves of its state have a leading bank axis, so rows of state, parameters and gradients can be updated alone.
 
     Args:
       config: Adam settings.
-      steps: updates of each member's whole run, [N].
+      steps: total updates of each member, [N].
       lrs: peak learning rate of each member, [N].
-      decays: weight decay of each member, [N]; None: all as `config` says.
+      decays: weight decay of each member, [N]; None: `config.weight_decay` for all.
     """
     adam, decays = _adam(config), [config.weight_decay] * len(lrs) if decays is None else decays
     each = optax.GradientTransformation(jax.vmap(adam.init), jax.vmap(adam.update))

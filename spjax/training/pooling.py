@@ -1,4 +1,4 @@
-"""States of the frozen LM at an utterance's columns: what the linear probe and prompts that start from them take."""
+"""Hidden states of the frozen LM at an utterance's columns, for the linear probe and data-dependent prompt inits."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from spjax.types import KV, Batch, Params, Streams
 def pooled_states(
     lm: Params, config: UnitLMConfig, units: UnitSet, plan: Sequence[Step], mesh: Any, compute: Compute
 ) -> np.ndarray:
-    """Mean hidden state of each utterance's units behind each layer, float32 [L, n, D]; NaN where the plan has none.
+    """Mean over units of the output of each layer, float32 [L, n, D]; NaN for utterances that are not in the plan.
 
     Args:
-      lm: the LM's weights on the devices, as `sharding.layerwise` gives them.
-      config: its architecture.
+      lm: LM weights on devices, from `sharding.layerwise`.
+      config: LM architecture.
       units: the split, n utterances.
-      plan: an unshuffled plan over it for one member.
-      mesh: of the devices.
-      compute: operand type.
+      plan: unshuffled plan over the split for one member.
+      mesh: device mesh.
+      compute: operand dtype.
     """
     return _by_utterance(_means(config, compute), lm, config.layers, config, units, plan, mesh)
 
 
 @functools.lru_cache(maxsize=8)
 def _means(config: UnitLMConfig, compute: Compute) -> Callable[[Params, Batch], jax.Array]:
-    """What `pooled_states` runs: one function, so that all splits and tasks share its programs."""
+    """Cached, so that all splits and tasks share compiled programs."""
 
     def run(lm: Params, batch: Batch) -> jax.Array:
         return _layers(lm, config, batch, compute, lambda before, after, weights: _mean(after, batch))
@@ -56,20 +56,17 @@ def layer_inputs(
     columns: np.ndarray,
     deep: bool = True,
 ) -> np.ndarray:
-    """What keys and values are projections of, at a column of each utterance: float32 [L, n, D].
-
-    A deep prompt of them has the keys and values that the LM has there; an input prompt of embedded columns is what the
-    LM reads there.
+    """Inputs of the key and value projections at one column of each utterance: float32 [L, n, D].
 
     Args:
-      lm, config, units, plan, mesh, compute: as of `pooled_states`.
-      columns: int [n]; 0 is the opener's, i that of the i-th unit; -1 takes the mean over all units.
-      deep: False gives the embedded columns with their positions instead, [1, n, D].
+      lm, config, units, plan, mesh, compute: see `pooled_states`.
+      columns: int [n]; 0: the opening token, i: the i-th unit, -1: the mean over all units.
+      deep: False returns the embedded columns with positions instead, [1, n, D].
     """
     table = jnp.asarray(columns)
 
     def run(lm: Params, batch: Batch) -> jax.Array:
-        column = table[jnp.maximum(batch.index, 0)][:, None, None]  # padding rows have no number
+        column = table[jnp.maximum(batch.index, 0)][:, None, None]  # padding rows have index -1
 
         def read(x: jax.Array) -> jax.Array:
             one = jnp.take_along_axis(x, jnp.maximum(column, 0), axis=1)[:, 0]
@@ -93,7 +90,7 @@ def _by_utterance(
     plan: Sequence[Step],
     mesh: Any,
 ) -> np.ndarray:
-    """What `run` gives of every batch, [B, layers, D], as [layers, n, D]; NaN where the plan has no utterance."""
+    """Collect `run`'s [B, layers, D] over all batches as [layers, n, D]; NaN for utterances not in the plan."""
     run = jax.jit(run)
     found = np.full((layers, len(units), config.dim), np.nan, np.float32)
     for batch in loader.prefetch(loader.batches(units, plan, *sharding.own_rows(mesh))):
@@ -111,12 +108,12 @@ def _mean(x: jax.Array, batch: Batch) -> jax.Array:
 
 
 def _embedded(lm: Params, config: UnitLMConfig, batch: Batch) -> jax.Array:
-    """The opener and all units of a batch as the first layer reads them, float32 [B, T + 1, D]."""
+    """Input of the first layer for the opening token and all units, float32 [B, T + 1, D]."""
     columns = jnp.arange(batch.source.shape[1] + 1)
     length = batch.source_length[:, None]
 
     def appended(source: jax.Array, last: jax.Array) -> jax.Array:
-        """The last unit's column right behind the others."""
+        """Insert the last unit's column after the others."""
         return jnp.where(columns == length, last[:, None], jnp.pad(source, ((0, 0), (0, 1))))
 
     beside = None
@@ -133,7 +130,7 @@ def _layers(
     compute: Compute,
     read: Callable[[jax.Array, jax.Array, Params], jax.Array],
 ) -> jax.Array:
-    """What `read` makes [B, D] of a layer's input, output and weights, [B, L, D], rows first as devices keep them."""
+    """Apply `read` (input, output, weights -> [B, D]) to every layer: [B, L, D]."""
     embedded = _embedded(lm, config, batch)
     length = embedded.shape[1]
     seen = jnp.tril(jnp.ones((1, length, length), bool))

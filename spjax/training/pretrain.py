@@ -1,8 +1,8 @@
 """Pretraining a unit LM: next-unit prediction on unit records, utterances packed into rows.
 
-An utterance `</s> u1 .. uT` predicts `u1 .. uT </s>`, as GSLM's did; in a packed row it sees itself only, and its
-positions start anew. A multi-stream LM, as pGSLM, goes on for a column: `<s> u1 .. uT </s>` predicts `u1 .. uT </s>`
-and, since the streams lag, the prosody of each column's own unit.
+As in GSLM, an utterance `</s> u1 .. uT` predicts `u1 .. uT </s>`. In a packed row each utterance attends to itself
+only, and its positions start at 0. A multi-stream LM (pGSLM) has one column more, since its streams lag the units by a
+column: `<s> u1 .. uT </s>` predicts `u1 .. uT </s>` and the duration and f0 of each column's input unit.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class PretrainConfig:
 
     Attributes:
       epochs: passes over the units.
-      row_length: W, columns of a packed row; longer utterances are cut into pieces of it.
+      row_length: W, columns of a packed row; longer utterances are cut into pieces of this length.
       rows: rows of a batch.
-      noise: share of the input units that are replaced by a random one (targets, durations and f0 stay).
-      dedup: use equal sequences, of units and whatever other streams the LM has, once.
-      seed: of weights, order and noise.
+      noise: fraction of the input units replaced by random units (targets, durations and f0 are not changed).
+      dedup: remove duplicate sequences (equal units and streams).
+      seed: of weights, data order and noise.
       checkpoint_every: updates between checkpoints.
-      stream_weights: of a multi-stream LM, what the losses of duration and f0 count beside the unit's.
-      f0_bins: of a discrete multi-stream LM whose config names no edges: bins of f0, as many segments of train in each.
-      profile: updates of which a profiler trace is written, once the first are done (docs/profiling.md); 0: none.
+      stream_weights: loss weights of duration and f0 in a multi-stream LM; the unit loss has weight 1.
+      f0_bins: number of f0 bins of a discrete multi-stream LM whose config has no f0_edges; quantiles of the train set.
+      profile: number of updates in the profiler trace (docs/profiling.md); 0: no trace.
     """
 
     epochs: int = 10
@@ -65,43 +65,41 @@ class PretrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"pretrain: {name} is {getattr(self, name)}, must be at least 1")
         if self.profile < 0:
-            raise ValueError(f"pretrain: profile is {self.profile}, must not be negative (0 writes none)")
+            raise ValueError(f"pretrain: profile is {self.profile}, must be at least 0 (0 writes no trace)")
         if not 2 <= self.f0_bins <= 1024:
-            raise ValueError(f"pretrain: f0_bins is {self.f0_bins}, must lie in 2..1024")
+            raise ValueError(f"pretrain: f0_bins is {self.f0_bins}, must be in 2..1024")
         if len(self.stream_weights) != 2 or not all(0 <= weight < math.inf for weight in self.stream_weights):
-            raise ValueError(
-                f"pretrain: stream_weights {self.stream_weights} must be two finite numbers, none negative"
-            )
+            raise ValueError(f"pretrain: stream_weights {self.stream_weights} must be two finite numbers of at least 0")
         if not 0 <= self.noise < 1:
-            raise ValueError(f"pretrain: noise is {self.noise}, must lie in [0, 1)")
+            raise ValueError(f"pretrain: noise is {self.noise}, must be in [0, 1)")
 
 
-class Rows(NamedTuple):
+class PackedRows(NamedTuple):
     """Packed rows [rows, W], on host or device; or a single sequence [n].
 
     Attributes:
       inputs: int32 tokens.
-      targets: int32 tokens; PAD where there is none.
-      segment: int32, number of the sequence in its row; 0 fills.
-      position: int32, place in the sequence.
-      told, foretold: of a multi-stream LM, the streams beside the inputs, which lag, and those to predict; F0_BOS in
-        `foretold` where there are none. None for a unit LM.
+      targets: int32 tokens; PAD: no target.
+      segment: int32, index of the sequence in its row, from 1; 0: padding.
+      position: int32, index in the sequence.
+      streams: input streams of a multi-stream LM, which lag the units by a column; None for a unit LM.
+      stream_targets: streams to predict; an f0 of F0_BOS marks columns without a target. None for a unit LM.
     """
 
     inputs: Any
     targets: Any
     segment: Any
     position: Any
-    told: Streams | None = None
-    foretold: Streams | None = None
+    streams: Streams | None = None
+    stream_targets: Streams | None = None
 
 
-class Sums(NamedTuple):
-    """Losses summed over a batch: nats, or of a continuous stream frames and log f0.
+class LossSums(NamedTuple):
+    """Losses summed over a batch, in nats; absolute errors in frames and log f0 for continuous streams.
 
     Attributes:
-      unit: of the `units` units that were to be predicted.
-      duration, f0: of the `segments` whose prosody was; all 0 for a unit LM.
+      unit: over `units` predicted units.
+      duration, f0: over `segments` predicted segments; all 0 for a unit LM.
     """
 
     unit: Any
@@ -111,10 +109,10 @@ class Sums(NamedTuple):
     segments: Any
 
 
-def utterances(sets: list[UnitSet], row_length: int, dedup: bool) -> list[Rows]:
-    """Utterances of several sets as sequences, cut where longer than a row, in a fixed order.
+def utterances(sets: list[UnitSet], row_length: int, dedup: bool) -> list[PackedRows]:
+    """Make sequences of the utterances of several sets, in order, cut to at most `row_length` columns.
 
-    Sets that have streams give those of a multi-stream LM.
+    Sets with durations and f0 give sequences of a multi-stream LM.
     """
     sequences = [_sequence(units, i) for units in sets for i in range(len(units))]
     if dedup:
@@ -123,42 +121,41 @@ def utterances(sets: list[UnitSet], row_length: int, dedup: bool) -> list[Rows]:
         sequences = list(unique.values())
     long = sum(len(sequence.inputs) > row_length for sequence in sequences)
     if long:
-        _log.info("pretraining: %d utterances over %d units are cut into pieces", long, row_length - 1)
+        _log.info("pretraining: %d utterances over %d units were cut into pieces", long, row_length - 1)
     return [piece for sequence in sequences for piece in _cut(sequence, row_length)]
 
 
-def _sequence(units: UnitSet, i: int) -> Rows:
-    """Utterance i from its opener to its end."""
+def _sequence(units: UnitSet, i: int) -> PackedRows:
     tokens = units.units_of(i).astype(np.int32) + vocab.UNIT_OFFSET
     if units.streams is None:
         return _columns(np.concatenate([[vocab.EOS], tokens, [vocab.EOS]]))
     own = Streams(*(flat[units.offsets[i] : units.offsets[i + 1]] for flat in units.streams))
-    # The end has prosody to be foretold as well, as in pGSLM: no frames, no voice.
-    foretold = Streams(np.concatenate([[0], own.duration, [0]]), np.concatenate([[vocab.F0_BOS], own.f0, [0]]))
-    told = Streams(*(np.concatenate([[first], x[:-1]]) for x, first in zip(foretold, (0, vocab.F0_PAD), strict=True)))
+    # As in pGSLM, the end token has prosody targets too: duration 0 and f0 0 (unvoiced).
+    targets = Streams(np.concatenate([[0], own.duration, [0]]), np.concatenate([[vocab.F0_BOS], own.f0, [0]]))
+    inputs = Streams(*(np.concatenate([[first], x[:-1]]) for x, first in zip(targets, (0, vocab.F0_PAD), strict=True)))
     dtypes = Streams(np.int32, np.float32)
-    told, foretold = (Streams(*map(np.ndarray.astype, one, dtypes)) for one in (told, foretold))
+    inputs, targets = (Streams(*map(np.ndarray.astype, one, dtypes)) for one in (inputs, targets))
     return _columns(np.concatenate([[vocab.BOS], tokens, [vocab.EOS, vocab.PAD]]))._replace(
-        told=told, foretold=foretold
+        streams=inputs, stream_targets=targets
     )
 
 
-def _columns(tokens: np.ndarray) -> Rows:
+def _columns(tokens: np.ndarray) -> PackedRows:
     tokens = tokens.astype(np.int32)
     place = np.arange(len(tokens) - 1, dtype=np.int32)
-    return Rows(tokens[:-1], tokens[1:], np.ones_like(place), place)
+    return PackedRows(tokens[:-1], tokens[1:], np.ones_like(place), place)
 
 
-def _cut(sequence: Rows, row_length: int) -> Iterator[Rows]:
+def _cut(sequence: PackedRows, row_length: int) -> Iterator[PackedRows]:
     for start in range(0, len(sequence.inputs), row_length):
         piece = jax.tree.map(lambda x: x[start : start + row_length], sequence)  # noqa: B023
         yield piece._replace(position=piece.position - start)
 
 
-def pack(sequences: list[Rows], row_length: int, seed: int) -> Rows:
-    """Lay sequences into rows in a random order, each into the open row that it fills best."""
-    open_rows: list[list[int]] = [[] for _ in range(row_length + 1)]  # by space left
-    rows: list[list[Rows]] = []
+def pack(sequences: list[PackedRows], row_length: int, seed: int) -> PackedRows:
+    """Pack sequences into rows by best fit, in a random order."""
+    open_rows: list[list[int]] = [[] for _ in range(row_length + 1)]  # by free columns
+    rows: list[list[PackedRows]] = []
     for i in np.random.default_rng(seed).permutation(len(sequences)):
         sequence = sequences[i]
         size = len(sequence.inputs)
@@ -172,23 +169,23 @@ def pack(sequences: list[Rows], row_length: int, seed: int) -> Rows:
         if space > size:
             open_rows[space - size].append(row)
 
-    def lay(fill: int | float, *pieces: np.ndarray) -> np.ndarray:
+    def place(fill: int | float, *pieces: np.ndarray) -> np.ndarray:
         packed = np.full((len(rows), row_length), fill, pieces[0].dtype)
         for r, start, piece in zip(row_of, starts, pieces, strict=True):
             packed[r, start : start + len(piece)] = piece
         return packed
 
-    laid = [piece for together in rows for piece in together]
+    placed = [piece for together in rows for piece in together]
     row_of = [r for r, together in enumerate(rows) for _ in together]
     starts = [start for row in rows for start in itertools.accumulate((len(x.inputs) for x in row[:-1]), initial=0)]
-    nothing = Rows(vocab.PAD, vocab.PAD, 0, 0)
-    if laid[0].told is not None:
-        nothing = nothing._replace(told=Streams(0, vocab.F0_PAD), foretold=Streams(0, vocab.F0_BOS))
-    return jax.tree.map(lay, nothing, *laid)
+    padding = PackedRows(vocab.PAD, vocab.PAD, 0, 0)
+    if placed[0].streams is not None:
+        padding = padding._replace(streams=Streams(0, vocab.F0_PAD), stream_targets=Streams(0, vocab.F0_BOS))
+    return jax.tree.map(place, padding, *placed)
 
 
-def batches(rows: Rows, size: int) -> Iterator[Rows]:
-    """Rows in batches of `size`; the last is filled with rows of segment 0."""
+def batches(rows: PackedRows, size: int) -> Iterator[PackedRows]:
+    """Yield batches of `size` rows; the last one is padded with rows of segment 0."""
     for start in range(0, len(rows.inputs), size):
         part = jax.tree.map(lambda column: column[start : start + size], rows)  # noqa: B023
         missing = size - len(part.inputs)
@@ -196,17 +193,22 @@ def batches(rows: Rows, size: int) -> Iterator[Rows]:
 
 
 def losses(
-    params: Params, config: UnitLMConfig, rows: Rows, compute: Compute, noise: float = 0.0, key: jax.Array | None = None
-) -> Sums:
-    """Summed losses of packed rows, in float32.
+    params: Params,
+    config: UnitLMConfig,
+    rows: PackedRows,
+    compute: Compute,
+    noise: float = 0.0,
+    key: jax.Array | None = None,
+) -> LossSums:
+    """Sum the losses of packed rows, in float32.
 
     Args:
-      params: the LM's weights.
-      config: its architecture.
+      params: LM weights.
+      config: LM architecture.
       rows: [rows, W] each, with streams for a multi-stream LM.
-      compute: operand type and remat.
-      noise: share of the input units to replace by random ones.
-      key: for the noise; None adds none.
+      compute: operand dtype and rematerialisation.
+      noise: fraction of the input units to replace by random units.
+      key: random key of the noise; None: no noise.
     """
     inputs = rows.inputs
     if noise and key is not None:
@@ -217,22 +219,23 @@ def losses(
     same = rows.segment[:, :, None] == rows.segment[:, None, :]
     mask = same & jnp.tril(jnp.ones((inputs.shape[1],) * 2, bool))
     hidden = unit_lm.hidden_states(
-        params, config, inputs, compute, streams=rows.told, position=rows.position, mask=mask
+        params, config, inputs, compute, streams=rows.streams, position=rows.position, mask=mask
     )
     logits = unit_lm.unembed(params, hidden, compute)
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, rows.targets)
     real = (rows.segment > 0) & (rows.targets != vocab.PAD)
     unit, units = jnp.sum(jnp.where(real, nll, 0)), jnp.sum(real)
-    if config.prosody is None or rows.foretold is None:
-        return Sums(unit, jnp.zeros(()), jnp.zeros(()), units, jnp.zeros((), int))
-    spoken = (rows.segment > 0) & jnp.isfinite(rows.foretold.f0)
-    foretold = streams.heads(params, hidden, compute)
-    duration, f0 = (jnp.sum(jnp.where(spoken, x, 0)) for x in streams.losses(config.prosody, foretold, rows.foretold))
-    return Sums(unit, duration, f0, units, jnp.sum(spoken))
+    if config.prosody is None or rows.stream_targets is None:
+        return LossSums(unit, jnp.zeros(()), jnp.zeros(()), units, jnp.zeros((), int))
+    has_target = (rows.segment > 0) & jnp.isfinite(rows.stream_targets.f0)
+    predicted = streams.heads(params, hidden, compute)
+    each = streams.losses(config.prosody, predicted, rows.stream_targets)
+    duration, f0 = (jnp.sum(jnp.where(has_target, x, 0)) for x in each)
+    return LossSums(unit, duration, f0, units, jnp.sum(has_target))
 
 
 def check_rows(run: PretrainConfig, mesh: Mesh) -> None:
-    """Raise ValueError where batches do not divide among the devices."""
+    """Raise ValueError if a batch is not divisible by the number of batch shards."""
     shards = sharding.batch_shards(mesh)
     if run.rows % shards:
         raise ValueError(f"pretrain: rows={run.rows} must be a multiple of the {shards} devices that share a batch")
@@ -250,32 +253,31 @@ def pretrain(
     model_parallel: int = 1,
     weight_shards: int = 1,
 ) -> tuple[Params, list[dict[str, Any]]]:
-    """Train a unit LM, or a multi-stream LM, from scratch.
+    """Train a unit LM or a multi-stream LM from scratch.
 
     Args:
-      config: its sizes.
-      run: data and length of the run.
+      config: LM architecture.
+      run: batching and length of the run.
       optimizer: AdamW settings.
-      compute: operand type and remat.
-      train: unit sets; only units and streams are used, never the labels. They have streams where `config` has prosody,
-        and none else.
-      valid: unit sets on which perplexity and the streams' losses are reported, by name.
-      workdir: checkpoints and logs; a run found there is continued.
-      model_parallel, weight_shards: as `sharding.make_mesh`.
+      compute: operand dtype and rematerialisation.
+      train: unit sets; labels are not used. They must have streams if and only if `config` has prosody.
+      valid: unit sets by name, on which perplexity and stream losses are reported.
+      workdir: checkpoints and logs; a run found there is resumed.
+      model_parallel, weight_shards: see `sharding.make_mesh`.
 
     Returns:
-      The weights of the last epoch (the learning rate ends at 0, so they are the ones to keep), float32 on the host,
-      and the history of valid perplexities.
+      The weights after the last epoch (the learning rate decays to 0, so no earlier epoch is selected), float32 on the
+      host; and the metrics of every epoch.
 
     Raises:
-      ValueError: rows do not divide among the devices, or sets that have not the streams that the LM has.
+      ValueError: rows are not divisible by the devices, or streams of a set do not match the LM.
       DivergedError, Interrupted: as `loop.fit`.
     """
     mesh = sharding.make_mesh(model_parallel, weight_shards)
     check_rows(run, mesh)
     if any((units.streams is None) != (config.prosody is None) for units in (*train, *valid.values())):
-        raise ValueError("pretrain: a multi-stream LM wants sets with durations and f0, a unit LM sets without")
-    # Utterances of a row do not see each other, so who shares a row does not matter: pack once, shuffle rows.
+        raise ValueError("pretrain: a multi-stream LM needs sets with durations and f0, a unit LM sets without them")
+    # Utterances of a row do not attend to each other, so it is enough to pack once and shuffle rows.
     rows = pack(utterances(train, run.row_length, run.dedup), run.row_length, run.seed)
     held_out = {
         name: pack(utterances([units], run.row_length, dedup=False), run.row_length, run.seed)
@@ -289,7 +291,7 @@ def pretrain(
     def start(key: jax.Array) -> masks.Flat:
         return masks.flatten({"lm": unit_lm.init(key, config)})
 
-    # Made where it is to lie: the whole LM need not fit a device.
+    # Initialised sharded, since the LM may not fit on one device.
     weights = jax.jit(start, out_shardings=sharding.shardings(mesh, jax.eval_shape(start, key)))(key)
     frozen: masks.Flat = {}
     tx = masks.masked(tx, weights, frozen)
@@ -298,7 +300,7 @@ def pretrain(
     state = sharding.place(state, where)
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(where, None))
-    def update(state: dict[str, Any], part: Rows) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    def update(state: dict[str, Any], part: PackedRows) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         def loss(flat: masks.Flat) -> jax.Array:
             noise_key = jax.random.fold_in(key, state["step"])
             sums = losses(unflatten(flat)["lm"], config, part, compute, run.noise, noise_key)
@@ -312,12 +314,12 @@ def pretrain(
 
     measure = jax.jit(lambda flat, rows: losses(unflatten(flat)["lm"], config, rows, compute))
 
-    def plan(state: dict[str, Any], epoch: int) -> list[Rows]:
+    def plan(state: dict[str, Any], epoch: int) -> list[PackedRows]:
         del state
         order = np.random.default_rng((run.seed, epoch)).permutation(len(rows.inputs))
         return list(batches(jax.tree.map(lambda column: column[order], rows), run.rows))
 
-    def read(parts: Sequence[Rows]) -> Iterator[tuple[Rows, int]]:
+    def read(parts: Sequence[PackedRows]) -> Iterator[tuple[PackedRows, int]]:
         for part in parts:
             yield _local(mesh, part), int(np.sum((part.position == 0) & (part.segment > 0)))
 
@@ -327,7 +329,7 @@ def pretrain(
         nll = units = 0.0
         for name, packed in held_out.items():
             parts = list(batches(packed, run.rows))
-            found = Sums(*np.zeros(len(Sums._fields)))
+            found = LossSums(*np.zeros(len(LossSums._fields)))
             for part in tqdm(parts, desc=f"valid {name}", leave=False, disable=jax.process_index() > 0):
                 found = jax.tree.map(lambda a, b: a + float(b), found, measure(state["params"], _local(mesh, part)))
             each = found.unit / found.units
@@ -348,8 +350,8 @@ def pretrain(
     return masks.unflatten(sharding.fetch(state["params"]))["lm"], history
 
 
-def _local(mesh: Any, rows: Rows) -> Rows:
-    """This process's rows, as its share of the global batch."""
+def _local(mesh: Any, rows: PackedRows) -> PackedRows:
+    """Make the global batch from this process's rows of it."""
     own, runs = sharding.own_rows(mesh)
     return sharding.shard_rows(
         mesh,

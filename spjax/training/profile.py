@@ -1,4 +1,4 @@
-"""A profiler trace of some updates, in WORKDIR/profile; docs/profiling.md says how to read it."""
+"""JAX profiler trace of some training updates, written to WORKDIR/profile (see docs/profiling.md)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SKIPPED = 10  # updates before the trace, in which most programs are compiled
 
 
 class Trace:
-    """Traces `steps` updates of this process, once the first are done; less where the run ends before."""
+    """Context manager that traces up to `steps` updates of this process, after the first `SKIPPED`."""
 
     def __init__(self, workdir: str, steps: int) -> None:
-        alone = jax.process_count() == 1  # others may be on the same host, whose name files have
+        alone = jax.process_count() == 1  # trace files are named by host, which processes may share
         own = "profile" if alone else os.path.join("profile", f"process_{jax.process_index()}")
         self._place, self._left, self._seen = os.path.join(workdir, own), steps, 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -31,20 +31,20 @@ class Trace:
         self._stop()
 
     def step(self) -> contextlib.AbstractContextManager[Any]:
-        """What an update is made in; the trace shows it as a step."""
+        """Context manager for one update, which the trace shows as a step."""
         self._seen += 1
         if self._left and self._seen == SKIPPED + 1:
-            # Written here and then copied: the profiler knows no buckets.
+            # Written locally and then copied, since the profiler cannot write to buckets.
             self._folder = tempfile.TemporaryDirectory(prefix="spjax-profile-")
             options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = 0  # every call would be an event, and too many of them cut the trace
+            options.python_tracer_level = 0  # an event per Python call would exceed the limit of a trace
             jax.profiler.start_trace(self._folder.name, profiler_options=options)
         if self._folder is None:
             return contextlib.nullcontext()
         return jax.profiler.StepTraceAnnotation("update", step_num=self._seen)
 
     def done(self, result: Any) -> None:
-        """End the trace if that was its last update, once `result` of it is there."""
+        """Stop the trace if that was its last update, after `result` is ready."""
         if self._folder is not None and self._seen == SKIPPED + self._left:
             jax.block_until_ready(result)
             self._stop()

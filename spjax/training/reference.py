@@ -1,4 +1,4 @@
-"""The original's protocol under one switch (FACTS.md: Prompts, Loss and optimiser)."""
+"""Training settings of the published SpeechPrompt code, selected by one switch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from spjax.training.train import TrainConfig
 
 
 def protocol(train: TrainConfig) -> tuple[PromptConfig, LossConfig, OptimConfig, TrainConfig]:
-    """The original's settings; seeds, batch size, buckets and checkpoints stay the caller's.
+    """Return the published settings; seeds, batch rows, buckets and checkpoint intervals are taken from `train`.
 
-    Prompts of length 5, one separator, dropout 0.1; loss over all target tokens; Adam at a constant 5e-3, eps before
-    bias correction; batches of up to 4,096 tokens; patience of one epoch on the valid loss rounded to 3 decimals; at
-    most 300 epochs.
+    Prompts of length 5, one separator, dropout 0.1; loss over all target tokens; Adam with a constant learning rate of
+    5e-3 and eps added before bias correction; batches of at most 4,096 tokens; early stopping after one epoch without a
+    lower valid loss, rounded to 3 decimals; at most 300 epochs.
+
+    Args:
+      train: supplies the fields that the published code does not fix.
     """
     return (
         PromptConfig(),

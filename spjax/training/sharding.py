@@ -1,4 +1,4 @@
-"""Devices: the mesh, where each parameter lies, and how a batch gets there. No other room knows about devices."""
+"""Device mesh, parameter and batch shardings, and collectives. Other packages do not handle devices."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from spjax.models.split_kernel import SplitKernel
 from spjax.storage import unit_lms
 from spjax.types import Batch
 
-# A mesh has three axes. A batch is split over `data` and `shard`; kernels of the LM lie in pieces over `shard`, and are
-# put together layer by layer; a layer is computed in parts over `model`. Members of a bank lie where their rows do, if
-# they divide so, and whole everywhere else.
+# Mesh axes: batches are sharded over `data` and `shard`; kernels of the LM over `shard`, and all-gathered layer by
+# layer; the computation of a layer over `model` (tensor parallelism). A bank is sharded like the batch if the number of
+# members is divisible by the shards, and replicated otherwise.
 BATCH = ("data", "shard")
-# The first rule whose regex matches a path wins; every parameter must match one. Attention is split by heads and
-# the feed-forward by its width, so that a layer needs one sum over `model` after `out` and one after `ffn_out`.
+# The first matching regex applies; every parameter must match one. Attention is split by heads and the feed-forward by
+# its width, so that a layer needs two all-reduces over `model`: after `out` and after `ffn_out`.
 RULES: tuple[tuple[str, P], ...] = (
     (r"prompt/.*", P(BATCH)),
     (r"lm/(embed|streams/.*|heads/.*)", P()),
@@ -34,15 +34,15 @@ RULES: tuple[tuple[str, P], ...] = (
 
 
 def make_mesh(model: int = 1, shards: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Devices as (data, shard, model).
+    """Make a device mesh with axes (data, shard, model).
 
     Args:
-      model: how many compute a layer together, each a part of it.
-      shards: among how many that compute different utterances the LM's kernels are divided; 0: among all.
-      devices: by default all that there are; others to compile for a machine that is elsewhere.
+      model: devices that compute one layer together (tensor parallelism).
+      shards: data-parallel devices over which the LM's kernels are sharded; 0: all of them.
+      devices: by default all devices; pass others to compile ahead of time for another machine.
 
     Raises:
-      ValueError: the devices do not divide so.
+      ValueError: the number of devices is not divisible as requested.
     """
     count = jax.device_count() if devices is None else len(devices)
     if model < 1 or shards < 0:
@@ -50,28 +50,27 @@ def make_mesh(model: int = 1, shards: int = 1, devices: Sequence[jax.Device] | N
             f"mesh: model_parallel={model} must be at least 1, and weight_shards={shards} at least 0 (all)"
         )
     if count % model:
-        raise ValueError(f"mesh: {count} devices do not divide into groups of model_parallel={model}")
+        raise ValueError(f"mesh: {count} devices are not divisible by model_parallel={model}")
     groups = count // model
     shards = groups if shards == 0 else shards
     if groups % shards:
         raise ValueError(
-            f"mesh: {count} devices by model_parallel={model} make {groups}, which do not divide by "
-            f"weight_shards={shards}"
+            f"mesh: {count} devices / model_parallel={model} = {groups} is not divisible by weight_shards={shards}"
         )
     axes = ("data", "shard", "model")
     return jax.make_mesh((groups // shards, shards, model), axes, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Among how many a batch is split."""
+    """Number of shards of a batch."""
     return int(mesh.shape["data"] * mesh.shape["shard"])
 
 
 def own_rows(mesh: Mesh) -> tuple[list[int], int]:
-    """Which of the equal runs of a batch's rows this process reads, and how many runs there are.
+    """Batch shards that this process reads, and the total number of batch shards.
 
-    Several where the process's devices do not follow one another in the mesh, as on a slice whose hosts have squares of
-    chips; the same as another process where their devices compute a layer together.
+    The shards of a process are not contiguous where its devices are not contiguous in the mesh, as on a TPU slice whose
+    hosts own square blocks of chips. Processes whose devices compute a layer together read the same shards.
     """
     groups = mesh.devices.reshape(batch_shards(mesh), -1)
     own = [n for n, group in enumerate(groups) if any(one.process_index == jax.process_index() for one in group)]
@@ -79,7 +78,7 @@ def own_rows(mesh: Mesh) -> tuple[list[int], int]:
 
 
 def spec_of(path: str) -> P:
-    """Where the parameter of this path lies.
+    """PartitionSpec of the parameter at `path`.
 
     Raises:
       ValueError: no rule matches.
@@ -91,10 +90,10 @@ def spec_of(path: str) -> P:
 
 
 def shardings(mesh: Mesh, flat: Mapping[str, Any]) -> dict[str, NamedSharding]:
-    """NamedSharding of every parameter, by its path.
+    """NamedSharding of every parameter, by path.
 
     Raises:
-      ValueError: no rule for a path, or a parameter that does not divide so.
+      ValueError: no rule matches a path, or a dimension is not divisible by its mesh axis.
     """
     found = {path: NamedSharding(mesh, _spec(mesh, path, leaf)) for path, leaf in flat.items()}
     for path, leaf in flat.items():
@@ -103,28 +102,33 @@ def shardings(mesh: Mesh, flat: Mapping[str, Any]) -> dict[str, NamedSharding]:
         for size, axis in zip(np.shape(leaf), found[path].spec, strict=False):
             if axis is not None and size % mesh.shape[axis]:
                 name = {"shard": "weight_shards", "model": "model_parallel"}[axis]
-                raise ValueError(f"{path} {np.shape(leaf)} does not divide by {name}={mesh.shape[axis]}")
+                raise ValueError(f"{path} {np.shape(leaf)} is not divisible by {name}={mesh.shape[axis]}")
     return found
 
 
 def _spec(mesh: Mesh, path: str, leaf: Any) -> P:
-    """As `spec_of`; a bank that does not divide lies whole everywhere."""
+    """`spec_of`, but a bank that is not divisible by the batch shards is replicated."""
     spec = spec_of(path)
     return spec if spec != P(BATCH) or np.shape(leaf)[0] % batch_shards(mesh) == 0 else P()
 
 
 def member_major(mesh: Mesh | None, batch: Batch, members: int) -> Batch:
-    """A batch whose rows are N members' after each other, as many of each, said to be so where devices divide alike.
+    """Drop `prompt_id` from a member-major batch where no device needs rows of a member that is on another device.
 
-    They do where a device has rows of whole members, or of one. What is computed for a member then stays there, while
-    rows that name their member look it up; elsewhere devices would have to send rows to do without names.
+    That holds where each device has all rows of its members, or rows of a single member. Without `prompt_id` a member's
+    tensors are repeated for its rows instead of gathered by index.
+
+    Args:
+      mesh: device mesh; None: one device.
+      batch: the same number of rows for each member, one member after another.
+      members: N.
     """
     shards = 1 if mesh is None else batch_shards(mesh)
     return batch._replace(prompt_id=None) if members % shards == 0 or shards % members == 0 else batch
 
 
 def layerwise(mesh: Mesh, flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters by path as the LM takes them: with kernels that the mesh divides as `SplitKernel`."""
+    """Parameters by path, with kernels that are sharded over `shard` wrapped in `SplitKernel`."""
     if mesh.shape["shard"] == 1:
         return dict(flat)
 
@@ -139,27 +143,27 @@ def layerwise(mesh: Mesh, flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_lm(mesh: Mesh, lm: UnitLMConfig) -> None:
-    """Raise ValueError where an LM of these sizes cannot be divided so, before anything is made."""
+    """Raise ValueError if an LM of these sizes cannot be sharded over the mesh; allocates nothing."""
     if lm.heads % mesh.shape["model"]:
-        raise ValueError(f"an LM of {lm.heads} heads does not divide by model_parallel={mesh.shape['model']}")
+        raise ValueError(f"an LM of {lm.heads} heads is not divisible by model_parallel={mesh.shape['model']}")
     shapes = unit_lms.unit_lm_shapes(lm)
     shardings(mesh, {f"lm/{path}": jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()})
 
 
 def place_frozen(mesh: Mesh, flat: Mapping[str, Any], operand: Any) -> dict[str, Any]:
-    """Leaves that do not change, on the devices.
+    """Place frozen parameters on the devices.
 
     Args:
-      mesh: the devices.
-      flat: leaves by path, on the host.
-      operand: type that kernels are rounded to, once instead of in every step.
+      mesh: device mesh.
+      flat: host arrays by path.
+      operand: dtype that kernels are cast to, once instead of in every step.
     """
     rounded = {path: leaf.astype(operand) if path.endswith("kernel") else leaf for path, leaf in flat.items()}
     return place(rounded, shardings(mesh, rounded))
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:
-    """Shardings of a training state: a leaf under a parameter's path lies as the parameter does, others everywhere."""
+    """Shardings of a training state: leaves under a parameter path follow the parameter, others are replicated."""
 
     def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         for part in path:
@@ -172,7 +176,7 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
 
 
 def place(tree: Any, where: Any) -> Any:
-    """Host arrays that every process holds alike, or global arrays, as global arrays laid out by `where`."""
+    """Make global arrays with the shardings `where` from global arrays, or from host arrays equal in all processes."""
 
     def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
         if jax.process_count() == 1 or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
@@ -184,38 +188,38 @@ def place(tree: Any, where: Any) -> Any:
 
 
 def shard_rows(mesh: Mesh, batch: Any) -> Any:
-    """A host's rows of a batch as its share of the global batch."""
+    """Assemble the global batch from each process's rows."""
     sharding = NamedSharding(mesh, P(BATCH))
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
 
 
 def fetch(tree: Any) -> Any:
-    """Replicated or row-sharded arrays as numpy, whole on every host."""
+    """Copy replicated or row-sharded arrays to every host, as full numpy arrays."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     from jax.experimental import multihost_utils
 
-    def whole(x: jax.Array) -> np.ndarray:
+    def gather(x: jax.Array) -> np.ndarray:
         return np.asarray(x) if x.is_fully_replicated else multihost_utils.process_allgather(x, tiled=True)
 
-    return jax.tree.map(whole, tree)
+    return jax.tree.map(gather, tree)
 
 
 def first_does(what: str, work: Callable[[], object]) -> None:
-    """Process 0 does `work` while the others wait; where it fails, all fail.
+    """Run `work` on process 0 while the other processes wait; if it fails, all raise.
 
     Args:
-      what: names the work in the others' message.
-      work: of process 0.
+      what: names the result in the error message of the other processes.
+      work: called on process 0 only.
 
     Raises:
-      ValueError: in the other processes, where process 0 failed; there its own error is raised.
+      ValueError: on the other processes if process 0 failed. Process 0 raises the original error.
     """
     error: BaseException | None = None
     if jax.process_index() == 0:
         try:
             work()
-        except Exception as reason:  # raised below, once the others know
+        except Exception as reason:  # raised below, after the broadcast
             error = reason
     failed = error is not None
     if jax.process_count() > 1:
@@ -225,4 +229,4 @@ def first_does(what: str, work: Callable[[], object]) -> None:
     if error is not None:
         raise error
     if failed:
-        raise ValueError(f"process 0 could not make {what}: it says why")
+        raise ValueError(f"process 0 could not make {what}: see its message")

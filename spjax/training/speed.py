@@ -1,4 +1,4 @@
-"""What an update costs: the time its matrix products take at the peak of the devices, and the memory it needs."""
+"""Cost of a training update: time of its matmuls at the devices' peak FLOP/s, and device memory."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Published bfloat16 FLOP/s of a device, by what JAX calls it: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e), NVIDIA's
-# data sheets without sparsity (A100, H100, H200, L4).
+# Dense bfloat16 FLOP/s by JAX device kind, from cloud.google.com/tpu/docs (v4, v5e, v5p, v6e) and NVIDIA's data sheets
+# (A100, H100, H200, L4).
 PEAKS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -30,12 +30,12 @@ PEAKS = {
 
 
 class Cost(NamedTuple):
-    """What one update takes.
+    """Cost of one update.
 
     Attributes:
-      seconds: that all devices would take for its matrix products at their peak.
-      bytes: of a device's memory that the compiled program needs: its arguments (LM, adapters, optimizer state,
-        batch), results and intermediate values. 0 where the compiler does not report it.
+      seconds: time of its matmuls on all devices at peak FLOP/s.
+      bytes: device memory of the compiled program: arguments (LM, adapters, optimizer state, batch), results and
+        temporaries. 0 if the compiler does not report it.
     """
 
     seconds: float
@@ -43,11 +43,11 @@ class Cost(NamedTuple):
 
 
 def cost_of(step: Any, operand: Any) -> Callable[..., Cost]:
-    """A function of an update's arguments: what the update takes, worked out once for each shape of them.
+    """Make a function from an update's arguments to its `Cost`, cached by argument shapes.
 
     Args:
-      step: the jitted update, of a global batch. It is compiled here; the first call of it uses that program.
-      operand: type of the products' operands.
+      step: jitted update on a global batch. It is compiled here, and its first call reuses the compiled program.
+      operand: dtype of the matmul operands.
     """
     known: dict[Any, Cost] = {}
     at_peak = functools.cache(lambda: peak(operand))
@@ -66,17 +66,17 @@ def _memory(program: Any) -> int:
     found = program.memory_analysis()
     if found is None:
         return 0
-    results = found.output_size_in_bytes - found.alias_size_in_bytes  # what is not written over an argument
+    results = found.output_size_in_bytes - found.alias_size_in_bytes  # not donated
     return int(found.argument_size_in_bytes + results + found.temp_size_in_bytes)
 
 
 def flops(program: Any) -> float:
-    """Floating-point operations of a traced program's matrix products, two a multiply-add, its loops turned."""
+    """FLOPs of the matmuls of a traced program, two per multiply-add, with loops unrolled."""
     return float(sum(2 * math.prod(shape) * depth * times for shape, depth, times in products(program)))
 
 
 def products(program: Any) -> Iterator[tuple[tuple[int, ...], int, int]]:
-    """Of every matrix product of a traced program: the shape of its result, terms of each sum, how often it runs."""
+    """Yield (result shape, contracted size, number of executions) of every matmul of a traced program."""
     for equation, times in equations(program.jaxpr):
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
@@ -85,9 +85,9 @@ def products(program: Any) -> Iterator[tuple[tuple[int, ...], int, int]]:
 
 
 def equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
-    """Every equation of a program, those of its loops and calls included, and how often it runs.
+    """Yield every equation of a jaxpr, nested ones included, and how often it is executed.
 
-    Of the branches of a choice (of platforms, here) the first alone counts.
+    Only the first branch of a conditional (here: of platforms) is counted.
     """
     for equation in jaxpr.eqns:
         yield equation, times
@@ -100,13 +100,13 @@ def equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
 
 
 def peak(operand: Any) -> float:
-    """FLOP/s of all devices together: as published for bfloat16, else what a large square product here reaches."""
+    """Peak FLOP/s of all devices: published values for bfloat16, otherwise measured with a large square matmul."""
     devices, operand = jax.devices(), jnp.dtype(operand)
     kind = devices[0].device_kind
     published = [value for name, value in PEAKS.items() if re.match(rf"{name}(?!\w| lite)", kind)]
     if published and operand == jnp.bfloat16:
         return published[0] * len(devices)
-    cpu = devices[0].platform == "cpu"  # whose devices share the cores of their process
+    cpu = devices[0].platform == "cpu"  # CPU devices of a process share its cores
     return _measured(1024 if cpu else 8192, operand) * (jax.process_count() if cpu else len(devices))
 
 

@@ -1,4 +1,4 @@
-"""Prompts that start as real keys and values: those that the frozen LM has at columns of train utterances."""
+"""Initialise prompts from the keys and values that the frozen LM computes for train utterances."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ import numpy as np
 from spjax.training import pooling, train
 from spjax.types import Params
 
-MEAN_OF = 8  # utterances of a class whose mean a position is; drawn anew for each, so that no two are alike
+UTTERANCES_PER_MEAN = 8  # averaged for one position; drawn again for each position, so that no two are equal
 
 
-def from_utterances(lm: Params, lesson: train.Lesson, run: train.TrainConfig, mesh: Any) -> list[Params]:
-    """Prompts for the members of a lesson to start with, one a seed, as its `init` says: one of `REAL_STARTS`.
+def from_utterances(lm: Params, task_run: train.TaskRun, run: train.TrainConfig, mesh: Any) -> list[Params]:
+    """Initial prompts of one task run, one for each seed, by its `prompt.init` (one of `prompts.REAL_STARTS`).
 
-    They depend on the lesson's train utterances, its prompt length and the seed alone.
+    A prompt depends only on the train utterances, the prompt length and the seed.
 
     Args:
-      lm: the LM's weights on the devices, as `sharding.layerwise` gives them.
-      lesson: what is learnt.
-      run: seeds and size of batches.
-      mesh: of the devices.
+      lm: LM weights on devices, from `sharding.layerwise`.
+      task_run: task, train split and prompt settings.
+      run: seeds and batch sizes.
+      mesh: device mesh.
 
     Returns:
-      "key" and "value", float32 [L, P, D], or of an input prompt "input", [P, D].
+      For each seed {"key", "value"}, float32 [L, P, D]; for an input prompt {"input"}, float32 [P, D].
     """
-    setting, prompt = lesson.setting, lesson.setting.prompt
+    setting, prompt = task_run.setting, task_run.setting.prompt
     draw = {"utterances": _positions, "class_means": _class_means}[prompt.init]
-    train_set, rngs = lesson.train_set.take(lesson.train_ids), map(np.random.default_rng, run.seeds)
+    train_set, rngs = task_run.train_set.take(task_run.train_ids), map(np.random.default_rng, run.seeds)
     drawn = [draw(rng, train_set.lengths, train_set.classes, prompt.length) for rng in rngs]
-    asked = np.stack([np.stack(one) for one in drawn], axis=1)  # [2, seeds, P, columns of a position]
-    (ids, columns), number = np.unique(asked.reshape(2, -1), axis=1, return_inverse=True)
+    wanted = np.stack([np.stack(one) for one in drawn], axis=1)  # [2, seeds, P, columns of a position]
+    (ids, columns), inverse = np.unique(wanted.reshape(2, -1), axis=1, return_inverse=True)
     units = train_set.take(ids)
-    plan = train.evaluation_plan(lesson, run, units, np.arange(len(ids)), mesh)
+    plan = train.evaluation_plan(task_run, run, units, np.arange(len(ids)), mesh)
     states = pooling.layer_inputs(lm, setting.config, units, plan, mesh, setting.compute, columns, prompt.deep)
-    found = states[:, number.reshape(asked.shape[1:])].mean(axis=3)  # [L, seeds, P, D]
+    means = states[:, inverse.reshape(wanted.shape[1:])].mean(axis=3)  # [L, seeds, P, D]
     if prompt.deep:
-        return [{name: jnp.asarray(found[:, n]) for name in ("key", "value")} for n in range(len(run.seeds))]
-    return [{"input": jnp.asarray(found[0, n])} for n in range(len(run.seeds))]
+        return [{name: jnp.asarray(means[:, n]) for name in ("key", "value")} for n in range(len(run.seeds))]
+    return [{"input": jnp.asarray(means[0, n])} for n in range(len(run.seeds))]
 
 
 def _positions(
     rng: np.random.Generator, lengths: np.ndarray, classes: np.ndarray, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Utterances and their columns, [P, 1] each: units drawn from all that there are, none twice while they last."""
+    """Draw P units, without replacement while there are enough: utterance and column of each, [P, 1]."""
     del classes
     total = int(lengths.sum())
     unit = rng.choice(total, length, replace=total < length)
@@ -57,12 +57,12 @@ def _positions(
 def _class_means(
     rng: np.random.Generator, lengths: np.ndarray, classes: np.ndarray, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Utterances [P, MEAN_OF] of a class for each position, and -1 for the mean over their units.
+    """Draw utterances [P, UTTERANCES_PER_MEAN] of one class for each position; columns are -1, the mean over units.
 
-    Classes, those of all slots, come in an order of the member's own, and again once all had their turn.
+    Positions cycle through the classes of all slots in a random order.
     """
     del lengths
     order = rng.permutation(np.unique(classes))
     of_class = {c: np.flatnonzero((classes == c).any(axis=1)) for c in order}
-    ids = np.stack([rng.choice(of_class[order[p % len(order)]], MEAN_OF) for p in range(length)])
+    ids = np.stack([rng.choice(of_class[order[p % len(order)]], UTTERANCES_PER_MEAN) for p in range(length)])
     return ids, np.full(ids.shape, -1)

@@ -1,7 +1,7 @@
-"""Prompt tuning: a bank of prompts trained against one frozen LM, each member as if it were trained alone.
+"""Prompt tuning: train a bank of prompts on one frozen LM; each member gets the result of training it alone.
 
-A member has its own seed, order of utterances, clipping, optimizer state, schedule and early stop. Tasks take turns: a
-step computes the members of one task, and nothing for those that have stopped.
+A member has its own seed, data order, gradient clipping, optimizer state, schedule and early stopping. Steps of
+different tasks are interleaved: a step computes the active members of one task.
 """
 
 from __future__ import annotations
@@ -41,26 +41,24 @@ class TrainConfig:
     """A prompt tuning run.
 
     Attributes:
-      seeds: one member of the bank each (of every task): its start, its order of utterances, its dropout.
-      epochs: most evaluations.
-      passes: passes over train between two evaluations; more than one where train is small (few-shot).
-      sampling: updates between two evaluations of tasks of different size, in one bank. A task whose own passes have n
-        batches, beside the largest with m, gets m^(1 - sampling) n^sampling: with 1 its own passes, as trained alone;
-        with 0 as many as the largest (its passes go round again).
-      patience: evaluations without a better score after which a member stops; 0 never stops early.
-      select: score by which the best epoch is kept: "metric" (the task's own, on valid; of equal ones, that of the
-        highest mean log probability of the labels), "loss" (the training loss on valid), or "last" (keep the last
-        epoch; valid is only reported).
-      round_loss: decimals that a valid loss is rounded to before it is compared; the reference's 3. -1 does not round.
-      trainable: regex over parameter paths; `.*` fine-tunes the whole LM.
-      max_rows: most utterances of a member in a batch; a batch holds a multiple of its greatest common divisor with 8.
-      max_tokens: most source columns of a member in a batch.
-      buckets: most lengths of a task's batches. Each length, with its rows and the number of members that take part, is
-        a program to compile, which tasks share.
-      multiple: lengths of batches are multiples of this; with a larger one, tasks share more of them.
+      seeds: one member of the bank for each seed and task. The seed sets initialisation, data order and dropout.
+      epochs: maximum number of epochs; each ends with an evaluation on valid.
+      passes: passes over train in an epoch; more than one for small train sets (few-shot).
+      sampling: exponent that balances tasks of different size in a bank. A task with n batches per epoch, beside the
+        largest with m, gets m^(1 - sampling) n^sampling updates per epoch: 1: n, as if trained alone; 0: m.
+      patience: epochs without a better score after which a member stops; 0: no early stopping.
+      select: criterion of the best epoch on valid: "metric" (the task's metric; ties are broken by the mean log
+        probability of the true labels), "loss" (the training loss), or "last" (keep the last epoch).
+      round_loss: decimals to which the valid loss is rounded before comparison; -1: no rounding.
+      trainable: regex over parameter paths; `.*` fine-tunes the LM.
+      max_rows: maximum utterances of a member in a batch; batches have a multiple of gcd(8, max_rows) rows.
+      max_tokens: maximum source columns of a member in a batch.
+      buckets: maximum number of padded lengths of a task. Each combination of length, rows and number of active members
+        is compiled once; tasks share programs.
+      multiple: padded lengths are multiples of this; larger values let tasks share more programs.
       checkpoint_every: updates between checkpoints.
-      eval_rows: utterances of an evaluation batch; as many as divide among the devices, where these are more.
-      profile: updates of which a profiler trace is written, once the first are done (docs/profiling.md); 0: none.
+      eval_rows: utterances of an evaluation batch, rounded up to a multiple of the devices if these are more.
+      profile: number of updates in the profiler trace (docs/profiling.md); 0: no trace.
     """
 
     seeds: tuple[int, ...] = (0,)
@@ -84,22 +82,22 @@ class TrainConfig:
             raise ValueError(f"train: select is {self.select!r}, must be metric, loss or last")
         proper = all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in self.seeds)
         if not proper or not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"train: seeds {self.seeds!r} must be integers in 0..2^32-1, at least one, each different")
+            raise ValueError(f"train: seeds {self.seeds!r} must be one or more different integers in 0..2^32-1")
         if not 0 <= self.sampling <= 1:
-            raise ValueError(f"train: sampling is {self.sampling}, must lie in [0, 1]")
+            raise ValueError(f"train: sampling is {self.sampling}, must be in [0, 1]")
         if self.select == "last" and self.patience:
             raise ValueError(
-                f"train: patience is {self.patience}, but with select='last' no epoch is better than the next: give "
+                f"train: patience is {self.patience}, but select='last' has no best epoch: give "
                 "--config.train.select=metric, --config.train.select=loss or --config.train.patience=0"
             )
         if self.profile < 0:
-            raise ValueError(f"train: profile is {self.profile}, must not be negative (0 writes none)")
+            raise ValueError(f"train: profile is {self.profile}, must be at least 0 (0 writes no trace)")
         if self.patience < 0:
-            raise ValueError(f"train: patience is {self.patience}, must not be negative (0 never stops early)")
+            raise ValueError(f"train: patience is {self.patience}, must be at least 0 (0 disables early stopping)")
         try:
             re.compile(self.trainable)
         except re.error as error:
-            raise ValueError(f"train: trainable {self.trainable!r} is no regular expression ({error})") from error
+            raise ValueError(f"train: trainable {self.trainable!r} is not a regular expression ({error})") from error
         sizes = ("epochs", "passes", "max_rows", "max_tokens", "buckets", "multiple", "checkpoint_every", "eval_rows")
         for name in sizes:
             if getattr(self, name) < 1:
@@ -108,15 +106,15 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setting:
-    """What is trained on what: everything that does not change while training.
+    """Model, prompt and loss settings, constant during training.
 
     Attributes:
-      config: the LM's architecture.
-      compute: operand type and remat.
-      prompt: shape, start and dropout of the prompts.
-      loss: which loss.
-      verbalizer: classes to outputs.
-      tree: label combinations that decoding chooses among.
+      config: LM architecture.
+      compute: operand dtype and rematerialisation.
+      prompt: shape, initialisation and dropout of the prompts.
+      loss: loss settings.
+      verbalizer: maps classes to outputs.
+      tree: label combinations among which decoding chooses.
     """
 
     config: UnitLMConfig
@@ -128,20 +126,20 @@ class Setting:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Lesson:
-    """A task as the members that learn it see it. In a sweep, a task is several lessons.
+class TaskRun:
+    """One task with one setting; its members are one for each seed. A sweep has several task runs for a task.
 
     Attributes:
-      setting: what is trained. Lessons of one bank differ in verbalizer, tree, start, prompt length, rank, alpha and
-        rates (`losses.RATES`) alone.
-      train_set: units and labels; `train_ids` are the utterances of it to use.
-      train_ids: int [m].
-      valid_set: what early stopping looks at; `valid_ids` likewise.
-      valid_ids: int [m].
-      metric: the task's score of a split, from log probabilities [n, M], the tree and classes [n, slots].
-      lower_is_better: whether the best epoch is that of the lowest score.
-      optimizer: the lesson's, which differs from that of the bank in `lr` and `weight_decay` alone; None: that.
-      tried: the values of a sweep that make the lesson, by the field's name.
+      setting: task runs of one bank may differ in verbalizer, tree, initialisation, prompt length, rank, alpha and
+        rates (`losses.RATES`) only.
+      train_set: units and labels of the train split.
+      train_ids: int [m], utterances of it to use.
+      valid_set: split for early stopping and selection.
+      valid_ids: int [m], utterances of it to use.
+      metric: (log probabilities [n, M], tree, classes [n, slots]) -> score.
+      lower_is_better: whether lower scores of `metric` are better.
+      optimizer: may differ from the bank's optimizer in `lr` and `weight_decay` only; None: the bank's.
+      tried: values of the sweep for this task run, by field name.
     """
 
     setting: Setting
@@ -155,18 +153,21 @@ class Lesson:
     tried: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def described(self, optimizer: optim.OptimConfig) -> dict[str, Any]:
-        """What it is trained with, for messages and reports; `optimizer`: of the bank."""
+        """Hyperparameters by name, for messages and reports. `optimizer`: the bank's."""
         rest = {name: value for name, value in self.tried.items() if name not in ("length", "rank", "lr")}
         return {**self.setting.prompt.sizes, "learning rate": (self.optimizer or optimizer).lr, **rest}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
-    """The outcome of a run. `params`: {"lm", "prompt"}, the kept epoch of every member; `history`: a line an epoch.
+    """Result of `train`.
 
-    Of a member that had stopped before an epoch, or diverged before its end, its line holds None as metric. A member
-    that has no epoch to keep, since it diverged in the first or its metric was no number, has best_epoch -1, best_score
-    -inf and the prompt that it started from.
+    Attributes:
+      params: {"lm", "prompt"}; for every member the parameters of its best epoch.
+      history: metrics of every epoch; None for members that had stopped or diverged.
+      best_epoch: best epoch of every member, from 0. -1 for a member without one, which diverged in the first epoch or
+        had a NaN metric; it keeps its initial prompt.
+      best_score: selection score of that epoch; -inf without one.
     """
 
     params: Params
@@ -182,16 +183,15 @@ def first_params(
     start: Params | None = None,
     real: Sequence[Params] | None = None,
 ) -> Params:
-    """{"lm", "prompt"} at the start: a fresh bank, one member a seed, or every member a copy of `start` (a pack).
-
-    A `start` without a verbalizer (another task's) gets a fresh one where the setting's is learnable.
+    """Initialise {"lm", "prompt"}: a bank with one member for each seed, random or copies of `start`.
 
     Args:
-      lm: the LM's weights.
-      setting: what is trained.
-      seeds: of the members.
-      start: a prompt tree.
-      real: of each seed the prompt that it starts with, for those made of utterances (`starts.from_utterances`).
+      lm: LM weights.
+      setting: prompt settings.
+      seeds: one for each member.
+      start: prompt tree to copy, e.g. of a pack. If it has no verbalizer (from another task) and the setting's is
+        learnable, a new one is initialised.
+      real: for each seed its initial prompt, for data-dependent inits (`starts.from_utterances`).
     """
     prompt = setting.prompt if start is None else dataclasses.replace(setting.prompt, init="normal")
     new = functools.partial(
@@ -215,23 +215,22 @@ def make_update(
     differing: Mapping[str, Sequence[float]] | None = None,
     mesh: Mesh | None = None,
 ) -> Any:
-    """One training step, to be compiled: (state, frozen, batch, members) -> (state, metrics).
+    """Make the training step, to be jitted: (state, frozen, batch, members) -> (state, metrics).
 
-    The gradient is taken of the trained leaves alone. State: "trained" and "optimizer", "step" (int32 [N], updates of
-    each member so far; or one number for all), "seeds" (uint32 [N]). `members`, int32 [W], are those that take part;
-    a batch's rows are theirs, the number N fills the shape. Only their rows of the state, which must all have the bank
-    axis, are computed and changed; None: the whole bank takes part. Metrics are [N], 0 for who does not take part. Of
-    several members, one that has diverged stays as it is; its metrics say so.
+    State: "trained" and "optimizer"; "step", int32 [N], updates of each member so far, or a scalar; "seeds", uint32
+    [N]. `members`, int32 [W], are the members to update, in the order of the batch's rows; index N is padding. Only
+    their rows of the state are computed and changed, which needs a bank axis in all leaves. None: all members. Metrics
+    are [N], 0 for members that are not updated. If there are several members, one that diverges is not changed.
 
     Args:
-      setting: what is trained.
+      setting: model, prompt and loss.
       tx: the optimizer.
-      verbalizers: one a member where members learn different tasks; by default all have the setting's.
-      differing: values of the members, as `losses.member_losses` takes them.
-      mesh: of the devices; None: one.
+      verbalizers: one for each member if their tasks differ; by default `setting.verbalizer` for all.
+      differing: values that differ between members, see `losses.member_losses`.
+      mesh: device mesh; None: one device.
     """
-    spoken = verbalizers or [setting.verbalizer]
-    laid = functools.partial(sharding.layerwise, mesh) if mesh else dict
+    verbalizers = verbalizers or [setting.verbalizer]
+    as_lm_params = functools.partial(sharding.layerwise, mesh) if mesh else dict
 
     def update(
         state: dict[str, Any], frozen: masks.Flat, batch: Batch, members: jax.Array | None = None
@@ -248,10 +247,10 @@ def make_update(
         keys = jax.vmap(lambda seed, step: jax.random.fold_in(jax.random.key(seed), step + 1))(own["seeds"], count)
 
         def loss(trained: masks.Flat) -> tuple[jax.Array, jax.Array]:
-            params = masks.unflatten(laid({**trained, **held}))
+            params = masks.unflatten(as_lm_params({**trained, **held}))
             each = losses.member_losses(
                 params["lm"], params["prompt"], batch, keys,
-                loss=setting.loss, prompt=setting.prompt, verbalizers=spoken,
+                loss=setting.loss, prompt=setting.prompt, verbalizers=verbalizers,
                 config=setting.config, compute=setting.compute, differing=differing, members=rows,
             )  # fmt: skip
             return jnp.sum(each), each
@@ -260,13 +259,13 @@ def make_update(
         trained, optimizer = masks.apply_gradients(tx, own["optimizer"], own["trained"], held, grads)
         new = {**own, "trained": trained, "optimizer": optimizer, "step": own["step"] + 1}
         metrics = {"loss": each, "gradient_norm": optim.member_norms(grads), "updates": jnp.ones(len(each))}
-        if size > 1:  # one that is alone ends its run
+        if size > 1:  # a single member that diverges ends the run
             bad = loop.diverged(metrics)
             keep = lambda old, new: jnp.where(bad.reshape(-1, *[1] * (new.ndim - 1)), old, new) if new.ndim else new  # noqa: E731
             new = jax.tree.map(keep, own, new)
             metrics["updates"] = jnp.where(bad, 0.0, 1.0)
         if members is not None:
-            back = lambda bank, rows: bank.at[members].set(rows, mode="drop")  # noqa: E731 - N is nobody's row
+            back = lambda bank, rows: bank.at[members].set(rows, mode="drop")  # noqa: E731 - index N is padding
             new = jax.tree.map(back, whole, new)
             metrics = {name: back(jnp.zeros(size), value) for name, value in metrics.items()}
         return {**state, **new}, metrics
@@ -275,15 +274,15 @@ def make_update(
 
 
 class Evaluator:
-    """Valid or test scores of a bank of one task: every utterance answered by every member."""
+    """Evaluate all members of a one-task bank on a split."""
 
     def __init__(self, setting: Setting, units: UnitSet, plan: list[planning.Step], mesh: Any) -> None:
-        """`plan`: an unshuffled plan over the split for one member."""
+        """`plan`: unshuffled plan over the split for one member."""
         self._setting, self._units, self._plan, self._mesh = setting, units, plan, mesh
-        self._tables = decode.tables([setting.tree], multiple=16)
+        self._tables = decode.batch_trees([setting.tree], multiple=16)
 
     def _batches(self, what: str, members: int) -> Iterator[tuple[Batch, Batch]]:
-        """Batches with the member of every row, and as programs take them."""
+        """Yield batches with `prompt_id`, and the same batches after `sharding.member_major`."""
         steps = [step._replace(ids=np.repeat(step.ids, members, axis=0)) for step in self._plan]
         ready = loader.prefetch(loader.batches(self._units, steps, *sharding.own_rows(self._mesh)))
         quiet = jax.process_index() > 0
@@ -292,11 +291,11 @@ class Evaluator:
             yield rows, sharding.member_major(self._mesh, rows, members)
 
     def log_probs(self, flat: masks.Flat, who: np.ndarray | None = None) -> np.ndarray:
-        """Log probability of every combination of the tree, float32 [N, n, M], utterances in their own order.
+        """Log probability of every label combination of the tree, float32 [N, n, M], in the split's order.
 
         Args:
           flat: parameters of a bank.
-          who: int [N], members of the bank that answer; None: all.
+          who: int [N], members to evaluate; None: all.
         """
         flat, members, count = _some(sharding.layerwise(self._mesh, flat), who)
         setting, most = self._setting, len(self._setting.tree.combinations)
@@ -313,7 +312,7 @@ class Evaluator:
         return found[:count]
 
     def loss(self, flat: masks.Flat, who: np.ndarray | None = None) -> np.ndarray:
-        """The training loss on the split, [N]; arguments as of `log_probs`."""
+        """Training loss on the split, [N]. Arguments: see `log_probs`."""
         flat, members, number = _some(sharding.layerwise(self._mesh, flat), who)
         own = self._setting
         same = own.prompt.scale, own.loss.kind, own.verbalizer, own.config, own.compute
@@ -324,9 +323,9 @@ class Evaluator:
 
 @functools.partial(jax.jit, static_argnames=("config", "compute"))
 def _answer(
-    flat: masks.Flat, scale: float, tables: decode.Tables, batch: Batch, config: UnitLMConfig, compute: Compute
+    flat: masks.Flat, scale: float, tables: decode.BatchedTrees, batch: Batch, config: UnitLMConfig, compute: Compute
 ) -> jax.Array:
-    """Scores of every combination: a program for all tasks of like sizes, whatever their labels are."""
+    """Score every label combination; the program depends on the sizes of a task only, not on its labels."""
     params = masks.unflatten(flat)
     bank = low_rank.scaled(params["prompt"], scale)
     return decode.score(params["lm"], bank, batch, tables, config=config, compute=compute)
@@ -342,7 +341,7 @@ def _measure(
     config: UnitLMConfig,
     compute: Compute,
 ) -> jax.Array:
-    """Summed loss of every member with its count, [2, N]: a program for all lessons of a sweep. Rows: member-major."""
+    """Summed loss and count of every member, [2, N]; one program for all settings of a sweep."""
     params = masks.unflatten(flat)
     each = losses.member_losses(
         params["lm"], params["prompt"], batch, None,
@@ -355,9 +354,10 @@ def _measure(
 
 
 def _some(flat: masks.Flat, who: np.ndarray | None) -> tuple[masks.Flat, int, int]:
-    """Parameters of some members of a bank, how many they are, and how many of these were asked for.
+    """Select members of a bank, repeated to one of a few sizes so that few programs are compiled.
 
-    Those that are more repeat others: their number is one of a few, so that few programs are compiled.
+    Returns:
+      Parameters, number of members in them, and number of members asked for.
     """
     bank = len(flat["prompt/sep"])
     if who is None or len(who) == bank:
@@ -368,13 +368,13 @@ def _some(flat: masks.Flat, who: np.ndarray | None) -> tuple[masks.Flat, int, in
 
 
 def exact_match(log_probs: np.ndarray, tree: decode.LabelTree, classes: np.ndarray) -> float:
-    """Share of utterances whose every slot is right: log probabilities [n, M] of the tree, classes [n, slots]."""
+    """Fraction of utterances with all slots correct: log probabilities [n, M] of the tree, classes [n, slots]."""
     return float((tree.combinations[log_probs.argmax(axis=1)] == classes).all(axis=1).mean())
 
 
 def train(
     params: Params,
-    lessons: Sequence[Lesson],
+    task_runs: Sequence[TaskRun],
     run: TrainConfig,
     optimizer: optim.OptimConfig,
     *,
@@ -382,49 +382,53 @@ def train(
     model_parallel: int = 1,
     weight_shards: int = 1,
 ) -> Trained:
-    """Train a bank of prompts, one member a lesson and seed; continue the run found in `workdir`.
-
-    An epoch is `run.passes` passes over a lesson's train split, or what `run.sampling` makes of it; tasks take turns.
+    """Train a bank of prompts, one member for each task run and seed; resume a run found in `workdir`.
 
     Args:
-      params: {"lm", "prompt"} at the start (`first_params`; of several lessons joined), lesson after lesson.
-      lessons: the tasks.
-      run: for how long and how.
+      params: initial {"lm", "prompt"} (`first_params`, joined in the order of `task_runs`).
+      task_runs: tasks and their settings.
+      run: length, batching and selection.
       optimizer: Adam settings.
-      workdir: checkpoints and logs.
-      model_parallel, weight_shards: as `sharding.make_mesh`.
+      workdir: directory of checkpoints and logs.
+      model_parallel, weight_shards: see `sharding.make_mesh`.
+
+    Raises:
+      ValueError: `run.trainable` trains the LM, which several members would share.
+      DivergedError, Interrupted, OSError: as `loop.fit`.
     """
-    setting, seeds = lessons[0].setting, np.asarray(run.seeds, np.uint32)
-    own, members = len(seeds), len(seeds) * len(lessons)
+    setting, seeds = task_runs[0].setting, np.asarray(run.seeds, np.uint32)
+    own, members = len(seeds), len(seeds) * len(task_runs)
     mesh = sharding.make_mesh(model_parallel, weight_shards)
     trained, frozen = masks.split(masks.flatten(params), run.trainable)
     trains_lm = any(path.startswith("lm/") for path in trained)
     if members > 1 and trains_lm:
         raise ValueError(
-            f"trainable={run.trainable!r} trains the LM, which {members} members would share: give one task and seed"
+            f"trainable={run.trainable!r} trains the LM, which {members} members share: give one task and one seed"
         )
-    sets = list({id(lesson.train_set): lesson.train_set for lesson in lessons}.values())  # lessons may share one
+    sets = list(
+        {id(task_run.train_set): task_run.train_set for task_run in task_runs}.values()
+    )  # task runs may share a set
     train_set = join(sets)
     starts = np.cumsum([0, *map(len, sets)])
     first = {id(one): start for one, start in zip(sets, starts, strict=False)}
-    ids = [lesson.train_ids + first[id(lesson.train_set)] for lesson in lessons]
-    course = bank_plan.BankPlan(
+    ids = [task_run.train_ids + first[id(task_run.train_set)] for task_run in task_runs]
+    bank = bank_plan.BankPlan(
         train_set.lengths, ids, run.seeds, run.buckets, run.max_rows, run.max_tokens, run.multiple, run.passes,
         run.sampling, sharding.batch_shards(mesh),
     )  # fmt: skip
     programs: set[tuple[int, ...]] = set()
 
     def plan(state: dict[str, Any], epoch: int) -> list[planning.Step]:
-        steps = course.epoch(epoch, sharding.fetch(state["active"]))
+        steps = bank.epoch(epoch, sharding.fetch(state["active"]))
         new = {(step.bucket, *step.ids.shape) for step in steps} - programs
         programs.update(new)
         if new:
-            told = ", ".join(f"{n} × {rows} × {bucket}" for bucket, n, rows in sorted(new))
-            _log.info("epoch %d: programs are compiled, of members × utterances × columns %s", epoch + 1, told)
+            shapes = ", ".join(f"{n} × {rows} × {bucket}" for bucket, n, rows in sorted(new))
+            _log.info("epoch %d: compiling programs for members × utterances × columns %s", epoch + 1, shapes)
         return steps
 
-    optimizers = [lesson.optimizer or optimizer for lesson in lessons]
-    totals = [run.epochs * number for number in course.updates]
+    optimizers = [task_run.optimizer or optimizer for task_run in task_runs]
+    totals = [run.epochs * number for number in bank.updates]
     if trains_lm:
         tx = optim.make(optimizers[0], totals[0])
     else:
@@ -435,17 +439,17 @@ def train(
         "trained": trained,
         "optimizer": tx.init({**trained, **frozen}),
         "step": jnp.zeros(members, jnp.int32),
-        "seeds": jnp.tile(seeds, len(lessons)),
+        "seeds": jnp.tile(seeds, len(task_runs)),
         "active": jnp.ones(members, bool),
         "best": jax.tree.map(jnp.copy, trained),
-        "best_score": jnp.full((members, 2), -jnp.inf, jnp.float32),  # not weakly typed: that would compile twice
+        "best_score": jnp.full((members, 2), -jnp.inf, jnp.float32),  # not weakly typed, which would compile twice
         "best_epoch": jnp.full(members, -1, jnp.int32),
     }
     where = sharding.state_shardings(mesh, state)
     state = sharding.place(state, where)
     frozen = sharding.place_frozen(mesh, frozen, setting.compute.operand)
-    spoken = [lesson.setting.verbalizer for lesson in lessons for _ in seeds] if len(lessons) > 1 else []
-    update = make_update(setting, tx, spoken, _differing(lessons, own), mesh)
+    verbalizers = [task_run.setting.verbalizer for task_run in task_runs for _ in seeds] if len(task_runs) > 1 else []
+    update = make_update(setting, tx, verbalizers, _differing(task_runs, own), mesh)
     step_fn = jax.jit(update, donate_argnums=0, out_shardings=(where, None))
     cost = speed.cost_of(step_fn, setting.compute.operand)
 
@@ -456,16 +460,16 @@ def train(
             who = None if step.members is None else sharding.place(step.members, where["step"])
             yield (sharding.shard_rows(mesh, batch), who), int(batch.weight.sum()) * runs // len(own)
 
-    evaluators = [evaluator_for(lesson, run, lesson.valid_set, lesson.valid_ids, mesh) for lesson in lessons]
+    evaluators = [evaluator_for(task_run, run, task_run.valid_set, task_run.valid_ids, mesh) for task_run in task_runs]
 
     def scores(
-        flat: masks.Flat, who: np.ndarray, lesson: Lesson, evaluator: Evaluator, epoch: int
+        flat: masks.Flat, who: np.ndarray, task_run: TaskRun, evaluator: Evaluator, epoch: int
     ) -> dict[str, np.ndarray]:
-        """Of members `who`: "metric", "loss" where it is asked for, and "score", of which more is better: first [:, 0],
-        then, where that is equal, [:, 1]."""
-        tree, classes = lesson.setting.tree, lesson.valid_set.classes[lesson.valid_ids]
-        log_probs = evaluator.log_probs(flat, who)[:, lesson.valid_ids]
-        metric = np.asarray([lesson.metric(one, tree, classes) for one in log_probs])
+        """Evaluate members `who`: "metric", "loss" if it is the criterion, and "score" [len(who), 2], where higher is
+        better and column 1 breaks ties of column 0."""
+        tree, classes = task_run.setting.tree, task_run.valid_set.classes[task_run.valid_ids]
+        log_probs = evaluator.log_probs(flat, who)[:, task_run.valid_ids]
+        metric = np.asarray([task_run.metric(one, tree, classes) for one in log_probs])
         found, tie = {"metric": metric}, np.zeros(len(metric))
         if run.select == "loss":
             found["loss"] = evaluator.loss(flat, who)
@@ -473,8 +477,10 @@ def train(
         elif run.select == "last":
             score = np.full(len(metric), float(epoch))
         else:
-            score = -metric if lesson.lower_is_better else metric
-            right = (tree.combinations == classes[:, None]).all(axis=2)  # no row's, of labels that train does not have
+            score = -metric if task_run.lower_is_better else metric
+            right = (tree.combinations == classes[:, None]).all(
+                axis=2
+            )  # no column for label combinations absent from train
             tie = log_probs[:, right].mean(axis=1) if right.any() else tie
         return {**found, "score": np.stack([score, tie], axis=1)}
 
@@ -482,11 +488,11 @@ def train(
         active, best_score = sharding.fetch((state["active"], state["best_score"]))
         whole = masks.unflatten({**state["trained"], **frozen})
         score, found = np.full((members, 2), -np.inf), {"metric": np.full(members, None)}
-        for number, (lesson, evaluator) in enumerate(zip(lessons, evaluators, strict=True)):
+        for number, (task_run, evaluator) in enumerate(zip(task_runs, evaluators, strict=True)):
             who = np.flatnonzero(active[number * own : (number + 1) * own])
             if len(who):
-                flat = masks.flatten(lesson_params(whole, lessons, run, number))
-                new = scores(flat, who, lesson, evaluator, epoch)
+                flat = masks.flatten(task_run_params(whole, task_runs, run, number))
+                new = scores(flat, who, task_run, evaluator, epoch)
                 score[number * own + who] = new.pop("score")
                 for name, values in new.items():
                     found.setdefault(name, np.full(members, None))[number * own + who] = values
@@ -497,22 +503,22 @@ def train(
         mean = float(known.mean()) if len(known) else -math.inf
         return _keep_best(state, epoch, score, run.patience, where), metrics, mean
 
-    def without(state: dict[str, Any], lost: np.ndarray) -> dict[str, Any]:
+    def deactivate(state: dict[str, Any], lost: np.ndarray) -> dict[str, Any]:
         return {**state, "active": sharding.place(sharding.fetch(state["active"]) & ~lost, where["active"])}
 
     def name(n: int) -> str:
-        described = lessons[n // own].described(optimizer).items()
+        described = task_runs[n // own].described(optimizer).items()
         return f"member {n} (seed {seeds[n % own]}, {', '.join(f'{what} {shown(value)}' for what, value in described)})"
 
     job = loop.Job(
         state=state,
-        steps=course.most,
+        steps=bank.most,
         plan=plan,
         batches=batches,
         update=lambda state, item: step_fn(state, frozen, *item),
         evaluate=evaluate,
         finished=lambda state: not bool(sharding.fetch(state["active"]).any()),
-        without=without,
+        deactivate=deactivate,
         names=[name(n) for n in range(members)],
         cost=lambda state, item: cost(state, frozen, *item),
     )
@@ -524,28 +530,28 @@ def train(
     return Trained(kept, history, best_epoch.tolist(), best_score[:, 0].tolist())
 
 
-def _differing(lessons: Sequence[Lesson], seeds: int) -> dict[str, list[Any]]:
-    """What lessons do not have alike, [N] each, as `losses.member_losses` takes it; N lessons of so many seeds."""
+def _differing(task_runs: Sequence[TaskRun], seeds: int) -> dict[str, list[Any]]:
+    """Values that differ between task runs, [N] each, for `losses.member_losses`."""
 
     def values(name: str) -> list[Any]:
-        settings = [lesson.setting for lesson in lessons for _ in range(seeds)]
+        settings = [task_run.setting for task_run in task_runs for _ in range(seeds)]
         return [getattr(one.prompt if hasattr(one.prompt, name) else one.loss, name) for one in settings]
 
     every = {name: values(name) for name in ("length", "scale", *losses.RATES)}
     return {name: found for name, found in every.items() if len(set(found)) > 1}
 
 
-def lesson_params(params: Params, lessons: Sequence[Lesson], run: TrainConfig, number: int) -> Params:
-    """{"lm", "prompt"} of the members that learn lesson `number` of a joined bank."""
-    if len(lessons) == 1:
+def task_run_params(params: Params, task_runs: Sequence[TaskRun], run: TrainConfig, number: int) -> Params:
+    """Select {"lm", "prompt"} of the members of task run `number` from a joined bank."""
+    if len(task_runs) == 1:
         return params
-    own, setting = len(run.seeds), lessons[number].setting
+    own, setting = len(run.seeds), task_runs[number].setting
     members = number * own, (number + 1) * own
     return {**params, "prompt": prompts.part(params["prompt"], *members, setting.verbalizer, setting.prompt)}
 
 
 def _keep_best(state: dict[str, Any], epoch: int, score: np.ndarray, patience: int, where: Any) -> dict[str, Any]:
-    """Members whose score, [N, 2], is better than ever keep a copy; those without one for `patience` epochs stop."""
+    """Update the best parameters by scores [N, 2], and deactivate members without progress for `patience` epochs."""
     small = sharding.fetch({name: state[name] for name in ("active", "best_score", "best_epoch")})
     (new, tie), (best, best_tie) = score.astype(np.float32).T, small["best_score"].T
     better = small["active"] & ((new > best) | (np.isfinite(new) & (new == best) & (tie > best_tie)))
@@ -553,7 +559,7 @@ def _keep_best(state: dict[str, Any], epoch: int, score: np.ndarray, patience: i
     active = small["active"] & ((epoch - best_epoch < patience) if patience else True)
     for n in np.flatnonzero(small["active"] & ~active):
         _log.info(
-            "member %d stops: %s", n, f"best epoch {best_epoch[n] + 1}" if best_epoch[n] >= 0 else "no epoch is kept"
+            "member %d stops: %s", n, f"best epoch {best_epoch[n] + 1}" if best_epoch[n] >= 0 else "no epoch kept"
         )
 
     def pick(path: str) -> jax.Array:
@@ -570,22 +576,21 @@ def _keep_best(state: dict[str, Any], epoch: int, score: np.ndarray, patience: i
     return {**state, **sharding.place(changed, {name: where[name] for name in changed})}
 
 
-def evaluator_for(lesson: Lesson, run: TrainConfig, units: UnitSet, ids: np.ndarray, mesh: Any) -> Evaluator:
-    """An evaluator of utterances `ids` of a split for the members of a lesson."""
-    return Evaluator(lesson.setting, units, evaluation_plan(lesson, run, units, ids, mesh), mesh)
+def evaluator_for(task_run: TaskRun, run: TrainConfig, units: UnitSet, ids: np.ndarray, mesh: Any) -> Evaluator:
+    """Make an evaluator on utterances `ids` of a split for the members of a task run."""
+    return Evaluator(task_run.setting, units, evaluation_plan(task_run, run, units, ids, mesh), mesh)
 
 
 def evaluation_plan(
-    lesson: Lesson, run: TrainConfig, units: UnitSet, ids: np.ndarray, mesh: Any
+    task_run: TaskRun, run: TrainConfig, units: UnitSet, ids: np.ndarray, mesh: Any
 ) -> list[planning.Step]:
-    """Batches of utterances `ids` of a split, in order, each once.
+    """Plan batches of utterances `ids` of a split, in order, each once.
 
-    It has the buckets of the lesson's train split, and one more where an utterance is longer: splits share programs.
-    Where a batch of training holds few rows, for long utterances, so may one of it.
+    Uses the buckets of the train split, plus one for longer utterances, so that splits share programs.
     """
     lengths = units.lengths
     multiple = math.lcm(math.gcd(8, run.eval_rows, run.max_rows), sharding.batch_shards(mesh))
-    edges = planning.buckets(lesson.train_set.lengths[lesson.train_ids], run.buckets, run.multiple)
+    edges = planning.buckets(task_run.train_set.lengths[task_run.train_ids], run.buckets, run.multiple)
     longest = math.ceil(lengths[ids].max() / run.multiple) * run.multiple
     edges += (longest,) if longest > edges[-1] else ()
     return planning.plan(

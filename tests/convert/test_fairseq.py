@@ -124,7 +124,7 @@ def test_bfloat16_and_known_extras(checkpoint, tiny_lm):
         ({}, {"decoder_embed_dim": 16}, "decoder_embed_dim is 16, but its tensors say 8"),
         ({}, {"decoder_attention_heads": None}, "--heads=16"),
         ({}, {"decoder_layers": [[2]]}, "decoder_layers is a list, must be an integer"),
-        ({}, {"decoder_attention_heads": 3}, "dim 8 is no multiple of heads 3"),
+        ({}, {"decoder_attention_heads": 3}, "dim 8 is not a multiple of heads 3"),
         ({}, {"activation_fn": "gelu"}, "activation_fn='gelu'"),
         ({}, {"decoder_normalize_before": False}, "decoder_normalize_before=False"),
         ({}, {"decoder_learned_pos": True}, "decoder_learned_pos=True"),
@@ -283,7 +283,7 @@ def test_combinations_are_those_of_the_records(golden: Path, lm: Path, tmp_path:
     assert load_pack(tmp_path / "pack").card["combinations"] == [[1, 7, 21], [5, 12, 20]]
     with pytest.raises(SystemExit, match="whose slots are not the prompt's"):
         main(["prompt", str(source), str(tmp_path / "x"), f"--lm={lm}", "--slots=2", f"--data={tmp_path / 'fsc'}"])
-    with pytest.raises(SystemExit, match="is no complete directory of unit records"):
+    with pytest.raises(SystemExit, match="is not a complete directory of unit records"):
         main(["prompt", str(source), str(tmp_path / "x"), f"--lm={lm}", "--task=fsc", f"--data={tmp_path / 'no'}"])
 
 

@@ -177,7 +177,7 @@ def test_half_precision_is_widened(tmp_path: Path, fairseq_file: Any, torch_writ
         ({"activation_fn": "relu"}, "activation_fn='relu'"),
         ({"conv_pos_batch_norm": True}, "conv_pos_batch_norm=True"),
         ({"encoder_attention_heads": None}, "lacks the options encoder_attention_heads"),
-        ({"encoder_attention_heads": 5}, "no multiple of heads 5"),
+        ({"encoder_attention_heads": 5}, "not a multiple of heads 5"),
         ({"encoder_layers": 3}, r"lacks encoder\.layers\.2\.self_attn\.q_proj\.weight"),
         ({"encoder_layers": 1}, r"unknown tensors: encoder\.layers\.1\.fc1\.bias"),
         ({"encoder_ffn_embed_dim": 33}, r"fc1\.weight has shape \[32, 24\], must be \[33, 24\]"),

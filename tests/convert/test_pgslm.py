@@ -263,7 +263,7 @@ def test_a_multi_stream_lm_is_not_imported_as_a_unit_lm(golden: Path):
         ({32: EDGES[None]}, r"of shape \[1, 31\]"),
         ({32: np.arange(31)}, "type int64"),
         ({32: [0.5]}, "are a list, must be 31 floats"),
-        ({32: EDGES[::-1].copy()}, "in rising order"),
+        ({32: EDGES[::-1].copy()}, "must be ascending"),
         ({32: EDGES * math.inf}, "finite numbers"),
         (None, r"cannot be read: .*truncated"),
     ],

@@ -170,7 +170,7 @@ BAD: list[tuple[dict[str, Any], Callable[[Path], object] | None, str]] = [
     ({"model_type": "wav2vec2"}, None, r"is a Hugging Face model \(wav2vec2\)\. spjax imports"),
     ({"activation_function": "relu"}, None, "activation_function='relu'; spjax computes only"),
     ({"encoder_attention_heads": None}, None, "lacks the options encoder_att.*--option=encoder_attention_heads"),
-    ({"encoder_attention_heads": 5}, None, "no multiple of heads 5"),
+    ({"encoder_attention_heads": 5}, None, "not a multiple of heads 5"),
     ({"encoder_layers": "3"}, None, "layers is '3', must be a positive integer"),
     ({"encoder_layers": 4}, None, r"lacks encoder\.layers\.3\.self_attn\.q_proj\.weight"),
     ({"encoder_layers": 2}, None, r"unknown tensors: encoder\.layers\.2\.fc1\.bias"),

@@ -18,9 +18,9 @@ from spjax.data.plan import (
     buckets,
     few_shot,
     host_slice,
+    interleave,
     plan,
     rows_per_step,
-    take_turns,
     updates,
     width,
     within_limit,
@@ -167,7 +167,7 @@ def test_evaluation_order_and_subsets() -> None:
         ({"lengths": [4, 0]}, "utterance 1 has 0 units"),
         (
             {"max_tokens": 150},
-            "bucket 24 takes at least row_multiple=8 rows, 192 tokens, .*give --config.train.max_tokens=192",
+            "bucket 24 needs at least row_multiple=8 rows, 192 tokens, .*give --config.train.max_tokens=192",
         ),
         ({"max_rows": 4}, "give --config.train.max_rows=8"),
         ({"ids": [0, 0]}, "different numbers in 0..1"),
@@ -186,7 +186,7 @@ def test_a_plan_that_cannot_be_says_why(change: dict, says: str) -> None:
 
 
 def test_hosts_that_cannot_share_evenly_are_told() -> None:
-    with pytest.raises(ValueError, match="make row_multiple a multiple of 3"):
+    with pytest.raises(ValueError, match="rows are not divisible by 3"):
         host_slice(Step(8, np.zeros((1, 8), np.int32)), 0, 3)
 
 
@@ -219,7 +219,7 @@ def test_a_bank_has_few_widths_that_waste_little(bank: int) -> None:
 @given(counts=st.lists(st.integers(0, 40), min_size=1, max_size=4))
 def test_plans_that_take_turns_are_as_far_along_as_each_other(counts: list[int]) -> None:
     plans = [[Step(8, np.asarray([[number, n]])) for n in range(count)] for number, count in enumerate(counts)]
-    found = [tuple(step.ids[0].tolist()) for step in take_turns(plans)]
+    found = [tuple(step.ids[0].tolist()) for step in interleave(plans)]
     for number, count in enumerate(counts):
         assert [n for plan, n in found if plan == number] == list(range(count))
     for place in range(len(found)):

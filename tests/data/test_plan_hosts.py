@@ -140,12 +140,12 @@ def test_every_step_of_a_bank_divides_or_the_bank_is_refused_at_once(
 
 
 def test_rows_that_do_not_divide_are_refused_with_what_would() -> None:
-    with pytest.raises(ValueError, match=r"32 utterances of each of 3 members do not divide among 256 devices: set "
+    with pytest.raises(ValueError, match=r"32 utterances for each of 3 members are not divisible by 256 devices: set "
                        r"train.max_rows to a multiple of 256, such as 256, and train.max_tokens"):  # fmt: skip
         check_rows(32, bank=3, shards=256)
     check_rows(32, bank=8, shards=256)
     bank = BankPlan(np.full(64, 100), [np.arange(64)], (0,), 1, max_rows=32, max_tokens=32 * 104, shards=32)
-    with pytest.raises(ValueError, match=r"24 utterances of each of 1 members .* 32 devices"):  # its limit of tokens
+    with pytest.raises(ValueError, match=r"24 utterances for each of 1 members .* 32 devices"):  # its limit of tokens
         dataclasses.replace(bank, max_tokens=31 * 104)
 
 

@@ -202,7 +202,7 @@ def test_a_truncated_shard_is_found(
     size = data.draw(st.one_of(st.integers(0, ends[-1] - 1), st.sampled_from(ends[:-1])))
     path.write_bytes(path.read_bytes()[:size])
     complete = max(i for i, end in enumerate(ends) if end <= size)
-    expected = f"holds {complete} records where" if size in ends else f"ends inside record {complete}"
+    expected = f"holds {complete} records, " if size in ends else f"ends inside record {complete}"
     with pytest.raises(RecordError, match=f"{path.name}.* {expected}"):
         read_unit_records(folder, "train")
 
@@ -218,7 +218,7 @@ def test_a_shard_of_other_records_is_told_by_its_hash(copy: Path, tmp_path: Path
     write_unit_records(tmp_path / "other", TASK, {"train": _utterances(25, seed=5)}, shards=3)
     path = _shard(copy)
     shutil.copy(tmp_path / "other" / path.name, path)
-    with pytest.raises(RecordError, match=f"{path.name} is not the file .*sha256 differs"):
+    with pytest.raises(RecordError, match=f"{path.name} differs from .*sha256"):
         read_unit_records(copy, "train")
     read_unit_records(copy, "train", check=False)  # sound in itself
 
@@ -265,7 +265,7 @@ def test_bytes_that_are_no_example_are_named(copy: Path) -> None:
     payloads = _payloads(path)
     payloads[4] = b"\xff\xff\xff no example"
     _rewrite(copy, path, payloads)
-    with pytest.raises(RecordError, match=rf"{path.name}, record 4 holds no utterance"):
+    with pytest.raises(RecordError, match=rf"{path.name}, record 4 is not an utterance"):
         read_unit_records(copy, "train")
 
 
@@ -300,9 +300,9 @@ def test_a_directory_without_its_card_or_split_is_refused(copy: Path, tmp_path: 
     with pytest.raises(RecordError, match=r"'other' version 3; this code reads"):
         load_card(copy)
     (copy / CARD).unlink()
-    with pytest.raises(RecordError, match="no complete directory"):
+    with pytest.raises(RecordError, match="not a complete directory"):
         read_unit_records(copy, "train")
-    with pytest.raises(RecordError, match="no complete directory of unit records: it does not exist"):
+    with pytest.raises(RecordError, match="not a complete directory of unit records: it does not exist"):
         load_card(tmp_path / "nowhere")
 
 
@@ -332,7 +332,7 @@ def test_until_the_end_only_a_hidden_incomplete_sibling_exists(tmp_path: Path) -
     def late() -> list[Utterance]:
         seen.extend(path.name for path in tmp_path.iterdir())
         (half,) = tmp_path.iterdir()
-        with pytest.raises(RecordError, match="no complete"):  # what kill -9 would leave behind here
+        with pytest.raises(RecordError, match="not a complete"):  # what kill -9 would leave behind here
             load_card(half)
         return _utterances(3)
 
@@ -353,7 +353,7 @@ def test_overwriting_is_asked_for_and_fails_safely(copy: Path, monkeypatch: pyte
     read_unit_records(copy, "train")
     (copy / "a.wav").write_bytes(b"a recording")
     for overwrite in (False, True):
-        with pytest.raises(RecordError, match=r"holds a.wav, not unit records alone, and is not replaced"):
+        with pytest.raises(RecordError, match=r"has files other than unit records \(a.wav\) and is not replaced"):
             write_unit_records(copy, TASK, {"train": _utterances(4)}, overwrite=overwrite)
     (copy / "a.wav").unlink()
     write_unit_records(copy, TASK, {"train": _utterances(4)}, overwrite=True)
@@ -368,8 +368,8 @@ def test_overwriting_is_asked_for_and_fails_safely(copy: Path, monkeypatch: pyte
         ({"units": []}, "no units"),
         ({"classes": (3, 3)}, "label 3 .*'action'"),
         ({"classes": (0, 0)}, "label -3 .*'room'"),
-        ({"classes": (0,)}, "1 classes where rooms has 2 slots"),
-        ({"id": "spk/0.wav"}, "id of an earlier one"),
+        ({"classes": (0,)}, "1 classes, but rooms has 2 slots"),
+        ({"id": "spk/0.wav"}, "has a duplicate id"),
     ],
 )
 def test_an_utterance_that_does_not_fit_is_not_written(tmp_path: Path, change: dict, says: str) -> None:
@@ -416,12 +416,12 @@ def test_cut_keeps_the_first_units_of_each(units: list[list[int]], limit: int) -
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"f0": [0.1, float("nan")]}, "has f0 nan, which is no number"),
-        ({"f0": [float("inf"), 0.1]}, "has f0 inf, which is no number"),
+        ({"f0": [0.1, float("nan")]}, "has f0 nan, which is not finite"),
+        ({"f0": [float("inf"), 0.1]}, "has f0 inf, which is not finite"),
         ({"durations": [3, 0]}, "has a duration of 0 frames"),
         ({"durations": [-2, 1]}, "has a duration of -2 frames"),
         ({"durations": [1, 2**33]}, "has a duration of 8589934592 frames"),
-        ({"durations": [1, 2.5]}, "durations of type float64: give whole numbers"),
+        ({"durations": [1, 2.5]}, "durations of type float64: give integers"),
     ],
 )
 def test_prosody_that_is_none_is_refused(wrong: dict[str, list[float]], told: str, tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_what_is_no_pair_is_refused(other: compare.Scored, told: str) -> None:
 def test_other_labels_of_the_same_utterances_are_refused() -> None:
     ours, theirs = scored(WORD, 0.1), scored(WORD, 0.1)
     theirs.answers[1].true[7] = (theirs.answers[1].true[7] + 1) % 3
-    with pytest.raises(ValueError, match=r"utterance 'test/007\.wav' has other labels"):
+    with pytest.raises(ValueError, match=r"utterance 'test/007\.wav' has different labels"):
         compare.gain(ours, theirs)
 
 
@@ -246,7 +246,7 @@ def test_reports_that_are_no_pair_are_named(reports: Path, tmp_path: Path) -> No
     report.write_report(tmp_path, task=WORD, members=members(WORD, 0.1, seeds=(5, 6)))
     some = places(reports)
     some["better"]["word"] = tmp_path
-    with pytest.raises(ValueError, match=r"word, better against plain: one is of the seeds \[5, 6\]"):
+    with pytest.raises(ValueError, match=r"word, better against plain: the reports have seeds \[5, 6\]"):
         compare.write_comparison(reports, some, "plain")
 
 

@@ -245,7 +245,7 @@ def test_a_label_tree_spells_its_answers(slots: int, labels: int, seed: int):
     spelling = verbalizer.codes[tree.combinations].reshape(len(tree.combinations), -1)
     np.testing.assert_array_equal(tree.codes, spelling)
     beginnings: list[list[tuple[int, ...]]] = [[()]]
-    for feeds, parents in zip(tree.feeds, tree.parents, strict=True):
+    for feeds, parents in zip(tree.fed_back, tree.parents, strict=True):
         beginnings.append([(*beginnings[-1][up], feed) for feed, up in zip(feeds, parents, strict=True)])
         assert len(set(beginnings[-1])) == len(beginnings[-1])
     for answer, path in enumerate(tree.path):
@@ -264,4 +264,4 @@ def test_too_many_answers_are_refused():
 def test_all_answers_of_fsc_are_few_enough():
     tree = decode.label_tree(verbalizers.learnable(TASKS["fsc"], 104), None)
     assert tree.combinations.shape == (6 * 14 * 4, 3)
-    assert [len(feeds) for feeds in tree.feeds] == [6, 6 * 14]  # equal beginnings are computed once
+    assert [len(feeds) for feeds in tree.fed_back] == [6, 6 * 14]  # equal beginnings are computed once

@@ -39,7 +39,7 @@ def pack(
     verbalizer = verbalizers.make(kind, task, c.vocab_size, units=np.arange(6), classes=np.asarray([[0]]))
     params = member(tiny.bank(c, PromptConfig(length=length), verbalizer, 1, seed), 0)
     card = make_card(
-        task, kind=kind, codes=verbalizer.codes, feeds=verbalizer.feeds, outputs=verbalizer.outputs, config=c,
+        task, kind=kind, codes=verbalizer.codes, feeds=verbalizer.fed_back, outputs=verbalizer.outputs, config=c,
         lm_hash=unit_lm_hash(jax.device_get(tiny.lm(c)), c.prosody),
     )  # fmt: skip
     return PromptPack(params, card)
@@ -129,7 +129,7 @@ def test_similarity_is_symmetric_and_between_0_and_1(lengths, seed):
 def test_only_prompts_of_the_layers_are_compared():
     made = pack()
     shallow = dataclasses.replace(made, params={"input": np.zeros((3, 16), np.float32), "sep": made.params["sep"]})
-    with pytest.raises(ValueError, match="'two' is not in the layers"):
+    with pytest.raises(ValueError, match="'two' has no deep prompt"):
         inside.prompt_similarity(tiny.lm(LM), [made, shallow])
     with pytest.raises(ValueError, match="no packs"):
         inside.prompt_similarity(tiny.lm(LM), [])
@@ -142,7 +142,7 @@ def odds(params: Params, made: PromptPack, units, classes, rows: np.ndarray, c: 
     """Log odds of an answer's labels by the plain definition (float64), the units' embeddings being `rows` [U, D]."""
     verbalizer = verbalizers.of_card(made.card["verbalizer"], made.task)
     told = {**params, "embed": np.concatenate([params["embed"], rows])}
-    codes, feeds = verbalizer.codes[list(classes)].reshape(-1), verbalizer.feeds[list(classes)].reshape(-1)
+    codes, feeds = verbalizer.codes[list(classes)].reshape(-1), verbalizer.fed_back[list(classes)].reshape(-1)
     places = [c.num_units + i for i in range(len(units))]
     prompt = tiny.double(made.params)
     states = tiny.hidden(told, prompt, c, places, feeds[:-1], said)[len(prompt["sep"]) :]
@@ -232,10 +232,10 @@ def test_a_slot_of_one_label_has_nothing_to_decide():
     ("split", "classes", "message"),
     [
         (utterance([]), None, "not 1 of 0 units"),
-        (UnitSet.of([[1], [2]], [[0], [0]]), None, "one utterance with units, not 2"),
+        (UnitSet.of([[1], [2]], [[0], [0]]), None, "one utterance with units, got 2"),
         (utterance([1, 20]), None, r"units 1\.\.20 must be in 0\.\.19"),
-        (utterance([1]), [0], r"classes \[0\] are not one of each slot, which start at \[0, 3\]"),
-        (utterance([1]), [3, 3], "are not one of each slot"),
+        (utterance([1]), [0], r"classes \[0\] must be one of each slot; the slots start at \[0, 3\]"),
+        (utterance([1]), [3, 3], "must be one of each slot"),
     ],
 )
 def test_what_cannot_be_attributed_is_refused(split, classes, message):
@@ -273,7 +273,7 @@ def test_the_command_writes_plots_and_a_summary(tmp_path: Path, capsys):
     assert all(f"]({plot})" in text for plot in plots)
     assert all((tmp_path / "out" / plot).read_bytes().startswith(PNG) for plot in plots)
     assert "| do | go | `" in text
-    assert "## the units given, answered by b_c" in text
+    assert "## the units given, predicted by b_c" in text
     assert "Linear CKA" in text
 
 

@@ -269,8 +269,8 @@ def test_score_refuses_what_does_not_fit():
     nan = probabilities[1].copy()
     nan[4, 2] = np.nan
     refuses("slot 'object': row 4 is not finite", probabilities=[probabilities[0], nan, probabilities[2]])
-    refuses("row 0 is no distribution", probabilities=[np.log(p) for p in probabilities])
-    refuses("row 0 is no distribution", probabilities=[3 * p for p in probabilities])
+    refuses("row 0 is not a distribution", probabilities=[np.log(p) for p in probabilities])
+    refuses("row 0 is not a distribution", probabilities=[3 * p for p in probabilities])
 
 
 def test_a_task_refuses_a_metric_that_it_cannot_have():

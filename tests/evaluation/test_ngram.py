@@ -156,7 +156,7 @@ def test_command_line_few_shot(records, tmp_path, capsys):
         "20": [80, 80],
     }
     assert result["2"][0] != result["2"][1]  # two draws, not one twice
-    assert "two, 20 an intent, 2 draws" in capsys.readouterr().out
+    assert "two, 20 per label combination, 2 draws" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flags", [["--few-shot=ten"], ["--few-shot=0"], ["--few-shot=5", "--draws=0"]])
@@ -167,5 +167,5 @@ def test_command_line_refuses(records, flags, capsys):
 
 
 def test_records_that_are_not_there_are_named(tmp_path):
-    with pytest.raises(SystemExit, match=r"error: .*none is no complete directory of unit records"):
+    with pytest.raises(SystemExit, match=r"error: .*none is not a complete directory of unit records"):
         ngram.main([f"--data={tmp_path / 'none'}"])

@@ -184,7 +184,7 @@ def test_confusions_are_counted_over_all_seeds(tmp_path):
         {"true": "a", "predicted": "b", "count": 3, "share_of_true": 0.75},
         {"true": "c", "predicted": "a", "count": 1, "share_of_true": 0.5},
     ]
-    assert "- a taken for b: 3 (75.00 % of that label)" in (tmp_path / "summary.md").read_text()
+    assert "- a predicted as b: 3 (75.00 % of that label)" in (tmp_path / "summary.md").read_text()
 
 
 def test_many_classes_and_a_perfect_run(tmp_path):

@@ -112,7 +112,7 @@ def case(config: PromptConfig) -> dict[str, np.ndarray]:
                 adapters.setdefault(f"{target}_{part}", []).append(weight)
     assert sum(p.requires_grad for p in model.parameters()) == sum(map(len, adapters.values()))
     classes = tiny.random_classes(tiny.TASK, len(LENGTHS))
-    codes, feeds = (table[classes].reshape(len(classes), -1) for table in (verbalizer.codes, verbalizer.feeds))
+    codes, feeds = (table[classes].reshape(len(classes), -1) for table in (verbalizer.codes, verbalizer.fed_back))
     embed, allowed = torch.tensor(tiny.double(tiny.lm(CONFIG))["embed"]), torch.tensor(verbalizer.allowed)
 
     def run() -> tuple[torch.Tensor, torch.Tensor]:

@@ -234,9 +234,9 @@ def test_smoothed_labels_are_optaxs():
         loss = LossConfig(label_smoothing=0.3)
         smooth, measured = (losses.member_losses(lm, bank, batch, one, loss=loss, **common) for one in (keys, None))
         plain = losses.member_losses(lm, bank, batch, None, loss=PLAIN, **common)
-        said = losses.spell([VERBALIZER], batch)
+        said = losses.encode_labels([VERBALIZER], batch)
         bank = low_rank.scaled(bank, config.scale)
-        state = prompted_lm.run(lm, bank, batch, said.feeds[:, :-1], config=C, queries=steps)
+        state = prompted_lm.run(lm, bank, batch, said.fed_back[:, :-1], config=C, queries=steps)
         return smooth, measured, plain, said, prompted_lm.outputs(lm, bank, state.hidden, batch.prompt_id)
 
     smooth, measured, plain, said, scores = run(bank, batch, keys)
@@ -257,8 +257,8 @@ def test_smoothed_labels_are_optaxs():
     ("wrong", "told"),
     [
         ({"kind": "golden"}, "must be slots or reference"),
-        ({"label_smoothing": 1.0}, "label_smoothing is 1.0, must lie in"),
-        ({"kind": "reference", "label_smoothing": 0.1}, "kind='reference' has none: give kind='slots'"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1.0, must be in"),
+        ({"kind": "reference", "label_smoothing": 0.1}, "kind='reference' lacks: give kind='slots'"),
     ],
 )
 def test_a_loss_that_there_is_not(wrong, told):

@@ -53,7 +53,7 @@ def work(request: pytest.FixtureRequest, golden: Path) -> Work:
             return each.sum()
 
         bank = masks.unflatten(trained)["prompt"]
-        feeds = losses.spell([case.verbalizer], case.batch).feeds
+        feeds = losses.encode_labels([case.verbalizer], case.batch).fed_back
         ran = prompted_lm.run(lm, bank, case.batch, feeds, config=config, queries=case.verbalizer.steps + 2)
         outputs = prompted_lm.outputs(lm, bank, ran.hidden, case.batch.prompt_id)
         return outputs, *jax.value_and_grad(loss)(trained)

@@ -65,7 +65,7 @@ def test_forward_gradients_and_adam_steps_are_pefts(name: str) -> None:
     config = PEFT_CASES[name]
     bank, batch = tiny.bank(C, config, VERBALIZER, 1), rows()
     expected = lambda kind: {key: PEFT[f"{name}/{kind}/{key}"] for key in bank}  # noqa: E731
-    feeds = losses.spell([VERBALIZER], batch).feeds[:, :-1]
+    feeds = losses.encode_labels([VERBALIZER], batch).fed_back[:, :-1]
     run = tiny.jit(functools.partial(prompted_lm.run, config=C, queries=VERBALIZER.steps))
     ran = run(tiny.lm(C), low_rank.scaled(bank, config.scale), batch, feeds)
     assert relative(ran.hidden, PEFT[f"{name}/hidden"]) < 1e-5

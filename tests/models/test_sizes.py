@@ -133,7 +133,7 @@ def test_stack_and_member_are_inverse():
     [
         (lambda: UnitLMConfig(dim=0), "dim is 0"),
         (lambda: UnitLMConfig(layers=2.0), "layers is 2.0"),  # type: ignore[arg-type]
-        (lambda: UnitLMConfig(dim=1000, heads=16), "1000 is no multiple of heads 16"),
+        (lambda: UnitLMConfig(dim=1000, heads=16), "1000 is not a multiple of heads 16"),
         (lambda: UnitLMConfig(dim=9, heads=3), "9 must be even"),
         (lambda: UnitLMConfig(vocab_size=4), "leaves no units"),
         (lambda: Compute("float16"), "'float16', must be float32 or bfloat16"),

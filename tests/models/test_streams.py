@@ -40,7 +40,7 @@ LENGTHS, MEMBERS = (1, 2, 5, 9, 16, 12), (0, 2, 1, 1, 2, 0)
 # ---- golden
 
 
-def _golden(golden: Path, kind: str) -> tuple[UnitLMConfig, Params, dict[str, np.ndarray], pretrain.Rows]:
+def _golden(golden: Path, kind: str) -> tuple[UnitLMConfig, Params, dict[str, np.ndarray], pretrain.PackedRows]:
     """The imported LM, what the original gave, and its batch as ours: raw streams, our numbers of units."""
     config, params, _ = import_pgslm(golden / "pgslm" / f"{kind}.pt", golden / "pgslm" / "f0_bin.th")
     found = dict(np.load(golden / "pgslm" / f"{kind}.npz"))
@@ -50,13 +50,13 @@ def _golden(golden: Path, kind: str) -> tuple[UnitLMConfig, Params, dict[str, np
     live = found["src_tokens"] != 101
     f0 = np.where(raw["f0_src"] == -5, vocab.F0_PAD, raw["f0_src"]).astype(np.float32)
     f0[:, 1] = vocab.F0_BOS
-    rows = pretrain.Rows(
+    rows = pretrain.PackedRows(
         inputs=ours[found["src_tokens"]],
         targets=np.where(found["mask"], vocab.PAD, ours[found["target"]]),
         segment=live.astype(np.int32),
         position=np.broadcast_to(np.arange(live.shape[1]), live.shape),
-        told=Streams(raw["dur_src"].astype(np.int32), f0),
-        foretold=Streams(
+        streams=Streams(raw["dur_src"].astype(np.int32), f0),
+        stream_targets=Streams(
             raw["dur_target"].astype(np.int32),
             np.where(raw["f0_mask"], vocab.F0_BOS, raw["f0_target"]).astype(np.float32),
         ),
@@ -67,9 +67,9 @@ def _golden(golden: Path, kind: str) -> tuple[UnitLMConfig, Params, dict[str, np
 @pytest.mark.parametrize("kind", KINDS)
 def test_golden_outputs_and_losses(golden: Path, kind: str):
     config, params, found, rows = _golden(golden, kind)
-    hidden = unit_lm.hidden_states(params, config, rows.inputs, streams=rows.told)
+    hidden = unit_lm.hidden_states(params, config, rows.inputs, streams=rows.streams)
     unit = np.asarray(unit_lm.unembed(params, hidden))
-    np.testing.assert_array_equal(unit, unit_lm.logits(params, config, rows.inputs, streams=rows.told))
+    np.testing.assert_array_equal(unit, unit_lm.logits(params, config, rows.inputs, streams=rows.streams))
     others = streams.heads(params, hidden, F32)
     live = rows.segment > 0
     for name, ours in {"token": np.roll(unit, -4, axis=-1), "duration": others.duration, "f0": others.f0}.items():
@@ -88,7 +88,7 @@ def test_golden_outputs_and_losses(golden: Path, kind: str):
 def test_golden_symbols(golden: Path, kind: str):
     config, _, found, rows = _golden(golden, kind)
     assert config.prosody is not None
-    symbols = streams.symbols(config.prosody, rows.told)
+    symbols = streams.symbols(config.prosody, rows.streams)
     np.testing.assert_array_equal(symbols.duration, found["dur_src"])
     np.testing.assert_array_equal(symbols.f0, found["f0_src"])
 
@@ -165,7 +165,9 @@ def test_decoding_by_cached_steps_equals_one_pass(which: str):
             states = tiny.hidden(plain, member, c, units[row], feeds, said[row])[-1:]
             outputs = np.where(verbalizer.allowed[step], tiny.outputs(plain, member, states)[0], -np.inf)
             assert int(greedy[row, step]) == outputs.argmax()
-            feeds.append(int(verbalizer.feeds.reshape(-1)[list(verbalizer.codes.reshape(-1)).index(outputs.argmax())]))
+            feeds.append(
+                int(verbalizer.fed_back.reshape(-1)[list(verbalizer.codes.reshape(-1)).index(outputs.argmax())])
+            )
 
 
 def test_gradients_of_prompts_agree_with_differences():
@@ -223,7 +225,7 @@ def test_sizes(which: str):
 
 def test_a_multi_stream_lm_without_streams_is_refused():
     c = tiny.config(2, prosody=PROSODIES["discrete, (True, True)"])
-    with pytest.raises(ValueError, match="durations and f0 beside the units"):
+    with pytest.raises(ValueError, match="durations and f0 besides units"):
         unit_lm.logits(tiny.lm(c), c, np.asarray([[0, 5]]))
 
 

@@ -36,8 +36,8 @@ def check(verbalizer: Verbalizer, task: Task, vocab_size: int) -> None:
     assert len({tuple(code) for code in verbalizer.codes.tolist()}) == count, "no two classes are spelled alike"
     assert verbalizer.codes.min() >= vocab.UNIT_OFFSET
     assert verbalizer.codes.max() < verbalizer.outputs
-    assert verbalizer.feeds.min() >= vocab.UNIT_OFFSET
-    assert verbalizer.feeds.max() < vocab_size
+    assert verbalizer.fed_back.min() >= vocab.UNIT_OFFSET
+    assert verbalizer.fed_back.max() < vocab_size
     assert verbalizer.slot_offsets == task.slot_offsets
     assert verbalizer.steps == len(task.slots) * verbalizer.steps_per_slot
     if verbalizer.learnable:
@@ -45,7 +45,7 @@ def check(verbalizer: Verbalizer, task: Task, vocab_size: int) -> None:
         assert verbalizer.codes[:, 0].tolist() == list(range(4, count + 4))
     else:
         assert verbalizer.outputs == vocab_size
-        np.testing.assert_array_equal(verbalizer.codes, verbalizer.feeds)
+        np.testing.assert_array_equal(verbalizer.codes, verbalizer.fed_back)
         shortest = next(m for m in itertools.count(1) if units**m >= count)
         assert verbalizer.steps_per_slot == shortest
     for slot, (start, stop) in enumerate(itertools.pairwise(task.slot_offsets)):
@@ -63,11 +63,11 @@ def test_labels_never_collide(kind: str, counts: list[int], vocab_size: int, see
     check(verbalizer, task, vocab_size)
     again = make(kind, task, vocab_size, seed)
     np.testing.assert_array_equal(verbalizer.codes, again.codes)
-    np.testing.assert_array_equal(verbalizer.feeds, again.feeds)
-    card = {"codes": verbalizer.codes.tolist(), "feeds": verbalizer.feeds.tolist(), "outputs": verbalizer.outputs}
+    np.testing.assert_array_equal(verbalizer.fed_back, again.fed_back)
+    card = {"codes": verbalizer.codes.tolist(), "feeds": verbalizer.fed_back.tolist(), "outputs": verbalizer.outputs}
     read = verbalizers.of_card({"kind": kind, **card}, task)
     np.testing.assert_array_equal(read.codes, verbalizer.codes)
-    np.testing.assert_array_equal(read.feeds, verbalizer.feeds)
+    np.testing.assert_array_equal(read.fed_back, verbalizer.fed_back)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,11 +81,11 @@ def test_1251_classes(kind: str):
 
 def test_learnable_feeds_back_the_token_of_its_class_number():
     verbalizer = verbalizers.learnable(TASKS["fsc"], 104)
-    assert verbalizer.feeds[:, 0].tolist() == list(range(4, 28))
+    assert verbalizer.fed_back[:, 0].tolist() == list(range(4, 28))
     # With more classes than units: the number within the slot, so that a slot's labels stay apart as long as they can.
     crowded = verbalizers.learnable(task_of([60, 80]), 104)
-    assert crowded.feeds[:, 0].tolist() == [*range(4, 64), *range(4, 84)]
-    assert verbalizers.learnable(task_of([101]), 104).feeds[[0, 99, 100], 0].tolist() == [4, 103, 4]
+    assert crowded.fed_back[:, 0].tolist() == [*range(4, 64), *range(4, 84)]
+    assert verbalizers.learnable(task_of([101]), 104).fed_back[[0, 99, 100], 0].tolist() == [4, 103, 4]
 
 
 def test_identity_is_class_c_as_unit_c():
@@ -128,9 +128,9 @@ def test_what_cannot_be_told_apart_is_refused():
     with pytest.raises(ValueError, match="2 labels of a slot share 1 spellings"):
         Verbalizer("random", codes, codes, 104, (0, 2))
     Verbalizer("random", codes, codes, 104, (0, 1, 2))  # in two slots they may
-    with pytest.raises(ValueError, match="do not belong together"):
+    with pytest.raises(ValueError, match="do not match"):
         Verbalizer("random", codes, codes, 104, (0, 3))
     with pytest.raises(ValueError, match="none of learnable, frequency"):
         make("colour", task_of([2]), 104)
-    with pytest.raises(ValueError, match="cannot be spelled with 1 unit"):
+    with pytest.raises(ValueError, match="cannot be encoded with 1 unit"):
         verbalizers.identity(task_of([2]), 5)

@@ -253,7 +253,7 @@ def answer_score(
 ) -> float:
     """Log probability of an answer (a class per slot): each step among what any label of its slot says there."""
     codes = verbalizer.codes[list(classes)].reshape(-1)
-    feeds = verbalizer.feeds[list(classes)].reshape(-1)
+    feeds = verbalizer.fed_back[list(classes)].reshape(-1)
     scores = outputs(params, prompt, hidden(params, prompt, c, units, feeds[:-1], said)[len(prompt["sep"]) :])
     total = 0.0
     for step, code in enumerate(codes):

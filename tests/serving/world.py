@@ -54,7 +54,7 @@ def pack(
     soft = {"verbalizer": 0.1, "sep": 0.05, "sep_deep": 0.3}
     params = {name: leaf * np.float32(soft.get(name, 1)) for name, leaf in params.items()}
     card = make_card(
-        task, kind=kind, codes=verbalizer.codes, feeds=verbalizer.feeds, outputs=verbalizer.outputs,
+        task, kind=kind, codes=verbalizer.codes, feeds=verbalizer.fed_back, outputs=verbalizer.outputs,
         config=model.config, lm_hash=model.hash, combinations=combinations, lora=prompt.lora,
         **units,
     )  # fmt: skip

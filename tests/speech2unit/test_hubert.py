@@ -115,12 +115,12 @@ def test_full_size():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"heads": 5}, "dim 768 is no multiple of heads 5"),
+        ({"heads": 5}, "dim 768 is not a multiple of heads 5"),
         ({"position_groups": 7}, "no multiple of position_groups 7"),
         ({"conv_strides": (5, 2)}, "7 conv_kernels, but 2 conv_strides"),
         ({"conv_kernels": (10, 3, 3, 3, 3, 2, 1)}, "skip samples"),
-        ({"conv_kernels": [10]}, "not of its type"),
-        ({"layers": 0}, "layers is 0, must be of positive integers"),
+        ({"conv_kernels": [10]}, "has the wrong type"),
+        ({"layers": 0}, "layers is 0, must be positive integers"),
         ({"dim": True}, "dim is True"),
     ],
 )

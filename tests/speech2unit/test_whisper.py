@@ -127,7 +127,7 @@ def test_full_size():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"heads": 5}, "dim 384 is no multiple of heads 5"),
+        ({"heads": 5}, "dim 384 is not a multiple of heads 5"),
         ({"layers": 0}, "layers is 0, must be a positive integer"),
         ({"mels": True}, "mels is True"),
         ({"positions": 1500.0}, "positions is 1500.0"),

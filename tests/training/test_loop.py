@@ -166,7 +166,7 @@ def test_only_a_disk_without_room_asks_for_room(tmp_path: Path) -> None:
     ))  # fmt: skip
     with pytest.raises(OSError, match="could not be written") as caught:
         loop.fit(job, str(tmp_path), epochs=1)
-    assert "make room" not in str(caught.value)
+    assert "free disk space" not in str(caught.value)
 
 
 def test_a_finished_job_stops_and_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
@@ -285,7 +285,9 @@ def test_a_full_disk_is_told_and_the_last_complete_checkpoint_kept(tmp_path: Pat
 
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))  # noqa: E731
     try:
-        with pytest.raises(OSError, match=r"checkpoint could not be written .* last complete one is kept: make room"):
+        with pytest.raises(
+            OSError, match=r"checkpoint could not be written .* last complete one is kept: free disk space"
+        ):
             fit(_at((2, 1), limit))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

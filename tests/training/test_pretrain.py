@@ -31,15 +31,15 @@ def _set(units: list[list[int]]) -> UnitSet:
     return UnitSet.of(units, [[0]] * len(units))
 
 
-def _tokens(piece: pretrain.Rows) -> list[int]:
+def _tokens(piece: pretrain.PackedRows) -> list[int]:
     """Its inputs and the last target."""
     assert (piece.inputs[1:] == piece.targets[:-1]).all()
     return [*piece.inputs.tolist(), int(piece.targets[-1])]
 
 
-def _piece(tokens: np.ndarray) -> pretrain.Rows:
+def _piece(tokens: np.ndarray) -> pretrain.PackedRows:
     place = np.arange(len(tokens) - 1)
-    return pretrain.Rows(tokens[:-1], tokens[1:], np.ones_like(place), place)
+    return pretrain.PackedRows(tokens[:-1], tokens[1:], np.ones_like(place), place)
 
 
 @given(units=corpora, width=st.integers(1, 20))
@@ -143,7 +143,7 @@ def test_packed_cut_and_filled_rows_of_a_multi_stream_lm_give_the_losses_of_piec
     sums = jax.jit(pretrain.losses, static_argnums=(1, 3))
     together = [sums(params, c, part, F32) for part in pretrain.batches(rows, 4)]
     alone = [sums(params, c, next(pretrain.batches(pretrain.pack([piece], 12, 0), 1)), F32) for piece in pieces]
-    for name in pretrain.Sums._fields:
+    for name in pretrain.LossSums._fields:
         found, expected = (sum(float(getattr(one, name)) for one in many) for many in (together, alone))
         assert found == pytest.approx(expected, rel=1e-5), name
     # Every segment and every end is foretold once, every unit and every end predicted once.
@@ -156,10 +156,10 @@ def test_pieces_of_a_multi_stream_lm_go_on_where_the_last_one_ended() -> None:
     pieces = pretrain.utterances([_spoken([[5, 6, 7, 8]], 0)], 4, dedup=False)
     assert whole.inputs.tolist() == [vocab.BOS, 9, 10, 11, 12, vocab.EOS]
     assert whole.targets.tolist() == [9, 10, 11, 12, vocab.EOS, vocab.PAD]
-    np.testing.assert_array_equal(whole.told.duration[1:], whole.foretold.duration[:-1])
-    np.testing.assert_array_equal(whole.told.f0[1:], whole.foretold.f0[:-1])
-    assert whole.told.f0[0] == vocab.F0_PAD
-    for name in ("inputs", "targets", "told", "foretold"):
+    np.testing.assert_array_equal(whole.streams.duration[1:], whole.stream_targets.duration[:-1])
+    np.testing.assert_array_equal(whole.streams.f0[1:], whole.stream_targets.f0[:-1])
+    assert whole.streams.f0[0] == vocab.F0_PAD
+    for name in ("inputs", "targets", "streams", "stream_targets"):
         joined = jax.tree.map(lambda *x: np.concatenate(x), *(getattr(piece, name) for piece in pieces))
         jax.tree.map(np.testing.assert_array_equal, joined, getattr(whole, name))
     assert [piece.position.tolist() for piece in pieces] == [[0, 1, 2, 3], [0, 1]]

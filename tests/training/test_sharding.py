@@ -69,11 +69,9 @@ def test_a_bank_lies_with_its_rows_where_it_divides() -> None:
 
 def test_devices_must_divide_into_groups() -> None:
     devices = jax.device_count()
-    with pytest.raises(
-        ValueError, match=f"{devices} devices do not divide into groups of model_parallel={devices + 1}"
-    ):
+    with pytest.raises(ValueError, match=f"{devices} devices are not divisible by model_parallel={devices + 1}"):
         sharding.make_mesh(devices + 1)
-    with pytest.raises(ValueError, match=f"make {devices}, which do not divide by weight_shards={devices + 1}"):
+    with pytest.raises(ValueError, match=f"= {devices} is not divisible by weight_shards={devices + 1}"):
         sharding.make_mesh(1, devices + 1)
     assert dict(sharding.make_mesh(1, 0).shape) == {"data": 1, "shard": devices, "model": 1}
 

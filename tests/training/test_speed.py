@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from spjax.training import loop, profile, speed
-from spjax.training.pace import Pace
+from spjax.training.pace import Throughput
 from spjax.training.speed import Cost
 
 
@@ -100,7 +100,7 @@ def test_pace(monkeypatch: pytest.MonkeyPatch) -> None:
             now[0] += 1.0  # the reader takes its time
             yield None
 
-    pace = Pace()
+    pace = Throughput()
     for _ in pace.each(items()):
         now[0] += 3.0
         pace.done(8, Cost(1.5, 10))

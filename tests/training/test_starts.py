@@ -29,19 +29,21 @@ MESH = sharding.make_mesh()
 PLACED = masks.unflatten(sharding.layerwise(MESH, masks.flatten(toy.tiny_lm())))
 
 
-def _lesson(init: str, length: int, units: UnitSet, deep: bool = True, config: UnitLMConfig = toy.LM) -> train.Lesson:
+def _task_run(
+    init: str, length: int, units: UnitSet, deep: bool = True, config: UnitLMConfig = toy.LM
+) -> train.TaskRun:
     verbalizer = verbalizers.learnable(toy.TASK, 104)
     prompt = PromptConfig(length=length, separators=2, deep=deep, init=init)
     tree = decode.label_tree(verbalizer, None)
     setting = train.Setting(config, Compute(), prompt, losses.LossConfig(), verbalizer, tree)
     every = np.arange(len(units))
-    return train.Lesson(setting, units, every, units, every, train.exact_match)
+    return train.TaskRun(setting, units, every, units, every, train.exact_match)
 
 
-def _columns(lesson: train.Lesson, lm: Params, ids: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def _columns(task_run: train.TaskRun, lm: Params, ids: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Inputs of keys and values [L, n, D] at a column of each utterance."""
-    units, setting = lesson.train_set.take(ids), lesson.setting
-    plan = train.evaluation_plan(lesson, RUN, units, np.arange(len(ids)), MESH)
+    units, setting = task_run.train_set.take(ids), task_run.setting
+    plan = train.evaluation_plan(task_run, RUN, units, np.arange(len(ids)), MESH)
     return pooling.layer_inputs(
         lm, setting.config, units, plan, MESH, setting.compute, columns, deep=setting.prompt.deep
     )  # fmt: skip
@@ -62,12 +64,12 @@ def test_an_utterance_as_prompt_is_the_utterance_in_front(deep: bool, prosody: P
         f0 = rng.normal(size=size).astype(np.float32) / 5
         units = dataclasses.replace(units, durations=rng.integers(1, 9, size).astype(np.int32), f0=f0)
     whole = int(units.lengths[0]) + 1
-    lesson = _lesson("utterances", whole, units, deep, config)
-    found = _columns(lesson, lm, np.zeros(whole, int), np.arange(whole))
+    task_run = _task_run("utterances", whole, units, deep, config)
+    found = _columns(task_run, lm, np.zeros(whole, int), np.arange(whole))
     real = {"key": found, "value": found} if deep else {"input": found[0]}
-    bank = train.first_params(lm, lesson.setting, (0,), real=[real])["prompt"]
+    bank = train.first_params(lm, task_run.setting, (0,), real=[real])["prompt"]
     batch = loader.make_batch(units, np.asarray([[1]]), int(units.lengths[1]))
-    run = functools.partial(prompted_lm.run, feeds=np.zeros((1, 0), np.int32), config=config, queries=2)
+    run = functools.partial(prompted_lm.run, fed_back=np.zeros((1, 0), np.int32), config=config, queries=2)
     acts = jax.jit(run)(lm, bank, batch)
 
     first = loader.make_batch(units, np.asarray([[0]]), int(units.lengths[0]))
@@ -98,9 +100,9 @@ def test_an_utterance_as_prompt_is_the_utterance_in_front(deep: bool, prosody: P
 def test_a_start_is_the_seeds_alone(init: str) -> None:
     """Whatever other seeds there are, and other tasks' utterances in the set; another seed has another."""
     units = toy.unit_set("toy", 40, 0)
-    lesson = dataclasses.replace(_lesson(init, 9, units), train_ids=np.arange(5, 35))
-    both = starts.from_utterances(PLACED, lesson, RUN, MESH)
-    (alone,) = starts.from_utterances(PLACED, lesson, dataclasses.replace(RUN, seeds=(5,)), MESH)
+    task_run = dataclasses.replace(_task_run(init, 9, units), train_ids=np.arange(5, 35))
+    both = starts.from_utterances(PLACED, task_run, RUN, MESH)
+    (alone,) = starts.from_utterances(PLACED, task_run, dataclasses.replace(RUN, seeds=(5,)), MESH)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), both[1], alone)
     assert both[0]["key"].shape == (2, 9, 32)
     assert not np.allclose(both[0]["key"], both[1]["key"], atol=0.1)
@@ -111,11 +113,11 @@ def test_a_start_is_the_seeds_alone(init: str) -> None:
 
 def test_positions_are_columns_of_train_utterances() -> None:
     units = toy.unit_set("toy", 6, 0)
-    lesson = dataclasses.replace(_lesson("utterances", 12, units), train_ids=np.asarray([1, 4]))
+    task_run = dataclasses.replace(_task_run("utterances", 12, units), train_ids=np.asarray([1, 4]))
     ids = np.repeat([1, 4], units.lengths[[1, 4]])
     columns = np.concatenate([np.arange(1, units.lengths[i] + 1) for i in (1, 4)])
-    every = _columns(lesson, PLACED, ids, columns)
-    for one in starts.from_utterances(PLACED, lesson, RUN, MESH):
+    every = _columns(task_run, PLACED, ids, columns)
+    for one in starts.from_utterances(PLACED, task_run, RUN, MESH):
         np.testing.assert_array_equal(one["key"], one["value"])
         for p in range(12):
             apart = np.abs(every - np.asarray(one["key"])[:, None, p]).max(axis=(0, 2))
@@ -126,11 +128,11 @@ def test_class_means_take_every_class_in_turn() -> None:
     """One utterance a class: the mean over drawn ones is the mean over its units."""
     units = UnitSet.of([[7, 8, 9], [20, 21], [30, 31, 32, 33], [40]], [[0, 2], [0, 3], [0, 4], [1, 2]])
     units = units.take(np.asarray([0, 1, 2, 3]))
-    lesson = _lesson("class_means", 5, dataclasses.replace(units, classes=np.arange(4)[:, None]))
-    means = _columns(lesson, PLACED, np.arange(4), np.full(4, -1))
-    each = _columns(lesson, PLACED, np.full(3, 0), np.arange(1, 4))
+    task_run = _task_run("class_means", 5, dataclasses.replace(units, classes=np.arange(4)[:, None]))
+    means = _columns(task_run, PLACED, np.arange(4), np.full(4, -1))
+    each = _columns(task_run, PLACED, np.full(3, 0), np.arange(1, 4))
     np.testing.assert_allclose(means[:, 0], each.mean(axis=1), atol=1e-5)
-    for one in starts.from_utterances(PLACED, lesson, RUN, MESH):
+    for one in starts.from_utterances(PLACED, task_run, RUN, MESH):
         apart = np.abs(means[:, :, None] - np.asarray(one["key"])[:, None]).max(axis=(0, 3))
         classes = apart.argmin(axis=0)
         assert apart.min(axis=0).max() < 1e-5
@@ -142,9 +144,9 @@ def test_starts_differ_in_the_prompt_alone() -> None:
     units = toy.unit_set("toy", 6, 0)
     banks = {}
     for init in prompts.STARTS:
-        lesson = _lesson(init, 3, units)
-        real = starts.from_utterances(PLACED, lesson, RUN, MESH) if init in prompts.REAL_STARTS else None
-        banks[init] = train.first_params(toy.tiny_lm(), lesson.setting, RUN.seeds, real=real)["prompt"]
+        task_run = _task_run(init, 3, units)
+        real = starts.from_utterances(PLACED, task_run, RUN, MESH) if init in prompts.REAL_STARTS else None
+        banks[init] = train.first_params(toy.tiny_lm(), task_run.setting, RUN.seeds, real=real)["prompt"]
     for init, bank in banks.items():
         np.testing.assert_array_equal(bank["sep"], banks["normal"]["sep"])
         np.testing.assert_array_equal(bank["verbalizer"], banks["normal"]["verbalizer"])
@@ -156,7 +158,7 @@ def test_starts_differ_in_the_prompt_alone() -> None:
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [({"init": "random"}, "init is 'random', must be one of normal, units, zeros, utterances, class_means"),
-     ({"init": "zeros", "deep": False}, "init is 'zeros', which is a start of deep prompts")],
+     ({"init": "zeros", "deep": False}, "init is 'zeros', which needs deep prompts")],
 )  # fmt: skip
 def test_a_start_that_there_is_not(wrong: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
@@ -165,4 +167,4 @@ def test_a_start_that_there_is_not(wrong: dict[str, Any], told: str) -> None:
 
 def test_a_real_start_is_never_replaced_by_another() -> None:
     with pytest.raises(ValueError, match="init 'utterances' needs train utterances"):
-        train.first_params(toy.tiny_lm(), _lesson("utterances", 3, toy.unit_set("toy", 4, 0)).setting, (0,))
+        train.first_params(toy.tiny_lm(), _task_run("utterances", 3, toy.unit_set("toy", 4, 0)).setting, (0,))

@@ -44,9 +44,9 @@ SETTING = _setting()
 
 def _train(workdir: Path, run: train.TrainConfig = RUN, setting: train.Setting = SETTING, **more: Any) -> train.Trained:
     params = train.first_params(toy.tiny_lm(), setting, run.seeds)
-    lesson = {"train_ids": np.arange(80), "valid_ids": np.arange(24), "metric": train.exact_match, **more}
-    lessons = [train.Lesson(setting, TRAIN, valid_set=VALID, **lesson)]
-    return train.train(params, lessons, run, OPTIM, workdir=str(workdir))
+    task_run = {"train_ids": np.arange(80), "valid_ids": np.arange(24), "metric": train.exact_match, **more}
+    task_runs = [train.TaskRun(setting, TRAIN, valid_set=VALID, **task_run)]
+    return train.train(params, task_runs, run, OPTIM, workdir=str(workdir))
 
 
 @pytest.fixture(scope="module")
@@ -86,15 +86,15 @@ def test_a_sweep_is_a_bank(tmp_path: Path) -> None:
     settings[1] = dataclasses.replace(settings[1], loss=losses.LossConfig(noise=0.0, label_smoothing=0.1))
     optimizers = [dataclasses.replace(OPTIM, lr=lr, weight_decay=30 * lr) for lr in (3e-3, 1e-2)]
     common = {"train_ids": np.arange(80), "valid_set": VALID, "valid_ids": np.arange(24), "metric": train.exact_match}
-    lessons = [train.Lesson(setting, TRAIN, optimizer=one, **common) for setting in settings for one in optimizers]
-    starts = [train.first_params(toy.tiny_lm(), lesson.setting, run.seeds) for lesson in lessons]
+    task_runs = [train.TaskRun(setting, TRAIN, optimizer=one, **common) for setting in settings for one in optimizers]
+    starts = [train.first_params(toy.tiny_lm(), task_run.setting, run.seeds) for task_run in task_runs]
     params = {"lm": toy.tiny_lm(), "prompt": prompts.join([start["prompt"] for start in starts])}
-    together = train.train(params, lessons, run, OPTIM, workdir=str(tmp_path / "bank"))
+    together = train.train(params, task_runs, run, OPTIM, workdir=str(tmp_path / "bank"))
     for number in (1, 2):
-        lesson = dataclasses.replace(lessons[number], optimizer=None)
+        task_run = dataclasses.replace(task_runs[number], optimizer=None)
         workdir = str(tmp_path / str(number))
-        alone = train.train(starts[number], [lesson], run, optimizers[number % 2], workdir=workdir)
-        found = train.lesson_params(together.params, lessons, run, number)["prompt"]
+        alone = train.train(starts[number], [task_run], run, optimizers[number % 2], workdir=workdir)
+        found = train.task_run_params(together.params, task_runs, run, number)["prompt"]
         assert found.keys() == alone.params["prompt"].keys()
         for path, leaf in masks.flatten(alone.params["prompt"]).items():
             np.testing.assert_allclose(leaf, masks.flatten(found)[path], atol=1e-5, err_msg=path)
@@ -191,38 +191,38 @@ WORD = verbalizers.learnable(Task("word", (Slot("word", ("a", "b", "c", "d", "e"
 WORD_SETTING = dataclasses.replace(SETTING, verbalizer=WORD, tree=decode.label_tree(WORD, None))
 
 
-def _words(count: int, longest: int) -> train.Lesson:
+def _words(count: int, longest: int) -> train.TaskRun:
     """Another task: other slots, fewer classes, other lengths."""
     random = np.random.default_rng(count)
     units = [[i % 5, *random.integers(50, 99, random.integers(0, longest)).tolist()] for i in range(count)]
     words = UnitSet.of(units, np.arange(count)[:, None] % 5)
-    return train.Lesson(WORD_SETTING, words, np.arange(count), words, np.arange(count), train.exact_match)
+    return train.TaskRun(WORD_SETTING, words, np.arange(count), words, np.arange(count), train.exact_match)
 
 
-def _both(lessons: list[train.Lesson], run: train.TrainConfig, workdir: Path) -> train.Trained:
+def _both(task_runs: list[train.TaskRun], run: train.TrainConfig, workdir: Path) -> train.Trained:
     banks = []
-    for one in lessons:
-        # Members of one seed start apart where their lessons differ: a mistaken row shows, a frozen one too.
+    for one in task_runs:
+        # Members of one seed start apart where their task_runs differ: a mistaken row shows, a frozen one too.
         scale = 1 + len(one.train_ids) / 1000
         bank = train.first_params(toy.tiny_lm(), one.setting, run.seeds)["prompt"]
         banks.append({name: leaf * scale for name, leaf in bank.items()})
     params = {"lm": toy.tiny_lm(), "prompt": prompts.join(jax.device_get(banks))}
-    return train.train(params, lessons, run, OPTIM, workdir=str(workdir))
+    return train.train(params, task_runs, run, OPTIM, workdir=str(workdir))
 
 
-TOY = train.Lesson(SETTING, TRAIN, np.arange(80), VALID, np.arange(24), train.exact_match)
+TOY = train.TaskRun(SETTING, TRAIN, np.arange(80), VALID, np.arange(24), train.exact_match)
 
 
 def test_tasks_of_different_slots_and_classes_learn_side_by_side(tmp_path: Path) -> None:
     """A small one that goes round again learns too; nothing reaches the rows that fill up the smaller verbalizer."""
-    lessons = [TOY, _words(20, 1)]
+    task_runs = [TOY, _words(20, 1)]
     run = dataclasses.replace(RUN, seeds=(3, 4), epochs=6, select="last", sampling=0.0)
-    both = _both(lessons, run, tmp_path)
+    both = _both(task_runs, run, tmp_path)
     assert np.asarray([line["metric"] for line in both.history]).shape == (6, 4)
     assert min(both.history[-1]["metric"][2:]) == 1.0  # the word task is easy
     wide = both.params["prompt"]["verbalizer"]
-    for members, lesson in zip((wide[:2], wide[2:]), lessons, strict=True):
-        assert (members[:, lesson.setting.verbalizer.outputs :] == 0).all()
+    for members, task_run in zip((wide[:2], wide[2:]), task_runs, strict=True):
+        assert (members[:, task_run.setting.verbalizer.outputs :] == 0).all()
 
 
 @pytest.mark.slow
@@ -231,12 +231,12 @@ def test_tasks_of_different_size_learn_what_they_learn_alone(tmp_path: Path) -> 
 
     Dropout of prompts and outputs, noise, warm-up and decay are on: all go by a member's own updates.
     """
-    lessons = [TOY, _words(21, 24)]
+    task_runs = [TOY, _words(21, 24)]
     run = dataclasses.replace(RUN, seeds=(3, 4), epochs=2, buckets=2)
-    both = _both(lessons, run, tmp_path / "both")
-    for number, lesson in enumerate(lessons):
-        alone = _both([lesson], run, tmp_path / str(number))
-        found = train.lesson_params(both.params, lessons, run, number)["prompt"]
+    both = _both(task_runs, run, tmp_path / "both")
+    for number, task_run in enumerate(task_runs):
+        alone = _both([task_run], run, tmp_path / str(number))
+        found = train.task_run_params(both.params, task_runs, run, number)["prompt"]
         for path, leaf in masks.flatten(alone.params["prompt"]).items():
             np.testing.assert_allclose(masks.flatten(found)[path], leaf, atol=1e-5, err_msg=path)
         mine = slice(2 * number, 2 * number + 2)
@@ -252,7 +252,7 @@ def test_tasks_of_different_size_learn_what_they_learn_alone(tmp_path: Path) -> 
 def test_sampling_says_how_many_updates_a_task_gets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampling: float
 ) -> None:
-    lessons = [TOY, _words(20, 3)]  # 10 and 3 batches
+    task_runs = [TOY, _words(20, 3)]  # 10 and 3 batches
     made, make = [], train.make_update
 
     def spied(*args: Any) -> Any:
@@ -265,7 +265,7 @@ def test_sampling_says_how_many_updates_a_task_gets(
         return update
 
     monkeypatch.setattr(train, "make_update", spied)
-    _both(lessons, dataclasses.replace(RUN, seeds=(0,), epochs=2, sampling=sampling), tmp_path)
+    _both(task_runs, dataclasses.replace(RUN, seeds=(0,), epochs=2, sampling=sampling), tmp_path)
     own = {0.0: 10, 0.5: 5, 1.0: 3}[sampling]
     assert np.sum(made, axis=0).tolist() == [20, 2 * own]
 
@@ -273,8 +273,8 @@ def test_sampling_says_how_many_updates_a_task_gets(
 # ---- members that rest, and members that stopped
 
 
-def _patient(number: int, told: list[float]) -> train.Lesson:
-    """A lesson whose valid scores are told, so that its members stop when they are said to."""
+def _patient(number: int, told: list[float]) -> train.TaskRun:
+    """A task_run whose valid scores are told, so that its members stop when they are said to."""
     scores = iter(told)
     return dataclasses.replace(_words(18 + number, 8), metric=lambda *_: next(scores))
 
@@ -285,10 +285,10 @@ def test_stopped_members_are_not_computed_and_others_learn_as_if_alone(
 ) -> None:
     told = [[0.5, 0.4], [0.1, 0.2, 0.3, 0.4, 0.5], [0.3, 0.2], [0.6, 0.7, 0.6]]
     run = dataclasses.replace(RUN, seeds=(7,), epochs=5, patience=1, max_rows=8, trainable=trainable)
-    lessons = [_patient(number, scores) for number, scores in enumerate(told)]
+    task_runs = [_patient(number, scores) for number, scores in enumerate(told)]
     widths, batches = [], loader.batches
     monkeypatch.setattr(loader, "batches", lambda *a: (widths.append([len(s.ids) for s in a[1]]), batches(*a))[1])
-    found = _both(lessons, run, tmp_path / "bank")
+    found = _both(task_runs, run, tmp_path / "bank")
     assert found.best_epoch == [0, 4, 0, 1]
     assert {width for each in widths for width in each} == {1}
     trained = [len(each) for each in widths if len(each) > 1]  # an epoch's steps; evaluations have one each
@@ -306,9 +306,9 @@ def test_stopped_members_are_not_computed_and_others_learn_as_if_alone(
 @pytest.mark.slow
 def test_a_run_whose_members_stop_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed in an epoch in which some rest and some have stopped; bit for bit the numbers of one that was not."""
-    lessons = [TOY, _words(20, 12)]
+    task_runs = [TOY, _words(20, 12)]
     run = dataclasses.replace(RUN, seeds=(0, 1, 2), epochs=7, patience=1, checkpoint_every=2)
-    expected = _both(lessons, run, tmp_path / "whole")
+    expected = _both(task_runs, run, tmp_path / "whole")
     stopped = [sum(score is None for score in line["metric"]) for line in expected.history]
     assert 0 < stopped[-1] < 6, "the scores of this toy let some members stop and others go on"
     left = [sum(number < 6 for number in stopped) * 10 - 7]
@@ -326,8 +326,8 @@ def test_a_run_whose_members_stop_goes_on_from_its_checkpoint(tmp_path: Path, mo
     batches = loader.batches
     monkeypatch.setattr(loader, "batches", dies)
     with pytest.raises(Killed):
-        _both(lessons, run, tmp_path / "cut")
-    again = _both(lessons, run, tmp_path / "cut")
+        _both(task_runs, run, tmp_path / "cut")
+    again = _both(task_runs, run, tmp_path / "cut")
     jax.tree.map(np.testing.assert_array_equal, again.params, expected.params)
     assert again.history == expected.history
 
@@ -335,9 +335,9 @@ def test_a_run_whose_members_stop_goes_on_from_its_checkpoint(tmp_path: Path, mo
 # ---- members that diverge
 
 
-def _swept(*rates: float) -> list[train.Lesson]:
-    lesson = _words(20, 9)
-    return [dataclasses.replace(lesson, optimizer=dataclasses.replace(OPTIM, lr=lr)) for lr in rates]
+def _swept(*rates: float) -> list[train.TaskRun]:
+    task_run = _words(20, 9)
+    return [dataclasses.replace(task_run, optimizer=dataclasses.replace(OPTIM, lr=lr)) for lr in rates]
 
 
 DIVERGING = dataclasses.replace(RUN, seeds=(0, 1), epochs=3, max_rows=8, checkpoint_every=2)
@@ -347,8 +347,8 @@ def test_a_member_that_diverges_stops_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A learning rate beyond all reason in a sweep; and a run that was killed after that ends at the same numbers."""
-    lessons = _swept(3e-2, 1e30)
-    found = _both(lessons, DIVERGING, tmp_path / "bank")
+    task_runs = _swept(3e-2, 1e30)
+    found = _both(task_runs, DIVERGING, tmp_path / "bank")
     assert len(found.history) == 3
     for n in (2, 3):
         assert (
@@ -376,9 +376,9 @@ def test_a_member_that_diverges_stops_and_the_others_go_on(
     batches = loader.batches
     monkeypatch.setattr(loader, "batches", dies)
     with pytest.raises(Killed):
-        _both(lessons, DIVERGING, tmp_path / "cut")
+        _both(task_runs, DIVERGING, tmp_path / "cut")
     monkeypatch.undo()
-    again = _both(lessons, DIVERGING, tmp_path / "cut")
+    again = _both(task_runs, DIVERGING, tmp_path / "cut")
     jax.tree.map(np.testing.assert_array_equal, again.params, found.params)
     assert again.history == found.history
 
@@ -460,8 +460,8 @@ def test_the_mask_says_what_moves(tmp_path: Path, trainable: str) -> None:
     run = dataclasses.replace(RUN, seeds=(0,), epochs=1, trainable=trainable, select="last")
     params = train.first_params(toy.tiny_lm(config=config), setting, run.seeds)
     before = masks.flatten(params)
-    lesson = train.Lesson(setting, TRAIN, np.arange(80), VALID, np.arange(24), train.exact_match)
-    result = train.train(params, [lesson], run, OPTIM, workdir=str(tmp_path))
+    task_run = train.TaskRun(setting, TRAIN, np.arange(80), VALID, np.arange(24), train.exact_match)
+    result = train.train(params, [task_run], run, OPTIM, workdir=str(tmp_path))
     trained, _ = masks.split(before, trainable)
     for path, leaf in masks.flatten(result.params).items():
         assert np.array_equal(leaf, before[path]) != (path in trained), path
@@ -470,7 +470,7 @@ def test_the_mask_says_what_moves(tmp_path: Path, trainable: str) -> None:
 
 def test_seeds_cannot_share_an_lm_that_is_trained(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"trainable='\.\*' trains the LM, which 3 members would share: give one task and seed"
+        ValueError, match=r"trainable='\.\*' trains the LM, which 3 members share: give one task and one seed"
     ):
         _train(tmp_path, dataclasses.replace(RUN, trainable=".*"))
 
@@ -527,8 +527,8 @@ def test_each_member_keeps_its_best_and_stops_by_its_own_patience(
 
 
 def _evaluator(run: train.TrainConfig, setting: train.Setting = SETTING) -> train.Evaluator:
-    lesson = train.Lesson(setting, TRAIN, np.arange(80), VALID, np.arange(24), train.exact_match)
-    return train.evaluator_for(lesson, run, VALID, np.arange(24), sharding.make_mesh())
+    task_run = train.TaskRun(setting, TRAIN, np.arange(80), VALID, np.arange(24), train.exact_match)
+    return train.evaluator_for(task_run, run, VALID, np.arange(24), sharding.make_mesh())
 
 
 def test_scores_do_not_depend_on_batches_or_on_the_bank() -> None:
@@ -588,7 +588,7 @@ def test_a_batch_may_hold_any_number_of_rows(tmp_path: Path, rows: int) -> None:
         ({"seeds": ()}, "seeds"),
         ({"seeds": (1, 1)}, "seeds"),
         ({"passes": 0}, "passes"),
-        ({"select": "last", "patience": 2}, "patience is 2, but with select='last'"),
+        ({"select": "last", "patience": 2}, "patience is 2, but select='last'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong: dict, told: str) -> None:
