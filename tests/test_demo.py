@@ -99,9 +99,9 @@ def test_speech_of_another_config_is_told_even_where_units_are_there(done: tuple
 @pytest.mark.parametrize(
     ("task", "told"),
     [
-        ("gender,gender", "must be a name, or different ones"),
-        ("gender, accent", "must be a name, or different ones"),
-        ("gender,", "must be a name, or different ones"),
+        ("gender,gender", "must be one or more different names"),
+        ("gender, accent", "must be one or more different names"),
+        ("gender,", "must be one or more different names"),
         ("gender,singing", "task 'singing' is not synthesised: choose commands"),
     ],
 )

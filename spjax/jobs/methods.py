@@ -1,4 +1,4 @@
-"""Methods beside each other: each of them on each task and seed an ordinary run, and one table of what came of them."""
+"""Comparison of methods: a prompt job for each method, task and seed, and one table of the results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RESULTS = "results.json"
 
 
 def check(config: ConfigDict) -> None:
-    """Raise ValueError for what is wrong with a config or one of its runs, before anything is made."""
+    """Raise ValueError if a config or one of its runs is invalid; writes nothing."""
     for chosen, there_are in (("task", "tasks"), ("method", "methods")):
         names = config[chosen].split(",")
         unknown = [name for name in names if name not in config[there_are]]
@@ -30,17 +30,17 @@ def check(config: ConfigDict) -> None:
             )
         for name in config[there_are]:
             if not re.fullmatch(r"\w+", name):
-                raise ValueError(f"{there_are}.{name} cannot be a directory's name: use letters, digits and _")
+                raise ValueError(f"{there_are}.{name} is not a valid directory name: use letters, digits and _")
     for task in config.task.split(","):
         for method in config.method.split(","):
             run_of(config, task, method, config.train.seeds[0])
 
 
 def run_of(config: ConfigDict, task: str, method: str, seed: int) -> ConfigDict:
-    """The prompt job of a run: the config with the settings of the task, then those of the method, and one seed.
+    """Config of a run's prompt job: the config with the settings of the task, then of the method, and one seed.
 
     Raises:
-      ValueError: a setting that does not exist or makes no sense.
+      ValueError: a setting does not exist or is invalid.
     """
     one = ConfigDict(config.to_dict())
     del one.tasks, one.methods, one.method
@@ -64,12 +64,12 @@ def run_of(config: ConfigDict, task: str, method: str, seed: int) -> ConfigDict:
 def run_methods(config: ConfigDict, workdir: str, import_units: ImportUnits | None, command: str) -> None:
     """Run the chosen methods on the chosen tasks, and write WORKDIR/summary.md and methods.json.
 
-    The run of a seed is in WORKDIR/TASK/METHOD/seed_SEED. What is finished is kept, what was stopped goes on, and the
-    table has every run found there, those of earlier calls with other tasks, methods or seeds too. A task without
-    records or LM is named as missing; the first run of a task makes its baselines.
+    The run of a seed is in WORKDIR/TASK/METHOD/seed_SEED. Finished runs are kept and interrupted ones resumed. The
+    table has all runs found there, including those of earlier calls with other tasks, methods or seeds. Tasks without
+    records or LM are listed as missing. The first run of a task computes its baselines.
 
     Raises:
-      ValueError: as `check`; WORKDIR holds another job; or runs of a task are of different LMs or test sets.
+      ValueError: as `check`; WORKDIR has another job; or runs of a task have different LMs or test sets.
       FileNotFoundError: none of the chosen tasks can be run.
     """
     refuse_another(workdir, ConfigDict({"job": config.job}), {})
@@ -88,8 +88,8 @@ def run_methods(config: ConfigDict, workdir: str, import_units: ImportUnits | No
     table = os.path.join(workdir, "summary.md")
     if all(missing.values()):
         raise FileNotFoundError(
-            f"nothing was run, since each of {config.task} lacks units or an LM ({table}): docs/adapters.md says where "
-            "they are looked for"
+            f"nothing was run: {config.task} all lack units or an LM (see {table}); docs/adapters.md describes where "
+            "they are expected"
         )
     say(f"table: {table}")
 
@@ -109,14 +109,14 @@ def _run(
 
 
 def _missing(job: ConfigDict, import_units: ImportUnits | None) -> str:
-    """What a task lacks, in a word; '' where it can be run. An absent LM is pretrained if there are records for it."""
+    """What a task lacks, or '' if it can be run. Imports absent records and pretrains an absent LM if possible."""
     lacks = "unit records"
     try:
         import_absent(job.data, job.task, import_units)
         lacks = "unit LM"
         pretraining.make_absent_lm(job, import_units)
     except FileNotFoundError as error:
-        say(f"{job.task} is left out: {str(error).splitlines()[0]}")  # what follows is advice for a job of one task
+        say(f"{job.task} is skipped: {str(error).splitlines()[0]}")  # the other lines apply to jobs of one task
         return lacks
     prompting.check_lengths(job, unit_lms.read_unit_lm(job.lm)[0], import_units)
     return ""
@@ -127,7 +127,7 @@ def _place(workdir: str, task: str, method: str, seed: int) -> str:
 
 
 def _runs(config: ConfigDict, workdir: str, task: str) -> dict[str, list[str]]:
-    """By method, directories of the finished runs of a task."""
+    """Directories of the finished runs of a task, by method."""
     return {method: method_table.finished_runs(os.path.join(workdir, task, method)) for method in config.methods}
 
 

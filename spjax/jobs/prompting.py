@@ -1,4 +1,4 @@
-"""Tuning prompts on unit records against a frozen LM, and the report of it."""
+"""Prompt tuning job: train prompts on unit records with a frozen LM, evaluate them, and write report and packs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from spjax.types import Params
 
 
 class Settings(NamedTuple):
-    """The settings of a prompt job, each part checked."""
+    """Validated settings of a prompt job."""
 
     compute: Compute
     prompt: PromptConfig
@@ -48,23 +48,27 @@ class Settings(NamedTuple):
 
 
 def prompt_settings(config: ConfigDict) -> Settings:
-    """The settings of a prompt job. What `reference` or `start_from` settle, the config is made to say.
+    """Parse and validate the settings of a prompt job.
+
+    Settings that `config.reference` or `config.start_from` determine are written to the config, in place.
 
     Raises:
-      ValueError: a value that makes no sense.
+      ValueError: a value is invalid.
     """
     if config.reference:
         parts: Any = reference.protocol(train.TrainConfig(**config.train))
         for name, part in zip(("prompt", "loss", "optim", "train"), parts, strict=True):
             config[name].update(dataclasses.asdict(part))
-    if config.start_from:  # a pack has the shape that it has
+    if config.start_from:  # the pack determines the shape
         start = packs.load_pack(config.start_from)
         config.prompt.update({**shape_of(start.params), **start.card.get("lora", {})})
     sweep = sweeping.SweepConfig(**config.sweep)
     for name in ("length", "rank", "alpha", "init"):
         if getattr(sweep, name) and config.start_from:
-            own = "is a start" if name == "init" else f"has its own {name}"
-            raise ValueError(f"sweep.{name} {getattr(sweep, name)} cannot be had: start_from={config.start_from} {own}")
+            raise ValueError(
+                f"sweep.{name} {getattr(sweep, name)} has no effect, since start_from={config.start_from} sets it: "
+                f"leave out sweep.{name} or start_from"
+            )
     no_prompt = not (config.prompt.length or sweep.length) and "where prompt.length is 0"
     no_adapters = not (config.prompt.rank or sweep.rank) and "where prompt.rank is 0"
     for name, why in {
@@ -75,11 +79,11 @@ def prompt_settings(config: ConfigDict) -> Settings:
         "verbalizer_dropout": config.verbalizer != "learnable" and f"with verbalizer={config.verbalizer}",
     }.items():
         if getattr(sweep, name) and why:
-            raise ValueError(f"sweep.{name} {getattr(sweep, name)} changes nothing {why}: leave it out, or change that")
+            raise ValueError(f"sweep.{name} {getattr(sweep, name)} has no effect {why}: leave it out, or change that")
     if not (config.prompt.length or config.prompt.rank or sweep.length or sweep.rank):
         raise ValueError(
-            "prompt.length and prompt.rank are 0, which leaves nothing to tune: give 1 or more of prompt positions "
-            "(--config.prompt.length), or a rank of low-rank adapters (--config.prompt.rank)"
+            "prompt.length and prompt.rank are 0, so nothing would be trained: give prompt positions "
+            "(--config.prompt.length), or a rank of LoRA adapters (--config.prompt.rank)"
         )
     if config.combinations not in ("seen", "all"):
         raise ValueError(f"combinations is {config.combinations!r}, must be seen or all")
@@ -97,15 +101,15 @@ def prompt_settings(config: ConfigDict) -> Settings:
     )
     for tried in sweep.tried:
         for part in found.prompt, found.loss, found.optimizer:
-            sweeping.with_values(part, tried)  # which refuses what makes no sense
+            sweeping.with_values(part, tried)  # raises for invalid values
     return found
 
 
 def check(config: ConfigDict) -> None:
-    """Raise ValueError for what is wrong with a config, before anything is made."""
+    """Raise ValueError if a config is invalid; writes nothing."""
     names = config.task.split(",")
     if len(set(names)) < len(names) or not all(name and name == name.strip() for name in names):
-        raise ValueError(f"task is {config.task!r}, must be a name, or different ones with commas and no spaces")
+        raise ValueError(f"task is {config.task!r}, must be one or more different names, with commas and no spaces")
     settings = prompt_settings(config)
     mesh = sharding.make_mesh(config.model_parallel, config.weight_shards)
     members = len(names) * len(settings.sweep.tried) * len(settings.run.seeds)
@@ -116,11 +120,11 @@ def check(config: ConfigDict) -> None:
 
 
 class Place(NamedTuple):
-    """Where a task of a job comes from and goes to.
+    """Directories of a task of a job.
 
     Attributes:
-      data: directory of its unit records.
-      report: directory of its results.json, summary.md, packs and so on.
+      data: directory of the unit records.
+      report: directory of results.json, summary.md and packs.
     """
 
     data: str
@@ -128,7 +132,7 @@ class Place(NamedTuple):
 
 
 def places(config: ConfigDict, workdir: str) -> dict[str, Place]:
-    """The place of every task of a job: of several, directories of their own in `config.data` and in the workdir."""
+    """Directories of every task of a job; several tasks have subdirectories of `config.data` and of the workdir."""
     names = config.task.split(",")
     if len(names) == 1:
         return {names[0]: Place(config.data, workdir)}
@@ -143,21 +147,22 @@ def read_splits(
     lm: UnitLMConfig,
     import_units: ImportUnits | None,
 ) -> tuple[list[tuple[UnitSet, np.ndarray]], Card, list[str]]:
-    """Train, valid and test of a task, with the utterances of each to use: none longer than a batch can hold.
+    """Read the train, valid and test splits of a task, and apply the length limit.
 
-    An utterance may have `config.max_length` units (0: no limit of its own), and at most what a batch of training
-    holds; `config.overlength` decides what happens to longer ones.
+    The limit is `config.max_length` units (0: none) and what a training batch can hold; `config.overlength` determines
+    the handling of longer utterances.
 
     Args:
-      config: of a prompt tuning job.
-      run: its settings of training.
-      name, directory, lm, import_units: as of `inputs.read_split`.
+      config: config of a prompt job.
+      run: training settings.
+      name, directory, lm, import_units: see `inputs.read_split`.
 
     Returns:
-      The splits, the card of the records, and a note on every split with utterances that are too long.
+      The splits with the utterances to use, the card of the records, and a note for every split with long utterances.
 
     Raises:
-      ValueError: there are such and `overlength` is "error", or as `loader.fit_length` and `inputs.read_split`.
+      ValueError: there are long utterances and `overlength` is "error"; or as `loader.fit_length` and
+        `inputs.read_split`.
     """
     held = planning.longest(run.max_tokens, run.max_rows, run.multiple)
     limit = min(config.max_length or held, held)
@@ -173,13 +178,13 @@ def read_splits(
                 flags.append(f"--config.max_length={longest}")
             if held < longest:
                 flags.append(f"--config.train.max_tokens={longest * math.gcd(8, run.max_rows)}")
-            advice = f"; where memory allows, {' and '.join(flags)} let all of them in" if flags else ""
+            advice = f"; if memory allows, use all of them with {' and '.join(flags)}" if flags else ""
             raise ValueError(f"{directory}, {split}: {error}{advice}") from error
         lost = np.setdiff1d(units.classes, units.classes[ids])
         if split == "train" and lost.size:
             slot, label = card.task.classes[lost[0]]
             raise ValueError(
-                f"{directory}, train: {note}; that leaves no utterance of {len(lost)} labels, the first {label!r} "
+                f"{directory}, train: {note}; no utterance is left for {len(lost)} labels, the first is {label!r} "
                 f"({slot}): use --config.overlength=cut"
             )
         splits.append((fitted, ids))
@@ -188,7 +193,7 @@ def read_splits(
 
 
 def check_lengths(config: ConfigDict, lm: UnitLMConfig, import_units: ImportUnits | None) -> None:
-    """Raise ValueError for what `read_splits` finds wrong with the records of a prompt job, before its LM is made."""
+    """Raise ValueError if the records of a prompt job are invalid, before its LM is pretrained."""
     run = prompt_settings(config).run
     for name, place in places(config, "").items():
         read_splits(config, run, name, place.data, lm, import_units)
@@ -200,22 +205,22 @@ def pack_place(place: Place, seed: int) -> str:
 
 
 def kept_seeds(config: ConfigDict, lm: UnitLMConfig) -> tuple[int, ...]:
-    """Seeds whose packs a job keeps: of use beside the LM only, so none of a random LM or of one that is trained."""
+    """Seeds whose packs are saved: none if the LM is random or trained, since packs need the original LM."""
     trains_lm = any(re.fullmatch(config.train.trainable, f"lm/{path}") for path in unit_lms.unit_lm_shapes(lm))
     return () if config.random_lm or trains_lm else tuple(config.train.seeds)
 
 
 def inputs_of(lm_hash: str, cards: Iterable[Card]) -> dict[str, Any]:
-    """What a prompt job's config.json says of its LM and of the records of its tasks."""
+    """Identity of the LM and the records, for the config.json of a prompt job."""
     shards = [shard.sha256 for card in cards for shard in itertools.chain(*card.shards.values())]
     return {"lm_hash": lm_hash, "units": shards}
 
 
 def finished(config: ConfigDict, workdir: str) -> bool:
-    """Whether the reports of a job are there and of these records and this LM.
+    """Whether a job has all reports and packs.
 
     Raises:
-      ValueError: they are of others.
+      ValueError: they are from other records or another LM.
     """
     tasks = places(config, workdir).values()
     needed = [assets.find(config.lm, "lm"), os.path.join(workdir, "summary.md")]
@@ -232,17 +237,17 @@ def finished(config: ConfigDict, workdir: str) -> bool:
     return True
 
 
-class Taught(NamedTuple):
-    """A task of a job: how it is learnt, what it is tested on, and what its records say.
+class TaskData(NamedTuple):
+    """Data and settings of a task of a job.
 
     Attributes:
-      task_run: what training sees.
+      task_run: training data and settings.
       test_set: the test split.
-      test_ids: int32 [n], the utterances of it that are scored.
-      card: of the records.
-      combinations: label combinations that decoding chooses among; None for all.
-      place: where its records are and its report goes.
-      notes: of each split with utterances that are too long, how many were cut or dropped.
+      test_ids: int32 [n], utterances of it to score.
+      card: card of the records.
+      combinations: int [M, slots], label combinations among which decoding chooses; None: all.
+      place: directories of records and report.
+      notes: number of utterances cut or dropped, for each split that has some.
     """
 
     task_run: train.TaskRun
@@ -255,12 +260,12 @@ class Taught(NamedTuple):
 
 
 class LM(NamedTuple):
-    """The frozen LM of a job, and what it is called."""
+    """The frozen LM of a job."""
 
     config: UnitLMConfig
     params: Any
     hash: str
-    units: dict[str, Any] | None  # how the units that it was trained on were made, where it says
+    units: dict[str, Any] | None  # identity of the units that it was trained on, if known
 
 
 def _read_lm(config: ConfigDict) -> LM:
@@ -274,21 +279,21 @@ def _read_lm(config: ConfigDict) -> LM:
 
 
 def _start(config: ConfigDict, lm: LM, task: Task) -> tuple[Any, verbalizers.Verbalizer | None]:
-    """The prompt that members start from and its verbalizer; None where the config names none, or it fits no label."""
+    """Prompt and verbalizer of `config.start_from`: (None, None) if it is not set, no verbalizer for other labels."""
     if not config.start_from:
         return None, None
     pack = packs.load_pack(config.start_from)
     packs.check_pack(pack, lm.hash, lm.config)
     if pack.task.slots == task.slots:
         return pack.params, verbalizers.of_card(pack.card["verbalizer"], task)
-    # another task's labels mean nothing here
+    # the verbalizer of another task does not fit
     return {name: leaf for name, leaf in pack.params.items() if name != "verbalizer"}, None
 
 
-def _taught(
+def _load_task(
     config: ConfigDict, settings: Settings, lm: LM, name: str, place: Place, import_units: ImportUnits | None
-) -> tuple[Taught, Any]:
-    """A task of the config from its records, and the prompt that its members start from (None: afresh)."""
+) -> tuple[TaskData, Any]:
+    """Load a task of the config, and the prompt from which its members start (None: a new one)."""
     directory = place.data
     splits, card, notes = read_splits(config, settings.run, name, directory, lm.config, import_units)
     for note in notes:
@@ -297,15 +302,19 @@ def _taught(
     if config.few_shot:
         train_ids = train_ids[planning.few_shot(train_set.classes[train_ids], config.few_shot, config.few_shot_seed)]
     if lm.config.num_units != card.vocabulary:
-        raise ValueError(f"{config.lm} knows {lm.config.num_units} units, {directory} holds {card.vocabulary}")
+        raise ValueError(
+            f"{config.lm} has {lm.config.num_units} units, {directory} has {card.vocabulary}: use units of the LM"
+        )
     if lm.units not in (None, made_by(card)):
         ours = made_by(card)
-        said = "; ".join(
-            f"{key} {lm.units.get(key)} there, {ours[key]} here" for key in ours if lm.units.get(key) != ours[key]
+        differing = "; ".join(
+            f"{key} {lm.units.get(key)} in the LM, {ours[key]} in the records"
+            for key in ours
+            if lm.units.get(key) != ours[key]
         )
         raise ValueError(
-            f"{config.lm} was trained on other units than those of {directory} ({said}): extract these with the LM's "
-            "k-means and encoder, or pretrain an LM on them at another --config.lm"
+            f"{config.lm} was trained on other units than those of {directory} ({differing}): extract units with the "
+            "LM's encoder and k-means, or pretrain an LM on these units at another --config.lm"
         )
     task = card.task
     start, verbalizer = _start(config, lm, task)
@@ -324,15 +333,16 @@ def _taught(
         metric=functools.partial(_headline, task), lower_is_better=task.metric in LOWER_IS_BETTER,
     )  # fmt: skip
     say(f"{name}: {len(train_ids):,} train, {len(valid_ids):,} valid, {len(test_ids):,} test utterances")
-    return Taught(task_run, test_set, test_ids, card, seen, place, tuple(notes)), start
+    return TaskData(task_run, test_set, test_ids, card, seen, place, tuple(notes)), start
 
 
 def run_prompt_tuning(
     config: ConfigDict, workdir: str, import_units: ImportUnits | None, command: str
 ) -> dict[str, dict[str, Any]]:
-    """Train a bank of prompts, score the kept ones on test, and write reports and packs.
+    """Train a bank of prompts, evaluate the best epochs on test, and write reports and packs.
 
-    Of one task they go to WORKDIR; of several, which share one bank, to WORKDIR/TASK, beside WORKDIR/summary.md.
+    Reports of one task are written to WORKDIR; of several, which share a bank, to WORKDIR/TASK, with an overview in
+    WORKDIR/summary.md.
 
     Returns:
       The content of every task's results.json.
@@ -340,17 +350,19 @@ def run_prompt_tuning(
     settings = prompt_settings(config)
     run = settings.run
     if config.reference:
-        say("reference=True: prompt, loss, optim and train are the original's, whatever the config said")
+        say("reference=True: prompt, loss, optim and train settings of the config are replaced by the published ones")
     lm = _read_lm(config)
     where = places(config, workdir)
     names = list(where)
-    pairs = [_taught(config, settings, lm, name, place, import_units) for name, place in where.items()]
-    tasks = [taught for taught, _ in pairs]
-    kinds = {taught.task_run.setting.verbalizer.kind for taught in tasks}
+    pairs = [_load_task(config, settings, lm, name, place, import_units) for name, place in where.items()]
+    tasks = [data for data, _ in pairs]
+    kinds = {data.task_run.setting.verbalizer.kind for data in tasks}
     if len(kinds) > 1:
-        raise ValueError(f"start_from={config.start_from} gives tasks of one bank {' and '.join(kinds)} verbalizers")
+        raise ValueError(
+            f"start_from={config.start_from} gives the tasks {' and '.join(kinds)} verbalizers: train them separately"
+        )
     (config.verbalizer,) = kinds
-    swept = [sweeping.task_runs_of(taught.task_run, settings.sweep, settings.optimizer) for taught in tasks]
+    swept = [sweeping.task_runs_of(data.task_run, settings.sweep, settings.optimizer) for data in tasks]
     banks = _first_banks(config, settings, lm, swept, [start for _, start in pairs])
     params = {"lm": lm.params, "prompt": prompts.join([bank["prompt"] for bank in banks])}
     counts = [_counts(bank, run) for bank in banks]
@@ -358,7 +370,7 @@ def run_prompt_tuning(
     frozen = counts[0]["frozen"]
     say(f"{trained} trained, {frozen:,} frozen parameters; seeds {', '.join(map(str, run.seeds))}")
 
-    claim(workdir, config, inputs_of(lm.hash, [taught.card for taught in tasks]))
+    claim(workdir, config, inputs_of(lm.hash, [data.card for data in tasks]))
     task_runs = list(itertools.chain(*swept))
     result = train.train(
         params, task_runs, run, settings.optimizer, workdir=workdir,
@@ -367,10 +379,10 @@ def run_prompt_tuning(
     if config.baselines:
         _make_baselines(config, settings, lm, tasks)
     found, diverged = {}, []
-    for name, taught, own in zip(names, tasks, sweeping.index_ranges(swept), strict=True):
+    for name, data, own in zip(names, tasks, sweeping.index_ranges(swept), strict=True):
         chosen = sweeping.choose(task_runs, result, run, own)
         if len(own) > 1 and jax.process_index() == 0:
-            line = sweeping.write_table(taught.place.report, task_runs, result, run, own, chosen, settings.optimizer)
+            line = sweeping.write_table(data.place.report, task_runs, result, run, own, chosen, settings.optimizer)
             say(f"{name}: {line}")
         members = slice(chosen * len(run.seeds), (chosen + 1) * len(run.seeds))
         lost = [seed for seed, best in zip(run.seeds, result.best_epoch[members], strict=True) if best < 0]
@@ -378,7 +390,7 @@ def run_prompt_tuning(
             diverged.append(f"{name} (seeds {', '.join(map(str, lost))})")
             continue
         params = train.task_run_params(result.params, task_runs, run, chosen)
-        best = taught._replace(task_run=task_runs[chosen])
+        best = data._replace(task_run=task_runs[chosen])
         found[name] = _report(
             config, settings, lm, best, params, result, members, counts[chosen], len(own), command
         )  # fmt: skip
@@ -387,15 +399,15 @@ def run_prompt_tuning(
         say(f"report: {path}")
     if diverged:
         raise loop.DivergedError(
-            f"training diverged before there was an epoch to keep, with every setting: {'; '.join(diverged)}. There is "
-            "no report of them; that of other tasks is written. Lower the learning rate, raise the warm-up or leave "
-            "these seeds out, and use another --workdir"
+            f"training diverged before the first evaluation, with every setting: {'; '.join(diverged)}. There is no "
+            "report of these tasks. Lower the learning rate, increase the warm-up or leave these seeds out, and use "
+            "another --workdir"
         )
     return found
 
 
 def _placed(config: ConfigDict, settings: Settings, lm: LM) -> tuple[Any, Any]:
-    """The mesh, and the LM's weights on it."""
+    """Mesh, and LM weights placed on it."""
     mesh = sharding.make_mesh(config.model_parallel, config.weight_shards)
     flat = sharding.place_frozen(mesh, masks.flatten({"lm": lm.params}), settings.compute.operand)
     return mesh, masks.unflatten(sharding.layerwise(mesh, flat))["lm"]
@@ -404,11 +416,11 @@ def _placed(config: ConfigDict, settings: Settings, lm: LM) -> tuple[Any, Any]:
 def _first_banks(
     config: ConfigDict, settings: Settings, lm: LM, swept: Sequence[Sequence[train.TaskRun]], given: Sequence[Any]
 ) -> list[Params]:
-    """{"lm", "prompt"} of every task_run at the start, task after task; `given`: of each task a prompt, or None."""
+    """Initial {"lm", "prompt"} of every task run, task by task; `given`: start prompt of each task, or None."""
     placed = functools.cache(lambda: _placed(config, settings, lm))
     banks = []
     for task_runs, start in zip(swept, given, strict=True):
-        made: dict[tuple[str, int], list[Params]] = {}  # task_runs of a sweep may start alike
+        made: dict[tuple[str, int], list[Params]] = {}  # task runs of a sweep may share an init
         for task_run in task_runs:
             prompt = task_run.setting.prompt
             key = (prompt.init, prompt.length)
@@ -420,7 +432,7 @@ def _first_banks(
 
 
 def _counts(params: Any, run: train.TrainConfig) -> dict[str, int]:
-    """Trained and frozen numbers of a single member."""
+    """Number of trained and frozen parameters of one member."""
     trained, frozen = masks.split(masks.flatten(params), run.trainable)
     own = lambda path, leaf: leaf.size // (len(run.seeds) if path.startswith("prompt/") else 1)  # noqa: E731
     return {
@@ -433,7 +445,7 @@ def _report(
     config: ConfigDict,
     settings: Settings,
     lm: LM,
-    taught: Taught,
+    data: TaskData,
     params: Any,
     result: train.Trained,
     rows: slice,
@@ -441,19 +453,26 @@ def _report(
     tried: int,
     command: str,
 ) -> dict[str, Any]:
-    """Score a task's members on test; write its report and packs.
+    """Evaluate a task's members on test; write its report and packs.
 
-    `rows`: its members in the whole bank; `tried`: settings among which theirs was chosen.
+    Args:
+      config, settings, lm, command: of the job.
+      data: the task.
+      params: {"lm", "prompt"} of its members.
+      result: result of training.
+      rows: range of its members in the bank.
+      counts: number of parameters.
+      tried: number of settings among which this one was chosen.
     """
-    task_run, run, card = taught.task_run, settings.run, taught.card
-    setting, task, test_set, test_ids = task_run.setting, card.task, taught.test_set, taught.test_ids
+    task_run, run, card = data.task_run, settings.run, data.card
+    setting, task, test_set, test_ids = task_run.setting, card.task, data.test_set, data.test_ids
     mesh = sharding.make_mesh(config.model_parallel, config.weight_shards)
     flat = sharding.place_frozen(mesh, masks.flatten(params), setting.compute.operand)
     evaluator = train.evaluator_for(task_run, run, test_set, test_ids, mesh)
     log_probs = evaluator.log_probs(flat)[:, test_ids]
     if jax.process_index() > 0:
         return {}
-    baselines = read_json(_baselines_path(taught)) if config.baselines else None
+    baselines = read_json(_baselines_path(data)) if config.baselines else None
 
     def answers(log_probs: np.ndarray) -> outcome.Predictions:
         return outcome.Predictions(
@@ -474,20 +493,20 @@ def _report(
                 curve=[
                     outcome.CurvePoint(line["epoch"] + 1, line["train_loss"][row], line["metric"][row])
                     for line in result.history
-                    if line["metric"][row] is not None  # it had stopped
+                    if line["metric"][row] is not None  # None: it had stopped
                 ],
                 predictions=answers(log_probs[n]),
             )
         )
     results = report.write_report(
-        taught.place.report, task=task, members=members, baselines=baselines,
+        data.place.report, task=task, members=members, baselines=baselines,
         ensemble=answers(_together(log_probs)) if len(members) > 1 else None,
         parameters=counts, config=config.to_dict(),
         setting=task_run.described(settings.optimizer),
         tried=tried,
         provenance={
-            "backbone": backbone(lm.config), "lm": config.lm, "lm_hash": lm.hash, "data": taught.place.data,
-            "notes": [*card.notes, *taught.notes],
+            "backbone": backbone(lm.config), "lm": config.lm, "lm_hash": lm.hash, "data": data.place.data,
+            "notes": [*card.notes, *data.notes],
         },
         comparisons=published(task.name), command=command,
     )  # fmt: skip
@@ -505,77 +524,79 @@ def _report(
         described = pack_card.make_card(
             task, kind=verbalizer.kind, codes=verbalizer.codes, feeds=verbalizer.fed_back, outputs=verbalizer.outputs,
             config=lm.config, lm_hash=lm.hash, encoder=card.encoder, layer=card.layer, kmeans=card.kmeans,
-            merged=card.merged, combinations=taught.combinations, results=scored,
+            merged=card.merged, combinations=data.combinations, results=scored,
             provenance={"seed": seed, "reference": bool(config.reference)}, lora=setting.prompt.lora,
         )  # fmt: skip
-        packs.save_pack(pack_place(taught.place, seed), member(params["prompt"], n), described)
-    _print_headline(task, results, taught.place.report)
+        packs.save_pack(pack_place(data.place, seed), member(params["prompt"], n), described)
+    _print_headline(task, results, data.place.report)
     return results
 
 
 def _together(log_probs: np.ndarray) -> np.ndarray:
-    """Log probabilities [n, M] of an ensemble: the mean of its members' [N, n, M], normalised anew."""
+    """Log probabilities [n, M] of the ensemble: mean over members [N, n, M], renormalised."""
     mean = log_probs.mean(axis=0, dtype=np.float64)
     normalised: np.ndarray = mean - np.logaddexp.reduce(mean, axis=1, keepdims=True)
     return normalised
 
 
 def _headline(task: Task, log_probs: np.ndarray, tree: decode.LabelTree, classes: np.ndarray) -> float:
-    """The task's own metric of a split."""
-    said = tree.combinations[log_probs.argmax(axis=1)]
-    return metrics.score(task, classes, said, decode.slot_probabilities(log_probs, tree, task.slot_offsets))["headline"]
+    """Metric of the task on a split."""
+    predicted = tree.combinations[log_probs.argmax(axis=1)]
+    return metrics.score(task, classes, predicted, decode.slot_probabilities(log_probs, tree, task.slot_offsets))[
+        "headline"
+    ]
 
 
-def _baselines_path(taught: Taught) -> str:
-    return os.path.join(taught.place.report, "baselines.json")
+def _baselines_path(data: TaskData) -> str:
+    return os.path.join(data.place.report, "baselines.json")
 
 
-def _make_baselines(config: ConfigDict, settings: Settings, lm: LM, tasks: Sequence[Taught]) -> None:
-    """The baselines of every task that has none yet: fitted by process 0, beside each other."""
-    missing = [taught for taught in tasks if not there(_baselines_path(taught))]
+def _make_baselines(config: ConfigDict, settings: Settings, lm: LM, tasks: Sequence[TaskData]) -> None:
+    """Fit absent baselines of all tasks, in parallel on process 0."""
+    missing = [data for data in tasks if not there(_baselines_path(data))]
     if not missing:
         return
     cores = os.cpu_count() or 1
-    # One task is small, more often than not: no processes are started for it.
-    beside = len(missing) > 1 and jax.process_index() == 0
-    with process.worker_pool(min(2 * len(missing), cores)) if beside else contextlib.nullcontext() as pool:
+    # Worker processes are not worth starting for one task, which is usually small.
+    parallel = len(missing) > 1 and jax.process_index() == 0
+    with process.worker_pool(min(2 * len(missing), cores)) if parallel else contextlib.nullcontext() as pool:
         begin = (lambda fit: pool.submit(fit).result) if pool else (lambda fit: fit)
-        fits = [(taught, kind, begin(fit)) for taught, kind, fit in _baseline_fits(config, settings, lm, missing)]
+        fits = [(data, kind, begin(fit)) for data, kind, fit in _baseline_fits(config, settings, lm, missing)]
         if jax.process_index() > 0:
             return
-        found: dict[str, dict[str, Any]] = {_baselines_path(taught): {} for taught in missing}
-        for taught, kind, result in tqdm(fits, desc="baselines", unit="fit", disable=not beside):
-            found[_baselines_path(taught)][kind] = result()
+        found: dict[str, dict[str, Any]] = {_baselines_path(data): {} for data in missing}
+        for data, kind, result in tqdm(fits, desc="baselines", unit="fit", disable=not parallel):
+            found[_baselines_path(data)][kind] = result()
     for path, baselines in found.items():
         write_json(path, {kind: baselines[kind] for kind in BASELINES})
 
 
 def _baseline_fits(
-    config: ConfigDict, settings: Settings, lm: LM, tasks: Sequence[Taught]
-) -> Iterator[tuple[Taught, str, Callable[[], dict[str, Any]]]]:
-    """Of every task what fits each baseline; first those that need no hidden states, which take their time."""
+    config: ConfigDict, settings: Settings, lm: LM, tasks: Sequence[TaskData]
+) -> Iterator[tuple[TaskData, str, Callable[[], dict[str, Any]]]]:
+    """Yield (task, kind, fit function) of every baseline; n-gram first, since the probe needs hidden states."""
     from spjax.evaluation.ngram import ngram_baseline
     from spjax.evaluation.probe import probe_baseline
 
     splits = [
         {
-            "train": (taught.task_run.train_set, taught.task_run.train_ids),
-            "valid": (taught.task_run.valid_set, taught.task_run.valid_ids),
-            "test": (taught.test_set, taught.test_ids),
+            "train": (data.task_run.train_set, data.task_run.train_ids),
+            "valid": (data.task_run.valid_set, data.task_run.valid_ids),
+            "test": (data.test_set, data.test_ids),
         }
-        for taught in tasks
+        for data in tasks
     ]
-    for taught, own in zip(tasks, splits, strict=True):
+    for data, own in zip(tasks, splits, strict=True):
         units = [some.take(ids) for some, ids in own.values()]
-        yield taught, "ngram", functools.partial(ngram_baseline, taught.card.task, *units, progress=False)
+        yield data, "ngram", functools.partial(ngram_baseline, data.card.task, *units, progress=False)
     mesh, weights = _placed(config, settings, lm)
-    for taught, own in zip(tasks, splits, strict=True):
+    for data, own in zip(tasks, splits, strict=True):
         states, classes = {}, {}
         for split, (some, ids) in own.items():
-            plan = train.evaluation_plan(taught.task_run, settings.run, some, ids, mesh)
+            plan = train.evaluation_plan(data.task_run, settings.run, some, ids, mesh)
             states[split] = pooling.pooled_states(weights, lm.config, some, plan, mesh, settings.compute)[:, ids]
             classes[split] = some.classes[ids]
-        yield taught, "probe", functools.partial(probe_baseline, taught.card.task, states, classes)
+        yield data, "probe", functools.partial(probe_baseline, data.card.task, states, classes)
 
 
 def _print_headline(task: Task, results: dict[str, Any], workdir: str) -> None:
