@@ -64,8 +64,8 @@ def test_it_is_found_before_even_an_lm_is_made(tmp_path: Path, split: str):
     config = config_of(*SMALL, *flags, "--config.pretraining.tasks=('fsc',)")
     fault = (
         rf"fsc, {split}: 1 of 18 utterances have more than max_length=512 units, the longest 60001: choose "
-        r"--config.overlength=cut or --config.overlength=drop; where memory allows, "
-        r"--config.train.max_tokens=480064"
+        r"--config.overlength=cut or --config.overlength=drop; if memory allows, "
+        r"use all of them with --config.train.max_tokens=480064"
     )
     with pytest.raises(ValueError, match=fault):
         jobs.run(config, str(tmp_path / "run"), None, "")

@@ -1,4 +1,4 @@
-"""The plan of a bank: every member has the batches that it has alone, whoever is beside it."""
+"""The plan of a bank: every member has the same batches as alone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _batches(steps: list[Step], member: int) -> list[list[int]]:
 
 @settings(max_examples=40)
 @given(tasks=st.lists(lengths_of, min_size=1, max_size=3), epoch=st.integers(0, 3), data=st.data())
-def test_a_member_has_the_batches_that_it_has_alone(tasks: list[list[int]], epoch: int, data: st.DataObject) -> None:
+def test_a_member_has_the_same_batches_as_alone(tasks: list[list[int]], epoch: int, data: st.DataObject) -> None:
     bank = _bank(tasks)
     active = np.asarray(data.draw(st.lists(st.booleans(), min_size=2 * len(tasks), max_size=2 * len(tasks))))
     steps = bank.epoch(epoch, active)
@@ -49,8 +49,8 @@ def test_a_member_has_the_batches_that_it_has_alone(tasks: list[list[int]], epoc
 
 
 @given(sizes=st.lists(st.integers(1, 90), min_size=2, max_size=3), sampling=st.sampled_from([0.0, 0.5, 1.0]))
-def test_passes_go_on_where_the_epoch_before_left_off(sizes: list[int], sampling: float) -> None:
-    """Of the utterances of a task that goes round again, none is ahead of another by more than the pass at hand."""
+def test_passes_continue_across_epochs(sizes: list[int], sampling: float) -> None:
+    """With repeated passes, the counts of two utterances differ by at most one."""
     bank = _bank([[8] * size for size in sizes], seeds=(5,), sampling=sampling)
     everyone = np.ones(len(sizes), bool)
     for member, own in enumerate(bank.ids):
@@ -61,7 +61,7 @@ def test_passes_go_on_where_the_epoch_before_left_off(sizes: list[int], sampling
         assert sampling < 1 or (counts == 3).all()
 
 
-def test_lessons_of_a_sweep_share_all_steps_and_tasks_none() -> None:
+def test_task_runs_of_a_sweep_share_all_steps_and_tasks_none() -> None:
     sweep = _bank([[5, 20, 20, 60] * 10])
     sweep = dataclasses.replace(sweep, ids=sweep.ids * 3)
     steps = sweep.epoch(0, np.ones(6, bool))
@@ -71,11 +71,11 @@ def test_lessons_of_a_sweep_share_all_steps_and_tasks_none() -> None:
     steps = apart.epoch(0, np.ones(4, bool))
     assert len(steps) == apart.most == sum(apart.updates)
     assert {tuple(step.members.tolist()) for step in steps} == {(0, 1), (2, 3)}
-    assert [step.bucket for step in steps] == [8, 56] * 5  # they take turns
+    assert [step.bucket for step in steps] == [8, 56] * 5  # interleaved
 
 
 def test_tasks_share_programs_where_lengths_are_multiples_of_many_columns() -> None:
-    """Tasks as the demo's: a step has the shape of any other of its length."""
+    """Tasks like the demo's: steps of equal length have equal shapes."""
     tasks = [[*range(8, 38)] * 3, [*range(20, 128)], [*range(52, 136)]]
     shapes = [
         {(step.bucket, step.ids.shape) for step in _bank(tasks, (0,), **more).epoch(0, np.ones(3, bool))}
@@ -85,7 +85,7 @@ def test_tasks_share_programs_where_lengths_are_multiples_of_many_columns() -> N
     assert len(shapes[0]) == 6
 
 
-def test_stopped_members_are_not_computed_but_for_few_widths() -> None:
+def test_stopped_members_are_not_computed_up_to_padding() -> None:
     bank = _bank([[8] * 40, [56] * 40], seeds=(1, 2, 3, 4))
     steps = bank.epoch(0, np.asarray([True, True, False, True, False, False, False, False]))
     assert {tuple(step.members.tolist()) for step in steps} == {(0, 1, 3)}

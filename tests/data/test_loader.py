@@ -1,4 +1,4 @@
-"""Batches: the layout against a loop that spells it out, and the thread that builds ahead."""
+"""Batches: the layout against a plain loop, and prefetching."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_layout_is_that_of_the_design(units: list[list[int]], data: st.DataObjec
 def test_prosody_lags_a_column_and_ends_with_the_first_separator(units: list[list[int]], data: st.DataObject) -> None:
     bucket = max(map(len, units)) + data.draw(st.integers(0, 5))
     ids = np.array([data.draw(st.lists(st.integers(-1, len(units) - 1), min_size=1, max_size=5))], np.int32)
-    # Every segment of the set lasts another time and has another pitch.
+    # Every segment has a different duration and f0.
     each = [[(i, j) for j in range(len(row))] for i, row in enumerate(units)]
     durations = [[1 + 100 * i + j for i, j in row] for row in each]
     f0 = [[-(1.0 + 100 * i + j) for i, j in row] for row in each]
@@ -63,7 +63,7 @@ def test_prosody_lags_a_column_and_ends_with_the_first_separator(units: list[lis
     np.testing.assert_array_equal(batch.source[:, 1:], plain.source[:, 1:])
     for b, i in enumerate(ids.reshape(-1)):
         if i < 0:
-            continue  # a filling row: whatever is finite will do
+            continue  # a padding row: any finite value
         columns = [(0, F0_PAD), (0, F0_BOS), *zip(durations[i], f0[i], strict=True)]  # of <s>, u1 .. uT and a separator
         length = int(batch.source_length[b])
         found = list(zip(*(stream[b].tolist() for stream in batch.streams), strict=True))
@@ -77,7 +77,7 @@ def test_an_utterance_over_the_bucket_is_never_cut_silently() -> None:
 
 @settings(max_examples=30)
 @given(units=units_of, hosts=st.sampled_from([1, 2, 4]), members=st.integers(1, 2))
-def test_hosts_batches_put_together_are_the_whole_batch(units: list[list[int]], hosts: int, members: int) -> None:
+def test_batches_of_all_hosts_make_up_the_full_batch(units: list[list[int]], hosts: int, members: int) -> None:
     unit_set = _set(units)
     steps = plan(
         unit_set.lengths, seed=1, epoch=0, buckets=buckets(unit_set.lengths, 2), max_tokens=256, max_rows=4,
@@ -107,7 +107,7 @@ def test_the_limit_on_length_cuts_or_drops_and_keeps_numbers() -> None:
     assert fit_length(unit_set, None)[2] == ""
 
 
-def test_feeding_keeps_far_ahead_of_training() -> None:
+def test_the_loader_is_much_faster_than_training() -> None:
     rng = np.random.default_rng(0)
     unit_set = UnitSet.of([rng.integers(0, 100, n) for n in rng.integers(20, 110, 4000)], np.zeros((4000, 3)))
     steps = plan(unit_set.lengths, seed=0, epoch=0, buckets=buckets(unit_set.lengths), max_tokens=4096, max_rows=64)
@@ -117,7 +117,7 @@ def test_feeding_keeps_far_ahead_of_training() -> None:
         rows = sum(int(batch.weight.sum()) for batch in batches(unit_set, steps))
         return rows / (time.perf_counter() - begin)
 
-    assert max(rate() for _ in range(5)) > 50_000  # over a million where nothing else runs
+    assert max(rate() for _ in range(5)) > 50_000  # over a million on an idle machine
 
 
 # ---- prefetch
@@ -130,7 +130,7 @@ def test_prefetch_yields_all_in_order_and_ends_its_thread() -> None:
     assert not _workers()
 
 
-def test_prefetch_raises_what_the_maker_raised_after_the_items_before_it() -> None:
+def test_prefetch_raises_errors_after_the_items_before() -> None:
     def failing() -> Iterator[int]:
         yield from (1, 2)
         raise KeyError("third")
@@ -155,7 +155,7 @@ def test_closing_prefetch_early_ends_the_thread(taken: int) -> None:
     assert [next(ahead) for _ in range(taken)] == list(range(taken))
     ahead.close()  # type: ignore[attr-defined]
     assert not _workers()
-    assert len(made) <= taken + 5  # bounded: the items in the queue and in the hands of both sides
+    assert len(made) <= taken + 5  # bounded: items in the queue and held by both sides
 
 
 def test_prefetch_builds_ahead() -> None:
@@ -168,11 +168,11 @@ def test_prefetch_builds_ahead() -> None:
 
     ahead = prefetch(items(), 2)
     assert next(ahead) == 0
-    assert second.wait(10)  # made before it is asked for
+    assert second.wait(10)  # made before it is requested
     assert list(ahead) == [1]
 
 
-def test_prefetch_needs_room() -> None:
+def test_prefetch_refuses_size_0() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         prefetch([], 0)
 

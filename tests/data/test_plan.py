@@ -1,4 +1,4 @@
-"""The plan of batches: nothing lost, nothing doubled, the same everywhere."""
+"""The plan of batches: complete, without duplicates, and the same on every host."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _same(one: list[Step], two: list[Step]) -> bool:
 
 
 @given(lengths=lengths_of, option=options, members=st.lists(st.integers(0, 99), min_size=1, max_size=4))
-def test_every_utterance_once_a_member_in_a_bucket_that_holds_it(
+def test_every_utterance_once_per_member_in_a_bucket_that_fits_it(
     lengths: np.ndarray, option: dict, members: list[int]
 ) -> None:
     edges = buckets(lengths, 3)
@@ -63,17 +63,17 @@ def test_every_utterance_once_a_member_in_a_bucket_that_holds_it(
         assert rows <= option["max_rows"]
         real = lengths[step.ids[step.ids >= 0]]
         assert real.max() <= step.bucket
-        assert all(edge >= step.bucket or edge < real.min() for edge in edges)  # the smallest bucket that holds it
+        assert all(edge >= step.bucket or edge < real.min() for edge in edges)  # the smallest bucket that fits
         assert (step.ids >= 0).any(axis=1).all()  # no step is empty
     assert {step.bucket for step in steps} <= set(edges)
     filling = {}
     for step in steps:
         filling.setdefault(step.bucket, []).append(int((step.ids[0] < 0).sum()))
-    assert all(sum(number > 0 for number in of) <= 1 for of in filling.values())  # one partial step a bucket
+    assert all(sum(number > 0 for number in of) <= 1 for of in filling.values())  # one partial step per bucket
 
 
 @given(lengths=lengths_of, option=options, members=st.lists(st.integers(0, 9), min_size=2, max_size=4))
-def test_a_member_of_a_bank_gets_what_it_gets_alone(lengths: np.ndarray, option: dict, members: list[int]) -> None:
+def test_a_member_of_a_bank_gets_the_same_as_alone(lengths: np.ndarray, option: dict, members: list[int]) -> None:
     edges = buckets(lengths, 3)
     bank = plan(lengths, buckets=edges, members=members, **option)
     for row, member in enumerate(members):
@@ -96,7 +96,7 @@ def test_hosts_read_disjoint_rows_that_make_up_the_step(
 ) -> None:
     edges = buckets(lengths, 2)
     option = {**option, "row_multiple": hosts, "max_rows": 512, "max_tokens": 512 * 120}
-    # each host makes the plan for itself and they must agree
+    # each host makes the plan separately
     for step, again in zip(
         plan(lengths, buckets=edges, members=range(members), **option),
         plan(lengths.copy(), buckets=edges, members=range(members), **option),
@@ -129,7 +129,7 @@ def test_another_process_makes_the_same_plan() -> None:
         ).stdout
         for seed in "12"
     }
-    # the very value: a plan outlives upgrades of numpy, or training resumed after one would not go on where it stopped
+    # a fixed value: the plan must not change with numpy versions, so that training can be resumed
     assert outputs == {"e50b72e8ce99632c7df8aa7d930bcf862aef9a1be386c578b41095fd42345c6f\n"}
 
 
@@ -177,7 +177,7 @@ def test_evaluation_order_and_subsets() -> None:
         ({"seed": -1}, "cannot be negative"),
     ],
 )
-def test_a_plan_that_cannot_be_says_why(change: dict, says: str) -> None:
+def test_impossible_plans_are_refused(change: dict, says: str) -> None:
     option = {
         "lengths": [4, 20], "seed": 0, "epoch": 0, "buckets": (8, 24), "max_tokens": 512, "max_rows": 16
     } | change  # fmt: skip
@@ -185,19 +185,19 @@ def test_a_plan_that_cannot_be_says_why(change: dict, says: str) -> None:
         plan(np.array(option.pop("lengths")), **option)
 
 
-def test_hosts_that_cannot_share_evenly_are_told() -> None:
+def test_rows_that_are_not_divisible_by_hosts_are_refused() -> None:
     with pytest.raises(ValueError, match="rows are not divisible by 3"):
         host_slice(Step(8, np.zeros((1, 8), np.int32)), 0, 3)
 
 
-# ---- tasks side by side
+# ---- several tasks
 
 
 @given(
     batches=st.lists(st.integers(1, 1000), min_size=1, max_size=5),
     shares=st.lists(st.floats(0, 1), min_size=2, max_size=2),
 )
-def test_sampling_lies_between_own_passes_and_the_largest_ones(batches: list[int], shares: list[float]) -> None:
+def test_sampling_is_between_the_tasks_passes_and_the_largest(batches: list[int], shares: list[float]) -> None:
     assert updates(batches, 1.0) == batches
     assert updates(batches, 0.0) == [max(batches)] * len(batches)
     less, more = (updates(batches, share) for share in sorted(shares))
@@ -207,7 +207,7 @@ def test_sampling_lies_between_own_passes_and_the_largest_ones(batches: list[int
 
 
 @given(bank=st.integers(1, 300))
-def test_a_bank_has_few_widths_that_waste_little(bank: int) -> None:
+def test_a_bank_has_few_padded_sizes_with_little_padding(bank: int) -> None:
     widths = [width(count, bank) for count in range(1, bank + 1)]
     assert widths[-1] == bank
     assert all(count <= found <= 1.25 * count + 1 for count, found in enumerate(widths, 1))
@@ -217,7 +217,7 @@ def test_a_bank_has_few_widths_that_waste_little(bank: int) -> None:
 
 
 @given(counts=st.lists(st.integers(0, 40), min_size=1, max_size=4))
-def test_plans_that_take_turns_are_as_far_along_as_each_other(counts: list[int]) -> None:
+def test_interleaved_plans_progress_at_the_same_rate(counts: list[int]) -> None:
     plans = [[Step(8, np.asarray([[number, n]])) for n in range(count)] for number, count in enumerate(counts)]
     found = [tuple(step.ids[0].tolist()) for step in interleave(plans)]
     for number, count in enumerate(counts):
@@ -232,7 +232,7 @@ def test_plans_that_take_turns_are_as_far_along_as_each_other(counts: list[int])
 
 @settings(max_examples=50)
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40).map(np.array), count=st.integers(1, 4))
-def test_no_other_buckets_leave_less_padding(lengths: np.ndarray, count: int) -> None:
+def test_no_other_buckets_have_less_padding(lengths: np.ndarray, count: int) -> None:
     found = buckets(lengths, count)
     edges = np.unique(-(-lengths // 8) * 8)
     assert found[-1] == edges[-1]
@@ -251,7 +251,7 @@ def test_no_other_buckets_leave_less_padding(lengths: np.ndarray, count: int) ->
     assert cost(found) == best
 
 
-def test_buckets_of_nothing_are_refused() -> None:
+def test_buckets_without_utterances_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one utterance"):
         buckets(np.array([], int))
 
@@ -259,7 +259,7 @@ def test_buckets_of_nothing_are_refused() -> None:
 # ---- limit on length
 
 
-def test_utterances_over_the_limit_are_counted_and_never_cut_unasked() -> None:
+def test_utterances_over_the_limit_are_counted_and_never_cut_by_default() -> None:
     lengths = np.array([5, 12, 8, 40])
     with pytest.raises(
         ValueError, match=r"2 of 4 utterances .* max_length=8 .* longest 40: .*overlength=cut or .*overlength=drop"
@@ -295,7 +295,7 @@ def test_few_shots_of_every_combination_of_labels(kinds: list[tuple[int, int]], 
     assert set(ids.tolist()) <= set(few_shot(classes, shots + 1, seed).tolist())
 
 
-def test_another_seed_draws_other_shots_and_scarcity_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_another_seed_draws_other_shots_and_missing_ones_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     classes = np.repeat(np.arange(4), [50, 50, 50, 3])[:, None]
     assert few_shot(classes, 3, 0).tolist() != few_shot(classes, 3, 1).tolist()
     assert not caplog.records

@@ -1,4 +1,4 @@
-"""A plan on hundreds of hosts, simulated: what they read is disjoint, complete and balanced, or it is refused."""
+"""Plans on hundreds of simulated hosts: rows are disjoint, complete and balanced, or the plan is refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spjax.data.plan import Step, check_rows, host_slice, plan, width
 from spjax.data.unit_set import UnitSet
 
 HOSTS = 256
-# Units that a host reads in an epoch, of what they read on average: what lies in a bucket's last batch is not even.
+# Units that a host reads in an epoch relative to the mean; last batches of buckets are not balanced.
 BALANCE = 1.15
 
 
@@ -25,18 +25,18 @@ def _units(lengths: np.ndarray) -> UnitSet:
 
 
 def _speech_lengths(count: int, seed: int) -> np.ndarray:
-    """Lengths as of commands: 30 to 90 units, few of them long."""
+    """Lengths like those of commands: 30 to 90 units, few of them long."""
     return np.clip(np.random.default_rng(seed).gamma(12.0, 4.0, count), 8, 120).astype(int)
 
 
 def _read(steps: list[Step], hosts: int) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """Of every step what every host reads: utterances and members."""
+    """Utterances and members that every host reads in every step."""
     return [[host_slice(step, host, hosts) for host in range(hosts)] for step in steps]
 
 
 def _assert_disjoint_and_complete(steps: list[Step], hosts: int) -> None:
     for step, parts in zip(steps, _read(steps, hosts), strict=True):
-        assert {len(ids) for ids, _ in parts} == {step.ids.size // hosts}  # the same work for each
+        assert {len(ids) for ids, _ in parts} == {step.ids.size // hosts}  # equal work
         members = np.concatenate([member for _, member in parts])
         found = list(zip(members.tolist(), np.concatenate([ids for ids, _ in parts]).tolist(), strict=True))
         wanted = [(n, row) for n, rows in enumerate(step.ids.tolist()) for row in rows]
@@ -76,11 +76,11 @@ def test_a_bank_of_tasks_on_256_hosts_is_disjoint_complete_and_balanced() -> Non
         for n, rows in zip(range(6) if step.members is None else step.members.tolist(), step.ids.tolist(), strict=True):
             seen[n % 6] += [row for row in rows if row >= 0] if n < 6 else []
     assert [sorted(rows) for rows in seen] == [own.tolist() for own in ids for _ in range(3)]
-    # Only steps of the whole bank: of a task alone, hosts whose rows are of the filling members read nothing.
+    # Only steps of the full bank: in steps of one task, hosts with padding members read nothing.
     _assert_balanced([step for step in steps if step.members is None or (step.members < 6).all()], lengths, HOSTS)
 
 
-def test_batches_of_256_hosts_put_together_are_the_batches_of_one() -> None:
+def test_batches_of_256_hosts_make_up_the_batches_of_one() -> None:
     lengths = _speech_lengths(1_500, seed=4)
     units = _units(lengths)
     steps = plan(lengths, seed=0, epoch=0, buckets=(56, 120), max_rows=512, max_tokens=512 * 120)
@@ -93,10 +93,10 @@ def test_batches_of_256_hosts_put_together_are_the_batches_of_one() -> None:
 @given(
     rows=st.sampled_from([8, 16, 24]), members=st.integers(1, 4), data=st.data(), runs=st.sampled_from([2, 4, 8])
 )  # fmt: skip
-def test_a_host_may_read_several_runs_and_hosts_the_same(
+def test_a_host_may_read_several_shards_and_hosts_the_same(
     rows: int, members: int, data: st.DataObject, runs: int
 ) -> None:
-    """As where a host's devices do not follow one another in the mesh, or compute together with those of another."""
+    """For devices of a host that are not contiguous in the mesh, or compute together with those of another host."""
     step = Step(8, np.arange(members * rows, dtype=np.int32).reshape(members, rows))
     own = sorted(data.draw(st.sets(st.integers(0, runs - 1), min_size=1)))
     ids, member = host_slice(step, own, runs)
@@ -114,23 +114,23 @@ def test_a_host_may_read_several_runs_and_hosts_the_same(
     max_rows=st.sampled_from([2, 8, 12, 256]),
     data=st.data(),
 )
-def test_every_step_of_a_bank_divides_or_the_bank_is_refused_at_once(
+def test_every_step_of_a_bank_is_divisible_or_the_bank_is_refused(
     sizes: list[int], seeds: int, shards: int, max_rows: int, data: st.DataObject
 ) -> None:
-    """Whoever rests or has stopped. Shards change who fills a step up, and nothing else."""
+    """For any active members. Shards change the padding only."""
     stops = np.cumsum([0, *sizes])
     ids = [np.arange(start, stop) for start, stop in itertools.pairwise(stops)]
     lengths = np.arange(stops[-1]) % 30 + 1
-    told = (lengths, ids, tuple(range(seeds)), 2, max_rows, max_rows * 32)
+    settings = (lengths, ids, tuple(range(seeds)), 2, max_rows, max_rows * 32)
     try:
-        bank = BankPlan(*told, shards=shards)
+        bank = BankPlan(*settings, shards=shards)
     except ValueError as error:
         (fitting,) = [int(word) for word in str(error).replace(",", "").split(" multiple of ")[1].split()[:1]]
         assert max_rows * seeds * len(sizes) % shards
-        bank = BankPlan(lengths, ids, told[2], 2, max_rows * fitting, max_rows * fitting * 32, shards=shards)
-        told = (*told[:4], bank.max_rows, bank.max_tokens)
+        bank = BankPlan(lengths, ids, settings[2], 2, max_rows * fitting, max_rows * fitting * 32, shards=shards)
+        settings = (*settings[:4], bank.max_rows, bank.max_tokens)
     active = np.asarray(data.draw(st.lists(st.booleans(), min_size=seeds * len(sizes), max_size=seeds * len(sizes))))
-    for step, alone in zip(bank.epoch(1, active), BankPlan(*told).epoch(1, active), strict=True):
+    for step, alone in zip(bank.epoch(1, active), BankPlan(*settings).epoch(1, active), strict=True):
         assert step.ids.size % shards == 0
         real = np.arange(active.size) if step.members is None else step.members
         there = np.arange(active.size) if alone.members is None else alone.members
@@ -139,18 +139,18 @@ def test_every_step_of_a_bank_divides_or_the_bank_is_refused_at_once(
         assert len(step.ids) <= active.size
 
 
-def test_rows_that_do_not_divide_are_refused_with_what_would() -> None:
+def test_rows_that_are_not_divisible_are_refused_with_a_fix() -> None:
     with pytest.raises(ValueError, match=r"32 utterances for each of 3 members are not divisible by 256 devices: set "
                        r"train.max_rows to a multiple of 256, such as 256, and train.max_tokens"):  # fmt: skip
         check_rows(32, bank=3, shards=256)
     check_rows(32, bank=8, shards=256)
     bank = BankPlan(np.full(64, 100), [np.arange(64)], (0,), 1, max_rows=32, max_tokens=32 * 104, shards=32)
-    with pytest.raises(ValueError, match=r"24 utterances for each of 1 members .* 32 devices"):  # its limit of tokens
+    with pytest.raises(ValueError, match=r"24 utterances for each of 1 members .* 32 devices"):  # limited by tokens
         dataclasses.replace(bank, max_tokens=31 * 104)
 
 
 @given(bank=st.integers(1, 300), part=st.floats(0, 1), multiple=st.sampled_from([1, 2, 4, 8]))
-def test_a_width_is_a_multiple_that_holds_all_and_lies_in_the_bank(bank: int, part: float, multiple: int) -> None:
+def test_a_padded_size_is_a_multiple_that_fits_all_members(bank: int, part: float, multiple: int) -> None:
     bank *= multiple
     taking_part = max(1, round(part * bank))
     found = width(taking_part, bank, multiple)

@@ -65,7 +65,7 @@ def copy(written: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize("shards", [None, 1, 4, 100])
-def test_what_is_written_is_read_back_in_order(tmp_path: Path, streams: bool, shards: int | None) -> None:
+def test_written_records_are_read_back_in_order(tmp_path: Path, streams: bool, shards: int | None) -> None:
     wrote = _utterances(11, streams=streams)
     card = write_unit_records(
         tmp_path / "out", TASK, {"train": wrote}, shards=shards, layer=9, sources={"a.txt": "00"}, notes=["seen"]
@@ -113,7 +113,7 @@ def test_tfds_reads_the_directory(tmp_path: Path, streams: bool) -> None:
             np.testing.assert_array_equal(example["f0"], one.f0)
 
 
-def test_frames_are_those_of_tensorflow(tmp_path: Path) -> None:
+def test_frames_equal_tensorflows(tmp_path: Path) -> None:
     tf = pytest.importorskip("tensorflow")
     payloads = [b"", b"a", bytes(range(256)) * 5]
     with tf.io.TFRecordWriter(str(tmp_path / "theirs")) as writer:
@@ -145,7 +145,7 @@ def _payloads(path: Path) -> list[bytes]:
 
 
 def _forge(folder: Path, change: dict[str, list], record: int = 2) -> Path:
-    """Rewrites one record so that frames, CRCs and the card's sha256 are all in order: only its content is wrong."""
+    """Rewrite a record with correct frames, CRCs and sha256, so that only its content is wrong."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     path = _shard(folder)
@@ -187,7 +187,7 @@ def test_a_flipped_bit_anywhere_is_found_in_its_record(
     with pytest.raises(RecordError, match=rf"{path.name}, record {record} is damaged") as error:
         read_unit_records(folder, "train")
     assert "again" in str(error.value)
-    read_unit_records(folder, "test")  # the other split is unharmed
+    read_unit_records(folder, "test")  # the other split is intact
 
 
 @settings(max_examples=30, deadline=None)
@@ -214,13 +214,13 @@ def test_a_missing_shard_is_named(copy: Path) -> None:
         read_unit_records(copy, "train")
 
 
-def test_a_shard_of_other_records_is_told_by_its_hash(copy: Path, tmp_path: Path) -> None:
+def test_a_shard_of_other_records_is_detected_by_its_hash(copy: Path, tmp_path: Path) -> None:
     write_unit_records(tmp_path / "other", TASK, {"train": _utterances(25, seed=5)}, shards=3)
     path = _shard(copy)
     shutil.copy(tmp_path / "other" / path.name, path)
     with pytest.raises(RecordError, match=f"{path.name} differs from .*sha256"):
         read_unit_records(copy, "train")
-    read_unit_records(copy, "train", check=False)  # sound in itself
+    read_unit_records(copy, "train", check=False)  # valid records
 
 
 def test_a_record_appended_is_counted(copy: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_record_that_does_not_fit_is_named(copy: Path, change: dict[str, list]
         read_unit_records(copy, "train", check=check)
 
 
-def test_durations_must_be_as_many_as_units(tmp_path: Path) -> None:
+def test_there_must_be_a_duration_for_each_unit(tmp_path: Path) -> None:
     one, two, *_ = _utterances(2, streams=True)
     with pytest.raises(RecordError, match=r"utterance 1 .* durations where"):
         write_unit_records(tmp_path / "out", TASK, {"train": [one, two._replace(durations=[1] * 40)]})
@@ -260,7 +260,7 @@ def test_durations_must_be_as_many_as_units(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bytes_that_are_no_example_are_named(copy: Path) -> None:
+def test_bytes_that_are_not_an_example_are_named(copy: Path) -> None:
     path = _shard(copy)
     payloads = _payloads(path)
     payloads[4] = b"\xff\xff\xff no example"
@@ -277,13 +277,13 @@ def test_bytes_that_are_no_example_are_named(copy: Path) -> None:
         {"shards": {"train": [{"file": "../elsewhere", "records": 1, "bytes": 1, "sha256": ""}]}},
     ],
 )  # fmt: skip
-def test_a_card_whose_values_are_no_such_values_is_refused(copy: Path, change: dict) -> None:
+def test_a_card_with_invalid_values_is_refused(copy: Path, change: dict) -> None:
     (copy / CARD).write_text(json.dumps({**json.loads((copy / CARD).read_text()), **change}))
     with pytest.raises(RecordError, match=rf"{CARD} is damaged .*make the records again"):
         read_unit_records(copy, "train")
 
 
-def test_some_utterances_alone() -> None:
+def test_take_selects_utterances() -> None:
     some = UnitSet.of([[1, 2], [3], [4, 5, 6]], [[0], [1], [2]], ids="abc")
     taken = some.take(np.asarray([2, 0]))
     assert [taken.units_of(i).tolist() for i in range(2)] == [[4, 5, 6], [1, 2]]
@@ -343,7 +343,7 @@ def test_until_the_end_only_a_hidden_incomplete_sibling_exists(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_overwriting_is_asked_for_and_fails_safely(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overwriting_needs_the_flag_and_fails_safely(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = load_card(copy)
     with pytest.raises(RecordError, match="not empty"):
         write_unit_records(copy, TASK, {"train": _utterances(4)})
@@ -391,7 +391,7 @@ def test_an_utterance_that_does_not_fit_is_not_written(tmp_path: Path, change: d
         (Task("t", (Slot("a", ("x\ny",)),)), "label"),
     ],
 )
-def test_names_that_files_cannot_hold_are_refused(tmp_path: Path, task: Task, says: str) -> None:
+def test_names_that_are_not_valid_in_files_are_refused(tmp_path: Path, task: Task, says: str) -> None:
     with pytest.raises(RecordError, match=says):
         write_unit_records(tmp_path / "out", task, {"train": [Utterance("a", [1], [0])]})
 
@@ -414,7 +414,7 @@ def test_cut_keeps_the_first_units_of_each(units: list[list[int]], limit: int) -
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"f0": [0.1, float("nan")]}, "has f0 nan, which is not finite"),
         ({"f0": [float("inf"), 0.1]}, "has f0 inf, which is not finite"),
@@ -424,15 +424,15 @@ def test_cut_keeps_the_first_units_of_each(units: list[list[int]], limit: int) -
         ({"durations": [1, 2.5]}, "durations of type float64: give integers"),
     ],
 )
-def test_prosody_that_is_none_is_refused(wrong: dict[str, list[float]], told: str, tmp_path: Path) -> None:
+def test_invalid_prosody_is_refused(wrong: dict[str, list[float]], message: str, tmp_path: Path) -> None:
     good = Utterance("good", [1, 2], (0, 3), durations=[1, 2], f0=[0.0, 0.1])
     bad = good._replace(id="bad", **wrong)
-    with pytest.raises(RecordError, match=told):
+    with pytest.raises(RecordError, match=message):
         write_unit_records(tmp_path / "made", TASK, {"train": [good, bad]})
 
 
-def test_prosody_that_is_none_is_refused_when_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a writer without checks would have left it."""
+def test_invalid_prosody_is_refused_when_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written without checks."""
     rows = _utterances(3, streams=True)
     rows[1].f0[0] = np.nan
     with monkeypatch.context() as unchecked:

@@ -1,4 +1,4 @@
-"""Units and prosody in memory."""
+"""In-memory unit sets with prosody."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def _set(f0: list[list[float]]) -> UnitSet:
     return UnitSet.of([range(len(row)) for row in f0], [[0]] * len(f0), durations=[[1] * len(row) for row in f0], f0=f0)
 
 
-def test_f0_between_voiced_segments_lies_on_the_line_between_them() -> None:
-    """In Hz, whatever the speaker's mean; before the first and behind the last, and around a single one, it stays 0."""
+def test_f0_between_voiced_segments_is_interpolated() -> None:
+    """In Hz, for any speaker mean; before the first, after the last and around a single voiced segment it stays 0."""
     hz = [[0, 100, 0, 0, 160, 120, 0], [0, 0], [0, 140, 0]]
     expected = [[0, 100, 120, 140, 160, 120, 0], [0, 0], [0, 140, 0]]
     for mean in (90.0, 250.0):
@@ -28,7 +28,7 @@ def test_f0_between_voiced_segments_lies_on_the_line_between_them() -> None:
 
 
 @given(f0=spoken)
-def test_interpolation_leaves_what_is_voiced_and_knows_no_neighbour(f0: list[list[float]]) -> None:
+def test_interpolation_keeps_voiced_segments_and_other_utterances(f0: list[list[float]]) -> None:
     units = _set(f0)
     found = units.with_interpolated_f0()
     np.testing.assert_array_equal(found.f0[units.f0 != 0], units.f0[units.f0 != 0])
@@ -39,7 +39,7 @@ def test_interpolation_leaves_what_is_voiced_and_knows_no_neighbour(f0: list[lis
         assert alone.max() <= max(row) + 1e-5
 
 
-def test_a_set_has_streams_where_it_has_both() -> None:
+def test_a_set_has_streams_if_it_has_both() -> None:
     units = _set([[0.1, 0.2], [0.3]])
     assert units.streams is not None
     assert units.streams.duration.tolist() == [1, 1, 1]

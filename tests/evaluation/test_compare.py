@@ -1,4 +1,4 @@
-"""Paired comparisons: intervals that cover what they should, and pairs that are none refused."""
+"""Paired comparisons: coverage of the intervals, and refusal of invalid pairs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SPOOF = Task("spoof", (Slot("kind", ("bonafide", "spoof")),), "eer")
 
 
 def members(task: Task, errors: float, seeds=(0, 1, 2), n: int = 60, ids=None, shift: int = 0) -> list[outcome.Member]:
-    """Members that each get another `errors` of the utterances wrong, whatever the variant (`shift`)."""
+    """Members with `errors` wrong utterances each, different for each seed and `shift`."""
     found = []
     for seed in seeds:
         rng = np.random.default_rng((seed, shift))
         wrong = rng.random(n) < errors
-        true, said, probabilities = [], [], []
+        true, predicted, probabilities = [], [], []
         for k, slot in enumerate(task.slots):
             size = len(slot.labels)
             truth = np.arange(n) % size
@@ -33,16 +33,16 @@ def members(task: Task, errors: float, seeds=(0, 1, 2), n: int = 60, ids=None, s
             chances = np.full((n, size), 0.1 / max(size - 1, 1))
             chances[np.arange(n), answer] = 0.9
             true.append(truth + task.slot_offsets[k])
-            said.append(answer + task.slot_offsets[k])
+            predicted.append(answer + task.slot_offsets[k])
             probabilities.append(chances / chances.sum(axis=1, keepdims=True))
         names = ids or [f"test/{i:03d}.wav" for i in range(n)]
-        answers = outcome.Predictions(names, np.stack(true, 1), np.stack(said, 1), probabilities)
+        answers = outcome.Predictions(names, np.stack(true, 1), np.stack(predicted, 1), probabilities)
         found.append(outcome.Member(seed, 1, 0.5, [outcome.CurvePoint(1, 1.0, 0.5)], answers))
     return found
 
 
 def scored(task: Task, errors: float, **how) -> compare.Scored:
-    """A report as `read_scored` gives it, without the detour over files."""
+    """A report like one of `read_scored`, without files."""
     some = members(task, errors, **how)
     values = [
         metrics.score(task, m.predictions.true, m.predictions.predicted, m.predictions.probabilities) for m in some
@@ -60,7 +60,7 @@ def scored(task: Task, errors: float, **how) -> compare.Scored:
 # ---- the intervals
 
 
-def test_the_interval_over_seeds_covers_the_truth_nineteen_times_in_twenty() -> None:
+def test_the_interval_over_seeds_has_95_percent_coverage() -> None:
     rng = np.random.default_rng(0)
     inside = 0
     for _ in range(2000):
@@ -69,8 +69,8 @@ def test_the_interval_over_seeds_covers_the_truth_nineteen_times_in_twenty() -> 
     assert 0.935 < inside / 2000 < 0.965
 
 
-def test_the_interval_over_utterances_covers_the_truth_nineteen_times_in_twenty() -> None:
-    """Differences of the mean over five seeds: fifths between -1 and 1."""
+def test_the_interval_over_utterances_has_95_percent_coverage() -> None:
+    """Differences of means over five seeds: multiples of 0.2 between -1 and 1."""
     rng = np.random.default_rng(1)
     inside = 0
     for number in range(600):
@@ -80,15 +80,15 @@ def test_the_interval_over_utterances_covers_the_truth_nineteen_times_in_twenty(
     assert 0.92 < inside / 600 < 0.975
 
 
-def test_the_bootstrap_is_that_of_drawing_utterances_one_by_one() -> None:
+def test_the_bootstrap_equals_drawing_single_utterances() -> None:
     rng = np.random.default_rng(2)
     difference = rng.choice([-1.0, 0.0, 0.25, 1.0], 80, p=[0.1, 0.5, 0.2, 0.2])
     drawn = difference[rng.integers(80, size=(40_000, 80))].mean(axis=1)
     assert compare.over_utterances(difference, 40_000) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.005)
 
 
-def test_pairing_is_what_makes_the_interval_narrow() -> None:
-    """Two variants that err on the same hard utterances: a small gain is seen, which unpaired draws would drown."""
+def test_pairing_narrows_the_interval() -> None:
+    """Two variants with errors on the same utterances: pairing detects a small gain, unpaired draws do not."""
     rng = np.random.default_rng(3)
     hard = rng.random(400) < 0.4
     theirs = np.where(hard, 0.0, 1.0)
@@ -107,7 +107,7 @@ def test_no_difference_at_all_does_not_exclude_zero() -> None:
 
 
 @hypothesis.given(st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0]), min_size=1, max_size=50), st.integers(0, 9))
-def test_swapping_sides_turns_the_sign(values: list[float], seed: int) -> None:
+def test_swapping_sides_flips_the_sign(values: list[float], seed: int) -> None:
     one = compare.over_utterances(np.asarray(values), draws=200, seed=seed)
     assert min(values) - 1e-9 <= one[0] <= one[1] <= max(values) + 1e-9
     assert compare.over_utterances(np.asarray(values), draws=200, seed=seed) == one
@@ -117,7 +117,7 @@ def test_swapping_sides_turns_the_sign(values: list[float], seed: int) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.zeros(0), np.zeros((2, 2)), np.asarray([0.0, np.nan])])
-def test_what_is_no_list_of_differences_is_refused(bad: np.ndarray) -> None:
+def test_invalid_differences_are_refused(bad: np.ndarray) -> None:
     with pytest.raises(ValueError, match="must be \\[n\\]"):
         compare.over_utterances(bad)
 
@@ -140,11 +140,11 @@ def test_a_gain_is_the_difference_of_the_metric_and_of_the_answers(task: Task) -
     assert back["over_utterances"]["excludes_zero"]
 
 
-def test_lower_is_better_where_the_metric_says_so() -> None:
+def test_the_sign_follows_the_metric() -> None:
     found = compare.gain(scored(SPOOF, 0.1, shift=1), scored(SPOOF, 0.4))
     assert found["mean"] > 0.2
     assert found["over_seeds"]["low"] > 0
-    assert found["over_utterances"] is None  # the rate at which errors are equal is no mean over utterances
+    assert found["over_utterances"] is None  # the EER is not a mean over utterances
 
 
 def test_a_single_seed_has_no_interval_over_seeds() -> None:
@@ -154,7 +154,7 @@ def test_a_single_seed_has_no_interval_over_seeds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "message"),
     [
         (scored(WORD, 0.1, seeds=(0, 1)), r"seeds \[0, 1, 2\], one of \[0, 1\]"),
         (scored(WORD, 0.1, seeds=(0, 2, 1)), r"seeds \[0, 1, 2\], one of \[0, 2, 1\]"),
@@ -165,8 +165,8 @@ def test_a_single_seed_has_no_interval_over_seeds() -> None:
         (scored(Task("word", WORD.slots, "exact_match"), 0.1), "metric 'accuracy', one of 'exact_match'"),
     ],
 )
-def test_what_is_no_pair_is_refused(other: compare.Scored, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_invalid_pairs_are_refused(other: compare.Scored, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         compare.gain(scored(WORD, 0.1), other)
 
 
@@ -182,7 +182,7 @@ def test_other_labels_of_the_same_utterances_are_refused() -> None:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two variants' reports of two tasks, as a job writes them."""
+    """Reports of two variants on two tasks, as written by a job."""
     folder = tmp_path_factory.mktemp("reports")
     for number, (name, errors) in enumerate((("plain", 0.5), ("better", 0.1))):
         for task in (WORD, INTENT):
@@ -197,18 +197,18 @@ def places(folder: Path) -> dict[str, dict[str, Path]]:
     return {name: {task.name: folder / name / task.name for task in (WORD, INTENT)} for name in ("plain", "better")}
 
 
-def test_a_comparison_says_what_the_reports_say(reports: Path) -> None:
+def test_a_comparison_agrees_with_the_reports(reports: Path) -> None:
     found = compare.write_comparison(reports, places(reports), "plain", draws=500)
     assert json.loads((reports / "comparison.json").read_text()) == found
     for name in ("word", "intent"):
-        told = found["tasks"][name]
+        result = found["tasks"][name]
         head = json.loads((reports / "better" / name / "results.json").read_text())["headline"]
-        assert told["variants"]["better"]["mean"] == head["mean"]
-        assert told["variants"]["better"]["half_width_95"] == head["half_width_95"]
-        assert told["ngram"] == 0.4
-        assert told["seeds"] == [0, 1, 2]
-        assert "gain" not in told["variants"]["plain"]
-        assert told["variants"]["better"]["gain"]["over_seeds"]["excludes_zero"]
+        assert result["variants"]["better"]["mean"] == head["mean"]
+        assert result["variants"]["better"]["half_width_95"] == head["half_width_95"]
+        assert result["ngram"] == 0.4
+        assert result["seeds"] == [0, 1, 2]
+        assert "gain" not in result["variants"]["plain"]
+        assert result["variants"]["better"]["gain"]["over_seeds"]["excludes_zero"]
     page = (reports / "summary.md").read_text()
     gain = found["tasks"]["word"]["variants"]["better"]["gain"]
     (row,) = [line for line in page.splitlines() if line.startswith("| word | better")]
@@ -219,30 +219,30 @@ def test_a_comparison_says_what_the_reports_say(reports: Path) -> None:
     assert "40.00" in page
 
 
-def test_a_comparison_is_the_same_again(reports: Path) -> None:
+def test_a_comparison_is_deterministic(reports: Path) -> None:
     one = compare.write_comparison(reports, places(reports), "plain", draws=500)
     assert compare.write_comparison(reports, places(reports), "plain", draws=500) == one
 
 
-def test_an_interval_that_holds_zero_is_told_in_the_page(reports: Path) -> None:
+def test_an_interval_that_includes_zero_is_shown_in_the_page(reports: Path) -> None:
     found = compare.write_comparison(reports, places(reports), "plain", draws=500)
-    told = found["tasks"]["word"]["variants"]["better"]["gain"]
-    told["over_seeds"] |= {"low": -0.1, "excludes_zero": False}
+    result = found["tasks"]["word"]["variants"]["better"]["gain"]
+    result["over_seeds"] |= {"low": -0.1, "excludes_zero": False}
     (row,) = [line for line in compare.summary(found).splitlines() if line.startswith("| word | better")]
     assert row.endswith("| over utterances only |")
-    told["over_utterances"] |= {"low": -0.1, "excludes_zero": False}
+    result["over_utterances"] |= {"low": -0.1, "excludes_zero": False}
     (row,) = [line for line in compare.summary(found).splitlines() if line.startswith("| word | better")]
     assert row.endswith("| no |")
 
 
-def test_a_variant_without_a_task_is_told(reports: Path) -> None:
+def test_a_variant_without_a_task_is_refused(reports: Path) -> None:
     some = places(reports)
     del some["better"]["intent"]
     with pytest.raises(ValueError, match="variant 'better' has no report of 'intent', which 'plain' has"):
         compare.write_comparison(reports, some, "plain")
 
 
-def test_reports_that_are_no_pair_are_named(reports: Path, tmp_path: Path) -> None:
+def test_reports_that_are_not_a_pair_are_named(reports: Path, tmp_path: Path) -> None:
     report.write_report(tmp_path, task=WORD, members=members(WORD, 0.1, seeds=(5, 6)))
     some = places(reports)
     some["better"]["word"] = tmp_path

@@ -1,4 +1,4 @@
-"""Decoding: golden predictions of the original, and scores of every answer against the plain definition."""
+"""Decoding: golden predictions of the published code, and scores of all label combinations against numpy."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from spjax.tasks import TASKS, Slot, Task
 from tests.golden_data import tiny_lm, tree_of
 from tests.models import tiny
 
-STEPS = 150  # the original's limit
+STEPS = 150  # limit of the published code
 
 
 def golden_prompt(golden: Path, name: str, layers: int) -> Any:
-    """A prompt of golden/prompt or golden/e2e, bank axis of one."""
+    """A prompt of golden/prompt or golden/e2e, as a bank of one."""
     if (file := golden / "prompt" / f"{name}_params.npz").exists():
         return tree_of(dict(np.load(file)), layers)
     tensors = read_checkpoint(golden / "e2e" / f"{name}_prompt_ckpt.pt").tensors
@@ -55,7 +55,7 @@ def golden_samples(golden: Path, name: str) -> list[dict[str, str]]:
     ids=lambda names: "+".join(names),
 )
 def test_golden_predictions(golden: Path, names: tuple[str, ...]):
-    """The original's sample.py, one utterance at a time, is our greedy decoding of a mixed batch of prompts."""
+    """The published sample.py on single utterances equals our greedy decoding of a mixed batch of prompts."""
     config, lm = tiny_lm(golden)
     banks = [golden_prompt(golden, name, config.layers) for name in names]
     bank = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *banks)
@@ -64,14 +64,14 @@ def test_golden_predictions(golden: Path, names: tuple[str, ...]):
     codes = np.arange(4, outputs, dtype=np.int32)[:, None]
     verbalizer = Verbalizer("identity" if rule else "learnable", codes, codes, outputs, (0, outputs - 4))
     rows = [(n, row) for n, name in enumerate(names) for row in golden_samples(golden, name)]
-    if rule:  # the original prints the source where it is over its limit (FACTS.md, Decoding)
+    if rule:  # the published code prints the source if it exceeds the limit
         rows = [(n, row) for n, row in rows if len(row["src"].split()) <= STEPS]
     units = [[int(unit) for unit in row["src"].removesuffix(" <s>").split()] for _, row in rows]
     batch = tiny.batch(units, max(map(len, units)), prompt_id=[n for n, _ in rows])
     greedy = tiny.jit(functools.partial(decode.greedy, max_steps=STEPS, verbalizer=verbalizer, config=config))
-    said = np.asarray(greedy(jax.tree.map(jnp.asarray, lm), bank, batch))
-    for found, (n, row) in zip(said, rows, strict=True):
-        # Under a rule verbalizer the original stops where source and prediction make 150 tokens.
+    decoded = np.asarray(greedy(jax.tree.map(jnp.asarray, lm), bank, batch))
+    for found, (n, row) in zip(decoded, rows, strict=True):
+        # With a fixed verbalizer the published code stops when source and prediction have 150 tokens.
         found = found[: STEPS - len(row["src"].split())] if rule else found
         found = found[: np.argmax([*(found == vocab.EOS), True])]
         assert (found - 4).tolist() == [int(code) for code in row["predict"].split()], (names[n], row["file_name"])
@@ -80,7 +80,7 @@ def test_golden_predictions(golden: Path, names: tuple[str, ...]):
 def brute_force(
     lm: Any, bank: Any, c: Any, verbalizer: Verbalizer, units: Any, members: Any, combos: Any
 ) -> np.ndarray:
-    """[B, M], an utterance and an answer at a time."""
+    """[B, M], computed for each utterance and label combination separately."""
     plain, banks = tiny.double(lm), tiny.double(bank)
     rows = []
     for utterance, n in zip(units, members, strict=True):
@@ -90,13 +90,13 @@ def brute_force(
 
 
 def shared_codes(task: Task) -> Verbalizer:
-    """Labels that two slots spell with the same units."""
+    """Labels of two slots with the same codes."""
     codes = np.concatenate([np.arange(len(slot.labels)) for slot in task.slots]).astype(np.int32)[:, None] + 4
     return Verbalizer("identity", codes, codes, 24, task.slot_offsets)
 
 
 def spelled(task: Task) -> Verbalizer:
-    """Three steps a label, over two units."""
+    """Three steps per label, over two units."""
     codes = np.random.default_rng(0).permutation(list(itertools.product((5, 9), repeat=3)))[: task.num_classes]
     return Verbalizer("random", codes.astype(np.int32), codes.astype(np.int32), 24, task.slot_offsets)
 
@@ -126,7 +126,7 @@ SCORED = {
 
 
 @pytest.mark.parametrize("case", SCORED)
-def test_scores_of_every_answer(case: str):
+def test_scores_of_all_label_combinations(case: str):
     layers, prompt, make, seen = SCORED[case]
     c, verbalizer = tiny.config(layers), make()
     lm, bank = tiny.lm(c), tiny.bank(c, prompt, verbalizer, 2)
@@ -148,7 +148,7 @@ def test_scores_of_every_answer(case: str):
 
 
 def test_scores_of_1251_classes():
-    """More classes than units: a rule verbalizer spells each with two."""
+    """More classes than units: a fixed verbalizer encodes each with two."""
     task = Task("speaker", (Slot("speaker", tuple(f"speaker {i}" for i in range(1251))),))
     c = tiny.config(1, vocab_size=104)
     verbalizer = verbalizers.random(task, 104, seed=0)
@@ -164,8 +164,8 @@ def test_scores_of_1251_classes():
     np.testing.assert_allclose(np.exp(found).sum(), 1, rtol=1e-5)
 
 
-def test_tasks_of_a_mixed_batch_are_scored_as_alone():
-    """Tasks of other labels, slots and combinations, prompts of other lengths: each row as in a batch of its task."""
+def test_tasks_of_a_mixed_batch_have_the_same_scores_alone():
+    """Different labels, slots, combinations and prompt lengths: each row as in a batch of its task."""
     c = tiny.config(2)
     tasks = (tiny.TASK, tiny.ONE_SLOT, Task("two", (Slot("x", ("a", "b")), Slot("y", ("a", "b", "c", "d")))))
     spoken = [verbalizers.learnable(task, 24) for task in tasks]
@@ -187,24 +187,24 @@ def test_tasks_of_a_mixed_batch_are_scored_as_alone():
         expected = alone(lm, banks[n], tiny.batch([units[row] for row in mine], 9))
         np.testing.assert_allclose(found[mine, : len(tree.combinations)], expected, rtol=0, atol=1e-5)
         assert (found[mine, len(tree.combinations) :] == -np.inf).all()
-        # And of the joined bank each member is had back as it was.
+        # Slicing the joined bank returns each member unchanged.
         back = prompts.part(bank, n, n + 1, spoken[n], PromptConfig(length=lengths[n]))
         jax.tree.map(np.testing.assert_array_equal, back, banks[n])
 
 
 @pytest.mark.parametrize("constrained", [True, False])
 def test_greedy_labels(constrained: bool):
-    """Step by step as the plain definition takes them; constrained, every step says a label of its slot."""
+    """Each step as in numpy; constrained, every step is an output of its slot."""
     c, verbalizer = tiny.config(2), verbalizers.learnable(tiny.TASK, 24)
     lm, bank = tiny.lm(c), tiny.bank(c, PromptConfig(length=2, separators=2), verbalizer, 2)
-    # Let the specials be likely: what is said after an end counts for nothing, and a separator said again is trained.
+    # Make the specials likely: outputs after the end are ignored, and a decoded separator is fed back as trained.
     bank["verbalizer"] = bank["verbalizer"].at[:, 0].mul(2.0).at[:, vocab.EOS].mul(-2.5)
     units, members = tiny.utterances(c, (1, 3, 4, 5, 6, 7, 8, 9)), (1, 0, 1, 0, 1, 0, 1, 0)
     steps = 3 if constrained else 6
     greedy = functools.partial(decode.greedy, max_steps=steps, verbalizer=verbalizer, config=c, constrained=constrained)
     found = np.asarray(tiny.jit(greedy)(lm, bank, tiny.batch(units, 9, prompt_id=members)))
     plain, banks = tiny.double(lm), tiny.double(bank)
-    said = set()
+    decoded = set()
     for row, n in enumerate(members):
         member = jax.tree.map(lambda a, n=n: a[n], banks)
         # <s> fed back is the last separator.
@@ -218,12 +218,12 @@ def test_greedy_labels(constrained: bool):
                 scores[~verbalizer.allowed[step]] = -np.inf
             answer.append(vocab.EOS if vocab.EOS in answer else int(scores.argmax()))
         assert found[row].tolist() == answer
-        said |= set(answer)
+        decoded |= set(answer)
     if not constrained:
-        assert {vocab.BOS, vocab.EOS} < said, "the special cases must occur to be tested"
+        assert {vocab.BOS, vocab.EOS} < decoded, "the special cases must occur to be tested"
 
 
-def test_constrained_greedy_takes_a_step_a_label():
+def test_constrained_greedy_takes_one_step_per_label():
     c, verbalizer = tiny.config(1), verbalizers.learnable(tiny.TASK, 24)
     bank = tiny.bank(c, PromptConfig(), verbalizer, 1)
     with pytest.raises(ValueError, match="takes 3 steps, not 4"):
@@ -234,8 +234,8 @@ def test_constrained_greedy_takes_a_step_a_label():
 
 @given(st.integers(1, 3), st.integers(1, 40), st.integers(0, 2**32 - 1))
 @settings(max_examples=30, deadline=None)
-def test_a_label_tree_spells_its_answers(slots: int, labels: int, seed: int):
-    """Walked from the root, an answer's path feeds back its own spelling; no two nodes are the same beginning."""
+def test_a_label_tree_encodes_its_combinations(slots: int, labels: int, seed: int):
+    """The path of a combination from the root feeds back its code; no two nodes have the same prefix."""
     rng = np.random.default_rng(seed)
     task = Task("any", tuple(Slot(str(s), tuple(map(str, range(labels)))) for s in range(slots)))
     verbalizer = verbalizers.random(task, 4 + int(rng.integers(2, 12)), seed % 97)
@@ -253,7 +253,7 @@ def test_a_label_tree_spells_its_answers(slots: int, labels: int, seed: int):
             assert beginnings[depth][node] == tuple(spelling[answer, :depth])
 
 
-def test_too_many_answers_are_refused():
+def test_too_many_combinations_are_refused():
     task = Task("big", tuple(Slot(str(s), tuple(map(str, range(30)))) for s in range(3)))
     verbalizer = verbalizers.learnable(task, 104)
     with pytest.raises(ValueError, match="27000 label combinations are too many"):
@@ -261,7 +261,7 @@ def test_too_many_answers_are_refused():
     assert len(decode.label_tree(verbalizer, [(0, 30, 60), (1, 30, 60), (0, 30, 60)]).combinations) == 2
 
 
-def test_all_answers_of_fsc_are_few_enough():
+def test_all_combinations_of_fsc_are_few_enough():
     tree = decode.label_tree(verbalizers.learnable(TASKS["fsc"], 104), None)
     assert tree.combinations.shape == (6 * 14 * 4, 3)
-    assert [len(feeds) for feeds in tree.fed_back] == [6, 6 * 14]  # equal beginnings are computed once
+    assert [len(feeds) for feeds in tree.fed_back] == [6, 6 * 14]  # common prefixes are computed once

@@ -1,4 +1,4 @@
-"""Looking inside: verbalizers, similarities and attributions whose answers are known, or computed a second way."""
+"""Verbalizer weights, similarities and attributions against known or independently computed results."""
 
 from __future__ import annotations
 
@@ -56,33 +56,35 @@ def utterance(units) -> UnitSet:
 # Verbalizers
 
 
-def test_a_verbalizer_that_copies_a_unit_is_seen_to():
+def test_a_verbalizer_that_copies_a_unit_has_its_weight():
     matrix = np.zeros((TASK.num_classes + 4, LM.vocab_size), np.float32)
     units = [7, 0, 19, 3, 3]
     for c, unit in enumerate(units):
         matrix[4 + c, 4 + unit] = 1
-    matrix += np.linspace(-1, 1, LM.vocab_size, dtype=np.float32)  # what all labels share changes no answer
+    matrix += np.linspace(-1, 1, LM.vocab_size, dtype=np.float32)  # common to all labels, so without effect
     weights = inside.verbalizer_weights(with_params(pack(), verbalizer=matrix))
     assert weights.shape == (5, LM.vocab_size)
     top = inside.top_tokens(weights, 3)
     assert [found[0][0] for found in top[:3]] == [4 + unit for unit in units[:3]]
     np.testing.assert_allclose([found[0][1] for found in top[:3]], 2 / 3, atol=1e-6)
-    np.testing.assert_allclose(weights[3:], 0, atol=1e-6)  # both labels of the slot copy unit 3: it tells nothing
+    np.testing.assert_allclose(
+        weights[3:], 0, atol=1e-6
+    )  # both labels of the slot copy unit 3, which does not separate them
     assert [inside.symbol(token) for token in (0, 2, 4, 23)] == ["<s>", "</s>", "0", "19"]
 
 
-def test_a_rule_verbalizer_is_its_spelling():
+def test_a_fixed_verbalizer_has_the_weights_of_its_code():
     made = pack(kind="identity")
     weights = inside.verbalizer_weights(made)
     assert np.argwhere(weights).tolist() == [[c, 4 + c] for c in range(5)]
     assert inside.top_tokens(weights) == [[(4 + c, 1.0)] for c in range(5)]
     many = Task("many", (Slot("s", tuple(map(str, range(30)))),))
-    spelled = inside.verbalizer_weights(pack(many, kind="identity"))
-    assert set(spelled.sum(axis=1)) <= {1.0, 2.0}
-    assert spelled[29, 4 + 9] == spelled[29, 4 + 1] == 1  # 29 = 9 + 1 · 20, with 20 units
+    one_hot = inside.verbalizer_weights(pack(many, kind="identity"))
+    assert set(one_hot.sum(axis=1)) <= {1.0, 2.0}
+    assert one_hot[29, 4 + 9] == one_hot[29, 4 + 1] == 1  # 29 = 9 + 1 · 20, with 20 units
 
 
-def test_weights_change_no_answer_when_a_slots_mean_goes():
+def test_subtracting_the_mean_of_a_slot_changes_no_prediction():
     made = pack()
     logits = np.random.default_rng(0).normal(size=LM.vocab_size)
     raw, centred = made.params["verbalizer"][4:] @ logits, inside.verbalizer_weights(made) @ logits
@@ -93,7 +95,7 @@ def test_weights_change_no_answer_when_a_slots_mean_goes():
 # Similarity
 
 
-def test_identical_prompts_are_alike_whatever_the_order_of_positions():
+def test_identical_prompts_are_similar_in_any_order_of_positions():
     one = pack(length=4)
     turned = with_params(one, key=one.params["key"][:, ::-1], value=3 * one.params["value"][:, [2, 0, 3, 1]])
     found = inside.prompt_similarity(tiny.lm(LM), [one, turned])
@@ -101,14 +103,14 @@ def test_identical_prompts_are_alike_whatever_the_order_of_positions():
     np.testing.assert_allclose(found.value, 1, atol=1e-5)
 
 
-def test_prompts_without_a_common_direction_are_not_alike():
+def test_prompts_without_a_common_direction_are_not_similar():
     lm = {"layers": {name: {"kernel": jnp.broadcast_to(jnp.eye(16), (2, 16, 16))} for name in ("key", "value")}}
     basis = np.broadcast_to(np.eye(16, dtype=np.float32), (2, 16, 16))
     a, b = (with_params(pack(), key=basis[:, part], value=basis[:, part]) for part in (slice(0, 3), slice(3, 8)))
     half = with_params(pack(), key=basis[:, 2:4], value=basis[:, 0:2])
     found = inside.prompt_similarity(lm, [a, b, half])
     np.testing.assert_allclose(found.key[:, 0, 1], 0, atol=1e-7)
-    np.testing.assert_allclose(found.key[:, 0, 2], 1 / 6**0.5, atol=1e-6)  # one direction of 3 and 2 is shared
+    np.testing.assert_allclose(found.key[:, 0, 2], 1 / 6**0.5, atol=1e-6)  # 3 and 2 directions share one
     np.testing.assert_allclose(found.value[:, 0, 2], 2 / 6**0.5, atol=1e-6)
     assert 0.1 < found.chance.mean() < 0.4  # 5 random directions of 16: about 5 / 16
 
@@ -126,7 +128,7 @@ def test_similarity_is_symmetric_and_between_0_and_1(lengths, seed):
         assert (part <= 1 + 1e-6).all()
 
 
-def test_only_prompts_of_the_layers_are_compared():
+def test_only_deep_prompts_are_compared():
     made = pack()
     shallow = dataclasses.replace(made, params={"input": np.zeros((3, 16), np.float32), "sep": made.params["sep"]})
     with pytest.raises(ValueError, match="'two' has no deep prompt"):
@@ -138,14 +140,16 @@ def test_only_prompts_of_the_layers_are_compared():
 # Attributions
 
 
-def odds(params: Params, made: PromptPack, units, classes, rows: np.ndarray, c: UnitLMConfig, said=None) -> np.ndarray:
-    """Log odds of an answer's labels by the plain definition (float64), the units' embeddings being `rows` [U, D]."""
+def odds(
+    params: Params, made: PromptPack, units, classes, rows: np.ndarray, c: UnitLMConfig, segments=None
+) -> np.ndarray:
+    """Log odds of labels in numpy (float64), with unit embeddings `rows` [U, D]."""
     verbalizer = verbalizers.of_card(made.card["verbalizer"], made.task)
-    told = {**params, "embed": np.concatenate([params["embed"], rows])}
+    with_rows = {**params, "embed": np.concatenate([params["embed"], rows])}
     codes, feeds = verbalizer.codes[list(classes)].reshape(-1), verbalizer.fed_back[list(classes)].reshape(-1)
     places = [c.num_units + i for i in range(len(units))]
     prompt = tiny.double(made.params)
-    states = tiny.hidden(told, prompt, c, places, feeds[:-1], said)[len(prompt["sep"]) :]
+    states = tiny.hidden(with_rows, prompt, c, places, feeds[:-1], segments)[len(prompt["sep"]) :]
     outputs = tiny.outputs(params, prompt, states)
     found = np.zeros(verbalizer.num_slots)
     for step, code in enumerate(codes):
@@ -163,24 +167,24 @@ def test_attributions_are_integrated_gradients_and_complete(case: str):
     task = Task("many", (Slot("s", tuple(map(str, range(30)))),)) if case == "two steps a label" else TASK
     made = pack(task, "identity" if case == "two steps a label" else "learnable", c=c)
     classes = [23] if case == "two steps a label" else [2, 3]
-    units, said = [5, 17, 5, 0, 11, 8], None
+    units, segments = [5, 17, 5, 0, 11, 8], None
     split = utterance(units)
     if case == "multi-stream":
-        (said,) = tiny.spoken([units])
-        split = UnitSet.of([units], [[0, 3]], durations=[[d for d, _ in said]], f0=[[f for _, f in said]])
+        (segments,) = tiny.spoken([units])
+        split = UnitSet.of([units], [[0, 3]], durations=[[d for d, _ in segments]], f0=[[f for _, f in segments]])
     found = inside.attribute(tiny.lm(c), c, made, split, classes, steps=32)
     assert found.units.tolist() == units
     assert found.classes.tolist() == classes
-    fine = inside.attribute(tiny.lm(c), c, made, split, classes, steps=512)  # ReLU leaves kinks on the way
+    fine = inside.attribute(tiny.lm(c), c, made, split, classes, steps=512)  # the path is not smooth, due to ReLU
     assert fine.gap < 0.01
     np.testing.assert_allclose(fine.values, found.values, atol=0.1)
 
     lm = tiny.double(tiny.lm(c))
     rows = lm["embed"][np.asarray(units) + 4]
-    at = lambda x: odds(lm, made, units, classes, x, c, said)  # noqa: E731
+    at = lambda x: odds(lm, made, units, classes, x, c, segments)  # noqa: E731
     np.testing.assert_allclose(found.score, at(rows), atol=2e-4)
     np.testing.assert_allclose(found.empty, at(0 * rows), atol=2e-4)
-    # The same points again: central differences of the definition, along each unit's own row.
+    # The same points with central differences along each unit's embedding.
     expected, eps = np.zeros_like(found.values, np.float64), 1e-5
     for unit in (1, 5):
         own = np.zeros_like(rows)
@@ -191,9 +195,11 @@ def test_attributions_are_integrated_gradients_and_complete(case: str):
         np.testing.assert_allclose(found.values[:, unit], expected[:, unit], atol=1e-3)
 
 
-def test_a_unit_that_alone_decides_gets_it_all():
+def test_a_unit_that_decides_alone_gets_the_full_attribution():
     lm = dict(tiny.lm(LM))
-    lm["embed"] = lm["embed"].at[4:].set(0).at[4 + 9].set(tiny.lm(LM)["embed"][4 + 9])  # all units but 9 are silent
+    lm["embed"] = (
+        lm["embed"].at[4:].set(0).at[4 + 9].set(tiny.lm(LM)["embed"][4 + 9])
+    )  # all units but 9 have zero embeddings
     made = pack()
     found = inside.attribute(lm, LM, made, utterance([1, 2, 9, 3, 0, 7]), [0, 4], steps=512)
     np.testing.assert_array_equal(np.delete(found.values, 2, axis=1), 0)
@@ -203,7 +209,7 @@ def test_a_unit_that_alone_decides_gets_it_all():
     np.testing.assert_array_equal(silent.values, 0)
 
 
-def test_the_answer_is_the_models_own_and_padding_changes_nothing():
+def test_the_default_is_the_models_prediction_and_padding_changes_nothing():
     made = pack()
     units = np.random.default_rng(1).integers(0, 20, 16).tolist()
     lm, verbalizer = tiny.double(tiny.lm(LM)), verbalizers.of_card(made.card["verbalizer"], TASK)
@@ -238,7 +244,7 @@ def test_a_slot_of_one_label_has_nothing_to_decide():
         (utterance([1]), [3, 3], "must be one of each slot"),
     ],
 )
-def test_what_cannot_be_attributed_is_refused(split, classes, message):
+def test_invalid_attributions_are_refused(split, classes, message):
     with pytest.raises(ValueError, match=message):
         inside.attribute(tiny.lm(LM), LM, pack(), split, classes)
 
@@ -263,8 +269,8 @@ def test_the_command_writes_plots_and_a_summary(tmp_path: Path, capsys):
     bank = {"a": pack(), "b_c": pack(seed=1)}
     bank = {name: save_pack(tmp_path / "packs" / name, one.params, one.card) for name, one in bank.items()}
     save_bank(tmp_path / "bank", bank)
-    said = ["--units=3 17 4 4", "--steps=4"]
-    main([f"--lm={tmp_path / 'lm'}", f"--packs={tmp_path / 'bank'}", f"--out={tmp_path / 'out'}", *said])
+    flags = ["--units=3 17 4 4", "--steps=4"]
+    main([f"--lm={tmp_path / 'lm'}", f"--packs={tmp_path / 'bank'}", f"--out={tmp_path / 'out'}", *flags])
     text = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
     assert text in capsys.readouterr().out
     plots = {path.name for path in (tmp_path / "out").glob("*.png")}
@@ -300,6 +306,6 @@ def test_the_command_refuses_what_does_not_fit(tmp_path: Path):
                 ]
             )
     for flag in ("--steps=0", "--utterances=-1"):
-        with pytest.raises(SystemExit, match="2"):  # of the parser
+        with pytest.raises(SystemExit, match="2"):  # from the argument parser
             main([f"--lm={tmp_path / 'lm'}", f"--packs={tmp_path / 'pack'}", f"--out={tmp_path / 'out'}", flag])
     assert not (tmp_path / "out").exists()

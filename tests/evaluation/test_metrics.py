@@ -1,4 +1,4 @@
-"""Scores against scikit-learn, hand-computed cases and invariants."""
+"""Metrics against scikit-learn, hand-computed cases and invariants."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def random_run(task: Task, n: int, rng: np.random.Generator, noise: float = 3.0)
 
 @settings(deadline=None)
 @given(seeds, st.integers(1, 60), st.integers(2, 9))
-def test_f1_and_confusion_are_scikit_learns(seed, n, size):
+def test_f1_and_confusion_equal_scikit_learn(seed, n, size):
     rng = np.random.default_rng(seed)
     true, predicted = rng.integers(size, size=(2, n))
-    predicted[0] = (true[0] + 1) % size  # scikit-learn warns of a single label
+    predicted[0] = (true[0] + 1) % size  # scikit-learn warns about a single label
     macro, weighted = metrics.f1_scores(true, predicted, size)
     assert macro == pytest.approx(sk.f1_score(true, predicted, average="macro", zero_division=0), abs=1e-12)
     assert weighted == pytest.approx(sk.f1_score(true, predicted, average="weighted", zero_division=0), abs=1e-12)
@@ -53,7 +53,7 @@ def test_confusion_has_a_row_per_true_class():
                                   [[0, 2, 0], [0, 0, 0], [0, 0, 1]])  # fmt: skip
 
 
-def test_confusion_refuses_foreign_classes_and_uneven_lengths():
+def test_confusion_refuses_invalid_classes_and_lengths():
     with pytest.raises(ValueError, match=r"predicted has class 0\.\.3, outside 0\.\.2"):
         metrics.confusion(np.array([0, 1]), np.array([0, 3]), 3)
     with pytest.raises(ValueError, match=r"\(2,\) and predicted \(3,\)"):
@@ -69,7 +69,7 @@ def test_confusion_refuses_foreign_classes_and_uneven_lengths():
     ("scores", "positive", "expected"),
     [
         ([4, 3, 2, 1], [1, 1, 0, 0], 0.0),  # separated
-        ([4, 3, 2, 1], [0, 0, 1, 1], 1.0),  # separated the wrong way round
+        ([4, 3, 2, 1], [0, 0, 1, 1], 1.0),  # separated in the wrong order
         ([1, 1, 1, 1], [1, 0, 1, 0], 0.5),  # one tie: half of each class on either side
         ([4, 3, 2, 1], [1, 0, 1, 0], 0.5),
         ([6, 5, 4, 3, 2, 1], [1, 1, 0, 1, 0, 0], 1 / 3),
@@ -94,11 +94,11 @@ def scored(draw):
 
 @settings(deadline=None)
 @given(scored())
-def test_eer_lies_on_scikit_learns_roc(case):
+def test_eer_is_on_scikit_learns_roc(case):
     scores, positive = case
     rate = metrics.equal_error_rate(scores, positive)
     far, hit, _ = sk.roc_curve(positive, scores, drop_intermediate=False)
-    # Where straight lines between the operating points meet miss = false alarm, by bisection on the polyline.
+    # Intersection of the piecewise linear ROC with miss = false alarm, by bisection.
     share = np.linspace(0, 1, 20001)
     x = np.interp(share * (len(far) - 1), np.arange(len(far)), far)
     miss = 1 - np.interp(share * (len(far) - 1), np.arange(len(far)), hit)
@@ -113,22 +113,22 @@ def test_eer_invariants(case, random):
     order = np.array(random.sample(range(len(scores)), len(scores)))
     assert 0 <= rate <= 1
     assert metrics.equal_error_rate(scores[order], positive[order]) == rate
-    assert metrics.equal_error_rate(np.exp(scores / 3), positive) == pytest.approx(rate)  # only the order counts
-    assert metrics.equal_error_rate(-scores, ~positive) == pytest.approx(rate)  # either class may be the positive
+    assert metrics.equal_error_rate(np.exp(scores / 3), positive) == pytest.approx(rate)  # only the order matters
+    assert metrics.equal_error_rate(-scores, ~positive) == pytest.approx(rate)  # either class may be the positive one
     assert metrics.equal_error_rate(-scores, positive) == pytest.approx(1 - rate)
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-8, 8), st.integers(0, 3)), min_size=1, max_size=20))
-def test_eer_of_a_sane_scorer_is_at_most_half(pairs):
-    """Sane: at every threshold positives are accepted at least as often as negatives."""
+def test_eer_of_a_better_than_random_scorer_is_at_most_half(pairs):
+    """Better: at every threshold positives are accepted at least as often as negatives."""
     negatives = np.array([value for value, _ in pairs], float)
     scores = np.concatenate([negatives, negatives + [ahead for _, ahead in pairs]])
     rate = metrics.equal_error_rate(scores, np.arange(len(scores)) >= len(pairs))
     assert 0 <= rate <= 0.5 + 1e-12
 
 
-def test_eer_refuses_what_it_cannot_answer():
+def test_eer_refuses_invalid_input():
     with pytest.raises(ValueError, match="3 positive and 0 negative"):
         metrics.equal_error_rate(np.arange(3.0), np.ones(3, bool))
     with pytest.raises(ValueError, match="NaN at example 1"):
@@ -156,7 +156,7 @@ def test_mean_interval_refuses(values):
         metrics.mean_interval(values)
 
 
-def test_mean_interval_covers_the_mean_as_often_as_it_says():
+def test_mean_interval_has_its_nominal_coverage():
     rng = np.random.default_rng(0)
     runs = [metrics.mean_interval(rng.normal(size=4)) for _ in range(2000)]
     assert np.mean([abs(mean) <= half for mean, half in runs]) == pytest.approx(0.95, abs=0.015)
@@ -172,7 +172,7 @@ def test_wilson_by_hand():
 
 @settings(deadline=None)
 @given(st.integers(1, 5000), st.data())
-def test_wilson_holds_the_rate_and_mirrors(total, data):
+def test_wilson_contains_the_rate_and_is_symmetric(total, data):
     correct = data.draw(st.integers(0, total))
     low, high = metrics.wilson_interval(correct, total)
     assert 0 <= low <= correct / total + 1e-12
@@ -225,7 +225,7 @@ def test_scores_by_hand():
 def test_headline_is_the_tasks_metric():
     true, predicted, probabilities = random_run(BINARY, 200, np.random.default_rng(0))
     result = metrics.score(BINARY, true, predicted, probabilities)
-    expected = metrics.equal_error_rate(probabilities[0][:, 1], true[:, 0] == 1)  # the other label as positive
+    expected = metrics.equal_error_rate(probabilities[0][:, 1], true[:, 0] == 1)  # the other label is positive
     assert result["headline"] == result["eer"] == pytest.approx(expected)
     weighted = Task("mustard", BINARY.slots, metric="weighted_f1")
     assert metrics.score(weighted, true, predicted, probabilities)["headline"] == pytest.approx(
@@ -234,7 +234,7 @@ def test_headline_is_the_tasks_metric():
 
 
 def test_saturated_probabilities_keep_their_order_in_the_eer():
-    """1 - 1e-20 is 1 in any float: only the other label's probability still tells such utterances apart."""
+    """1 - 1e-20 rounds to 1: only the other label's probability distinguishes such utterances."""
     other = np.array([1e-30, 1e-20, 1e-10, 1e-5])
     probabilities = [np.stack([1 - other, other], 1)]
     true = np.array([[0], [0], [1], [1]])
@@ -250,7 +250,7 @@ def test_one_class_only():
     assert "eer" not in metrics.score(task, true, true, probabilities)
 
 
-def test_score_refuses_what_does_not_fit():
+def test_score_refuses_invalid_input():
     true, predicted, probabilities = random_run(FSC, 6, np.random.default_rng(1))
 
     def refuses(message, task=FSC, true=true, predicted=predicted, probabilities=probabilities):
@@ -273,7 +273,7 @@ def test_score_refuses_what_does_not_fit():
     refuses("row 0 is not a distribution", probabilities=[3 * p for p in probabilities])
 
 
-def test_a_task_refuses_a_metric_that_it_cannot_have():
+def test_a_task_refuses_an_impossible_metric():
     with pytest.raises(ValueError, match="unknown metric 'f2'"):
         Task("x", FSC.slots, metric="f2")
     with pytest.raises(ValueError, match="eer is defined for a single slot of two labels"):

@@ -19,7 +19,7 @@ ONE = Task("one", (Slot("only", ("a", "b", "c")),))
 
 
 def units_of_classes(task: Task, n: int, seed: int, combinations: list[tuple[int, ...]] | None = None) -> UnitSet:
-    """Noise, with one tell-tale unit a label: single digits, which a careless tokeniser drops."""
+    """Noise, with one informative unit per label: single digits, which the default tokeniser drops."""
     rng = np.random.default_rng(seed)
     combinations = combinations or [(0, 3), (0, 4), (1, 3), (2, 4)]
     classes = [combinations[i % len(combinations)][: len(task.slots)] for i in range(n)]
@@ -35,7 +35,7 @@ def splits(task: Task) -> tuple[UnitSet, UnitSet, UnitSet]:
     return tuple(units_of_classes(task, n, seed) for n, seed in ((240, 0), (60, 1), (80, 2)))
 
 
-def test_learns_what_single_digit_units_tell():
+def test_learns_from_single_digit_units():
     result = ngram.ngram_baseline(TWO, *splits(TWO), progress=False)
     assert set(result["variants"]) == {"per_slot", "joint"}
     assert result["train_utterances"] == 240
@@ -48,7 +48,7 @@ def test_learns_what_single_digit_units_tell():
     json.dumps(result, allow_nan=False)
 
 
-def test_choices_are_made_on_valid_alone():
+def test_choices_are_made_on_valid_only():
     train, valid, test = splits(TWO)
     rng = np.random.default_rng(0)
     scrambled = UnitSet.of([test.units_of(i) for i in range(len(test))], rng.permutation(test.classes))
@@ -62,7 +62,7 @@ def test_choices_are_made_on_valid_alone():
 
 
 def faint(task: Task, combinations: list[tuple[int, ...]], seed: int) -> UnitSet:
-    """A label only makes its unit commoner, so that the strength of the fit matters."""
+    """A label only makes its unit more frequent, so that the regularisation matters."""
     rng = np.random.default_rng(seed)
     classes = [combinations[i % len(combinations)] for i in range(120)]
     tells = rng.random((120, 10)) < 0.15
@@ -82,20 +82,20 @@ def test_strength_is_the_best_on_valid(task):
     best = min if task is SPOOF else max
     for name, variant in together["variants"].items():
         scores = {strength: one[name]["valid"]["headline"] for strength, one in single.items()}
-        assert len(set(scores.values())) > 1  # there was something to choose
+        assert len(set(scores.values())) > 1  # the choice matters
         assert variant["valid"]["headline"] == best(scores.values())
         assert variant == single[variant["strength"]][name]
     assert together["valid"] == best(variant["valid"]["headline"] for variant in together["variants"].values())
 
 
-def test_joint_answers_only_combinations_seen():
-    """Where the slots are never independent in training, the joint model cannot answer anything else."""
+def test_joint_predicts_only_combinations_in_train():
+    """If slots are fully dependent in train, the joint model predicts nothing else."""
     seen = [(0, 3), (1, 4)]
     train, valid = (units_of_classes(TWO, n, seed, seen) for n, seed in ((60, 0), (20, 1)))
     torn = UnitSet.of([[0, 4, 50], [1, 3, 50]], [(0, 4), (1, 3)])  # the units of one label of each
     scores = ngram.ngram_baseline(TWO, train, valid, torn, progress=False)["variants"]["joint"]["test"]
     assert scores["exact_match"] == 0
-    assert scores["accuracy"] == 0.5  # one slot of each is right, whichever it is
+    assert scores["accuracy"] == 0.5  # one slot of each is correct, whichever it is
 
 
 def test_one_slot_has_no_joint_variant():
@@ -104,14 +104,14 @@ def test_one_slot_has_no_joint_variant():
     assert result["test"] > 0.9
 
 
-def test_fewer_utterances_teach_less():
+def test_fewer_utterances_give_lower_scores():
     train, valid, test = splits(TWO)
     few = ngram.ngram_baseline(TWO, train.take(np.arange(16)), valid, test, progress=False)
     assert few["train_utterances"] == 16
     assert few["test"] < ngram.ngram_baseline(TWO, train, valid, test, progress=False)["test"]
 
 
-def test_labels_that_train_lacks_are_never_answered():
+def test_labels_absent_from_train_are_never_predicted():
     train = units_of_classes(ONE, 40, 0, [(0,)])  # one label: nothing to separate
     _, valid, test = splits(ONE)
     result = ngram.ngram_baseline(ONE, train, valid, test, progress=False)
@@ -166,6 +166,6 @@ def test_command_line_refuses(records, flags, capsys):
     assert "--few-shot" in capsys.readouterr().err
 
 
-def test_records_that_are_not_there_are_named(tmp_path):
+def test_absent_records_are_named(tmp_path):
     with pytest.raises(SystemExit, match=r"error: .*none is not a complete directory of unit records"):
         ngram.main([f"--data={tmp_path / 'none'}"])

@@ -1,4 +1,4 @@
-"""The linear probe on states of which one layer alone knows the label."""
+"""The linear probe on states of which only one layer has information about the label."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def splits(informed: int = 1, layers: int = 3) -> tuple[dict[str, np.ndarray], d
 
 
 @pytest.mark.parametrize("informed", [0, 2])
-def test_the_layer_that_knows_is_chosen_on_valid(informed: int):
+def test_the_informative_layer_is_chosen_on_valid(informed: int):
     states, classes = splits(informed)
     found = probe_baseline(TASK, states, classes)
     assert found["layer"] == informed + 1

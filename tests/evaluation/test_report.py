@@ -1,4 +1,4 @@
-"""The report's files parse back and say what the members answered."""
+"""Files of the report parse back to the members' predictions."""
 
 from __future__ import annotations
 
@@ -56,25 +56,25 @@ def test_files_parse_back(tmp_path, task):
     values = [one["metrics"]["headline"] for one in results["members"]]
     assert results["headline"]["values"] == values
     assert (results["headline"]["mean"], results["headline"]["half_width_95"]) == pytest.approx(mean_interval(values))
-    for member, told in zip(members, results["members"], strict=True):
-        assert (told["seed"], told["best_epoch"], told["utterances"]) == (member.seed, 4, 40)
+    for member, written in zip(members, results["members"], strict=True):
+        assert (written["seed"], written["best_epoch"], written["utterances"]) == (member.seed, 4, 40)
         answers = member.predictions
-        back = report.read_predictions(tmp_path / "work" / told["predictions"], task)
+        back = report.read_predictions(tmp_path / "work" / written["predictions"], task)
         assert list(back.ids) == list(answers.ids)
         np.testing.assert_array_equal(back.true, answers.true)
         np.testing.assert_array_equal(back.predicted, answers.predicted)
         for was, wrote in zip(answers.probabilities, back.probabilities, strict=True):
             np.testing.assert_allclose(wrote, was, rtol=1e-5)
-        assert report._score(task, dataclasses.replace(member, predictions=back)) == pytest.approx(told["metrics"])
+        assert report._score(task, dataclasses.replace(member, predictions=back)) == pytest.approx(written["metrics"])
     for plot in results["plots"].values():
         image = imread(tmp_path / "work" / plot)
         assert min(image.shape[:2]) > 200
-        assert image[..., :3].std() > 0.01  # something is drawn
+        assert image[..., :3].std() > 0.01  # the plot is not empty
     left_over = [file.name for file in (tmp_path / "work").rglob(".*")]
     assert not left_over
 
 
-def test_single_run_interval_is_wilsons_of_the_right_utterances(tmp_path):
+def test_single_run_interval_is_the_wilson_interval(tmp_path):
     member = member_of(FSC, 0)
     right = int((member.predictions.true == member.predictions.predicted).all(1).sum())
     results = report.write_report(tmp_path, task=FSC, members=[member])
@@ -84,7 +84,7 @@ def test_single_run_interval_is_wilsons_of_the_right_utterances(tmp_path):
     assert report.write_report(tmp_path, task=SPOOF, members=[member_of(SPOOF, 0)])["members"][0]["interval_95"] is None
 
 
-def test_summary_says_what_there_is_to_know(tmp_path):
+def test_summary_has_all_results(tmp_path):
     ngram = {
         "chosen": "joint",
         "variants": {
@@ -130,7 +130,7 @@ def test_summary_says_what_there_is_to_know(tmp_path):
     assert results["config"] == {"lr": 0.5, "path": "x", "nested": {"sizes": [1, 2]}, "nan": None}
 
 
-def test_a_bank_has_a_row_a_task(tmp_path):
+def test_a_bank_has_a_row_per_task(tmp_path):
     baselines = {name: {"chosen": "joint", "variants": {}, "test": x} for name, x in (("ngram", 0.25), ("probe", 0.2))}
     setting = {"prompt length": 24, "learning rate": 0.01}
     bank = [
@@ -190,7 +190,7 @@ def test_confusions_are_counted_over_all_seeds(tmp_path):
 def test_many_classes_and_a_perfect_run(tmp_path):
     results = report.write_report(tmp_path, task=WIDE, members=[member_of(WIDE, 0)])
     image = imread(tmp_path / results["plots"]["speaker"])
-    assert max(image.shape) < 3000  # a list of the worst, not a wall of 1,251 rows
+    assert max(image.shape) < 3000  # only the most frequent confusions
     results = report.write_report(tmp_path, task=WIDE, members=[member_of(WIDE, 0, noise=0)])
     assert results["headline"]["mean"] == 1
     assert results["confusions"]["speaker"] == []
@@ -206,7 +206,7 @@ def test_equal_runs_write_equal_bytes(tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-def test_a_diverged_curve_is_no_obstacle(tmp_path):
+def test_a_diverged_curve_is_plotted(tmp_path):
     curve = [outcome.CurvePoint(1, float("nan"), 0.1), outcome.CurvePoint(2, float("inf"), float("nan"))]
     report.write_report(tmp_path, task=ODD, members=[dataclasses.replace(member_of(ODD, 0), curve=curve)])
     assert strict(tmp_path / "results.json")["members"][0]["curve"][1] == {

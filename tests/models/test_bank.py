@@ -1,4 +1,4 @@
-"""The training loss of a bank and its gradient: by definition, member by member, recomputed, and in bfloat16."""
+"""Loss and gradient of a bank: against the definition, single members, rematerialisation, and bfloat16."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def measure(loss: LossConfig = NOISY, compute: Compute = FLOAT32) -> Any:
 
 @functools.cache
 def setting() -> tuple[Any, Batch, jax.Array]:
-    """A bank, three rows a member of which the third only fills the shape, and a key a member."""
+    """A bank, three rows per member of which the third is padding, and a key per member."""
     classes = tiny.random_classes(tiny.TASK, N * 3)
     batch = tiny.batch(tiny.utterances(C, LENGTHS), 10, classes, np.repeat(np.arange(N), 3))
     filling = np.arange(N * 3) % 3 == 2
@@ -89,7 +89,7 @@ def test_loss_and_gradient_by_definition():
     bank, batch, _ = setting()
     each, grads = measure(LossConfig())(bank, batch, None)
     assert relative(each, plain_losses(bank, batch)) < 1e-5
-    # The slope along a random direction, leaf by leaf, from the plain definition in float64.
+    # Directional derivatives of each leaf from the definition in float64.
     rng, step = np.random.default_rng(0), 1e-5
     for name, leaf in tiny.double(bank).items():
         direction = rng.normal(size=leaf.shape)
@@ -100,7 +100,7 @@ def test_loss_and_gradient_by_definition():
 
 
 def test_a_bank_equals_its_members_alone():
-    """Dropout, noise and all: a member's loss and gradient depend on its own rows, prompt and key only."""
+    """With dropout and noise, loss and gradient of a member depend only on its rows, prompt and key."""
     bank, batch, keys = setting()
     each, grads = measure()(bank, batch, keys)
     undisturbed = plain_losses(bank, batch)
@@ -118,7 +118,7 @@ def test_a_bank_equals_its_members_alone():
     assert other[1] != each[1]
 
 
-def test_recomputing_activations_changes_nothing():
+def test_rematerialisation_changes_nothing():
     bank, batch, keys = setting()
     each, grads = measure()(bank, batch, keys)
     again, recomputed = measure(compute=Compute(remat=True))(bank, batch, keys)
@@ -139,7 +139,7 @@ def test_bfloat16_is_close():
         assert cosine > 0.995, name
 
 
-def test_a_member_with_nothing_but_filling_rows_has_no_loss():
+def test_a_member_with_only_padding_rows_has_no_loss():
     bank, batch, keys = setting()
     weight = np.where(batch.prompt_id == 1, 0, batch.weight).astype(np.float32)
     each, grads = measure()(bank, batch._replace(weight=weight), keys)
@@ -149,7 +149,7 @@ def test_a_member_with_nothing_but_filling_rows_has_no_loss():
         assert not np.asarray(leaf[1]).any(), name
 
 
-def test_dropout_is_one_mask_a_member_that_keeps_the_mean():
+def test_dropout_is_one_mask_per_member_and_keeps_the_mean():
     ones = {name: jnp.ones((2, 3, 40, 16)) for name in ("key", "value")} | {"sep": jnp.ones((2, 1, 16))}
     keys = jax.random.split(jax.random.key(0), 2)
     found = prompts.dropout(ones, 0.25, keys)
@@ -190,8 +190,8 @@ RATES = {
 }
 
 
-def test_members_with_other_rates_are_what_they_are_alone():
-    """In one program: the loss and gradient of each are those of a bank of one with its rates, 0 among them."""
+def test_members_with_different_rates_equal_themselves_alone():
+    """In one program, loss and gradient of each equal those of a bank of one with its rates, including 0."""
     c = tiny.config(1)
     shape, (_, batch, keys) = PromptConfig(length=2, rank=2), setting()
     bank, lm = tiny.bank(c, shape, VERBALIZER, N), tiny.lm(c)
@@ -223,7 +223,7 @@ def test_members_with_other_rates_are_what_they_are_alone():
         assert relative(grads[name][1], leaf[0]) < 1e-5, name
 
 
-def test_smoothed_labels_are_optaxs():
+def test_smoothed_labels_equal_optax():
     bank, batch, keys = setting()
     lm, steps = tiny.lm(C), VERBALIZER.steps
     config = dataclasses.replace(PROMPT, dropout=0.0, verbalizer_dropout=0.0, lora_dropout=0.0)
@@ -234,33 +234,33 @@ def test_smoothed_labels_are_optaxs():
         loss = LossConfig(label_smoothing=0.3)
         smooth, measured = (losses.member_losses(lm, bank, batch, one, loss=loss, **common) for one in (keys, None))
         plain = losses.member_losses(lm, bank, batch, None, loss=PLAIN, **common)
-        said = losses.encode_labels([VERBALIZER], batch)
+        labels = losses.encode_labels([VERBALIZER], batch)
         bank = low_rank.scaled(bank, config.scale)
-        state = prompted_lm.run(lm, bank, batch, said.fed_back[:, :-1], config=C, queries=steps)
-        return smooth, measured, plain, said, prompted_lm.outputs(lm, bank, state.hidden, batch.prompt_id)
+        state = prompted_lm.run(lm, bank, batch, labels.fed_back[:, :-1], config=C, queries=steps)
+        return smooth, measured, plain, labels, prompted_lm.outputs(lm, bank, state.hidden, batch.prompt_id)
 
-    smooth, measured, plain, said, scores = run(bank, batch, keys)
+    smooth, measured, plain, labels, scores = run(bank, batch, keys)
     expected = np.zeros((N, 3))
     for k, slot in enumerate(tiny.TASK.slots):
-        allowed = np.flatnonzero(said.allowed[0, k])
+        allowed = np.flatnonzero(labels.allowed[0, k])
         assert len(allowed) == len(slot.labels)
-        hot = (np.asarray(said.targets)[:, k, None] == allowed).astype(np.float32)
+        hot = (np.asarray(labels.targets)[:, k, None] == allowed).astype(np.float32)
         labels = optax.smooth_labels(hot, 0.3)
         expected += np.asarray(optax.softmax_cross_entropy(scores[:, k, allowed], labels)).reshape(N, 3)
     real = np.asarray(batch.weight).reshape(N, 3) > 0
     np.testing.assert_allclose(smooth, np.where(real, expected, 0).sum(1) / real.sum(1) / steps, rtol=1e-5)
-    np.testing.assert_array_equal(plain, measured)  # valid is measured without
+    np.testing.assert_array_equal(plain, measured)  # the valid loss has no smoothing
     assert not np.allclose(smooth, plain, rtol=0.01)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"kind": "golden"}, "must be slots or reference"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0, must be in"),
         ({"kind": "reference", "label_smoothing": 0.1}, "kind='reference' lacks: give kind='slots'"),
     ],
 )
-def test_a_loss_that_there_is_not(wrong, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_losses_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
         LossConfig(**wrong)

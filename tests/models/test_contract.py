@@ -1,4 +1,4 @@
-"""The matrix product: einsum in float32, rounded operands in bfloat16, and no gradient that nobody asked for."""
+"""`contract`: float32 einsum, bfloat16 operands, and no gradients of frozen operands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SPECS = {
     "bhqd,bhkd->bhqk": ((2, 2, 3, 4), (2, 2, 5, 4)),
     "bqd,vd->bqv": ((2, 3, 4), (6, 4)),
 }
-BATCHED = ("bhqd,bhkd->bhqk",)  # which a CPU does not round
+BATCHED = ("bhqd,bhkd->bhqk",)  # not cast on CPUs
 F32, BF16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
 
 
@@ -42,7 +42,7 @@ def test_bfloat16_rounds_operands_and_not_results(spec: str):
     value, back = jax.vjp(lambda a, b: contract(spec, a, b, BF16), a, b)
     assert value.dtype == F32
     assert relative(value, np.einsum(spec, *rounded)) < 1e-6
-    # The cotangent is rounded too, and the gradients come back in the operands' own type.
+    # The cotangent is cast too, and gradients have the dtypes of the operands.
     assert [g.dtype for g in back(value)] == [F32, F32]
     narrow = b.astype(BF16)
     _, back = jax.vjp(lambda a, b: contract(spec, a, b, BF16), a, narrow)
@@ -50,7 +50,7 @@ def test_bfloat16_rounds_operands_and_not_results(spec: str):
 
 
 @pytest.mark.parametrize(("platform", "narrow"), [("cpu", False), ("cuda", True), ("tpu", True)])
-def test_a_batched_product_is_narrow_where_the_platform_has_one(platform: str, narrow: bool):
+def test_a_batched_product_is_low_precision_if_the_platform_supports_it(platform: str, narrow: bool):
     both = jax.jit(lambda a, b: jax.vjp(lambda a, b: contract(BATCHED[0], a, b, BF16), a, b)[1](jnp.ones((2, 2, 3, 5))))
     text = both.trace(*operands(BATCHED[0])).lower(lowering_platforms=(platform,)).as_text()
     dots = [line for line in text.splitlines() if "dot_general" in line]
@@ -68,13 +68,13 @@ def products(jaxpr) -> int:
     return str(jaxpr).count("dot_general")
 
 
-def test_an_operand_that_nothing_trains_gets_no_gradient():
+def test_a_frozen_operand_gets_no_gradient():
     a, b = operands("btd,de->bte")
     loss = lambda a, b: jnp.sin(contract("btd,de->bte", a, b, F32)).sum()  # noqa: E731
     assert products(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(a, b)) == 3
     assert products(jax.make_jaxpr(jax.grad(loss, argnums=0))(a, b)) == 2
     assert products(jax.make_jaxpr(jax.grad(loss, argnums=1))(a, b)) == 2
-    # What is kept for the backward pass: the operand that the gradient needs, and not the other.
+    # Residuals: the operand that the gradient needs, and not the other.
     _, back = jax.vjp(lambda a: contract("btd,de->bte", a, b, BF16), a)
     kept = {(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(back) if leaf.ndim}
     assert kept == {(b.shape, BF16)}

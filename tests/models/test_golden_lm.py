@@ -1,4 +1,4 @@
-"""The unit LM against what the original code computed on a tiny model with random weights."""
+"""The unit LM against outputs of fairseq for a tiny model with random weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_logits(lm, expected):
     assert relative(found[real(expected)], expected["logits_f64"][real(expected)]) < 1e-5
 
 
-def test_logits_in_bfloat16_are_near(lm, expected):
+def test_logits_in_bfloat16_are_close(lm, expected):
     config, params = lm
     half = Compute("bfloat16")
     found = np.asarray(jax.jit(unit_lm.logits, static_argnums=(1, 3))(params, config, expected["tokens"], half))
@@ -73,5 +73,5 @@ def test_sinusoids(golden: Path):
     found = unit_lm.sinusoids(*expected.shape)
     assert found.dtype == np.float32
     assert not found[vocab.PAD].any()
-    # At row 1,399 a float32 angle is known to 6e-5: only the same roundings give the same table.
+    # At row 1,399 float32 angles have an error of 6e-5: only the same rounding gives the same table.
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)

@@ -1,4 +1,4 @@
-"""Prompt tuning against the original code: logits, loss, every gradient and Adam steps of the seven golden cases."""
+"""Prompt tuning against the published code: logits, loss, all gradients and Adam steps of seven golden cases."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _, LOSS, OPTIM, _ = protocol(TrainConfig())
 
 
 class Work(NamedTuple):
-    """A golden case, its bank by path, and what our code makes of it.
+    """A golden case, its bank by path, and the results of our code.
 
     `measure(trained)` gives outputs [B, K + 2, ...], loss and gradients.
     """
@@ -65,7 +65,7 @@ def work(request: pytest.FixtureRequest, golden: Path) -> Work:
 def test_logits_loss_and_gradients(golden: Path, work: Work):
     case, expected = work.case, work.case.arrays
     outputs, loss, grads = work.measure(work.trained)
-    # The reference's columns: five prompt positions, the source, the last unit, separator and labels.
+    # Columns of the published code: five prompt positions, source, last unit, separator and labels.
     column = 5 + case.batch.source_length[:, None] + np.arange(case.verbalizer.steps + 2)
     logits = np.take_along_axis(expected["logits"], column[:, :, None], axis=1)
     assert relative(outputs, logits) < TOLERANCE
@@ -102,8 +102,8 @@ def test_five_adam_steps(golden: Path, work: Work):
                 assert abs(np.mean(norms) - expected[f"gnorm_{step}"]) < 6e-4
 
 
-def test_the_dead_input_prompt_is_not_needed(golden: Path):
-    """A deep prompt imported with and without it is the same function: it did not move in 80 updates either."""
+def test_the_unused_input_prompt_is_not_needed(golden: Path):
+    """A deep prompt imported with or without it gives the same outputs; it did not change in 80 updates either."""
     for name in CASES:
         named = dict(np.load(golden / "prompt" / f"{name}_grads.npz"))
         moved = dict(np.load(golden / "prompt" / f"{name}_adam5.npz"))

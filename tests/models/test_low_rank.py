@@ -1,4 +1,4 @@
-"""Low-rank adapters: PEFT's numbers, merged kernels, banks of members that differ, and dropout."""
+"""LoRA adapters: against PEFT and merged kernels, in banks of different members, and dropout."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def measure(config: PromptConfig, scales: tuple[float, ...] | None = None) -> An
 
 
 @pytest.mark.parametrize("name", PEFT_CASES)
-def test_forward_gradients_and_adam_steps_are_pefts(name: str) -> None:
+def test_forward_gradients_and_adam_steps_equal_peft(name: str) -> None:
     config = PEFT_CASES[name]
     bank, batch = tiny.bank(C, config, VERBALIZER, 1), rows()
     expected = lambda kind: {key: PEFT[f"{name}/{kind}/{key}"] for key in bank}  # noqa: E731
@@ -87,8 +87,8 @@ def test_forward_gradients_and_adam_steps_are_pefts(name: str) -> None:
         np.testing.assert_allclose(trained[f"prompt/{key}"][0], leaf, rtol=0, atol=1e-5, err_msg=key)
 
 
-def test_the_start_is_pefts() -> None:
-    """A is uniform within 1 / sqrt(in), torch's start of a Linear, B is zero: at first nothing is added."""
+def test_the_init_equals_peft() -> None:
+    """A is uniform within 1 / sqrt(in), as torch initialises a Linear, and B is zero."""
     config = PromptConfig(length=0, rank=8)
     new = functools.partial(prompts.init_member, lm=C, verbalizer=VERBALIZER, embed=jnp.zeros((C.vocab_size, C.dim)))
     tree = new(jax.random.key(0), config)
@@ -112,26 +112,26 @@ def test_the_start_is_pefts() -> None:
 # ---- merged, mixed
 
 
-def test_a_merged_lm_is_the_adapted_one() -> None:
-    """W + scale A^T B in place of W, with the same prompts: the scores of every answer, cached steps and all."""
+def test_a_merged_lm_equals_the_adapted_one() -> None:
+    """W + scale A^T B in place of W, with the same prompts: scores of all label combinations, with cached steps."""
     config = PromptConfig(length=3, rank=2, alpha=3.0, separators=2, steer=True)
     bank, batch = tiny.bank(C, config, VERBALIZER, 1), rows()
     score = tiny.jit(functools.partial(decode.score, trees=[decode.label_tree(VERBALIZER, None)], config=C))
     nothing = low_rank.scaled(bank, 0.0)
     lm = tiny.merged(tiny.lm(C), jax.tree.map(lambda leaf: leaf[0], bank), config.scale)
     found = score(tiny.lm(C), low_rank.scaled(bank, config.scale), batch)
-    # Of log probabilities down to -22 float32 does not know the fifth decimal: to 1e-5 of each.
+    # Relative tolerance, since float32 log probabilities down to -22 have no fifth decimal.
     np.testing.assert_allclose(found, score(lm, nothing, batch), rtol=1e-5, atol=1e-5)
     assert np.abs(found - score(tiny.lm(C), nothing, batch)).max() > 0.1
 
 
-def test_greedy_decoding_is_adapted_too() -> None:
+def test_greedy_decoding_uses_adapters() -> None:
     config = PromptConfig(length=0, rank=2, alpha=3.0)
     bank = low_rank.scaled(tiny.bank(C, config, VERBALIZER, 1), config.scale)
     greedy = functools.partial(decode.greedy, max_steps=3, verbalizer=VERBALIZER, config=C, constrained=True)
-    said = np.asarray(tiny.jit(greedy)(tiny.lm(C), bank, rows()))
+    decoded = np.asarray(tiny.jit(greedy)(tiny.lm(C), bank, rows()))
     plain, member = tiny.double(tiny.lm(C)), jax.tree.map(lambda leaf: leaf[0], tiny.double(bank))
-    for row, units in zip(said, tiny.utterances(C, LENGTHS), strict=True):
+    for row, units in zip(decoded, tiny.utterances(C, LENGTHS), strict=True):
         scores = tiny.outputs(plain, member, tiny.hidden(plain, member, C, units, row[:2]))[1:]
         assert np.where(VERBALIZER.allowed, scores, -np.inf).argmax(axis=1).tolist() == row.tolist()
 
@@ -145,15 +145,15 @@ MEMBERS = (
 
 
 def _mixed() -> tuple[list[Params], Params]:
-    """Banks of one of every kind, and all of them joined."""
+    """Banks of one member of every kind, and their join."""
     own = [
         low_rank.scaled(tiny.bank(C, config, VERBALIZER, 1, seed=n), config.scale) for n, config in enumerate(MEMBERS)
     ]
     return own, prompts.join(own)
 
 
-def test_prompts_and_adapters_of_other_ranks_share_a_batch() -> None:
-    """Each row by definition, whether rows name their member or are member-major."""
+def test_prompts_and_adapters_of_different_ranks_share_a_batch() -> None:
+    """Each row against the definition, with `prompt_id` and member-major."""
     own, joined = _mixed()
     assert joined["ffn_in_a"].shape == (4, C.layers, 3, C.dim)
     assert joined["key"].shape == (4, C.layers, 4, C.dim)
@@ -172,7 +172,7 @@ def test_prompts_and_adapters_of_other_ranks_share_a_batch() -> None:
         assert relative(mixed[order.tolist().index(row)], expected) < 1e-5
 
 
-def test_what_was_joined_comes_out_as_it_went_in() -> None:
+def test_part_inverts_join() -> None:
     own, joined = _mixed()
     for n, (bank, config) in enumerate(zip(own, MEMBERS, strict=True)):
         found = prompts.part(joined, n, n + 1, VERBALIZER, config)
@@ -184,8 +184,8 @@ def test_what_was_joined_comes_out_as_it_went_in() -> None:
 # ---- dropout
 
 
-def test_a_member_drops_the_same_alone_and_in_a_bank() -> None:
-    """Its loss and gradient depend on its own rows and key, not on other members, their columns, or their rank."""
+def test_dropout_of_a_member_is_the_same_alone_and_in_a_bank() -> None:
+    """Loss and gradient depend on its rows and key, not on other members, their columns, or their rank."""
     config = PromptConfig(length=2, dropout=0.0, verbalizer_dropout=0.0, rank=2, lora_dropout=0.3, alpha=3.0)
     bank = tiny.bank(C, config, VERBALIZER, 2)
     other = tiny.bank(C, PromptConfig(length=2, rank=4), VERBALIZER, 1, seed=9)
@@ -205,8 +205,8 @@ def test_a_member_drops_the_same_alone_and_in_a_bank() -> None:
     assert not np.asarray(grads["out_b"])[:2, :, 2:].any()
 
 
-def test_dropout_is_of_the_input_alone() -> None:
-    """At the given rate, the rest made larger: of constant inputs the mean stays, and A B = 0 is never changed."""
+def test_dropout_applies_to_the_input_only() -> None:
+    """At the given rate, with rescaling: the mean of constant inputs is kept, and A B = 0 is not changed."""
     lora = low_rank.of_bank(tiny.bank(C, PromptConfig(length=0, rank=1), VERBALIZER, 1), None)
     ones = {**lora.a, "attention": jnp.full_like(lora.a["attention"], 1 / C.dim)}
     keys = jax.random.split(jax.random.key(0), 50)
@@ -220,7 +220,7 @@ def test_dropout_is_of_the_input_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"rank": -1}, "rank is -1, must be a positive integer"),
         ({"rank": 2.0}, "rank is 2.0"),
@@ -234,6 +234,6 @@ def test_dropout_is_of_the_input_alone() -> None:
         ({"rank": 2, "lora_dropout": 1.0}, "lora_dropout is 1.0"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=f"prompt: {told}"):
+def test_invalid_settings_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"prompt: {message}"):
         PromptConfig(**wrong)

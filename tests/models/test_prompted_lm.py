@@ -1,4 +1,4 @@
-"""Prompted forward passes: batches of mixed lengths and prompts against the plain definition (tests/models/tiny.py)."""
+"""Prompted forward passes: batches of mixed lengths and prompts against numpy (tests/models/tiny.py)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_mixed_batch_equals_each_utterance_alone(variant: str):
         state = prompted_lm.run(lm, bank, batch, feeds, config=c, queries=tail)
         return state, prompted_lm.outputs(lm, bank, state.hidden, batch.prompt_id)
 
-    # The bucket is wider than any utterance, and what stands in the padding is a unit like any other.
+    # The bucket is longer than any utterance, and padding has valid units.
     batch = tiny.batch(units, 19, prompt_id=MEMBERS, fill=9)
     state, scores = run(bank, batch, feeds)
     plain, members = tiny.double(lm), [jax.tree.map(lambda a, n=n: a[n], tiny.double(bank)) for n in range(3)]
@@ -49,7 +49,7 @@ def test_mixed_batch_equals_each_utterance_alone(variant: str):
         assert relative(scores[row], tiny.outputs(plain, members[n], expected)) < 1e-5
     np.testing.assert_array_equal(state.position, np.asarray(LENGTHS) + vocab.FIRST_POSITION + tail)
     np.testing.assert_array_equal(state.visible.sum(axis=1), np.asarray(LENGTHS) + prompt.length + tail)
-    # And the padding's content reaches nothing at all.
+    # The content of padding has no effect.
     again, _ = run(bank, tiny.batch(units, 19, prompt_id=MEMBERS), feeds)
     np.testing.assert_array_equal(again.hidden, state.hidden)
 
@@ -71,7 +71,7 @@ def test_a_batch_of_one_and_of_one_prompt_is_the_same():
         assert relative(mixed[row], alone[0]) < 1e-5
 
 
-def test_zero_steering_is_none():
+def test_zero_offsets_change_nothing():
     c, verbalizer = tiny.config(2), verbalizers.identity(tiny.TASK, 24)
     lm, bank = tiny.lm(c), tiny.bank(c, PromptConfig(length=2, separators=2, steer=True), verbalizer, 1)
     batch, nothing = tiny.batch(tiny.utterances(c, LENGTHS), 16), jnp.zeros((6, 0), jnp.int32)
@@ -94,20 +94,20 @@ def test_a_prefix_is_a_cache():
     assert relative(jnp.concatenate([first, second], axis=1), whole) < 1e-5
     for old, more, all_of_it in zip(cache, new, kv, strict=True):
         assert relative(jnp.concatenate([old, more], axis=3), all_of_it) < 1e-5
-    # Projected in parts, and with only the last columns asked for, it is the same.
+    # The same in parts, and with the last columns only.
     split = (x[:, :2], x[:, 2:6], x[:, 6:])
     some, kv_of_parts = extend(lm, c, split, unit_lm.empty_prefix(c), causal, queries=6)
     assert some.shape == (2, 6, c.dim)
     assert relative(some, whole[:, 5:]) < 1e-5
     assert relative(kv_of_parts.key, kv.key) < 1e-5
-    # A prefix may be shared by the rows.
+    # A prefix can be shared by rows.
     shared = KV(cache.key[:, :1], cache.value[:, :1])
     both, _ = extend(lm, c, (jnp.concatenate([x[:1, 7:]] * 2),), shared, causal[:, 7:])
     assert relative(both, jnp.concatenate([whole[:1, 7:]] * 2)) < 1e-5
 
 
-def test_steps_behind_a_cache_equal_one_forward_pass():
-    """Two alternatives for the first label and two tokens behind the second of them, as a tree behind one prefill."""
+def test_cached_steps_equal_one_forward_pass():
+    """Two alternatives for the first label and two tokens after the second of them, as a tree after one prefill."""
     c, verbalizer = tiny.config(2), verbalizers.identity(tiny.TASK, 24)
     lm, bank = tiny.lm(c), tiny.bank(c, PromptConfig(length=2), verbalizer, 1)
     units, nothing = tiny.utterances(c, (3, 8)), jnp.zeros((2, 0), jnp.int32)

@@ -1,4 +1,4 @@
-"""How many parameters there are, where they start, and sizes that make no sense."""
+"""Numbers of parameters, initialisation, and invalid sizes."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_shapes_of_other_prompts():
     assert new_prompt(PromptConfig(length=0))["key"].shape == (12, 0, 1024)
 
 
-def test_a_fresh_lm_starts_as_fairseq_starts_one():
+def test_an_lm_is_initialised_like_fairseqs():
     c = dataclasses.replace(tiny.config(2), dim=64, ffn_dim=128)
     flat = {path: np.asarray(leaf) for path, leaf in masks.flatten(jax.jit(unit_lm.init, static_argnums=1)(
         jax.random.key(1), c)).items()}  # fmt: skip
@@ -96,7 +96,7 @@ def test_a_fresh_lm_starts_as_fairseq_starts_one():
     assert abs(flat["embed"].std() * c.dim**0.5 - 1) < 0.1
 
 
-def test_prompts_start_as_configured():
+def test_prompts_are_initialised_as_configured():
     c, verbalizer = tiny.config(2), verbalizers.learnable(tiny.TASK, 24)
     embed = tiny.lm(c)["embed"]
 
@@ -129,7 +129,7 @@ def test_stack_and_member_are_inverse():
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: UnitLMConfig(dim=0), "dim is 0"),
         (lambda: UnitLMConfig(layers=2.0), "layers is 2.0"),  # type: ignore[arg-type]
@@ -144,6 +144,6 @@ def test_stack_and_member_are_inverse():
         (lambda: PromptConfig(init="ones"), "'ones', must be one of normal, units"),
     ],
 )
-def test_sizes_that_make_no_sense_are_refused(make: Any, told: str):
-    with pytest.raises(ValueError, match=re.escape(told)):
+def test_invalid_sizes_are_refused(make: Any, message: str):
+    with pytest.raises(ValueError, match=re.escape(message)):
         make()

@@ -1,4 +1,4 @@
-"""What a training step costs: no gradient and no optimizer state of the frozen LM; and it lowers for other devices."""
+"""Cost of a training step: no gradient and no optimizer state of the frozen LM; lowering for other devices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from spjax.training import losses, masks, optim, speed, train
 from spjax.types import Batch
 from tests.models import tiny
 
-# No two of these sizes are equal, nor equal to another size of the program: a shape tells what an array is.
+# All sizes of the program are different, so that a shape identifies an array.
 MEDIUM = UnitLMConfig(vocab_size=104, dim=208, layers=6, heads=4, ffn_dim=800)
 ROWS, COLUMNS = 2, 9
 
@@ -32,7 +32,7 @@ def setting_of(config: UnitLMConfig, compute: Compute = unit_lm.FLOAT32) -> trai
 
 
 def lower_args(setting: train.Setting, trainable: str, members: int = 1) -> tuple[Any, Any, masks.Flat, Batch]:
-    """(update, state, frozen, batch) of shapes alone: no array is made, whatever the LM's size."""
+    """(update, state, frozen, batch) as shapes; allocates no arrays."""
 
     def start() -> Any:
         lm = unit_lm.init(jax.random.key(0), setting.config)
@@ -73,7 +73,7 @@ def compiled(trainable: str) -> Any:
 
 
 def products(trainable: str) -> list[tuple[tuple[int, ...], int]]:
-    """Of every matrix product: the sizes of its result, sorted, and its floating-point operations in all its runs."""
+    """Sorted result sizes and total FLOPs of every matmul."""
     program = traced(trainable).jaxpr
     return [
         (tuple(sorted(size for size in shape if size > 1)), 2 * times * depth * math.prod(shape))
@@ -81,7 +81,7 @@ def products(trainable: str) -> list[tuple[tuple[int, ...], int]]:
     ]
 
 
-def test_no_product_of_a_prompt_step_is_a_gradient_of_the_lm():
+def test_no_matmul_of_a_prompt_step_is_a_gradient_of_the_lm():
     d, f, v = MEDIUM.dim, MEDIUM.ffn_dim, MEDIUM.vocab_size
     weights = {tuple(sorted(shape)) for shape in ((d, d), (d, f), (v, d))}
     assert not {shape for shape, _ in products("prompt/.*")} & weights
@@ -90,23 +90,23 @@ def test_no_product_of_a_prompt_step_is_a_gradient_of_the_lm():
     )
 
 
-def test_a_prompt_step_takes_two_thirds_of_the_work():
-    """Forward and the way back through the LM, without the third part, which is the weights' own gradient."""
+def test_a_prompt_step_takes_two_thirds_of_the_flops():
+    """Forward and backward pass through the LM, without the gradients of its weights."""
     prompt, full = (sum(flops for _, flops in products(trainable)) for trainable in ("prompt/.*", ".*"))
     columns = ROWS * (COLUMNS + 1 + 2 + 2)  # source, last unit, separators, labels fed back
     dense = 2 * columns * MEDIUM.num_params
     assert prompt < 2 * dense, "first and last layer do less than all columns"
     assert 0.5 < prompt / full < 0.68
-    # And so in the compiled program, which counts a loop's body once.
+    # The same in the compiled program, which counts a loop's body once.
     counted = [compiled(trainable).cost_analysis()["flops"] for trainable in ("prompt/.*", ".*")]
     assert counted[0] / counted[1] < 0.68
 
 
-def test_memory_holds_no_frozen_gradient():
+def test_memory_has_no_frozen_gradient():
     weights = 4 * MEDIUM.num_params
     prompt, full = (compiled(trainable).memory_analysis() for trainable in ("prompt/.*", ".*"))
     assert full.temp_size_in_bytes - prompt.temp_size_in_bytes > 0.7 * weights
-    # The LM and Adam's two moments of it come out of a full step; of a prompt step the same of the prompts alone.
+    # A full step returns the LM and Adam's two moments of it; a prompt step only those of the prompts.
     assert full.output_size_in_bytes > 3 * weights
     assert prompt.output_size_in_bytes < 0.1 * weights
     for memory in (prompt, full):
@@ -114,7 +114,7 @@ def test_memory_holds_no_frozen_gradient():
 
 
 @pytest.mark.parametrize("trainable", ["prompt/.*", "prompt/(key|value)", ".*"])
-def test_the_optimizer_knows_what_is_trained_alone(trainable: str):
+def test_the_optimizer_has_state_of_trained_leaves_only(trainable: str):
     _, state, frozen, _ = lower_args(setting_of(MEDIUM), trainable)
     moments = [leaf.shape for leaf in jax.tree.leaves(state["optimizer"]) if leaf.ndim]
     expected = [leaf.shape for leaf in state["trained"].values()] * 2
@@ -122,8 +122,8 @@ def test_the_optimizer_knows_what_is_trained_alone(trainable: str):
     assert bool(frozen) == (trainable != ".*")
 
 
-def test_remat_is_asked_for_or_not():
-    # Attention is always computed again; with remat the whole of a layer, which holds it.
+def test_remat_is_optional():
+    # Attention is always rematerialised; with remat the full layer.
     counts = [
         sum(
             "remat" in e.primitive.name or "checkpoint" in e.primitive.name
@@ -137,7 +137,7 @@ def test_remat_is_asked_for_or_not():
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_full_size_step_lowers_for(platform: str, dtype: str):
-    """Three prompts in a bank against the published architecture; and the scores of its label combinations."""
+    """Three prompts in a bank with the published architecture; and the scores of its label combinations."""
     setting = setting_of(UnitLMConfig(), Compute(dtype))
     update, *args = lower_args(setting, "prompt/.*", members=3)
     exported = export.export(update, platforms=[platform])(*args)

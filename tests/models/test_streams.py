@@ -1,4 +1,4 @@
-"""The multi-stream LM: golden pGSLM, and prompted batches against the plain definition (tests/models/tiny.py)."""
+"""The multi-stream LM: golden pGSLM outputs, and prompted batches against numpy (tests/models/tiny.py)."""
 
 from __future__ import annotations
 
@@ -30,9 +30,11 @@ F32 = Compute()
 EDGES = (-0.4, -0.1, 0.05, 0.05, 0.3)
 INPUTS = [(True, True), (True, False), (False, True), (False, False)]
 PROSODIES = {
-    f"{'discrete' if discrete else 'continuous'}, {told}": ProsodyConfig(discrete, *told, 20, EDGES if discrete else ())
-    for discrete, told in itertools.product((True, False), INPUTS)
-    if discrete or told in ((True, True), (False, True))  # what is not told is the same of both
+    f"{'discrete' if discrete else 'continuous'}, {inputs}": ProsodyConfig(
+        discrete, *inputs, 20, EDGES if discrete else ()
+    )
+    for discrete, inputs in itertools.product((True, False), INPUTS)
+    if discrete or inputs in ((True, True), (False, True))  # disabled inputs are the same in both
 }
 LENGTHS, MEMBERS = (1, 2, 5, 9, 16, 12), (0, 2, 1, 1, 2, 0)
 
@@ -41,12 +43,12 @@ LENGTHS, MEMBERS = (1, 2, 5, 9, 16, 12), (0, 2, 1, 1, 2, 0)
 
 
 def _golden(golden: Path, kind: str) -> tuple[UnitLMConfig, Params, dict[str, np.ndarray], pretrain.PackedRows]:
-    """The imported LM, what the original gave, and its batch as ours: raw streams, our numbers of units."""
+    """The imported LM, fairseq's outputs, and its batch in our format: raw streams, our unit tokens."""
     config, params, _ = import_pgslm(golden / "pgslm" / f"{kind}.pt", golden / "pgslm" / "f0_bin.th")
     found = dict(np.load(golden / "pgslm" / f"{kind}.npz"))
-    # All four were given the same utterances; the continuous kinds keep the raw numbers.
+    # All four have the same utterances; the continuous ones keep raw values.
     raw = np.load(golden / "pgslm" / "continuous_prosody.npz")
-    ours = np.r_[np.arange(100) + vocab.UNIT_OFFSET, :4]  # of their token: <s> is 100, <pad> 101 ...
+    ours = np.r_[np.arange(100) + vocab.UNIT_OFFSET, :4]  # by fairseq's token: <s> is 100, <pad> 101 ...
     live = found["src_tokens"] != 101
     f0 = np.where(raw["f0_src"] == -5, vocab.F0_PAD, raw["f0_src"]).astype(np.float32)
     f0[:, 1] = vocab.F0_BOS
@@ -94,10 +96,10 @@ def test_golden_symbols(golden: Path, kind: str):
 
 
 def test_golden_utterance_from_its_segments(golden: Path):
-    """From the first utterance's units, durations and Hz to the very batch that the original made of them."""
+    """From the first utterance's units, durations and Hz to fairseq's batch."""
     _, _, found, rows = _golden(golden, "continuous_prosody")
-    heard = found["raw_f0"][:-1]
-    f0 = np.where(heard > 0, np.log(np.where(heard > 0, heard, 1)) - found["raw_speaker_logf0_mean"], 0)
+    enabled = found["raw_f0"][:-1]
+    f0 = np.where(enabled > 0, np.log(np.where(enabled > 0, enabled, 1)) - found["raw_speaker_logf0_mean"], 0)
     spoken = UnitSet.of([found["raw_code"][:-1]], [[0]], durations=[found["raw_dur"][:-1]], f0=[f0])
     (ours,) = pretrain.utterances([spoken], 64, dedup=False)
     size = len(ours.inputs)
@@ -107,7 +109,7 @@ def test_golden_utterance_from_its_segments(golden: Path):
             np.testing.assert_allclose(mine, theirs[0, :size], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-# ---- prompted, against the plain definition
+# ---- prompted, against numpy
 
 
 @pytest.mark.parametrize("which", PROSODIES)
@@ -116,7 +118,7 @@ def test_mixed_batch_equals_each_utterance_alone(which: str):
     verbalizer = verbalizers.learnable(tiny.TASK, 24)
     lm, bank = tiny.lm(c), tiny.bank(c, prompt, verbalizer, 3)
     units = tiny.utterances(c, LENGTHS)
-    said, feeds = (
+    segments, feeds = (
         tiny.spoken(units),
         np.random.default_rng(1).integers(vocab.UNIT_OFFSET, c.vocab_size, (len(units), 2)),
     )
@@ -126,18 +128,18 @@ def test_mixed_batch_equals_each_utterance_alone(which: str):
         state = prompted_lm.run(lm, bank, batch, feeds, config=c, queries=5)
         return state, prompted_lm.outputs(lm, bank, state.hidden, batch.prompt_id)
 
-    state, scores = run(tiny.spoken_batch(tiny.batch(units, 19, prompt_id=MEMBERS, fill=9), said), feeds)
+    state, scores = run(tiny.spoken_batch(tiny.batch(units, 19, prompt_id=MEMBERS, fill=9), segments), feeds)
     plain, members = tiny.double(lm), [jax.tree.map(lambda a, n=n: a[n], tiny.double(bank)) for n in range(3)]
     for row, n in enumerate(MEMBERS):
-        expected = tiny.hidden(plain, members[n], c, units[row], feeds[row], said[row])
+        expected = tiny.hidden(plain, members[n], c, units[row], feeds[row], segments[row])
         assert relative(state.hidden[row], expected) < 1e-5, f"utterance of {LENGTHS[row]} units"
         assert relative(scores[row], tiny.outputs(plain, members[n], expected)) < 1e-5
-    # What the LM is not told changes nothing; what it is told, something.
+    # Disabled inputs have no effect; enabled ones have.
     for name in ("f0", "duration"):
-        louder = [[(d + 3 * (name == "duration"), x + 0.2 * (name == "f0")) for d, x in row] for row in said]
+        louder = [[(d + 3 * (name == "duration"), x + 0.2 * (name == "f0")) for d, x in row] for row in segments]
         other, _ = run(tiny.spoken_batch(tiny.batch(units, 19, prompt_id=MEMBERS, fill=9), louder), feeds)
-        heard = getattr(c.prosody, f"{name}_input")
-        assert (relative(other.hidden, state.hidden) > 1e-4) == heard, name
+        enabled = getattr(c.prosody, f"{name}_input")
+        assert (relative(other.hidden, state.hidden) > 1e-4) == enabled, name
 
 
 @pytest.mark.parametrize("which", ["discrete, (True, True)", "continuous, (True, True)"])
@@ -146,14 +148,14 @@ def test_decoding_by_cached_steps_equals_one_pass(which: str):
     verbalizer = verbalizers.learnable(tiny.TASK, 24)
     lm, bank = tiny.lm(c), tiny.bank(c, PromptConfig(length=2), verbalizer, 1)
     units = tiny.utterances(c, (1, 7, 4))
-    said, tree = tiny.spoken(units, 3), decode.label_tree(verbalizer, None)
-    batch = tiny.spoken_batch(tiny.batch(units, 8), said)
+    segments, tree = tiny.spoken(units, 3), decode.label_tree(verbalizer, None)
+    batch = tiny.spoken_batch(tiny.batch(units, 8), segments)
     score = tiny.jit(lambda batch: decode.score(lm, bank, batch, [tree], config=c))
     found = score(batch)
     plain, member = tiny.double(lm), jax.tree.map(lambda a: a[0], tiny.double(bank))
     for row in range(3):
         each = [
-            tiny.answer_score(plain, member, c, verbalizer, units[row], one, said[row]) for one in tree.combinations
+            tiny.answer_score(plain, member, c, verbalizer, units[row], one, segments[row]) for one in tree.combinations
         ]
         np.testing.assert_allclose(found[row], tiny.log_softmax(np.asarray(each)), atol=2e-4)
     greedy = tiny.jit(
@@ -162,7 +164,7 @@ def test_decoding_by_cached_steps_equals_one_pass(which: str):
     for row in range(3):
         feeds: list[int] = []
         for step in range(3):
-            states = tiny.hidden(plain, member, c, units[row], feeds, said[row])[-1:]
+            states = tiny.hidden(plain, member, c, units[row], feeds, segments[row])[-1:]
             outputs = np.where(verbalizer.allowed[step], tiny.outputs(plain, member, states)[0], -np.inf)
             assert int(greedy[row, step]) == outputs.argmax()
             feeds.append(
@@ -171,7 +173,7 @@ def test_decoding_by_cached_steps_equals_one_pass(which: str):
 
 
 def test_gradients_of_prompts_agree_with_differences():
-    """Of the loss of prompt tuning, in the direction of a random change of every trained number at once."""
+    """Directional derivative of the prompt tuning loss along a random direction of all trained parameters."""
     c, prompt = tiny.config(2, prosody=PROSODIES["discrete, (True, True)"]), PromptConfig(length=2, separators=2)
     verbalizer = verbalizers.learnable(tiny.TASK, 24)
     lm, bank = tiny.lm(c), tiny.bank(c, prompt, verbalizer, 1)
@@ -203,7 +205,7 @@ def test_gradients_of_prompts_agree_with_differences():
 # ---- pieces
 
 
-def test_a_unit_lm_has_no_streams_and_is_what_it_was():
+def test_a_unit_lm_has_no_streams_and_is_unchanged():
     c = tiny.config(2)
     assert streams.init(jax.random.key(0), c) == {}
     assert float(streams.embed({}, c, None)) == 0
@@ -230,15 +232,15 @@ def test_a_multi_stream_lm_without_streams_is_refused():
 
 
 @given(st.lists(st.tuples(st.integers(0, 1000), st.floats(-3, 3, width=32)), min_size=1, max_size=8))
-def test_symbols_are_clipped_durations_and_counts_of_edges(said: list[tuple[int, float]]):
+def test_symbols_are_clipped_durations_and_counts_of_edges(segments: list[tuple[int, float]]):
     prosody = PROSODIES["discrete, (True, True)"]
-    duration, f0 = (np.asarray(column) for column in zip(*said, strict=True))
+    duration, f0 = (np.asarray(column) for column in zip(*segments, strict=True))
     found = streams.symbols(prosody, Streams(duration.astype(np.int32), f0.astype(np.float32)))
-    assert found.duration.tolist() == [min(d, 20) for d, _ in said]
-    assert found.f0.tolist() == [sum(np.float32(x) > np.float32(edge) for edge in EDGES) for _, x in said]
+    assert found.duration.tolist() == [min(d, 20) for d, _ in segments]
+    assert found.f0.tolist() == [sum(np.float32(x) > np.float32(edge) for edge in EDGES) for _, x in segments]
 
 
-def test_where_nothing_is_foretold_nothing_is_lost():
+def test_columns_without_targets_have_no_loss():
     prosody = PROSODIES["discrete, (True, True)"]
     outputs = Streams(jnp.ones((1, 3, 25)), jnp.ones((1, 3, 10)))
     targets = Streams(np.asarray([[0, 3, 0]]), np.asarray([[vocab.F0_BOS, 0.2, vocab.F0_BOS]], np.float32))
@@ -248,7 +250,7 @@ def test_where_nothing_is_foretold_nothing_is_lost():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"f0_edges": (0.2, 0.1)}, "rising"),
         ({"f0_edges": (float("nan"),)}, "finite"),
@@ -258,6 +260,6 @@ def test_where_nothing_is_foretold_nothing_is_lost():
         ({"f0_input": 1}, "f0_input is 1"),
     ],
 )
-def test_a_prosody_that_makes_no_sense_is_refused(wrong: dict[str, Any], told: str):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_prosody_is_refused(wrong: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
         ProsodyConfig(**wrong)

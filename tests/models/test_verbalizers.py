@@ -1,4 +1,4 @@
-"""Verbalizers: the labels of a slot are told apart, however many there are; rules are those of the original."""
+"""Verbalizers: labels of a slot have distinct codes; fixed verbalizers equal the published code's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ sizes = st.lists(st.integers(1, 60), min_size=1, max_size=4)
 
 
 def task_of(counts: list[int]) -> Task:
-    """Slots that all use the same labels, spaces within."""
+    """Slots with the same labels, which contain spaces."""
     return Task("any", tuple(Slot(f"slot {s}", tuple(f"label {i}" for i in range(n))) for s, n in enumerate(counts)))
 
 
@@ -72,42 +72,42 @@ def test_labels_never_collide(kind: str, counts: list[int], vocab_size: int, see
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_1251_classes(kind: str):
-    """As many speakers as VoxCeleb1 has; 100 units."""
+    """The number of speakers of VoxCeleb1, with 100 units."""
     task = task_of([1251])
     verbalizer = make(kind, task, 104)
     check(verbalizer, task, 104)
     assert verbalizer.steps_per_slot == (1 if kind == "learnable" else 2)
 
 
-def test_learnable_feeds_back_the_token_of_its_class_number():
+def test_learnable_feeds_back_the_token_of_the_class_id():
     verbalizer = verbalizers.learnable(TASKS["fsc"], 104)
     assert verbalizer.fed_back[:, 0].tolist() == list(range(4, 28))
-    # With more classes than units: the number within the slot, so that a slot's labels stay apart as long as they can.
+    # With more classes than units: the index in the slot, so that labels of a slot are distinct if possible.
     crowded = verbalizers.learnable(task_of([60, 80]), 104)
     assert crowded.fed_back[:, 0].tolist() == [*range(4, 64), *range(4, 84)]
     assert verbalizers.learnable(task_of([101]), 104).fed_back[[0, 99, 100], 0].tolist() == [4, 103, 4]
 
 
-def test_identity_is_class_c_as_unit_c():
+def test_identity_maps_class_c_to_unit_c():
     assert verbalizers.identity(TASKS["gsc"], 104).codes[:, 0].tolist() == list(range(4, 16))
 
 
-def test_another_seed_is_another_draw():
+def test_another_seed_gives_another_draw():
     draws = {tuple(verbalizers.random(TASKS["gsc"], 104, seed).codes[:, 0].tolist()) for seed in range(5)}
     assert len(draws) == 5
 
 
-def test_the_commonest_label_takes_the_commonest_unit():
+def test_the_most_frequent_label_takes_the_most_frequent_unit():
     task = task_of([3])
     units = np.asarray([7, 7, 7, 2, 2, 9, 5])
     verbalizer = verbalizers.frequency(task, 14, units, np.asarray([[2], [2], [0]]))
-    # Label 2 leads, then 0; label 1 was never seen. Units 7, 2, then 9 before 5, as it came first.
+    # Labels 2, 0, then 1, which does not occur. Units 7, 2, then 9 before 5, as it occurs first.
     assert verbalizer.codes[:, 0].tolist() == [4 + 2, 4 + 9, 4 + 7]
 
 
 @pytest.mark.parametrize("data", ["SCR_google_speech_commands", "IC_fluent_commands"])
 def test_frequency_follows_the_original(golden: Path, data: str):
-    """Labels by their frequency take units by their frequency, on the original's own data and result.
+    """Labels by frequency take units by frequency, on the data of the published code and with its result.
 
     For intents the original counts "none" of two slots as one label; that slots stay apart is ours.
     """
@@ -123,11 +123,11 @@ def test_frequency_follows_the_original(golden: Path, data: str):
     assert dict(zip(names, found.tolist(), strict=True)) == expected
 
 
-def test_what_cannot_be_told_apart_is_refused():
+def test_labels_with_equal_codes_are_refused():
     codes = np.asarray([[4], [4]], np.int32)
     with pytest.raises(ValueError, match="2 labels of a slot share 1 spellings"):
         Verbalizer("random", codes, codes, 104, (0, 2))
-    Verbalizer("random", codes, codes, 104, (0, 1, 2))  # in two slots they may
+    Verbalizer("random", codes, codes, 104, (0, 1, 2))  # allowed in two slots
     with pytest.raises(ValueError, match="do not match"):
         Verbalizer("random", codes, codes, 104, (0, 3))
     with pytest.raises(ValueError, match="none of learnable, frequency"):

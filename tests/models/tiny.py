@@ -1,4 +1,4 @@
-"""Tiny models with nothing at a special value, and the whole of them again in plain numpy, an utterance at a time.
+"""Tiny models with random values in all leaves, and the same models in plain numpy, one utterance at a time.
 
 `hidden` is the definition that the fast code is held to: float64, no batch, no padding, no cache, no bank, no scan;
 prompts stand where the reference has them.
@@ -29,7 +29,7 @@ TASK = Task(
 )
 ONE_SLOT = Task("one", (Slot("word", ("a", "b", "c", "d", "e")),))
 
-# The programs here run once on a few kilobytes: compiling them is what takes the time.
+# Programs run once on a few kilobytes, so compilation dominates.
 QUICK = {"xla_backend_optimization_level": 0}
 jit = functools.partial(jax.jit, compiler_options=QUICK)
 
@@ -39,7 +39,7 @@ def config(layers: int = 3, vocab_size: int = 24, prosody: ProsodyConfig | None 
 
 
 def filled(shapes: Params, seed: int) -> Params:
-    """Normal numbers in every leaf, about the size that a real one's are; no bias is 0 and no scale is 1."""
+    """Normal numbers in every leaf, about the size that a real one's; no bias is 0 and no scale is 1."""
     rng = np.random.default_rng(seed)
 
     def fill(path: Any, leaf: Any) -> jax.Array:
@@ -69,7 +69,7 @@ def batch(
     prompt_id: Sequence[int] | None = None,
     fill: int = vocab.PAD,
 ) -> Batch:
-    """A batch of unit lists; `fill` stands in the padding, where nothing may look at it."""
+    """A batch of unit lists; padding has the value `fill`, which must not have an effect."""
     tokens = [np.asarray(units) + vocab.UNIT_OFFSET for units in utterances]
     source = np.full((len(tokens), columns), fill, np.int32)
     for row, units in zip(source, tokens, strict=True):
@@ -90,23 +90,23 @@ def utterances(c: UnitLMConfig, lengths: Sequence[int], seed: int = 0) -> list[l
     return [rng.integers(0, c.num_units, length).tolist() for length in lengths]
 
 
-Spoken = list[tuple[int, float]]  # duration and f0 of an utterance's segments
+Spoken = list[tuple[int, float]]  # (duration, f0) of the segments of an utterance
 
 
 def spoken(units: Sequence[Sequence[int]], seed: int = 0) -> list[Spoken]:
-    """Prosody of utterances: a third of the segments unvoiced, some longer than any table."""
+    """Prosody of utterances: a third of the segments unvoiced, some longer than the table."""
     rng = np.random.default_rng(seed)
     voice = lambda: float(np.float32(rng.normal() * 0.3)) if rng.random() < 2 / 3 else 0.0  # noqa: E731
     return [[(int(rng.integers(1, 30)), voice()) for _ in row] for row in units]
 
 
-def spoken_batch(plain: Batch, said: Sequence[Spoken]) -> Batch:
-    """The batch for a multi-stream LM, laid out as docs/design.md draws it; what is beside the padding is no number."""
+def spoken_batch(plain: Batch, prosody_of: Sequence[Spoken]) -> Batch:
+    """The batch for a multi-stream LM (layout: docs/design.md), with arbitrary values in the padding."""
     columns, source = plain.source.shape[1], plain.source.copy()
     source[:, 0] = vocab.BOS
-    duration = np.full((len(said), columns + 2), 17, np.int32)
-    f0 = np.full((len(said), columns + 2), 0.123, np.float32)
-    for row, segments in enumerate(said):
+    duration = np.full((len(prosody_of), columns + 2), 17, np.int32)
+    f0 = np.full((len(prosody_of), columns + 2), 0.123, np.float32)
+    for row, segments in enumerate(prosody_of):
         beside = [(0, vocab.F0_PAD), (0, vocab.F0_BOS), *segments]
         at = [*range(len(segments)), columns, columns + 1]
         duration[row, at], f0[row, at] = np.asarray(beside).T
@@ -148,16 +148,16 @@ def double(tree: Params) -> Params:
     return jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
 
 
-def _prosody(params: Params, prosody: ProsodyConfig, said: Spoken, columns: int) -> np.ndarray:
-    """What the streams add to each column, [columns, D]: segments two behind the opener, then nothing said."""
-    durations = [0, 0, *(duration for duration, _ in said)] + [0] * columns
-    f0 = ["pad", "bos", *(value for _, value in said)] + ["bos"] * columns
+def _prosody(params: Params, prosody: ProsodyConfig, prosody_of: Spoken, columns: int) -> np.ndarray:
+    """Sum of the stream embeddings of each column, [columns, D]: segments lag, then no speech."""
+    durations = [0, 0, *(duration for duration, _ in prosody_of)] + [0] * columns
+    f0 = ["pad", "bos", *(value for _, value in prosody_of)] + ["bos"] * columns
     bins = len(prosody.f0_edges) + 1
 
-    def one(told: Any, part: Params, table: Any, number: Any, heard: bool) -> np.ndarray:
-        if not heard:
+    def one(value: Any, part: Params, table: Any, number: Any, enabled: bool) -> np.ndarray:
+        if not enabled:
             return part["embed"][0] if prosody.discrete else part["bias"]
-        return part["embed"][table(told)] if prosody.discrete else part["kernel"][0] * number(told) + part["bias"]
+        return part["embed"][table(value)] if prosody.discrete else part["kernel"][0] * number(value) + part["bias"]
 
     def f0_row(x: Any) -> int:
         return (
@@ -185,7 +185,7 @@ def hidden(
     c: UnitLMConfig,
     units: Sequence[int],
     feeds: Sequence[int],
-    said: Spoken | None = None,
+    prosody_of: Spoken | None = None,
 ) -> np.ndarray:
     """Final hidden states of one utterance, [1 + S + J, D]: last unit, separators, labels fed back.
 
@@ -195,16 +195,18 @@ def hidden(
       c: the LM's architecture.
       units: unit numbers.
       feeds: J tokens.
-      said: prosody of the units, for a multi-stream LM.
+      prosody_of: prosody of the units, for a multi-stream LM.
     """
     root, params = c.dim**0.5, merged(params, prompt)
-    tokens = [vocab.EOS if said is None else vocab.BOS, *(unit + vocab.UNIT_OFFSET for unit in units)]
+    tokens = [vocab.EOS if prosody_of is None else vocab.BOS, *(unit + vocab.UNIT_OFFSET for unit in units)]
     first, last = len(tokens), len(tokens) + len(prompt["sep"])
     x = np.concatenate([params["embed"][tokens], prompt["sep"], params["embed"][list(feeds)]]) * root
-    x = x + _positions(len(x), c.dim, vocab.FIRST_POSITION if said is None else c.vocab_size - vocab.UNIT_OFFSET + 2)
-    if said is not None:
+    x = x + _positions(
+        len(x), c.dim, vocab.FIRST_POSITION if prosody_of is None else c.vocab_size - vocab.UNIT_OFFSET + 2
+    )
+    if prosody_of is not None:
         assert c.prosody is not None
-        x = x + _prosody(params, c.prosody, said, len(x))
+        x = x + _prosody(params, c.prosody, prosody_of, len(x))
     shallow = prompt.get("input", np.zeros((0, c.dim)))
     x = np.concatenate([shallow, x])
     first, last = first + len(shallow), last + len(shallow)
@@ -249,16 +251,16 @@ def answer_score(
     verbalizer: Verbalizer,
     units: Sequence[int],
     classes: Sequence[int],
-    said: Spoken | None = None,
+    prosody_of: Spoken | None = None,
 ) -> float:
-    """Log probability of an answer (a class per slot): each step among what any label of its slot says there."""
+    """Log probability of a label combination; each step is normalised over the outputs of its slot."""
     codes = verbalizer.codes[list(classes)].reshape(-1)
     feeds = verbalizer.fed_back[list(classes)].reshape(-1)
-    scores = outputs(params, prompt, hidden(params, prompt, c, units, feeds[:-1], said)[len(prompt["sep"]) :])
+    scores = outputs(params, prompt, hidden(params, prompt, c, units, feeds[:-1], prosody_of)[len(prompt["sep"]) :])
     total = 0.0
     for step, code in enumerate(codes):
         slot, m = divmod(step, verbalizer.steps_per_slot)
         start, stop = verbalizer.slot_offsets[slot : slot + 2]
-        said = sorted(set(verbalizer.codes[start:stop, m].tolist()))
-        total += log_softmax(scores[step][said])[said.index(code)]
+        allowed = sorted(set(verbalizer.codes[start:stop, m].tolist()))
+        total += log_softmax(scores[step][allowed])[allowed.index(code)]
     return total

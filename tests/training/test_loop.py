@@ -1,4 +1,4 @@
-"""The loop on a job of three numbers: resuming, signals, divergence, checkpoints and logs."""
+"""The training loop on a job with three parameters: resuming, signals, divergence, checkpoints and logs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _start(size: int = 3) -> dict[str, jax.Array]:
 
 
 def _job(before: Callable[[int, int], None] = lambda epoch, step: None, scores: tuple[float, ...] = ()) -> loop.Job:
-    """A job that calls `before` ahead of every step, and with step = STEPS ahead of every evaluation."""
+    """A job that calls `before` before every step, and with step = STEPS before every evaluation."""
 
     def plan(state: dict[str, jax.Array], epoch: int) -> list[tuple[int, int]]:
         return [(epoch, step) for step in range(STEPS)]
@@ -67,7 +67,7 @@ class _Killed(Exception):  # noqa: N818 - no error
 
 
 def _at(place: tuple[int, int], act: Callable[[], None]) -> Callable[[int, int], None]:
-    """Act at that place, the first time that it is reached."""
+    """Call the action at this place, the first time it is reached."""
     left = [place]
 
     def before(epoch: int, step: int) -> None:
@@ -89,7 +89,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
     return folder, jax.device_get(state), history
 
 
-def test_every_batch_is_taken_once_in_order(undisturbed: tuple) -> None:
+def test_every_batch_is_used_once_in_order(undisturbed: tuple) -> None:
     _, state, history = undisturbed
     x, losses = np.zeros(3, np.float32), []
     for batch in BATCHES[:3].reshape(-1, 3):
@@ -132,11 +132,11 @@ def test_sigterm_saves_and_leaves_at_once(tmp_path: Path, undisturbed: tuple, pl
     epoch, step = place
     with pytest.raises(loop.Interrupted, match=f"stopped at epoch {epoch + 1}, step {min(step + 1, STEPS)}: saved"):
         loop.fit(_job(note), str(tmp_path), epochs=3, checkpoint_every=100, log_every=2)
-    assert seen[-1] == place  # nothing was begun after the signal
+    assert seen[-1] == place  # no step started after the signal
     assert signal.getsignal(signal.SIGTERM) == before
     seen.clear()
     state, history = loop.fit(_job(note), str(tmp_path), epochs=3, checkpoint_every=100, log_every=2)
-    assert seen[0] == (epoch, min(step + 1, STEPS))  # nothing was done twice
+    assert seen[0] == (epoch, min(step + 1, STEPS))  # no step was repeated
     assert np.array_equal(state["x"], undisturbed[1]["x"])
     assert history == undisturbed[2]
 
@@ -160,7 +160,7 @@ def test_the_latest_is_kept(tmp_path: Path) -> None:
     assert _positions(tmp_path) == [4 * (STEPS + 1)]
 
 
-def test_only_a_disk_without_room_asks_for_room(tmp_path: Path) -> None:
+def test_only_a_full_disk_suggests_to_free_space(tmp_path: Path) -> None:
     job = dataclasses.replace(_job(), state={**_start(), "empty": jnp.zeros((0, 3))}, update=lambda state, batch: (
         {**_update(state, batch)[0], "empty": state["empty"]}, _update(state, batch)[1]
     ))  # fmt: skip
@@ -184,7 +184,7 @@ def test_log_is_cut_back_to_the_resumed_position(tmp_path: Path) -> None:
         loop.fit(_job(_at((1, 5), _raise)), str(tmp_path), epochs=2, checkpoint_every=4, log_every=1)
     assert _lines(tmp_path)[-1]["step"] == STEPS + 5
     with (tmp_path / "log.jsonl").open("a") as file:
-        file.write('{"step": 13, "train/lo')  # the line that the kill cut off
+        file.write('{"step": 13, "train/lo')  # an incomplete line
     first = []
 
     def note(epoch: int, step: int) -> None:
@@ -208,7 +208,7 @@ def test_tensorboard_holds_the_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("leaving", [None, loop.Interrupted("saved", signal.SIGTERM)])
-def test_a_log_that_a_bucket_does_not_take_hides_no_other_end(
+def test_an_error_of_copying_the_log_does_not_hide_other_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leaving: BaseException | None
 ) -> None:
     def refuse(*_: object) -> None:
@@ -230,10 +230,10 @@ def test_a_log_that_a_bucket_does_not_take_hides_no_other_end(
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"), [("loss", np.nan, "nan"), ("loss", 2e4, "20000"), ("gradient_norm", np.inf, "inf")]
+    ("name", "value", "message"), [("loss", np.nan, "nan"), ("loss", 2e4, "20000"), ("gradient_norm", np.inf, "inf")]
 )
-def test_divergence_is_told_and_the_last_good_checkpoint_kept(
-    tmp_path: Path, name: str, value: float, told: str
+def test_divergence_is_reported_and_the_last_good_checkpoint_kept(
+    tmp_path: Path, name: str, value: float, message: str
 ) -> None:
     def update(state: dict[str, jax.Array], batch: np.ndarray) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         state, metrics = _update(state, batch)
@@ -244,7 +244,7 @@ def test_divergence_is_told_and_the_last_good_checkpoint_kept(
     job = dataclasses.replace(_job(), update=update)
     with pytest.raises(loop.DivergedError) as caught:
         loop.fit(job, str(tmp_path), epochs=3, checkpoint_every=2, log_every=50)
-    for part in (f"{name} is {told}", "epoch 2, step 4", str(tmp_path / "checkpoints" / "10"), "learning rate"):
+    for part in (f"{name} is {message}", "epoch 2, step 4", str(tmp_path / "checkpoints" / "10"), "learning rate"):
         assert part in str(caught.value)
     with checkpoints.opened(str(tmp_path)) as manager:
         state, meta = checkpoints.restore(manager, _start())
@@ -253,7 +253,7 @@ def test_divergence_is_told_and_the_last_good_checkpoint_kept(
     assert all(np.isfinite(line.get("train/loss", 0)) for line in _lines(tmp_path))
 
 
-def test_divergence_before_any_checkpoint_promises_none(tmp_path: Path) -> None:
+def test_divergence_before_any_checkpoint_says_there_is_none(tmp_path: Path) -> None:
     job = dataclasses.replace(
         _job(), update=lambda state, batch: (state, {"loss": jnp.asarray(jnp.nan), "updates": jnp.ones(())})
     )
@@ -270,8 +270,8 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
             loop.fit(dataclasses.replace(_job(), state=state), str(tmp_path), epochs=2)
 
 
-def test_a_full_disk_is_told_and_the_last_complete_checkpoint_kept(tmp_path: Path) -> None:
-    """Files may not grow over 64 kB from the third epoch on, as if there were no room."""
+def test_a_full_disk_is_reported_and_the_last_complete_checkpoint_kept(tmp_path: Path) -> None:
+    """The file size limit is 64 kB from the third epoch on, to simulate a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     size = 100_000
     noise = np.random.default_rng(0).normal(size=size).astype(np.float32)
@@ -291,7 +291,7 @@ def test_a_full_disk_is_told_and_the_last_complete_checkpoint_kept(tmp_path: Pat
             fit(_at((2, 1), limit))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    # The second epoch's was still being written, in the background, or was not.
+    # The second epoch's checkpoint may still have been written in the background.
     assert _positions(tmp_path)[-1] in (STEPS + 1, 2 * (STEPS + 1))
     state, history = fit(lambda *_: None)
     assert int(state["step"]) == 3 * STEPS

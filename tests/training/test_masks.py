@@ -1,4 +1,4 @@
-"""What trains, what does not, and what the frozen part costs the optimizer."""
+"""Trained and frozen parameters, and the optimizer state of the frozen ones."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def test_the_regex_must_match_whole_paths(regex: str, count: int) -> None:
     assert not trained.keys() & frozen.keys()
 
 
-def test_a_regex_that_matches_nothing_is_told() -> None:
+def test_a_regex_that_matches_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match=r"trainable='prompt' matches no parameter; there are: lm/embed, .*prompt/sep"):
         masks.split(_flat(), "prompt")
 
 
 @pytest.mark.parametrize("eps_before", [False, True])
-def test_the_optimizer_holds_nothing_for_frozen_leaves(eps_before: bool) -> None:
+def test_the_optimizer_has_no_state_for_frozen_leaves(eps_before: bool) -> None:
     trained, frozen = masks.split(_flat(), "prompt/.*")
     config = optim.OptimConfig(eps_before_correction=eps_before, weight_decay=0.1)
     state = masks.masked(optim.make(config, 10), trained, frozen).init({**trained, **frozen})
@@ -49,7 +49,7 @@ def test_the_optimizer_holds_nothing_for_frozen_leaves(eps_before: bool) -> None
     assert sum(size == 1 for size in sizes) < 8  # counts, learning rates
 
 
-def test_an_update_moves_the_trained_leaves_alone_and_reads_no_frozen_gradient() -> None:
+def test_an_update_changes_only_trained_leaves_and_needs_no_frozen_gradient() -> None:
     trained, frozen = masks.split(_flat(), "prompt/.*")
     tx = masks.masked(optim.make(optim.OptimConfig(warmup=0.0), 10), trained, frozen)
     state = tx.init({**trained, **frozen})

@@ -1,4 +1,4 @@
-"""Adam by the book: against the formulas in float64."""
+"""Adam against its formulas in float64."""
 
 from __future__ import annotations
 
@@ -62,15 +62,15 @@ def test_adam_against_the_formula(eps_before: bool, eps: float) -> None:
 def test_the_conventions_of_eps_differ_where_gradients_are_small() -> None:
     grads = [np.full(3, 1e-6)]
     after, before = (_adam(grads, 1.0, 0.9, 0.98, 1e-6, which) for which in (False, True))
-    assert abs(after[0] / before[0]) > 3  # so the test above would notice
+    assert abs(after[0] / before[0]) > 3  # so the test above distinguishes them
 
 
 @settings(max_examples=25)
 @given(st.integers(0, 2**31), st.floats(0.01, 100), st.floats(0.01, 10))
-def test_each_member_is_clipped_by_its_own_norm(seed: int, scale: float, limit: float) -> None:
+def test_each_member_is_clipped_by_its_norm(seed: int, scale: float, limit: float) -> None:
     grads = {path: leaf for path, leaf in _random(seed, scale).items() if path.startswith("prompt/")}
     grads["prompt/key"][1] = 0
-    grads["prompt/sep"][1] *= 1e-6  # a member that needs no clipping beside two that may
+    grads["prompt/sep"][1] *= 1e-6  # a member that needs no clipping next to two that may
     clipped, _ = optim.clip_members(limit).update(_on_device(grads), None)
     norms = np.asarray(optim.member_norms(_on_device(grads)))
     for n in range(3):
@@ -81,7 +81,7 @@ def test_each_member_is_clipped_by_its_own_norm(seed: int, scale: float, limit: 
             np.testing.assert_allclose(clipped[path][n], expected, rtol=1e-5, atol=1e-12)
 
 
-def test_a_member_is_clipped_alone_as_in_a_bank() -> None:
+def test_a_member_is_clipped_the_same_alone_and_in_a_bank() -> None:
     grads = {path: leaf for path, leaf in _on_device(_random(0, 3.0)).items() if path.startswith("prompt/")}
     clip = optim.clip_members(1.0)
     bank, _ = clip.update(grads, None)
@@ -98,7 +98,7 @@ def test_frozen_scalars_pass_through_the_clip() -> None:
     np.testing.assert_allclose(jnp.linalg.norm(clipped["prompt/sep"], axis=1), 1, rtol=1e-5)
 
 
-def test_schedule_rises_over_the_warm_up_and_falls_to_nothing() -> None:
+def test_schedule_rises_in_warm_up_and_falls_to_zero() -> None:
     rate = optim.schedule(optim.OptimConfig(lr=2.0, warmup=0.1), 100)
     np.testing.assert_allclose([rate(i) for i in (0, 5, 10)], [0, 1, 2], atol=1e-6)
     np.testing.assert_allclose([rate(55), rate(100)], [1, 0], atol=1e-6)  # halfway down the cosine, and its end
@@ -135,8 +135,8 @@ def test_weight_decay_leaves_vectors_alone() -> None:
 @pytest.mark.parametrize("eps_before", [False, True])
 @settings(max_examples=15)
 @given(taking_part=st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=6))
-def test_a_member_of_a_bank_is_stepped_as_if_it_were_alone(eps_before: bool, taking_part: list[list[bool]]) -> None:
-    """Whoever else takes part: clipping, moments, their count, warm-up, decay and learning rate are its own."""
+def test_a_member_of_a_bank_is_updated_the_same_as_alone(eps_before: bool, taking_part: list[list[bool]]) -> None:
+    """Clipping, moments, step count, warm-up, decay and learning rate do not depend on other active members."""
     config = optim.OptimConfig(lr=1.0, warmup=0.3, clip=0.5, eps_before_correction=eps_before, weight_decay=0.1)
     steps, lrs, decays = [6, 9, 20], [1e-2, 5e-2, 2e-2], [0.1, 0.0, 0.3]
     bank = optim.make_bank(config, steps, lrs, decays)
@@ -162,7 +162,7 @@ def test_a_member_of_a_bank_is_stepped_as_if_it_were_alone(eps_before: bool, tak
             np.testing.assert_allclose(params[path][n], leaf[0], rtol=1e-5, atol=1e-7, err_msg=path)
 
 
-def test_every_leaf_of_a_banks_optimizer_has_its_members_in_front() -> None:
+def test_every_leaf_of_a_banks_optimizer_has_a_leading_bank_axis() -> None:
     for eps_before in (False, True):
         config = optim.OptimConfig(eps_before_correction=eps_before, weight_decay=0.1)
         state = optim.make_bank(config, [5, 5, 5], [1e-2] * 3).init(
@@ -172,6 +172,6 @@ def test_every_leaf_of_a_banks_optimizer_has_its_members_in_front() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"decay": "linear"}, {"lr": 0.0}, {"warmup": 1.0}, {"warmup": -0.1}])
-def test_settings_that_make_no_sense_are_refused(wrong: dict) -> None:
+def test_invalid_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match="optim: "):
         optim.OptimConfig(**wrong)

@@ -1,4 +1,4 @@
-"""Pooled hidden states are those of the LM itself, whatever batch an utterance is in."""
+"""Pooled hidden states equal the LM's, independent of batching."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.mark.parametrize("prosody", [None, ProsodyConfig(f0_edges=(-0.2, 0.0, 0.2))], ids=["units", "streams"])
-def test_every_layer_gives_the_mean_of_its_hidden_states(
+def test_every_layer_returns_the_mean_of_its_hidden_states(
     prosody: ProsodyConfig | None, monkeypatch: pytest.MonkeyPatch
 ):
     config = UnitLMConfig(vocab_size=104, dim=32, layers=2, heads=2, ffn_dim=64, prosody=prosody)
@@ -38,7 +38,7 @@ def test_every_layer_gives_the_mean_of_its_hidden_states(
     found = pooling.pooled_states(weights, config, units, plan, mesh, Compute())
     assert found.shape == (2, 6, 32)
 
-    # The LM itself, its final norm taken away, on every utterance without padding in either direction.
+    # The LM without its final norm, on every utterance without padding.
     plain = unit_lm.layer_norm
     monkeypatch.setattr(unit_lm, "layer_norm", lambda x, w: x if w is lm["final_norm"] else plain(x, w))
     for i, length in enumerate(units.lengths):

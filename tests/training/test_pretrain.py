@@ -1,4 +1,4 @@
-"""Pretraining: packing loses nothing and changes nothing; a toy corpus is learnt; the LM comes out loadable."""
+"""Pretraining: packing is lossless and does not change losses; a toy corpus is learnt; the saved LM loads."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _set(units: list[list[int]]) -> UnitSet:
 
 
 def _tokens(piece: pretrain.PackedRows) -> list[int]:
-    """Its inputs and the last target."""
+    """Inputs of a piece and its last target."""
     assert (piece.inputs[1:] == piece.targets[:-1]).all()
     return [*piece.inputs.tolist(), int(piece.targets[-1])]
 
@@ -57,13 +57,13 @@ def test_every_token_is_predicted_once(units: list[list[int]], width: int) -> No
 
 
 @given(units=corpora, width=st.integers(1, 40), seed=st.integers(0, 5))
-def test_rows_hold_the_pieces_and_nothing_else(units: list[list[int]], width: int, seed: int) -> None:
+def test_rows_have_exactly_the_pieces(units: list[list[int]], width: int, seed: int) -> None:
     pieces = pretrain.utterances([_set(units)], width, dedup=False)
     rows = pretrain.pack(pieces, width, seed)
     found = []
     for r in range(len(rows.inputs)):
         filled = rows.segment[r] > 0
-        assert filled.tolist() == sorted(filled, reverse=True)  # pads stand at the end
+        assert filled.tolist() == sorted(filled, reverse=True)  # padding is at the end
         assert filled.any()
         for number in range(1, rows.segment[r].max() + 1):
             where = np.flatnonzero(rows.segment[r] == number)
@@ -74,7 +74,7 @@ def test_rows_hold_the_pieces_and_nothing_else(units: list[list[int]], width: in
     assert sorted(found) == sorted(map(tuple, map(_tokens, pieces)))
 
 
-def test_packing_is_tight() -> None:
+def test_packing_wastes_little() -> None:
     random = np.random.default_rng(0)
     pieces = [_piece(np.arange(n + 1, dtype=np.int32)) for n in random.integers(1, 40, 500)]
     rows = pretrain.pack(pieces, 64, 0)
@@ -89,7 +89,7 @@ def test_equal_sequences_are_used_once() -> None:
 
 
 @given(count=st.integers(1, 9), size=st.integers(1, 4))
-def test_batches_hold_every_row_and_fill_the_last(count: int, size: int) -> None:
+def test_batches_have_every_row_and_the_last_is_padded(count: int, size: int) -> None:
     rows = pretrain.pack([_piece(np.array([2, i + 4, 2])) for i in range(count)], 2, 0)
     parts = list(pretrain.batches(rows, size))
     assert all(part.inputs.shape == (size, 2) for part in parts)
@@ -100,7 +100,7 @@ _logits = jax.jit(unit_lm.logits, static_argnums=1)
 
 
 def _alone(params: dict, sequence: np.ndarray) -> float:
-    """Its negative log likelihood through the LM's own `logits`, in float64 from there on."""
+    """Negative log likelihood of a piece from the LM's `logits`, in float64."""
     padded = np.pad(sequence[:-1], (0, 32 - len(sequence)), constant_values=vocab.PAD)
     logits = np.asarray(_logits(params, toy.LM, padded[None]), np.float64)[0, : len(sequence) - 1]
     return sum(np.log(np.exp(row - row[token]).sum()) for row, token in zip(logits, sequence[1:], strict=True))
@@ -108,7 +108,7 @@ def _alone(params: dict, sequence: np.ndarray) -> float:
 
 @settings(max_examples=10)
 @given(seed=st.integers(0, 1000))
-def test_packed_rows_give_the_losses_of_utterances_alone(seed: int) -> None:
+def test_packed_rows_have_the_losses_of_single_utterances(seed: int) -> None:
     params = toy.tiny_lm(3)
     params["embed"] = params["embed"] * 4  # far from uniform
     pieces = pretrain.utterances([toy.unit_set("fsc", 6, seed)], 48, dedup=False)
@@ -130,7 +130,7 @@ def _spoken(units: list[list[int]], seed: int) -> UnitSet:
 
 @settings(max_examples=5)
 @given(seed=st.integers(0, 1000), discrete=st.booleans())
-def test_packed_cut_and_filled_rows_of_a_multi_stream_lm_give_the_losses_of_pieces_alone(
+def test_packed_cut_and_padded_rows_of_a_multi_stream_lm_have_the_losses_of_single_pieces(
     seed: int, discrete: bool
 ) -> None:
     c = tiny.config(2, prosody=ProsodyConfig(discrete=discrete, f0_edges=(-0.1, 0.2) if discrete else ()))
@@ -146,12 +146,12 @@ def test_packed_cut_and_filled_rows_of_a_multi_stream_lm_give_the_losses_of_piec
     for name in pretrain.LossSums._fields:
         found, expected = (sum(float(getattr(one, name)) for one in many) for many in (together, alone))
         assert found == pytest.approx(expected, rel=1e-5), name
-    # Every segment and every end is foretold once, every unit and every end predicted once.
+    # Streams of every segment and end are predicted once, and every unit and end.
     assert sum(int(one.segments) for one in together) == len(spoken.units) + len(units)
     assert sum(int(one.units) for one in together) == len(spoken.units) + len(units)
 
 
-def test_pieces_of_a_multi_stream_lm_go_on_where_the_last_one_ended() -> None:
+def test_pieces_of_a_multi_stream_lm_continue_where_the_last_one_ended() -> None:
     (whole,) = pretrain.utterances([_spoken([[5, 6, 7, 8]], 0)], 16, dedup=False)
     pieces = pretrain.utterances([_spoken([[5, 6, 7, 8]], 0)], 4, dedup=False)
     assert whole.inputs.tolist() == [vocab.BOS, 9, 10, 11, 12, vocab.EOS]
@@ -165,13 +165,13 @@ def test_pieces_of_a_multi_stream_lm_go_on_where_the_last_one_ended() -> None:
     assert [piece.position.tolist() for piece in pieces] == [[0, 1, 2, 3], [0, 1]]
 
 
-def test_equal_units_said_otherwise_are_two_sequences() -> None:
+def test_equal_units_with_other_prosody_are_two_sequences() -> None:
     same, other = _spoken([[1, 2], [1, 2]], 0), _spoken([[1, 2]], 9)
     assert len(pretrain.utterances([same.without_streams(), other.without_streams()], 8, dedup=True)) == 1
     assert len(pretrain.utterances([same, other, other], 8, dedup=True)) == 3
 
 
-def test_noise_leaves_prosody_and_changes_units() -> None:
+def test_noise_changes_units_and_not_prosody() -> None:
     c = tiny.config(2, prosody=ProsodyConfig(f0_edges=(0.0,)))
     params, rows = tiny.lm(c), pretrain.pack(pretrain.utterances([_spoken([[1, 2, 3]] * 9, 1)], 8, False), 8, 0)
     clean = pretrain.losses(params, c, rows, F32)
@@ -213,7 +213,7 @@ def test_valid_perplexity_falls(pretrained: tuple[Path, list[dict]]) -> None:
     _, history = pretrained
     perplexity = [line["count/perplexity"] for line in history]
     assert perplexity[0] < 104
-    # Given a unit the next is known, or the end: only the first unit is a guess among 20, and where it ends.
+    # Each unit determines the next one: only the first unit, one of 20, and the end are uncertain.
     assert perplexity[-1] < 4
     assert perplexity[-1] < perplexity[0] / 5
     assert history[-1]["count/perplexity"] == pytest.approx(math.exp(history[-1]["nll"]))
@@ -227,7 +227,7 @@ def test_the_saved_lm_loads_and_has_learnt(pretrained: tuple[Path, list[dict]]) 
     assert logits[0, 1:].argmax(axis=1).tolist() == [4 + 8, 4 + 9]
 
 
-def test_rows_must_divide_among_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_must_be_divisible_by_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         pretrain.sharding, "make_mesh", lambda *_: SimpleNamespace(shape={"data": 2, "shard": 1, "model": 1})
     )
@@ -236,7 +236,7 @@ def test_rows_must_divide_among_devices(tmp_path: Path, monkeypatch: pytest.Monk
         pretrain.pretrain(toy.LM, run, optim.OptimConfig(), F32, train=[_set([[1]])], valid={}, workdir=str(tmp_path))
 
 
-def test_labels_are_never_looked_at(tmp_path: Path) -> None:
+def test_labels_are_not_used(tmp_path: Path) -> None:
     units, classes = toy.utterances("toy", 12, 0)
     run = pretrain.PretrainConfig(epochs=1, row_length=16, rows=8)
     runs = []
@@ -252,7 +252,7 @@ def test_labels_are_never_looked_at(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"rows": 0}, {"row_length": -1}, {"noise": 1.0}])
-def test_settings_that_make_no_sense_are_refused(wrong: dict) -> None:
+def test_invalid_settings_are_refused(wrong: dict) -> None:
     (name,) = wrong
     with pytest.raises(ValueError, match=f"pretrain: {name} is "):
         pretrain.PretrainConfig(**wrong)

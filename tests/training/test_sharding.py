@@ -1,4 +1,4 @@
-"""Where parameters lie, on one device; several devices: tests/test_main.py."""
+"""Shardings of parameters on one device; several devices: tests/test_main.py."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def test_a_layer_is_split_by_heads_and_feed_forward() -> None:
 
 
 @pytest.mark.parametrize("path", ["lm/layers/gate/kernel", "head/kernel", "lm", "lm/embed/more"])
-def test_an_unknown_parameter_is_told(path: str) -> None:
+def test_an_unknown_parameter_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match=f"no rule for parameter '{path}'"):
         sharding.spec_of(path)
 
 
-def test_optimizer_state_lies_as_its_parameters_do() -> None:
+def test_optimizer_state_has_the_shardings_of_its_parameters() -> None:
     mesh = sharding.make_mesh()
     trained, frozen = masks.split(masks.flatten(_params()), ".*")
     tx = masks.masked(optim.make(optim.OptimConfig(), 3), trained, frozen)
@@ -57,7 +57,7 @@ def test_optimizer_state_lies_as_its_parameters_do() -> None:
     assert where["step"].spec == P()
 
 
-def test_a_bank_lies_with_its_rows_where_it_divides() -> None:
+def test_a_bank_is_sharded_like_its_rows_if_divisible() -> None:
     four = SimpleNamespace(shape={"data": 2, "shard": 2, "model": 3})
     batch = Batch(*(np.zeros(24, np.int32) for _ in range(7)))
     for members, major in ((1, True), (2, True), (3, False), (4, True), (6, False), (8, True)):
@@ -67,7 +67,7 @@ def test_a_bank_lies_with_its_rows_where_it_divides() -> None:
     assert sharding.member_major(None, batch, 3).prompt_id is None
 
 
-def test_devices_must_divide_into_groups() -> None:
+def test_the_number_of_devices_must_be_divisible() -> None:
     devices = jax.device_count()
     with pytest.raises(ValueError, match=f"{devices} devices are not divisible by model_parallel={devices + 1}"):
         sharding.make_mesh(devices + 1)
@@ -76,7 +76,7 @@ def test_devices_must_divide_into_groups() -> None:
     assert dict(sharding.make_mesh(1, 0).shape) == {"data": 1, "shard": devices, "model": 1}
 
 
-def test_what_is_placed_is_fetched_again() -> None:
+def test_place_and_fetch_are_inverse() -> None:
     mesh = sharding.make_mesh()
     tree = {"prompt/sep": np.arange(6, dtype=np.float32).reshape(2, 3)}
     placed = sharding.place(tree, sharding.shardings(mesh, tree))
@@ -85,7 +85,7 @@ def test_what_is_placed_is_fetched_again() -> None:
     assert np.array_equal(sharding.fetch(sharding.shard_rows(mesh, rows)), rows)
 
 
-def test_what_the_first_process_fails_at_is_raised() -> None:
+def test_an_error_of_process_zero_is_raised() -> None:
     def work() -> None:
         raise OSError("no space")
 

@@ -1,4 +1,4 @@
-"""What a run is said to make of its devices: counted operations, the pace of its log, and the trace of some updates."""
+"""Counted FLOPs, throughput in the log, and profiler traces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spjax.training.pace import Throughput
 from spjax.training.speed import Cost
 
 
-def test_operations_are_those_that_xla_counts() -> None:
+def test_flops_are_those_that_xla_counts() -> None:
     x, w = jnp.ones((8, 16)), jnp.ones((5, 16, 16))
 
     @jax.jit
@@ -34,10 +34,10 @@ def test_operations_are_those_that_xla_counts() -> None:
     chosen = jax.jit(lambda x: jax.lax.platform_dependent(x, cpu=lambda x: x @ x.T, default=lambda x: x @ x.T))
     assert speed.flops(chosen.trace(x).jaxpr) == 2 * 8 * 8 * 16, "a choice of platforms is made once"
     again = jax.jit(jax.grad(lambda x: jax.checkpoint(lambda x: jnp.sin(x @ w[0]))(x).sum()))
-    assert speed.flops(again.trace(x).jaxpr) == 3 * 2 * 8 * 16 * 16, "what is computed again is work"
+    assert speed.flops(again.trace(x).jaxpr) == 3 * 2 * 8 * 16 * 16, "rematerialised matmuls count"
 
 
-def test_the_cost_of_an_update_goes_by_the_batch_and_compiles_nothing_twice(
+def test_the_cost_of_an_update_depends_on_the_batch_and_compiles_nothing_twice(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     traces: list[int] = []
@@ -91,13 +91,13 @@ def test_a_measured_peak_is_one() -> None:
     assert 1e8 < speed._measured(128, jnp.dtype("float32")) < 1e15
 
 
-def test_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
     def items() -> object:
         for _ in range(4):
-            now[0] += 1.0  # the reader takes its time
+            now[0] += 1.0  # waiting for input
             yield None
 
     pace = Throughput()
@@ -127,7 +127,7 @@ def _job(stop: int = 1000) -> loop.Job:
 
 
 def _traced(folder: Path) -> list[int]:
-    """Numbers of the updates that the trace shows."""
+    """Numbers of the updates in the trace."""
     (trace,) = folder.glob("profile/plugins/profile/*/*.trace.json.gz")
     (_,) = folder.glob("profile/plugins/profile/*/*.xplane.pb")
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
@@ -139,7 +139,7 @@ def test_a_trace_of_some_updates(tmp_path: Path) -> None:
     assert _traced(tmp_path / "whole") == [profile.SKIPPED + n for n in (1, 2, 3)]
     lines = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
     assert all(0 <= line["input_wait"] <= 1 and line["peak_share"] > 0 for line in lines if "utt_s" in line)
-    # What was traced is not lost with a run that ends early.
+    # A trace is written even if the run ends early.
     with pytest.raises(OSError, match="no more"):
         loop.fit(_job(stop=12), str(tmp_path / "cut"), epochs=1, profile=5)
     assert _traced(tmp_path / "cut") == [profile.SKIPPED + 1, profile.SKIPPED + 2]

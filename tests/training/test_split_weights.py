@@ -1,4 +1,4 @@
-"""An LM in pieces on eight devices: the same numbers, gathered layer by layer, and no frozen gradient sent.
+"""A sharded LM on eight devices: equal results, layer-wise all-gathers, and no communication of frozen gradients.
 
 The devices are made by a process of their own, which this file is run as.
 """
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-# (model, shards), of eight devices; the others of each hold the same
+# (model, shards) of eight devices; the rest is data parallel
 MESHES = {"whole": (1, 1), "pieces": (1, 0), "both": (2, 2), "model": (4, 1), "all": (2, 0)}
 DIM, LAYERS, FFN = 64, 5, 256
 
 
 def _measure(trainable: str, dtype: str, remat: bool, lr: float, model: int, shards: int) -> dict[str, Any]:
-    """Losses of some steps, scores behind them, and what the compiled step takes and sends."""
+    """Losses of some steps, scores after them, and memory and collectives of the compiled step."""
     import jax
     import jax.numpy as jnp
 
@@ -71,8 +71,8 @@ def _measure(trainable: str, dtype: str, remat: bool, lr: float, model: int, sha
     )
     sent = [
         (kind, [int(n) for n in dims.split(",") if n])
-        for told, kind in arrays
-        for dims in re.findall(r"\[([\d,]*)\]", told)
+        for dims_text, kind in arrays
+        for dims in re.findall(r"\[([\d,]*)\]", dims_text)
     ]
     memory = compiled.memory_analysis()
     kept = sharding.fetch(state["trained"])
@@ -87,7 +87,7 @@ def _measure(trainable: str, dtype: str, remat: bool, lr: float, model: int, sha
 
 
 def _all(*sizes: Any, count: int = len(MESHES)) -> dict[str, Any]:
-    """Of the first `count` meshes what `_measure` finds for (trainable, dtype, remat, learning rate)."""
+    """Results of `_measure` on the first `count` meshes for (trainable, dtype, remat, learning rate)."""
     code = [sys.executable, "-m", "tests.training.test_split_weights", json.dumps([count, *sizes])]
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     ran = subprocess.run(code, env=env, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
@@ -100,7 +100,7 @@ def _assert_the_same(found: dict[str, Any], rtol: float, atol: float) -> None:
     for name in found:
         np.testing.assert_allclose(found[name]["losses"], found["whole"]["losses"], rtol=rtol, err_msg=name)
         np.testing.assert_allclose(found[name]["scores"], found["whole"]["scores"], atol=atol, err_msg=name)
-        # No output depends on the bias of all keys: its gradient is rounding, of which Adam makes steps.
+        # Outputs do not depend on the key bias: its gradient is rounding noise, which Adam normalises.
         for path, size in found["whole"]["trained"].items():
             if path == "lm/layers/key/bias":
                 continue
@@ -108,7 +108,7 @@ def _assert_the_same(found: dict[str, Any], rtol: float, atol: float) -> None:
 
 
 def _assert_layer_by_layer(one: dict[str, Any]) -> None:
-    """Of frozen kernels no more than a layer is gathered at a time, and nothing of their shape is summed."""
+    """At most one layer of frozen kernels is gathered at a time, and no all-reduce has their shape."""
     for kind, dims in one["sent"]:
         size = math.prod(dims)
         if kind == "all-gather":
@@ -124,7 +124,7 @@ def _assert_pieces(found: dict[str, Any]) -> None:
             one, whole = found[name], found["whole"]
             _assert_layer_by_layer(one)
             assert one["arguments"] == pytest.approx(whole["arguments"] - kernels * (1 - 1 / devices), rel=0.02)
-            # What is gathered is not kept for the way back: two layers at most are whole at a time.
+            # Gathered kernels are not saved for the backward pass: at most two full layers exist at a time.
             assert one["temporaries"] < whole["temporaries"] + 2 * kernels / LAYERS, name
     assert {kind for kind, _ in found["whole"]["sent"]} == {"all-reduce"}
     assert "all-gather" in {kind for kind, _ in found["pieces"]["sent"]}
@@ -132,7 +132,7 @@ def _assert_pieces(found: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_frozen_weights_in_pieces() -> None:
+def test_sharded_frozen_weights() -> None:
     found = _all("prompt/.*", "float32", False, 1e-2, count=2)
     _assert_the_same(found, 1e-5, 1e-4)
     _assert_pieces(found)
@@ -149,17 +149,17 @@ def test_frozen_weights_on_every_mesh(remat: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_narrow_and_trained_weights_in_pieces() -> None:
+def test_sharded_bfloat16_and_trained_weights() -> None:
     found = _all("prompt/.*", "bfloat16", False, 1e-2)
     _assert_the_same(found, 2e-3, 0.05)
     _assert_layer_by_layer(found["pieces"])
-    # Rounded behind the gathering, kernels are not kept for the way back either.
+    # Kernels that are cast after the all-gather are not saved for the backward pass either.
     narrow = _all(".*", "bfloat16", False, 1e-4, count=2)
     _assert_the_same(narrow, 2e-3, 0.05)
     kernels = 2 * LAYERS * (4 * DIM * DIM + 2 * DIM * FFN)
     temporaries = [narrow[name]["temporaries"] for name in ("whole", "pieces")]
     assert temporaries[1] < temporaries[0] + kernels / 2, temporaries
-    # Adam's first steps are as large where a gradient is rounding alone: small ones, lest that be compared.
+    # A small learning rate, since Adam's first steps are equally large for gradients that are rounding noise.
     _assert_the_same(_all(".*", "float32", False, 1e-4), 1e-5, 1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Prompts that start as real keys and values act as the utterances that these come from, standing in front."""
+"""Prompts initialised from utterances act like these utterances in front of the input."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _task_run(
 
 
 def _columns(task_run: train.TaskRun, lm: Params, ids: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Inputs of keys and values [L, n, D] at a column of each utterance."""
+    """Inputs of the key and value projections [L, n, D] at a column of each utterance."""
     units, setting = task_run.train_set.take(ids), task_run.setting
     plan = train.evaluation_plan(task_run, RUN, units, np.arange(len(ids)), MESH)
     return pooling.layer_inputs(
@@ -51,11 +51,11 @@ def _columns(task_run: train.TaskRun, lm: Params, ids: np.ndarray, columns: np.n
 
 @pytest.mark.parametrize("deep", [True, False], ids=["deep", "input"])
 @pytest.mark.parametrize("prosody", [None, PROSODY], ids=["units", "streams"])
-def test_an_utterance_as_prompt_is_the_utterance_in_front(deep: bool, prosody: ProsodyConfig | None) -> None:
-    """Opener and units of one, then opener and units of another: the LM itself, on both as one row of columns."""
+def test_a_prompt_from_an_utterance_equals_the_utterance_in_front(deep: bool, prosody: ProsodyConfig | None) -> None:
+    """Against the LM on one row: opening token and units of one utterance, then of another."""
     config = dataclasses.replace(toy.LM, prosody=prosody)
     lm, units = jax.tree.map(jnp.asarray, toy.tiny_lm(config=config)), toy.unit_set("toy", 4, 0)
-    # No kernel's bias may be 0, which could hide that it is missing.
+    # No bias is 0, so that a missing one is noticed.
     lm["layers"] = jax.tree.map(
         lambda leaf: leaf + 0.1 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), lm["layers"]
     )
@@ -84,7 +84,7 @@ def test_an_utterance_as_prompt_is_the_utterance_in_front(deep: bool, prosody: P
     ]
     length = rows[1].shape[1]
     of_tail = None
-    if prosody:  # the first separator has the last segment's, others none
+    if prosody:  # the first separator has the last segment's prosody, the others none
         last = (known[:, -1:] for known in batch.streams)
         of_tail = Streams(
             *(np.append(known, [[no]], axis=1) for known, no in zip(last, streams.NO_SPEECH, strict=True))
@@ -97,8 +97,8 @@ def test_an_utterance_as_prompt_is_the_utterance_in_front(deep: bool, prosody: P
 
 
 @pytest.mark.parametrize("init", ["utterances", "class_means"])
-def test_a_start_is_the_seeds_alone(init: str) -> None:
-    """Whatever other seeds there are, and other tasks' utterances in the set; another seed has another."""
+def test_a_start_depends_on_its_seed_only(init: str) -> None:
+    """Not on other seeds, or other tasks' utterances in the set; another seed has another start."""
     units = toy.unit_set("toy", 40, 0)
     task_run = dataclasses.replace(_task_run(init, 9, units), train_ids=np.arange(5, 35))
     both = starts.from_utterances(PLACED, task_run, RUN, MESH)
@@ -106,7 +106,7 @@ def test_a_start_is_the_seeds_alone(init: str) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), both[1], alone)
     assert both[0]["key"].shape == (2, 9, 32)
     assert not np.allclose(both[0]["key"], both[1]["key"], atol=0.1)
-    for one in both:  # no two positions of a member are alike in all layers: they would stay alike
+    for one in both:  # no two positions of a member are equal in all layers: they would stay equal
         apart = np.abs(one["key"][:, :, None] - one["key"][:, None]).max(axis=(0, 3))
         assert (apart + np.eye(9) > 1e-4).all()
 
@@ -124,8 +124,8 @@ def test_positions_are_columns_of_train_utterances() -> None:
             assert apart.min() < 1e-5
 
 
-def test_class_means_take_every_class_in_turn() -> None:
-    """One utterance a class: the mean over drawn ones is the mean over its units."""
+def test_class_means_cycle_through_the_classes() -> None:
+    """With one utterance per class, the mean over drawn utterances is the mean over its units."""
     units = UnitSet.of([[7, 8, 9], [20, 21], [30, 31, 32, 33], [40]], [[0, 2], [0, 3], [0, 4], [1, 2]])
     units = units.take(np.asarray([0, 1, 2, 3]))
     task_run = _task_run("class_means", 5, dataclasses.replace(units, classes=np.arange(4)[:, None]))
@@ -140,7 +140,7 @@ def test_class_means_take_every_class_in_turn() -> None:
         assert classes[4] == classes[0]
 
 
-def test_starts_differ_in_the_prompt_alone() -> None:
+def test_starts_differ_in_the_prompt_only() -> None:
     units = toy.unit_set("toy", 6, 0)
     banks = {}
     for init in prompts.STARTS:
@@ -156,15 +156,15 @@ def test_starts_differ_in_the_prompt_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [({"init": "random"}, "init is 'random', must be one of normal, units, zeros, utterances, class_means"),
      ({"init": "zeros", "deep": False}, "init is 'zeros', which needs deep prompts")],
 )  # fmt: skip
-def test_a_start_that_there_is_not(wrong: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_invalid_starts_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         PromptConfig(**wrong)
 
 
-def test_a_real_start_is_never_replaced_by_another() -> None:
+def test_a_start_from_utterances_is_never_replaced_by_another() -> None:
     with pytest.raises(ValueError, match="init 'utterances' needs train utterances"):
         train.first_params(toy.tiny_lm(), _task_run("utterances", 3, toy.unit_set("toy", 4, 0)).setting, (0,))

@@ -1,4 +1,4 @@
-"""Prompt tuning of a bank on a toy task: members apart from one another, early stop, what moves and what is kept."""
+"""Prompt tuning of a bank on a toy task: independent members, early stopping, trained and kept parameters."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 OPTIM = optim.OptimConfig(lr=3e-2)
 RUN = train.TrainConfig(seeds=(0, 1, 2), epochs=12, max_rows=8, buckets=1, checkpoint_every=4)
-PARTS = "prompt/(sep|verbalizer)"  # prompts that stay where they start
+PARTS = "prompt/(sep|verbalizer)"  # key and value prompts are not trained
 TRAIN, VALID = toy.unit_set("toy", 80, 0), toy.unit_set("toy", 24, 1)
 
 
@@ -63,11 +63,11 @@ def _logged(folder: Path, name: str) -> list[Any]:
 def test_the_task_is_learnt(bank: tuple[Path, train.Trained]) -> None:
     curve = np.asarray([line["train_loss"] for line in bank[1].history])
     assert (curve[-1] < 0.6 * curve[0]).all()
-    assert min(bank[1].best_score) > 0.5  # one of four combinations by chance
+    assert min(bank[1].best_score) > 0.5  # chance level: 0.25
 
 
 @pytest.mark.parametrize("n", [0, 2])
-def test_a_member_of_a_bank_is_what_it_is_alone(bank: tuple[Path, train.Trained], tmp_path: Path, n: int) -> None:
+def test_a_member_of_a_bank_equals_itself_alone(bank: tuple[Path, train.Trained], tmp_path: Path, n: int) -> None:
     folder, together = bank
     alone = _train(tmp_path, dataclasses.replace(RUN, seeds=(n,)))
     found, expected = np.asarray(_logged(tmp_path, "train/loss"))[:, 0], np.asarray(_logged(folder, "train/loss"))[:, n]
@@ -79,7 +79,7 @@ def test_a_member_of_a_bank_is_what_it_is_alone(bank: tuple[Path, train.Trained]
 
 @pytest.mark.slow
 def test_a_sweep_is_a_bank(tmp_path: Path) -> None:
-    """Shapes, starts, rates and optimizers in one bank: each member is what it is alone, dropout and noise too."""
+    """Different shapes, inits, rates and optimizers: each member equals itself alone, with dropout and noise."""
     run = dataclasses.replace(RUN, seeds=(0, 1), epochs=2)
     shapes = [{"length": 0, "rank": 3}, {"length": 5, "rank": 1, "lora_dropout": 0.2, "init": "zeros"}]
     settings = [_setting(PromptConfig(separators=2, dropout=0.2, alpha=1.0, **shape)) for shape in shapes]
@@ -108,11 +108,11 @@ def test_members_differ(bank: tuple[Path, train.Trained]) -> None:
         assert not np.allclose(leaf[0], leaf[1])
 
 
-def test_the_lm_does_not_move(bank: tuple[Path, train.Trained]) -> None:
+def test_the_lm_does_not_change(bank: tuple[Path, train.Trained]) -> None:
     jax.tree.map(np.testing.assert_array_equal, bank[1].params["lm"], toy.tiny_lm())
 
 
-def test_a_checkpoint_holds_what_is_trained_and_no_frozen_leaf(bank: tuple[Path, train.Trained]) -> None:
+def test_a_checkpoint_has_trained_and_no_frozen_leaves(bank: tuple[Path, train.Trained]) -> None:
     (latest, *_) = sorted((bank[0] / "checkpoints").iterdir(), key=lambda path: -int(path.name))
     tree = json.loads((latest / "state" / "_METADATA").read_text())["tree_metadata"]
     arrays = [entry for entry in tree.values() if entry["value_metadata"]["value_type"] == "jax.Array"]
@@ -128,10 +128,10 @@ def test_a_checkpoint_holds_what_is_trained_and_no_frozen_leaf(bank: tuple[Path,
     assert size < 4 * trained + 100_000  # trained, best and two moments
 
 
-def test_a_run_goes_on_from_its_checkpoint(
+def test_a_run_resumes_from_its_checkpoint(
     bank: tuple[Path, train.Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed in the first epoch and in the last but one: the numbers are the same, bit for bit."""
+    """Killed in the first epoch and in the last but one: results are bit-identical."""
 
     class Killed(Exception):  # noqa: N818 - no error
         pass
@@ -155,8 +155,8 @@ def test_a_run_goes_on_from_its_checkpoint(
     assert again.best_epoch == bank[1].best_epoch
 
 
-def test_low_rank_adapters_are_learnt_kept_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Alone, without any prompt; killed and continued it ends at the same numbers, bit for bit."""
+def test_low_rank_adapters_are_learnt_kept_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a prompt; killed and resumed, results are bit-identical."""
 
     class Killed(Exception):  # noqa: N818 - no error
         pass
@@ -202,7 +202,7 @@ def _words(count: int, longest: int) -> train.TaskRun:
 def _both(task_runs: list[train.TaskRun], run: train.TrainConfig, workdir: Path) -> train.Trained:
     banks = []
     for one in task_runs:
-        # Members of one seed start apart where their task_runs differ: a mistaken row shows, a frozen one too.
+        # Members of one seed start differently if their task runs differ, so that mixed up rows are noticed.
         scale = 1 + len(one.train_ids) / 1000
         bank = train.first_params(toy.tiny_lm(), one.setting, run.seeds)["prompt"]
         banks.append({name: leaf * scale for name, leaf in bank.items()})
@@ -213,8 +213,8 @@ def _both(task_runs: list[train.TaskRun], run: train.TrainConfig, workdir: Path)
 TOY = train.TaskRun(SETTING, TRAIN, np.arange(80), VALID, np.arange(24), train.exact_match)
 
 
-def test_tasks_of_different_slots_and_classes_learn_side_by_side(tmp_path: Path) -> None:
-    """A small one that goes round again learns too; nothing reaches the rows that fill up the smaller verbalizer."""
+def test_tasks_of_different_slots_and_classes_learn_in_one_bank(tmp_path: Path) -> None:
+    """A small task with repeated passes learns too; padding rows of the smaller verbalizer do not change."""
     task_runs = [TOY, _words(20, 1)]
     run = dataclasses.replace(RUN, seeds=(3, 4), epochs=6, select="last", sampling=0.0)
     both = _both(task_runs, run, tmp_path)
@@ -227,7 +227,7 @@ def test_tasks_of_different_slots_and_classes_learn_side_by_side(tmp_path: Path)
 
 @pytest.mark.slow
 def test_tasks_of_different_size_learn_what_they_learn_alone(tmp_path: Path) -> None:
-    """Other lengths, buckets, slots, classes and number of batches beside it change nothing for a member (1e-5).
+    """A member does not depend on lengths, buckets, slots, classes and number of batches of other tasks (1e-5).
 
     Dropout of prompts and outputs, noise, warm-up and decay are on: all go by a member's own updates.
     """
@@ -249,7 +249,7 @@ def test_tasks_of_different_size_learn_what_they_learn_alone(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "sampling", [pytest.param(0.0, marks=pytest.mark.slow), 0.5, pytest.param(1.0, marks=pytest.mark.slow)]
 )
-def test_sampling_says_how_many_updates_a_task_gets(
+def test_sampling_sets_the_number_of_updates_of_a_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampling: float
 ) -> None:
     task_runs = [TOY, _words(20, 3)]  # 10 and 3 batches
@@ -270,22 +270,22 @@ def test_sampling_says_how_many_updates_a_task_gets(
     assert np.sum(made, axis=0).tolist() == [20, 2 * own]
 
 
-# ---- members that rest, and members that stopped
+# ---- members that stopped
 
 
-def _patient(number: int, told: list[float]) -> train.TaskRun:
-    """A task_run whose valid scores are told, so that its members stop when they are said to."""
-    scores = iter(told)
+def _patient(number: int, valid_scores: list[float]) -> train.TaskRun:
+    """A task run with given valid scores, which determine when its members stop."""
+    scores = iter(valid_scores)
     return dataclasses.replace(_words(18 + number, 8), metric=lambda *_: next(scores))
 
 
 @pytest.mark.parametrize("trainable", ["prompt/.*", pytest.param(PARTS, marks=pytest.mark.slow)])
-def test_stopped_members_are_not_computed_and_others_learn_as_if_alone(
+def test_stopped_members_are_not_computed_and_others_learn_the_same_as_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainable: str
 ) -> None:
-    told = [[0.5, 0.4], [0.1, 0.2, 0.3, 0.4, 0.5], [0.3, 0.2], [0.6, 0.7, 0.6]]
+    valid_scores = [[0.5, 0.4], [0.1, 0.2, 0.3, 0.4, 0.5], [0.3, 0.2], [0.6, 0.7, 0.6]]
     run = dataclasses.replace(RUN, seeds=(7,), epochs=5, patience=1, max_rows=8, trainable=trainable)
-    task_runs = [_patient(number, scores) for number, scores in enumerate(told)]
+    task_runs = [_patient(number, scores) for number, scores in enumerate(valid_scores)]
     widths, batches = [], loader.batches
     monkeypatch.setattr(loader, "batches", lambda *a: (widths.append([len(s.ids) for s in a[1]]), batches(*a))[1])
     found = _both(task_runs, run, tmp_path / "bank")
@@ -293,24 +293,26 @@ def test_stopped_members_are_not_computed_and_others_learn_as_if_alone(
     assert {width for each in widths for width in each} == {1}
     trained = [len(each) for each in widths if len(each) > 1]  # an epoch's steps; evaluations have one each
     assert trained == [12, 12, 6, 3, 3]
-    assert len(widths) - len(trained) == sum(map(len, told))  # nor are they evaluated
+    assert len(widths) - len(trained) == sum(map(len, valid_scores))  # nor are they evaluated
     nothing = [[n for n, loss in enumerate(line["train_loss"]) if loss is None] for line in found.history]
     assert nothing == [[], [], [0, 2], [0, 2, 3], [0, 2, 3]]
     assert nothing == [[n for n, score in enumerate(line["metric"]) if score is None] for line in found.history]
     monkeypatch.undo()
-    alone = _both([_patient(1, told[1])], run, tmp_path / "alone")  # the one that goes on when all others have stopped
+    alone = _both(
+        [_patient(1, valid_scores[1])], run, tmp_path / "alone"
+    )  # the one that continues when all others have stopped
     for path, leaf in masks.flatten(alone.params["prompt"]).items():
         np.testing.assert_allclose(masks.flatten(found.params["prompt"])[path][1], leaf[0], atol=1e-5, err_msg=path)
 
 
 @pytest.mark.slow
-def test_a_run_whose_members_stop_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed in an epoch in which some rest and some have stopped; bit for bit the numbers of one that was not."""
+def test_a_run_whose_members_stop_resumes_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in an epoch in which some members have stopped: results are bit-identical."""
     task_runs = [TOY, _words(20, 12)]
     run = dataclasses.replace(RUN, seeds=(0, 1, 2), epochs=7, patience=1, checkpoint_every=2)
     expected = _both(task_runs, run, tmp_path / "whole")
     stopped = [sum(score is None for score in line["metric"]) for line in expected.history]
-    assert 0 < stopped[-1] < 6, "the scores of this toy let some members stop and others go on"
+    assert 0 < stopped[-1] < 6, "in this toy some members stop and others continue"
     left = [sum(number < 6 for number in stopped) * 10 - 7]
 
     class Killed(Exception):  # noqa: N818 - no error
@@ -343,10 +345,10 @@ def _swept(*rates: float) -> list[train.TaskRun]:
 DIVERGING = dataclasses.replace(RUN, seeds=(0, 1), epochs=3, max_rows=8, checkpoint_every=2)
 
 
-def test_a_member_that_diverges_stops_and_the_others_go_on(
+def test_a_member_that_diverges_stops_and_the_others_continue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A learning rate beyond all reason in a sweep; and a run that was killed after that ends at the same numbers."""
+    """A sweep with a far too large learning rate; also killed after divergence, and resumed bit-identically."""
     task_runs = _swept(3e-2, 1e30)
     found = _both(task_runs, DIVERGING, tmp_path / "bank")
     assert len(found.history) == 3
@@ -383,7 +385,7 @@ def test_a_member_that_diverges_stops_and_the_others_go_on(
     assert again.history == found.history
 
 
-def test_a_bank_of_which_nobody_is_left_has_diverged(tmp_path: Path) -> None:
+def test_a_bank_without_members_left_has_diverged(tmp_path: Path) -> None:
     with pytest.raises(loop.DivergedError, match=r"training diverged at epoch 1, step .*learning rate"):
         _both(_swept(1e30), DIVERGING, tmp_path)
 
@@ -400,16 +402,16 @@ def test_of_epochs_with_equal_metrics_the_most_likely_labels_decide(tmp_path: Pa
     assert kept.best_epoch == [int(np.argmax(likelihoods))] != [0]
 
 
-def test_a_metric_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
-    told = iter([np.nan, 0.2, np.nan, np.nan, np.nan, np.nan])
+def test_a_nan_metric_is_never_the_best(tmp_path: Path) -> None:
+    values = iter([np.nan, 0.2, np.nan, np.nan, np.nan, np.nan])
     run = dataclasses.replace(RUN, seeds=(0, 1), epochs=3)
-    kept = _train(tmp_path, run, metric=lambda *_: next(told))
+    kept = _train(tmp_path, run, metric=lambda *_: next(values))
     assert kept.best_epoch == [-1, 0]
     assert kept.best_score == [-np.inf, pytest.approx(0.2)]
     assert [line["metric"] for line in kept.history] == [[None, 0.2], [None, None], [None, None]]
 
 
-# ---- what moves
+# ---- what is trained
 
 
 @pytest.mark.parametrize(
@@ -423,8 +425,8 @@ def test_a_metric_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_who_takes_no_part_never_moves(members: tuple[int, ...] | None, trainable: str) -> None:
-    """3 is nobody: it fills the shape. Who takes part ends where it does in the whole bank."""
+def test_inactive_members_never_change(members: tuple[int, ...] | None, trainable: str) -> None:
+    """Index 3 is padding. Active members get the same result as in an update of the full bank."""
     params = train.first_params(toy.tiny_lm(), SETTING, RUN.seeds)
     trained, frozen = masks.split(masks.flatten(params), trainable)
     bank = optim.make_bank(dataclasses.replace(OPTIM, warmup=0.0), [9, 8, 7], [1e-2, 2e-2, 3e-2])
@@ -454,7 +456,7 @@ def test_who_takes_no_part_never_moves(members: tuple[int, ...] | None, trainabl
 
 
 @pytest.mark.parametrize("trainable", [".*", "prompt/(sep|verbalizer)|lm/layers/.*/bias"])
-def test_the_mask_says_what_moves(tmp_path: Path, trainable: str) -> None:
+def test_the_mask_selects_what_is_trained(tmp_path: Path, trainable: str) -> None:
     config = dataclasses.replace(toy.LM, layers=1)
     setting = dataclasses.replace(_setting(PromptConfig(length=2, separators=1)), config=config)
     run = dataclasses.replace(RUN, seeds=(0,), epochs=1, trainable=trainable, select="last")
@@ -487,10 +489,10 @@ def test_seeds_cannot_share_an_lm_that_is_trained(tmp_path: Path) -> None:
     ),
     patience=st.integers(0, 3),
 )
-def test_each_member_keeps_its_best_and_stops_by_its_own_patience(
+def test_each_member_keeps_its_best_and_stops_by_patience(
     scores: list[list[tuple[float, float]]], patience: int
 ) -> None:
-    """Against one member at a time, in plain Python. A member's parameter is the number of its epoch."""
+    """Against plain Python for each member. The parameter of a member is the number of its epoch."""
     mesh = sharding.make_mesh()
     state: dict[str, Any] = {
         "trained": {"prompt/sep": np.zeros((2, 1, 1), np.float32)},
@@ -544,8 +546,8 @@ def test_scores_do_not_depend_on_batches_or_on_the_bank() -> None:
 
 
 @pytest.mark.parametrize("kind", ["slots", "reference"])
-def test_the_valid_loss_is_that_of_the_whole_split(kind: str) -> None:
-    """Batches of 8, weighted by what their mean is over, against one batch of all 24."""
+def test_the_valid_loss_is_that_of_the_full_split(kind: str) -> None:
+    """Batches of 8, weighted by their counts, against one batch of all 24."""
     setting = _setting(loss=kind)
     params = train.first_params(toy.tiny_lm(), setting, (5,))
     batch = loader.make_batch(VALID, np.arange(24)[None], 16)
@@ -566,10 +568,10 @@ def test_exact_match_needs_every_slot() -> None:
 
 
 @pytest.mark.parametrize(("lower_is_better", "best"), [(True, 1), (False, 2)])
-def test_the_best_epoch_is_by_the_tasks_own_metric(tmp_path: Path, lower_is_better: bool, best: int) -> None:
-    told = iter([0.3, 0.1, 0.4])
+def test_the_best_epoch_is_by_the_tasks_metric(tmp_path: Path, lower_is_better: bool, best: int) -> None:
+    values = iter([0.3, 0.1, 0.4])
     run = dataclasses.replace(RUN, seeds=(0,), epochs=3)
-    kept = _train(tmp_path, run, metric=lambda *_: next(told), lower_is_better=lower_is_better)
+    kept = _train(tmp_path, run, metric=lambda *_: next(values), lower_is_better=lower_is_better)
     assert kept.best_epoch == [best]
     assert [line["metric"] for line in kept.history] == [[0.3], [0.1], [0.4]]
 
@@ -582,7 +584,7 @@ def test_a_batch_may_hold_any_number_of_rows(tmp_path: Path, rows: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"select": "best"}, "select"),
         ({"seeds": ()}, "seeds"),
@@ -591,6 +593,6 @@ def test_a_batch_may_hold_any_number_of_rows(tmp_path: Path, rows: int) -> None:
         ({"select": "last", "patience": 2}, "patience is 2, but select='last'"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(wrong: dict, told: str) -> None:
-    with pytest.raises(ValueError, match=f"train: {told}"):
+def test_invalid_settings_are_refused(wrong: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=f"train: {message}"):
         train.TrainConfig(**wrong)
