@@ -1,4 +1,4 @@
-"""The switches of a prompt tuning job, in this process, on toy units and a tiny LM."""
+"""Options of a prompt tuning job, in this process, on toy units and a tiny LM."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Run = Callable[..., tuple[Path, dict[str, Any]]]
 
 @pytest.fixture
 def run(place: Place, tmp_path: Path) -> Run:
-    """Run fsc (or another config) with these settings in a new work directory; the directory and its results."""
+    """Run fsc (or another config) with these settings in a new workdir; returns the workdir and its results."""
 
     def run(config: ConfigDict | None = None, **settings: Any) -> tuple[Path, dict[str, Any]]:
         config = config or fsc.get_config()
@@ -48,7 +48,7 @@ def run(place: Place, tmp_path: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def plain(place: Place, tmp_path_factory: pytest.TempPathFactory, quick_compile: None) -> tuple[Path, dict[str, Any]]:
-    """A plain run, to which others are compared."""
+    """A baseline run for comparison."""
     config = fsc.get_config()
     config.data, config.lm = str(place.folder / "runs" / "units" / "fsc"), str(place.folder / "lm")
     config.update_from_flattened_dict(SMALL)
@@ -65,7 +65,7 @@ def _pack(workdir: Path) -> packs.PromptPack:
     return packs.load_pack(workdir / "packs" / "seed_0")
 
 
-def test_a_pack_says_what_it_is(place: Place, plain: tuple[Path, dict[str, Any]]) -> None:
+def test_a_pack_describes_itself(place: Place, plain: tuple[Path, dict[str, Any]]) -> None:
     workdir, results = plain
     card = _pack(workdir).card
     lm = spjax.load_unit_lm(place.folder / "lm")
@@ -80,7 +80,7 @@ def test_a_pack_says_what_it_is(place: Place, plain: tuple[Path, dict[str, Any]]
     assert card["provenance"]["seed"] == 0
 
 
-def test_the_pack_answers_what_the_report_says(place: Place, plain: tuple[Path, dict[str, Any]]) -> None:
+def test_the_pack_predicts_what_is_in_the_report(place: Place, plain: tuple[Path, dict[str, Any]]) -> None:
     """Test units through the Python API: labels as in the predictions, accuracy as in the report."""
     workdir, results = plain
     units, _ = read_unit_records(place.folder / "runs/units/fsc", "test")
@@ -94,7 +94,7 @@ def test_the_pack_answers_what_the_report_says(place: Place, plain: tuple[Path, 
 
 
 def test_low_rank_adapters_without_a_prompt(run: Run, place: Place, tmp_path: Path) -> None:
-    """Ranks are swept; the pack says what it is, answers as the report says, and is a start with its own shape."""
+    """Ranks are swept; the pack has its settings, predicts what is in the report, and can be a start with its shape."""
     adapters = {"prompt__length": 0, "prompt__targets": ("value", "query"), "prompt__alpha": 2.0, "optim__lr": 1e-2}
     workdir, results = run(**adapters, sweep={"rank": (1, 3)}, train__epochs=1)
     table = json.loads((workdir / "sweep.json").read_text())
@@ -108,8 +108,8 @@ def test_low_rank_adapters_without_a_prompt(run: Run, place: Place, tmp_path: Pa
     assert pack.card["parameters"] == results["parameters"]["trained"]
     units, _ = read_unit_records(place.folder / "runs/units/fsc", "test")
     answers = spjax.classify_units(lm, pack, [units.units_of(i).tolist() for i in range(len(units))])
-    said = [[slot.labels.index(answer["labels"][slot.name]) for slot in pack.task.slots] for answer in answers]
-    right = (np.asarray(said) + pack.task.slot_offsets[:-1] == units.classes).all(axis=1)
+    predicted = [[slot.labels.index(answer["labels"][slot.name]) for slot in pack.task.slots] for answer in answers]
+    right = (np.asarray(predicted) + pack.task.slot_offsets[:-1] == units.classes).all(axis=1)
     assert right.mean() == pytest.approx(results["headline"]["mean"])
     config = fsc.get_config()
     config.update_from_flattened_dict(SMALL | {"start_from": str(workdir / "packs" / "seed_0"), "prompt.alpha": 9.0})
@@ -123,17 +123,17 @@ def test_low_rank_adapters_without_a_prompt(run: Run, place: Place, tmp_path: Pa
         prompting.prompt_settings(config)
 
 
-def test_nothing_to_tune_is_refused() -> None:
+def test_nothing_to_train_is_refused() -> None:
     config = fsc.get_config()
     config.prompt.rank = 0
     with pytest.raises(ValueError, match=r"prompt.length and prompt.rank are 0, so nothing would be trained"):
         prompting.prompt_settings(config)
 
 
-def test_a_sweep_takes_the_best_on_valid_and_reports_it_alone(
+def test_a_sweep_chooses_the_best_on_valid_and_reports_only_it(
     run: Run, plain: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One of its settings is the plain run's, whose numbers it has; a learning rate of nothing learns nothing."""
+    """One setting equals the baseline run and has its numbers; with a learning rate near 0 nothing is learnt."""
     workdir, results = run(sweep={"lr": (1e-6, 3e-2), "length": (2, 4)}, train__seeds=(0, 1))
     table = json.loads((workdir / "sweep.json").read_text())
     assert [(one["length"], one["lr"]) for one in table] == [(2, 1e-6), (2, 3e-2), (4, 1e-6), (4, 3e-2)]
@@ -150,10 +150,10 @@ def test_a_sweep_takes_the_best_on_valid_and_reports_it_alone(
     assert "| yes |" in (workdir / "sweep.md").read_text()
 
 
-def test_a_sweep_names_any_setting_in_which_members_may_differ(
+def test_a_sweep_can_have_any_setting_in_which_members_may_differ(
     run: Run, plain: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The member with the plain run's settings has its numbers, beside others' starts, rates and weight decay."""
+    """The member with the baseline run's settings has its numbers, next to other inits, rates and weight decays."""
     workdir, results = run(sweep={"init": ("normal", "class_means"), "weight_decay": (0.0, 30.0), "noise": (0.1,)})
     table = json.loads((workdir / "sweep.json").read_text())
     assert [(one["init"], one["weight_decay"], one["noise"]) for one in table] == [
@@ -166,13 +166,13 @@ def test_a_sweep_names_any_setting_in_which_members_may_differ(
     assert (
         "| prompt length | learning rate | init | noise | weight_decay | valid |" in (workdir / "sweep.md").read_text()
     )
-    told = f"init {taken['init']}, noise 0.1, weight_decay {taken['weight_decay']:g}"
-    assert f"of 4 settings prompt length 4, learning rate 0.03, {told} is best" in capsys.readouterr().out
-    assert told in (workdir / "summary.md").read_text()
+    listed = f"init {taken['init']}, noise 0.1, weight_decay {taken['weight_decay']:g}"
+    assert f"of 4 settings prompt length 4, learning rate 0.03, {listed} is best" in capsys.readouterr().out
+    assert listed in (workdir / "summary.md").read_text()
 
 
 def test_a_bank_of_two_tasks_with_members_that_stop(place: Place, tmp_path: Path) -> None:
-    """A row a task; the curve of a member ends where it stopped; the packs are of the epoch that was kept."""
+    """A row per task; the curve of a member ends where it stopped; packs are of the best epoch."""
     config = bank.get_config()
     config.update_from_flattened_dict(SMALL | {"train.epochs": 6, "train.patience": 1, "baselines": False})
     config.data, config.lm = str(place.folder / "runs" / "units"), str(place.folder / "lm")
@@ -197,7 +197,7 @@ def test_a_bank_of_two_tasks_with_members_that_stop(place: Place, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("sweep", "told"),
+    ("sweep", "message"),
     [
         ({"lr": (0.0, 1e-2)}, "sweep: lr .* different positive numbers"),
         ({"lr": (float("nan"),)}, "sweep: lr .* different positive numbers"),
@@ -210,8 +210,8 @@ def test_a_bank_of_two_tasks_with_members_that_stop(place: Place, tmp_path: Path
         ({"lora_dropout": (0.1, 0.2)}, "sweep.lora_dropout .* has no effect where prompt.rank is 0"),
     ],
 )
-def test_a_sweep_that_makes_no_sense_is_told(run: Run, sweep: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_invalid_sweeps_are_refused(run: Run, sweep: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         run(sweep=sweep)
 
 
@@ -228,7 +228,7 @@ def test_rule_verbalizers(run: Run, kind: str) -> None:
     assert results["parameters"]["trained"] == sum(leaf.size for leaf in pack.params.values())
 
 
-def test_few_shot_trains_on_so_many_of_each_intent(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_few_shot_limits_the_utterances_of_each_combination(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run(few_shot=2)
     assert "fsc: 12 train, 24 valid, 24 test utterances" in capsys.readouterr().out
 
@@ -240,14 +240,14 @@ def test_few_shot_with_several_passes_between_evaluations(run: Run) -> None:
     assert len(_curve(results)) == 3
 
 
-def test_a_random_lm_is_a_control_of_its_own(run: Run, place: Place, plain: tuple[Path, dict[str, Any]]) -> None:
+def test_a_random_lm_is_a_control(run: Run, place: Place, plain: tuple[Path, dict[str, Any]]) -> None:
     workdir, results = run(random_lm=True)
     assert results["provenance"]["lm_hash"] != plain[1]["provenance"]["lm_hash"]
     assert plain[1]["provenance"]["lm_hash"] == spjax.load_unit_lm(place.folder / "lm").hash
     assert not (workdir / "packs").exists()  # a prompt pack is bound to an LM, and this LM is nowhere saved
 
 
-def test_the_whole_lm_can_be_trained(run: Run) -> None:
+def test_the_lm_can_be_fine_tuned(run: Run) -> None:
     workdir, results = run(train__trainable=".*")
     assert results["parameters"]["frozen"] == 0
     assert results["parameters"]["trained"] > toy.LM.num_params
@@ -255,7 +255,7 @@ def test_the_whole_lm_can_be_trained(run: Run) -> None:
     assert _curve(results)[-1] < _curve(results)[0]
 
 
-def test_no_pack_is_kept_where_any_weight_of_the_lm_moved(run: Run) -> None:
+def test_no_pack_is_saved_if_any_weight_of_the_lm_is_trained(run: Run) -> None:
     workdir, _ = run(train__trainable="prompt/.*|lm/final_norm/scale", train__epochs=1)
     assert not (workdir / "packs").exists()
 
@@ -266,20 +266,22 @@ def test_a_run_starts_from_a_pack(run: Run, plain: tuple[Path, dict[str, Any]]) 
     assert _pack(workdir).card["verbalizer"] == _pack(plain[0]).card["verbalizer"]
 
 
-def test_a_pack_settles_the_shape_that_the_report_tells(run: Run, plain: tuple[Path, dict[str, Any]]) -> None:
+def test_a_pack_determines_the_shape_in_the_report(run: Run, plain: tuple[Path, dict[str, Any]]) -> None:
     _, results = run(start_from=str(plain[0] / "packs" / "seed_0"), prompt__length=9, verbalizer="frequency")
     assert results["config"]["prompt"]["length"] == 4
     assert results["config"]["verbalizer"] == "learnable"
 
 
-def test_a_pack_of_another_task_lends_its_prompt_and_no_labels(run: Run, plain: tuple[Path, dict[str, Any]]) -> None:
+def test_a_pack_of_another_task_gives_its_prompt_and_no_verbalizer(
+    run: Run, plain: tuple[Path, dict[str, Any]]
+) -> None:
     workdir, results = run(gsc.get_config(), start_from=str(plain[0] / "packs" / "seed_0"), train__epochs=2)
     assert _pack(workdir).params["verbalizer"].shape == (16, 104)
     assert [slot["name"] for slot in _pack(workdir).card["slots"]] == ["command"]
     assert results["metric"] == "accuracy"
 
 
-def test_what_another_config_left_is_not_taken_for_ours(run: Run) -> None:
+def test_results_of_another_config_are_refused(run: Run) -> None:
     import shutil
 
     workdir, _ = run(baselines=True, train__epochs=1)
@@ -291,7 +293,7 @@ def test_what_another_config_left_is_not_taken_for_ours(run: Run) -> None:
         run(few_shot=2, baselines=True, train__epochs=1)
 
 
-def test_the_baselines_are_of_the_utterances_that_we_are_scored_on(run: Run, place: Place) -> None:
+def test_baselines_are_scored_on_the_same_utterances(run: Run, place: Place) -> None:
     workdir, _ = run(baselines=True, max_length=10, overlength="drop", train__epochs=1, train__seeds=(0, 1))
     baselines = json.loads((workdir / "baselines.json").read_text())
     units, _ = read_unit_records(place.folder / "runs/units/fsc", "train")
@@ -305,7 +307,7 @@ def test_the_baselines_are_of_the_utterances_that_we_are_scored_on(run: Run, pla
     assert 0 <= results["ensemble"]["headline"] <= 1
 
 
-def test_a_pack_of_another_lm_is_no_start(run: Run, tmp_path: Path, plain: tuple[Path, dict[str, Any]]) -> None:
+def test_a_pack_of_another_lm_is_refused_as_start(run: Run, tmp_path: Path, plain: tuple[Path, dict[str, Any]]) -> None:
     pack = _pack(plain[0])
     card = {**pack.card, "lm": {**pack.card["lm"], "hash": "0" * 64}}
     packs.save_pack(tmp_path / "other", pack.params, card)
@@ -320,7 +322,7 @@ def test_shallow_prompts(run: Run) -> None:
     assert _curve(results)[-1] < _curve(results)[0]
 
 
-def test_the_references_protocol_stops_by_its_patience(run: Run) -> None:
+def test_the_published_protocol_stops_early(run: Run) -> None:
     workdir, results = run(reference=True)
     pack, lines = _pack(workdir), [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
     assert {name: leaf.shape for name, leaf in pack.params.items()} == {
@@ -332,9 +334,9 @@ def test_the_references_protocol_stops_by_its_patience(run: Run) -> None:
     assert all(b < a for a, b in itertools.pairwise(losses[:-1]))
     assert results["members"][0]["best_epoch"] == len(losses) - 1
     assert pack.card["provenance"]["reference"] is True
-    told = results["config"]
-    assert (told["prompt"]["length"], told["train"]["epochs"], told["loss"]["kind"]) == (5, 300, "reference")
-    assert told == {k: v for k, v in json.loads((workdir / "config.json").read_text()).items() if k != "inputs"}
+    used = results["config"]
+    assert (used["prompt"]["length"], used["train"]["epochs"], used["loss"]["kind"]) == (5, 300, "reference")
+    assert used == {k: v for k, v in json.loads((workdir / "config.json").read_text()).items() if k != "inputs"}
 
 
 def test_one_slot(run: Run) -> None:
@@ -349,7 +351,7 @@ def test_all_combinations_can_be_decoded(run: Run) -> None:
     assert _pack(workdir).card["combinations"] is None
 
 
-def test_utterances_over_the_limit_are_counted_and_cut_only_if_told(
+def test_utterances_over_the_limit_are_counted_and_cut_only_if_requested(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ValueError, match=r"\d+ of 96 utterances have more than max_length=8 units"):
@@ -359,7 +361,7 @@ def test_utterances_over_the_limit_are_counted_and_cut_only_if_told(
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"combinations": "some"}, "combinations is 'some', must be seen or all"),
         ({"verbalizer": "rule"}, "verbalizer is 'rule', must be one of learnable"),
@@ -390,10 +392,8 @@ def test_utterances_over_the_limit_are_counted_and_cut_only_if_told(
         ({"few_shot": -2}, "few_shot is -2"),
     ],
 )
-def test_settings_that_make_no_sense_are_told_before_any_training(
-    run: Run, settings: dict[str, Any], told: str
-) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_invalid_settings_are_refused_before_training(run: Run, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         run(**settings)
 
 
@@ -410,7 +410,7 @@ def test_an_lm_of_other_units_is_refused(
         run()
 
 
-def test_the_pretraining_card_tells_where_an_lm_comes_from(place: Place, tmp_path: Path) -> None:
+def test_the_pretraining_card_has_the_provenance_of_an_lm(place: Place, tmp_path: Path) -> None:
     config = pretrain_ulm.get_config()
     config.data = str(place.folder / "runs" / "units")
     config.update_from_flattened_dict(

@@ -1,4 +1,4 @@
-"""Utterances longer than a batch of training holds: found in every split before anything is trained, and what to do."""
+"""Utterances longer than a training batch: found in every split before training, with a suggested fix."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SMALL = (
 
 
 def records(folder: Path, longest: dict[str, int], every: int = 18) -> Path:
-    """Unit records of fsc, in some splits of which one of so many utterances, the fourth, has so many units."""
+    """Unit records of fsc; in the given splits the fourth utterance has the given number of units."""
     splits = {}
     for seed, split in enumerate(("train", "valid", "test")):
         units, classes = toy.utterances("fsc", 18, seed)
@@ -47,18 +47,18 @@ def records(folder: Path, longest: dict[str, int], every: int = 18) -> Path:
 
 
 def config_of(*argv: str) -> ConfigDict:
-    """The config as the command line gives it."""
+    """The config of these flags."""
     values = flags.FlagValues()
     held = config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
     line = ["spjax.main", f"--config={ROOT / 'configs' / 'fsc.py'}", *argv]
-    with mock.patch.object(sys, "argv", line):  # where the flags of a config are looked up
+    with mock.patch.object(sys, "argv", line):  # where config flags are read from
         values(line)
     return held.value
 
 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
-def test_it_is_found_before_even_an_lm_is_made(tmp_path: Path, split: str):
-    """Ten minutes to an hour of speech among short commands, in any split."""
+def test_long_utterances_are_found_before_an_lm_is_pretrained(tmp_path: Path, split: str):
+    """A very long utterance among short commands, in any split."""
     data = records(tmp_path / "units" / "fsc", {split: 60_001})
     flags = (f"--config.data={data}", f"--config.lm={tmp_path}/ulm/lm", f"--config.pretraining.data={data.parent}")
     config = config_of(*SMALL, *flags, "--config.pretraining.tasks=('fsc',)")
@@ -78,7 +78,7 @@ def long_ones(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(place: Place, data: Path, workdir: Path, *argv: str) -> list[str]:
-    """The notes of the report."""
+    """Notes in the report."""
     batch = "--config.train.max_tokens=256"  # 8 rows of 32 units
     config = config_of(*SMALL, batch, f"--config.data={data}", f"--config.lm={place.folder / 'lm'}", *argv)
     jobs.run(config, str(workdir), None, "")
@@ -111,12 +111,12 @@ def test_every_flag_that_the_message_names_works(
         assert not run(place, long_ones, tmp_path / "all", *given, *more)
 
 
-def test_dropping_may_not_lose_a_label(place: Place, tmp_path: Path):
+def test_dropping_must_not_lose_a_label(place: Place, tmp_path: Path):
     data = records(tmp_path / "fsc", {"train": 40}, every=len(toy.COMBINATIONS["fsc"]))
     with pytest.raises(ValueError, match=r"train: 3 of 18 .*: dropped; no utterance is left for 1 labels"):
         run(place, data, tmp_path / "run", "--config.overlength=drop")
 
 
-def test_a_batch_that_holds_next_to_nothing(place: Place, long_ones: Path, tmp_path: Path):
+def test_a_batch_that_is_too_small(place: Place, long_ones: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"train.max_tokens=60 holds no batch of 8 utterances .*max_tokens=64 or more"):
         run(place, long_ones, tmp_path, "--config.train.max_tokens=60")

@@ -1,4 +1,4 @@
-"""Methods beside each other: ordinary runs, resumable, and one table of what they cost and scored."""
+"""Comparison of methods: resumable runs, and one table of cost and scores."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _config(place: Place, **settings: Any) -> ConfigDict:
 
 @pytest.fixture(scope="module")
 def compared(place: Place, tmp_path_factory: pytest.TempPathFactory, quick_compile: None) -> Path:
-    """Work directory of both methods on three tasks, of which two lack something."""
+    """Workdir of both methods on three tasks, two of which lack units or LM."""
     workdir = tmp_path_factory.mktemp("methods")
     jobs.run(_config(place), str(workdir), None, "a command")
     return workdir
@@ -82,7 +82,7 @@ def test_the_table_is_read_from_the_runs(compared: Path) -> None:
     whole = rows["fsc", "whole"]
     assert whole["whole_lm"]
     assert whole["stored_bytes"] == 4 * whole["trained"]
-    # A gradient and two moments of every weight of the LM are kept.
+    # Gradient and two moments of every weight of the LM.
     assert whole["step_bytes"] > rows["fsc", "adapters"]["step_bytes"] + 2 * 4 * (whole["trained"] - 10_000)
     for name in ("n-gram", "linear probe"):
         assert 0 < rows["fsc", name]["test"] <= 1
@@ -117,7 +117,9 @@ def test_finished_runs_are_kept_and_others_are_added(
     found = [json.loads((compared / f"fsc/adapters/seed_{n}/results.json").read_text()) for n in (0, 1)]
     row, scores = after["fsc", "adapters"], [one["headline"]["mean"] for one in found]
     assert (row["seeds"], row["test"]) == ([0, 1], pytest.approx(sum(scores) / 2))
-    assert row["half_width_95"] == pytest.approx(12.706 * abs(scores[0] - scores[1]) / 2, rel=1e-3)  # t of one degree
+    assert row["half_width_95"] == pytest.approx(
+        12.706 * abs(scores[0] - scores[1]) / 2, rel=1e-3
+    )  # t quantile of 1 degree of freedom
     assert [bool(one["baselines"]) for one in found] == [True, False]
     assert after["fsc", "whole"] == before["fsc", "whole"], "what was not chosen stays in the table"
     assert after["gsc", "all"]["absent"] == "not run"
@@ -125,7 +127,7 @@ def test_finished_runs_are_kept_and_others_are_added(
         jobs.run(_config(place, task="fsc", train__epochs=3), str(compared), None, "")
 
 
-def test_runs_of_different_lms_make_no_table(compared: Path, tmp_path: Path) -> None:
+def test_runs_of_different_lms_are_refused(compared: Path, tmp_path: Path) -> None:
     for seed, lm in enumerate(("a", "b")):
         place = tmp_path / "fsc/adapters" / f"seed_{seed}"
         place.mkdir(parents=True)
@@ -138,7 +140,7 @@ def test_runs_of_different_lms_make_no_table(compared: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"task": "fsc,fsc"}, "task is 'fsc,fsc', must be one or more of fsc, gsc, intents"),
         ({"method": "lora"}, "method is 'lora', must be one or more of adapters, whole"),
@@ -146,12 +148,14 @@ def test_runs_of_different_lms_make_no_table(compared: Path, tmp_path: Path) -> 
         ({"prompt__dropout": 2.0}, "adapters on fsc: prompt: dropout is 2.0"),
     ],
 )
-def test_what_is_wrong_is_reported_before_anything_runs(place: Place, settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_invalid_settings_are_refused_before_anything_runs(
+    place: Place, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
         jobs.check(_config(place, **settings))
 
 
-def test_a_work_directory_holds_one_job(place: Place, compared: Path) -> None:
+def test_a_workdir_has_one_job(place: Place, compared: Path) -> None:
     job = _config(place, task="fsc").tasks.fsc
     prompt = defaults.prompt_tuning("fsc")
     prompt.update(job)
@@ -159,8 +163,8 @@ def test_a_work_directory_holds_one_job(place: Place, compared: Path) -> None:
         jobs.run(prompt, str(compared), None, "")
 
 
-def test_every_method_of_ours_is_small() -> None:
-    """All but fine-tuning train under 0.15 M numbers of an LM of the sizes that our configs pretrain."""
+def test_every_method_has_few_parameters() -> None:
+    """All but fine-tuning train less than 0.15 M parameters with the LM sizes of our configs."""
     config = adapters.get_config()
     lm = UnitLMConfig(**config.pretraining.lm.to_dict())
     none = np.zeros((0, 2), np.int32)

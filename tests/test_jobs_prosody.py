@@ -1,4 +1,4 @@
-"""Multi-stream LMs in pretraining and prompt jobs, and comparisons, in this process, on toy records with prosody."""
+"""Pretraining, prompt and comparison jobs with multi-stream LMs, in this process, on toy records with prosody."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 @pytest.fixture(scope="session")
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of records with durations and f0."""
+    """Directory of records with durations and f0."""
     return toy_prosody.write_records(tmp_path_factory.mktemp("records"))
 
 
@@ -88,9 +88,9 @@ def test_every_stream_is_reported(pretrained: Path, spoken: Path, capsys: pytest
     } <= set(valid)
     shutil.rmtree(pretrained / "lm")
     jobs.run(_pretraining(spoken, pretrain__f0_bins=4), str(pretrained), None, "")
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for what in ("perplexity", "duration loss", "f0 loss"):
-        assert f"{what} tune " in told
+        assert f"{what} tune " in printed
 
 
 def test_a_run_is_continued_to_the_same_lm_and_no_other(pretrained: Path, spoken: Path, tmp_path: Path) -> None:
@@ -98,16 +98,16 @@ def test_a_run_is_continued_to_the_same_lm_and_no_other(pretrained: Path, spoken
     shutil.rmtree(copy / "lm")
     jobs.run(_pretraining(spoken, pretrain__f0_bins=4), str(copy), None, "")
     assert unit_lms.read_unit_lm(copy / "lm")[2]["hash"] == unit_lms.read_unit_lm(pretrained / "lm")[2]["hash"]
-    for settings, told in (
+    for settings, message in (
         ({"pretrain__f0_bins": 5}, r"pretrain\.f0_bins=4 \(now 5\)"),
         ({"pretrain__f0_bins": 4, "lm__prosody__f0_input": False}, r"lm\.prosody\.f0_input=True \(now False\)"),
         ({"pretrain__f0_bins": 4, "options": "backbone=gslm"}, r"lm\.prosody=True \(now False\)"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             jobs.run(_pretraining(spoken, **settings), str(copy), None, "")
 
 
-def test_edges_that_are_given_are_kept(spoken: Path, tmp_path: Path) -> None:
+def test_given_edges_are_kept(spoken: Path, tmp_path: Path) -> None:
     edges = (-0.25, 0.0, 0.25)
     jobs.run(_pretraining(spoken, lm__prosody__f0_edges=edges, pretrain__epochs=1), str(tmp_path), None, "")
     assert unit_lms.read_unit_lm(tmp_path / "lm")[0].prosody.f0_edges == edges
@@ -140,13 +140,13 @@ def test_a_unit_lm_is_the_same_with_and_without_prosody_in_the_records(spoken: P
 # ---- prompts
 
 
-def test_the_report_names_the_backbone(tuned: Path) -> None:
+def test_the_report_has_the_backbone(tuned: Path) -> None:
     results = _json(tuned / "tune" / "results.json")
     assert results["provenance"]["backbone"] == "pGSLM (multi-stream LM), discrete, input units and durations and f0"
     assert "- backbone: pGSLM" in (tuned / "tune" / "summary.md").read_text()
 
 
-def test_a_pack_answers_what_the_report_says(spoken: Path, pretrained: Path, tuned: Path) -> None:
+def test_a_pack_predicts_what_is_in_the_report(spoken: Path, pretrained: Path, tuned: Path) -> None:
     lm = spjax.load_unit_lm(pretrained / "lm")
     pack = packs.load_pack(tuned / "pace" / "packs" / "seed_1")
     units, card = read_unit_records(spoken / "pace", "test")
@@ -159,7 +159,7 @@ def test_a_pack_answers_what_the_report_says(spoken: Path, pretrained: Path, tun
     assert np.mean(right) == _json(tuned / "pace" / "results.json")["headline"]["values"][1]
 
 
-def test_a_random_multi_stream_lm_has_a_hash_of_its_own(spoken: Path, pretrained: Path) -> None:
+def test_a_random_multi_stream_lm_has_a_different_hash(spoken: Path, pretrained: Path) -> None:
     lm = prompting._read_lm(_prompting(spoken, pretrained / "lm", random_lm=True))
     config, _, info = unit_lms.read_unit_lm(pretrained / "lm")
     assert lm.config == config
@@ -172,14 +172,14 @@ def test_a_random_multi_stream_lm_has_a_hash_of_its_own(spoken: Path, pretrained
 
 def test_records_without_prosody_are_refused(place: Place, pretrained: Path, tmp_path: Path) -> None:
     records = place.folder / "runs" / "units"
-    told = r"units/fsc has no durations and no f0, .* with --f0 of data_pipelines.extract \(imported unit text"
+    message = r"units/fsc has no durations and no f0, .* with --f0 of data_pipelines.extract \(imported unit text"
     pretraining = _pretraining(records)
     pretraining.tasks = ("fsc",)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         jobs.run(pretraining, str(tmp_path / "ulm"), None, "")
     config = fsc.get_config("backbone=pgslm")
     config.data, config.lm = str(records / "fsc"), str(pretrained / "lm")
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         jobs.run(config, str(tmp_path / "prompts"), None, "")
     assert not list(tmp_path.rglob("checkpoints"))
 
@@ -202,19 +202,19 @@ def compared(spoken: Path, tmp_path_factory: pytest.TempPathFactory, quick_compi
     return workdir
 
 
-def test_a_comparison_finds_what_prosody_gains(compared: Path) -> None:
+def test_a_comparison_measures_the_gain_of_prosody(compared: Path) -> None:
     found = _json(compared / "comparison.json")
     assert found["baseline"] == "plain"
     for task in ("tune", "pace"):
-        told = found["tasks"][task]
-        assert told["variants"].keys() == {"plain", "told"}
-        gain = told["variants"]["told"]["gain"]
+        result = found["tasks"][task]
+        assert result["variants"].keys() == {"plain", "told"}
+        gain = result["variants"]["told"]["gain"]
         assert gain["mean"] > 0.15
         assert gain["over_utterances"]["excludes_zero"]
-        assert 0 < told["ngram"] < 1  # the baseline's, who alone made it
+        assert 0 < result["ngram"] < 1  # computed by the baseline variant only
         for name in ("plain", "told"):
             results = _json(compared / name / task / "results.json")
-            assert results["headline"]["mean"] == told["variants"][name]["mean"]
+            assert results["headline"]["mean"] == result["variants"][name]["mean"]
             assert results["command"] == "a command"
             assert results["provenance"]["backbone"].startswith("GSLM (unit LM)" if name == "plain" else "pGSLM")
     assert "[told](told/summary.md)" in (compared / "summary.md").read_text()
@@ -236,7 +236,7 @@ def test_a_finished_comparison_trains_nothing_again(
 
 
 @pytest.mark.slow
-def test_a_comparison_that_was_stopped_goes_on(
+def test_a_stopped_comparison_resumes(
     spoken: Path, compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = prompting.run_prompt_tuning
@@ -288,8 +288,8 @@ def test_a_comparison_and_a_prompt_job_do_not_share_a_work_directory(spoken: Pat
     assert before == ((compared / "config.json").read_text(), (compared / "summary.md").read_text())
 
 
-def test_packs_that_a_stop_kept_from_being_written_are_written(spoken: Path, compared: Path, tmp_path: Path) -> None:
-    """The last thing that a variant writes: its results are there, a pack is not."""
+def test_packs_missing_after_a_stop_are_written(spoken: Path, compared: Path, tmp_path: Path) -> None:
+    """Packs are written last: the results exist, a pack does not."""
     own = tmp_path / "compared"
     shutil.copytree(compared, own)
     (lost, *_) = sorted((own / "told").rglob("packs/seed_*"))
@@ -308,7 +308,7 @@ def _changed(**variants: Any) -> Callable[[ConfigDict], None]:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda config: config.update(baseline="other"), "baseline is 'other', the variants are plain, told"),
         (_changed(), "the variants are plain: give at least two"),
@@ -327,12 +327,12 @@ def _changed(**variants: Any) -> Callable[[ConfigDict], None]:
         (lambda config: config.update(data="told"), "'told' would be written to .*told, the directory of the records"),
     ],
 )
-def test_variants_that_make_no_sense_are_told(
-    spoken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[ConfigDict], None], told: str
+def test_invalid_variants_are_refused(
+    spoken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[ConfigDict], None], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = _comparison(spoken)
     change(config)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         jobs.run(config, ".", None, "")
     assert not list(tmp_path.iterdir())

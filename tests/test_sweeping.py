@@ -1,4 +1,4 @@
-"""Which setting of a sweep is taken, where members of some have diverged."""
+"""Choice of the best setting of a sweep, also when members diverged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RUN = train.TrainConfig(seeds=(0, 1))
 
 
 def _bank(scores: list[float | None], lower_is_better: bool = False) -> tuple[list[train.TaskRun], train.Trained]:
-    """Task runs of a learning rate each by two seeds; None: a member that diverged in its first epoch."""
+    """Task runs with different learning rates and two seeds; None: a member that diverged in its first epoch."""
     nothing: Any = None
     setting = train.Setting(nothing, nothing, PromptConfig(length=3), nothing, nothing, nothing)
     task_run = train.TaskRun(setting, nothing, nothing, nothing, nothing, nothing, lower_is_better)
@@ -30,7 +30,7 @@ def _bank(scores: list[float | None], lower_is_better: bool = False) -> tuple[li
     return task_runs, train.Trained({}, [{"metric": scores}], kept, [score or 0.0 for score in scores])
 
 
-def test_every_value_is_tried_with_every_other() -> None:
+def test_the_grid_has_all_combinations() -> None:
     task_runs, _ = _bank([0.0, 0.0])
     setting = dataclasses.replace(
         task_runs[0].setting, config=toy.LM, compute=Compute(), loss=LossConfig(), prompt=PromptConfig(length=3, rank=2)
@@ -48,11 +48,11 @@ def test_every_value_is_tried_with_every_other() -> None:
 
 
 @pytest.mark.parametrize("lower_is_better", [False, True])
-def test_a_setting_of_which_a_seed_diverged_is_not_taken(tmp_path: Path, lower_is_better: bool) -> None:
+def test_a_setting_with_a_diverged_seed_is_not_chosen(tmp_path: Path, lower_is_better: bool) -> None:
     task_runs, result = _bank([0.9, None, 0.2, 0.4, None, 0.1], lower_is_better)
     assert sweeping.choose(task_runs, result, RUN, range(3)) == 1
-    told = sweeping.write_table(tmp_path, task_runs, result, RUN, range(3), 1, OptimConfig())
-    assert told.endswith("learning rate 10 is best on valid (30.00 %)")
+    line = sweeping.write_table(tmp_path, task_runs, result, RUN, range(3), 1, OptimConfig())
+    assert line.endswith("learning rate 10 is best on valid (30.00 %)")
     rows = (tmp_path / "sweep.md").read_text().splitlines()
     assert "| 3 | 1 | diverged | 90.00 – |  |" in rows
     found = json.loads((tmp_path / "sweep.json").read_text())
@@ -60,9 +60,9 @@ def test_a_setting_of_which_a_seed_diverged_is_not_taken(tmp_path: Path, lower_i
     assert [row["taken"] for row in found] == [False, True, False]
 
 
-def test_where_every_setting_diverged_none_is_said_to_be_best(tmp_path: Path) -> None:
+def test_if_every_setting_diverged_the_table_has_no_best(tmp_path: Path) -> None:
     task_runs, result = _bank([0.9, None, None, None])
     assert sweeping.choose(task_runs, result, RUN, range(2)) == 0
-    told = sweeping.write_table(tmp_path, task_runs, result, RUN, range(2), 0, OptimConfig())
-    assert told == "of 2 settings all have a seed that diverged"
+    line = sweeping.write_table(tmp_path, task_runs, result, RUN, range(2), 0, OptimConfig())
+    assert line == "of 2 settings all have a seed that diverged"
     assert "yes" not in (tmp_path / "sweep.md").read_text()

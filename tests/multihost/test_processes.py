@@ -58,7 +58,7 @@ def _start(
 
 
 def _run(place: Place, config: str, *flags: str, processes: int, devices: int = 1) -> list[str]:
-    """What each printed, of a job that must come to its end."""
+    """Output of each process of a job that must succeed."""
     ends = [finish(process) for process in _start(place, config, *flags, processes=processes, devices=devices)]
     assert [code for code, _ in ends] == [0] * processes, "\n\n".join(printed[-1500:] for _, printed in ends)
     return [printed for _, printed in ends]
@@ -92,7 +92,7 @@ def _log(workdir: Path) -> dict[tuple[int, str], Any]:
 
 
 def _assert_close(workdir: Path, expected: Path) -> None:
-    """Losses and prompts to 1e-5, metrics equal, over the steps that both logged apart."""
+    """Losses and prompts to 1e-5, metrics equal, over the steps that both logged separately."""
     found, wanted = _log(workdir), _log(expected)
     common = found.keys() & wanted.keys()
     assert {key for key in wanted if not key[2].startswith("train/")} <= common
@@ -105,7 +105,7 @@ def _assert_close(workdir: Path, expected: Path) -> None:
     for path in sorted(expected.rglob("*.safetensors")):
         here, there = load_file(workdir / path.relative_to(expected)), load_file(path)
         assert here.keys() == there.keys()
-        # No output depends on a bias of all keys: its gradient is rounding, which Adam makes steps of.
+        # Outputs do not depend on the key bias: its gradient is rounding noise, which Adam normalises.
         for name, leaf in ((name, leaf) for name, leaf in there.items() if name != "layers/key/bias"):
             np.testing.assert_allclose(here[name], leaf, rtol=1e-5, atol=1e-5, err_msg=f"{path.parent.name} {name}")
     for path in sorted(expected.rglob("results.json")):
@@ -138,7 +138,7 @@ def alone(place: Place) -> Callable[..., Path]:
 
 
 def _killed(processes: Sequence[subprocess.Popen[str]], who: int) -> None:
-    """Kill one; the others must end soon, with a sentence: ours, or JAX's where it aborts before we can speak."""
+    """Kill one; the others must end soon, with our message, or JAX's if it aborts first."""
     processes[who].kill()
     since = time.monotonic()
     ends = [finish(process, timeout=BOUND) for process in processes]
@@ -146,14 +146,14 @@ def _killed(processes: Sequence[subprocess.Popen[str]], who: int) -> None:
     assert ends[who][0] == -signal.SIGKILL
     for number, (code, printed) in enumerate(ends):
         if number != who:
-            told = f"error: process {number} of {len(processes)} stops, since another process ended"
+            message = f"error: process {number} of {len(processes)} stops, since another process ended"
             assert code in (1, -signal.SIGABRT), printed[-1500:]
-            assert told in printed or "likely indicates that another task died" in printed, printed[-1500:]
+            assert message in printed or "likely indicates that another task died" in printed, printed[-1500:]
 
 
 @pytest.mark.slow
-def test_a_bank_whose_process_was_killed_goes_on_alone(place: Place, alone: Callable[..., Path]) -> None:
-    """Two processes, one of them killed; one goes on. Curves, prompts, scores, baselines: as of one undisturbed."""
+def test_a_bank_whose_process_was_killed_resumes_in_one_process(place: Place, alone: Callable[..., Path]) -> None:
+    """Two processes, one of them killed, resumed in one. Curves, prompts, scores and baselines: as undisturbed."""
     _killed_and_continued(place, alone, BANK, who=1, first=2, then=1)
 
 
@@ -170,23 +170,23 @@ def _killed_and_continued(
     _assert_close(place.folder / name, alone("fsc", *job))
 
 
-def test_processes_that_were_told_different_things_are_refused(place: Place) -> None:
+def test_processes_with_different_settings_are_refused(place: Place) -> None:
     own = [(f"--config.optim.lr={lr}", f"--workdir=runs/refused_{lr}") for lr in (0.02, 0.01)]
     processes = _start(place, "fsc", *SHORT, processes=2, own=own)
     (one, odd) = (finish(process, timeout=BOUND) for process in processes)
     assert [one[0], odd[0]] == [1, 1]
-    told = 'optim.lr=0.01 (process 0: 0.02), workdir="runs/refused_0.01" (process 0: "runs/refused_0.02")'
-    assert f"error: process 1 has {told}: give all processes the same" in odd[1]
+    message = 'optim.lr=0.01 (process 0: 0.02), workdir="runs/refused_0.01" (process 0: "runs/refused_0.02")'
+    assert f"error: process 1 has {message}: give all processes the same" in odd[1]
     assert "error: process 1 has other settings than process 0: see its message" in one[1]
     assert not list((place.folder / "runs").glob("refused*"))
 
 
-# ---- minutes
+# ---- slow
 
 
 @pytest.fixture(scope="module")
 def another(tmp_path_factory: pytest.TempPathFactory, place: Place) -> Place:
-    """A place whose records of fsc are others, under the same paths."""
+    """A place with other records of fsc under the same paths."""
     from data_pipelines.import_units import import_units
 
     folder = tmp_path_factory.mktemp("another")
@@ -197,7 +197,7 @@ def another(tmp_path_factory: pytest.TempPathFactory, place: Place) -> Place:
 
 
 def _apart(places: Sequence[Place], *flags: str, devices: Sequence[int] = (1, 1)) -> list[tuple[int, str]]:
-    """Ends of processes that each run in a place of their own."""
+    """Results of processes that each run in a different place."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         where = (f"--coordinator=localhost:{free.getsockname()[1]}", f"--processes={len(places)}")
@@ -232,7 +232,7 @@ def test_processes_with_different_numbers_of_devices_are_refused(place: Place) -
 
 
 @pytest.mark.slow
-def test_rows_that_do_not_divide_are_refused_before_anything_is_made(place: Place) -> None:
+def test_rows_that_are_not_divisible_are_refused_before_anything_is_written(place: Place) -> None:
     ends = _apart((place, place), "--workdir=runs/odd_rows", "--config.train.max_rows=9", devices=(2, 2))
     assert [code for code, _ in ends] == [1, 1]
     for _, printed in ends:
@@ -257,7 +257,7 @@ def test_processes_that_do_not_share_a_work_directory_are_refused(place: Place, 
 @pytest.mark.parametrize(
     "job", [("fsc", *SHORT), ("fsc", *BANK), ("pretrain_ulm", *PRETRAIN)], ids=["one", "bank", "lm"]
 )
-def test_several_processes_come_to_the_same_numbers(
+def test_several_processes_get_the_same_numbers(
     place: Place, alone: Callable[..., Path], job: tuple[str, ...], processes: int, devices: int
 ) -> None:
     workdir = f"runs/same_{len(job)}_{processes}_{devices}"
@@ -279,7 +279,7 @@ print(ids.tolist(), sharding.fetch(sharding.shard_rows(mesh, ids)).tolist())
 """
 
 
-def test_rows_arrive_in_the_order_of_the_plan_where_hosts_devices_do_not_follow_one_another() -> None:
+def test_rows_are_in_the_order_of_the_plan_if_devices_of_a_host_are_not_contiguous() -> None:
     """As on slices of more than one host: on v5e:16x16, a host's four chips are numbers 0, 1, 16 and 17 of a mesh."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -298,7 +298,7 @@ def test_rows_arrive_in_the_order_of_the_plan_where_hosts_devices_do_not_follow_
         assert f"{own} {list(range(8))}" in printed
 
 
-LAID = {  # a layer in parts, an LM in pieces, beyond a process
+LAID = {  # layers and weights sharded beyond a process
     "model": (2, 1, ("--config.model_parallel=2",)),
     "model_of_four": (4, 1, ("--config.model_parallel=2",)),
     "pieces": (2, 2, ("--config.weight_shards=4",)),
@@ -309,7 +309,7 @@ LAID = {  # a layer in parts, an LM in pieces, beyond a process
 @pytest.mark.slow
 @pytest.mark.parametrize("laid", LAID)
 @pytest.mark.parametrize("job", [("fsc", *BANK), ("pretrain_ulm", *PRETRAIN)], ids=["bank", "lm"])
-def test_layers_and_weights_divided_among_processes_come_to_the_same_numbers(
+def test_layers_and_weights_sharded_over_processes_give_the_same_numbers(
     place: Place, alone: Callable[..., Path], job: tuple[str, ...], laid: str
 ) -> None:
     processes, devices, flags = LAID[laid]
@@ -319,7 +319,7 @@ def test_layers_and_weights_divided_among_processes_come_to_the_same_numbers(
 
 
 @pytest.mark.slow
-def test_an_lm_in_pieces_goes_on_whole(place: Place, alone: Callable[..., Path]) -> None:
+def test_a_sharded_lm_resumes_unsharded(place: Place, alone: Callable[..., Path]) -> None:
     job = ("pretrain_ulm", *PRETRAIN, "--workdir=runs/pieces_then_whole")
     processes = _start(place, *job, "--config.weight_shards=2", processes=2)
     _when(processes, _checkpoint(place.folder / "runs/pieces_then_whole"))
@@ -332,10 +332,10 @@ def test_an_lm_in_pieces_goes_on_whole(place: Place, alone: Callable[..., Path])
 @pytest.mark.slow
 @pytest.mark.parametrize("who", [[0], [3], [0, 1, 2, 3]], ids=str)
 @pytest.mark.parametrize("then", [1, 2])
-def test_what_four_processes_left_is_taken_up_by_fewer(
+def test_a_run_of_four_processes_resumes_with_fewer(
     place: Place, alone: Callable[..., Path], who: list[int], then: int
 ) -> None:
-    """SIGTERM to one or all: all leave at the same step."""
+    """SIGTERM to one or all: all stop at the same step."""
     name = f"runs/stopped_{len(who)}{who[0]}_{then}"
     processes = _start(place, "fsc", *SHORT, f"--workdir={name}", processes=4)
     _when(processes, _checkpoint(place.folder / name))
@@ -351,7 +351,7 @@ def test_what_four_processes_left_is_taken_up_by_fewer(
 @pytest.mark.slow
 @pytest.mark.parametrize("job", [("fsc", *BANK), ("pretrain_ulm", *PRETRAIN)], ids=["bank", "lm"])
 @pytest.mark.parametrize(("first", "then"), [(1, 4), (2, 1), (1, 2)])
-def test_a_job_goes_on_with_more_or_fewer(
+def test_a_job_resumes_with_more_or_fewer(
     place: Place, alone: Callable[..., Path], job: tuple[str, ...], first: int, then: int
 ) -> None:
     name = f"runs/moved_{len(job)}_{first}_{then}"
@@ -366,15 +366,15 @@ def test_a_job_goes_on_with_more_or_fewer(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("job", "who", "first", "then"), [(SHORT, 0, 2, 2), (SHORT, 1, 2, 2), (BANK, 2, 4, 2)])
-def test_the_same_command_goes_on_after_one_was_killed(
+def test_the_same_command_resumes_after_one_was_killed(
     place: Place, alone: Callable[..., Path], job: tuple[str, ...], who: int, first: int, then: int
 ) -> None:
     _killed_and_continued(place, alone, job, who=who, first=first, then=then)
 
 
 @pytest.mark.slow
-def test_all_end_where_one_stands_still(place: Place) -> None:
-    """A process that is stopped keeps its connections: only its missing signs of life tell."""
+def test_all_end_if_one_hangs(place: Place) -> None:
+    """A stopped process keeps its connections: only missing heartbeats reveal it."""
     processes = _start(place, "fsc", *SHORT, "--config.train.epochs=500", "--workdir=runs/still", processes=2)
     _when(processes, _checkpoint(place.folder / "runs/still"))
     processes[1].send_signal(signal.SIGSTOP)
@@ -399,7 +399,7 @@ def _free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def test_who_waits_in_vain_says_so() -> None:
+def test_a_process_that_waits_too_long_says_so() -> None:
     port = _free_port()
     done = _joined(f"'localhost:{port}', 3, 1, timeout=2.0", "    print('arrived')")
     assert done.returncode == 1
@@ -413,7 +413,7 @@ def test_auto_without_a_cluster_says_so() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_port_that_is_taken_is_told() -> None:
+def test_a_port_in_use_is_reported() -> None:
     with socket.create_server(("localhost", 0)) as taken:
         port = taken.getsockname()[1]
         done = _joined(f"'localhost:{port}', 2, 0", "    print('arrived')")
@@ -423,7 +423,7 @@ def test_a_port_that_is_taken_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "told"),
+    ("body", "status", "message"),
     [
         ("raise KeyboardInterrupt", 130, ""),
         (
@@ -433,15 +433,17 @@ def test_a_port_that_is_taken_is_told() -> None:
     ],
     ids=["second_interrupt", "own_connection"],
 )  # fmt: skip
-def test_an_end_of_ones_own_is_told_as_it_is(body: str, status: int, told: str) -> None:
+def test_exit_status_and_message_are_kept(body: str, status: int, message: str) -> None:
     body = "".join(f"    {line}\n" for line in body.split("\n"))
     done = _joined(f"'localhost:{_free_port()}', 1, 0", body)
-    assert (done.returncode, done.stderr) == (status, told)
+    assert (done.returncode, done.stderr) == (status, message)
 
 
 @pytest.mark.slow
-def test_a_cluster_says_who_is_who(place: Place, alone: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """--coordinator=auto, here with what Slurm tells its processes."""
+def test_a_cluster_provides_the_process_ids(
+    place: Place, alone: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--coordinator=auto, with the environment variables of Slurm."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         monkeypatch.setenv("JAX_COORDINATOR_PORT", str(free.getsockname()[1]))
