@@ -202,7 +202,7 @@ def test_a_truncated_shard_is_found(
     size = data.draw(st.one_of(st.integers(0, ends[-1] - 1), st.sampled_from(ends[:-1])))
     path.write_bytes(path.read_bytes()[:size])
     complete = max(i for i, end in enumerate(ends) if end <= size)
-    expected = f"holds {complete} records, " if size in ends else f"ends inside record {complete}"
+    expected = f"has {complete} records, " if size in ends else f"ends inside record {complete}"
     with pytest.raises(RecordError, match=f"{path.name}.* {expected}"):
         read_unit_records(folder, "train")
 
@@ -227,7 +227,7 @@ def test_a_record_appended_is_counted(copy: Path) -> None:
     path = _shard(copy)
     payloads = _payloads(path)
     _rewrite(copy, path, [*payloads, payloads[0]])
-    with pytest.raises(RecordError, match=rf"{path.name} holds {len(payloads) + 1} records"):
+    with pytest.raises(RecordError, match=rf"{path.name} has {len(payloads) + 1} records"):
         read_unit_records(copy, "train")
 
 
@@ -242,7 +242,7 @@ def test_a_record_appended_is_counted(copy: Path) -> None:
         ({"labels/room": [2]}, "has label 2 .*'room' of rooms, whose labels are 0..1"),
         ({"labels/room": []}, "has label -1 .*'room'"),
         ({"labels/action": [0, 1]}, "has label -1 .*'action'"),
-        ({"durations": [4]}, "has 1 durations where 0 fit"),
+        ({"durations": [4]}, "has 1 durations for .* expected 0"),
     ],
 )
 def test_a_record_that_does_not_fit_is_named(copy: Path, change: dict[str, list], says: str, check: bool) -> None:
@@ -253,7 +253,7 @@ def test_a_record_that_does_not_fit_is_named(copy: Path, change: dict[str, list]
 
 def test_there_must_be_a_duration_for_each_unit(tmp_path: Path) -> None:
     one, two, *_ = _utterances(2, streams=True)
-    with pytest.raises(RecordError, match=r"utterance 1 .* durations where"):
+    with pytest.raises(RecordError, match=r"utterance 1 .* durations for"):
         write_unit_records(tmp_path / "out", TASK, {"train": [one, two._replace(durations=[1] * 40)]})
     with pytest.raises(RecordError, match=r"utterance 1 .* 0 f0 where"):
         write_unit_records(tmp_path / "out", TASK, {"train": [one, two._replace(f0=None)]})

@@ -156,13 +156,13 @@ def test_a_single_seed_has_no_interval_over_seeds() -> None:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (scored(WORD, 0.1, seeds=(0, 1)), r"seeds \[0, 1, 2\], one of \[0, 1\]"),
-        (scored(WORD, 0.1, seeds=(0, 2, 1)), r"seeds \[0, 1, 2\], one of \[0, 2, 1\]"),
-        (scored(WORD, 0.1, n=59), "answered 60 utterances in one, 59"),
+        (scored(WORD, 0.1, seeds=(0, 1)), r"seeds \[0, 1, 2\] and \[0, 1\]"),
+        (scored(WORD, 0.1, seeds=(0, 2, 1)), r"seeds \[0, 1, 2\] and \[0, 2, 1\]"),
+        (scored(WORD, 0.1, n=59), "60 utterances in one report, 59"),
         (scored(WORD, 0.1, ids=[f"test/{59 - i:03d}.wav" for i in range(60)]), "utterance 0 of seed 0 is 'test/000"),
         (scored(Task("word", INTENT.slots), 0.1), "slots"),
-        (scored(Task("words", WORD.slots), 0.1), "task 'word', one of 'words'"),
-        (scored(Task("word", WORD.slots, "exact_match"), 0.1), "metric 'accuracy', one of 'exact_match'"),
+        (scored(Task("words", WORD.slots), 0.1), "task: 'word' and 'words'"),
+        (scored(Task("word", WORD.slots, "exact_match"), 0.1), "metric: 'accuracy' and 'exact_match'"),
     ],
 )
 def test_invalid_pairs_are_refused(other: compare.Scored, message: str) -> None:
@@ -253,5 +253,5 @@ def test_reports_that_are_not_a_pair_are_named(reports: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("content", ["{", "{}", '{"members": [{"seed": 0}]}'])
 def test_a_damaged_report_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "results.json").write_text(content)
-    with pytest.raises(ValueError, match=r"results\.json is no report"):
+    with pytest.raises(ValueError, match=r"results\.json is not a report"):
         compare.read_scored(tmp_path)

@@ -237,7 +237,7 @@ def test_a_slot_of_one_label_has_nothing_to_decide():
 @pytest.mark.parametrize(
     ("split", "classes", "message"),
     [
-        (utterance([]), None, "not 1 of 0 units"),
+        (utterance([]), None, "got 1 with 0"),
         (UnitSet.of([[1], [2]], [[0], [0]]), None, "one utterance with units, got 2"),
         (utterance([1, 20]), None, r"units 1\.\.20 must be in 0\.\.19"),
         (utterance([1]), [0], r"classes \[0\] must be one of each slot; the slots start at \[0, 3\]"),

@@ -121,9 +121,9 @@ def test_labels_absent_from_train_are_never_predicted():
 def test_empty_splits_are_named():
     train, valid, test = splits(ONE)
     nothing = dataclasses.replace(test, offsets=test.offsets[:1], classes=test.classes[:0], ids=[])
-    with pytest.raises(ValueError, match="no train utterances"):
+    with pytest.raises(ValueError, match="train split has no utterances"):
         ngram.ngram_baseline(ONE, nothing, valid, test, progress=False)
-    with pytest.raises(ValueError, match="no test utterances"):
+    with pytest.raises(ValueError, match="test split has no utterances"):
         ngram.ngram_baseline(ONE, train, valid, nothing, progress=False)
 
 

@@ -54,5 +54,5 @@ def test_choices_do_not_look_at_test():
 def test_an_empty_split_is_refused():
     states, classes = splits()
     empty = {"valid": states["valid"][:, :0]}, {"valid": classes["valid"][:0]}
-    with pytest.raises(ValueError, match="no valid utterances"):
+    with pytest.raises(ValueError, match="valid split has no utterances"):
         probe_baseline(TASK, states | empty[0], classes | empty[1])

@@ -125,7 +125,7 @@ def test_frequency_follows_the_original(golden: Path, data: str):
 
 def test_labels_with_equal_codes_are_refused():
     codes = np.asarray([[4], [4]], np.int32)
-    with pytest.raises(ValueError, match="2 labels of a slot share 1 spellings"):
+    with pytest.raises(ValueError, match="2 labels of a slot share 1 codes"):
         Verbalizer("random", codes, codes, 104, (0, 2))
     Verbalizer("random", codes, codes, 104, (0, 1, 2))  # allowed in two slots
     with pytest.raises(ValueError, match="do not match"):
