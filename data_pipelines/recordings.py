@@ -86,7 +86,7 @@ def source(config: ConfigDict, workdir: str, flags: Mapping[str, Any], overrides
         if clip and workdirs.there(pack):  # none is kept of a random LM, or of one that is trained
             print(f"to try it: {_predict_line(config, args, pack, os.path.join(data.raw, clip.path))}", flush=True)
 
-    return Source(make, lambda: sharding.first_does("the last line", finish))
+    return Source(make, lambda: sharding.on_process_zero("the last line", finish))
 
 
 def _check_config(config: ConfigDict, own: bool, workdir: str, flags: Mapping[str, Any]) -> None:
@@ -197,7 +197,7 @@ def _fetch_absent(config: ConfigDict, encoder: str, kmeans: str | None) -> None:
                 "--encoder=tiny takes the units and the LM that go with spjax."
             ) from error
 
-    sharding.first_does("the published models", get)
+    sharding.on_process_zero("the published models", get)
 
 
 def _extract_flags(

@@ -225,7 +225,7 @@ def host_slice(step: Step, host: int | Sequence[int], hosts: int) -> tuple[np.nd
 
     Args:
       step: the same on every host.
-      host: index of the host's shard, or ascending indices of several (`sharding.own_rows`).
+      host: index of the host's shard, or ascending indices of several (`sharding.local_shards`).
       hosts: number of shards.
 
     Returns:

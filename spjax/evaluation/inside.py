@@ -22,7 +22,7 @@ from spjax.evaluation import decode
 from spjax.evaluation.markdown import cell, table
 from spjax.models import low_rank, prompted_lm, prompts
 from spjax.models.config import Compute, UnitLMConfig
-from spjax.models.verbalizers import of_card
+from spjax.models.verbalizers import from_card
 from spjax.storage.packs import PromptPack
 from spjax.types import Batch, Params
 
@@ -41,7 +41,7 @@ def verbalizer_weights(pack: PromptPack) -> np.ndarray:
     For a learnable verbalizer, its matrix minus the mean over the labels of a slot, which does not change the softmax
     over the slot; so the rows of a slot sum to zero. For other verbalizers, 1 for the tokens of a class's code.
     """
-    verbalizer = of_card(pack.card["verbalizer"], pack.task)
+    verbalizer = from_card(pack.card["verbalizer"], pack.task)
     if not verbalizer.learnable:
         one_hot = np.zeros((len(verbalizer.codes), pack.card["lm"]["vocab_size"]), np.float32)
         np.put_along_axis(one_hot, verbalizer.codes, 1, axis=1)
@@ -177,7 +177,7 @@ def attribute(
     Raises:
       ValueError: not exactly one utterance with units, a unit outside the LM's vocabulary, or invalid classes.
     """
-    verbalizer = of_card(pack.card["verbalizer"], pack.task)
+    verbalizer = from_card(pack.card["verbalizer"], pack.task)
     units = utterance.units.astype(np.int64)
     if len(utterance) != 1 or not len(units):
         raise ValueError(f"expected one utterance with units, got {len(utterance)} with {len(units)}")
@@ -222,7 +222,7 @@ def attribute(
 def _scorer(config: UnitLMConfig, compute: Compute, card: str) -> tuple[decode.LabelTree, Callable[..., jax.Array]]:
     """Label tree of a card and its jitted scoring function, cached across calls."""
     fields = json.loads(card)
-    verbalizer = of_card(fields["verbalizer"], PromptPack({}, fields).task)
+    verbalizer = from_card(fields["verbalizer"], PromptPack({}, fields).task)
     tree = decode.label_tree(verbalizer, fields["combinations"])
     return tree, jax.jit(functools.partial(decode.score, trees=[tree], config=config, compute=compute))
 

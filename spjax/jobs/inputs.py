@@ -69,7 +69,7 @@ def import_absent(directory: str, task: str, import_units: ImportUnits | None) -
             )
         import_units(task, directory)
 
-    sharding.first_does(f"the records of {task}", import_records)
+    sharding.on_process_zero(f"the records of {task}", import_records)
 
 
 def check_places(config: ConfigDict) -> None:

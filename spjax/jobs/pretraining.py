@@ -104,7 +104,7 @@ def run_pretraining(config: ConfigDict, workdir: str, import_units: ImportUnits 
     )
     provenance = {"source": "spjax pretraining", "config": config.to_dict(), "data": sources, "units": made}
     provenance["valid"] = history[-1]
-    sharding.first_does("the unit LM", lambda: unit_lms.save_unit_lm(out, lm_config, params, provenance))
+    sharding.on_process_zero("the unit LM", lambda: unit_lms.save_unit_lm(out, lm_config, params, provenance))
     say(f"{'multi-stream' if lm_config.prosody else 'unit'} LM: {out}; valid {_losses(history[-1], config.tasks)}")
     return out
 

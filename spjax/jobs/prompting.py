@@ -285,7 +285,7 @@ def _start(config: ConfigDict, lm: LM, task: Task) -> tuple[Any, verbalizers.Ver
     pack = packs.load_pack(config.start_from)
     packs.check_pack(pack, lm.hash, lm.config)
     if pack.task.slots == task.slots:
-        return pack.params, verbalizers.of_card(pack.card["verbalizer"], task)
+        return pack.params, verbalizers.from_card(pack.card["verbalizer"], task)
     # the verbalizer of another task does not fit
     return {name: leaf for name, leaf in pack.params.items() if name != "verbalizer"}, None
 

@@ -60,7 +60,7 @@ def claim(workdir: str, config: ConfigDict, inputs: dict[str, Any], flag: str = 
     # A random launch id distinguishes the file of process 0 from an old one on a disk that is not shared.
     number = multihost_utils.broadcast_one_to_all(np.frombuffer(os.urandom(8), np.uint8))
     launch = bytes(np.asarray(number, np.uint8)).hex()
-    sharding.first_does(path, lambda: write_json(path, {**content, "launch": launch}))
+    sharding.on_process_zero(path, lambda: write_json(path, {**content, "launch": launch}))
     for _ in range(SEEN_WITHIN):
         if there(path) and read_json(path).get("launch") == launch:
             return

@@ -211,7 +211,7 @@ def scaled(bank: Params, scales: float | Sequence[float] | jax.Array) -> Params:
     return {**bank, **{f"{target}_b": bank[f"{target}_b"] * by for target in targets_of(bank)}}
 
 
-def of_bank(bank: Params, prompt_id: jax.Array | None) -> Lora:
+def from_bank(bank: Params, prompt_id: jax.Array | None) -> Lora:
     """Make the `Lora` of a bank for a batch of B rows.
 
     Args:

@@ -108,7 +108,7 @@ def run(
         prompt = jnp.arange(columns) < prompts.rows_of(jnp.asarray(lengths), batch.prompt_id, rows)[:, None]
         prompt = jnp.broadcast_to(prompt, (rows, columns))
     mask, visible = _masks(real, shallow, tail, prompt)
-    lora = adapters = low_rank.of_bank(bank, batch.prompt_id)
+    lora = adapters = low_rank.from_bank(bank, batch.prompt_id)
     if drop is not None:
         # Ids of live columns do not depend on the padded source length.
         numbers = np.concatenate([np.arange(length), _LIVE + np.arange(shallow + tail)])

@@ -279,7 +279,7 @@ def projected(bank: Params, lm: Params, config: UnitLMConfig, compute: Compute) 
       The bank with `prefix`, KV [L, N, H, P, Dh], instead of `key` and `value`; for the forward pass only.
     """
 
-    adapters = low_rank.of_bank(bank, None)
+    adapters = low_rank.from_bank(bank, None)
 
     def project(name: str) -> jax.Array:
         leaf = bank[name] if name in bank else jnp.zeros((len(bank["sep"]), config.layers, 0, config.dim))

@@ -167,7 +167,7 @@ def make(
     raise ValueError(f"verbalizer is {kind!r}, must be one of {', '.join(KINDS)}")
 
 
-def of_card(card: Mapping[str, Any], task: Task) -> Verbalizer:
+def from_card(card: Mapping[str, Any], task: Task) -> Verbalizer:
     """Make the verbalizer of a prompt pack's card (fields kind, codes, feeds, outputs)."""
     codes, fed_back = (np.asarray(card[name], np.int32) for name in ("codes", "feeds"))
     return Verbalizer(card["kind"], codes, fed_back, card["outputs"], task.slot_offsets)

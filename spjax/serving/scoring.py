@@ -23,7 +23,7 @@ from spjax.evaluation import decode
 from spjax.evaluation.decode import LabelTree
 from spjax.models import low_rank, prompts
 from spjax.models.config import UnitLMConfig
-from spjax.models.verbalizers import of_card
+from spjax.models.verbalizers import from_card
 from spjax.serving.frozen import KINDS
 from spjax.storage.packs import PromptPack
 from spjax.tasks import Slot, Task
@@ -143,7 +143,7 @@ def _label_spec(card: Mapping[str, Any]) -> str:
 def _tree(spec: str) -> LabelTree:
     slots, verbalizer, combinations = json.loads(spec)
     task = Task("", tuple(Slot(slot["name"], tuple(slot["labels"])) for slot in slots))
-    return decode.label_tree(of_card(verbalizer, task), combinations)
+    return decode.label_tree(from_card(verbalizer, task), combinations)
 
 
 @functools.lru_cache(maxsize=64)

@@ -93,7 +93,7 @@ def _by_utterance(
     """Collect `run`'s [B, layers, D] over all batches as [layers, n, D]; NaN for utterances not in the plan."""
     run = jax.jit(run)
     found = np.full((layers, len(units), config.dim), np.nan, np.float32)
-    for batch in loader.prefetch(loader.batches(units, plan, *sharding.own_rows(mesh))):
+    for batch in loader.prefetch(loader.batches(units, plan, *sharding.local_shards(mesh))):
         rows = sharding.shard_rows(mesh, batch)
         states, index = sharding.fetch((run(lm, rows), rows.index))
         found[:, index[index >= 0]] = states.swapaxes(0, 1)[:, index >= 0]

@@ -352,7 +352,7 @@ def pretrain(
 
 def _local(mesh: Any, rows: PackedRows) -> PackedRows:
     """Make the global batch from this process's rows of it."""
-    own, runs = sharding.own_rows(mesh)
+    own, runs = sharding.local_shards(mesh)
     return sharding.shard_rows(
         mesh,
         jax.tree.map(lambda column: column.reshape(runs, -1, column.shape[1])[own].reshape(-1, column.shape[1]), rows),

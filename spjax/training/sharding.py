@@ -66,7 +66,7 @@ def batch_shards(mesh: Mesh) -> int:
     return int(mesh.shape["data"] * mesh.shape["shard"])
 
 
-def own_rows(mesh: Mesh) -> tuple[list[int], int]:
+def local_shards(mesh: Mesh) -> tuple[list[int], int]:
     """Batch shards that this process reads, and the total number of batch shards.
 
     The shards of a process are not contiguous where its devices are not contiguous in the mesh, as on a TPU slice whose
@@ -205,7 +205,7 @@ def fetch(tree: Any) -> Any:
     return jax.tree.map(gather, tree)
 
 
-def first_does(what: str, work: Callable[[], object]) -> None:
+def on_process_zero(what: str, work: Callable[[], object]) -> None:
     """Run `work` on process 0 while the other processes wait; if it fails, all raise.
 
     Args:

@@ -284,7 +284,7 @@ class Evaluator:
     def _batches(self, what: str, members: int) -> Iterator[tuple[Batch, Batch]]:
         """Yield batches with `prompt_id`, and the same batches after `sharding.member_major`."""
         steps = [step._replace(ids=np.repeat(step.ids, members, axis=0)) for step in self._plan]
-        ready = loader.prefetch(loader.batches(self._units, steps, *sharding.own_rows(self._mesh)))
+        ready = loader.prefetch(loader.batches(self._units, steps, *sharding.local_shards(self._mesh)))
         quiet = jax.process_index() > 0
         for batch in tqdm(ready, desc=what, total=len(steps), leave=False, disable=quiet, delay=2, unit="batch"):
             rows = sharding.shard_rows(self._mesh, batch)
@@ -454,7 +454,7 @@ def train(
     cost = speed.cost_of(step_fn, setting.compute.operand)
 
     def batches(steps: Sequence[planning.Step]) -> Iterator[tuple[tuple[Batch, jax.Array | None], int]]:
-        own, runs = sharding.own_rows(mesh)
+        own, runs = sharding.local_shards(mesh)
         ready = loader.prefetch(loader.batches(train_set, steps, own, runs))
         for step, batch in zip(steps, ready, strict=True):
             who = None if step.members is None else sharding.place(step.members, where["step"])

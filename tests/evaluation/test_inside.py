@@ -144,7 +144,7 @@ def odds(
     params: Params, made: PromptPack, units, classes, rows: np.ndarray, c: UnitLMConfig, segments=None
 ) -> np.ndarray:
     """Log odds of labels in numpy (float64), with unit embeddings `rows` [U, D]."""
-    verbalizer = verbalizers.of_card(made.card["verbalizer"], made.task)
+    verbalizer = verbalizers.from_card(made.card["verbalizer"], made.task)
     with_rows = {**params, "embed": np.concatenate([params["embed"], rows])}
     codes, feeds = verbalizer.codes[list(classes)].reshape(-1), verbalizer.fed_back[list(classes)].reshape(-1)
     places = [c.num_units + i for i in range(len(units))]
@@ -212,7 +212,7 @@ def test_a_unit_that_decides_alone_gets_the_full_attribution():
 def test_the_default_is_the_models_prediction_and_padding_changes_nothing():
     made = pack()
     units = np.random.default_rng(1).integers(0, 20, 16).tolist()
-    lm, verbalizer = tiny.double(tiny.lm(LM)), verbalizers.of_card(made.card["verbalizer"], TASK)
+    lm, verbalizer = tiny.double(tiny.lm(LM)), verbalizers.from_card(made.card["verbalizer"], TASK)
     scores = {
         (a, b): tiny.answer_score(lm, tiny.double(made.params), LM, verbalizer, units, (a, b))
         for a in range(3)

@@ -207,7 +207,7 @@ def test_dropout_of_a_member_is_the_same_alone_and_in_a_bank() -> None:
 
 def test_dropout_applies_to_the_input_only() -> None:
     """At the given rate, with rescaling: the mean of constant inputs is kept, and A B = 0 is not changed."""
-    lora = low_rank.of_bank(tiny.bank(C, PromptConfig(length=0, rank=1), VERBALIZER, 1), None)
+    lora = low_rank.from_bank(tiny.bank(C, PromptConfig(length=0, rank=1), VERBALIZER, 1), None)
     ones = {**lora.a, "attention": jnp.full_like(lora.a["attention"], 1 / C.dim)}
     keys = jax.random.split(jax.random.key(0), 50)
     dropped = low_rank.with_dropout(lora._replace(a=ones), keys, jnp.arange(40), 0.25)

@@ -65,7 +65,7 @@ def test_labels_never_collide(kind: str, counts: list[int], vocab_size: int, see
     np.testing.assert_array_equal(verbalizer.codes, again.codes)
     np.testing.assert_array_equal(verbalizer.fed_back, again.fed_back)
     card = {"codes": verbalizer.codes.tolist(), "feeds": verbalizer.fed_back.tolist(), "outputs": verbalizer.outputs}
-    read = verbalizers.of_card({"kind": kind, **card}, task)
+    read = verbalizers.from_card({"kind": kind, **card}, task)
     np.testing.assert_array_equal(read.codes, verbalizer.codes)
     np.testing.assert_array_equal(read.fed_back, verbalizer.fed_back)
 

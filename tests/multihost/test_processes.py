@@ -274,7 +274,7 @@ from spjax.data.plan import Step, host_slice
 from spjax.training import sharding
 a, b, c, d = jax.devices()
 mesh = sharding.make_mesh(1, 1, devices=[a, c, b, d])
-ids, _ = host_slice(Step(8, np.arange(8, dtype=np.int32).reshape(2, 4)), *sharding.own_rows(mesh))
+ids, _ = host_slice(Step(8, np.arange(8, dtype=np.int32).reshape(2, 4)), *sharding.local_shards(mesh))
 print(ids.tolist(), sharding.fetch(sharding.shard_rows(mesh, ids)).tolist())
 """
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from spjax.models import low_rank, prompts
 from spjax.models.config import UnitLMConfig
 from spjax.models.prompts import PromptConfig
-from spjax.models.verbalizers import of_card
+from spjax.models.verbalizers import from_card
 from spjax.packs import main
 from spjax.storage import StorageError, load_pack, make_card, save_pack
 from spjax.storage.banks import load_bank, load_packs, save_bank, split_bank
@@ -89,7 +89,7 @@ def test_members_can_be_joined_and_split(tmp_path: Path, shapes):
     found = load_bank(tmp_path / "bank")
     joined = prompts.join([prompts.stack([one.params]) for one in found.values()])
     for row, (name, one) in enumerate(members.items()):
-        verbalizer = of_card(one.card["verbalizer"], one.task)
+        verbalizer = from_card(one.card["verbalizer"], one.task)
         member = prompts.part(joined, row, row + 1, verbalizer, forms[row])
         member = jax.tree.map(np.asarray, prompts.member(member, 0))
         assert {k: v.tobytes() for k, v in member.items()} == {k: v.tobytes() for k, v in found[name].params.items()}

@@ -38,4 +38,4 @@ def test_every_process_reads_the_rows_that_its_devices_compute(
 ) -> None:
     for process, expected in enumerate(own):
         monkeypatch.setattr(sharding.jax, "process_index", lambda process=process: process)
-        assert sharding.own_rows(_mesh(process_of)) == (expected, runs)
+        assert sharding.local_shards(_mesh(process_of)) == (expected, runs)

@@ -90,7 +90,7 @@ def test_an_error_of_process_zero_is_raised() -> None:
         raise OSError("no space")
 
     with pytest.raises(OSError, match="no space"):
-        sharding.first_does("the records", work)
+        sharding.on_process_zero("the records", work)
     done: list[int] = []
-    sharding.first_does("the records", lambda: done.append(1))
+    sharding.on_process_zero("the records", lambda: done.append(1))
     assert done == [1]
