@@ -89,12 +89,12 @@ class BankPlan:
           number: index of the epoch.
           active: bool [tasks × seeds], members to train.
         """
-        plans, own = [], np.arange(len(self.seeds))
+        plans, seeds = [], np.arange(len(self.seeds))
         for task, *others in self.groups:
-            members = np.concatenate([one * len(own) + own for one in (task, *others)])
+            members = np.concatenate([one * len(seeds) + seeds for one in (task, *others)])
             who = members[active[members]]
             if len(who):
-                steps = itertools.islice(self._steps(task, number, who % len(own)), self.updates[task])
+                steps = itertools.islice(self._steps(task, number, who % len(seeds)), self.updates[task])
                 plans.append([self._padded(step, who, len(members)) for step in steps])
         return planning.interleave(plans)
 

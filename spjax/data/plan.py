@@ -160,9 +160,9 @@ def plan(
         rows = rows_per_step(bucket, max_tokens, max_rows, row_multiple)
         count = -(-len(inside) // rows)
         table = np.full((len(members), count * rows), -1, np.int32)
-        for member, own in enumerate(members):
+        for member, member_seed in enumerate(members):
             # keyed by the bucket's length, so that it does not depend on the other buckets
-            order = _permutation(len(inside), seed, epoch, 1, own, bucket) if shuffle else slice(None)
+            order = _permutation(len(inside), seed, epoch, 1, member_seed, bucket) if shuffle else slice(None)
             table[member, : len(inside)] = inside[order]
         steps += [Step(bucket, table[:, i * rows : (i + 1) * rows]) for i in range(count)]
     if shuffle:
@@ -177,7 +177,7 @@ def updates(batches: Sequence[int], sampling: float) -> list[int]:
       batches: n of each task, batches of a pass over its train set; m is their maximum.
       sampling: 1: n updates, 0: m updates.
     """
-    return [round(max(batches) ** (1 - sampling) * own**sampling) for own in batches]
+    return [round(max(batches) ** (1 - sampling) * count**sampling) for count in batches]
 
 
 def width(taking_part: int, bank: int, multiple: int = 1) -> int:
@@ -234,12 +234,12 @@ def host_slice(step: Step, host: int | Sequence[int], hosts: int) -> tuple[np.nd
     Raises:
       ValueError: the rows are not divisible by `hosts`, or `host` is out of range.
     """
-    own, total = np.atleast_1d(np.asarray(host, np.int64)), step.ids.size
-    if not own.size or own.min() < 0 or own.max() >= hosts or total % hosts:
+    shards, total = np.atleast_1d(np.asarray(host, np.int64)), step.ids.size
+    if not shards.size or shards.min() < 0 or shards.max() >= hosts or total % hosts:
         raise ValueError(
             f"host {host} of {hosts}: {total} rows are not divisible by {hosts}: give a row_multiple that is"
         )
-    rows = np.arange(total).reshape(hosts, -1)[own].reshape(-1)
+    rows = np.arange(total).reshape(hosts, -1)[shards].reshape(-1)
     return step.ids.reshape(-1)[rows], (rows // step.ids.shape[1]).astype(np.int32)
 
 

@@ -99,11 +99,11 @@ class UnitSet:
             return self
         f0 = self.f0.copy()
         for start, stop in itertools.pairwise(self.offsets.tolist()):
-            own = f0[start:stop]
-            (voiced,) = np.nonzero(own)
+            utterance = f0[start:stop]
+            (voiced,) = np.nonzero(utterance)
             if len(voiced) > 1:
-                (gaps,) = np.nonzero(own[voiced[0] : voiced[-1]] == 0)
-                own[gaps + voiced[0]] = np.log(np.interp(gaps + voiced[0], voiced, np.exp(own[voiced])))
+                (gaps,) = np.nonzero(utterance[voiced[0] : voiced[-1]] == 0)
+                utterance[gaps + voiced[0]] = np.log(np.interp(gaps + voiced[0], voiced, np.exp(utterance[voiced])))
         return dataclasses.replace(self, f0=f0)
 
     def cut(self, max_length: int) -> UnitSet:

@@ -145,12 +145,12 @@ def score(
     state = prompted_lm.run(lm, bank, batch, nothing, config=config, queries=1, compute=compute, lengths=lengths)
     base, rows = state.position, jnp.arange(len(batch.last))[:, None]
     # A single tree is broadcast instead of gathered by row.
-    own = prompts.rows_of(jnp.arange(len(batched.path)), batch.prompt_id, len(batch.last))
-    path, codes, steps = (jnp.asarray(table)[own] for table in (batched.path, batched.codes, batched.steps))
+    row_tree = prompts.rows_of(jnp.arange(len(batched.path)), batch.prompt_id, len(batch.last))
+    path, codes, steps = (jnp.asarray(table)[row_tree] for table in (batched.path, batched.codes, batched.steps))
 
     def step_log_probs(hidden: jax.Array, depth: int) -> jax.Array:
         scores = prompted_lm.outputs(lm, bank, hidden, batch.prompt_id, compute)
-        allowed = jnp.asarray(batched.allowed[:, depth])[own][:, None]
+        allowed = jnp.asarray(batched.allowed[:, depth])[row_tree][:, None]
         scores = jnp.pad(scores, ((0, 0), (0, 0), (0, allowed.shape[2] - scores.shape[2])))
         log_probs = jax.nn.log_softmax(jnp.where(allowed, scores, jnp.finfo(jnp.float32).min))
         return jnp.where(depth < steps[:, None], log_probs[rows, path[:, :, depth], codes[:, :, depth]], 0)
@@ -158,10 +158,10 @@ def score(
     total = step_log_probs(state.hidden, 0)
     for depth, (fed_back, mask) in enumerate(zip(batched.fed_back, batched.masks, strict=True), 1):
         positions = jnp.broadcast_to(base[:, None] + depth - 1, (len(base), fed_back.shape[1]))
-        tokens, seen = jnp.asarray(fed_back)[own], jnp.asarray(mask)[own]
+        tokens, seen = jnp.asarray(fed_back)[row_tree], jnp.asarray(mask)[row_tree]
         state = prompted_lm.step(lm, state, tokens, seen, positions, config=config, compute=compute)
         total = total + step_log_probs(state.hidden, depth)
-    return jax.nn.log_softmax(jnp.where(jnp.asarray(batched.real)[own], total, -jnp.inf))
+    return jax.nn.log_softmax(jnp.where(jnp.asarray(batched.real)[row_tree], total, -jnp.inf))
 
 
 def slot_probabilities(log_probs: np.ndarray, tree: LabelTree, slot_offsets: Sequence[int]) -> list[np.ndarray]:

@@ -196,25 +196,25 @@ def attribute(
     if classes.shape != starts.shape or not ((classes >= starts) & (classes < stops)).all():
         raise ValueError(f"classes {classes.tolist()} must be one of each slot; the slots start at {starts.tolist()}")
 
-    own = np.asarray(lm["embed"], np.float32)[np.pad(units + vocab.UNIT_OFFSET, (0, bucket - len(units)))]
-    own[len(units) :] = 0
+    embeddings = np.asarray(lm["embed"], np.float32)[np.pad(units + vocab.UNIT_OFFSET, (0, bucket - len(units)))]
+    embeddings[len(units) :] = 0
     nodes, shares = np.polynomial.legendre.leggauss(steps)
     points, weights = [0, 1, *(nodes + 1) / 2], [0, 0, *shares / 2]  # the endpoints are scored too, with weight 0
     rows = max(1, min(16, _MAX_COLUMNS // bucket))
-    total, scores = np.zeros((verbalizer.num_slots, bucket, own.shape[1])), []
+    total, scores = np.zeros((verbalizer.num_slots, bucket, embeddings.shape[1])), []
     for start in range(0, len(points), rows):
         at, weight = (np.asarray(x[start : start + rows], np.float32) for x in (points, weights))
         filled = np.pad(at, (0, rows - len(at)))
         batch = loader.make_batch(utterance, np.zeros((1, rows)), bucket, np.zeros(rows, np.int32))
         log_odds, grads = _log_odds_and_grads(
-            filled[:, None, None] * own, lm, bank, _point_to_rows(batch, config),
+            filled[:, None, None] * embeddings, lm, bank, _point_to_rows(batch, config),
             verbalizer.fed_back[classes].reshape(-1), verbalizer.codes[classes].reshape(-1), verbalizer.allowed,
             config, compute, verbalizer.num_slots,
         )  # fmt: skip
         scores.append(np.asarray(log_odds)[: len(at)])
         total += np.einsum("b,kbud->kud", weight, np.asarray(grads, np.float64)[:, : len(at)])
     scored = np.concatenate(scores)
-    values = (total * own).sum(axis=2)[:, : len(units)].astype(np.float32)
+    values = (total * embeddings).sum(axis=2)[:, : len(units)].astype(np.float32)
     return Attribution(units, classes, values, scored[1], scored[0])
 
 
@@ -306,10 +306,12 @@ def summary(
         lines += [f"## {name}: {pack.card['task']}, {kind} verbalizer", "", *table(("slot", "label", about), rows), ""]
         lines += drawn(f"verbalizer/{name}")
     if similarity:
-        names, alike = similarity
-        mean = (alike.key.mean(axis=0) + alike.value.mean(axis=0)) / 2
+        names, found_similarity = similarity
+        mean = (found_similarity.key.mean(axis=0) + found_similarity.value.mean(axis=0)) / 2
         rows = [[name, *(f"{value:.3f}" for value in row)] for name, row in zip(names, mean, strict=True)]
-        chance = f"Linear CKA, mean over layers, keys and values. Random prompts have {alike.chance.mean():.3f}."
+        chance = (
+            f"Linear CKA, mean over layers, keys and values. Random prompts have {found_similarity.chance.mean():.3f}."
+        )
         lines += ["## Similarity of the prompts", "", chance, "", *table(("", *names), rows), "", *drawn("similarity")]
     for n, (name, utterance, found) in enumerate(attributions):
         rows = []

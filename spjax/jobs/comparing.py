@@ -102,26 +102,26 @@ def run_comparison(
     refuse_another(workdir, config, {})
     jobs = {name: variant_of(config, name, workdir) for name in in_order(config)}
     for name, job in jobs.items():
-        own = os.path.join(workdir, name)
-        if places.absolute(own) in map(places.absolute, (config.data, config.pretraining.data)):
+        directory = os.path.join(workdir, name)
+        if places.absolute(directory) in map(places.absolute, (config.data, config.pretraining.data)):
             raise ValueError(
-                f"variant {name!r} would be written to {own}, the directory of the records: rename one of them"
+                f"variant {name!r} would be written to {directory}, the directory of the records: rename one of them"
             )
-        refuse_another(own, job, {})
-        refuse_another(os.path.join(own, "ulm"), job.pretraining, {})
+        refuse_another(directory, job, {})
+        refuse_another(os.path.join(directory, "ulm"), job.pretraining, {})
     if jax.process_index() == 0:
         write_json(os.path.join(workdir, "config.json"), config.to_dict())
     for number, (name, job) in enumerate(jobs.items(), 1):
-        own = os.path.join(workdir, name)
+        directory = os.path.join(workdir, name)
         title = f"variant {number} of {len(jobs)}, {name}: {backbone(_lm_config(job))}"
-        finished = prompting.finished(job, own)
-        agree({f"{own} is finished": finished})
+        finished = prompting.finished(job, directory)
+        agree({f"{directory} is finished": finished})
         if finished:
             say(f"{title}: finished")
             continue
         say(title)
         pretraining.make_absent_lm(job, import_units)
-        prompting.run_prompt_tuning(job, own, import_units, command)
+        prompting.run_prompt_tuning(job, directory, import_units, command)
     if jax.process_index() > 0:
         return {}
     found_at = {name: prompting.places(job, os.path.join(workdir, name)) for name, job in jobs.items()}

@@ -379,10 +379,10 @@ def run_prompt_tuning(
     if config.baselines:
         _make_baselines(config, settings, lm, tasks)
     found, diverged = {}, []
-    for name, data, own in zip(names, tasks, sweeping.index_ranges(swept), strict=True):
-        chosen = sweeping.choose(task_runs, result, run, own)
-        if len(own) > 1 and jax.process_index() == 0:
-            line = sweeping.write_table(data.place.report, task_runs, result, run, own, chosen, settings.optimizer)
+    for name, data, indices in zip(names, tasks, sweeping.index_ranges(swept), strict=True):
+        chosen = sweeping.choose(task_runs, result, run, indices)
+        if len(indices) > 1 and jax.process_index() == 0:
+            line = sweeping.write_table(data.place.report, task_runs, result, run, indices, chosen, settings.optimizer)
             say(f"{name}: {line}")
         members = slice(chosen * len(run.seeds), (chosen + 1) * len(run.seeds))
         lost = [seed for seed, best in zip(run.seeds, result.best_epoch[members], strict=True) if best < 0]
@@ -392,7 +392,7 @@ def run_prompt_tuning(
         params = train.task_run_params(result.params, task_runs, run, chosen)
         best = data._replace(task_run=task_runs[chosen])
         found[name] = _report(
-            config, settings, lm, best, params, result, members, counts[chosen], len(own), command
+            config, settings, lm, best, params, result, members, counts[chosen], len(indices), command
         )  # fmt: skip
     if jax.process_index() == 0 and len(names) > 1 and found:
         path = report.write_overview(workdir, list(found.values()))
@@ -434,10 +434,10 @@ def _first_banks(
 def _counts(params: Any, run: train.TrainConfig) -> dict[str, int]:
     """Number of trained and frozen parameters of one member."""
     trained, frozen = masks.split(masks.flatten(params), run.trainable)
-    own = lambda path, leaf: leaf.size // (len(run.seeds) if path.startswith("prompt/") else 1)  # noqa: E731
+    size_of = lambda path, leaf: leaf.size // (len(run.seeds) if path.startswith("prompt/") else 1)  # noqa: E731
     return {
-        "trained": int(sum(own(path, leaf) for path, leaf in trained.items())),
-        "frozen": int(sum(own(path, leaf) for path, leaf in frozen.items())),
+        "trained": int(sum(size_of(path, leaf) for path, leaf in trained.items())),
+        "frozen": int(sum(size_of(path, leaf) for path, leaf in frozen.items())),
     }
 
 
@@ -586,13 +586,13 @@ def _baseline_fits(
         }
         for data in tasks
     ]
-    for data, own in zip(tasks, splits, strict=True):
-        units = [some.take(ids) for some, ids in own.values()]
+    for data, parts in zip(tasks, splits, strict=True):
+        units = [some.take(ids) for some, ids in parts.values()]
         yield data, "ngram", functools.partial(ngram_baseline, data.card.task, *units, progress=False)
     mesh, weights = _placed(config, settings, lm)
-    for data, own in zip(tasks, splits, strict=True):
+    for data, parts in zip(tasks, splits, strict=True):
         states, classes = {}, {}
-        for split, (some, ids) in own.items():
+        for split, (some, ids) in parts.items():
             plan = train.evaluation_plan(data.task_run, settings.run, some, ids, mesh)
             states[split] = pooling.pooled_states(weights, lm.config, some, plan, mesh, settings.compute)[:, ids]
             classes[split] = some.classes[ids]

@@ -108,7 +108,7 @@ def _mean(scores: Sequence[float | None]) -> tuple[float | None, float | None]:
     return metrics.mean_interval(known) if len(known) == len(scores) else (None, None)
 
 
-def choose(task_runs: Sequence[train.TaskRun], result: train.Trained, run: train.TrainConfig, own: range) -> int:
+def choose(task_runs: Sequence[train.TaskRun], result: train.Trained, run: train.TrainConfig, indices: range) -> int:
     """Index of the task run with the best mean valid score over seeds; ties go to the first.
 
     Settings with a seed that diverged before its first evaluation are chosen only if all have one.
@@ -117,11 +117,11 @@ def choose(task_runs: Sequence[train.TaskRun], result: train.Trained, run: train
       task_runs: task runs of the bank.
       result: result of training.
       run: run settings, for the seeds.
-      own: index range of the task's runs.
+      indices: index range of the task's runs.
     """
-    sign = -1 if task_runs[own.start].lower_is_better else 1
-    means = {number: _mean(_scores(result, run, number))[0] for number in own}
-    return max(own, key=lambda number: (-math.inf if (mean := means[number]) is None else sign * mean, -number))
+    sign = -1 if task_runs[indices.start].lower_is_better else 1
+    means = {number: _mean(_scores(result, run, number))[0] for number in indices}
+    return max(indices, key=lambda number: (-math.inf if (mean := means[number]) is None else sign * mean, -number))
 
 
 def write_table(
@@ -129,7 +129,7 @@ def write_table(
     task_runs: Sequence[train.TaskRun],
     result: train.Trained,
     run: train.TrainConfig,
-    own: range,
+    indices: range,
     chosen: int,
     optimizer: optim.OptimConfig,
 ) -> str:
@@ -137,7 +137,7 @@ def write_table(
 
     Args:
       directory: directory of the task's report.
-      task_runs, result, run, own: see `choose`.
+      task_runs, result, run, indices: see `choose`.
       chosen: index returned by `choose`.
       optimizer: optimizer of the bank.
 
@@ -146,8 +146,8 @@ def write_table(
     """
     rows: list[list[str]] = []
     found: list[dict[str, Any]] = []
-    described = [task_runs[number].described(optimizer) for number in own]
-    for number, values in zip(own, described, strict=True):
+    described = [task_runs[number].described(optimizer) for number in indices]
+    for number, values in zip(indices, described, strict=True):
         task_run, scores = task_runs[number], _scores(result, run, number)
         mean, half = _mean(scores)
         taken = number == chosen and mean is not None
@@ -169,8 +169,8 @@ def write_table(
     path = epath.Path(directory)
     write_file(path / "sweep.md", "\n".join(text).encode())
     write_file(path / "sweep.json", (json.dumps(found, indent=1) + "\n").encode())
-    best = found[chosen - own.start]
+    best = found[chosen - indices.start]
     if best["mean"] is None:
-        return f"of {len(own)} settings all have a seed that diverged"
-    setting = ", ".join(f"{name} {shown(value)}" for name, value in described[chosen - own.start].items())
-    return f"of {len(own)} settings {setting} is best on valid ({percent(best['mean'])} %)"
+        return f"of {len(indices)} settings all have a seed that diverged"
+    setting = ", ".join(f"{name} {shown(value)}" for name, value in described[chosen - indices.start].items())
+    return f"of {len(indices)} settings {setting} is best on valid ({percent(best['mean'])} %)"

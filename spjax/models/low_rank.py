@@ -221,9 +221,9 @@ def from_bank(bank: Params, prompt_id: jax.Array | None) -> Lora:
     layers_first = lambda leaf: jnp.swapaxes(leaf, 0, 1)  # noqa: E731
     targets, a = targets_of(bank), {}
     for name, readers in INPUTS.items():
-        own = [bank[f"{target}_a"] for target in readers if target in targets]
-        if own:
-            a[name] = layers_first(jnp.concatenate(own, axis=2) if len(own) > 1 else own[0])
+        parts = [bank[f"{target}_a"] for target in readers if target in targets]
+        if parts:
+            a[name] = layers_first(jnp.concatenate(parts, axis=2) if len(parts) > 1 else parts[0])
     b = {target: layers_first(bank[f"{target}_b"]) for target in targets}
     if not b or prompt_id is None or len(bank["sep"]) == 1:
         return Lora(a, b)

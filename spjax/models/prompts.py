@@ -212,13 +212,13 @@ def part(bank: Params, start: int, stop: int, verbalizer: Verbalizer, config: Pr
       verbalizer: verbalizer of their task.
       config: shape of the members.
     """
-    own = {name: leaf[start:stop] for name, leaf in bank.items()}
+    sliced = {name: leaf[start:stop] for name, leaf in bank.items()}
     if verbalizer.learnable:
-        own["verbalizer"] = own["verbalizer"][:, : verbalizer.outputs]
+        sliced["verbalizer"] = sliced["verbalizer"][:, : verbalizer.outputs]
     length, rank = config.length, config.rank
     size = dict.fromkeys(("key", "value") if length or not rank else (), length)
     size |= {f"{target}_{part}": rank for target in config.targets if rank for part in "ab"}
-    kept = {name: leaf[:, :, : size[name]] if name in size else leaf for name, leaf in own.items()}
+    kept = {name: leaf[:, :, : size[name]] if name in size else leaf for name, leaf in sliced.items()}
     return {name: leaf for name, leaf in kept.items() if name in size or name not in _FILLED}
 
 

@@ -105,9 +105,11 @@ def encode_labels(verbalizers: Sequence[Verbalizer], batch: Batch, members: jax.
     if len(verbalizers) > 1:
         numbers = jnp.arange(len(verbalizers)) if members is None else members
         row = jnp.broadcast_to(prompts.rows_of(numbers, batch.prompt_id, rows), (rows,))
-    own = jnp.asarray([one.steps for one in verbalizers], jnp.int32)[row]
+    row_steps = jnp.asarray([one.steps for one in verbalizers], jnp.int32)[row]
     targets, fed = (jnp.asarray(table)[row[:, None], batch.classes].reshape(rows, -1) for table in (codes, tokens))
-    return EncodedLabels(targets[:, :steps], fed[:, :steps], jnp.broadcast_to(own, (rows,)), jnp.asarray(allowed)[row])
+    return EncodedLabels(
+        targets[:, :steps], fed[:, :steps], jnp.broadcast_to(row_steps, (rows,)), jnp.asarray(allowed)[row]
+    )
 
 
 def member_losses(
@@ -144,23 +146,23 @@ def member_losses(
       ValueError: the verbalizers cannot share a batch (see `encode_labels`).
     """
 
-    def own(name: str, common: Any) -> Any:
+    def value_of(name: str, common: Any) -> Any:
         if differing is None or name not in differing:
             return common
         values = jnp.asarray(differing[name])
         return values if members is None else values[members]
 
-    bank = low_rank.scaled(bank, own("scale", prompt.scale))
+    bank = low_rank.scaled(bank, value_of("scale", prompt.scale))
     drop = None
     if keys is not None:
         drop_key, noise_key, out_key = (jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in range(3))
-        bank = prompts.dropout(bank, own("dropout", prompt.dropout), drop_key)
-        if not low_rank.is_zero(low := own("lora_dropout", prompt.lora_dropout)):
+        bank = prompts.dropout(bank, value_of("dropout", prompt.dropout), drop_key)
+        if not low_rank.is_zero(low := value_of("lora_dropout", prompt.lora_dropout)):
             low_key = jax.vmap(jax.random.fold_in, (0, None))(keys, 3)
             each = jnp.arange(len(batch.last) // len(keys))
             by_row = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(low_key, each)
             drop = by_row.reshape(-1), jnp.repeat(jnp.broadcast_to(low, keys.shape), len(each))
-        batch = replace_units(batch, noise_key, own("noise", loss.noise), config)
+        batch = replace_units(batch, noise_key, value_of("noise", loss.noise), config)
     labels = encode_labels(verbalizers, batch, members)
     targets, fed_back, steps = labels.targets, labels.fed_back, labels.targets.shape[1]
     reference = loss.kind == "reference"
@@ -182,16 +184,16 @@ def member_losses(
         config=config,
         queries=queries,
         compute=compute,
-        lengths=own("length", None),
+        lengths=value_of("length", None),
         drop=drop,
     )
     scores = prompted_lm.outputs(lm, bank, state.hidden, batch.prompt_id, compute)
     if keys is not None and verbalizers[0].learnable:
-        scores = _drop_outputs(scores, out_key, own("verbalizer_dropout", prompt.verbalizer_dropout))
+        scores = _drop_outputs(scores, out_key, value_of("verbalizer_dropout", prompt.verbalizer_dropout))
     if not reference:
         scores = jnp.where(labels.allowed, scores, MASKED)
     nll = optax.softmax_cross_entropy_with_integer_labels(scores, targets)
-    if keys is not None and not low_rank.is_zero(smoothing := own("label_smoothing", loss.label_smoothing)):
+    if keys is not None and not low_rank.is_zero(smoothing := value_of("label_smoothing", loss.label_smoothing)):
         nll = _smoothed(nll, scores, labels.allowed, jnp.broadcast_to(smoothing, keys.shape))
     if not reference:
         nll = jnp.where(jnp.arange(steps) < labels.steps[:, None], nll, 0)
@@ -245,9 +247,11 @@ def _drop_outputs(scores: jax.Array, keys: jax.Array, rate: float | jax.Array) -
     rates = jnp.broadcast_to(jnp.asarray(rate, jnp.float32), keys.shape)
     members = scores.reshape(len(keys), -1, *scores.shape[1:])
 
-    def one(key: jax.Array, own: jax.Array, rate: jax.Array) -> jax.Array:
-        kept = _by_column(lambda key, n: jax.random.bernoulli(key, 1 - rate, n), key, own.shape[:0:-1] + own.shape[:1])
-        return jnp.where(kept.T, own / (1 - rate), 0)
+    def one(key: jax.Array, rows: jax.Array, rate: jax.Array) -> jax.Array:
+        kept = _by_column(
+            lambda key, n: jax.random.bernoulli(key, 1 - rate, n), key, rows.shape[:0:-1] + rows.shape[:1]
+        )
+        return jnp.where(kept.T, rows / (1 - rate), 0)
 
     return jax.vmap(one)(keys, members, rates).reshape(scores.shape)
 

@@ -81,8 +81,8 @@ def clip_members(max_norm: float) -> optax.GradientTransformation:
         scale = jnp.minimum(1.0, max_norm / (member_norms(arrays) + 1e-6))
 
         def clip(path: str, leaf: jax.Array) -> jax.Array:
-            own = scale.reshape(-1, *[1] * (leaf.ndim - 1)) if path.startswith("prompt/") else scale[0]
-            return leaf * own
+            member_scale = scale.reshape(-1, *[1] * (leaf.ndim - 1)) if path.startswith("prompt/") else scale[0]
+            return leaf * member_scale
 
         return {path: clip(path, leaf) if path in arrays else leaf for path, leaf in grads.items()}, state
 
@@ -134,7 +134,7 @@ def decay_members(rates: Sequence[float]) -> optax.GradientTransformation:
     """Add weight decay to each member's updates, with a separate rate for each member, [N]."""
 
     def update(updates: Flat, state: DecayState, params: Flat | None = None) -> tuple[Flat, DecayState]:
-        add = lambda leaf, own: leaf + own * state.rate.reshape(-1, *[1] * (leaf.ndim - 1))  # noqa: E731
+        add = lambda leaf, param: leaf + param * state.rate.reshape(-1, *[1] * (leaf.ndim - 1))  # noqa: E731
         return jax.tree.map(add, updates, params), state
 
     return optax.GradientTransformation(lambda params: DecayState(jnp.asarray(rates, jnp.float32)), update)

@@ -116,11 +116,11 @@ def _embedded(lm: Params, config: UnitLMConfig, batch: Batch) -> jax.Array:
         """Insert the last unit's column after the others."""
         return jnp.where(columns == length, last[:, None], jnp.pad(source, ((0, 0), (0, 1))))
 
-    beside = None
+    lagged = None
     if batch.streams is not None:
-        beside = Streams(*(appended(known[:, :-2], known[:, -2]) for known in batch.streams))
+        lagged = Streams(*(appended(known[:, :-2], known[:, -2]) for known in batch.streams))
     table = jnp.asarray(unit_lm.sinusoids(config.first_position + len(columns), config.dim))[config.first_position :]
-    return unit_lm.embed_tokens(lm, appended(batch.source, batch.last)) + streams.embed(lm, config, beside) + table
+    return unit_lm.embed_tokens(lm, appended(batch.source, batch.last)) + streams.embed(lm, config, lagged) + table
 
 
 def _layers(
@@ -138,8 +138,8 @@ def _layers(
     block = unit_lm.Block(config, compute)
 
     def layer(x: jax.Array, weights: Params) -> tuple[jax.Array, jax.Array]:
-        whole = gathered(weights)
-        after, _ = block.apply({"params": whole}, (x,), KV(empty.key[0], empty.value[0]), seen, length)
-        return after, read(x, after, whole)
+        full = gathered(weights)
+        after, _ = block.apply({"params": full}, (x,), KV(empty.key[0], empty.value[0]), seen, length)
+        return after, read(x, after, full)
 
     return jnp.swapaxes(jax.lax.scan(layer, embedded, lm["layers"])[1], 0, 1)

@@ -129,9 +129,9 @@ def _sequence(units: UnitSet, i: int) -> PackedRows:
     tokens = units.units_of(i).astype(np.int32) + vocab.UNIT_OFFSET
     if units.streams is None:
         return _columns(np.concatenate([[vocab.EOS], tokens, [vocab.EOS]]))
-    own = Streams(*(flat[units.offsets[i] : units.offsets[i + 1]] for flat in units.streams))
+    segments = Streams(*(flat[units.offsets[i] : units.offsets[i + 1]] for flat in units.streams))
     # As in pGSLM, the end token has prosody targets too: duration 0 and f0 0 (unvoiced).
-    targets = Streams(np.concatenate([[0], own.duration, [0]]), np.concatenate([[vocab.F0_BOS], own.f0, [0]]))
+    targets = Streams(np.concatenate([[0], segments.duration, [0]]), np.concatenate([[vocab.F0_BOS], segments.f0, [0]]))
     inputs = Streams(*(np.concatenate([[first], x[:-1]]) for x, first in zip(targets, (0, vocab.F0_PAD), strict=True)))
     dtypes = Streams(np.int32, np.float32)
     inputs, targets = (Streams(*map(np.ndarray.astype, one, dtypes)) for one in (inputs, targets))
@@ -352,8 +352,10 @@ def pretrain(
 
 def _local(mesh: Any, rows: PackedRows) -> PackedRows:
     """Make the global batch from this process's rows of it."""
-    own, runs = sharding.local_shards(mesh)
+    shards, runs = sharding.local_shards(mesh)
     return sharding.shard_rows(
         mesh,
-        jax.tree.map(lambda column: column.reshape(runs, -1, column.shape[1])[own].reshape(-1, column.shape[1]), rows),
+        jax.tree.map(
+            lambda column: column.reshape(runs, -1, column.shape[1])[shards].reshape(-1, column.shape[1]), rows
+        ),
     )

@@ -200,9 +200,9 @@ def first_params(
     )  # fmt: skip
     members = [new(jax.random.key(seed), real=real[n] if real else None) for n, seed in enumerate(seeds)]
     if start is not None:
-        fresh = {"verbalizer"} if setting.verbalizer.learnable else set()
+        new_leaves = {"verbalizer"} if setting.verbalizer.learnable else set()
         members = [
-            {name: leaf for name, leaf in one.items() if name in fresh} | jax.tree.map(jnp.asarray, start)
+            {name: leaf for name, leaf in one.items() if name in new_leaves} | jax.tree.map(jnp.asarray, start)
             for one in members
         ]
     return {"lm": lm, "prompt": prompts.stack(members)}
@@ -236,18 +236,18 @@ def make_update(
         state: dict[str, Any], frozen: masks.Flat, batch: Batch, members: jax.Array | None = None
     ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         size = len(state["seeds"])
-        whole = {name: state[name] for name in ("trained", "optimizer", "step", "seeds")}
+        full = {name: state[name] for name in ("trained", "optimizer", "step", "seeds")}
         rows = None if members is None else jnp.minimum(members, size - 1)
-        own, held = whole, frozen
+        active, frozen_rows = full, frozen
         if rows is not None:
-            own = jax.tree.map(lambda leaf: leaf[rows], whole)
-            held = {path: leaf[rows] if path.startswith("prompt/") else leaf for path, leaf in frozen.items()}
-        batch = sharding.member_major(mesh, batch, len(own["seeds"]))
-        count = jnp.broadcast_to(own["step"], own["seeds"].shape)
-        keys = jax.vmap(lambda seed, step: jax.random.fold_in(jax.random.key(seed), step + 1))(own["seeds"], count)
+            active = jax.tree.map(lambda leaf: leaf[rows], full)
+            frozen_rows = {path: leaf[rows] if path.startswith("prompt/") else leaf for path, leaf in frozen.items()}
+        batch = sharding.member_major(mesh, batch, len(active["seeds"]))
+        count = jnp.broadcast_to(active["step"], active["seeds"].shape)
+        keys = jax.vmap(lambda seed, step: jax.random.fold_in(jax.random.key(seed), step + 1))(active["seeds"], count)
 
         def loss(trained: masks.Flat) -> tuple[jax.Array, jax.Array]:
-            params = masks.unflatten(as_lm_params({**trained, **held}))
+            params = masks.unflatten(as_lm_params({**trained, **frozen_rows}))
             each = losses.member_losses(
                 params["lm"], params["prompt"], batch, keys,
                 loss=setting.loss, prompt=setting.prompt, verbalizers=verbalizers,
@@ -255,18 +255,18 @@ def make_update(
             )  # fmt: skip
             return jnp.sum(each), each
 
-        (_, each), grads = jax.value_and_grad(loss, has_aux=True)(own["trained"])
-        trained, optimizer = masks.apply_gradients(tx, own["optimizer"], own["trained"], held, grads)
-        new = {**own, "trained": trained, "optimizer": optimizer, "step": own["step"] + 1}
+        (_, each), grads = jax.value_and_grad(loss, has_aux=True)(active["trained"])
+        trained, optimizer = masks.apply_gradients(tx, active["optimizer"], active["trained"], frozen_rows, grads)
+        new = {**active, "trained": trained, "optimizer": optimizer, "step": active["step"] + 1}
         metrics = {"loss": each, "gradient_norm": optim.member_norms(grads), "updates": jnp.ones(len(each))}
         if size > 1:  # a single member that diverges ends the run
             bad = loop.diverged(metrics)
             keep = lambda old, new: jnp.where(bad.reshape(-1, *[1] * (new.ndim - 1)), old, new) if new.ndim else new  # noqa: E731
-            new = jax.tree.map(keep, own, new)
+            new = jax.tree.map(keep, active, new)
             metrics["updates"] = jnp.where(bad, 0.0, 1.0)
         if members is not None:
             back = lambda bank, rows: bank.at[members].set(rows, mode="drop")  # noqa: E731 - index N is padding
-            new = jax.tree.map(back, whole, new)
+            new = jax.tree.map(back, full, new)
             metrics = {name: back(jnp.zeros(size), value) for name, value in metrics.items()}
         return {**state, **new}, metrics
 
@@ -537,8 +537,8 @@ def _differing(task_runs: Sequence[TaskRun], seeds: int) -> dict[str, list[Any]]
         settings = [task_run.setting for task_run in task_runs for _ in range(seeds)]
         return [getattr(one.prompt if hasattr(one.prompt, name) else one.loss, name) for one in settings]
 
-    every = {name: values(name) for name in ("length", "scale", *losses.RATES)}
-    return {name: found for name, found in every.items() if len(set(found)) > 1}
+    values_of = {name: values(name) for name in ("length", "scale", *losses.RATES)}
+    return {name: found for name, found in values_of.items() if len(set(found)) > 1}
 
 
 def task_run_params(params: Params, task_runs: Sequence[TaskRun], run: TrainConfig, number: int) -> Params:
