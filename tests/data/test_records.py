@@ -255,7 +255,7 @@ def test_there_must_be_a_duration_for_each_unit(tmp_path: Path) -> None:
     one, two, *_ = _utterances(2, streams=True)
     with pytest.raises(RecordError, match=r"utterance 1 .* durations for"):
         write_unit_records(tmp_path / "out", TASK, {"train": [one, two._replace(durations=[1] * 40)]})
-    with pytest.raises(RecordError, match=r"utterance 1 .* 0 f0 where"):
+    with pytest.raises(RecordError, match=r"utterance 1 .* 0 f0 for"):
         write_unit_records(tmp_path / "out", TASK, {"train": [one, two._replace(f0=None)]})
     assert list(tmp_path.iterdir()) == []
 

@@ -252,7 +252,7 @@ def test_columns_without_targets_have_no_loss():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"f0_edges": (0.2, 0.1)}, "rising"),
+        ({"f0_edges": (0.2, 0.1)}, "ascending"),
         ({"f0_edges": (float("nan"),)}, "finite"),
         ({"f0_edges": ("x",)}, "finite"),
         ({"discrete": False, "f0_edges": (0.1,)}, "continuous"),

@@ -130,7 +130,7 @@ def test_labels_with_equal_codes_are_refused():
     Verbalizer("random", codes, codes, 104, (0, 1, 2))  # allowed in two slots
     with pytest.raises(ValueError, match="do not match"):
         Verbalizer("random", codes, codes, 104, (0, 3))
-    with pytest.raises(ValueError, match="none of learnable, frequency"):
+    with pytest.raises(ValueError, match="must be one of learnable, frequency"):
         make("colour", task_of([2]), 104)
     with pytest.raises(ValueError, match="cannot be encoded with 1 unit"):
         verbalizers.identity(task_of([2]), 5)
