@@ -272,7 +272,7 @@ def test_advised_flags_of_several_processes_lead_to_a_run() -> None:
     """Following each error to the next leads to a run."""
     values: dict[str, object] = {"coordinator": None, "processes": 3, "process_id": None}
     for name, value in (("coordinator", "host:8476"), ("process_id", 0)):
-        with pytest.raises(ValueError, match=f"need --{name}"):
+        with pytest.raises(ValueError, match=f"requires --{name}"):
             processes.check(**values)  # type: ignore[arg-type]
         values[name] = value
     assert processes.check(**values) == ("host:8476", 3, 0)  # type: ignore[arg-type]
