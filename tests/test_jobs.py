@@ -202,7 +202,7 @@ def test_a_bank_of_two_tasks_with_members_that_stop(place: Place, tmp_path: Path
         ({"lr": (0.0, 1e-2)}, "sweep: lr .* different positive numbers"),
         ({"lr": (float("nan"),)}, "sweep: lr .* different positive numbers"),
         ({"length": (2.5,)}, "sweep: length .* positive integers"),
-        ({"length": (4, 4)}, "sweep: length .* different numbers"),
+        ({"length": (4, 4)}, "sweep: length .* different positive integers"),
         ({"length": (0,)}, "sweep: length .* positive integers"),
         ({"init": ("zeros", "random")}, "init is 'random', must be one of"),
         ({"noise": (0.1, 2.0)}, "noise is 2.0, must be in"),
