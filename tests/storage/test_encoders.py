@@ -63,7 +63,7 @@ def test_counts(config: HubertConfig):
         ({"hash": None}, "lacks hash"),
         ({"name": None}, "lacks name"),
         ({"heads": None}, "lacks heads"),
-        ({"heads": 5}, "no multiple of heads 5"),
+        ({"heads": 5}, "not a multiple of heads 5"),
         ({"layers": True}, "layers is True"),
         ({"layers": 3}, "lacks layers/2/attn_norm/bias"),
         ({"conv_kernels": 10}, "conv_kernels is 10"),

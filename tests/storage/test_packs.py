@@ -218,7 +218,7 @@ BAD_CARDS = [
     ("verbalizer.codes.1", [5, 6], "differ in length"),
     ("verbalizer.feeds.2", [30], "feeds hold 30, outside 0..29"),
     ("verbalizer.feeds", [[4, 4]] * 5, "1 codes but 2 feeds"),
-    ("lm.heads", 3, "no multiple of heads 3"),
+    ("lm.heads", 3, "not a multiple of heads 3"),
     ("lm.hash", "", "hash is empty"),
     ("lm.dim", KeyError, "card.lm must have the fields"),
     ("combinations", [[0, 1]], r"combination \[0, 1\]"),

@@ -167,7 +167,7 @@ def test_the_hash_covers_names_shapes_and_bits():
         ({"hash": "0" * 64}, "has the hash .*, but .* says 000"),
         ({"hash": None}, "lacks hash"),
         ({"heads": None}, "lacks heads"),
-        ({"heads": 3}, "no multiple of heads 3"),
+        ({"heads": 3}, "not a multiple of heads 3"),
         ({"layers": True}, "not all whole numbers"),
         ({"layers": 3}, r"has shape \[2, .*must be \[3, "),
         ({"vocab_size": 104}, r"embed has shape \[20, 8\], must be \[104, 8\]"),
