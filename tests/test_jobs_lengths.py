@@ -118,5 +118,5 @@ def test_dropping_must_not_lose_a_label(place: Place, tmp_path: Path):
 
 
 def test_a_batch_that_is_too_small(place: Place, long_ones: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"train.max_tokens=60 holds no batch of 8 utterances .*max_tokens=64 or more"):
+    with pytest.raises(ValueError, match=r"train.max_tokens=60 is too small for a batch of 8 .*max_tokens=64 or more"):
         run(place, long_ones, tmp_path, "--config.train.max_tokens=60")

@@ -250,7 +250,7 @@ def test_slots_of_another_format_are_refused(tmp_path: Path, content: str) -> No
 def test_a_duplicate_slot_is_refused(tmp_path: Path) -> None:
     (tmp_path / "slots.json").write_text(json.dumps({"a": ["x"], "b": ["y"]}).replace('"b"', '"a"'))
     task = read_slots(tmp_path / "slots.json", "mine")
-    with pytest.raises(RecordError, match="names a slot twice"):
+    with pytest.raises(RecordError, match="has a slot twice"):
         import_units(task, _text(tmp_path / "src", ["1 <s> 0 1"]), tmp_path / "out", splits=["train"])
 
 

@@ -291,7 +291,7 @@ def test_the_command_refuses_what_does_not_fit(tmp_path: Path):
         main([f"--lm={tmp_path / 'lm'}", f"--packs={tmp_path / 'pack'}", f"--out={tmp_path / 'out'}"])
     save_pack(tmp_path / "pack", other.params, other.card)
     for units, message in (
-        ("3 x", "are not numbers"),
+        ("3 x", "must be integers separated by spaces"),
         ("3 99", r"units 3\.\.99"),
         (f"3 {10**20}", r"units 3\.\.10+ must be in 0\.\.19"),
         ("", "one utterance with units"),

@@ -245,8 +245,8 @@ def test_smoothed_labels_equal_optax():
         allowed = np.flatnonzero(labels.allowed[0, k])
         assert len(allowed) == len(slot.labels)
         hot = (np.asarray(labels.targets)[:, k, None] == allowed).astype(np.float32)
-        labels = optax.smooth_labels(hot, 0.3)
-        expected += np.asarray(optax.softmax_cross_entropy(scores[:, k, allowed], labels)).reshape(N, 3)
+        smoothed = optax.smooth_labels(hot, 0.3)
+        expected += np.asarray(optax.softmax_cross_entropy(scores[:, k, allowed], smoothed)).reshape(N, 3)
     real = np.asarray(batch.weight).reshape(N, 3) > 0
     np.testing.assert_allclose(smooth, np.where(real, expected, 0).sum(1) / real.sum(1) / steps, rtol=1e-5)
     np.testing.assert_array_equal(plain, measured)  # the valid loss has no smoothing

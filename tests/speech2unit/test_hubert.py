@@ -116,7 +116,7 @@ def test_full_size():
     ("sizes", "message"),
     [
         ({"heads": 5}, "dim 768 is not a multiple of heads 5"),
-        ({"position_groups": 7}, "no multiple of position_groups 7"),
+        ({"position_groups": 7}, "not a multiple of position_groups 7"),
         ({"conv_strides": (5, 2)}, "7 conv_kernels, but 2 conv_strides"),
         ({"conv_kernels": (10, 3, 3, 3, 3, 2, 1)}, "skip samples"),
         ({"conv_kernels": [10]}, "has the wrong type"),
