@@ -1,11 +1,12 @@
 """Arabic Speech Commands: one of forty words; accuracy on 1,600 clips of four speakers not in train.
 
-    python -m data_pipelines.extract --task=ar40 --raw=RAW --out=runs/units/ar40 --encoder=mfcc --clusters=100
-    python -m spjax.main --config=configs/ar40.py --workdir=runs/ar40
+    python -m spjax.main --config=configs/ar40.py --raw=RAW --encoder=WHISPER --workdir=runs/ar40
 
-Splits: data_pipelines/builders/ar40.py. The unit LM has seen the 4,400 train clips alone.
+From recordings to packs, on units of a Whisper encoder (docs/whisper.md); with --encoder=mfcc, nothing is needed.
+Splits: data_pipelines/builders/ar40.py. The unit LM is pretrained on the 4,400 train clips alone.
 
-N-gram baseline, on these units: 71.6 %.
+Ours, whisper-tiny.en, 16 rows, 10 epochs: 95.60 % ± 1.12 over 3 seeds, ensemble 96.12 % (n-gram 97.25 %, linear probe
+95.75 %). N-gram baseline on MFCC units: 71.6 %.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def prompt_tuning(task: str) -> ConfigDict:
     config.loss = _fields(LossConfig(noise=0.1))
     config.optim = _fields(OptimConfig(lr=2e-3))
     config.sweep = _fields(SweepConfig())  # values of prompt, loss and optim that are tried in the same bank
-    config.train = _fields(TrainConfig(seeds=(0, 1, 2), epochs=9))
+    config.train = _fields(TrainConfig(seeds=(0, 1, 2), epochs=6))
     return config
 
 
