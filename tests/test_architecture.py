@@ -89,28 +89,28 @@ def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
-def room(module: str) -> str:
+def package(module: str) -> str:
     """spjax.models.unit_lm -> models, spjax -> spjax (the public API), data_pipelines.x -> data_pipelines."""
     parts = module.split(".")
     return parts[1] if parts[0] == "spjax" and len(parts) > 1 else parts[0]
 
 
 def ranks() -> dict[str, int]:
-    """Rank of every room, read from the one line of arrows in docs/design.md: a room imports its own rank and lower."""
-    section = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").split("## Arrows", 1)[1].strip()
-    line = re.sub(r"\(.*?\)", "", " ".join(section.split("\n\n", 1)[0].split())).rstrip(" .")
-    groups = [[name.strip() for name in group.split(",")] for group in line.split("←")]
+    """Rank of every package, from the figure in docs/design.md: a package imports its own rank and lower ones."""
+    section = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").split("## Dependency order", 1)[1]
+    figure = section.split("```text", 1)[1].split("```", 1)[0]
+    groups = [[name.strip() for name in group.split(",")] for group in figure.split("←")]
     rank = {name: number for number, group in enumerate(groups) for name in group}
-    rank["spjax"] = rank["main"]  # spjax/__init__.py, the public face: above all rooms, imported by none of them
+    rank["spjax"] = rank["main"]  # spjax/__init__.py, the public API: above all packages, imported by none of them
     return rank
 
 
 def wrong_way(module: str, tree: ast.Module, rank: dict[str, int]) -> list[str]:
-    """What `module` imports against the arrows, a line each."""
-    here = room(module)
+    """What `module` imports against the dependency order, a line each."""
+    here = package(module)
     found = []
     for name, line, _ in imports(tree):
-        there = room(name)
+        there = package(name)
         if there not in rank or there == here or (module, there) == ("spjax.main", "data_pipelines"):
             continue
         if rank[there] > rank[here] or (there == "spjax" and here != "data_pipelines"):
@@ -118,12 +118,12 @@ def wrong_way(module: str, tree: ast.Module, rank: dict[str, int]) -> list[str]:
     return found
 
 
-def test_every_room_stands_in_the_arrows():
-    rooms = {room(module_name(path)) for path in files("spjax", "data_pipelines")}
-    assert rooms <= set(ranks()), "new rooms need a place in docs/design.md, Arrows"
+def test_every_package_has_a_rank():
+    packages = {package(module_name(path)) for path in files("spjax", "data_pipelines")}
+    assert packages <= set(ranks()), "a new package needs a place in docs/design.md, Dependency order"
 
 
-def test_imports_follow_the_arrows():
+def test_imports_follow_the_dependency_order():
     rank = ranks()
     found = [
         line for path in files("spjax", "data_pipelines") for line in wrong_way(module_name(path), parse(path), rank)
@@ -131,11 +131,11 @@ def test_imports_follow_the_arrows():
     assert not found, "\n".join(found)
 
 
-def test_rooms_do_not_import_in_a_circle():
+def test_packages_do_not_import_in_a_circle():
     graph = defaultdict(set)
     for path in files("spjax", "data_pipelines"):
-        here = room(module_name(path))
-        graph[here] |= {room(name) for name, _, _ in imports(parse(path))} & set(ranks()) - {here}
+        here = package(module_name(path))
+        graph[here] |= {package(name) for name, _, _ in imports(parse(path))} & set(ranks()) - {here}
     graph["main"].discard("data_pipelines")
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
@@ -204,7 +204,7 @@ def test_no_code_of_a_file_is_run():
         for name, line, _ in imports(tree):
             if name.split(".")[0] in {"torch", "joblib", "dill", "cloudpickle", "marshal", "shelve"}:
                 found.append(f"{module}:{line} imports {name}")
-            if name == "pickle" and room(module) != "convert":
+            if name == "pickle" and package(module) != "convert":
                 found.append(f"{module}:{line} imports pickle outside spjax.convert")
         for node in ast.walk(tree):
             if not isinstance(node, ast.Call):

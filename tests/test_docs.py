@@ -39,7 +39,7 @@ def blocks(path: Path) -> list[Block]:
         if line.startswith("```") and not start:
             start, language, lines = number, line[3:].strip(), []
         elif line.startswith("```"):
-            found.append(Block(f"{path.name}:{start}", language, "\n".join(lines)))
+            found.append(Block(f"{path.relative_to(ROOT)}:{start}", language, "\n".join(lines)))
             start = 0
         elif start:
             lines.append(line)
@@ -88,13 +88,14 @@ def run(words: list[str], folder: Path = ROOT) -> str:
 help_of = functools.lru_cache(maxsize=None)(lambda words: run([*words, "--help"]))
 
 
-def readme_commands(module: str) -> list[list[str]]:
-    found = [c.values[0] for c in COMMANDS if c.values[0][0] == module and "README" in c.id]
-    assert found, f"the README no longer shows {module}"
+def commands_of(page: str, module: str) -> list[list[str]]:
+    """Commands of a module on a page, such as docs/models.md."""
+    found = [c.values[0] for c in COMMANDS if c.values[0][0] == module and c.id.startswith(f"{page}:")]
+    assert found, f"{page} no longer shows {module}"
     return found
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path):
     text = path.read_text(encoding="utf-8")
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
@@ -179,8 +180,18 @@ def test_readme_opens_with_the_two_commands():
     assert second.text.rstrip().endswith("-m pytest -n 2 --dist loadfile")
 
 
-def test_readme_imports_units(tmp_path: Path):
-    """The import commands of the README, on unit text in the forms that the README shows."""
+def test_readme_fits_a_page():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_the_index_names_every_page():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    missing = [path.name for path in (ROOT / "docs").glob("*.md") if f"({path.name})" not in index]
+    assert missing == ["README.md"]
+
+
+def test_units_are_imported_as_documented(tmp_path: Path):
+    """The import commands of docs/unit_text.md, on unit text in the forms that it shows."""
     known = [f"71 12 63 {a} 20 <s> {a} {6 + b} {20 + b % 4}" for a in range(6) for b in range(14)]
     spelled = ["71 12 63 <s> turn on | kitchen", "71 12 <s> turn off | none"]
     for task, lines in (("fsc", known), ("home", spelled)):
@@ -189,7 +200,7 @@ def test_readme_imports_units(tmp_path: Path):
         for split in ("train", "valid", "test"):
             (source / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (tmp_path / "slots.json").write_text('{"action": ["turn on", "turn off"], "room": ["none", "kitchen"]}')
-    for words in readme_commands("data_pipelines.import_units"):
+    for words in commands_of("docs/unit_text.md", "data_pipelines.import_units"):
         run(words, tmp_path)
     for task in ("fsc", "home"):
         found = {path.name for path in (tmp_path / "RECORDS" / task).rglob("*")}
@@ -197,8 +208,8 @@ def test_readme_imports_units(tmp_path: Path):
         assert any("tfrecord" in name for name in found)
 
 
-def test_readme_converts_and_classifies(tmp_path: Path, golden: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    """The README's conversion of a published LM and prompt, then its Python example on what came out."""
+def test_conversion_and_the_python_example_work(tmp_path: Path, golden: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """The conversions of docs/models.md, then the Python example of docs/quick_start.md on the results."""
     shutil.copy(golden / "lm" / "checkpoint_best.pt", tmp_path)
     shutil.copy(golden / "lm" / "dict.txt", tmp_path)
     shutil.copy(golden / "prompt" / "b_linear24_multi_prompt_ckpt.pt", tmp_path / "prompt_checkpoint.pt")
@@ -208,9 +219,9 @@ def test_readme_converts_and_classifies(tmp_path: Path, golden: Path, monkeypatc
     shutil.copy(golden / "kmeans" / "km_hubert_layer6_sk1.0.1.bin", tmp_path / "km.bin")
     noise = np.random.default_rng(0).standard_normal(8000).astype(np.float32) / 10
     soundfile.write(tmp_path / "turn_on_the_lights.wav", noise, 16_000)
-    for words in readme_commands("spjax.convert"):
+    for words in commands_of("docs/models.md", "spjax.convert"):
         run(words, tmp_path)
-    (example,) = [block for block in PYTHON if "classify_units" in block.text]
+    (example,) = [block for block in PYTHON if block.where.startswith("docs/quick_start.md:")]
     monkeypatch.chdir(tmp_path)
     exec(compile(example.text, example.where, "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) == 2  # one answer an utterance
