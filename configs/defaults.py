@@ -44,7 +44,9 @@ def prompt_tuning(task: str) -> ConfigDict:
     config.weight_shards = 1  # devices among which the LM is divided, gathered layer by layer; 0: all
     config.compute = _fields(Compute(dtype="bfloat16"))
     # Separators start as large as a unit's embedding: 32 times that, as in the reference, drowns what they attend to.
-    config.prompt = _fields(PromptConfig(length=0, rank=4, separators=1, sep_scale=0.0625))
+    config.prompt = _fields(
+        PromptConfig(length=0, rank=4, separators=1, dropout=0.0, verbalizer_dropout=0.0, sep_scale=0.0625)
+    )
     config.loss = _fields(LossConfig(noise=0.1))
     config.optim = _fields(OptimConfig(lr=2e-3))
     config.sweep = _fields(SweepConfig())  # values of prompt, loss and optim that are tried in the same bank
