@@ -105,6 +105,7 @@ def _end_children() -> None:
 
 def _end_with_parent() -> None:
     """End this worker process as soon as its parent has ended; otherwise it would wait forever for work."""
+    import atexit
     import multiprocessing
     import threading
 
@@ -114,6 +115,7 @@ def _end_with_parent() -> None:
             os._exit(1)
 
     threading.Thread(target=wait, name="parent", daemon=True).start()
+    atexit.register(os._exit, 0)  # Python would take a second to free JAX's modules
 
 
 @contextlib.contextmanager
