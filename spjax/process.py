@@ -103,8 +103,8 @@ def _end_children() -> None:
         child.terminate()
 
 
-def _end_with_parent() -> None:
-    """End this worker process as soon as its parent has ended; otherwise it would wait forever for work."""
+def _prepare_worker() -> None:
+    """Make this worker process end with its parent, since it would wait for work forever, and end fast."""
     import atexit
     import multiprocessing
     import threading
@@ -132,7 +132,7 @@ def worker_pool(processes: int, **settings: Any) -> Iterator[concurrent.futures.
     import multiprocessing
 
     spawn = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(processes, spawn, _end_with_parent, **settings)
+    pool = concurrent.futures.ProcessPoolExecutor(processes, spawn, _prepare_worker, **settings)
     submit = pool.submit
 
     def submitted(*arguments: Any, **options: Any) -> Any:
