@@ -134,20 +134,34 @@ def build_pipeline(todo: Sequence[tuple[str, int]], runner: str, options: Sequen
 
 
 def _run_beam(pipeline: Any, runner: str) -> str:
-    """Runs a pipeline and returns its final state; cancels its job if this process is to end."""
-    job = None
+    """Runs a pipeline and returns its final state; cancels its job if this process is interrupted."""
+    jobs: list[Any] = []
+    ended: list[Any] = []
+
+    def run() -> None:
+        try:
+            jobs.append(pipeline.run())
+            ended.append(jobs[0].wait_until_finish())
+        except Exception as error:  # runners raise any type
+            ended.append(error)
+
+    # In the main thread, Beam would turn Ctrl-C and SIGTERM into errors of its own.
+    thread = threading.Thread(target=run, name="pipeline", daemon=True)
+    thread.start()
     try:
-        job = pipeline.run()
-        return str(job.wait_until_finish())
-    except Exception as error:  # runners raise any type; the last line of the message is the worker's error
-        lines = [line.strip() for line in str(error).splitlines() if any(map(str.isalnum, line))]
-        why = lines[-1].rstrip(".") if lines else f"{type(error).__name__}, no answer from its job service or workers"
-        raise ExtractError(f"{runner} failed: {why}. {KEPT}") from error
+        thread.join()
     except BaseException:
-        if job is not None:
+        for job in jobs:
             with contextlib.suppress(Exception):
                 job.cancel()
         raise
+    if isinstance(ended[0], Exception):  # the last line of the message is the worker's error
+        lines = [line.strip() for line in str(ended[0]).splitlines() if any(map(str.isalnum, line))]
+        why = (
+            lines[-1].rstrip(".") if lines else f"{type(ended[0]).__name__}, no answer from its job service or workers"
+        )
+        raise ExtractError(f"{runner} failed: {why}. {KEPT}") from ended[0]
+    return str(ended[0])
 
 
 def _delete_stale(job: Job, folder: epath.Path) -> None:

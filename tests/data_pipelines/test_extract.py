@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -410,26 +411,29 @@ def test_an_error_of_a_part_is_reported(tmp_path, kmeans, monkeypatch, how, name
 class BeamJob:
     """A Beam pipeline, and the job that it starts, with a given end."""
 
-    def __init__(self, end: str | BaseException) -> None:
-        self.end, self.cancelled = end, False
+    def __init__(self, end: str | Exception | signal.Signals) -> None:
+        self.end, self.cancelled = end, threading.Event()
 
     def run(self) -> BeamJob:
         return self
 
     def wait_until_finish(self) -> str:
-        if isinstance(self.end, str):
-            return self.end
-        raise self.end
+        if isinstance(self.end, Exception):
+            raise self.end
+        if isinstance(self.end, signal.Signals):
+            os.kill(os.getpid(), self.end)
+            self.cancelled.wait(60)
+        return str(self.end)
 
     def cancel(self) -> None:
-        self.cancelled = True
+        self.cancelled.set()
 
 
-def test_a_job_is_cancelled_when_the_launcher_ends():
-    job = BeamJob(SystemExit(143))
-    with pytest.raises(SystemExit):
+def test_a_job_is_cancelled_by_sigterm():
+    job = BeamJob(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="143"), extraction._orderly_end():
         make_parts._run_beam(job, "FlinkRunner")
-    assert job.cancelled
+    assert job.cancelled.is_set()
 
 
 def test_a_runner_that_gives_up_is_named(tmp_path, raw, splits, kmeans, monkeypatch):
