@@ -85,17 +85,23 @@ def _run_here(todo: Sequence[tuple[str, int]], workers: int | None) -> None:
     try:
         if workers == 0:
             for element in todo:
-                parts.make_part(element)
+                _make_part(element)
             return
         with process.worker_pool(min(workers or cores, len(todo))) as pool:
-            for made in concurrent.futures.as_completed([pool.submit(parts.make_part, element) for element in todo]):
+            for made in concurrent.futures.as_completed([pool.submit(_make_part, element) for element in todo]):
                 made.result()
     except BrokenProcessPool as error:
         raise ExtractError(
             "a worker process died, possibly killed for lack of memory: try again with fewer --workers of "
             f"data_pipelines.extract. {KEPT}"
         ) from error
-    except Exception as error:  # an encoder may raise any type
+
+
+def _make_part(element: tuple[str, int]) -> None:
+    """Makes a part; raises only an error that can be pickled, unlike some of TensorFlow's (buckets)."""
+    try:
+        parts.make_part(element)
+    except Exception as error:
         raise ExtractError(f"a worker failed: {error}. {KEPT}") from error
 
 

@@ -386,10 +386,13 @@ def test_a_job_round_trips_through_its_file(tmp_path):
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("make_part", "element", "message"),
-    [(os._exit, 3, "a worker process died, .* --workers of"), (int, "x", "a worker failed: invalid literal")],
+    [
+        (os._exit, 3, "a worker process died, .* --workers of"),
+        (make_parts._make_part, ("none/job.json", 0), "a worker failed: .*none/job.json"),
+    ],
 )
 def test_a_dead_or_failed_worker_ends_the_run(monkeypatch, make_part, element, message):
-    monkeypatch.setattr(parts, "make_part", make_part)
+    monkeypatch.setattr(make_parts, "_make_part", make_part)
     with pytest.raises(ExtractError, match=f"{message}.*run the same command again"):
         make_parts._run_here([element] * 2, 2)
 
