@@ -153,8 +153,8 @@ def _run_beam(pipeline: Any, runner: str) -> str:
 
     # In the main thread, Beam would turn Ctrl-C and SIGTERM into errors of its own.
     thread = threading.Thread(target=run, name="pipeline", daemon=True)
-    thread.start()
     try:
+        thread.start()
         thread.join()
     except BaseException:
         for job in jobs:
