@@ -1,4 +1,4 @@
-"""Extraction of unit records by the Beam pipeline, with one worker and with two.
+"""Extraction of unit records on this machine, with one worker and with two.
 
     python -m benchmarks.extraction
 
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         save_kmeans(kmeans, fitted)
         made: set[tuple[bytes, ...]] = set()
         settings = {"encoder": args.encoder, "kmeans": kmeans}
-        timed(clips[:1], raw, out, runner="FnApiRunner", **settings)  # imports modules before the timed runs
+        timed(clips[:1], raw, out, workers=0, **settings)  # imports modules before the timed runs
         for number in range(args.rounds):
             for workers in args.workers if number % 2 == 0 else args.workers[::-1]:
                 for name, some in (("", clips), (", start", clips[: parts.CLIPS_PER_PART * workers])):
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if len(made) > 1:
             raise AssertionError(f"the records of {args.workers} workers differ")
     parts_of_report = tables(results, args.seconds, args.workers)
-    common.report("Speech to unit records, by Beam", args, parts_of_report, results)
+    common.report("Speech to unit records", args, parts_of_report, results)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ RUN pip install --no-cache-dir -r requirements.txt
 COPY . ./
 RUN pip install --no-cache-dir --no-deps .
 
-# A worker is one of many on its machine: one thread each, as data_pipelines/beam_worker.py sets it for its own
+# A worker is one of many on its machine: one thread each, as data_pipelines/parts.py sets it
 ENV OMP_NUM_THREADS=1 \
     OPENBLAS_NUM_THREADS=1 \
     MKL_NUM_THREADS=1 \

@@ -1,4 +1,4 @@
-"""Encodes a data set's recordings to unit records, as an Apache Beam pipeline.
+"""Encodes a data set's recordings to unit records, in parallel on this machine or on a cluster.
 
     python -m data_pipelines.extract --task=lt_sc --raw=RAW/lt_sc --out=RECORDS/lt_sc --encoder=mfcc --clusters=100
     python -m data_pipelines.extract --task=fsc --raw=RAW/fsc --out=RECORDS/fsc --encoder=HUBERT/ --kmeans=KM100/
@@ -8,12 +8,10 @@
 Units come from an existing k-means (`--kmeans`; the bundled encoder `tiny` has its own), or from one that is fitted on
 the train split first (`--clusters`) and saved as `OUT-kmeans`.
 
-By default one worker process a core runs on this machine. `--runner` selects another Beam runner, whose options follow
-`--`; all paths must then be accessible to its workers, such as gs:// (docs/cluster_extraction.md):
+By default one worker process a core runs on this machine. `--runner` selects an Apache Beam runner, whose options
+follow `--`; all paths must then be accessible to its workers, such as gs:// (docs/cluster_extraction.md):
 
     python -m data_pipelines.extract ... --runner=FlinkRunner -- --flink_master=HOST:8081 --parallelism=16
-
-A job whose workers died is resubmitted for the missing parts, or ends with an error; it never waits forever.
 
 Finished parts are kept in a hidden folder next to OUT: after any interruption the same command continues. Records and
 card do not depend on runner, number of workers or interruptions.
@@ -43,12 +41,9 @@ from etils import epath
 
 from data_pipelines import assemble, data_flags, fit_kmeans, flag_table, parts
 from data_pipelines.clips import Splits
-from data_pipelines.heartbeats import BEAT_SECONDS
 from data_pipelines.import_units import print_card
-from data_pipelines.make_parts import make_parts
+from data_pipelines.make_parts import KEPT, ExtractError, make_parts
 from data_pipelines.parts import Job
-from data_pipelines.pipeline import LOCAL, ExtractError
-from data_pipelines.run_pipeline import KEPT
 from data_pipelines.splits import checked
 from spjax import paths
 from spjax.command_line import Parser, output
@@ -56,8 +51,6 @@ from spjax.data.records import Card, check_free, write_unit_records
 from spjax.data.tfrecords import RecordError
 from spjax.storage import assets, places
 from spjax.tasks import Task
-
-PATIENCE_SECONDS = 900.0  # cloud machines take minutes to start
 
 
 class Wanted(NamedTuple):
@@ -113,13 +106,14 @@ def extract_all(
     merge: bool = True,
     f0: bool = False,
     on_error: Literal["stop", "skip"] = "stop",
-    runner: str = LOCAL,
+    runner: str | None = None,
     workers: int | None = None,
     options: Sequence[str] = (),
-    patience: float = PATIENCE_SECONDS,
     overwrite: bool = False,
 ) -> list[Card]:
-    """Encodes the clips of several data sets in one pipeline and writes unit records of each.
+    """Encodes the clips of several data sets together and writes unit records of each.
+
+    By default this starts processes, which import the main script: it must have `if __name__ == "__main__":`.
 
     Args:
       wanted: the data sets.
@@ -131,10 +125,9 @@ def extract_all(
       merge: merge runs of equal units.
       f0: add f0: log Hz minus the mean of the speaker over all splits, or of the utterance if the speaker is unknown.
       on_error: "stop" at a file that cannot be used, or "skip" it and list it in `OUT-refused.jsonl`.
-      runner: Beam runner; DirectRunner starts local processes, any other brings its workers.
-      workers: processes of the DirectRunner; None for one a core.
-      options: Beam flags, such as ["--flink_master=HOST:8081"].
-      patience: seconds without a heartbeat of any worker after which a job is aborted.
+      runner: Beam runner, which has its own workers; None for this machine.
+      workers: processes on this machine; None for one a core, 0 to encode in this process.
+      options: of the Beam runner, such as ["--flink_master=HOST:8081"].
       overwrite: replace existing records.
 
     Returns:
@@ -142,15 +135,15 @@ def extract_all(
 
     Raises:
       OSError: a directory cannot be written.
-      ExtractError: an output directory exists, a file cannot be used, no file of a label in train can, or the pipeline
-        failed. Finished parts are kept.
+      ExtractError: an output directory exists, a file cannot be used, no file of a label in train can, or a worker
+        or the runner failed. Finished parts are kept.
       BuildError: a split without clips, a duplicate clip, or labels that are not in the task.
       RecordError: no clip of a split can be used.
       ValueError: the encoder or its k-means cannot be used.
     """
     if not wanted:
         return []
-    _check_workers(runner, workers, patience)
+    _check_workers(runner, workers, options)
     encoder, kmeans = assets.find_encoder(encoder, kmeans)
     # absolute: workers may run in another directory
     encoder, kmeans = encoder if _acoustic(encoder) else places.absolute(encoder), places.absolute(kmeans)
@@ -180,7 +173,6 @@ def extract_all(
         runner=runner,
         workers=workers,
         options=options,
-        patience=patience,
     )
     refused = [assemble.refused(some) for some in made]
     if on_error == "stop" and any(refused):
@@ -225,16 +217,13 @@ def _check_labels(one: Wanted, refused: Mapping[int, str]) -> None:
                 )
 
 
-def _check_workers(runner: str, workers: int | None, patience: float) -> None:
-    if runner != LOCAL and workers is not None:
-        raise ExtractError(f"--workers is for the {LOCAL}: set the workers of {runner} by its own option, after --")
-    if workers is not None and workers < 1:
-        raise ExtractError(f"--workers={workers}: give 1 or more, or leave it out for one a core")
-    if not patience >= 3 * BEAT_SECONDS:  # also refuses NaN
-        raise ExtractError(
-            f"--patience={patience:g}: workers send a heartbeat every {BEAT_SECONDS:g} s: give {3 * BEAT_SECONDS:g} "
-            "or more"
-        )
+def _check_workers(runner: str | None, workers: int | None, options: Sequence[str]) -> None:
+    if runner and workers is not None:
+        raise ExtractError(f"--workers is for this machine: set the workers of {runner} by its own option, after --")
+    if options and not runner:
+        raise ExtractError(f"{' '.join(options)}: options after -- are those of a Beam runner: name it by --runner")
+    if workers is not None and workers < 0:
+        raise ExtractError(f"--workers={workers}: give 0 or more, or leave it out for one a core")
 
 
 def _check_out(out: epath.PathLike, overwrite: bool) -> None:
@@ -305,14 +294,9 @@ def parser() -> Parser:
     made.add_argument("--no-merge", action="store_true", help="keep runs of equal units, one unit a frame")
     made.add_argument("--f0", action="store_true", help="measure f0")
     fit_kmeans.add_fit_flags(made)
-    made.add_argument("--runner", default=LOCAL, help="Beam runner (%(default)s: processes on this machine)")
-    made.add_argument("--workers", type=int, help="processes of the DirectRunner (default: one a core)")
+    made.add_argument("--runner", help="Beam runner, such as FlinkRunner (default: processes on this machine)")
     made.add_argument(
-        "--patience",
-        type=float,
-        metavar="SECONDS",
-        default=PATIENCE_SECONDS,
-        help="time without a heartbeat of any worker after which a job is aborted (%(default)g)",
+        "--workers", type=int, help="processes on this machine (default: one a core; 0: encode in the launcher itself)"
     )
     made.add_argument("--overwrite", action="store_true", help="replace existing records in --out")
     return made
@@ -332,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _extract_by(args: argparse.Namespace, beam_options: Sequence[str]) -> Card:
-    _check_workers(args.runner, args.workers, args.patience)
+    _check_workers(args.runner, args.workers, beam_options)
     _, kmeans = assets.find_encoder(args.encoder, args.kmeans)
     if (kmeans is None) == (args.clusters is None):
         raise ExtractError(
@@ -379,7 +363,6 @@ def extract_data(data: data_flags.DataSet, args: argparse.Namespace, beam_option
         runner=args.runner,
         workers=args.workers,
         options=beam_options,
-        patience=args.patience,
         overwrite=args.overwrite,
     )
 

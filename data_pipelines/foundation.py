@@ -27,7 +27,6 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data_pipelines import espeak, sentences, spoken_tasks, synthesize
-from data_pipelines.beam_worker import die_with
 from data_pipelines.source import Source
 from data_pipelines.spoken_tasks import Line
 from spjax import process
@@ -159,8 +158,7 @@ def _make_parts(folder: str, config: SpeechConfig, wanted: list[tuple[str, int]]
     if not missing:
         return
     espeak.data_path()
-    settings = {"initializer": die_with, "initargs": (os.getpid(),), "max_tasks_per_child": 1}
-    with process.worker_pool(min(len(missing), os.cpu_count() or 1), **settings) as pool:
+    with process.worker_pool(min(len(missing), os.cpu_count() or 1), max_tasks_per_child=1) as pool:
         jobs = [pool.submit(_part, folder, config, split, part, kmeans) for split, part in missing]
         done = concurrent.futures.as_completed(jobs)
         for job in tqdm(done, total=len(jobs), desc="synthesis", unit=f" x {PART:,} utterances"):

@@ -26,9 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from data_pipelines.beam_worker import one_thread
 from data_pipelines.clips import Clip
-from data_pipelines.heartbeats import beating
 from spjax.speech2unit import prosody
 from spjax.speech2unit import units as segments
 from spjax.speech2unit.audio import SAMPLE_RATE, AudioError, read_audio
@@ -38,6 +36,11 @@ CLIPS_PER_PART = 64
 LAYOUT = 4  # version of the part files; parts of other versions are not reused
 STATS_AT_ONCE = 16  # parallel requests, which are slow in a bucket
 SECONDS_HELD = 600  # seconds of speech in memory at a time, to bound the memory of parts with long recordings
+
+# One worker a core uses a machine fully, and results do not depend on the number of workers: a convolution on two
+# threads sums in another order than on one. NPROC and PJRT_NPROC are JAX's.
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "NPROC", "PJRT_NPROC")
+ONE_THREAD = dict.fromkeys(THREADS, "1")
 
 _loading = threading.Lock()  # a worker may run bundles in several threads, which share one encoder
 
@@ -190,7 +193,7 @@ def _clips_of(job: Job, number: int) -> tuple[tuple[str, float, float | None], .
 
 
 def make_part(element: tuple[str, int]) -> None:
-    """Makes a part of a job, unless it exists or the job was stopped; the function that Beam maps.
+    """Makes a part of a job, unless it exists or the job was stopped; the work of a worker.
 
     Args:
       element: the job's file, from `save_job`, next to which the part is written; and the part's number.
@@ -206,16 +209,16 @@ def make_part(element: tuple[str, int]) -> None:
         job = load_job(job_file)
     if path.exists() or (job.stop and epath.Path(job.stop).exists()):
         return
-    with beating(path.parent, path.stem):
-        with _loading:
-            if not load_encoder.cache_info().currsize:  # first part of a worker, which may not be our beam_worker
-                one_thread(os.environ)  # JAX reads this at its first use
-            encoder = load_encoder(job.encoder, job.kmeans, job.layer, job.plain_chunks, job.lowpass)
-        with threadpool_limits(1):  # for numpy, which Beam has imported already
-            part = encode_part(job, encoder, number)
-        content = io.BytesIO()
-        np.savez(content, **part._asdict())
-        _write(path, content.getvalue())
+    with _loading:
+        if not load_encoder.cache_info().currsize:  # the first part of this worker
+            os.environ.update(ONE_THREAD)  # JAX reads this at its first use
+            os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # workers may share a GPU
+        encoder = load_encoder(job.encoder, job.kmeans, job.layer, job.plain_chunks, job.lowpass)
+    with threadpool_limits(1):  # for numpy, which is imported already
+        part = encode_part(job, encoder, number)
+    content = io.BytesIO()
+    np.savez(content, **part._asdict())
+    _write(path, content.getvalue())
     if job.stop and any(part.refused):
         _write(epath.Path(job.stop), b"")
 

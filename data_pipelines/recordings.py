@@ -211,7 +211,7 @@ def _extract_flags(
     if name not in ACOUSTIC:
         asked["layer"] = _layer(name, kmeans)
     if sum(map(len, data.splits.values())) <= IN_PROCESS:
-        asked["runner"] = "FnApiRunner"
+        asked["workers"] = "0"  # encode in this process
     asked["f0"] = "prosody" in config.pretraining.lm
     return extract.parser().parse_args(flag_table.words(asked))
 

@@ -34,7 +34,6 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipelines import espeak
-from data_pipelines.beam_worker import die_with
 from data_pipelines.clips import Clip, Splits
 from data_pipelines.spoken_tasks import TASKS, Line, lines
 from spjax import paths, process
@@ -189,8 +188,7 @@ def synthesize(out: str | os.PathLike[str], config: SynthesisConfig, tasks: Sequ
     for half in Path(out).glob(".*.tmp"):  # left by a killed run
         shutil.rmtree(half, ignore_errors=True)
     processes = min(len(missing), os.cpu_count() or 1)
-    settings = {"initializer": die_with, "initargs": (os.getpid(),), "max_tasks_per_child": 1}
-    with process.worker_pool(processes, **settings) as pool:
+    with process.worker_pool(processes, max_tasks_per_child=1) as pool:
         for made in concurrent.futures.as_completed([pool.submit(_make_task, n, str(out), config) for n in missing]):
             made.result()
 

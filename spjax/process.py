@@ -103,11 +103,26 @@ def _end_children() -> None:
         child.terminate()
 
 
+def _prepare_worker() -> None:
+    """Make this worker process end with its parent, since it would wait for work forever, and end fast."""
+    import atexit
+    import multiprocessing
+    import threading
+
+    def wait() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
+    atexit.register(os._exit, 0)  # Python would take a second to free JAX's modules
+
+
 @contextlib.contextmanager
 def worker_pool(processes: int, **settings: Any) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
     """A pool of worker processes, ended at once if the block raises an exception, including Ctrl-C.
 
-    They are spawned, since a fork would inherit JAX's locks.
+    They are spawned, since a fork would inherit JAX's locks, and end with this process, even if it is killed.
 
     Args:
       processes: number of processes.
@@ -117,7 +132,7 @@ def worker_pool(processes: int, **settings: Any) -> Iterator[concurrent.futures.
     import multiprocessing
 
     spawn = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(processes, spawn, **settings)
+    pool = concurrent.futures.ProcessPoolExecutor(processes, spawn, _prepare_worker, **settings)
     submit = pool.submit
 
     def submitted(*arguments: Any, **options: Any) -> Any:

@@ -31,7 +31,7 @@ SETTING = re.compile(r"--config\.([\w.]*\w)")
 COMMAND = re.compile(r"python -m ([\w.]*\w)(?: (\w+))?")
 NAMED = re.compile(r"\b((?:data_pipelines|spjax)\.\w+)")
 # Flags of Beam, gcloud and curl; and a placeholder.
-ELSEWHERE = {"job_server_timeout", "job_endpoint", "direct_num_workers", "location", "uniform-bucket-level-access"}
+ELSEWHERE = {"location", "uniform-bucket-level-access"}
 ELSEWHERE |= {"data-binary", "flag"}
 ANY = "…"  # stands for values that a message fills in
 
@@ -117,7 +117,7 @@ ALL_COMMANDS = ["spjax.main", *commands()]
 # Modules that a command imports, but whose messages it cannot print.
 APART = {
     # It only fetches published files, and gives the advice itself (`fetch.by_hand`); runner and workers are separate.
-    "spjax.main": re.compile(r"spjax\.(convert|fetch)\b|data_pipelines\.(pipeline|extract)\b"),
+    "spjax.main": re.compile(r"spjax\.(convert|fetch)\b|data_pipelines\.(make_parts|extract)\b"),
     # Published files hold everything that is requested here, and no prompts.
     "spjax.fetch": re.compile(r"spjax\.convert\b"),
     "data_pipelines.import_units": re.compile(r"data_pipelines\.splits\b"),  # it reads no split tables

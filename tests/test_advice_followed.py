@@ -171,7 +171,7 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 MFCC = ("--encoder=mfcc",)
-HERE = ("--runner=FnApiRunner", *MFCC)  # starts no workers
+HERE = ("--workers=0", *MFCC)  # starts no workers
 
 
 def test_what_extraction_advises_works(spoken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,19 +196,19 @@ def test_what_extraction_advises_works(spoken: Path, tmp_path: Path, monkeypatch
         assert f"{folder} has files other than unit records ({held}) and is not replaced" in refusal(
             extract.main, replaced
         )
-    patience = re.search(r"give (\d+) or more", refusal(extract.main, [*common, words, "--out=b", "--patience=1"]))
-    assert patience is not None
     follow(
         extract.main,
-        [*common, words, "--out=b", "--workers=0"],
+        [*common, words, "--out=b", "--runner=FnApiRunner"],
         "set the workers of FnApiRunner by its own option, after --",
     )
     local = [f"--kmeans={spoken / 'km'}", *MFCC]
-    assert "--workers=0: give 1 or more, or leave it out" in refusal(
-        extract.main, [*local, words, "--out=b", "--workers=0"]
+    assert "--workers=-1: give 0 or more, or leave it out" in refusal(
+        extract.main, [*local, words, "--out=b", "--workers=-1"]
     )
+    options = ["--", "--direct_num_workers=2"]
+    assert "name it by --runner" in refusal(extract.main, [*local, words, "--out=b", *options])
     monkeypatch.setattr(extract, "extract", _done)
-    for flags in (["--workers=1"], [], ["--patience=60"]):
+    for flags in (["--workers=1"], [], ["--runner=FnApiRunner", *options]):
         with pytest.raises(_Done):
             extract.main([*local, words, "--out=b", *flags])
 
@@ -246,9 +246,9 @@ def test_a_data_set_without_train_is_extracted_with_a_given_kmeans(
     assert "--kmeans of data_pipelines.extract" in refusal(fit_kmeans.main, data)
     follow(
         extract.main,
-        [*data, "--clusters=2", "--runner=FnApiRunner"],
+        [*data, "--clusters=2", "--workers=0"],
         "give an existing k-means by --kmeans",
-        [*data, f"--kmeans={spoken / 'km'}", "--runner=FnApiRunner"],
+        [*data, f"--kmeans={spoken / 'km'}", "--workers=0"],
     )
 
 

@@ -84,8 +84,6 @@ def _assert_ended(done: subprocess.CompletedProcess[str]) -> None:
         ("data_pipelines.synthesize --out=out", "data_pipelines.espeak"),
         ("data_pipelines.import_units --task=fsc --src=. --out=out", "spjax.data.tfrecords"),
         ("data_pipelines.leaks --task=fsc --raw=.", "data_pipelines.builders.fsc"),
-        ("data_pipelines.job_service --port=0", "spjax.command_line"),
-        ("data_pipelines.worker_pool --port=0", "argparse"),
     ],
 )
 def test_a_command_ends_at_once_during_any_import(tmp_path: Path, command: str, at: str) -> None:

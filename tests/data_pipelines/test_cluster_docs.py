@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from data_pipelines import beam_worker, data_flags, job_service, worker_pool
+from data_pipelines import data_flags, parts
 from data_pipelines import extract as extraction
 from data_pipelines.data_flags import DataSet
-from data_pipelines.pipeline import LOCAL, build_pipeline, unknown_options
+from data_pipelines.make_parts import build_pipeline
 from spjax.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,11 +62,11 @@ def test_beam_takes_every_flag(flags, submitted):
     with pytest.raises(Parsed):
         extraction.main(flags)
     (settings,) = submitted
-    assert settings["runner"] != LOCAL
     assert len(settings["options"]) >= 4
-    assert unknown_options(settings["options"]) == []
+    beam = PipelineOptions(settings["options"])
+    assert beam.get_all_options(retain_unknown_options=True).keys() == beam.get_all_options().keys()  # all are known
     if settings["runner"] == "DataflowRunner":  # it would look up the project and its buckets
-        given = PipelineOptions(settings["options"]).get_all_options()
+        given = beam.get_all_options()
     else:
         pipeline = build_pipeline([("gs://bucket/job.json", 0)], settings["runner"], options=settings["options"])
         assert type(pipeline.runner).__name__ == settings["runner"]
@@ -85,30 +85,6 @@ def test_beam_takes_every_flag(flags, submitted):
 def test_every_documented_runner_exists():
     runners = {word for words in commands() for word in words if word.startswith("--runner=")}
     assert runners == {f"--runner={name}Runner" for name in ("Portable", "Dataflow", "Flink", "Spark")}
-
-
-@pytest.mark.parametrize("ours", [worker_pool, job_service])
-def test_our_services_take_their_flags(ours, monkeypatch):
-    def parsed(port: int) -> None:
-        assert port > 1024
-        raise Parsed
-
-    monkeypatch.setattr(ours, "check_port", parsed)
-    monkeypatch.setattr(ours.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(ours.logging, "basicConfig", lambda **_: None)
-    (flags,) = of_module(ours.__name__)
-    with pytest.raises(Parsed):
-        ours.main(flags)
-
-
-@pytest.mark.parametrize("ours", [worker_pool, job_service])
-def test_our_services_have_help(ours, capsys):
-    with pytest.raises(SystemExit) as ended:
-        ours.main(["--help"])
-    assert ended.value.code == 0
-    output = capsys.readouterr().out
-    assert "--port PORT" in output
-    assert "Beam" in output
 
 
 # ---- the container file
@@ -143,7 +119,7 @@ def test_its_workers_have_one_thread_and_our_beam():
 
     values = dict(word.split("=") for word in lines("ENV")[0].split())
     assert values.pop("XLA_PYTHON_CLIENT_PREALLOCATE") == "false"
-    assert values == dict.fromkeys(beam_worker.THREADS, "1")
+    assert values == parts.ONE_THREAD
     versions = dict(line.split("=") for line in lines("ARG"))
     classifiers = (ROOT / "pyproject.toml").read_text()
     assert f"Python :: {versions['PYTHON']}" in classifiers

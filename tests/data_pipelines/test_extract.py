@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,12 @@ from etils.epath import backend, gpath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import assemble, fit_kmeans, parts, run_pipeline
+from data_pipelines import assemble, data_flags, fit_kmeans, make_parts, parts
 from data_pipelines import extract as extraction
 from data_pipelines.clips import Clip, Splits
 from data_pipelines.extract import Wanted, extract, extract_all
+from data_pipelines.make_parts import ExtractError, build_pipeline
 from data_pipelines.manifests import read_user_data
-from data_pipelines.pipeline import ExtractError, build_pipeline
 from data_pipelines.splits import BuildError
 from spjax.data.records import load_card, read_unit_records
 from spjax.data.tfrecords import RecordError
@@ -44,7 +43,6 @@ from tests.data_pipelines.corpus import COUNTS, TASK, make_corpus, tone
 from tests.speech2unit.bad_files import make_bad_files
 
 ROOT = Path(__file__).resolve().parents[2]
-HERE = "FnApiRunner"  # runs in this process, without starting workers
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +120,7 @@ def test_provenance_names_file_crop_and_rate(records):
 
 def test_no_merge_gives_one_unit_a_frame(tmp_path, raw, splits, kmeans, encoder):
     two = {"test": splits["test"][:2]}
-    card = extract(TASK, two, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, merge=False, runner=HERE)
+    card = extract(TASK, two, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, merge=False, workers=0)
     units, _ = read_unit_records(tmp_path / "u", "test")
     assert not card.merged
     assert set(units.durations.tolist()) == {1}
@@ -138,7 +136,7 @@ def test_f0_is_normalised_by_speaker(tmp_path, kmeans, encoder):
         soundfile.write(raw / f"{number}.wav", tone(sound, 0.4, 16000), 16000)
         clips.append(Clip(str(number), f"{number}.wav", ("low", "none"), speaker))
     halves = {"train": clips[:1] + clips[2:], "test": clips[1:2]}
-    card = extract(TASK, halves, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, f0=True, runner=HERE)
+    card = extract(TASK, halves, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, f0=True, workers=0)
     assert card.f0
     train, _ = read_unit_records(tmp_path / "u", "train")
     test, _ = read_unit_records(tmp_path / "u", "test")
@@ -197,10 +195,11 @@ def test_one_worker_makes_the_same_records_as_two(tmp_path, raw, splits, kmeans,
     assert content(tmp_path / "toy") == content(records)
 
 
-def test_a_runner_in_this_process_makes_the_same_records(tmp_path, raw, splits, kmeans, records):
+@pytest.mark.parametrize("how", [{"workers": 0}, {"runner": "FnApiRunner"}], ids=["here", "Beam"])
+def test_this_process_makes_the_same_records(tmp_path, raw, splits, kmeans, records, how):
     backwards = {split: clips[::-1] for split, clips in splits.items()}
     notes = ["made of tones"]
-    extract(TASK, backwards, raw, tmp_path / "toy", encoder="mfcc", kmeans=kmeans, runner=HERE, notes=notes)
+    extract(TASK, backwards, raw, tmp_path / "toy", encoder="mfcc", kmeans=kmeans, notes=notes, **how)
     assert content(tmp_path / "toy") == content(records)
 
 
@@ -225,7 +224,7 @@ def test_several_data_sets_in_one_pipeline(tmp_path, raw, splits, kmeans, record
         Wanted(TASK, splits, raw, tmp_path / "toy", notes=["made of tones"]),
         Wanted(TASK, {"test": splits["test"]}, raw, tmp_path / "small"),
     ]
-    cards = extract_all(wanted, encoder="mfcc", kmeans=kmeans, runner=HERE)
+    cards = extract_all(wanted, encoder="mfcc", kmeans=kmeans, workers=0)
     assert [card.counts.get("train") for card in cards] == [104, None]
     assert content(tmp_path / "toy") == content(records)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "toy"]
@@ -282,10 +281,11 @@ def test_continues_after_a_kill(tmp_path, raw, splits, kmeans, monkeypatch):
     while not (first := list(tmp_path.glob(".toy.parts-*/part-*"))):
         assert process.poll() is None
         time.sleep(0.02)
+    workers = children_of(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "toy").exists()
-    time.sleep(0.5)  # its worker ends too
+    assert_gone(workers)
     (folder,) = tmp_path.glob(".toy.parts-*")
     there = {path.name for path in folder.glob("part-*")}
     if len(there) == 3:  # it had finished
@@ -294,11 +294,11 @@ def test_continues_after_a_kill(tmp_path, raw, splits, kmeans, monkeypatch):
     made = []
     encode_part = parts.encode_part
     monkeypatch.setattr(parts, "encode_part", lambda *args: made.append(args[2]) or encode_part(*args))
-    extraction.main([*flags, f"--out={tmp_path / 'toy'}", f"--runner={HERE}"])
+    extraction.main([*flags, f"--out={tmp_path / 'toy'}", "--workers=0"])
     assert made
     assert there | {f"part-{number:06d}.npz" for number in made} == {f"part-{number:06d}.npz" for number in range(3)}
     assert len(there) + len(made) == 3
-    extraction.main([*flags, f"--out={tmp_path / 'again'}", f"--runner={HERE}"])
+    extraction.main([*flags, f"--out={tmp_path / 'again'}", "--workers=0"])
     assert content(tmp_path / "toy") == content(tmp_path / "again")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "toy", "toy.csv"]
 
@@ -310,7 +310,7 @@ def test_sigterm_ends_it_with_its_workers(tmp_path, raw, splits, kmeans):
     flags = [f"--manifest={manifest(tmp_path / 'toy.csv', splits)}", "--crops", f"--raw={raw}", "--encoder=mfcc"]
     flags += [f"--kmeans={kmeans}", f"--out={tmp_path / 'toy'}", "--workers=2"]
     process = subprocess.Popen(command(*flags), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while not workers_of(process.pid):
+    while len(workers := children_of(process.pid)) < 2:
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
@@ -318,33 +318,32 @@ def test_sigterm_ends_it_with_its_workers(tmp_path, raw, splits, kmeans):
     assert process.returncode == 143
     assert "ended by SIGTERM" in text
     assert "Traceback" not in text
-    time.sleep(0.5)
-    assert not workers_of(process.pid)
+    assert_gone(workers)
     assert list(tmp_path.glob(".toy.parts-*"))
 
 
-def workers_of(launcher: int) -> list[int]:
-    """Process ids of a launcher's workers, which have its id as an argument."""
-    command_line = f"data_pipelines.beam_worker\0{launcher}\0".encode()
+def children_of(launcher: int) -> list[int]:
+    """Process ids of a launcher's workers."""
     found = []
-    for place in Path("/proc").glob("[0-9]*/cmdline"):
+    for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if command_line in place.read_bytes():
-                found.append(int(place.parent.name))
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == launcher and b"spawn_main" in (place / "cmdline").read_bytes():
+                found.append(int(place.name))
     return found
 
 
-def test_a_worker_without_its_launcher_ends_at_once():
-    if sys.platform != "linux":
-        pytest.skip("only Linux tells a process that its parent is gone")
-    done = subprocess.run([sys.executable, "-m", "data_pipelines.beam_worker", "1"], cwd=ROOT, timeout=60)
-    assert done.returncode == 1
+def assert_gone(processes: list[int]) -> None:
+    start = time.monotonic()
+    while any(Path(f"/proc/{number}").exists() for number in processes):
+        assert time.monotonic() - start < 30
+        time.sleep(0.05)
 
 
 def test_parts_of_changed_audio_are_not_reused(tmp_path, kmeans, monkeypatch):
     raw = tmp_path / "raw"
     splits = make_corpus(raw, {"train": 80, "test": 2})
-    how: dict[str, Any] = {"encoder": "mfcc", "kmeans": kmeans, "runner": HERE}
+    how: dict[str, Any] = {"encoder": "mfcc", "kmeans": kmeans, "workers": 0}
     made = []
     encode_part = parts.encode_part
     monkeypatch.setattr(parts, "encode_part", lambda *args: made.append(args[2]) or encode_part(*args))
@@ -384,66 +383,84 @@ def test_a_job_round_trips_through_its_file(tmp_path):
     assert job.parts == 1
 
 
-class Pipeline:
-    """A pipeline that ends after some time, or never."""
-
-    def __init__(self, seconds: float | None) -> None:
-        from apache_beam.options.pipeline_options import PipelineOptions
-
-        self.seconds, self.options = seconds, PipelineOptions([])
-
-    def run(self) -> Pipeline:
-        threading.Event().wait(self.seconds)
-        return self
-
-    def wait_until_finish(self) -> str:
-        return "ENDED"
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("make_part", "element", "message"),
+    [
+        (os._exit, 3, "a worker process died, .* --workers of"),
+        (make_parts._make_part, ("none/job.json", 0), "a worker failed: .*none/job.json"),
+    ],
+)
+def test_a_dead_or_failed_worker_ends_the_run(monkeypatch, make_part, element, message):
+    monkeypatch.setattr(make_parts, "_make_part", make_part)
+    with pytest.raises(ExtractError, match=f"{message}.*run the same command again"):
+        make_parts._run_here([element] * 2, 2)
 
 
-@pytest.fixture
-def killed(tmp_path, monkeypatch) -> Iterator[subprocess.Popen[bytes]]:
-    """Makes two workers, kills one, and yields the other."""
-    monkeypatch.setattr(run_pipeline, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(run_pipeline, "GRACE_SECONDS", 0.3)
-    dead, alive = (subprocess.Popen(["sleep", str(seconds)]) for seconds in (0, 60))
-    dead.wait()
-    for process in (dead, alive):
-        (tmp_path / str(process.pid)).touch()
-    yield alive
-    alive.kill()
-    alive.wait()
-
-
-def test_a_killed_worker_ends_the_run(tmp_path, killed):
-    """Beam would wait for it forever."""
-    with pytest.raises(ExtractError, match="killed, possibly for lack of memory"):
-        run_pipeline.run_pipeline(Pipeline(None), "DirectRunner", tmp_path, lambda: False, time.monotonic, 60)
-    assert killed.wait(10) == -signal.SIGKILL
-
-
-def test_a_worker_killed_after_the_last_part_is_ignored(tmp_path, killed):
-    assert (
-        run_pipeline.run_pipeline(Pipeline(None), "DirectRunner", tmp_path, lambda: True, time.monotonic, 60) == "DONE"
-    )
-    assert killed.wait(10) == -signal.SIGKILL
-
-
-def test_a_worker_may_end_before_the_pipeline(tmp_path, killed):
-    assert (
-        run_pipeline.run_pipeline(Pipeline(0.1), "DirectRunner", tmp_path, lambda: False, time.monotonic, 60) == "ENDED"
-    )
-    assert killed.poll() is None
-
-
-def test_a_workers_error_is_reported(tmp_path, kmeans, monkeypatch):
+@pytest.mark.parametrize(
+    ("how", "name"), [({"workers": 0}, "a worker"), ({"runner": "FnApiRunner"}, "FnApiRunner")], ids=["here", "Beam"]
+)
+def test_an_error_of_a_part_is_reported(tmp_path, kmeans, monkeypatch, how, name):
     def fail(*_: Any) -> None:
         raise RuntimeError("the disk is full")
 
     monkeypatch.setattr(parts, "encode_part", fail)
     raw = tmp_path / "raw"
-    with pytest.raises(ExtractError, match="the disk is full"):
-        extract(TASK, few(raw), raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, runner=HERE)
+    with pytest.raises(ExtractError, match=f"{name} failed: .*the disk is full"):
+        extract(TASK, few(raw), raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, **how)
     assert not (tmp_path / "u").exists()
+
+
+class BeamJob:
+    """A Beam pipeline, and the job that it starts, with a given end."""
+
+    def __init__(self, end: str | Exception | signal.Signals) -> None:
+        self.end, self.cancelled = end, threading.Event()
+
+    def run(self) -> BeamJob:
+        return self
+
+    def wait_until_finish(self) -> str:
+        if isinstance(self.end, Exception):
+            raise self.end
+        if isinstance(self.end, signal.Signals):
+            os.kill(os.getpid(), self.end)
+            self.cancelled.wait(60)
+        return str(self.end)
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+
+def test_a_job_is_cancelled_by_sigterm():
+    job = BeamJob(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="143"), extraction._orderly_end():
+        make_parts._run_beam(job, "FlinkRunner")
+    assert job.cancelled.is_set()
+
+
+def test_a_runner_that_gives_up_is_named(tmp_path, raw, splits, kmeans, monkeypatch):
+    how: dict[str, Any] = {"encoder": "mfcc", "kmeans": kmeans, "runner": "FlinkRunner"}
+    for end, message in (
+        ("FAILED", "FlinkRunner ended as FAILED with parts missing: see its log"),
+        (TimeoutError(), "FlinkRunner failed: TimeoutError, no answer"),
+    ):
+        monkeypatch.setattr(make_parts, "build_pipeline", lambda *_, end=end: BeamJob(end))
+        with pytest.raises(ExtractError, match=message):
+            extract(TASK, splits, raw, tmp_path / "u", **how)
+
+
+def test_an_unreachable_bucket_is_reported(tmp_path, raw, kmeans, monkeypatch):
+    error = type("UnavailableError", (Exception,), {"__module__": "tensorflow.python.framework.errors_impl"})
+
+    def away(*_: Any, **__: Any) -> None:
+        raise error("no connection")
+
+    monkeypatch.setattr(extraction, "extract_data", away)
+    monkeypatch.setattr(data_flags, "chosen", lambda _: None)
+    flags = ["--task=fsc", f"--raw={raw}", "--encoder=mfcc", f"--kmeans={kmeans}", f"--out={tmp_path / 'u'}"]
+    with pytest.raises(SystemExit, match=r"error: a bucket cannot be reached \(no connection\): .*again to continue"):
+        extraction.main(flags)
 
 
 # ---- bad files
@@ -469,7 +486,7 @@ def test_repairs_are_listed_and_counted(tmp_path, kmeans, capsys):
     place = data.index(b"data") + 4
     data[place : place + 4] = bytes(4)
     path.write_bytes(data)
-    card = extract(TASK, splits, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, runner=HERE)
+    card = extract(TASK, splits, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, workers=0)
     (row,) = [json.loads(line) for line in (tmp_path / "u-repaired.jsonl").read_text().splitlines()]
     assert (row["split"], row["id"], row["path"]) == ("test", clip.id, clip.path)
     assert row["why"].startswith("its length field says 0 bytes")
@@ -481,7 +498,7 @@ def test_repairs_are_listed_and_counted(tmp_path, kmeans, capsys):
 def test_good_files_are_kept_and_bad_ones_named(tmp_path, with_bad, kmeans, encoder, capsys):
     raw, splits, bad = with_bad
     assert len(bad) >= 20
-    card = extract(TASK, splits, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, on_error="skip", runner=HERE)
+    card = extract(TASK, splits, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, on_error="skip", workers=0)
     text = capsys.readouterr().err
     rows = [json.loads(line) for line in (tmp_path / "u-refused.jsonl").read_text().splitlines()]
     assert len(rows) == len(bad)
@@ -510,7 +527,7 @@ def test_a_label_whose_clips_are_all_refused_is_an_error(tmp_path, kmeans):
         if clip.labels[0] == "high":
             (raw / clip.path).write_text("no audio")
     with pytest.raises(ExtractError, match=r"every clip of 'high' \(pitch\) in train was refused, such as: .*001.wav"):
-        extract(TASK, splits, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, on_error="skip", runner=HERE)
+        extract(TASK, splits, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, on_error="skip", workers=0)
     assert not (tmp_path / "u").exists()
 
 
@@ -521,7 +538,7 @@ def test_stops_at_a_bad_file_until_it_is_repaired(tmp_path, kmeans, capsys):
     (raw / "070.wav").write_bytes(good[:-100])
     flags = [f"--manifest={manifest(tmp_path / 'toy.csv', splits)}", "--crops", f"--raw={raw}", "--encoder=mfcc"]
     flags.append("--name=toy")
-    flags += [f"--kmeans={kmeans}", f"--out={tmp_path / 'toy'}", f"--runner={HERE}"]
+    flags += [f"--kmeans={kmeans}", f"--out={tmp_path / 'toy'}", "--workers=0"]
     with pytest.raises(SystemExit) as ended:
         extraction.main(flags)
     assert str(ended.value.code).startswith(f"error: {raw / '070.wav'} is cut off")
@@ -553,7 +570,7 @@ def test_workers_make_no_more_parts_once_one_refused(tmp_path, raw, kmeans):
 def test_a_split_without_a_good_file(tmp_path, raw, splits, kmeans):
     broken = {"train": splits["train"][:2], "test": [Clip("x", "nowhere.wav", ("low", "none"))]}
     with pytest.raises(RecordError, match="split 'test' of toy has no utterances"):
-        extract(TASK, broken, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, on_error="skip", runner=HERE)
+        extract(TASK, broken, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, on_error="skip", workers=0)
     assert not (tmp_path / "u").exists()
 
 
@@ -562,7 +579,7 @@ def test_a_split_without_a_good_file(tmp_path, raw, splits, kmeans):
 
 def test_existing_records_are_not_replaced_by_default(tmp_path, raw, splits, kmeans):
     some = {"test": splits["test"][:3]}
-    arguments: dict[str, Any] = {"encoder": "mfcc", "kmeans": kmeans, "runner": HERE}
+    arguments: dict[str, Any] = {"encoder": "mfcc", "kmeans": kmeans, "workers": 0}
     extract(TASK, some, raw, tmp_path / "u", **arguments)
     with pytest.raises(ExtractError, match=r"is not empty.*--overwrite"):
         extract(TASK, some, raw, tmp_path / "u", **arguments)
@@ -574,7 +591,7 @@ def test_a_folder_named_like_an_encoder_is_ignored(tmp_path, raw, splits, kmeans
     (tmp_path / "mfcc").mkdir()
     (tmp_path / "mfcc" / "config.json").write_text('{"hash": "x"}')
     monkeypatch.chdir(tmp_path)
-    card = extract(TASK, {"test": splits["test"][:2]}, raw, "u", encoder="mfcc", kmeans=kmeans, runner=HERE)
+    card = extract(TASK, {"test": splits["test"][:2]}, raw, "u", encoder="mfcc", kmeans=kmeans, workers=0)
     assert card.encoder == "mfcc"
 
 
@@ -593,9 +610,10 @@ def test_invalid_arguments_are_refused_before_any_work(tmp_path, raw, splits, km
         extract(TASK, some, raw, tmp_path / "u", encoder="log_mel", kmeans=kmeans)
     with pytest.raises(ExtractError, match="FlinkRunner by its own option"):
         extract(TASK, some, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, runner="FlinkRunner", workers=3)
-    for workers in (0, -1):
-        with pytest.raises(ExtractError, match=f"--workers={workers}: give 1 or more"):
-            extract(TASK, some, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, workers=workers)
+    with pytest.raises(ExtractError, match="--workers=-1: give 0 or more"):
+        extract(TASK, some, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, workers=-1)
+    with pytest.raises(ExtractError, match=r"--parallelism=3: options after -- .* name it by --runner"):
+        extract(TASK, some, raw, tmp_path / "u", encoder="mfcc", kmeans=kmeans, options=["--parallelism=3"])
     (file := tmp_path / "file").touch()
     for out, message in (
         (file, "file is a file: choose"),
@@ -627,12 +645,11 @@ def test_other_runners_take_their_own_options(runner, flag, value):
     assert pipeline.options.get_all_options()[flag] == value
 
 
-def test_the_direct_runner_needs_no_network():
-    """Beam's DirectRunner would try to download Prism, a program in Go."""
-    pipeline = build_pipeline([("job.json", 0)], workers=3, pids="/tmp/pids")
-    assert type(pipeline.runner).__name__ == "FnApiRunner"
-    assert pipeline.options.get_all_options()["direct_num_workers"] == 3
-    assert "data_pipelines.beam_worker" in str(pipeline.runner._default_environment.to_runner_api(None))
+def test_options_that_beam_does_not_take(caplog):
+    with pytest.raises(ExtractError, match=r"--runner=FlinkRunner --parallelism=many: .*invalid int value: 'many'"):
+        build_pipeline([("job.json", 0)], "FlinkRunner", ["--parallelism=many"])
+    build_pipeline([("job.json", 0)], "FlinkRunner", ["--flink_master=h:1", "--paralelism=3"])  # may be a job server's
+    assert "--paralelism=3" in caplog.text
 
 
 @pytest.mark.parametrize(("runner", "options"), [("NoRunner", []), ("DataflowRunner", ["--project=p"])])
@@ -688,9 +705,9 @@ def test_paths_in_a_bucket(tmp_path, raw, splits, kmeans, monkeypatch):
     shutil.copytree(raw, bucket / "raw")
     shutil.copytree(kmeans, bucket / "km")
     some = {"train": splits["train"][:3], "test": splits["test"][:2]}
-    extract(TASK, some, raw, tmp_path / "here", encoder="mfcc", kmeans=kmeans, runner=HERE)
+    extract(TASK, some, raw, tmp_path / "here", encoder="mfcc", kmeans=kmeans, workers=0)
     place = mount(bucket, monkeypatch)
-    extract(TASK, some, f"{place}/raw", f"{place}/there", encoder="mfcc", kmeans=f"{place}/km", runner=HERE)
+    extract(TASK, some, f"{place}/raw", f"{place}/there", encoder="mfcc", kmeans=f"{place}/km", workers=0)
     assert content(bucket / "there") == content(tmp_path / "here")
     assert sorted(path.name for path in bucket.iterdir()) == ["km", "raw", "there"]
 
@@ -718,8 +735,8 @@ def test_real_recordings_from_the_command_line(tmp_path):
 
 def test_the_bundled_encoder_has_a_k_means(tmp_path, raw, splits):
     some = {"train": splits["train"][:3], "test": splits["test"][:2]}
-    named = extract(TASK, some, raw, tmp_path / "named", encoder="tiny", kmeans=None, runner=HERE)
-    by_both = extract(TASK, some, raw, tmp_path / "both", encoder="mfcc", kmeans="tiny", runner=HERE)
+    named = extract(TASK, some, raw, tmp_path / "named", encoder="tiny", kmeans=None, workers=0)
+    by_both = extract(TASK, some, raw, tmp_path / "both", encoder="mfcc", kmeans="tiny", workers=0)
     assert content(tmp_path / "named") == content(tmp_path / "both")
     assert (named.encoder, named.kmeans, named.vocabulary) == ("mfcc", load_kmeans("tiny").id, 100)
     assert by_both.kmeans == named.kmeans

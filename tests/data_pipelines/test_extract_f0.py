@@ -15,8 +15,6 @@ from spjax.speech2unit.acoustic import MFCC, features
 from spjax.storage import KMeans, save_kmeans
 from tests.data_pipelines.corpus import TASK
 
-HERE = "FnApiRunner"  # runs in this process
-
 
 def voice(hz: float, seconds: float) -> np.ndarray:
     time = np.arange(round(seconds * 16_000)) / 16_000
@@ -50,7 +48,7 @@ def records(folder: Path, centres: list[slice]) -> dict[str, tuple[np.ndarray, n
         soundfile.write(folder / f"{name}.wav", wave, 16_000)
         clips.append(Clip(name, f"{name}.wav", ("low", "none"), speaker))
     splits = {"train": clips[::2], "test": clips[1::2]}
-    extract(TASK, splits, folder, folder / "units", encoder="mfcc", kmeans=folder / "km", f0=True, runner=HERE)
+    extract(TASK, splits, folder, folder / "units", encoder="mfcc", kmeans=folder / "km", f0=True, workers=0)
     made = {}
     for split in splits:
         units, _ = read_unit_records(folder / "units", split)

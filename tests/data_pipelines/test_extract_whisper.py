@@ -35,7 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         one.mkdir(parents=True, exist_ok=True)
         soundfile.write(one / f"{number}.wav", tone(number, 2.0 if number == 3 else 0.3, 16_000), 16_000)
     flags = [f"--folders={folder / 'words'}", f"--encoder={folder / 'encoder'}", "--layer=2", "--clusters=20", "--f0"]
-    extraction.main([*flags, f"--out={folder / 'units'}", "--runner=FnApiRunner"])
+    extraction.main([*flags, f"--out={folder / 'units'}", "--workers=0"])
     return folder
 
 

@@ -126,7 +126,7 @@ def test_extraction_fits_one_first_and_keeps_it(tmp_path, folders, capsys):
         "--encoder=mfcc",
         "--clusters=9",
         f"--out={tmp_path / 'u'}",
-        "--runner=FnApiRunner",
+        "--workers=0",
     ]
     extraction.main(flags)
     card = load_card(tmp_path / "u")
@@ -158,7 +158,7 @@ def test_a_k_means_of_changed_audio_is_not_kept(tmp_path, folders):
 
 def test_refusals_are_reported_once(tmp_path, folders, capfd):
     (folders / "low" / "0.wav").write_bytes(b"")
-    flags = [f"--folders={folders}", "--encoder=mfcc", "--clusters=6", "--on-error=skip", "--runner=FnApiRunner"]
+    flags = [f"--folders={folders}", "--encoder=mfcc", "--clusters=6", "--on-error=skip", "--workers=0"]
     extraction.main([*flags, f"--out={tmp_path / 'u'}"])
     assert capfd.readouterr().err.count("refused: ") == 1
     assert load_card(tmp_path / "u").vocabulary == 6
@@ -188,7 +188,7 @@ def test_split_manifests_are_used_unchanged(tmp_path, raw, splits):
     files = inspect_files(raw, [clip.path for clips in splits.values() for clip in clips])
     write_splits(tmp_path / "splits", TASK, splits, files, "honest")
     flags = [f"--splits={tmp_path / 'splits'}", f"--raw={raw}", "--encoder=mfcc", "--clusters=5"]
-    extraction.main([*flags, f"--out={tmp_path / 'u'}", "--runner=FnApiRunner"])
+    extraction.main([*flags, f"--out={tmp_path / 'u'}", "--workers=0"])
     card = load_card(tmp_path / "u")
     assert card.task == TASK
     assert card.counts == {"train": 44, "test": 5}
