@@ -89,7 +89,7 @@ def run(place: Place, data: Path, workdir: Path, *argv: str) -> list[str]:
     ("given", "limit", "tried"),
     [
         ((), 32, ["--config.overlength=cut"]),
-        (("--config.max_length=16",), 16, ["--config.overlength=drop"]),
+        pytest.param(("--config.max_length=16",), 16, ["--config.overlength=drop"], marks=pytest.mark.slow),
         (("--config.max_length=2000",), 32, []),
     ],
 )

@@ -53,6 +53,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 FEW = ("--no-page", "--max-units=64", "--max-seconds=3")  # few programs to compile
 
 
+@pytest.mark.slow
 def test_a_load_with_bad_requests_in_it(place: Path):
     """Every good request gets the predictor's answer, every bad one an error, and nothing is left behind."""
     result = load.race(place, "batched", options(), flags=FEW)

@@ -133,7 +133,7 @@ def test_weight_decay_leaves_vectors_alone() -> None:
 
 
 @pytest.mark.parametrize("eps_before", [False, True])
-@settings(max_examples=15)
+@settings(max_examples=6)
 @given(taking_part=st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=6))
 def test_a_member_of_a_bank_is_updated_the_same_as_alone(eps_before: bool, taking_part: list[list[bool]]) -> None:
     """Clipping, moments, step count, warm-up, decay and learning rate do not depend on other active members."""

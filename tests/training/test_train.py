@@ -345,6 +345,7 @@ def _swept(*rates: float) -> list[train.TaskRun]:
 DIVERGING = dataclasses.replace(RUN, seeds=(0, 1), epochs=3, max_rows=8, checkpoint_every=2)
 
 
+@pytest.mark.slow
 def test_a_member_that_diverges_stops_and_the_others_continue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
