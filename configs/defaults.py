@@ -110,7 +110,7 @@ def pretraining() -> ConfigDict:
 
 
 def prosody(duration_input: bool = True, f0_input: bool = True) -> ConfigDict:
-    """The streams of a discrete multi-stream LM, for `pretraining.lm.prosody`, and which of them it is told."""
+    """Streams of a discrete multi-stream LM, for `pretraining.lm.prosody`, and which of them are inputs."""
     return _fields(ProsodyConfig(duration_input=duration_input, f0_input=f0_input))
 
 

@@ -4,8 +4,8 @@
 
 Needs espeakng-loader (requirements-demo.txt). Three tasks whose label lies in prosody (question or statement, the word
 with the emphasis, the style by rate and range; words and voices are balanced, but slow speech has more units), and two
-of content (commands, intents in three slots). The LMs have the same blocks and see the same recordings: "units" knows
-nothing else, "none" also foretells durations and f0 but is told neither, "duration", "f0" and "both" are told.
+of content (commands, intents in three slots). The LMs have the same blocks and see the same recordings: "units" has
+units only, "none" also predicts durations and f0 without taking them as input, "duration", "f0" and "both" take them.
 WORKDIR/summary.md has every score, and each variant's gain over "units" with its 95 % intervals. A single backbone, as
 an ordinary prompt job:
 
