@@ -45,7 +45,7 @@ METHODS: dict[str, dict[str, Any]] = {
 def _task(config: ConfigDict) -> ConfigDict:
     """What a task's config says of records, LM, noise and length of training."""
     own = {name: config[name] for name in ("data", "lm", "pretraining", "loss")}
-    train = {name: config.train[name] for name in ("epochs", "max_rows", "buckets")}
+    train = {name: config.train[name] for name in ("epochs", "max_rows", "buckets", "select")}
     return ConfigDict({**own, "train": train})
 
 

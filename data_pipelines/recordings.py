@@ -159,7 +159,7 @@ def _choose_models(config: ConfigDict, flags: Mapping[str, Any], overrides: Coll
             if not config.reference:
                 config.prompt.update({key: value for key, value in ADAPTER.items() if f"prompt.{key}" not in overrides})
                 config.optim.lr = config.optim.lr if "optim.lr" in overrides else ADAPTER_LR
-                workdirs.say(f"{config.lm}: adapters of rank 2 on query and value, unless --config.prompt.* says so")
+                workdirs.say(f"{config.lm}: adapters of rank 2 on query and value (--config.prompt.* overrides)")
         else:
             config.lm = encoder if encoder in assets.NAMES and not streams else f"{config.data}-ulm/lm"
     clusters = len(parts.load_centroids(kmeans).centroids) if kmeans and not published else CLUSTERS

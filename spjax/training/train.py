@@ -405,9 +405,7 @@ def train(
         raise ValueError(
             f"trainable={run.trainable!r} trains the LM, which {members} members share: give one task and one seed"
         )
-    sets = list(
-        {id(task_run.train_set): task_run.train_set for task_run in task_runs}.values()
-    )  # task runs may share a set
+    sets = list({id(one.train_set): one.train_set for one in task_runs}.values())  # task runs may share a set
     train_set = join(sets)
     starts = np.cumsum([0, *map(len, sets)])
     first = {id(one): start for one, start in zip(sets, starts, strict=False)}
@@ -478,9 +476,7 @@ def train(
             score = np.full(len(metric), float(epoch))
         else:
             score = -metric if task_run.lower_is_better else metric
-            right = (tree.combinations == classes[:, None]).all(
-                axis=2
-            )  # no column for label combinations absent from train
+            right = (tree.combinations == classes[:, None]).all(axis=2)  # [n, M]; no column for unseen combinations
             tie = log_probs[:, right].mean(axis=1) if right.any() else tie
         return {**found, "score": np.stack([score, tie], axis=1)}
 
