@@ -7,7 +7,7 @@ import os
 
 from ml_collections import ConfigDict
 
-from spjax.jobs.sweeping import SweepConfig
+from spjax.config import SweepConfig
 from spjax.models.config import Compute, ProsodyConfig
 from spjax.models.prompts import PromptConfig
 from spjax.training.losses import LossConfig

@@ -5,17 +5,18 @@ Data source of jobs whose config has `synthesis` (configs/demo.py, demo_prosody.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from data_pipelines import synthesize
 from data_pipelines.extract import Wanted, extract_all
 from data_pipelines.source import Source, best_pack
+from spjax.config import CompareJob, PromptJob
 from spjax.jobs import comparing
 from spjax.serving import scoring
 from spjax.serving.load import load_prompt, load_unit_lm
@@ -25,38 +26,43 @@ from spjax.storage import assets, places
 ENCODER = "tiny"
 
 
-def source(config: ConfigDict, workdir: str) -> Source:
-    """Makes the source of a job, and resolves the paths in its config against WORKDIR.
+def source(job: PromptJob | CompareJob, workdir: str) -> Source:
+    """Makes the source of a job, and resolves the paths in its settings against WORKDIR.
 
     Raises:
       ValueError: a workdir in a bucket, or a workdir with speech of another config.
     """
     if places.is_remote(workdir):
         raise ValueError(f"--workdir={workdir} is in a bucket, but speech is synthesised locally: give a local one")
-    synthesis = synthesize.SynthesisConfig(**config.synthesis)
-    tasks = config.task.split(",")
-    data = os.path.join(workdir, config.data)
-    if config.lm not in assets.NAMES:
-        tasks = list(dict.fromkeys((*config.pretraining.tasks, *tasks)))
-        config.lm, config.pretraining.data = (os.path.join(workdir, p) for p in (config.lm, config.pretraining.data))
+    one = job.common if isinstance(job, CompareJob) else job
+    synthesis = synthesize.SynthesisConfig(**(one.synthesis or {}))
+    tasks = one.tasks
+    data = os.path.join(workdir, one.data, *(tasks if len(tasks) == 1 else ()))
+    if one.lm not in assets.NAMES:
+        tasks = list(dict.fromkeys((*one.pretraining.tasks, *tasks)))
+        lm, units = (os.path.join(workdir, path) for path in (one.lm, one.pretraining.data))
+        one = dataclasses.replace(one, lm=lm, pretraining=dataclasses.replace(one.pretraining, data=units))
     synthesize.check(os.path.join(workdir, "speech"), synthesis, tasks)
-    config.data = data if "," in config.task else os.path.join(data, config.task)
-    f0 = config.job == "compare" or "prosody" in config.pretraining.lm
+    one = dataclasses.replace(one, data=data)
+    f0 = isinstance(job, CompareJob) or one.pretraining.lm.prosody is not None
+    made = dataclasses.replace(job, common=one) if isinstance(job, CompareJob) else one
     return Source(
+        made,
         lambda _, directory: records(workdir, os.path.dirname(directory), tasks, synthesis, f0=f0),
-        lambda: _show_job(config, workdir),
+        lambda: _show_job(made, workdir),
     )
 
 
-def _show_job(config: ConfigDict, workdir: str) -> None:
+def _show_job(job: PromptJob | CompareJob, workdir: str) -> None:
     """Prints the predictions of a finished job's prompts for some recordings; in the first process only."""
     if jax.process_index() > 0:
         return
-    models = {"predicted": (config.lm, workdir)}
-    if config.job == "compare":
-        least, *_, most = comparing.in_order(config)
+    one = job.common if isinstance(job, CompareJob) else job
+    models = {"predicted": (one.lm, workdir)}
+    if isinstance(job, CompareJob):
+        least, *_, most = comparing.in_order(job)
         models = {name: (comparing.lm_place(workdir, name), f"{workdir}/{name}") for name in (least, most)}
-    print("\n" + show(workdir, models, config.task.split(",")))
+    print("\n" + show(workdir, models, one.tasks))
 
 
 def records(

@@ -75,7 +75,7 @@ def fit_kmeans(
     chosen = _drawn(clips, utterances, seed)
     refused: dict[str, str] = {}
     repaired: dict[str, str] = {}
-    with tqdm(total=len(chosen) * passes, desc="features", unit=" utterances") as bar:
+    with tqdm(total=len(chosen) * passes, desc="features", unit=" utterances", leave=False) as bar:
 
         def stream() -> Iterator[np.ndarray]:
             refused.clear()

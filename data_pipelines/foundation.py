@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data_pipelines import espeak, sentences, spoken_tasks, synthesize
 from data_pipelines.source import Source
 from data_pipelines.spoken_tasks import Line
 from spjax import process
+from spjax.config import PretrainJob
 from spjax.data.records import Utterance, write_unit_records
 from spjax.jobs import workdirs
 from spjax.speech2unit.encoder import Encoder, load_encoder
@@ -161,7 +161,7 @@ def _make_parts(folder: str, config: SpeechConfig, wanted: list[tuple[str, int]]
     with process.worker_pool(min(len(missing), os.cpu_count() or 1), max_tasks_per_child=1) as pool:
         jobs = [pool.submit(_part, folder, config, split, part, kmeans) for split, part in missing]
         done = concurrent.futures.as_completed(jobs)
-        for job in tqdm(done, total=len(jobs), desc="synthesis", unit=f" x {PART:,} utterances"):
+        for job in tqdm(done, total=len(jobs), desc="synthesis", unit=f" x {PART:,} utterances", leave=False):
             job.result()
 
 
@@ -181,22 +181,23 @@ def _read(folder: str, split: str, part: int, features: bool) -> dict[str, Any]:
 # ---- a job's records
 
 
-def source(config: ConfigDict, workdir: str) -> Source:
-    """Makes the source of a pretraining job and sets its `data` to WORKDIR/units.
+def source(job: PretrainJob, workdir: str) -> Source:
+    """Makes the source of a pretraining job, whose `data` is WORKDIR/units.
 
     Raises:
       ValueError: a workdir in a bucket, a multi-stream LM, or tasks that are not kinds of utterances.
     """
     if places.is_remote(workdir):
         raise ValueError(f"--workdir={workdir} is in a bucket, but speech is synthesised locally: give a local one")
-    if "prosody" in config.lm:
+    if job.lm.prosody:
         raise ValueError("config.lm has prosody, but this speech has no f0: pretrain a unit LM (backbone=gslm)")
-    if unknown := sorted(set(config.tasks) - set(KINDS)):
+    if unknown := sorted(set(job.tasks) - set(KINDS)):
         raise ValueError(f"config.tasks has {', '.join(unknown)}: choose among {', '.join(KINDS)}")
-    speech = SpeechConfig(**config.speech)
-    config.data = os.path.join(workdir, "units")
+    speech = SpeechConfig(**(job.speech or {}))
     return Source(
-        lambda kind, directory: records(workdir, kind, directory, speech), lambda: write_assets(config, workdir)
+        dataclasses.replace(job, data=os.path.join(workdir, "units")),
+        lambda kind, directory: records(workdir, kind, directory, speech),
+        lambda: write_assets(job, workdir),
     )
 
 
@@ -271,7 +272,7 @@ def _utterances(folder: str, parts: list[int], split: str, kind: str, task: Task
 # ---- bundled assets
 
 
-def write_assets(config: ConfigDict, workdir: str) -> None:
+def write_assets(job: PretrainJob, workdir: str) -> None:
     """Writes the content of spjax/assets/tiny to WORKDIR/assets: LM in bfloat16, k-means, log and README."""
     import jax
 
@@ -288,15 +289,15 @@ def write_assets(config: ConfigDict, workdir: str) -> None:
     facts = {
         "unit LM": f"{lm_config.num_params:,} parameters, bfloat16, hash {identity}",
         "k-means": f"{CLUSTERS} clusters of {ENCODER}, hash {kmeans.hash}",
-        **_amounts(workdir, SpeechConfig(**config.speech)),
+        **_amounts(workdir, SpeechConfig(**(job.speech or {}))),
         "made with": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("espeakng-loader", "numpy")),
     }
     rows = [json.loads(line) for line in log.splitlines()]
     hours = (rows[-1]["time"] - rows[0]["time"]) / 3600
     facts["pretraining"] = (
-        f"{config.pretrain.epochs} epochs, seed {config.pretrain.seed}, {hours:.1f} h from first to last update"
+        f"{job.pretrain.epochs} epochs, seed {job.pretrain.seed}, {hours:.1f} h from first to last update"
     )
-    files.write_file(os.path.join(out, "README.md"), _readme(facts, config.tasks, rows).encode())
+    files.write_file(os.path.join(out, "README.md"), _readme(facts, job.tasks, rows).encode())
     print(f"files for spjax/assets/tiny: {out}", flush=True)
 
 

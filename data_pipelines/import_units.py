@@ -258,7 +258,7 @@ def _read_split(
     repeats: list[bool] = []
     seen: set[str] = set()
     times: Counter[str] = Counter()
-    for number, line in enumerate(tqdm(lines_of[path], desc=f"{path.name}", unit=" lines"), start=1):
+    for number, line in enumerate(tqdm(lines_of[path], desc=f"{path.name}", unit=" lines", leave=False), start=1):
         where = f"{path}, line {number}"
         name, units, labels_text = _parts(line, named=path is named, where=where)
         expected = [*units.split(), SEPARATOR, *labels_text.split()]

@@ -201,7 +201,7 @@ def _progress(jobs: Sequence[tuple[Job, epath.Path]]) -> Iterator[None]:
             look()
 
     total = sum(len(job.clips) for job, _ in jobs)
-    with tqdm(total=total, initial=before, desc="encoding", unit=" utterances") as bar:
+    with tqdm(total=total, initial=before, desc="encoding", unit=" utterances", leave=False) as bar:
         watcher = threading.Thread(target=watch, name="progress", daemon=True)
         watcher.start()
         try:

@@ -130,7 +130,7 @@ def read_manifest(
         notes += _check_guessed(path, columns, rows)
     clips: dict[str, list[Clip]] = defaultdict(list)
     line_of: dict[str, str] = {}
-    for row in tqdm(rows, desc=path.name, unit=" rows"):
+    for row in tqdm(rows, desc=path.name, unit=" rows", leave=False):
         _check_text(row, base, text)
         clip = _clip(row, base, root, columns, crops)
         if clip.id in line_of:

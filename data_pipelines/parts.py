@@ -27,9 +27,8 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.clips import Clip
-from spjax.speech2unit import prosody
-from spjax.speech2unit import units as segments
 from spjax.speech2unit.audio import SAMPLE_RATE, AudioError, read_audio
+from spjax.speech2unit.encoder import Segments, encode_waves
 from spjax.storage import KMeans, load_kmeans
 
 CLIPS_PER_PART = 64
@@ -266,13 +265,15 @@ def encode_part(job: Job, encoder: Any, number: int) -> Part:
     files = file_stats(job.raw, [path for path, _, _ in clips])
     rates, seconds, refused = np.zeros(len(clips), np.int32), np.zeros(len(clips)), [""] * len(clips)
     repaired = [""] * len(clips)
-    streams = [_segments(np.zeros(0, np.int32), None, job.merge)] * len(clips)
+    none = np.zeros(0, np.int32)
+    streams = [Segments(none, none, none.astype(np.float32), none)] * len(clips)
     held: dict[int, np.ndarray] = {}
 
     def encode() -> None:
         if held:  # the encoder makes batches by length
-            for (row, wave), frames in zip(held.items(), encoder.units(list(held.values())), strict=True):
-                streams[row] = _segments(frames, encoder.log_f0(wave) if job.f0 else None, job.merge)
+            found = encode_waves(list(held.values()), encoder, merge=job.merge, f0=job.f0)
+            for row, one in zip(held, found, strict=True):
+                streams[row] = one
         held.clear()
 
     for row, (path, start, duration) in enumerate(clips):
@@ -290,16 +291,6 @@ def encode_part(job: Job, encoder: Any, number: int) -> Part:
     counts = np.asarray([len(stream[0]) for stream in streams], np.int32)
     messages = np.asarray(refused), np.asarray(repaired)
     return Part(counts, units, durations, f0, voiced, rates, seconds, *messages, files)
-
-
-def _segments(units: np.ndarray, pitch: np.ndarray | None, merge: bool) -> tuple[np.ndarray, ...]:
-    """Merges units and log f0 of frames to units, durations, f0 and voiced frames of segments (see Part)."""
-    durations = np.ones(len(units), np.int32)
-    if merge:
-        units, durations = segments.merge(units)
-    if pitch is None:
-        return units, durations, np.zeros(len(units), np.float32), np.zeros(len(units), np.int32)
-    return units, durations, *prosody.segment_f0(pitch, durations)
 
 
 def _write(path: epath.Path, content: bytes) -> None:

@@ -17,13 +17,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from data_pipelines import data_flags, extract, flag_table, parts
 from data_pipelines.builders import UNIT_TEXT
 from data_pipelines.source import OWN, Source, best_pack
 from spjax import fetch, vocab
 from spjax.command_line import Parser
+from spjax.config import PromptJob, with_values
 from spjax.convert import ConvertError
 from spjax.data.records import CARD, load_card, read_unit_records
 from spjax.jobs import workdirs
@@ -43,32 +42,33 @@ _OF_ENCODER = ("encoder", "kmeans", "on-error")
 LEAST_UPDATES = 100  # of adapters on recordings of your own: an epoch of a handful has one or two
 
 
-def source(config: ConfigDict, workdir: str, flags: Mapping[str, Any], overrides: Collection[str]) -> Source:
+def source(job: PromptJob, workdir: str, flags: Mapping[str, Any], overrides: Collection[str]) -> Source:
     """The source of a job on recordings; arguments as of `sources.source_of`, `flags` only those that are given.
 
     Raises:
-      ValueError: the config is not for these recordings, they cannot be used, or records of others are in the way.
+      ValueError: the job is not for these recordings, they cannot be used, or records of others are in the way.
       OSError: the published models are neither here nor to be had.
     """
     own = "folders" in flags or "manifest" in flags
-    _check_config(config, own, workdir, flags)
-    data = _listed(config, own, flags)
-    config.data = config.data.rstrip("/")
+    _check_job(job, own, workdir, flags)
+    data = _listed(job, own, flags)
+    job = dataclasses.replace(job, data=job.data.rstrip("/"))
     if own:
-        config.task = data.task.name
-        config.data = os.path.join(workdir, config.data, data.task.name)
+        place = os.path.join(workdir, job.data, data.task.name)
+        job = dataclasses.replace(job, task=data.task.name, data=place)
         if "train.passes" not in overrides:
             train = data.splits["train"]
-            count = min(len(train), config.few_shot * len({clip.labels for clip in train}) or len(train))
-            config.train.passes = -(-LEAST_UPDATES // (config.train.epochs * -(-count // config.train.max_rows)))
+            count = min(len(train), job.few_shot * len({clip.labels for clip in train}) or len(train))
+            passes = -(-LEAST_UPDATES // (job.train.epochs * -(-count // job.train.max_rows)))
+            job = dataclasses.replace(job, train=dataclasses.replace(job.train, passes=passes))
     advice = (
-        f"use another --workdir, or remove {workdir}" if own else f"give another --config.data, or remove {config.data}"
+        f"use another --workdir, or remove {workdir}" if own else f"give another --config.data, or remove {job.data}"
     )
-    _check_clips(config.data, data, advice)
-    encoder, kmeans = _choose_models(config, flags, overrides)
-    _fetch_absent(config, encoder, kmeans)
-    args = _extract_flags(config, data, encoder, kmeans, flags)
-    _check_models(config.data, args, advice)
+    _check_clips(job.data, data, advice)
+    job, encoder, kmeans = _choose_models(job, flags, overrides)
+    _fetch_absent(job, encoder, kmeans)
+    args = _extract_flags(job, data, encoder, kmeans, flags)
+    _check_models(job.data, args, advice)
 
     def make(task: str, directory: str) -> None:
         if task != data.task.name:
@@ -80,34 +80,29 @@ def source(config: ConfigDict, workdir: str, flags: Mapping[str, Any], overrides
 
     def finish() -> None:
         pack = best_pack(workdir)
-        kept = set(read_unit_records(config.data, "test")[0].ids)  # files without speech may have been skipped
+        kept = set(read_unit_records(job.data, "test")[0].ids)  # files without speech may have been skipped
         whole = (clip for clip in data.splits["test"] if clip.id in kept and not clip.start and clip.duration is None)
         clip = next(whole, None)  # spjax.predict takes whole files
         if clip and workdirs.there(pack):  # none is kept of a random LM, or of one that is trained
-            print(f"to try it: {_predict_line(config, args, pack, os.path.join(data.raw, clip.path))}", flush=True)
+            print(f"to try it: {_predict_line(job, args, pack, os.path.join(data.raw, clip.path))}", flush=True)
 
-    return Source(make, lambda: sharding.on_process_zero("the last line", finish))
+    return Source(job, make, lambda: sharding.on_process_zero("the last line", finish))
 
 
-def _check_config(config: ConfigDict, own: bool, workdir: str, flags: Mapping[str, Any]) -> None:
-    way = next(name for name in ("folders", "manifest", "raw") if name in flags)
-    if config.job != "prompt" or "," in config.task:
+def _check_job(job: PromptJob, own: bool, workdir: str, flags: Mapping[str, Any]) -> None:
+    if own and job.task != OWN:
+        way = next(name for name in ("folders", "manifest") if name in flags)
         raise ValueError(
-            f"--{way} is for a config of one task, such as configs/fsc.py or configs/own.py: for this one make the "
-            "unit records of each task by python -m data_pipelines.extract"
+            f"--{way} is for recordings of your own, this config is for the task {job.task}: give "
+            f"--config=configs/own.py without --config.task, or by --raw=DIR the data set {job.task}"
         )
-    if own and config.task != OWN:
-        raise ValueError(
-            f"--{way} is for recordings of your own, this config is for the task {config.task}: give "
-            f"--config=configs/own.py without --config.task, or by --raw=DIR the data set {config.task}"
-        )
-    if not own and config.task == OWN:
+    if not own and job.task == OWN:
         raise ValueError(
             "--raw is for a data set that spjax knows, this config for recordings of your own: give --folders=DIR, a "
             "folder a class, or --manifest=CSV"
         )
-    if config.task in UNIT_TEXT:
-        raise ValueError(f"task {config.task} comes as units, not as recordings: give their folder by --units=DIR")
+    if job.task in UNIT_TEXT:
+        raise ValueError(f"task {job.task} comes as units, not as recordings: give their folder by --units=DIR")
     if "kmeans" in flags and "encoder" not in flags:
         raise ValueError(f"--kmeans={flags['kmeans']} belongs to an encoder: give that by --encoder")
     if "folders" in flags and not places.is_remote(workdir):
@@ -119,12 +114,12 @@ def _check_config(config: ConfigDict, own: bool, workdir: str, flags: Mapping[st
             )
 
 
-def _listed(config: ConfigDict, own: bool, flags: Mapping[str, Any]) -> data_flags.DataSet:
+def _listed(job: PromptJob, own: bool, flags: Mapping[str, Any]) -> data_flags.DataSet:
     """The clips and splits that the flags name."""
     parser = Parser(prog="python -m spjax.main")
     data_flags.add_data_flags(parser)
     named = {name: value for name, value in flags.items() if name not in _OF_ENCODER}
-    words = flag_table.words(named if own else {"task": config.task, **named})
+    words = flag_table.words(named if own else {"task": job.task, **named})
     data = data_flags.chosen(parser.parse_args(words))
     if not own:
         return data
@@ -144,45 +139,50 @@ def _content_hash(data: data_flags.DataSet) -> str:
     return every.hexdigest()
 
 
-def _choose_models(config: ConfigDict, flags: Mapping[str, Any], overrides: Collection[str]) -> tuple[str, str | None]:
-    """Encoder and k-means (None: to be fitted, or its own); sets the LM in the config, and how it is pretrained."""
+def _choose_models(
+    job: PromptJob, flags: Mapping[str, Any], overrides: Collection[str]
+) -> tuple[PromptJob, str, str | None]:
+    """The job with its LM and how that is pretrained; encoder, and k-means (None: to be fitted, or the encoder's)."""
     encoder, kmeans = flags.get("encoder"), flags.get("kmeans")
-    if encoder is None and (config.lm in assets.NAMES or "raw" not in flags or "manifest" in flags):
+    if encoder is None and (job.lm in assets.NAMES or "raw" not in flags or "manifest" in flags):
         encoder = assets.NAMES[0]  # an LM takes the units that it knows; those of your own data are to be had at once
-    streams = "prosody" in config.pretraining.lm
+    streams = job.pretraining.lm.prosody is not None
     if published := encoder is None:
         home = fetch.SETS[PUBLISHED].default_out()
         encoder, kmeans = str(home / "hubert"), str(home / "kmeans")
     if "lm" not in overrides:
         if published and not streams:
-            config.lm = str(home / "unit_lm")
-            if not config.reference:
-                config.prompt.update({key: value for key, value in ADAPTER.items() if f"prompt.{key}" not in overrides})
-                config.optim.lr = config.optim.lr if "optim.lr" in overrides else ADAPTER_LR
-                workdirs.say(f"{config.lm}: adapters of rank 2 on query and value (--config.prompt.* overrides)")
+            job = dataclasses.replace(job, lm=str(home / "unit_lm"))
+            if not job.reference:
+                adapter = {key: value for key, value in ADAPTER.items() if f"prompt.{key}" not in overrides}
+                rate = {} if "optim.lr" in overrides else {"lr": ADAPTER_LR}
+                job = dataclasses.replace(
+                    job,
+                    prompt=with_values(job.prompt, adapter),
+                    optim=with_values(job.optim, rate),
+                )
+                workdirs.say(f"{job.lm}: adapters of rank 2 on query and value (--config.prompt.* overrides)")
         else:
-            config.lm = encoder if encoder in assets.NAMES and not streams else f"{config.data}-ulm/lm"
+            lm = encoder if encoder in assets.NAMES and not streams else f"{job.data}-ulm/lm"
+            job = dataclasses.replace(job, lm=lm)
     clusters = len(parts.load_centroids(kmeans).centroids) if kmeans and not published else CLUSTERS
-    pretraining = {  # where that LM is absent
-        "tasks": (config.task,),
-        "data": os.path.dirname(config.data),
-        "lm.vocab_size": clusters + vocab.UNIT_OFFSET,
-    }
-    settled = published or config.lm in assets.NAMES or workdirs.there(config.lm)
-    if not settled and os.path.basename(config.data) != config.task:
+    settled = published or job.lm in assets.NAMES or workdirs.there(job.lm)
+    if not settled and os.path.basename(job.data) != job.task:
         raise ValueError(
-            f"--config.data={config.data} must end in /{config.task}, where the LM's pretraining looks for records"
+            f"--config.data={job.data} must end in /{job.task}, where the LM's pretraining looks for records"
         )
-    config.pretraining.update_from_flattened_dict(
-        {name: value for name, value in pretraining.items() if f"pretraining.{name}" not in overrides}
-    )
-    return encoder, kmeans
+    pretraining: dict[str, Any] = {"tasks": (job.task,), "data": os.path.dirname(job.data)}  # if that LM is absent
+    if "pretraining.lm.vocab_size" not in overrides:
+        pretraining["lm"] = dataclasses.replace(job.pretraining.lm, vocab_size=clusters + vocab.UNIT_OFFSET)
+    changed = {name: value for name, value in pretraining.items() if f"pretraining.{name}" not in overrides}
+    job = dataclasses.replace(job, pretraining=dataclasses.replace(job.pretraining, **changed))
+    return job, encoder, kmeans
 
 
-def _fetch_absent(config: ConfigDict, encoder: str, kmeans: str | None) -> None:
+def _fetch_absent(job: PromptJob, encoder: str, kmeans: str | None) -> None:
     """Fetch the published models, where this job needs one of them that is not there."""
     home = fetch.SETS[PUBLISHED].default_out()
-    wanted = [config.lm] if workdirs.whole(config.data, CARD) else [config.lm, encoder, kmeans]
+    wanted = [job.lm] if workdirs.whole(job.data, CARD) else [job.lm, encoder, kmeans]
     ours = [place for place in wanted if place and Path(place).parent == home]
     if all(map(workdirs.there, ours)):
         return
@@ -201,18 +201,18 @@ def _fetch_absent(config: ConfigDict, encoder: str, kmeans: str | None) -> None:
 
 
 def _extract_flags(
-    config: ConfigDict, data: data_flags.DataSet, encoder: str, kmeans: str | None, flags: Mapping[str, Any]
+    job: PromptJob, data: data_flags.DataSet, encoder: str, kmeans: str | None, flags: Mapping[str, Any]
 ) -> argparse.Namespace:
     """What `data_pipelines.extract` is asked for."""
     name, kmeans = assets.find_encoder(encoder, kmeans)
-    asked: dict[str, Any] = {"task": data.task.name, "out": config.data, "encoder": encoder}
+    asked: dict[str, Any] = {"task": data.task.name, "out": job.data, "encoder": encoder}
     asked |= {flag: flags[flag] for flag in ("on-error",) if flag in flags}
     asked |= {"kmeans": kmeans} if kmeans else {"clusters": CLUSTERS}
     if name not in ACOUSTIC:
         asked["layer"] = _layer(name, kmeans)
     if sum(map(len, data.splits.values())) <= IN_PROCESS:
         asked["workers"] = "0"  # encode in this process
-    asked["f0"] = "prosody" in config.pretraining.lm
+    asked["f0"] = job.pretraining.lm.prosody is not None
     return extract.parser().parse_args(flag_table.words(asked))
 
 
@@ -266,9 +266,9 @@ def _check_models(records: str, args: argparse.Namespace, advice: str) -> None:
         raise ValueError(f"{records} holds units that were made otherwise ({'; '.join(other)}): {advice}")
 
 
-def _predict_line(config: ConfigDict, args: argparse.Namespace, pack: str, recording: str) -> str:
+def _predict_line(job: PromptJob, args: argparse.Namespace, pack: str, recording: str) -> str:
     """The command that answers for a recording."""
-    asked = {"lm": config.lm, "encoder": args.encoder}
+    asked = {"lm": job.lm, "encoder": args.encoder}
     if args.encoder not in assets.NAMES:
         asked["kmeans"] = args.kmeans or extract.kmeans_of(args.out)
         asked |= {} if args.encoder in ACOUSTIC else {"layer": args.layer}

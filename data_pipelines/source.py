@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
+from spjax.config import Job
 from spjax.jobs import ImportUnits, workdirs
 
 OWN = "own"  # the task of a config for recordings of your own, until they name it
@@ -19,10 +20,12 @@ class Source(NamedTuple):
     """How a job gets its unit records.
 
     Attributes:
+      job: the settings, with those that follow from the source.
       make: makes those of a task that are absent.
       finish: is called when the job is done.
     """
 
+    job: Job
     make: ImportUnits
     finish: Callable[[], None] = _nothing
 

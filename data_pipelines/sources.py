@@ -10,42 +10,43 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
-from ml_collections import ConfigDict
-
 from data_pipelines.source import OWN, Source
+from spjax.config import CompareJob, Job, PretrainJob, PromptJob
 from spjax.storage import places
 
 WAYS = ("units", "raw", "folders", "manifest")
 
 
-def source_of(config: ConfigDict, workdir: str, given: Mapping[str, Any], overrides: Collection[str]) -> Source:
+def source_of(job: Job, workdir: str, given: Mapping[str, Any], overrides: Collection[str]) -> Source:
     """The source of a job's records.
 
     Args:
-      config: of the job; what follows from the flags (its task, its LM) is set in it.
+      job: its settings.
       workdir: of the job.
       given: values of `--units` and of the flags of `flag_table`, by name; None or False where they are not given.
       overrides: settings that the command line gives by `--config.NAME`.
 
     Raises:
-      ValueError: flags that do not go together, or with this config.
+      ValueError: flags that do not go together, or with these settings.
       OSError: what a flag names is not there.
     """
     flags = {name: value for name, value in given.items() if value not in (None, False)}
     ways = [name for name in WAYS if name in flags]
-    made = next((name for name in ("synthesis", "speech") if name in config), None)
+    prompting = job.common if isinstance(job, CompareJob) else job
+    synthesis = isinstance(prompting, PromptJob) and prompting.synthesis is not None
+    made = "synthesis" if synthesis else "speech" if isinstance(job, PretrainJob) and job.speech is not None else ""
     if made and flags:
         raise ValueError(
             f"--{next(iter(flags))}: this config makes its own records (config.{made}): leave the flag out"
         )
-    if made == "synthesis":
+    if isinstance(job, PromptJob | CompareJob) and synthesis:
         from data_pipelines import demo
 
-        return demo.source(config, workdir)
-    if made == "speech":
+        return demo.source(job, workdir)
+    if isinstance(job, PretrainJob) and made:
         from data_pipelines import foundation
 
-        return foundation.source(config, workdir)
+        return foundation.source(job, workdir)
     if len(ways) > 1 and ways != ["raw", "manifest"]:  # --raw may be the root of a CSV's paths
         raise ValueError(f"--{ways[0]} and --{ways[1]} both say where the units come from: give one of them")
     of_recordings = bool(ways) and ways != ["units"]
@@ -55,33 +56,39 @@ def source_of(config: ConfigDict, workdir: str, given: Mapping[str, Any], overri
     if of_recordings:
         from data_pipelines import recordings
 
-        return recordings.source(config, workdir, flags, overrides)
-    if config.get("task") == OWN:
+        way = "--" + next(name for name in ("folders", "manifest", "raw") if name in flags)
+        if not isinstance(job, PromptJob) or len(job.tasks) > 1:
+            raise ValueError(
+                f"{way} is for a config of one task, such as configs/fsc.py or configs/own.py: for this one make the "
+                "unit records of each task by python -m data_pipelines.extract"
+            )
+        return recordings.source(job, workdir, flags, overrides)
+    if isinstance(job, PromptJob) and job.task == OWN:
         raise ValueError(
             "this config is for recordings of your own: give --folders=DIR, a folder a class, or --manifest=CSV"
         )
     if not ways:
-        return Source(lambda task, directory: _absent(config, task, directory))
+        return Source(job, lambda task, directory: _absent(job, task, directory))
     units = flags["units"]
     if not places.at(units).is_dir():
         raise ValueError(f"--units={units} is no folder: give the one that holds TASK/train.txt and so on")
     from data_pipelines.import_frames import import_from
 
-    return Source(lambda task, directory: import_from(units, task, directory))
+    return Source(job, lambda task, directory: import_from(units, task, directory))
 
 
-def _absent(config: ConfigDict, task: str, directory: str) -> NoReturn:
+def _absent(job: Job, task: str, directory: str) -> NoReturn:
     """Say what to type where there are no records and nothing to make them of, the easiest first."""
     from data_pipelines.builders import CLIPS
 
     what = f"no unit records of {task} at {directory}, and nothing to make them of"
-    if config.job == "prompt" and task not in config.task.split(","):
+    if isinstance(job, PromptJob) and task not in job.tasks:
         raise FileNotFoundError(
-            f"{what}, which the LM {config.lm} is to be pretrained on: give --config.lm=DIR of one that is there, "
+            f"{what}, which the LM {job.lm} is to be pretrained on: give --config.lm=DIR of one that is there, "
             f"--units=DIR, where the units of {task} are too, or by --config.pretraining.tasks the tasks to pretrain on"
         )
     ways = ["  --units=DIR                units as text (docs/unit_text.md)"]
-    if config.get("task") in CLIPS:
+    if not isinstance(job, PretrainJob | CompareJob) and job.task in CLIPS:
         ways = [
             f"  --raw=DIR --encoder=tiny   the data set {task}, unpacked in DIR; nothing is downloaded",
             "  --raw=DIR                  the same with the published HuBERT and its LM, which are fetched first",

@@ -78,7 +78,7 @@ def inspect_files(raw: epath.PathLike, paths: Iterable[str]) -> dict[str, FileFa
     wanted = [path for path in wanted if path not in found]
     with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
         facts = pool.map(lambda path: _inspect(epath.Path(raw) / path), wanted)
-        progress = tqdm(facts, total=len(wanted), desc="hash", unit=" files", disable=not wanted)
+        progress = tqdm(facts, total=len(wanted), desc="hash", unit=" files", disable=not wanted, leave=False)
         return found | dict(zip(wanted, progress, strict=True))
 
 

@@ -147,7 +147,9 @@ def _make_task(name: str, out: str, config: SynthesisConfig) -> str:
     fresh = final.with_name(f".{name}.{uuid.uuid4().hex}.tmp")
     clips: dict[str, list[Clip]] = {}
     try:
-        with tqdm(total=config.train + config.valid + config.test, desc=f"synthesis: {name}", unit="utt") as bar:
+        with tqdm(
+            total=config.train + config.valid + config.test, desc=f"synthesis: {name}", unit="utt", leave=False
+        ) as bar:
             for number, split in enumerate(_VOICE_SHARES):
                 (fresh / split).mkdir(parents=True)
                 clips[split] = []

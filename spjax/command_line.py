@@ -21,6 +21,8 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **settings: Any) -> None:
+        if sys.argv[0].startswith("spjax ") and settings.get("prog", "").startswith("python -m"):
+            settings["prog"] = sys.argv[0]  # set by `spjax.cli`
         super().__init__(allow_abbrev=False, **settings)
         self.add_argument("--helpfull", action="help", help=argparse.SUPPRESS)
 

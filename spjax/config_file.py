@@ -1,4 +1,4 @@
-"""Parse the flags of `spjax.main` with absl and ml_collections; every error is one sentence."""
+"""The flags of `spjax.main`, by absl and ml_collections; every error is one sentence."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import difflib
 import itertools
 import os
 import re
+import shutil
 import sys
+import textwrap
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,6 +23,67 @@ from spjax.command_line import nearest
 flags.disclaim_key_flags()  # flags defined by `define_path` are key flags of the caller
 _SHIPPED = Path(__file__).resolve().parents[1] / "configs"
 _NO_EXPERIMENTS = ("__init__", "defaults")
+_USAGE = """usage: {program} --config=FILE [--flag=value ...]
+
+  {program} --config=configs/own.py --folders=DIR    recordings of your own, a folder a class
+  {program} --config=configs/fsc.py --raw=DIR        a data set that spjax knows, unpacked in DIR
+  {program} --config=configs/fsc.py --units=DIR      its units as text
+
+Unit records and the unit LM that the config names are made first if they are absent. A run found in --workdir is
+continued. A setting of the config is changed by a flag such as --config.train.epochs=10 (docs/settings.md).
+"""
+_GROUPS = {
+    "experiment": ("config", "workdir"),
+    "source of the unit records": ("units", "raw", "folders", "manifest"),
+    "recordings": ("encoder", "kmeans", "protocol", "on-error", "metric", "split-seed"),
+    "columns of --manifest": ("labels", "text", "crops", "source"),
+    "several processes that train together": ("coordinator", "processes", "process-id"),
+    "compiled programs": ("compilation-cache",),
+}
+
+
+def define_flags(recordings: Mapping[str, tuple[str, str]]) -> None:
+    """Define the flags of the calling module, `--config` included.
+
+    Args:
+      recordings: flags that name recordings: kind ("path", "switch", ...) and help text by name.
+    """
+    config_flags.DEFINE_config_file("config", None, "the experiment: a file in configs/", lock_config=True)
+    define_path("workdir", paths.to_write, "directory to write (runs/CONFIG or runs/CONFIG_BACKBONE)")
+    units = "units as text: a folder with TASK/{train,valid,test}.txt or SOURCE.PART.frames.txt"
+    define_path("units", paths.given, units)
+    for name, (kind, text) in recordings.items():
+        if kind == "path":
+            define_path(name, paths.given, text)
+        elif kind == "switch":
+            flags.DEFINE_boolean(name, False, text)
+        else:
+            flags.DEFINE_string(name, None, text)
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; auto: as Cloud TPU, Slurm or MPI say")
+    flags.DEFINE_integer("processes", 1, "number of processes", lower_bound=1)
+    flags.DEFINE_integer("process-id", None, "number of this process, from 0 on", lower_bound=0)
+    define_path(
+        "compilation-cache",
+        lambda text: paths.given(text) if text else text,
+        "directory of compiled programs; '' for none",
+        default="~/.cache/spjax/xla",
+    )
+    for name in "process-id", "compilation-cache":
+        flags.DEFINE_alias(name.replace("-", "_"), name)  # the names of version 0.1
+
+
+def _help() -> str:
+    """The usual calls, then the flags in groups."""
+    program = sys.argv[0] if sys.argv[0].startswith("spjax ") else "python -m spjax.main"
+    width = min(shutil.get_terminal_size((120, 24)).columns, 120)
+    lines = [_USAGE.format(program=program)]
+    for title, names in _GROUPS.items():
+        lines.append(f"{title}:")
+        for name in names:
+            flag = f"  --{name}" + ("" if flags.FLAGS[name].boolean else "=...")
+            text = str(flags.FLAGS[name].help)
+            lines += textwrap.wrap(text, width, initial_indent=f"{flag:25} ", subsequent_indent=" " * 26)
+    return "\n".join(lines)
 
 
 def parse_flags(argv: Sequence[str], module: str) -> list[str]:
@@ -39,8 +102,7 @@ def parse_flags(argv: Sequence[str], module: str) -> list[str]:
     values = flags.FLAGS
     for word in argv[1:]:
         if re.fullmatch("--?(h|help|helpshort|helpfull)", word):
-            print(f"{sys.modules[module].__doc__}\n")
-            print(values.get_help() if word.endswith("full") else values.module_help(sys.modules[module]))
+            print(values.get_help() if word.endswith("full") else _help())
             sys.exit(0)
     files = list(_config_files(argv))
     known = [f"--{flag.name}" for flag in values.get_key_flags_for_module(module)]

@@ -120,7 +120,7 @@ def look(options: argparse.Namespace) -> str:
     chosen: dict[str, PromptPack] = {name: pack for name, pack in packs.items() if pack.card["task"] == task} or packs
     found = []
     pairs = [(name, utterance, units) for utterance, units in utterances for name in chosen]
-    for name, utterance, units in tqdm(pairs, desc="attributions", unit="utterance", disable=not pairs):
+    for name, utterance, units in tqdm(pairs, desc="attributions", unit="utterance", disable=not pairs, leave=False):
         one = inside.attribute(lm, config, packs[name], units, steps=options.steps)
         found.append((name, utterance, one))
         keep(

@@ -1,11 +1,4 @@
-"""`python -m spjax.main --config=configs/own.py --folders=DIR`: from recordings, or units as text, to a test score.
-
-    python -m spjax.main --config=configs/own.py --folders=DIR    recordings of your own, a folder a class
-    python -m spjax.main --config=configs/fsc.py --raw=DIR        a data set that spjax knows, unpacked in DIR
-    python -m spjax.main --config=configs/fsc.py --units=DIR      its units as text
-
-Unit records and the unit LM that the config names are made first where they are absent. A work directory is continued.
-"""
+"""`python -m spjax.main --config=FILE`, or `spjax train`: from recordings, or units as text, to a test score."""
 
 from __future__ import annotations
 
@@ -30,37 +23,7 @@ from ml_collections import config_flags
 from data_pipelines import flag_table
 from spjax import config_file, paths
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file in configs/.", lock_config=True)
-WORKDIR = config_file.define_path(
-    "workdir",
-    paths.to_write,
-    "Where everything is written; a run found there is continued. Default: runs/CONFIG or runs/CONFIG_BACKBONE.",
-)
-UNITS = config_file.define_path(
-    "units",
-    paths.given,
-    "Folder of unit text to import absent unit records from: TASK/{train,valid,test}.txt or SOURCE.PART.frames.txt.",
-)
-for _name, (_kind, _text) in flag_table.FLAGS.items():
-    if _kind == "path":
-        config_file.define_path(_name, paths.given, _text)
-    elif _kind == "switch":
-        flags.DEFINE_boolean(_name, False, _text)
-    else:
-        flags.DEFINE_string(_name, None, _text)
-COORDINATOR = flags.DEFINE_string(
-    "coordinator",
-    None,
-    "HOST:PORT of process 0, where several processes train together; auto: as Cloud TPU, Slurm or MPI say.",
-)
-PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes train together.", lower_bound=1)
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number among them, from 0 on.", lower_bound=0)
-CACHE = config_file.define_path(
-    "compilation_cache",
-    lambda text: paths.given(text) if text else text,
-    "Where compiled programs are kept; '' for nowhere.",
-    default="~/.cache/spjax/xla",
-)
+config_file.define_flags(flag_table.FLAGS)
 
 
 def main() -> None:
@@ -79,10 +42,12 @@ def _main(_: Sequence[str]) -> None:
     logging.getLogger("spjax").setLevel(logging.INFO)
     for handler in logging.getLogger().handlers:
         handler.setLevel(logging.NOTSET)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    given = flags.FLAGS
     try:
-        if CACHE.value:
-            keep_programs(CACHE.value)
-        group = processes.check(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value)
+        if cache := given["compilation-cache"].value:
+            keep_programs(cache)
+        group = processes.check(given.coordinator, given.processes, given["process-id"].value)
     except ValueError as error:
         sys.exit(f"error: {error}")
     with processes.joined(*group) if group else contextlib.nullcontext():
@@ -91,18 +56,17 @@ def _main(_: Sequence[str]) -> None:
 
 def _run() -> None:
     from data_pipelines.sources import source_of
-    from spjax import jobs
+    from spjax import config, jobs
     from spjax.training.loop import DivergedError, Interrupted
 
-    config = CONFIG.value
     command = "python -m spjax.main " + shlex.join(sys.argv[1:])
     given = {name: flags.FLAGS[name].value for name in ("units", *flag_table.FLAGS)}
     try:
-        workdir = WORKDIR.value or paths.to_write(config_file.default_workdir())
-        jobs.check(config)
+        workdir = flags.FLAGS.workdir or paths.to_write(config_file.default_workdir())
+        job = config.parse(flags.FLAGS.config)
         with paths.writing(workdir):
-            source = source_of(config, workdir, given, config_flags.get_override_values(flags.FLAGS["config"]))
-            jobs.run(config, workdir, source.make, command)
+            source = source_of(job, workdir, given, config_flags.get_override_values(flags.FLAGS["config"]))
+            jobs.run(source.job, workdir, source.make, command)
             source.finish()
     except (ValueError, OSError, DivergedError) as error:
         sys.exit(f"error: {error}")

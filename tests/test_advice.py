@@ -17,6 +17,7 @@ from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
 from configs import demo, fsc, pretrain_tiny, pretrain_ulm
+from spjax import config as job_config
 from spjax import jobs
 from spjax.data import plan
 from spjax.training import processes
@@ -227,14 +228,14 @@ def test_settings_that_a_job_advises_work(
     monkeypatch.setattr("spjax.training.train.train", done)
     monkeypatch.setattr("spjax.training.pretrain.pretrain", done)
     with pytest.raises(ValueError, match="--config") as refused:
-        jobs.run(_job(place, **settings), "run", None, "")
+        jobs.run(job_config.parse(_job(place, **settings)), "run", None, "")
     found = re.findall(r"--config\.([\w.]+)=(\w+)", str(refused.value))
     assert [name for name, _ in found] == names
     for number, (name, value) in enumerate(found):
         config = _job(place, **settings)
         follow(config, name, value)
         with pytest.raises(_Done):
-            jobs.run(config, f"run_{number}", None, "")
+            jobs.run(job_config.parse(config), f"run_{number}", None, "")
 
 
 @pytest.mark.parametrize(
@@ -261,18 +262,18 @@ def test_another_path_is_advised_if_the_lm_differs(
     (tmp_path / "ulm" / "checkpoints").mkdir(parents=True)
     (tmp_path / "ulm" / "config.json").write_text(json.dumps(taken))
     with pytest.raises(ValueError, match=r"ulm holds a run with tasks=.*: use another --config.lm, or remove"):
-        jobs.run(_job(place, lm="ulm/lm"), "run", None, "")
+        jobs.run(job_config.parse(_job(place, lm="ulm/lm")), "run", None, "")
     with pytest.raises(_Done):
-        jobs.run(_job(place, lm="other/lm"), "run", None, "")
+        jobs.run(job_config.parse(_job(place, lm="other/lm")), "run", None, "")
     with pytest.raises(ValueError, match=r"ulm holds a run with tasks=.*: use another --workdir, or remove"):
-        jobs.run(_job(place).pretraining, "ulm", None, "")
+        jobs.run(job_config.parse(_job(place).pretraining), "ulm", None, "")
 
 
 def test_advised_flags_of_several_processes_lead_to_a_run() -> None:
     """Following each error to the next leads to a run."""
     values: dict[str, object] = {"coordinator": None, "processes": 3, "process_id": None}
     for name, value in (("coordinator", "host:8476"), ("process_id", 0)):
-        with pytest.raises(ValueError, match=f"requires --{name}"):
+        with pytest.raises(ValueError, match=f"requires --{name.replace('_', '-')}"):
             processes.check(**values)  # type: ignore[arg-type]
         values[name] = value
     assert processes.check(**values) == ("host:8476", 3, 0)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from configs import defaults, demo_prosody
-from spjax import jobs
+from spjax.config import parse
 from spjax.jobs import comparing
 from spjax.models.config import ProsodyConfig, UnitLMConfig
 
@@ -36,7 +36,7 @@ def pretrains(module: ModuleType) -> None:
 @pytest.mark.parametrize("options", ["", "backbone=gslm"])
 def test_every_config_is_sound(module: ModuleType, options: str) -> None:
     config = module.get_config(options)
-    jobs.check(config)
+    parse(config)
     config.lock()
 
 
@@ -81,13 +81,14 @@ def test_other_options_are_refused_with_what_there_is(module: ModuleType, option
 
 def test_the_prosody_demo_compares_lms_that_differ_in_prosody_alone() -> None:
     config = demo_prosody.get_config()
-    jobs.check(config)
-    variants = {name: comparing.variant_of(config, name, "runs/x") for name in config.variants}
-    lms = {name: UnitLMConfig(**one.pretraining.lm.to_dict()) for name, one in variants.items()}
+    parse(config)
+    job = parse(config)
+    variants = {name: comparing.variant_of(job, name, "runs/x") for name in config.variants}
+    lms = {name: one.pretraining.lm for name, one in variants.items()}
     assert {name: lm.prosody and (lm.prosody.duration_input, lm.prosody.f0_input) for name, lm in lms.items()} == {
         "units": None, "none": (False, False), "duration": (True, False), "f0": (False, True), "both": (True, True)
     }  # fmt: skip
-    assert comparing.in_order(config) == ["units", "none", "duration", "f0", "both"]
+    assert comparing.in_order(job) == ["units", "none", "duration", "f0", "both"]
     assert len({(lm.dim, lm.layers, lm.heads, lm.ffn_dim) for lm in lms.values()}) == 1
     assert [name for name, one in variants.items() if one.baselines] == ["units"]
     assert {one.lm for one in variants.values()} == {f"runs/x/{name}/ulm/lm" for name in lms}

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 import spjax
 from configs import bank, fsc, gsc, pretrain_ulm
 from spjax import jobs
+from spjax.config import parse
 from spjax.data.records import read_unit_records
-from spjax.jobs import prompting
 from spjax.storage import packs
 from tests import toy
 from tests.conftest import Place
@@ -40,7 +40,7 @@ def run(place: Place, tmp_path: Path) -> Run:
         config.data, config.lm = str(place.folder / "runs" / "units" / config.task), str(place.folder / "lm")
         config.update_from_flattened_dict(SMALL | {key.replace("__", "."): value for key, value in settings.items()})
         workdir = tmp_path / "run"
-        jobs.run(config, str(workdir), None, "")
+        jobs.run(parse(config), str(workdir), None, "")
         return workdir, json.loads((workdir / "results.json").read_text())
 
     return run
@@ -53,7 +53,7 @@ def plain(place: Place, tmp_path_factory: pytest.TempPathFactory, quick_compile:
     config.data, config.lm = str(place.folder / "runs" / "units" / "fsc"), str(place.folder / "lm")
     config.update_from_flattened_dict(SMALL)
     workdir = tmp_path_factory.mktemp("plain")
-    jobs.run(config, str(workdir), None, "")
+    jobs.run(parse(config), str(workdir), None, "")
     return workdir, json.loads((workdir / "results.json").read_text())
 
 
@@ -113,21 +113,21 @@ def test_low_rank_adapters_without_a_prompt(run: Run, place: Place, tmp_path: Pa
     assert right.mean() == pytest.approx(results["headline"]["mean"])
     config = fsc.get_config()
     config.update_from_flattened_dict(SMALL | {"start_from": str(workdir / "packs" / "seed_0"), "prompt.alpha": 9.0})
-    shape = prompting.prompt_settings(config).prompt
+    shape = parse(config).prompt
     assert (shape.length, shape.rank, shape.alpha, shape.targets) == (0, rank, 2.0, ("query", "value"))
     config.sweep.rank = (4,)
     with pytest.raises(ValueError, match=r"sweep.rank \(4,\) has no effect, since start_from="):
-        prompting.prompt_settings(config)
+        parse(config)
     config.sweep.update({"rank": (), "init": ("zeros",)})
     with pytest.raises(ValueError, match=r"sweep.init \('zeros',\) has no effect, since start_from="):
-        prompting.prompt_settings(config)
+        parse(config)
 
 
 def test_nothing_to_train_is_refused() -> None:
     config = fsc.get_config()
     config.prompt.rank = 0
     with pytest.raises(ValueError, match=r"prompt.length and prompt.rank are 0, so nothing would be trained"):
-        prompting.prompt_settings(config)
+        parse(config)
 
 
 def test_a_sweep_chooses_the_best_on_valid_and_reports_only_it(
@@ -177,7 +177,7 @@ def test_a_bank_of_two_tasks_with_members_that_stop(place: Place, tmp_path: Path
     config.update_from_flattened_dict(SMALL | {"train.epochs": 6, "train.patience": 1, "baselines": False})
     config.data, config.lm = str(place.folder / "runs" / "units"), str(place.folder / "lm")
     config.sweep.update({"lr": (1e-30, 3e-2), "rank": (), "length": (4,)})
-    jobs.run(config, str(tmp_path / "bank"), None, "")
+    jobs.run(parse(config), str(tmp_path / "bank"), None, "")
     lines = [json.loads(line) for line in (tmp_path / "bank" / "log.jsonl").read_text().splitlines()]
     valid = [line["valid/metric"] for line in lines if "valid/metric" in line]
     assert None in valid[-1], "no member stopped: patience of 1, and a learning rate of nothing"
@@ -371,7 +371,7 @@ def test_utterances_over_the_limit_are_counted_and_cut_only_if_requested(
         ({"optim__decay": "linear"}, "decay is 'linear'"),
         ({"compute__dtype": "float16"}, "compute dtype is 'float16'"),
         ({"job": "serve"}, "config.job is 'serve', must be prompt, pretrain, compare or methods"),
-        ({"overlength": "shorten", "max_length": 8}, "overlength='shorten' is unknown"),
+        ({"overlength": "shorten", "max_length": 8}, "overlength is 'shorten', must be error, cut or drop"),
         ({"start_from": "nowhere"}, "nowhere/card.json does not exist"),
         ({"train__epochs": 0}, "train: epochs is 0, must be at least 1"),
         ({"train__sampling": 1.5}, r"train: sampling is 1\.5, must be in \[0, 1\]"),
@@ -416,7 +416,7 @@ def test_the_pretraining_card_has_the_provenance_of_an_lm(place: Place, tmp_path
     config.update_from_flattened_dict(
         {"lm.dim": 32, "lm.layers": 2, "lm.heads": 2, "lm.ffn_dim": 64, "pretrain.epochs": 1, "pretrain.rows": 8}
     )
-    jobs.run(config, str(tmp_path), None, "")
+    jobs.run(parse(config), str(tmp_path), None, "")
     provenance = json.loads((tmp_path / "lm" / "config.json").read_text())["provenance"]
     assert provenance["data"].keys() == {"fsc", "gsc"}
     assert len(provenance["data"]["fsc"]["train_sha256"][0]) == 64

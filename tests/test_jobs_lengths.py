@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from spjax import jobs
+from spjax.config import parse
 from spjax.data.records import Utterance, write_unit_records
 from spjax.tasks import TASKS
 from tests import toy
@@ -68,7 +69,7 @@ def test_long_utterances_are_found_before_an_lm_is_pretrained(tmp_path: Path, sp
         r"use all of them with --config.train.max_tokens=480064"
     )
     with pytest.raises(ValueError, match=fault):
-        jobs.run(config, str(tmp_path / "run"), None, "")
+        jobs.run(parse(config), str(tmp_path / "run"), None, "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["units"]
 
 
@@ -81,7 +82,7 @@ def run(place: Place, data: Path, workdir: Path, *argv: str) -> list[str]:
     """Notes in the report."""
     batch = "--config.train.max_tokens=256"  # 8 rows of 32 units
     config = config_of(*SMALL, batch, f"--config.data={data}", f"--config.lm={place.folder / 'lm'}", *argv)
-    jobs.run(config, str(workdir), None, "")
+    jobs.run(parse(config), str(workdir), None, "")
     return json.loads((workdir / "results.json").read_text())["provenance"]["notes"]
 
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from configs import adapters, defaults
 from spjax import jobs
+from spjax.config import parse
 from spjax.evaluation import method_table
 from spjax.jobs import methods, prompting
 from spjax.models import verbalizers
@@ -55,7 +56,7 @@ def _config(place: Place, **settings: Any) -> ConfigDict:
 def compared(place: Place, tmp_path_factory: pytest.TempPathFactory, quick_compile: None) -> Path:
     """Workdir of both methods on three tasks, two of which lack units or LM."""
     workdir = tmp_path_factory.mktemp("methods")
-    jobs.run(_config(place), str(workdir), None, "a command")
+    jobs.run(parse(_config(place)), str(workdir), None, "a command")
     return workdir
 
 
@@ -110,7 +111,7 @@ def test_finished_runs_are_kept_and_others_are_added(
         return run(config, workdir, *rest)
 
     monkeypatch.setattr(prompting, "run_prompt_tuning", counted)
-    jobs.run(_config(place, task="fsc", method="adapters", train__seeds=(0, 1)), str(compared), None, "")
+    jobs.run(parse(_config(place, task="fsc", method="adapters", train__seeds=(0, 1))), str(compared), None, "")
     assert done == ["fsc/adapters/seed_1"]
     assert "fsc, adapters, seed 0: finished" in capsys.readouterr().out
     after = _rows(compared)
@@ -124,7 +125,7 @@ def test_finished_runs_are_kept_and_others_are_added(
     assert after["fsc", "whole"] == before["fsc", "whole"], "what was not chosen stays in the table"
     assert after["gsc", "all"]["absent"] == "not run"
     with pytest.raises(ValueError, match=r"seed_0 holds a run with train\.epochs=2 \(now 3\)"):
-        jobs.run(_config(place, task="fsc", train__epochs=3), str(compared), None, "")
+        jobs.run(parse(_config(place, task="fsc", train__epochs=3)), str(compared), None, "")
 
 
 def test_runs_of_different_lms_are_refused(compared: Path, tmp_path: Path) -> None:
@@ -152,7 +153,7 @@ def test_invalid_settings_are_refused_before_anything_runs(
     place: Place, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        jobs.check(_config(place, **settings))
+        parse(_config(place, **settings))
 
 
 def test_a_workdir_has_one_job(place: Place, compared: Path) -> None:
@@ -160,7 +161,7 @@ def test_a_workdir_has_one_job(place: Place, compared: Path) -> None:
     prompt = defaults.prompt_tuning("fsc")
     prompt.update(job)
     with pytest.raises(ValueError, match=r"job='methods' \(now 'prompt'\)"):
-        jobs.run(prompt, str(compared), None, "")
+        jobs.run(parse(prompt), str(compared), None, "")
 
 
 def test_every_method_has_few_parameters() -> None:
@@ -171,6 +172,6 @@ def test_every_method_has_few_parameters() -> None:
     verbalizer = verbalizers.make("learnable", toy.TASK, lm.vocab_size, units=none[:, 0], classes=none)
     embed = jnp.zeros((lm.vocab_size, lm.dim))
     for method in set(config.methods) - {"finetune"}:
-        prompt = prompting.prompt_settings(methods.run_of(config, "fsc", method, 0)).prompt
+        prompt = methods.run_of(parse(config), "fsc", method, 0).prompt
         shapes = jax.eval_shape(lambda key, prompt=prompt: init_member(key, prompt, lm, verbalizer, embed), KEY)
         assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) < 150_000, method

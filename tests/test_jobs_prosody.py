@@ -15,8 +15,10 @@ from ml_collections import ConfigDict
 import spjax
 from configs import fsc, pretrain_ulm
 from spjax import jobs
+from spjax.config import parse
 from spjax.data.records import read_unit_records
 from spjax.jobs import comparing, prompting
+from spjax.jobs.task_data import read_lm
 from spjax.speech2unit import prosody
 from spjax.storage import packs, unit_lms
 from spjax.types import Encoded
@@ -51,7 +53,7 @@ def _prompting(data: Path, lm: Path, options: str = "backbone=pgslm", **settings
 def pretrained(spoken: Path, tmp_path_factory: pytest.TempPathFactory, quick_compile: None) -> Path:
     """Work directory of a multi-stream LM's pretraining."""
     workdir = tmp_path_factory.mktemp("pgslm")
-    jobs.run(_pretraining(spoken, pretrain__f0_bins=4), str(workdir), None, "")
+    jobs.run(parse(_pretraining(spoken, pretrain__f0_bins=4)), str(workdir), None, "")
     return workdir
 
 
@@ -59,7 +61,7 @@ def pretrained(spoken: Path, tmp_path_factory: pytest.TempPathFactory, quick_com
 def tuned(spoken: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Work directory of a prompt job on it."""
     workdir = tmp_path_factory.mktemp("tuned")
-    jobs.run(_prompting(spoken, pretrained / "lm"), str(workdir), None, "")
+    jobs.run(parse(_prompting(spoken, pretrained / "lm")), str(workdir), None, "")
     return workdir
 
 
@@ -87,7 +89,7 @@ def test_every_stream_is_reported(pretrained: Path, spoken: Path, capsys: pytest
         f"{task}/{what}" for task in ("tune", "pace") for what in ("perplexity", "duration_loss", "f0_loss")
     } <= set(valid)
     shutil.rmtree(pretrained / "lm")
-    jobs.run(_pretraining(spoken, pretrain__f0_bins=4), str(pretrained), None, "")
+    jobs.run(parse(_pretraining(spoken, pretrain__f0_bins=4)), str(pretrained), None, "")
     printed = capsys.readouterr().out
     for what in ("perplexity", "duration loss", "f0 loss"):
         assert f"{what} tune " in printed
@@ -96,7 +98,7 @@ def test_every_stream_is_reported(pretrained: Path, spoken: Path, capsys: pytest
 def test_a_run_is_continued_to_the_same_lm_and_no_other(pretrained: Path, spoken: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(pretrained, tmp_path / "copy")
     shutil.rmtree(copy / "lm")
-    jobs.run(_pretraining(spoken, pretrain__f0_bins=4), str(copy), None, "")
+    jobs.run(parse(_pretraining(spoken, pretrain__f0_bins=4)), str(copy), None, "")
     assert unit_lms.read_unit_lm(copy / "lm")[2]["hash"] == unit_lms.read_unit_lm(pretrained / "lm")[2]["hash"]
     for settings, message in (
         ({"pretrain__f0_bins": 5}, r"pretrain\.f0_bins=4 \(now 5\)"),
@@ -104,18 +106,18 @@ def test_a_run_is_continued_to_the_same_lm_and_no_other(pretrained: Path, spoken
         ({"pretrain__f0_bins": 4, "options": "backbone=gslm"}, r"lm\.prosody=True \(now False\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            jobs.run(_pretraining(spoken, **settings), str(copy), None, "")
+            jobs.run(parse(_pretraining(spoken, **settings)), str(copy), None, "")
 
 
 def test_given_edges_are_kept(spoken: Path, tmp_path: Path) -> None:
     edges = (-0.25, 0.0, 0.25)
-    jobs.run(_pretraining(spoken, lm__prosody__f0_edges=edges, pretrain__epochs=1), str(tmp_path), None, "")
+    jobs.run(parse(_pretraining(spoken, lm__prosody__f0_edges=edges, pretrain__epochs=1)), str(tmp_path), None, "")
     assert unit_lms.read_unit_lm(tmp_path / "lm")[0].prosody.f0_edges == edges
     assert "f0_edges" not in _json(tmp_path / "config.json")["inputs"]
 
 
 def test_a_continuous_lm_has_no_edges(spoken: Path, tmp_path: Path) -> None:
-    jobs.run(_pretraining(spoken, lm__prosody__discrete=False, pretrain__epochs=1), str(tmp_path), None, "")
+    jobs.run(parse(_pretraining(spoken, lm__prosody__discrete=False, pretrain__epochs=1)), str(tmp_path), None, "")
     config = unit_lms.read_unit_lm(tmp_path / "lm")[0]
     assert (config.prosody.discrete, config.prosody.f0_edges) == (False, ())
 
@@ -132,7 +134,7 @@ def test_a_unit_lm_is_the_same_with_and_without_prosody_in_the_records(spoken: P
     hashes = set()
     for place in (spoken, tmp_path / "bare"):
         workdir = tmp_path / place.name / "run"
-        jobs.run(_pretraining(place, "", pretrain__epochs=1), str(workdir), None, "")
+        jobs.run(parse(_pretraining(place, "", pretrain__epochs=1)), str(workdir), None, "")
         hashes.add(unit_lms.read_unit_lm(workdir / "lm")[2]["hash"])
     assert len(hashes) == 1
 
@@ -160,11 +162,11 @@ def test_a_pack_predicts_what_is_in_the_report(spoken: Path, pretrained: Path, t
 
 
 def test_a_random_multi_stream_lm_has_a_different_hash(spoken: Path, pretrained: Path) -> None:
-    lm = prompting._read_lm(_prompting(spoken, pretrained / "lm", random_lm=True))
+    lm = read_lm(parse(_prompting(spoken, pretrained / "lm", random_lm=True)))
     config, _, info = unit_lms.read_unit_lm(pretrained / "lm")
     assert lm.config == config
     assert lm.hash == unit_lms.unit_lm_hash(lm.params, config.prosody) != info["hash"]
-    assert prompting._read_lm(_prompting(spoken, pretrained / "lm")).hash == info["hash"]
+    assert read_lm(parse(_prompting(spoken, pretrained / "lm"))).hash == info["hash"]
 
 
 # ---- records without prosody
@@ -176,11 +178,11 @@ def test_records_without_prosody_are_refused(place: Place, pretrained: Path, tmp
     pretraining = _pretraining(records)
     pretraining.tasks = ("fsc",)
     with pytest.raises(ValueError, match=message):
-        jobs.run(pretraining, str(tmp_path / "ulm"), None, "")
+        jobs.run(parse(pretraining), str(tmp_path / "ulm"), None, "")
     config = fsc.get_config("backbone=pgslm")
     config.data, config.lm = str(records / "fsc"), str(pretrained / "lm")
     with pytest.raises(ValueError, match=message):
-        jobs.run(config, str(tmp_path / "prompts"), None, "")
+        jobs.run(parse(config), str(tmp_path / "prompts"), None, "")
     assert not list(tmp_path.rglob("checkpoints"))
 
 
@@ -198,7 +200,7 @@ def _comparison(data: Path, **settings: Any) -> ConfigDict:
 def compared(spoken: Path, tmp_path_factory: pytest.TempPathFactory, quick_compile: None) -> Path:
     """Work directory of a comparison."""
     workdir = tmp_path_factory.mktemp("compared")
-    jobs.run(_comparison(spoken, baselines=True), str(workdir), None, "a command")
+    jobs.run(parse(_comparison(spoken, baselines=True)), str(workdir), None, "a command")
     return workdir
 
 
@@ -230,7 +232,7 @@ def test_a_finished_comparison_trains_nothing_again(
     before = _json(compared / "comparison.json")
     (compared / "comparison.json").unlink()
     monkeypatch.setattr(prompting, "run_prompt_tuning", lambda *_: pytest.fail("trained again"))
-    jobs.run(_comparison(spoken, baselines=True), str(compared), None, "")
+    jobs.run(parse(_comparison(spoken, baselines=True)), str(compared), None, "")
     assert _json(compared / "comparison.json") == before
     assert "variant 2 of 2, told: pGSLM (multi-stream LM), discrete" in capsys.readouterr().out
 
@@ -250,12 +252,12 @@ def test_a_stopped_comparison_resumes(
 
     monkeypatch.setattr(prompting, "run_prompt_tuning", stopping)
     with pytest.raises(KeyboardInterrupt):
-        jobs.run(_comparison(spoken), str(tmp_path), None, "")
+        jobs.run(parse(_comparison(spoken)), str(tmp_path), None, "")
     assert done == ["plain"]
     assert not (tmp_path / "comparison.json").exists()
     lm = (tmp_path / "told" / "ulm" / "lm" / "model.safetensors").stat().st_mtime_ns
     monkeypatch.setattr(prompting, "run_prompt_tuning", lambda c, w, *r: [done.append(Path(w).name), run(c, w, *r)])
-    jobs.run(_comparison(spoken), str(tmp_path), None, "")
+    jobs.run(parse(_comparison(spoken)), str(tmp_path), None, "")
     assert done == ["plain", "told"]
     assert (tmp_path / "told" / "ulm" / "lm" / "model.safetensors").stat().st_mtime_ns == lm
     found, whole = (_json(folder / "comparison.json")["tasks"] for folder in (tmp_path, compared))
@@ -268,21 +270,21 @@ def test_another_comparison_in_the_work_directory_is_refused_before_anything_run
 ) -> None:
     before = (compared / "config.json").read_text()
     with pytest.raises(ValueError, match=r"holds a run with train\.epochs=3 \(now 4\)"):
-        jobs.run(_comparison(spoken, train__epochs=4), str(compared), None, "")
+        jobs.run(parse(_comparison(spoken, train__epochs=4)), str(compared), None, "")
     with pytest.raises(ValueError, match=r"ulm holds a run with pretrain\.epochs=6 \(now 3\)"):
-        jobs.run(_comparison(spoken, pretraining__pretrain__epochs=3), str(compared), None, "")
+        jobs.run(parse(_comparison(spoken, pretraining__pretrain__epochs=3)), str(compared), None, "")
     finer = _comparison(spoken, variants__told__pretraining__pretrain__f0_bins=5)
     with pytest.raises(ValueError, match=r"told\.pretraining\.pretrain\.f0_bins=4 \(now 5\)"):
-        jobs.run(finer, str(compared), None, "")
+        jobs.run(parse(finer), str(compared), None, "")
     assert (compared / "config.json").read_text() == before
     other = toy_prosody.write_records(tmp_path / "records", train=40)
     with pytest.raises(ValueError, match=r"plain holds a run with inputs\.units="):
-        jobs.run(_comparison(other), str(compared), None, "")
+        jobs.run(parse(_comparison(other)), str(compared), None, "")
 
 
 def test_a_comparison_and_a_prompt_job_do_not_share_a_work_directory(spoken: Path, compared: Path) -> None:
     before = (compared / "config.json").read_text(), (compared / "summary.md").read_text()
-    job = comparing.variant_of(_comparison(spoken), "plain", str(compared))
+    job = comparing.variant_of(parse(_comparison(spoken)), "plain", str(compared))
     with pytest.raises(ValueError, match="holds a run with job='compare'"):
         jobs.run(job, str(compared), None, "")
     assert before == ((compared / "config.json").read_text(), (compared / "summary.md").read_text())
@@ -294,7 +296,7 @@ def test_packs_missing_after_a_stop_are_written(spoken: Path, compared: Path, tm
     shutil.copytree(compared, own)
     (lost, *_) = sorted((own / "told").rglob("packs/seed_*"))
     shutil.rmtree(lost)
-    jobs.run(_comparison(spoken), str(own), None, "")
+    jobs.run(parse(_comparison(spoken)), str(own), None, "")
     assert (lost / "card.json").exists()
     original = compared / lost.relative_to(own)
     assert (lost / "prompt.safetensors").read_bytes() == (original / "prompt.safetensors").read_bytes()
@@ -334,5 +336,5 @@ def test_invalid_variants_are_refused(
     config = _comparison(spoken)
     change(config)
     with pytest.raises(ValueError, match=message):
-        jobs.run(config, ".", None, "")
+        jobs.run(parse(config), ".", None, "")
     assert not list(tmp_path.iterdir())

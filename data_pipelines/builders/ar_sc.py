@@ -78,7 +78,7 @@ def _recordings(raw: epath.PathLike, every: list[Clip]) -> dict[str, str]:
 
     source: dict[str, str] = {}
     shapes: dict[tuple[str, int], list[tuple[str, np.ndarray]]] = {}
-    for clip in tqdm(sorted(every), desc="ar_sc: copies", unit=" files"):
+    for clip in tqdm(sorted(every), desc="ar_sc: copies", unit=" files", leave=False):
         source[clip.id] = clip.id
         try:
             with (epath.Path(raw) / clip.path).open("rb") as file:

@@ -55,7 +55,9 @@ def clips(raw: epath.Path, protocol: str = "paper") -> Splits:
     check_protocol(protocol)
     raw = epath.Path(raw)
     listed = []
-    for name, path in tqdm(audio_files(raw, suffixes=(".wav",)).items(), desc="easycall: headers", unit=" files"):
+    for name, path in tqdm(
+        audio_files(raw, suffixes=(".wav",)).items(), desc="easycall: headers", unit=" files", leave=False
+    ):
         speaker, _, rest = name.partition("/")
         label = "0" if _CONTROL.fullmatch(speaker) else TOM.get(speaker)
         if label is None or not rest:

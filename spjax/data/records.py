@@ -426,7 +426,7 @@ def _write_split(
     bounds = [total * piece // pieces for piece in range(pieces + 1)]
     labels = _labels(utterances, card.task)
     written: list[Shard] = []
-    with tqdm(total=total, desc=f"{card.task.name} {split}", unit=" utterances") as bar:
+    with tqdm(total=total, desc=f"{card.task.name} {split}", unit=" utterances", leave=False) as bar:
         for piece, (first, last) in enumerate(itertools.pairwise(bounds)):
             frames = []
             for i in range(first, last):

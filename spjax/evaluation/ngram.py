@@ -71,7 +71,7 @@ def ngram_baseline(
         vectorizer.fit(_text(train))
         features = {name: vectorizer.transform(_text(split)) for name, split in splits.items() if len(split)}
     total = len(list(linear.fits(task, strengths)))
-    with tqdm(total=total, desc="n-gram baseline", unit="fit", disable=not progress) as bar:
+    with tqdm(total=total, desc="n-gram baseline", unit="fit", disable=not progress, leave=False) as bar:
         return linear.fit_linear(task, features, classes, strengths=strengths, done=bar.update)
 
 

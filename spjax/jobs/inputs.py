@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from spjax import paths
 from spjax.data.records import CARD, Card, read_unit_records
 from spjax.data.unit_set import UnitSet
 from spjax.jobs.workdirs import whole
@@ -70,21 +67,6 @@ def import_absent(directory: str, task: str, import_units: ImportUnits | None) -
         import_units(task, directory)
 
     sharding.on_process_zero(f"the records of {task}", import_records)
-
-
-def check_places(config: ConfigDict) -> None:
-    """Normalise the paths of a config with `paths.given`, in place.
-
-    Raises:
-      ValueError: a path is a URL; names the setting.
-    """
-    for part, name in [(config, "data"), (config, "lm"), (config, "start_from"), (config.get("pretraining"), "data")]:
-        value = part.get(name) if part else None
-        if isinstance(value, str) and (value or name != "start_from"):
-            try:
-                part[name] = paths.given(value)
-            except ValueError as error:
-                raise ValueError(f"--config.{'' if part is config else 'pretraining.'}{name}: {error}") from error
 
 
 def made_by(card: Card) -> dict[str, Any]:

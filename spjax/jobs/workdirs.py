@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
+from spjax import config
 from spjax.storage import files, places
 from spjax.training import sharding
 from spjax.training.agreement import agree
@@ -23,35 +23,35 @@ _MAY_CHANGE = re.compile(
 _MADE = ("checkpoints", "results.json", "baselines.json", "lm", "comparison.json", "methods.json")
 
 
-def refuse_another(workdir: str, config: ConfigDict, inputs: dict[str, Any], flag: str = "--workdir") -> None:
-    """Raise ValueError if WORKDIR has results of another config, other data or another LM.
+def refuse_another(workdir: str, settings: dict[str, Any], inputs: dict[str, Any], flag: str = "--workdir") -> None:
+    """Raise ValueError if WORKDIR has results of other settings, other data or another LM.
 
     Args:
       workdir: may be absent.
-      config: config of the job.
+      settings: of the job, as `config.to_dict`.
       inputs: identity of its data and LM, as far as known.
       flag: flag with which the user can give another directory.
     """
     path = os.path.join(workdir, "config.json")
     if not there(path) or not any(there(os.path.join(workdir, name)) for name in _MADE):
         return
-    old, new = settings_of(read_json(path)), settings_of(json.loads(json.dumps({**config.to_dict(), "inputs": inputs})))
+    old, new = settings_of(read_json(path)), settings_of(json.loads(json.dumps({**settings, "inputs": inputs})))
     differing = [k for k in sorted(old.keys() & new.keys()) if old[k] != new[k] and not _MAY_CHANGE.fullmatch(k)]
     if differing:
         listed = ", ".join(f"{key}={old[key]!r} (now {new[key]!r})" for key in differing)
         raise ValueError(f"{workdir} holds a run with {listed}: use another {flag}, or remove this one to start again")
 
 
-def claim(workdir: str, config: ConfigDict, inputs: dict[str, Any], flag: str = "--workdir") -> None:
-    """Write WORKDIR/config.json: config and identity of data and LM; with several processes also a launch id.
+def claim(workdir: str, settings: dict[str, Any], inputs: dict[str, Any], flag: str = "--workdir") -> None:
+    """Write WORKDIR/config.json: settings and identity of data and LM; with several processes also a launch id.
 
     Raises:
       ValueError: as `refuse_another`; or processes have different inputs, or do not share WORKDIR.
     """
     agree(inputs)
-    refuse_another(workdir, config, inputs, flag)
+    refuse_another(workdir, settings, inputs, flag)
     path = os.path.join(workdir, "config.json")
-    content = {**config.to_dict(), "inputs": inputs}
+    content = {**settings, "inputs": inputs}
     if jax.process_count() == 1:
         write_json(path, content)
         return
@@ -72,18 +72,6 @@ def claim(workdir: str, config: ConfigDict, inputs: dict[str, Any], flag: str = 
 
 
 SEEN_WITHIN = 30  # seconds to wait for a file that another machine wrote to shared storage
-
-
-def override(config: ConfigDict, settings: dict[str, Any]) -> None:
-    """Change settings of a locked config, in place.
-
-    Raises:
-      ValueError: a setting does not exist, or the value has another type.
-    """
-    try:
-        config.update(settings)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(str(error.args[0])) from error
 
 
 def write_json(path: str, content: dict[str, Any]) -> None:
@@ -121,14 +109,7 @@ def say(text: str) -> None:
 
 def settings_of(tree: dict[str, Any]) -> dict[str, Any]:
     """Flatten settings to dotted names, with "lm.prosody" as a boolean, so that configs can be compared."""
-    flat = _dotted(tree)
+    flat = config.flat(tree)
     if "lm.dim" in flat:
         flat["lm.prosody"] = "lm.prosody.discrete" in flat
-    return flat
-
-
-def _dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat

@@ -125,7 +125,9 @@ def export(
     writers: dict[str, files.Writer] = {"lm.npz": _npz_writer(jax.tree.leaves(params))}
     described: list[dict[str, Any]] = []
     wanted = [Shape(r, c) for c in sorted(set(columns)) for r in sorted(set(rows))]
-    with tqdm(total=len(banks) * len(wanted), desc="export", unit="program", delay=2, disable=not progress) as bar:
+    with tqdm(
+        total=len(banks) * len(wanted), desc="export", unit="program", delay=2, disable=not progress, leave=False
+    ) as bar:
         for number, bank in enumerate(banks):
             programs = []
             leaves, tree = jax.tree.flatten((params, bank.params))

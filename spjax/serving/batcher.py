@@ -205,7 +205,7 @@ class Batcher:
         steps = int(WARM_STEPS * np.log2(longest / MIN_SAMPLES)) + 1
         sizes = sorted({longest, *(int(MIN_SAMPLES * 2 ** (step / WARM_STEPS)) for step in range(steps))})
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, longest).astype(np.float32)
-        for size in tqdm(sizes, desc="warm up", unit="recording", delay=2, disable=not progress):
+        for size in tqdm(sizes, desc="warm up", unit="recording", delay=2, disable=not progress, leave=False):
             self.predictor.encode([Audio(noise[:size], SAMPLE_RATE)])
 
     def _settled(self, request: _Request, future: Future[Prediction]) -> None:

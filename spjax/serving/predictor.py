@@ -21,8 +21,7 @@ from spjax.serving.load import UnitLM, load_unit_lm
 from spjax.serving.scoring import Bank, Shape
 from spjax.speech2unit import prosody
 from spjax.speech2unit.audio import SAMPLE_RATE, Audio, prepare, read_audio
-from spjax.speech2unit.encoder import Encoder, load_encoder
-from spjax.speech2unit.units import merge
+from spjax.speech2unit.encoder import Encoder, encode_waves, load_encoder
 from spjax.storage import StorageError
 from spjax.storage.banks import load_packs
 from spjax.storage.packs import PromptPack, check_pack, load_pack
@@ -175,7 +174,9 @@ class SpeechPrompt:
         pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="compile")
         try:
             ready = pool.map(compiled, order)
-            for _ in tqdm(ready, total=len(order), desc="compile", unit="program", delay=2, disable=not progress):
+            for _ in tqdm(
+                ready, total=len(order), desc="compile", unit="program", delay=2, disable=not progress, leave=False
+            ):
                 pass
         finally:
             pool.shutdown(cancel_futures=True)
@@ -210,7 +211,7 @@ class SpeechPrompt:
         audios = list(audios)
         found: list[Any] = [None] * len(audios)
         waves: dict[int, Audio] = {}
-        with tqdm(total=len(audios), desc="encode", unit="file", delay=2, disable=not progress) as bar:
+        with tqdm(total=len(audios), desc="encode", unit="file", delay=2, disable=not progress, leave=False) as bar:
             for number, audio in enumerate(audios):
                 try:
                     waves[number] = _audio(audio, rate)
@@ -227,15 +228,17 @@ class SpeechPrompt:
 
     def _encode_group(self, waves: Mapping[int, Audio], speaker_f0: float | None) -> dict[int, Encoded]:
         assert self.encoder is not None
-        made = {}
-        found = self.encoder.units([one.wave for one in waves.values()])
-        for (number, (wave, _, repairs)), frames in zip(waves.items(), found, strict=True):
-            units, durations = merge(frames) if self.merged else (frames, np.ones_like(frames))
-            f0 = None
-            if self.config.prosody is not None:
-                f0 = prosody.normalise(*prosody.segment_f0(self.encoder.log_f0(wave), durations), speaker_f0)
-            made[number] = Encoded(units, durations, f0, repairs)
-        return made
+        f0 = self.config.prosody is not None
+        found = encode_waves([one.wave for one in waves.values()], self.encoder, merge=self.merged, f0=f0)
+        return {
+            number: Encoded(
+                one.units,
+                one.durations,
+                prosody.normalise(one.f0, one.voiced, speaker_f0) if f0 else None,
+                waves[number].repairs,
+            )
+            for number, one in zip(waves, found, strict=True)
+        }
 
     def _too_long(self, name: Any, units: int) -> ValueError | None:
         if self.overlength == "cut" or self.max_units is None or units <= self.max_units:

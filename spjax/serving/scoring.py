@@ -256,7 +256,9 @@ def score(
     """
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     batches = plan_batches(banks, split.lengths, requested)
-    with tqdm(total=sum(len(one.utterances) for one in batches), unit="row", delay=2, disable=not progress) as bar:
+    with tqdm(
+        total=sum(len(one.utterances) for one in batches), unit="row", delay=2, disable=not progress, leave=False
+    ) as bar:
         for bank, shape, utterances, members in batches:
             fill = (0, shape.rows - len(utterances))
             ids = np.pad(utterances, fill, constant_values=-1)

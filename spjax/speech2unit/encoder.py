@@ -7,7 +7,7 @@ import functools
 import numbers
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -104,6 +104,41 @@ def load_encoder(
     return dataclasses.replace(loaded, kmeans=_load_kmeans(os.fspath(kmeans), loaded, dim))
 
 
+class Segments(NamedTuple):
+    """An utterance of U segments, before its f0 is normalised.
+
+    Attributes:
+      units, durations: int32 [U], as of `Encoded`.
+      f0: float32 [U], mean log f0 (Hz) of the segment's voiced frames, 0 if there are none.
+      voiced: int32 [U], number of voiced frames.
+    """
+
+    units: np.ndarray
+    durations: np.ndarray
+    f0: np.ndarray
+    voiced: np.ndarray
+
+
+def encode_waves(waves: Sequence[np.ndarray], encoder: Encoder, *, merge: bool, f0: bool) -> list[Segments]:
+    """Encode waves to units: the path of `encode`, of the predictor and of extraction.
+
+    Args:
+      waves: float32 [n] each (16 kHz); the encoder makes batches of similar lengths.
+      encoder: with a k-means.
+      merge: merge runs of equal units.
+      f0: measure f0; otherwise it is 0, and no frame is voiced.
+
+    Raises:
+      ValueError: as `Encoder.units`.
+    """
+    found = []
+    for wave, frames in zip(waves, encoder.units(waves), strict=True):
+        units, durations = merge_runs(frames) if merge else (frames, np.ones_like(frames))
+        pitch = encoder.log_f0(wave) if f0 else np.full(len(frames), np.nan, np.float32)
+        found.append(Segments(units, durations, *prosody.segment_f0(pitch, durations)))
+    return found
+
+
 def encode(
     audio: str | os.PathLike[str] | Audio | Any,
     encoder: Encoder,
@@ -145,12 +180,9 @@ def encode(
         raise ValueError("the array's sample rate is missing: give rate=, in Hz")
     else:
         loaded = prepare(audio, rate)
-    frames = encoder.units([loaded.wave])[0]
-    units, durations = merge_runs(frames) if merge else (frames, np.ones_like(frames))
-    if not f0:
-        return Encoded(units, durations, notes=loaded.repairs)
-    segments = prosody.segment_f0(encoder.log_f0(loaded.wave), durations)
-    return Encoded(units, durations, prosody.normalise(*segments, speaker_f0), loaded.repairs)
+    (one,) = encode_waves([loaded.wave], encoder, merge=merge, f0=f0)
+    pitch = prosody.normalise(one.f0, one.voiced, speaker_f0) if f0 else None
+    return Encoded(one.units, one.durations, pitch, loaded.repairs)
 
 
 def features(

@@ -179,7 +179,7 @@ def fit(
     batch_frames = max(batch_frames, clusters)
     model: MiniBatchKMeans | None = None
     frames = 0
-    with tqdm(desc=f"k-means of {clusters}", unit=" frames", unit_scale=True, delay=2) as bar:
+    with tqdm(desc=f"k-means of {clusters}", unit=" frames", unit_scale=True, delay=2, leave=False) as bar:
         for _ in range(passes):
             dim = None if model is None else model.cluster_centers_.shape[1]
             stream = _checked(batches() if callable(batches) else batches, dim)

@@ -175,7 +175,7 @@ def run_pieces(
     """
     found: dict[int, np.ndarray] = {}
     total = sum(piece.samples for piece in pieces) / SAMPLE_RATE
-    with tqdm(total=total, desc=title, unit="s", disable=not progress, file=sys.stderr) as bar:
+    with tqdm(total=total, desc=title, unit="s", disable=not progress, file=sys.stderr, leave=False) as bar:
         for frames, batch in batches([piece.frames for piece in pieces], batch_frames, most):
             rows = [pieces[number] for number in batch]
             for number, piece, row in zip(batch, rows, np.asarray(run(frames, rows)), strict=True):

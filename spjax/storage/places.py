@@ -150,7 +150,7 @@ def copy(source: epath.PathLike, target: epath.PathLike) -> None:
     total: int = found.length if is_remote(source) else found.st_size  # type: ignore[attr-defined]  # epath's attribute
     label = f"{at(target).name} {'to' if is_remote(target) else 'from'} the bucket"
     with (
-        tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=total < _SHOWN) as bar,
+        tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=total < _SHOWN, leave=False) as bar,
         at(source).open("rb") as read,
         at(target).open("wb") as write,
     ):

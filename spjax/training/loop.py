@@ -149,7 +149,7 @@ def fit(
                 throughput = Throughput()
                 bar = tqdm(
                     total=len(steps), initial=start, desc=f"epoch {epoch + 1}/{epochs}", unit="step",
-                    disable=jax.process_index() > 0, mininterval=1.0, dynamic_ncols=True,
+                    disable=jax.process_index() > 0, mininterval=1.0, dynamic_ncols=True, leave=False,
                 )  # fmt: skip
                 if not started:
                     bar.set_postfix_str("compiling the first steps")

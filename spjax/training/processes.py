@@ -37,13 +37,13 @@ def check(
     if processes > 1 and not coordinator:
         raise ValueError(f"--processes={processes} requires --coordinator=HOST:PORT, the address of process 0")
     if processes == 1 and coordinator and not auto:
-        raise ValueError(f"--coordinator={coordinator} requires --processes (their number) and --process_id")
+        raise ValueError(f"--coordinator={coordinator} requires --processes (their number) and --process-id")
     if processes > 1 and process_id is None and not auto:
         raise ValueError(
-            f"--processes={processes} requires --process_id, from 0 to {processes - 1}, different for each"
+            f"--processes={processes} requires --process-id, from 0 to {processes - 1}, different for each"
         )
     if (process_id or 0) >= processes:
-        raise ValueError(f"--process_id={process_id} must be less than --processes={processes}")
+        raise ValueError(f"--process-id={process_id} must be less than --processes={processes}")
     if coordinator and not auto and not re.fullmatch(r".+:[1-9]\d{0,4}", coordinator):
         raise ValueError(f"--coordinator={coordinator} must be HOST:PORT, such as 10.0.0.2:8476, or auto")
     if not coordinator:
@@ -77,7 +77,7 @@ def joined(
         where = "the coordinator of the cluster" if coordinator is None else f"--coordinator={coordinator}"
         _end(
             f"error: {who} waited {timeout:g} s for all processes at {where}: start all of them, each with a different "
-            "--process_id from 0 on, with an address of process 0 that the others can reach"
+            "--process-id from 0 on, with an address of process 0 that the others can reach"
         )
 
     # JAX's timeout aborts the process with only "Deadline Exceeded" as the message.
@@ -95,7 +95,7 @@ def joined(
     except Exception as error:  # the type depends on the cluster environment
         what, fix = (
             "--coordinator=auto finds no cluster that it can use",
-            "omit it for a single process, or give --coordinator=HOST:PORT, --processes and --process_id",
+            "omit it for a single process, or give --coordinator=HOST:PORT, --processes and --process-id",
         )
         if coordinator is not None:
             what, fix = (

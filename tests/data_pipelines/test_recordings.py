@@ -19,10 +19,10 @@ import soundfile
 from data_pipelines.source import Source
 from data_pipelines.sources import source_of
 from spjax import fetch, jobs, predict
+from spjax.config import parse
 from spjax.data.records import load_card
 from spjax.models import prompts, verbalizers
 from spjax.models.config import UnitLMConfig
-from spjax.models.prompts import PromptConfig
 from spjax.storage import KMeans, files, save_kmeans, save_unit_lm
 from spjax.storage.encoders import save_encoder
 from spjax.storage.unit_lms import unit_lm_shapes
@@ -43,13 +43,14 @@ def classes(folder: Path, *names: str, clips: int = 5, ending: str = "wav", star
 
 
 def planned(name: str, workdir: Path, settings: dict[str, Any] | None = None, **flags: Any) -> tuple[Any, Source]:
-    """The config of a command as its job gets it, and the source of its records."""
+    """The settings of a command as its job gets them, and the source of its records."""
     config = importlib.import_module(f"configs.{name}").get_config()
     config.lock()
     config.update_from_flattened_dict(settings or {})
-    jobs.check(config)
+    job: Any = parse(config)
     given = {flag.replace("_", "-"): os.fspath(v) if isinstance(v, Path) else v for flag, v in flags.items()}
-    return config, source_of(config, str(workdir), given, settings or {})
+    source = source_of(job, str(workdir), given, settings or {})
+    return source.job, source
 
 
 def made(name: str, workdir: Path, settings: dict[str, Any] | None = None, **flags: Any) -> Any:
@@ -65,7 +66,6 @@ def test_a_folder_a_class_becomes_units_of_the_lm_that_goes_with_spjax(tmp_path:
     card = load_card(config.data)
     assert [(slot.name, slot.labels) for slot in card.task.slots] == [("label", ("nein, ü日", "yes !"))]
     assert card.counts == {"train": 6, "valid": 2, "test": 2}
-    jobs.check(config)
 
 
 def test_a_csv_is_taken_in_the_same_way(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_published_models_get_an_adapter_of_less_than_150_000_numbers(raw: Path)
     home = publish()
     config, _ = planned("fsc", Path("run"), raw=raw)
     assert config.lm == str(home / "unit_lm")
-    shape, verbalizer = PromptConfig(**config.prompt), verbalizers.learnable(TASKS["fsc"], gslm.vocab_size)
+    shape, verbalizer = config.prompt, verbalizers.learnable(TASKS["fsc"], gslm.vocab_size)
     member = jax.eval_shape(lambda rng: prompts.init_member(rng, shape, gslm, verbalizer, None), jax.random.key(0))
     assert 98_304 < sum(leaf.size for leaf in member.values()) < 150_000
     mine = {"prompt.length": 5, "prompt.rank": 0, "optim.lr": 1e-2}

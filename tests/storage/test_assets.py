@@ -13,7 +13,7 @@ import safetensors
 
 import spjax
 from configs import fsc
-from spjax import jobs
+from spjax.config import parse
 from spjax.jobs.pretraining import make_absent_lm
 from spjax.storage import StorageError, assets, load_kmeans, read_unit_lm
 
@@ -62,13 +62,13 @@ def test_tiny_loads_by_name():
 def test_a_job_takes_its_lm_by_name(capsys: pytest.CaptureFixture[str]):
     config = fsc.get_config()
     config.lm = "tiny"
-    jobs.check(config)
-    make_absent_lm(config, None)
+    parse(config)
+    make_absent_lm(parse(config), None)
     assert config.lm == "tiny"  # the name in reports
     assert not capsys.readouterr().out
     config.lm = "tinny"
     with pytest.raises(FileNotFoundError, match=r"no unit LM at tinny: give --config.lm=DIR of one, or tiny"):
-        make_absent_lm(config, None)
+        make_absent_lm(parse(config), None)
 
 
 @pytest.mark.parametrize(

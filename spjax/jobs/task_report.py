@@ -1,0 +1,144 @@
+"""Report and packs of a task of a prompt job."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+from spjax.config import PromptJob, to_dict
+from spjax.evaluation import decode, outcome, report
+from spjax.evaluation.published import published
+from spjax.jobs.baselines import baselines_path
+from spjax.jobs.inputs import backbone
+from spjax.jobs.task_data import LM, Place, TaskData
+from spjax.jobs.workdirs import read_json, say
+from spjax.models.config import UnitLMConfig
+from spjax.models.prompts import member
+from spjax.storage import pack_card, packs, unit_lms
+from spjax.tasks import BASELINES, Task
+from spjax.training import masks, sharding, train
+
+
+def pack_place(place: Place, seed: int) -> str:
+    """Directory of the prompt pack of a seed."""
+    return os.path.join(place.report, "packs", f"seed_{seed}")
+
+
+def kept_seeds(job: PromptJob, lm: UnitLMConfig) -> tuple[int, ...]:
+    """Seeds whose packs are saved: none if the LM is random or trained, since packs need the original LM."""
+    trains_lm = any(re.fullmatch(job.train.trainable, f"lm/{path}") for path in unit_lms.unit_lm_shapes(lm))
+    return () if job.random_lm or trains_lm else tuple(job.train.seeds)
+
+
+def write_report(
+    job: PromptJob,
+    lm: LM,
+    data: TaskData,
+    params: Any,
+    result: train.Trained,
+    rows: slice,
+    counts: dict[str, int],
+    tried: int,
+    command: str,
+) -> dict[str, Any]:
+    """Evaluate a task's members on test; write its report and packs.
+
+    Args:
+      job, lm: settings and LM.
+      data: the task.
+      params: {"lm", "prompt"} of its members.
+      result: result of training.
+      rows: range of its members in the bank.
+      counts: number of parameters.
+      tried: number of settings among which this one was chosen.
+      command: that reproduces the job.
+    """
+    task_run, run, card = data.task_run, job.train, data.card
+    setting, task, test_set, test_ids = task_run.setting, card.task, data.test_set, data.test_ids
+    mesh = sharding.make_mesh(job.model_parallel, job.weight_shards)
+    flat = sharding.place_frozen(mesh, masks.flatten(params), setting.compute.operand)
+    evaluator = train.evaluator_for(task_run, run, test_set, test_ids, mesh)
+    log_probs = evaluator.log_probs(flat)[:, test_ids]
+    if jax.process_index() > 0:
+        return {}
+    baselines = read_json(baselines_path(data)) if job.baselines else None
+
+    def answers(log_probs: np.ndarray) -> outcome.Predictions:
+        return outcome.Predictions(
+            ids=[test_set.ids[i] for i in test_ids],
+            true=test_set.classes[test_ids],
+            predicted=setting.tree.combinations[log_probs.argmax(axis=1)],
+            probabilities=decode.slot_probabilities(log_probs, setting.tree, task.slot_offsets),
+        )
+
+    members = []
+    for n, seed in enumerate(run.seeds):
+        row = rows.start + n
+        members.append(
+            outcome.Member(
+                seed=seed,
+                best_epoch=result.best_epoch[row] + 1,
+                best_valid=float(result.history[result.best_epoch[row]]["metric"][row]),
+                curve=[
+                    outcome.CurvePoint(line["epoch"] + 1, line["train_loss"][row], line["metric"][row])
+                    for line in result.history
+                    if line["metric"][row] is not None  # None: it had stopped
+                ],
+                predictions=answers(log_probs[n]),
+            )
+        )
+    results = report.write_report(
+        data.place.report, task=task, members=members, baselines=baselines,
+        ensemble=answers(_together(log_probs)) if len(members) > 1 else None,
+        parameters=counts, config=to_dict(job),
+        setting=task_run.described(job.optim),
+        tried=tried,
+        provenance={
+            "backbone": backbone(lm.config), "lm": job.lm, "lm_hash": lm.hash, "data": data.place.data,
+            "notes": [*card.notes, *data.notes],
+        },
+        comparisons=published(task.name), command=command,
+    )  # fmt: skip
+    verbalizer = setting.verbalizer
+    for n, seed in enumerate(kept_seeds(job, lm.config)):
+        ours = results["members"][n]
+        scored = {
+            "valid": {"headline": members[n].best_valid},
+            "test": {**ours["metrics"], "interval_95": ours["interval_95"]},
+            "baselines": {
+                kind: {split: baseline[split] for split in ("valid", "test")}
+                for kind, baseline in results["baselines"].items()
+            },
+        }
+        described = pack_card.make_card(
+            task, kind=verbalizer.kind, codes=verbalizer.codes, feeds=verbalizer.fed_back, outputs=verbalizer.outputs,
+            config=lm.config, lm_hash=lm.hash, encoder=card.encoder, layer=card.layer, kmeans=card.kmeans,
+            merged=card.merged, combinations=data.combinations, results=scored,
+            provenance={"seed": seed, "reference": bool(job.reference)}, lora=setting.prompt.lora,
+        )  # fmt: skip
+        packs.save_pack(pack_place(data.place, seed), member(params["prompt"], n), described)
+    _print_headline(task, results, data.place.report)
+    return results
+
+
+def _together(log_probs: np.ndarray) -> np.ndarray:
+    """Log probabilities [n, M] of the ensemble: mean over members [N, n, M], renormalised."""
+    mean = log_probs.mean(axis=0, dtype=np.float64)
+    normalised: np.ndarray = mean - np.logaddexp.reduce(mean, axis=1, keepdims=True)
+    return normalised
+
+
+def _print_headline(task: Task, results: dict[str, Any], workdir: str) -> None:
+    head = results["headline"]
+    spread = "" if head["half_width_95"] is None else f" ± {100 * head['half_width_95']:.2f} (95 % over seeds)"
+    say(
+        f"{task.name}: test {task.metric}: {100 * head['mean']:.2f} %{spread}; seeds "
+        + " ".join(f"{100 * v:.2f}" for v in head["values"])
+    )
+    for kind, baseline in results["baselines"].items():
+        say(f"{task.name}: {BASELINES[kind]}: {100 * baseline['test']:.2f} %")
+    say(f"{task.name}: report: {os.path.join(workdir, 'summary.md')}")
