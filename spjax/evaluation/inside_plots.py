@@ -1,17 +1,24 @@
-"""Plots of the results of `spjax.evaluation.inside`, as PNG bytes."""
+"""Plots of an utterance and of the results of `spjax.evaluation.inside`, as PNG bytes."""
 
 from __future__ import annotations
 
+import colorsys
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from spjax.evaluation.inside import Attribution, Similarity, symbol
 from spjax.evaluation.plots import png
+from spjax.speech2unit.audio import SAMPLE_RATE
 from spjax.tasks import Task
 
 _MOST_CLASSES = 60  # maximum rows of a heat map; further classes are not drawn
 _UNITS_A_LINE = 60
+UTTERANCE_FRAMES = 3000  # frames of an utterance that are drawn
+_LINE = 50  # frames of a line: a second, if they are 20 ms apart
+_GREY = "#808890"  # legible on light and on dark
 
 
 def verbalizer(title: str, task: Task, weights: np.ndarray) -> bytes:
@@ -100,6 +107,68 @@ def attribution(title: str, task: Task, found: Attribution) -> bytes:
     figure.colorbar(image, ax=list(rows), shrink=0.8, label="log odds")
     figure.suptitle(title, fontsize=10, parse_math=False)
     return png(figure)
+
+
+def utterance(wave: np.ndarray, units: Sequence[int], durations: Sequence[int], hop: int, center: int = 200) -> bytes:
+    """Plot an utterance's waveform and, under it, its units, each as wide as its duration; lines wrap like text.
+
+    Only the first `UTTERANCE_FRAMES` frames are drawn.
+
+    Args:
+      wave: float32 [n] at 16 kHz.
+      units: [U] units.
+      durations: [U] frames of each.
+      hop, center: samples between frames, and the sample on which the first frame is centred (see `Encoder`).
+
+    Returns:
+      A PNG with a transparent background.
+    """
+    from matplotlib.collections import LineCollection, PolyCollection
+    from matplotlib.figure import Figure
+
+    frames = min(sum(durations), UTTERANCE_FRAMES)
+    lines = max(1, -(-frames // _LINE))
+    figure = Figure(figsize=(7.2, 0.9 * lines), dpi=160, facecolor="none")
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, _LINE), ylim=(lines, 0))  # line n is between y = n and n + 1
+    axes.set_axis_off()
+    lows, tops = _envelope(wave, frames, hop, center - hop // 2)
+    x, line = np.arange(4 * frames) / 4 % _LINE, np.arange(4 * frames) // (4 * _LINE)
+    strokes = np.stack([np.stack([x, line + 0.3 - 0.28 * y], axis=1) for y in (tops + 0.01, lows - 0.01)], axis=1)
+    axes.add_collection(LineCollection(list(strokes), colors=_GREY, linewidths=2))
+    boxes, colours = [], []
+    text: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "color": "#16181d"}
+    starts = [0, *itertools.accumulate(durations)]
+    for unit, first, end in zip(units, starts, starts[1:], strict=False):
+        for begin in (first, *range(-(-(first + 1) // _LINE) * _LINE, min(end, frames), _LINE)):
+            row, left = divmod(begin, _LINE)
+            width = min(end, frames, (row + 1) * _LINE) - begin
+            if width <= 0:
+                break
+            right, top, bottom = left + width - 0.08, row + 0.61, row + 0.87
+            boxes.append([(left, top), (right, top), (right, bottom), (left, bottom)])
+            colours.append(_colour(unit))
+            if begin == first:
+                turned = 90 if width < 0.6 * len(str(unit)) else 0
+                axes.text(left + width / 2, row + 0.745, str(unit), rotation=turned, **text)
+    axes.add_collection(PolyCollection(boxes, facecolors=colours))
+    for frame in range(0, frames, _LINE // 2):
+        place = (frame % _LINE, frame // _LINE + 0.89)
+        axes.text(*place, f"{frame * hop / SAMPLE_RATE:g} s", va="top", fontsize=6, color=_GREY)
+    return png(figure)
+
+
+def _envelope(wave: np.ndarray, frames: int, hop: int, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest amplitudes of the quarters of each frame, [4 * frames] each, -1 to 1; frame 0 is at `start`."""
+    wave = np.pad(wave, (max(0, -start), 0))[max(0, start) :][: frames * hop]
+    loud = float(np.quantile(np.abs(wave), 0.998)) if len(wave) else 0.0  # robust against single clicks
+    framed = np.pad(np.clip(wave / (loud or 1.0), -1, 1), (0, frames * hop - len(wave))).reshape(frames, hop)
+    quarters = np.array_split(framed, 4, axis=1)
+    return tuple(np.stack([f(one, axis=1) for one in quarters], axis=1).ravel() for f in (np.min, np.max))  # type: ignore[return-value]
+
+
+def _colour(unit: int) -> tuple[float, float, float]:
+    """A light colour for a unit; the golden angle keeps neighbouring numbers apart."""
+    return colorsys.hls_to_rgb(unit * 137.508 % 360 / 360, 0.72 if unit % 2 else 0.8, 0.62)
 
 
 def _short(name: str) -> str:

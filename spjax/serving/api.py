@@ -2,28 +2,18 @@
 
 # No `from __future__ import annotations`: FastAPI resolves the handlers' annotations, whose names are imported locally.
 import asyncio
-import contextlib
-import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from spjax.serving.batcher import Batcher, Prediction, QueueFullError, as_json, some, timed_out
-from spjax.serving.limits import MEGABYTE, TooLargeError
+from spjax.serving.limits import TooLargeError
+from spjax.serving.uploads import UploadLimit
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
-    from fastapi.responses import JSONResponse
 
-MOST_HELD = 512_000_000  # bytes of uploads in memory, over all clients
-SMALL = MEGABYTE  # bytes: uploads up to this size are accepted even when large ones have used up their share
-SHARE_OF_LARGE = 0.9  # share of MOST_HELD that larger uploads may use
-STALLED_SECONDS = 10.0  # without a byte, after which an upload is aborted; at most a quarter of the timeout
-LEAST_RATE = 100_000  # minimum upload rate after those seconds, bytes per second
-LONGEST_READ = 0.75  # share of the timeout that reading an upload may take
-PULSE = 0.5  # seconds between checks whether the server still accepts the upload
-DRAIN_SECONDS = 1.0  # for which a refused upload is read: a client that is still sending would not see the response
 METHODS = {"/predict": "POST", "/tasks": "GET", "/health": "GET", "/metrics": "GET", "/openapi.json": "GET"}
 FAILED = "internal error: the server log has the details"
 RETRY_SECONDS = 1  # the Retry-After header of a 503
@@ -32,10 +22,6 @@ OUTCOMES = ("answered", "bad", "too_large", "busy", "timeout", "slow", "gone", "
 SIZES = tuple(2**power for power in range(11))  # histogram buckets of batch sizes
 
 _log = logging.getLogger(__name__)
-
-
-class _SlowUploadError(Exception):
-    """An upload that stalled or is too slow; the message is sent to the client."""
 
 
 def make_app(batcher: Batcher) -> "FastAPI":
@@ -54,28 +40,14 @@ def make_app(batcher: Batcher) -> "FastAPI":
     """
     from fastapi import FastAPI, Query, Request
     from fastapi.responses import JSONResponse, Response
-    from prometheus_client import (
-        CONTENT_TYPE_LATEST,
-        CollectorRegistry,
-        Counter,
-        Histogram,
-        ProcessCollector,
-        generate_latest,
-    )
+    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
     from starlette.exceptions import HTTPException
-    from starlette.requests import ClientDisconnect
 
     # FastAPI's documentation pages load scripts from other hosts.
     about = "Prompted tasks in front of one frozen speech unit LM."
     app = FastAPI(title="spjax", description=about, docs_url=None, redoc_url=None)
-    registry = CollectorRegistry()
-    registry.register(_BatcherMetrics(batcher))  # type: ignore[arg-type]  # any object with `collect` is a collector
-    ProcessCollector(registry=registry)
-    outcomes = Counter("spjax_requests", "Requests to /predict.", ["outcome"], registry=registry)
-    for outcome in OUTCOMES:  # exported as 0 from the start
-        outcomes.labels(outcome)
-    latency = Histogram("spjax_request_seconds", "From a request to its answer.", registry=registry, buckets=LATENCIES)
-    memory = _Memory()
+    registry, outcomes, latency = _make_metrics(batcher)
+    app.add_middleware(UploadLimit, limits=batcher.limits)
     app.add_middleware(_Paths)
     app.add_exception_handler(HTTPException, refuse_place)  # type: ignore[arg-type]  # it is called with no other
     app.add_exception_handler(Exception, _refuse_failed)
@@ -107,38 +79,63 @@ def make_app(batcher: Batcher) -> "FastAPI":
     async def predict(request: Request, tasks: Annotated[Sequence[str], Query()] = ()) -> Response:
         """Labels and probabilities for the recording in the body; `tasks`: task names, comma-separated; default all."""
         began = time.perf_counter()
-        outcome, response = "failed", refused(500, FAILED)
+        outcome, response = "gone", refused(500, FAILED)
         try:
-            async with asyncio.timeout(batcher.limits.timeout):
-                with memory.share() as take:
-                    _check_encoding(request)
-                    data, named = await _body(request, batcher, take)
-                    _check_names("query parameter", request.query_params, ("tasks",))
-                    requested = _task_names([*tasks, *named], batcher.predictor.packs)
-                    prediction = await _predict(batcher, request.receive, data, requested)
-            outcome, response = "answered", _reply(prediction)
-            latency.observe(time.perf_counter() - began)
-        except QueueFullError as error:
-            outcome, response = "busy", refused(503, str(error))
-        except TooLargeError as error:
-            outcome, response = "too_large", refused(413, str(error))
-        except ValueError as error:
-            outcome, response = "bad", refused(400, str(error))
-        except _SlowUploadError as error:
-            outcome, response = "slow", refused(408, str(error))
-        except HTTPException as error:  # a malformed form
-            outcome, response = "bad", refused(error.status_code, str(error.detail))
-        except TimeoutError:
-            outcome, response = "timeout", refused(504, timed_out(batcher.limits))
-        except ClientDisconnect:
-            outcome = "gone"
-        except Exception:
-            _log.exception("POST /predict failed")
+            outcome, response = await _respond(request, tasks, batcher)
+            if outcome == "answered":
+                latency.observe(time.perf_counter() - began)
         finally:
             outcomes.labels(outcome).inc()
         return response
 
     return app
+
+
+async def _respond(request: "Request", tasks: Sequence[str], batcher: Batcher) -> tuple[str, "Response"]:
+    """The outcome (see OUTCOMES) of a request to /predict, and its response."""
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect
+
+    until = asyncio.get_running_loop().time() + batcher.limits.timeout
+    try:
+        batcher.check_open()
+        _check_encoding(request)
+        data, named = await _body(request)
+        _check_names("query parameter", request.query_params, ("tasks",))
+        requested = _task_names([*tasks, *named], batcher.predictor.packs)
+        async with asyncio.timeout_at(until):
+            prediction = await _predict(batcher, request.receive, data, requested)
+        return "answered", _reply(prediction)
+    except QueueFullError as error:
+        return "busy", refused(503, str(error))
+    except TooLargeError as error:
+        return "too_large", refused(413, str(error))
+    except ValueError as error:
+        return "bad", refused(400, str(error))
+    except HTTPException as error:  # from `UploadLimit`, or a malformed form
+        outcome = {408: "slow", 413: "too_large"}.get(error.status_code, "bad")
+        return outcome, refused(error.status_code, str(error.detail))
+    except TimeoutError:
+        return "timeout", refused(504, timed_out(batcher.limits))
+    except ClientDisconnect:
+        return "gone", refused(500, FAILED)
+    except Exception:
+        _log.exception("POST /predict failed")
+        return "failed", refused(500, FAILED)
+
+
+def _make_metrics(batcher: Batcher) -> tuple[Any, Any, Any]:
+    """A Prometheus registry, and in it the counter of outcomes and the histogram of latencies."""
+    from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+
+    registry = CollectorRegistry()
+    registry.register(_BatcherMetrics(batcher))  # type: ignore[arg-type]  # any object with `collect` is a collector
+    ProcessCollector(registry=registry)
+    outcomes = Counter("spjax_requests", "Requests to /predict.", ["outcome"], registry=registry)
+    for outcome in OUTCOMES:  # exported as 0 from the start
+        outcomes.labels(outcome)
+    latency = Histogram("spjax_request_seconds", "From a request to its answer.", registry=registry, buckets=LATENCIES)
+    return registry, outcomes, latency
 
 
 class _Paths:
@@ -168,32 +165,8 @@ def refused(status: int, sentence: str, headers: Mapping[str, str] | None = None
     """The response to a refused request, `{"error": sentence}`."""
     from fastapi.responses import JSONResponse
 
-    more = {408: {"Connection": "close"}, 503: {"Retry-After": str(RETRY_SECONDS)}}.get(status, {})
-    kind = _last_response() if status == 408 else JSONResponse
-    return kind({"error": sentence}, status, {**more, **(headers or {})})
-
-
-@functools.cache
-def _last_response() -> type["JSONResponse"]:
-    """A response that reads on before the connection closes: a client that is still sending would not see it."""
-    from fastapi.responses import JSONResponse
-
-    class Last(JSONResponse):
-        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            await send({"type": "http.response.body", "body": self.body, "more_body": True})
-            await drain(receive, DRAIN_SECONDS)
-            await send({"type": "http.response.body", "body": b""})
-
-    return Last
-
-
-async def drain(receive: Callable[[], Awaitable[Any]], seconds: float) -> None:
-    """Read and discard a request's body for up to `seconds`."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            while (await receive()).get("more_body", False):
-                await asyncio.sleep(0)
+    more = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
+    return JSONResponse({"error": sentence}, status, {**more, **(headers or {})})
 
 
 async def refuse_place(request: Any, error: Any) -> "Response":
@@ -220,115 +193,25 @@ def _check_encoding(request: "Request") -> None:
         raise HTTPException(415, why)
 
 
-class _Memory:
-    """Counts the bytes of uploads that all requests hold."""
-
-    def __init__(self) -> None:
-        self.held = 0
-
-    @contextlib.contextmanager
-    def share(self) -> Iterator[Callable[[int], int]]:
-        """Yield a function that reserves bytes for this request and returns the request's total so far."""
-        mine = 0
-
-        def take(count: int) -> int:
-            nonlocal mine
-            room = MOST_HELD if mine + count <= SMALL else SHARE_OF_LARGE * MOST_HELD
-            if self.held + count > room:
-                raise QueueFullError("too many uploads are in progress: try again later")
-            self.held += count
-            mine += count
-            return mine
-
-        try:
-            yield take
-        finally:
-            self.held -= mine
-
-
-async def _body(request: "Request", batcher: Batcher, take: Callable[[int], int]) -> tuple[bytes, list[str]]:
+async def _body(request: "Request") -> tuple[bytes, list[str]]:
     """Read the upload: the body or the form's file, and the tasks that the form names.
 
     Raises:
-      TooLargeError: by its Content-Length, or as soon as more bytes have come.
-      QueueFullError: all requests together hold too many bytes, or the server is stopping.
-      _SlowUploadError: the upload stalled or is too slow.
+      HTTPException: from `UploadLimit`, or a malformed form.
       ValueError: a form without a file, or with an unknown field.
     """
     from starlette.datastructures import UploadFile
-    from starlette.requests import Request
 
-    limits, more = batcher.limits, True
-
-    async def counted() -> Any:
-        nonlocal more
-        message = await _next(request.receive, batcher, until)
-        more = message.get("more_body", False)
-        count = len(message.get("body", b""))
-        until.received(count)
-        limits.check_bytes(take(count))
-        return message
-
-    until = _Deadline(limits.timeout)
-    try:
-        promised = request.headers.get("content-length", "")
-        limits.check_bytes(int(promised) if promised.isdecimal() else 0)
-        counting = Request(request.scope, counted)
-        if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-            return await counting.body(), []
-        async with counting.form(max_files=1) as form:
-            _check_names("form field", form, ("file", "tasks"))
-            file, named = form.get("file"), form.getlist("tasks")
-            if not isinstance(file, UploadFile):
-                raise ValueError("the form has no file field named 'file': send one, or send the file as the body")
-            if not all(isinstance(name, str) for name in named):
-                raise ValueError("the form's 'tasks' is a file: send task names")
-            return await file.read(), [str(name) for name in named]
-    except (TooLargeError, QueueFullError):
-        # A connection that closes while its client is still sending loses the response: read and discard for a while.
-        left = limits.max_bytes
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_SECONDS):
-                while more and left > 0:
-                    message = await request.receive()
-                    more = message.get("more_body", False)
-                    left -= len(message.get("body", b""))
-        raise
-
-
-class _Deadline:
-    """The deadline of an upload: every byte extends it, up to a share of the timeout."""
-
-    def __init__(self, timeout: float) -> None:
-        self.stalled, self.longest = min(STALLED_SECONDS, timeout / 4), LONGEST_READ * timeout
-        self.began, self.bytes = time.monotonic(), 0
-        self.until = self.began + self.stalled
-
-    def received(self, count: int) -> None:
-        """Extend the deadline by `count` new bytes."""
-        self.bytes += count
-        by_rate = self.began + min(self.stalled + self.bytes / LEAST_RATE, self.longest)
-        self.until = min(by_rate, time.monotonic() + self.stalled)
-
-
-async def _next(receive: Callable[[], Awaitable[Any]], batcher: Batcher, deadline: _Deadline) -> Any:
-    """The next message of an upload.
-
-    Raises:
-      QueueFullError: the server is stopping.
-      _SlowUploadError: nothing came before the deadline.
-    """
-    while True:
-        batcher.check_open()
-        try:
-            async with asyncio.timeout(min(PULSE, deadline.until - time.monotonic())):
-                return await receive()
-        except TimeoutError:
-            if time.monotonic() >= deadline.until:
-                message = (
-                    f"the upload stalled or is too slow: {deadline.bytes} bytes so far. Send it again, or a shorter"
-                )
-                raise _SlowUploadError(f"{message} or compressed file (FLAC, Ogg)") from None
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        return await request.body(), []
+    async with request.form(max_files=1) as form:
+        _check_names("form field", form, ("file", "tasks"))
+        file, named = form.get("file"), form.getlist("tasks")
+        if not isinstance(file, UploadFile):
+            raise ValueError("the form has no file field named 'file': send one, or send the file as the body")
+        if not all(isinstance(name, str) for name in named):
+            raise ValueError("the form's 'tasks' is a file: send task names")
+        return await file.read(), [str(name) for name in named]
 
 
 def _check_names(what: str, names: Iterable[str], known: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from spjax.serving.limits import Limits, TooLargeError
 from spjax.serving.predictor import GROUP_SECONDS, SpeechPrompt
-from spjax.serving.uploads import check_audio, read_upload
+from spjax.serving.uploads import read_upload
 from spjax.speech2unit.audio import MIN_SAMPLES, SAMPLE_RATE, Audio
 from spjax.types import Encoded
 
@@ -161,7 +161,7 @@ class Batcher:
             what = f"unknown task {some(unknown)}" if unknown else "no tasks are requested"
             raise ValueError(f"{what}: there are {', '.join(self.predictor.packs)}")
         if isinstance(audio, Audio):
-            check_audio(audio, self.limits)
+            self.limits.check_seconds(len(audio.wave) / SAMPLE_RATE)
         request = _Request(requested, audio)
         with self._changed:
             self.check_open()

@@ -17,10 +17,10 @@ class Limits:
     """Limits of a server.
 
     Attributes:
-      max_bytes: most bytes of an upload.
+      max_bytes: most bytes of an upload, and of a file on the page.
       max_seconds: most seconds of audio in it.
       queue: most utterances that are waiting or being computed.
-      timeout: most seconds until a response.
+      timeout: most seconds from a request to its response, and from its beginning to the end of its body.
 
     Raises:
       ValueError: a limit that is not a positive number.
@@ -39,11 +39,11 @@ class Limits:
             if not (isinstance(getattr(self, name), int | float) and 0 < getattr(self, name) < math.inf):
                 raise ValueError(f"{name} is {getattr(self, name)!r}: give a number of seconds above 0")
 
-    def check_bytes(self, count: int) -> None:
-        """Raise TooLargeError if an upload has more bytes (so far) than allowed."""
-        if count > self.max_bytes:
+    def check_bytes(self, count: int, files: int = 1) -> None:
+        """Raise TooLargeError if an upload of so many files has more bytes (so far) than allowed."""
+        if count > files * self.max_bytes:
             raise TooLargeError(
-                f"the upload is larger than {self.max_bytes / MEGABYTE:g} MB, the most allowed: send a shorter "
+                f"the upload is larger than {files * self.max_bytes / MEGABYTE:g} MB, the most allowed: send a shorter "
                 "recording, or a compressed one (FLAC, Ogg)"
             )
 
