@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.image import imread
 
 from spjax.data.unit_set import UnitSet
 from spjax.evaluation import inside, inside_plots
@@ -261,6 +263,34 @@ def test_plots_of_every_size_are_drawn():
         values = np.random.default_rng(0).normal(size=(2, count)).astype(np.float32)
         found = inside.Attribution(np.arange(count), np.asarray([0, 3]), values, values.sum(axis=1), np.zeros(2))
         assert inside_plots.attribution("said", TASK, found).startswith(PNG)
+
+
+def test_units_are_drawn_under_their_waveform():
+    units, durations, hop = [7, 8, 7, 9, 8], [30, 1, 60, 2, 27], 320  # 120 frames: three lines of 50
+    wave = np.zeros(120 * hop + 40, np.float32)
+    wave[40 + 91 * hop :] = np.sin(np.arange(29 * hop))  # the last two units; frame 0 begins at sample 40
+    image = imread(io.BytesIO(inside_plots.utterance(wave, units, durations, hop)))
+    assert image.shape == (3 * 144, 1152, 4)
+    assert image[-1, -1, 3] == 0, "it is transparent"
+    colours: dict[int, set[bytes]] = {}
+    start = 0
+    for unit, duration in zip(units, durations, strict=True):
+        for frame in range(start, start + duration):
+            row, column = int(144 * (frame // 50 + 0.63)), int(1152 * (frame % 50 + 0.1) / 50)
+            colours.setdefault(unit, set()).add(image[row, column].tobytes())
+        start += duration
+    assert all(len(found) == 1 for found in colours.values()), "each frame has its unit's colour"
+    assert len({found.pop() for found in colours.values()}) == 3
+    opaque = [(image[144 * row : 144 * row + 80, int(1152 * a / 50) : int(1152 * b / 50), 3] > 0.5).sum()
+              for row, a, b in ((0, 0, 50), (1, 0, 40), (1, 42, 50), (2, 0, 20))]  # fmt: skip
+    assert max(opaque[:2]) < 5_000, "silence is a thin line"
+    assert min(opaque[2:]) > 5_000
+
+
+def test_only_the_beginning_of_a_long_utterance_is_drawn():
+    frames = inside_plots.UTTERANCE_FRAMES + 1000
+    image = imread(io.BytesIO(inside_plots.utterance(np.zeros(0, np.float32), [5, 6], [frames - 500, 500], 160)))
+    assert image.shape[0] == 144 * inside_plots.UTTERANCE_FRAMES // 50
 
 
 def test_the_command_writes_plots_and_a_summary(tmp_path: Path, capsys):

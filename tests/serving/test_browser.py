@@ -188,7 +188,7 @@ def test_an_upload_is_answered_and_its_units_are_drawn(tab: Any, predictor: Spee
     shown = tab.locator("#inside-attribution-0").inner_text().split()
     assert shown[-len(encoded.units) :] == list(map(str, encoded.units))
     assert "stop" in tab.locator("#inside-units").inner_text()
-    tab.locator("#inside-similarity").get_by_text("1.00").first.wait_for()
+    tab.locator("#inside-similarity").get_by_text("1.00").locator("visible=true").first.wait_for()
 
 
 def test_a_bad_upload_is_reported_and_the_page_works_on(tab: Any, predictor: SpeechPrompt, speech: Path, broken: Path):
