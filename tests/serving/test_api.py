@@ -159,10 +159,10 @@ class Echo:
     limits = LIMITS
 
     def __init__(self, names: list[str]) -> None:
-        self.predictor, self.requested = SimpleNamespace(packs=dict.fromkeys(names)), [""]
+        self.predictor, self.requested = SimpleNamespace(packs=dict.fromkeys(names)), list[str]()
 
     def check_open(self) -> None:
-        pass
+        self.requested = []
 
     def submit(self, audio: bytes, tasks: list[str]) -> Future[Any]:
         self.requested = tasks
