@@ -19,7 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = ["spjax", "spjax/tasks.py", "spjax/types.py", "spjax/vocab.py"]
 MODULES += sorted(str(path.parent.relative_to(ROOT)) for path in ROOT.glob("spjax/*/__init__.py"))
 REFERENCE = {f"reference/{Path(module).stem}.md": module for module in MODULES}  # page -> what it documents
-OUTSIDE = {"benchmarks.md": "benchmarks/README.md", "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+OUTSIDE = {
+    "benchmarks.md": "benchmarks/README.md",
+    "changelog.md": "CHANGELOG.md",
+    "contributing.md": "CONTRIBUTING.md",
+}
 LINK = re.compile(r"(?<=\]\()[^)\s]+(?=\))")
 
 
@@ -45,7 +49,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Point links to pages of the site, or to the repository."""
     docs = Path(config.docs_dir)
-    pages = {docs: docs / "README.md"} | {ROOT / source: docs / name for name, source in {**REFERENCE, **OUTSIDE}.items()}
+    pages = {docs: docs / "README.md"} | {
+        ROOT / source: docs / name for name, source in {**REFERENCE, **OUTSIDE}.items()
+    }
     source = ROOT / OUTSIDE.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 
     def replace(link: re.Match[str]) -> str:

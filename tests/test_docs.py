@@ -13,12 +13,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import soundfile
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -225,3 +227,46 @@ def test_conversion_and_the_python_example_work(tmp_path: Path, golden: Path, mo
     monkeypatch.chdir(tmp_path)
     exec(compile(example.text, example.where, "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) == 2  # one answer an utterance
+
+
+def addresses(root: Path) -> dict[str, set[str]]:
+    """Files of a checkout that name this repository on GitHub or Colab, with the names (OWNER/NAME) that they use."""
+    named = re.compile(r"(?:github\.com|google\.com/github)/([\w-]+/spjax[\w.-]*)")
+    paths = [
+        *root.glob("*.*"),
+        *(path for folder in ("docs", "colabs", ".github") for path in (root / folder).rglob("*.*")),
+    ]
+    found = {
+        str(path.relative_to(root)): named.findall(path.read_text(encoding="utf-8")) for path in paths if path.is_file()
+    }
+    return {name: set(owners) for name, owners in found.items() if owners}
+
+
+def test_the_repository_has_one_address():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (address,) = addresses(ROOT)["pyproject.toml"]
+    assert project["urls"] == {"Repository": f"https://github.com/{address}"}
+    others = {name: owners for name, owners in addresses(ROOT).items() if owners != {address}}
+    assert not others, "the address in pyproject.toml is another one: change it with scripts/set_repository"
+
+
+def test_set_repository_changes_every_address(tmp_path: Path):
+    if not (ROOT / ".git").exists() or not all(map(shutil.which, ("git", "perl"))):
+        pytest.skip("needs git, perl and a clone")
+    for name in [*addresses(ROOT), "scripts/set_repository"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    before = addresses(tmp_path)
+    for command in ("git init -q", "git add .", "scripts/set_repository new-owner/spjax.two"):
+        subprocess.run(command.split(), cwd=tmp_path, check=True, timeout=60)
+    assert addresses(tmp_path) == {name: {"new-owner/spjax.two"} for name in before}
+
+
+def test_citation_and_workflow():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # what the format requires
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    steps = workflow["jobs"]["check"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run ${{ matrix.python }}"]
+    for template in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.md"):
+        assert {"name", "about"} <= yaml.safe_load(template.read_text(encoding="utf-8").split("---")[1]).keys()
