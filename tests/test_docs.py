@@ -15,12 +15,14 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import soundfile
 import yaml
+
+from spjax import tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -227,6 +229,31 @@ def test_conversion_and_the_python_example_work(tmp_path: Path, golden: Path, mo
     monkeypatch.chdir(tmp_path)
     exec(compile(example.text, example.where, "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) == 2  # one answer an utterance
+
+
+def test_extending_names_what_there_is():
+    """Names behind `[file](../file): ` on docs/extending.md are defined in that file."""
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    found = re.findall(r"\]\(\.\./([\w/]+\.py)\): ((?:`\w+`(?:, )?)+)", text)
+    assert len(found) > 10
+    for file, names in found:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        for name in re.findall(r"\w+", names):
+            assert re.search(rf"^(def|class) {name}\b|^{name}\b.* = ", source, flags=re.MULTILINE), f"{name} of {file}"
+
+
+def test_the_builder_of_the_docs_lists_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The row and the builder of docs/extending.md, on a small raw folder."""
+    row, builder = [block.text for block in PYTHON if block.where.startswith("docs/extending.md:")]
+    (task,) = eval(row, {"Task": tasks.Task, "Slot": tasks.Slot, "_words": str.split})
+    monkeypatch.setitem(tasks.TASKS, task.name, task)
+    for speaker, vowel in itertools.product(range(10), "aeiou"):
+        (tmp_path / f"s{speaker}").mkdir(exist_ok=True)
+        (tmp_path / f"s{speaker}" / f"{vowel}_0.wav").touch()
+    module: dict[str, Any] = {}
+    exec(compile(builder, "docs/extending.md", "exec"), module)
+    splits = module["clips"](tmp_path)
+    assert {split: len(clips) for split, clips in splits.items()} == {"train": 40, "valid": 5, "test": 5}
 
 
 def addresses(root: Path) -> dict[str, set[str]]:
