@@ -245,7 +245,7 @@ def test_extending_names_what_there_is():
 def test_the_builder_of_the_docs_lists_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The row and the builder of docs/extending.md, on a small raw folder."""
     row, builder = [block.text for block in PYTHON if block.where.startswith("docs/extending.md:")]
-    (task,) = eval(row, {"Task": tasks.Task, "Slot": tasks.Slot, "_words": str.split})
+    task = eval(row, {"Task": tasks.Task, "Slot": tasks.Slot, "_words": str.split})
     monkeypatch.setitem(tasks.TASKS, task.name, task)
     for speaker, vowel in itertools.product(range(10), "aeiou"):
         (tmp_path / f"s{speaker}").mkdir(exist_ok=True)
@@ -256,37 +256,39 @@ def test_the_builder_of_the_docs_lists_clips(tmp_path: Path, monkeypatch: pytest
     assert {split: len(clips) for split, clips in splits.items()} == {"train": 40, "valid": 5, "test": 5}
 
 
-def addresses(root: Path) -> dict[str, set[str]]:
-    """Files of a checkout that name this repository on GitHub or Colab, with the names (OWNER/NAME) that they use."""
-    named = re.compile(r"(?:github\.com|google\.com/github)/([\w-]+/spjax[\w.-]*)")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+ADDRESS = PROJECT["urls"]["Repository"].removeprefix("https://github.com/")
+
+
+def naming(root: Path, repository: str) -> dict[str, set[str]]:
+    """Names of GitHub repositories that match a pattern, by the file that has them in a link to GitHub or Colab."""
     paths = [
         *root.glob("*.*"),
-        *(path for folder in ("docs", "colabs", ".github") for path in (root / folder).rglob("*.*")),
+        *(path for part in ("docs", "colabs", ".github") for path in (root / part).rglob("*.*")),
     ]
-    found = {
-        str(path.relative_to(root)): named.findall(path.read_text(encoding="utf-8")) for path in paths if path.is_file()
-    }
-    return {name: set(owners) for name, owners in found.items() if owners}
+    texts = {path: path.read_text(encoding="utf-8") for path in paths if path.is_file()}
+    link = re.compile(rf"(?:github\.com|google\.com/github)/({repository})(?![\w.-])")
+    return {str(path.relative_to(root)): set(link.findall(text)) for path, text in texts.items() if link.search(text)}
 
 
 def test_the_repository_has_one_address():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    (address,) = addresses(ROOT)["pyproject.toml"]
-    assert project["urls"] == {"Repository": f"https://github.com/{address}"}
-    others = {name: owners for name, owners in addresses(ROOT).items() if owners != {address}}
-    assert not others, "the address in pyproject.toml is another one: change it with scripts/set_repository"
+    assert PROJECT["urls"] == {"Repository": f"https://github.com/{ADDRESS}"}
+    others = {name: owners - {ADDRESS} for name, owners in naming(ROOT, r"[\w-]+/spjax").items()}
+    assert not any(others.values()), f"pyproject.toml has {ADDRESS}: change it with scripts/set_repository only"
 
 
 def test_set_repository_changes_every_address(tmp_path: Path):
-    if not (ROOT / ".git").exists() or not all(map(shutil.which, ("git", "perl"))):
-        pytest.skip("needs git, perl and a clone")
-    for name in [*addresses(ROOT), "scripts/set_repository"]:
+    if not all(map(shutil.which, ("git", "perl"))):
+        pytest.skip("needs git and perl")
+    named = naming(ROOT, re.escape(ADDRESS))
+    assert {"pyproject.toml", "CITATION.cff", "colabs/quick_start.ipynb"} <= named.keys()
+    for name in [*named, "scripts/set_repository"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    before = addresses(tmp_path)
-    for command in ("git init -q", "git add .", "scripts/set_repository new-owner/spjax.two"):
+    for command in ("git init -q", "git add .", "scripts/set_repository new-owner/new.name"):
         subprocess.run(command.split(), cwd=tmp_path, check=True, timeout=60)
-    assert addresses(tmp_path) == {name: {"new-owner/spjax.two"} for name in before}
+    assert naming(tmp_path, "new-owner/new.name").keys() == named.keys()
+    assert not naming(tmp_path, re.escape(ADDRESS))
 
 
 def test_citation_and_workflow():
