@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for label, pitch in (("low", 150), ("high", 1200)):
         (root / label).mkdir()
         for number in range(6):
-            wave = np.sin(2 * np.pi * pitch * np.arange(8000) / 16_000) / 4 + draw.standard_normal(8000) / 50
+            wave = np.sin(2 * np.pi * pitch * np.arange(4000) / 16_000) / 4 + draw.standard_normal(4000) / 50
             soundfile.write(root / label / f"{number}.wav", wave, 16_000)
     return root
 
