@@ -15,7 +15,7 @@ from pathlib import Path
 
 from configs import own
 from data_pipelines.sources import source_of
-from spjax import jobs
+from spjax import config, jobs
 from spjax.compilation_cache import keep_programs
 
 
@@ -28,17 +28,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", default="~/.cache/spjax/xla", help="directory of compiled programs")
     options = parser.parse_args(arguments)
 
-    config = own.get_config()  # all settings: print(config)
-    config.lm = "tiny"  # frozen, 3.2 M parameters
-    config.prompt.rank = 4  # of the adapters of all six kernels of a layer
-    config.optim.lr = 2e-3
-    config.train.epochs = options.epochs  # the best on valid is kept
-    config.train.max_rows = 16  # utterances in a batch
-    config.train.seeds = (0,)  # several are trained side by side
+    settings = own.get_config()  # all of them: print(settings)
+    settings.lm = "tiny"  # frozen, 3.2 M parameters
+    settings.prompt.rank = 4  # of the adapters of all six kernels of a layer
+    settings.optim.lr = 2e-3
+    settings.train.epochs = options.epochs  # the best on valid is kept
+    settings.train.max_rows = 16  # utterances in a batch
+    settings.train.seeds = (0,)  # several are trained side by side
 
     keep_programs(options.cache)
-    source = source_of(config, options.workdir, {"folders": options.recordings}, overrides=())
-    jobs.run(config, options.workdir, source.make, command="examples/train_on_folder.py")
+    job = config.parse(settings)
+    source = source_of(job, options.workdir, {"folders": options.recordings}, overrides=())
+    jobs.run(source.job, options.workdir, source.make, command="examples/train_on_folder.py")
     source.finish()
 
     results = json.loads((Path(options.workdir) / "results.json").read_text())

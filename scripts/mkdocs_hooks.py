@@ -16,7 +16,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ["spjax", "spjax/tasks.py", "spjax/types.py", "spjax/vocab.py"]
+MODULES = ["spjax", "spjax/config.py", "spjax/tasks.py", "spjax/types.py", "spjax/vocab.py"]
 MODULES += sorted(str(path.parent.relative_to(ROOT)) for path in ROOT.glob("spjax/*/__init__.py"))
 REFERENCE = {f"reference/{Path(module).stem}.md": module for module in MODULES}  # page -> what it documents
 OUTSIDE = {
