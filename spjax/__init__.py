@@ -1,6 +1,6 @@
-"""spjax: adapt a frozen speech unit language model to classification tasks by prompt tuning.
+"""spjax: adapt a frozen speech unit language model to classification tasks by low-rank adapters or prompts.
 
-Public API: `SpeechPrompt`, the predictor (spjax/serving/predictor.py), and `PromptPack`, a trained prompt
+Public API: `SpeechPrompt`, the predictor (spjax/serving/predictor.py), and `PromptPack`, one trained task
 (spjax/storage/packs.py; banks and the hub: spjax/storage); `load_encoder`, `encode`, `features`, `speaker_f0`
 (spjax/speech2unit/encoder.py); `load_unit_lm`, `load_prompt`, `classify_units` (spjax/serving/classify.py).
 """

@@ -98,9 +98,11 @@ def package(module: str) -> str:
 def ranks() -> dict[str, int]:
     """Rank of every package, from the figure in docs/design.md: a package imports its own rank and lower ones."""
     section = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").split("## Dependency order", 1)[1]
-    figure = section.split("```text", 1)[1].split("```", 1)[0]
-    groups = [[name.strip() for name in group.split(",")] for group in figure.split("←")]
-    rank = {name: number for number, group in enumerate(groups) for name in group}
+    figure = section.split("```mermaid", 1)[1].split("```", 1)[0]
+    boxes = {box: names.split(", ") for box, names in re.findall(r"(\w+)\[\"(.+?)\"\]", figure)}
+    arrows = {above: [below] for above, below in re.findall(r"(\w+) --> (\w+)", figure)}
+    assert len(arrows) == len(boxes) - 1, "the figure must be one chain of boxes"
+    rank = {name: n for n, box in enumerate(graphlib.TopologicalSorter(arrows).static_order()) for name in boxes[box]}
     rank["spjax"] = rank["main"]  # spjax/__init__.py, the public API: above all packages, imported by none of them
     return rank
 
@@ -120,7 +122,7 @@ def wrong_way(module: str, tree: ast.Module, rank: dict[str, int]) -> list[str]:
 
 def test_every_package_has_a_rank():
     packages = {package(module_name(path)) for path in files("spjax", "data_pipelines")}
-    assert packages <= set(ranks()), "a new package needs a place in docs/design.md, Dependency order"
+    assert packages == set(ranks()), "the figure in docs/design.md, Dependency order, must name every package"
 
 
 def test_imports_follow_the_dependency_order():

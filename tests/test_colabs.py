@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,8 +86,9 @@ def read(name: str) -> nbformat.NotebookNode:
 
 
 def repository() -> str:
-    """owner/name, which colabs/README.md decides."""
-    return re.search(r"https://github\.com/([\w-]+/[\w-]+)", (COLABS / "README.md").read_text())[1]
+    """owner/name, which pyproject.toml decides."""
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    return urls["Repository"].removeprefix("https://github.com/")
 
 
 def source(notebook: nbformat.NotebookNode, kind: str) -> str:

@@ -13,12 +13,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import soundfile
+import yaml
+
+from spjax import tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -225,3 +229,73 @@ def test_conversion_and_the_python_example_work(tmp_path: Path, golden: Path, mo
     monkeypatch.chdir(tmp_path)
     exec(compile(example.text, example.where, "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) == 2  # one answer an utterance
+
+
+def test_extending_names_what_there_is():
+    """Names behind `[file](../file): ` on docs/extending.md are defined in that file."""
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    found = re.findall(r"\]\(\.\./([\w/]+\.py)\): ((?:`\w+`(?:, )?)+)", text)
+    assert len(found) > 10
+    for file, names in found:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        for name in re.findall(r"\w+", names):
+            assert re.search(rf"^(def|class) {name}\b|^{name}\b.* = ", source, flags=re.MULTILINE), f"{name} of {file}"
+
+
+def test_the_builder_of_the_docs_lists_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The row and the builder of docs/extending.md, on a small raw folder."""
+    row, builder = [block.text for block in PYTHON if block.where.startswith("docs/extending.md:")]
+    task = eval(row, {"Task": tasks.Task, "Slot": tasks.Slot, "_words": str.split})
+    monkeypatch.setitem(tasks.TASKS, task.name, task)
+    for speaker, vowel in itertools.product(range(10), "aeiou"):
+        (tmp_path / f"s{speaker}").mkdir(exist_ok=True)
+        (tmp_path / f"s{speaker}" / f"{vowel}_0.wav").touch()
+    module: dict[str, Any] = {}
+    exec(compile(builder, "docs/extending.md", "exec"), module)
+    splits = module["clips"](tmp_path)
+    assert {split: len(clips) for split, clips in splits.items()} == {"train": 40, "valid": 5, "test": 5}
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+ADDRESS = PROJECT["urls"]["Repository"].removeprefix("https://github.com/")
+
+
+def naming(root: Path, repository: str) -> dict[str, set[str]]:
+    """Names of GitHub repositories that match a pattern, by the file that has them in a link to GitHub or Colab."""
+    paths = [
+        *root.glob("*.*"),
+        *(path for part in ("docs", "colabs", ".github") for path in (root / part).rglob("*.*")),
+    ]
+    texts = {path: path.read_text(encoding="utf-8") for path in paths if path.is_file()}
+    link = re.compile(rf"(?:github\.com|google\.com/github)/({repository})(?![\w.-])")
+    return {str(path.relative_to(root)): set(link.findall(text)) for path, text in texts.items() if link.search(text)}
+
+
+def test_the_repository_has_one_address():
+    assert PROJECT["urls"] == {"Repository": f"https://github.com/{ADDRESS}"}
+    others = {name: owners - {ADDRESS} for name, owners in naming(ROOT, r"[\w-]+/spjax").items()}
+    assert not any(others.values()), f"pyproject.toml has {ADDRESS}: change it with scripts/set_repository only"
+
+
+def test_set_repository_changes_every_address(tmp_path: Path):
+    if not all(map(shutil.which, ("git", "perl"))):
+        pytest.skip("needs git and perl")
+    named = naming(ROOT, re.escape(ADDRESS))
+    assert {"pyproject.toml", "CITATION.cff", "colabs/quick_start.ipynb"} <= named.keys()
+    for name in [*named, "scripts/set_repository"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    for command in ("git init -q", "git add .", "scripts/set_repository new-owner/new.name"):
+        subprocess.run(command.split(), cwd=tmp_path, check=True, timeout=60)
+    assert naming(tmp_path, "new-owner/new.name").keys() == named.keys()
+    assert not naming(tmp_path, re.escape(ADDRESS))
+
+
+def test_citation_and_workflow():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # what the format requires
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    steps = workflow["jobs"]["check"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run ${{ matrix.python }}"]
+    for template in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.md"):
+        assert {"name", "about"} <= yaml.safe_load(template.read_text(encoding="utf-8").split("---")[1]).keys()

@@ -52,3 +52,13 @@ def test_a_lock_pins_all_that_is_asked_for_once(lock: str, python: str):
 def test_both_locks_pin_the_same_versions():
     runtime, tests = ({f"{pin.name}{pin.specifier}" for pin, _ in locked(lock)} for lock in LOCKS)
     assert runtime <= tests, sorted(runtime - tests)
+
+
+def test_the_lock_of_the_site_pins_what_it_needs():
+    pins = {canonicalize_name(pin.name): (pin, hashes) for pin, hashes in locked("requirements-docs.lock")}
+    assert all(hashes for _, hashes in pins.values())
+    for line in (ROOT / "requirements-docs.txt").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            wanted = Requirement(line)
+            (exact,) = pins[canonicalize_name(wanted.name)][0].specifier
+            assert exact.version in wanted.specifier

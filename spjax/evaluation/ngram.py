@@ -1,6 +1,8 @@
 """The n-gram baseline: a linear classifier on TF-IDF of unit 1- to 3-grams (`linear.fit_linear`), without an LM.
 
-python -m spjax.evaluation.ngram --data=DIR [--few-shot=10,50,100] [--json=OUT]
+    python -m spjax.evaluation.ngram --data=DIR [--few-shot=10,50,100] [--json=OUT]
+
+Jobs call `ngram_baseline`; this command fits it on a directory of unit records.
 """
 
 from __future__ import annotations

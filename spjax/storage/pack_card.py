@@ -30,8 +30,8 @@ class SlotCard(TypedDict):
 class VerbalizerCard(TypedDict):
     """How a class is encoded as output positions and as token ids (docs/design.md, Verbalizers).
 
-    `codes` and `feeds` are [C][M]. Codes of one slot are unique; an imported prompt may have equal codes in different
-    slots.
+    `codes` and `feeds` are lists of shape [C, M]. Codes of one slot are unique; an imported prompt may have
+    equal codes in different slots.
     """
 
     kind: str  # learnable | frequency | random | identity
