@@ -145,7 +145,7 @@ def errors(track: Tracker, material: Sequence[Sound]) -> dict[str, float]:
 def main() -> None:
     """Runs the race and prints its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=10, help="sounds of 2 s of each kind")
+    parser.add_argument("--count", type=int, default=5, help="sounds of 2 s of each kind")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds")
     parser.add_argument("--out", help="file for the results, JSON")
     args = parser.parse_args()
