@@ -12,26 +12,14 @@ if __name__ == "__main__":  # before the imports, which take seconds
     process.run("spjax.fetch")
 
 import dataclasses
-import errno
-import gzip
-import hashlib
-import http.client
 import json
 import os
-import shutil
-import socket
 import sys
-import tarfile
-import time
-import urllib.error
+import tempfile
 import urllib.parse
-import urllib.request
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
-
-from tqdm import tqdm
 
 from spjax.command_line import Parser, local_output, local_path
 from spjax.convert import ConvertError
@@ -41,22 +29,15 @@ from spjax.convert.hubert import import_hubert
 from spjax.convert.pgslm import F0_BINS, import_pgslm, read_f0_edges
 from spjax.convert.sklearn import import_kmeans
 from spjax.storage import KMeans, StorageError, save_kmeans, save_unit_lm
+from spjax.storage.download import FetchError, download, unpack
 from spjax.storage.encoders import save_encoder
+from spjax.storage.files import write_file
 
 CACHE = "~/.cache/spjax"
 ENCODER, LAYER = "hubert_base_ls960", 6  # of the published k-means
 DOWNLOADS, RECORD = "downloads", "fetched.json"
 
-_STEP = 1 << 20
-_LONGEST_WAIT = 60.0  # seconds between two attempts
-_MOST_UNPACKED = 32 << 30  # bytes of an archive's files; Speech Commands has 2.4 GB
-_MOST_FILES = 1_000_000
 _F0_BINS = 32  # of the published discrete pGSLM
-_OFFLINE = {errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN}
-
-
-class FetchError(RuntimeError):
-    """A file cannot be downloaded or used; the message names the URL, the path, and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,238 +156,17 @@ SETS: dict[str, FetchSet] = {
 }
 
 
-class _RetryError(Exception):
-    """A transfer failed for a reason that may be temporary."""
+def _check_sha256(path: Path, expected: str | None) -> str:
+    """The file's sha256 (hex); an error if it is not the expected one."""
+    import pooch  # slow
 
-    def __init__(self, reason: str, offline: bool = False) -> None:
-        super().__init__(reason)
-        self.offline = offline
-
-
-def _by_hand(url: str, path: Path) -> str:
-    return f"Or get {url} by other means, put it at {path}, and give the same command again."
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _network_error(error: BaseException) -> Exception:
-    """Translate a failed request or read into an error that is retried, or not."""
-    reason = error.reason if isinstance(error, urllib.error.URLError) else error
-    if isinstance(error, urllib.error.HTTPError):
-        message = f"HTTP {error.code} {error.reason}"
-        temporary = error.code in (408, 425, 429) or error.code >= 500
-        return _RetryError(message) if temporary else FetchError(message)
-    if isinstance(reason, socket.gaierror) or getattr(reason, "errno", None) in _OFFLINE:
-        return _RetryError(f"no connection: {reason}", offline=True)
-    if "CERTIFICATE_VERIFY_FAILED" in str(reason):
-        return FetchError(f"its certificate is not trusted: {reason}")
-    return _RetryError(str(reason) or type(reason).__name__)
-
-
-def _request(url: str, have: int, timeout: float) -> tuple[http.client.HTTPResponse | None, int]:
-    """Request the bytes from `have` on: the response (None if the file is complete) and its first byte's position."""
-    headers = {"User-Agent": "spjax", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
-    except urllib.error.HTTPError as error:
-        with error:
-            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and have:
-                if error.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
-                    return None, have
-                return _request(url, 0, timeout)  # the file on the server is shorter than the partial one
-            raise _network_error(error) from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _network_error(error) from error
-    if response.status != http.HTTPStatus.PARTIAL_CONTENT:
-        return response, 0
-    start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-    if start != str(have):
-        response.close()
-        raise _RetryError(f"asked for bytes from {have} on, the server sent those from {start!r:.20} on")
-    return response, have
-
-
-def _transfer(url: str, part: Path, timeout: float, bar: tqdm) -> None:
-    """One request, which resumes `part` if the server supports it."""
-    response, start = _request(url, _size(part), timeout)
-    if response is None:
-        return
-    with response, part.open("ab" if start else "wb") as file:
-        length = response.headers.get("Content-Length", "")
-        total = start + int(length) if length.isdecimal() else None
-        bar.total, bar.n = total, start
-        bar.refresh()
-        missing, free = (total or 0) - start, shutil.disk_usage(part.parent).free
-        if missing > free:
-            raise OSError(errno.ENOSPC, f"{missing:,} bytes are missing and {free:,} are free on its disk")
-        while True:
-            try:
-                chunk = response.read1(_STEP)  # returns what has arrived, so that it is kept if the connection ends
-            except (OSError, http.client.HTTPException) as error:
-                raise _network_error(error) from error
-            if not chunk:
-                break
-            file.write(chunk)
-            file.flush()
-            bar.update(len(chunk))
-        os.fsync(file.fileno())
-    if total is not None and _size(part) != total:
-        raise _RetryError(f"the connection ended after {_size(part):,} of {total:,} bytes")
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 (hex) of a file, with a progress bar if it takes seconds."""
-    digest = hashlib.sha256()
-    with (
-        path.open("rb") as file,
-        tqdm(total=_size(path), desc=f"sha256 of {path.name}", unit="B", unit_scale=True, delay=2, leave=False) as bar,
-    ):
-        while chunk := file.read(_STEP):
-            digest.update(chunk)
-            bar.update(len(chunk))
-    return digest.hexdigest()
-
-
-def _check_sha256(path: Path, expected: str | None, bad: Path | None = None) -> str:
-    """The file's sha256; if it is not the expected one, the file is moved to `bad`, if given, and an error raised."""
-    found = sha256_of(path)
-    if expected in (None, found):
-        return found
-    fix = "Put the right file there."
-    if bad is not None:
-        os.replace(path, bad)
-        fix = f"It was moved to {bad}; the same command downloads it again."
-    raise FetchError(f"{path} has the sha256 {found}, must be {expected}: it is damaged or another file. {fix}")
-
-
-def _bad(path: Path) -> Path:
-    return path.with_name(f"{path.name}.bad")
-
-
-def download(
-    url: str,
-    path: str | Path,
-    *,
-    sha256: str | None = None,
-    attempts: int = 5,
-    wait: float = 1.0,
-    timeout: float = 60.0,
-) -> Path:
-    """Download a file; it appears under its name only when it is complete.
-
-    Partial downloads are kept as NAME.part; the next attempt, or the next call, resumes them.
-
-    Args:
-      url: http or https.
-      path: where to write; parents are created.
-      sha256: hex; a file with another one is renamed to NAME.bad.
-      attempts: failed attempts in a row without progress, after which to stop.
-      wait: seconds before the second attempt; doubled for each further one.
-      timeout: seconds without data.
-
-    Returns:
-      The path.
-
-    Raises:
-      FetchError: refused by the server, no connection, a full disk, another sha256.
-    """
-    path = Path(path)
-    part = path.with_name(f"{path.name}.part")
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise FetchError(f"{url} is not an http or https address.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    before = most = _size(part)
-    failed = 0
-    with tqdm(desc=path.name, initial=most, unit="B", unit_scale=True, unit_divisor=1024) as bar:
-        while True:
-            try:
-                _transfer(url, part, timeout, bar)
-                break
-            except _RetryError as error:
-                failed = 1 if _size(part) > most else failed + 1
-                most = max(most, _size(part))
-                # Without a network at the start, retrying is pointless.
-                if failed >= attempts or (error.offline and most == before):
-                    kept = f" {most:,} bytes are kept in {part}; the same command resumes the download." if most else ""
-                    raise FetchError(f"{url}: {error}.{kept} {_by_hand(url, path)}") from error
-                pause = min(wait * 2 ** (failed - 1), _LONGEST_WAIT)
-                tqdm.write(f"{url}: {error}; retrying in {pause:g} s", file=sys.stderr)
-                time.sleep(pause)
-            except FetchError as error:
-                raise FetchError(f"{url}: {error}. {_by_hand(url, path)}") from error
-            except OSError as error:  # of writing: network errors were translated
-                raise FetchError(
-                    f"{part} cannot be written: {error.strerror or error}. Free some space, then repeat the command: "
-                    f"it resumes after {_size(part):,} bytes."
-                ) from error
-    if sha256 is not None:
-        _check_sha256(part, sha256, _bad(path))
-    os.replace(part, path)
-    return path
-
-
-def _check_member(member: tarfile.TarInfo) -> None:
-    name = PurePosixPath(member.name)
-    if name.is_absolute() or ".." in name.parts or "\\" in member.name:
-        raise FetchError(f"it holds {member.name!r:.100}, which is outside its folder")
-    if not member.isfile() and not member.isdir():
-        raise FetchError(f"it holds {member.name!r:.100}, which is neither a file nor a folder")
-
-
-def unpack(archive: str | Path, target: str | Path, most: int = _MOST_UNPACKED) -> Path:
-    """Unpack a .tar.gz into a folder, which appears only when it is complete; a single top-level folder is dropped.
-
-    Args:
-      archive: untrusted: links, paths outside the folder and devices are refused.
-      target: a folder that does not exist yet; parents are created.
-      most: most bytes of all files.
-
-    Returns:
-      The folder.
-
-    Raises:
-      FetchError: no such archive, damaged, or with contents that are refused.
-    """
-    archive, target = Path(archive), Path(target)
-    fresh = target.with_name(f".{target.name}.unpacking")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    size = count = 0
-    bar = tqdm(total=_size(archive), desc=f"unpack {archive.name}", unit="B", unit_scale=True, delay=2, leave=False)
-    try:
-        with (
-            bar,
-            archive.open("rb") as packed,
-            gzip.GzipFile(fileobj=packed) as plain,
-            tarfile.open(fileobj=plain, mode="r|") as tar,
-        ):
-            for member in tar:
-                _check_member(member)
-                size, count = size + member.size, count + 1
-                if size > most or count > _MOST_FILES:
-                    raise FetchError(f"it unpacks to more than {most:,} bytes or {_MOST_FILES:,} files")
-                tar.extract(member, fresh, filter="data")
-                bar.update(packed.tell() - bar.n)
-            while plain.read(_STEP):  # up to the end, to detect truncation and damage after the last file
-                size += _STEP
-                if size > most:
-                    raise FetchError(f"it unpacks to more than {most:,} bytes")
-        held = list(fresh.iterdir())
-        if not held:
-            raise FetchError("it is empty")
-        top = held[0] if len(held) == 1 and held[0].is_dir() else fresh
-        os.replace(top, target)
-    except FetchError as error:
-        raise FetchError(f"{archive} was not unpacked: {error}.") from error
-    except (tarfile.TarError, zlib.error, EOFError, gzip.BadGzipFile) as error:
-        raise FetchError(f"{archive} is damaged, or not a .tar.gz ({error}). Fetch it again.") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return target
+    found: str = pooch.file_hash(path)
+    if expected not in (None, found):
+        raise FetchError(
+            f"{path} has the sha256 {found}, must be {expected}: it is damaged or another file. "
+            "Put the right file there."
+        )
+    return found
 
 
 def _make_hubert(file: File, path: Path, target: Path) -> None:
@@ -423,10 +183,9 @@ def _make_kmeans(file: File, path: Path, target: Path) -> None:
 
 
 def _make_unit_lm(file: File, path: Path, target: Path) -> None:
-    folder = target.with_name(f".{target.name}.unpacked")
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        unpack(path, folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        folder = unpack(path, Path(temporary, "unpacked"))
         found = {name: sorted(folder.rglob(name)) for name in ("checkpoint_best.pt", "dict.txt")}
         for name, paths in found.items():
             if len(paths) != 1:
@@ -436,12 +195,6 @@ def _make_unit_lm(file: File, path: Path, target: Path) -> None:
         for note in checkpoint.remarks():
             print(note)
         save_unit_lm(target, config, params, {**checkpoint.provenance("GSLM (fairseq)"), "url": file.url})
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _make_raw(file: File, path: Path, target: Path) -> None:
-    unpack(path, target)
 
 
 def _make_pgslm(file: File, path: Path, target: Path) -> None:
@@ -455,17 +208,14 @@ def _make_pgslm(file: File, path: Path, target: Path) -> None:
 def _keep_f0_bins(file: File, path: Path, target: Path) -> None:
     read_f0_edges(path, _F0_BINS)
     if path != target:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f"{target.name}.part")
-        shutil.copyfile(path, part)
-        os.replace(part, target)
+        write_file(target, path.read_bytes())
 
 
-_MAKERS: dict[str, Callable[[File, Path, Path], None]] = {
+_MAKERS: dict[str, Callable[[File, Path, Path], object]] = {
     "hubert": _make_hubert,
     "kmeans": _make_kmeans,
     "unit_lm": _make_unit_lm,
-    "archive": _make_raw,
+    "archive": lambda file, path, target: unpack(path, target),
     "f0_bins": _keep_f0_bins,
     "pgslm": _make_pgslm,
 }
@@ -481,11 +231,8 @@ def _read_record(out: Path) -> dict[str, Any]:
 
 
 def _record(out: Path, file: File, sha256: str) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    fresh = out / f".{RECORD}.tmp"
     record = {**_read_record(out), file.product: {"url": file.url, "sha256": sha256}}
-    fresh.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(fresh, out / RECORD)
+    write_file(out / RECORD, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def _is_made(out: Path, file: File) -> bool:
@@ -511,11 +258,10 @@ def _obtain(
                 return path, _check_sha256(path, file.sha256)
         print(f"{source} does not hold {file.filename}")
     path = out / DOWNLOADS / file.filename
-    if path.exists():
-        return path, _check_sha256(path, file.sha256, _bad(path))
-    url = file.url if base_url is None else f"{base_url.rstrip('/')}{_by_path(file.url)}"
-    download(url, path, sha256=file.sha256, attempts=attempts, wait=wait)
-    return path, file.sha256 or sha256_of(path)
+    if not path.exists():
+        url = file.url if base_url is None else f"{base_url.rstrip('/')}{_by_path(file.url)}"
+        download(url, path, sha256=file.sha256, attempts=attempts, wait=wait)
+    return path, _check_sha256(path, file.sha256)
 
 
 def _make(file: File, path: Path, sha256: str, out: Path) -> None:
@@ -527,9 +273,11 @@ def _make(file: File, path: Path, sha256: str, out: Path) -> None:
         _MAKERS[file.kind](file, path, out / file.product)
     except (ConvertError, FetchError) as error:
         if file.sha256 is None and path.parent == out / DOWNLOADS:  # such as an error page of the server
-            os.replace(path, _bad(path))
-            fix = f"{path} was renamed to {_bad(path).name}; the same command downloads it again."
-            raise FetchError(f"{error} {fix}") from error
+            bad = path.with_name(f"{path.name}.bad")
+            os.replace(path, bad)
+            raise FetchError(
+                f"{error} {path} was renamed to {bad.name}; the same command downloads it again."
+            ) from error
         raise
     if not file.into:
         _record(out, file, sha256)

@@ -1,8 +1,7 @@
-"""Classification metrics, computed with numpy on the host.
+"""Classification metrics of scikit-learn and scipy, computed on the host.
 
-Class ids in `classes_true` and `joint_pred` run over all slots (`Task.classes`); functions without a task
-(`confusion`, `f1_scores`) take ids of one slot, 0..C_k-1. Shape letters: docs/design.md; C_k is the number of labels of
-slot k.
+Class ids in `classes_true` and `joint_pred` run over all slots (`Task.classes`). Shape letters: docs/design.md; C_k is
+the number of labels of slot k.
 """
 
 from __future__ import annotations
@@ -49,35 +48,6 @@ def slot_classes(task: Task, classes: np.ndarray, what: str = "classes") -> np.n
     return local
 
 
-def confusion(true: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """Confusion matrix of `true` and `predicted`, ints [n]: int64 [C, C], rows are true classes."""
-    true, predicted = np.asarray(true), np.asarray(predicted)
-    if true.ndim != 1 or true.shape != predicted.shape:
-        raise ValueError(f"true {true.shape} and predicted {predicted.shape} must both be [n]")
-    for name, ids in (("true", true), ("predicted", predicted)):
-        if ids.size and (ids.min() < 0 or ids.max() >= num_classes):
-            raise ValueError(f"{name} has class {ids.min()}..{ids.max()}, outside 0..{num_classes - 1}")
-    pairs = true.astype(np.int64) * num_classes + predicted
-    return np.bincount(pairs, minlength=num_classes * num_classes).reshape(num_classes, num_classes)
-
-
-def f1_scores(true: np.ndarray, predicted: np.ndarray, num_classes: int) -> tuple[float, float]:
-    """(macro F1, weighted F1) of ints [n] in 0..C-1, with scikit-learn's defaults.
-
-    Macro: mean over classes that occur in `true` or `predicted`. Weighted: weighted by the number of true examples.
-
-    Raises:
-      ValueError: no examples, unequal shapes, or a class outside 0..C-1.
-    """
-    counts = confusion(true, predicted, num_classes)
-    if not counts.sum():
-        raise ValueError("F1 of no examples is undefined")
-    support = counts.sum(1)
-    either = support + counts.sum(0)  # 2 tp + fn + fp
-    f1 = 2 * counts.diagonal() / np.maximum(either, 1)
-    return float(f1[either > 0].mean()), float(f1 @ support / support.sum())
-
-
 def equal_error_rate(scores: np.ndarray, is_positive: np.ndarray) -> float:
     """Equal error rate: the error rate at the threshold where miss rate and false-alarm rate are equal.
 
@@ -91,6 +61,8 @@ def equal_error_rate(scores: np.ndarray, is_positive: np.ndarray) -> float:
     Raises:
       ValueError: shapes differ, a score is NaN, or all examples are of one class.
     """
+    from sklearn.metrics import roc_curve
+
     scores, is_positive = np.asarray(scores, np.float64), np.asarray(is_positive)
     if scores.ndim != 1 or scores.shape != is_positive.shape:
         raise ValueError(f"scores {scores.shape} and is_positive {is_positive.shape} must both be [n]")
@@ -102,13 +74,9 @@ def equal_error_rate(scores: np.ndarray, is_positive: np.ndarray) -> float:
     negatives = len(scores) - positives
     if not positives or not negatives:
         raise ValueError(f"EER needs both classes, but got {positives} positive and {negatives} negative examples")
-    order = np.argsort(-scores, kind="stable")
-    ranked = is_positive[order]
-    last_of_tie = np.append(scores[order][1:] != scores[order][:-1], True)
-    accepted_positives = np.append(0, np.cumsum(ranked)[last_of_tie])
-    accepted_negatives = np.append(0, np.cumsum(~ranked)[last_of_tie])
-    false_alarm = accepted_negatives / negatives
-    miss = 1 - accepted_positives / positives
+    # Ranks, since scikit-learn refuses infinite scores.
+    false_alarm, hit, _ = roc_curve(is_positive, stats.rankdata(scores), drop_intermediate=False)
+    miss = 1 - hit
     gap = false_alarm - miss  # from -1 to 1, strictly rising
     after = int(np.searchsorted(gap, 0.0))
     share = -gap[after - 1] / (gap[after] - gap[after - 1])
@@ -137,13 +105,8 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
 
     Covers variation with the test set, not with the seed.
     """
-    if total < 1 or not 0 <= correct <= total:
-        raise ValueError(f"{correct} correct of {total} is not a valid accuracy")
-    z = float(stats.norm.ppf((1 + confidence) / 2))
-    rate, spread = correct / total, z * z / total
-    centre = (rate + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(rate * (1 - rate) / total + spread / (4 * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low, high = stats.binomtest(correct, total).proportion_ci(confidence, method="wilson")
+    return float(low), float(high)
 
 
 def score(
@@ -161,7 +124,8 @@ def score(
       slot_probabilities: K arrays [n, C_k], rows summing to 1.
 
     Returns:
-      `exact_match`; `accuracy`, `macro_f1`, `weighted_f1` (means over slots); with several slots also
+      `exact_match`; `accuracy`, `macro_f1` (over the labels that occur or are predicted), `weighted_f1`, all means over
+      slots; with several slots also
       `accuracy/<slot>` and so on; for a single slot of two labels `eer` (label 0 is the positive class; the rate is the
       same for either), unless all examples have one label; and `headline`, the task's metric.
 
@@ -169,6 +133,8 @@ def score(
       ValueError: arrays do not fit the task, probabilities are NaN, there are no examples, or the task's metric is EER
         and all examples have one label.
     """
+    from sklearn.metrics import f1_score
+
     true = slot_classes(task, classes_true, "classes_true")
     predicted = slot_classes(task, joint_pred, "joint_pred")
     if true.shape != predicted.shape:
@@ -177,19 +143,16 @@ def score(
         raise ValueError(f"task {task.name!r}: no examples to score")
     check_probabilities(task, slot_probabilities, len(true))
 
-    sizes = [len(slot.labels) for slot in task.slots]
-    f1 = [f1_scores(true[:, k], predicted[:, k], size) for k, size in enumerate(sizes)]
-    by_slot = {
-        "accuracy": (true == predicted).mean(0).tolist(),
-        "macro_f1": [macro for macro, _ in f1],
-        "weighted_f1": [weighted for _, weighted in f1],
-    }
+    by_slot: dict[str, list[float]] = {"accuracy": (true == predicted).mean(0).tolist()}
+    pairs = list(zip(true.T, predicted.T, strict=True))
+    for average in ("macro", "weighted"):
+        by_slot[f"{average}_f1"] = [float(f1_score(*pair, average=average, zero_division=0)) for pair in pairs]
     result = {"exact_match": float((true == predicted).all(1).mean())}
     result |= {name: float(np.mean(values)) for name, values in by_slot.items()}
     if len(task.slots) > 1:
         for name, values in by_slot.items():
             result |= {f"{name}/{slot.name}": value for slot, value in zip(task.slots, values, strict=True)}
-    if sizes == [2] and (task.metric == "eer" or 0 < true.sum() < len(true)):
+    if task.slot_offsets == (0, 2) and (task.metric == "eer" or 0 < true.sum() < len(true)):
         # The log ratio gives the same ranking, without ties if the softmax saturates.
         with np.errstate(divide="ignore"):
             log_p = np.log(np.asarray(slot_probabilities[0], np.float64))

@@ -369,13 +369,14 @@ def _single_run_interval(task: Task, member: Member) -> tuple[float, float] | No
 
 def _confusions(task: Task, members: Sequence[Member]) -> list[np.ndarray]:
     """Confusion matrix of each slot, [C_k, C_k], summed over members."""
-    totals = [np.zeros((len(slot.labels),) * 2, np.int64) for slot in task.slots]
-    for member in members:
-        true = metrics.slot_classes(task, member.predictions.true)
-        predicted = metrics.slot_classes(task, member.predictions.predicted)
-        for k, total in enumerate(totals):
-            total += metrics.confusion(true[:, k], predicted[:, k], len(total))
-    return totals
+    from sklearn.metrics import confusion_matrix
+
+    true = np.concatenate([metrics.slot_classes(task, member.predictions.true) for member in members])
+    predicted = np.concatenate([metrics.slot_classes(task, member.predictions.predicted) for member in members])
+    return [
+        confusion_matrix(true[:, k], predicted[:, k], labels=np.arange(len(slot.labels)))
+        for k, slot in enumerate(task.slots)
+    ]
 
 
 def _packed_predictions(task: Task, member: Member) -> bytes:

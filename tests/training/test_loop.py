@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spjax.training import checkpoints, loop
+from spjax.training import checkpoints, log, loop
 from tests.conftest import PACE
 
 STEPS = 7
@@ -215,15 +215,15 @@ def test_an_error_of_copying_the_log_does_not_hide_other_errors(
         raise OSError("a bucket cannot be reached")
 
     def end() -> None:
-        with loop.Log(str(tmp_path), 0) as log:
-            log.write(1, {"train/loss": 1.0})
+        with log.Log(str(tmp_path), 0) as written:
+            written.write(1, {"train/loss": 1.0})
             if leaving is not None:
                 raise leaving
 
     (tmp_path / "here").mkdir()
-    monkeypatch.setattr(loop.tempfile, "tempdir", str(tmp_path / "here"))
-    monkeypatch.setattr(loop.places, "is_remote", lambda _: True)
-    monkeypatch.setattr(loop.places, "copy", refuse)
+    monkeypatch.setattr(log.tempfile, "tempdir", str(tmp_path / "here"))
+    monkeypatch.setattr(log.places, "is_remote", lambda _: True)
+    monkeypatch.setattr(log.places, "copy", refuse)
     with pytest.raises(OSError if leaving is None else loop.Interrupted):
         end()
     assert not list((tmp_path / "here").iterdir())
