@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from spjax.data.tfrecords import RecordError, frame, read_frames
 from spjax.data.unit_set import UnitSet, join, offsets_of, unit_dtype
+from spjax.extras import needs
 from spjax.tasks import Slot, Task
 
 CARD = "unit_card.json"
@@ -269,8 +270,9 @@ def check_free(directory: epath.PathLike, overwrite: bool) -> None:
 
 
 def _read_shard(path: epath.Path, shard: Shard, card: Card, check: bool) -> UnitSet:
-    from google.protobuf.message import DecodeError
-    from tensorflow_datasets.proto import tf_example_pb2
+    with needs("data", "reading unit records"):
+        from google.protobuf.message import DecodeError
+        from tensorflow_datasets.proto import tf_example_pb2
 
     if not path.exists():
         raise RecordError(f"{path} is missing, but listed in {CARD}: restore it or make the records again")
@@ -417,7 +419,8 @@ def _labels(utterances: Sequence[Utterance], task: Task) -> np.ndarray:
 def _write_split(
     folder: epath.Path, split: str, utterances: Sequence[Utterance], shards: int | None, card: Card
 ) -> tuple[Shard, ...]:
-    from tensorflow_datasets.proto import tf_example_pb2
+    with needs("data", "writing unit records"):
+        from tensorflow_datasets.proto import tf_example_pb2
 
     total = len(utterances)
     if shards is not None and shards < 1:
@@ -455,7 +458,8 @@ def _serialize(utterance: Utterance, labels: np.ndarray, card: Card, pb: Any) ->
 
 
 def _write_tfds_metadata(folder: epath.Path, card: Card) -> None:
-    import tensorflow_datasets as tfds
+    with needs("data", "writing unit records"):
+        import tensorflow_datasets as tfds
 
     features: dict[str, Any] = {
         "id": tfds.features.Text(),

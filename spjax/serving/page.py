@@ -23,6 +23,7 @@ import numpy as np
 from spjax.data.unit_set import UnitSet
 from spjax.evaluation import inside
 from spjax.evaluation.markdown import table
+from spjax.extras import needs
 from spjax.serving import drawing
 from spjax.serving.api import refuse_place
 from spjax.serving.batcher import Batcher, Prediction, QueueFullError, as_json, timed_out
@@ -69,7 +70,8 @@ def mount_page(app: fastapi.FastAPI, batcher: Batcher, path: str = "/") -> fasta
     """
     folder = upload_folder()
     os.environ["GRADIO_TEMP_DIR"] = str(folder)  # gradio reads it at every request
-    import gradio as gr
+    with needs("serve", "the page"):
+        import gradio as gr
     from starlette.exceptions import HTTPException
 
     font = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")

@@ -18,6 +18,7 @@ from typing import IO, cast
 from etils import epath
 from tqdm import tqdm
 
+from spjax.extras import needs
 from spjax.paths import given, is_remote
 
 
@@ -81,13 +82,16 @@ def check_buckets(places: Iterable[object]) -> None:
 
     Raises:
       ValueError: a scheme other than gs://.
+      MissingExtraError: no library for Cloud Storage is installed.
       OSError: a bucket does not exist, refuses access or cannot be reached.
     """
     remote = [os.fspath(place) for place in places if isinstance(place, str | os.PathLike) and is_remote(place)]
     for root in dict.fromkeys("/".join(place.split("/", 3)[:3]) for place in remote):
         if not root.startswith("gs://") or root == "gs://":
             raise ValueError(f"{root} is not a Cloud Storage bucket: give gs://BUCKET/PATH, or a local path")
-        if not epath.Path(root).exists():
+        with needs("data", root):
+            exists = epath.Path(root).exists()
+        if not exists:
             raise FileNotFoundError(
                 f"there is no bucket {root}: check its name, or create it with gcloud storage buckets create {root} "
                 "--location=REGION --uniform-bucket-level-access"

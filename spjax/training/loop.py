@@ -25,6 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from tqdm import tqdm
 
+from spjax.extras import needs
 from spjax.storage import files, places
 from spjax.training import checkpoints, sharding
 from spjax.training.pace import Throughput
@@ -315,7 +316,8 @@ class Log:
         path = self._here / "log.jsonl"
         files.write_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a")
-        from tensorboardX import SummaryWriter  # tensorboard's writer imports TensorFlow
+        with needs("data", "a training log"):
+            from tensorboardX import SummaryWriter  # tensorboard's writer imports TensorFlow
 
         # Events after the resumed step are from a killed run that went further than its last checkpoint.
         purge = {"purge_step": step + 1} if step else {}

@@ -12,7 +12,7 @@ import pytest
 from spjax.serving.api import FAILED
 from spjax.serving.upload_gate import UploadGate
 
-pytest.importorskip("starlette", reason="starlette is in requirements-serve.txt")
+pytest.importorskip("starlette", reason="starlette is in the extra serve")
 
 
 async def reads_all(scope: Any, receive: Any, send: Any) -> None:
