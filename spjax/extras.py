@@ -25,6 +25,6 @@ def needs(extra: str, purpose: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise MissingExtraError(
-            f"{purpose} needs the extra {extra} ({error}): python -m pip install 'spjax[{extra}]', or '.[{extra}]' in a "
-            "checkout"
+            f"{purpose} needs the extra {extra} ({error}): python -m pip install 'spjax[{extra}]', or '.[{extra}]' in "
+            "a checkout"
         ) from error

@@ -197,7 +197,7 @@ def test_sigterm_during_compilation_ends_it_whatever_the_parent_did(
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(MissingExtraError, match=r"server needs the extra serve .*uvicorn.*pip install 'spjax\[serve\]'"):
+    with pytest.raises(MissingExtraError, match=r"extra serve .*uvicorn.*pip install 'spjax\[serve\]'"):
         serve.main(["--lm=x", "--encoder=log_mel", "--kmeans=x", "--packs=x"])
 
 
