@@ -25,7 +25,8 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from spjax.data.tfrecords import RecordError, frame, read_frames
+from spjax.data.tfrecords import RecordError as RecordError
+from spjax.data.tfrecords import frame, read_frames
 from spjax.data.unit_set import UnitSet, join, offsets_of, unit_dtype
 from spjax.extras import needs
 from spjax.tasks import Slot, Task
@@ -413,7 +414,8 @@ def _check_utterances(utterances: Sequence[Utterance], split: str, card: Card) -
 
 def _labels(utterances: Sequence[Utterance], task: Task) -> np.ndarray:
     """Class within each slot, int64 [n, slots]; out of range if the class belongs to another slot."""
-    return np.asarray([one.classes for one in utterances], np.int64) - np.asarray(task.slot_offsets[:-1])
+    labels: np.ndarray = np.asarray([one.classes for one in utterances], np.int64) - np.asarray(task.slot_offsets[:-1])
+    return labels
 
 
 def _write_split(
@@ -454,7 +456,8 @@ def _serialize(utterance: Utterance, labels: np.ndarray, card: Card, pb: Any) ->
         feature["f0"].float_list.value.extend(np.asarray(utterance.f0).tolist())
     for slot, label in zip(card.task.slots, labels.tolist(), strict=True):
         feature[f"labels/{slot.name}"].int64_list.value.append(label)
-    return example.SerializeToString(deterministic=True)
+    serialized: bytes = example.SerializeToString(deterministic=True)
+    return serialized
 
 
 def _write_tfds_metadata(folder: epath.Path, card: Card) -> None:

@@ -19,7 +19,8 @@ from etils import epath
 from tqdm import tqdm
 
 from spjax.extras import needs
-from spjax.paths import given, is_remote
+from spjax.paths import given
+from spjax.paths import is_remote as is_remote
 
 
 def at(place: epath.PathLike) -> Path:
@@ -37,7 +38,8 @@ def at(place: epath.PathLike) -> Path:
 
 def absolute(place: epath.PathLike) -> str:
     """Returns an absolute path; paths in buckets are returned unchanged."""
-    return os.fspath(place) if is_remote(place) else os.path.abspath(os.fspath(place))
+    path: str = os.fspath(place)
+    return path if is_remote(place) else os.path.abspath(path)
 
 
 @contextlib.contextmanager
