@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.metadata
 import os
 import stat
 import tempfile
@@ -32,6 +33,8 @@ def at(place: epath.PathLike) -> Path:
     if is_remote(place):
         if given(place) != os.fspath(place):
             raise ValueError(f"{os.fspath(place)} is a URL: give the path {given(place)}")
+        with needs("data", os.fspath(place)):
+            importlib.metadata.distribution("tensorflow-datasets")  # epath uses TensorFlow's client
         return cast(Path, epath.Path(place))
     return Path(place)
 
@@ -84,16 +87,13 @@ def check_buckets(places: Iterable[object]) -> None:
 
     Raises:
       ValueError: a scheme other than gs://.
-      MissingExtraError: no library for Cloud Storage is installed.
       OSError: a bucket does not exist, refuses access or cannot be reached.
     """
     remote = [os.fspath(place) for place in places if isinstance(place, str | os.PathLike) and is_remote(place)]
     for root in dict.fromkeys("/".join(place.split("/", 3)[:3]) for place in remote):
         if not root.startswith("gs://") or root == "gs://":
             raise ValueError(f"{root} is not a Cloud Storage bucket: give gs://BUCKET/PATH, or a local path")
-        with needs("data", root):
-            exists = epath.Path(root).exists()
-        if not exists:
+        if not at(root).exists():
             raise FileNotFoundError(
                 f"there is no bucket {root}: check its name, or create it with gcloud storage buckets create {root} "
                 "--location=REGION --uniform-bucket-level-access"
