@@ -6,7 +6,7 @@ runs the entire prefix again for every label. Otherwise it is optimised: frozen 
 the faster form for the precision, and matrix products may use oneDNN where PyTorch's default is slower (`Linear`).
 tests/benchmarks compares it with numbers of the reference.
 
-PyTorch is a benchmark-only dependency (requirements-bench.txt).
+PyTorch is a benchmark-only dependency (the extra bench).
 """
 
 from __future__ import annotations

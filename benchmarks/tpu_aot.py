@@ -1,6 +1,6 @@
 """Costs of our programs on a TPU slice, compiled ahead of time on a machine without TPUs.
 
-    pip install -r requirements-tpu-aot.txt
+    pip install -e '.[tpu]'
     python -m benchmarks.tpu_aot --config=configs/fsc.py --topology=v5e:16x16 --lm=151M --bank=16 --out=aot.jsonl
     python -m benchmarks.tpu_aot --show=aot.jsonl
 
@@ -303,7 +303,7 @@ def measure(config: Any, size: Size, names: Sequence[str], lm: UnitLMConfig | No
 
 def wrong_compiler() -> str | None:
     """Returns a message if the installed libtpu is missing or not the version that jax requires, else None."""
-    fix = "pip install -r requirements-tpu-aot.txt"
+    fix = "pip install -e '.[tpu]'"
     if importlib.util.find_spec("libtpu") is None:
         return f"libtpu, which compiles for TPUs, is not installed: {fix}"
     wanted = re.search(r"libtpu==([\d.]+)", " ".join(metadata.requires("jax") or []))

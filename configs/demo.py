@@ -2,7 +2,7 @@
 
     python -m spjax.main --config=configs/demo.py --workdir=runs/demo
 
-Needs espeakng-loader (requirements-demo.txt). Spoken commands, intents in three slots, language, gender, accent and
+Needs espeakng-loader (the extra demo). Spoken commands, intents in three slots, language, gender, accent and
 voice activity; no voice speaks in two splits. Units and unit LM are those that go with the package ("tiny"), which has
 heard none of the test voices. Everything is written to the work directory. Some four minutes on two cores; the
 baselines of each task stand beside its score. For three seeds: --config.train.seeds="(0, 1, 2)"

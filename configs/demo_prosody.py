@@ -2,7 +2,7 @@
 
     python -m spjax.main --config=configs/demo_prosody.py --workdir=runs/prosody
 
-Needs espeakng-loader (requirements-demo.txt). Three tasks whose label lies in prosody (question or statement, the word
+Needs espeakng-loader (the extra demo). Three tasks whose label lies in prosody (question or statement, the word
 with the emphasis, the style by rate and range; words and voices are balanced, but slow speech has more units), and two
 of content (commands, intents in three slots). The LMs have the same blocks and see the same recordings: "units" has
 units only, "none" also predicts durations and f0 without taking them as input, "duration", "f0" and "both" take them.

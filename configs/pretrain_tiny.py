@@ -2,7 +2,7 @@
 
     python -m spjax.main --config=configs/pretrain_tiny.py --workdir=runs/pretrain_tiny
 
-Needs espeakng-loader (requirements-demo.txt). Speech, k-means (MFCC, 100 clusters), units, LM: what is there is kept,
+Needs espeakng-loader (the extra demo). Speech, k-means (MFCC, 100 clusters), units, LM: what is there is kept,
 so the same command goes on. What belongs in spjax/assets/tiny is written to WORKDIR/assets.
 """
 

@@ -7,11 +7,12 @@ FROM apache/beam_python${PYTHON}_sdk:${BEAM}
 WORKDIR /opt/spjax
 
 # Apart from the code, so that a change of it builds in seconds
-COPY requirements.txt ./
-RUN pip install --no-cache-dir -r requirements.txt
+COPY pyproject.toml README.md LICENSE NOTICE ./
+# hadolint ignore=DL3013
+RUN pip install --no-cache-dir '.[data]'
 
 COPY . ./
-RUN pip install --no-cache-dir --no-deps .
+RUN pip install --no-cache-dir --no-deps --force-reinstall .
 
 # A worker is one of many on its machine: one thread each, as data_pipelines/parts.py sets it
 ENV OMP_NUM_THREADS=1 \

@@ -73,7 +73,7 @@ def records(
     Existing records are kept, so that an interrupted run continues. `f0` adds f0, which a multi-stream LM needs.
 
     Raises:
-      SpeechError: espeak-ng is not installed.
+      MissingExtraError: espeak-ng is not installed.
       ValueError: WORKDIR holds speech of another config.
     """
     speech = Path(workdir) / "speech"

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from spjax.extras import needs
+
 _SYNCHRONOUS = 2  # samples are passed to the callback before the call returns
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4  # espeak_PARAMETER
 _UTF8, _SSML = 1, 0x10
@@ -55,14 +57,10 @@ def data_path() -> Path:
     """Returns the directory of the engine's data, copied to a short path if its path is too long for the engine.
 
     Raises:
-      SpeechError: espeakng-loader is not installed.
+      MissingExtraError: espeakng-loader is not installed.
     """
-    try:
+    with needs("demo", "synthesised speech"):
         import espeakng_loader
-    except ImportError as error:
-        raise SpeechError(
-            "synthesised speech needs espeakng-loader (GPLv3, optional): python -m pip install -r requirements-demo.txt"
-        ) from error
     path = Path(espeakng_loader.get_data_path())
     if len(os.fspath(path)) <= _PATH_LIMIT:
         return path
@@ -135,7 +133,8 @@ def say(text: str, language: str, voice: str, manner: Manner = PLAIN, seed: int 
       int16 [n] at `sample_rate()`.
 
     Raises:
-      SpeechError: the engine is not installed, the voice is unknown, or the output is silent.
+      MissingExtraError: the engine is not installed.
+      SpeechError: the voice is unknown, or the output is silent.
     """
     library, samples, _, _, raised = _engine()
     if library.espeak_SetVoiceByName(f"{language}+{voice}".encode()) != 0:

@@ -205,7 +205,7 @@ def records(workdir: str, kind: str, directory: str, config: SpeechConfig) -> No
     """Writes the unit records of one kind of utterances; the units of all kinds are made first, in WORKDIR/parts.
 
     Raises:
-      SpeechError: espeak-ng is not installed.
+      MissingExtraError: espeak-ng is not installed.
       ValueError: WORKDIR/parts are of another config, damaged, or have no utterance of this kind.
     """
     folder, centroids = os.path.join(workdir, "parts"), os.path.join(workdir, "kmeans")

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from data_pipelines import parts
 from data_pipelines.parts import Job, Part
 from spjax import process
+from spjax.extras import needs
 
 LOOK_SECONDS = 0.5  # between looks for new parts
 KEPT = "Finished parts are kept: run the same command again to continue."
@@ -118,9 +119,11 @@ def build_pipeline(todo: Sequence[tuple[str, int]], runner: str, options: Sequen
 
     Raises:
       ExtractError: an unknown runner or invalid option.
+      MissingExtraError: Beam is not installed.
     """
-    import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions
+    with needs("data", f"--runner={runner}"):
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
 
     logging.basicConfig()  # Beam's warnings, such as of unknown options, go to the real stderr
     stderr = io.StringIO()

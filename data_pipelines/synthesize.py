@@ -178,7 +178,7 @@ def synthesize(out: str | os.PathLike[str], config: SynthesisConfig, tasks: Sequ
     """Makes the missing corpora of the tasks in OUT, several at once.
 
     Raises:
-      SpeechError: the engine is not installed.
+      MissingExtraError: the engine is not installed.
       ValueError: an unknown task, or OUT has a corpus of another config.
     """
     espeak.data_path()

@@ -29,6 +29,7 @@ from etils import epath
 from data_pipelines.builders import CLIPS
 from data_pipelines.clips import Clip, Splits
 from data_pipelines.splits import PROTOCOLS, BuildError, check_protocol
+from spjax.extras import needs
 from spjax.tasks import TASKS, Task
 
 VERSION = "1.0.0"  # of the written data: raise it when a listing or the format of an example changes
@@ -92,7 +93,8 @@ def example(clip: Clip, task: Task, raw: epath.PathLike) -> dict[str, Any]:
 @functools.cache
 def _builder_class(task: Task, protocols: tuple[str, ...]) -> Any:
     """Makes a class for a task, since TFDS takes the data set's name from the class."""
-    import tensorflow_datasets as tfds
+    with needs("data", "preparing recordings"):
+        import tensorflow_datasets as tfds
 
     class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         """Prepares the clips of one task."""

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from spjax.extras import MissingExtraError
+
 if TYPE_CHECKING:  # `run` must handle SIGINT as early as possible, so slow imports are done where they are used
     import concurrent.futures
 
@@ -50,6 +52,8 @@ def run(module: str, huge_pages: bool = False) -> NoReturn:
         interrupted = True
     except SystemExit as end:
         status = end.code
+    except MissingExtraError as error:
+        status = f"error: {error}"
     finally:
         signal.signal(signal.SIGINT, _leave)
         if interrupted or signal.getitimer(signal.ITIMER_REAL)[0]:  # the latter: a Ctrl-C is pending

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from spjax.command_line import Parser
+from spjax.extras import needs
 from spjax.serving.batcher import MOST_ROWS, Batcher
 from spjax.serving.flags import add_predictor_flags, load_predictor
 from spjax.serving.limits import MEGABYTE, Limits
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
       arguments: command-line arguments; None for sys.argv.
 
     Raises:
+      MissingExtraError: a package of the server is not installed.
       SystemExit: with a message, if serving is impossible; with status 0 after SIGTERM, 130 after Ctrl-C.
     """
     options = _parser().parse_args(arguments)
@@ -77,8 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _serve(options)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    except ImportError as error:
-        sys.exit(f"error: {error}. A server needs: python -m pip install -r requirements-serve.txt")
 
 
 def _take_signals() -> None:
@@ -97,7 +97,8 @@ def _leave(*_: object) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    import uvicorn
+    with needs("serve", "a server"):
+        import uvicorn
 
     from spjax.serving.api import make_app
     from spjax.serving.protocol import make_protocol

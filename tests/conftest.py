@@ -12,6 +12,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests import shapes
+
+shapes.install()  # before the first import of the modules that it checks
+
 # PyTorch's CUDA build brings triton, whose LLVM crashes a process that has TensorFlow's or JAX's. No test needs it.
 sys.modules["triton"] = None  # type: ignore[assignment]
 

@@ -351,7 +351,7 @@ def test_what_serve_advises_works(monkeypatch: pytest.MonkeyPatch) -> None:
             with pytest.raises(_Done):
                 serve.main([*common, *some.split()])
 
-    pytest.importorskip("uvicorn", reason="uvicorn is in requirements-serve.txt")
+    pytest.importorskip("uvicorn", reason="uvicorn is in the extra serve")
     common = ["--lm=lm", "--encoder=mfcc", "--kmeans=km", "--packs=packs", "--port=0"]
     monkeypatch.setattr(serve, "_take_signals", lambda: None)
     monkeypatch.setattr(serve, "load_predictor", _done)

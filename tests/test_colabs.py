@@ -249,12 +249,8 @@ def test_a_command_that_fails_ends_the_notebook(execute: Execute):
 
 def lacking() -> list[str]:
     """Requirements of the repository that this environment does not meet by name and version."""
-    lines = [
-        line
-        for name in ("requirements.txt", "requirements-demo.txt", "requirements-serve.txt")
-        for line in (ROOT / name).read_text().split("\n")
-    ]
-    wanted = [Requirement(line) for line in lines if line and line[0] != "#"]
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    wanted = [Requirement(line) for line in lines if line[0] != "#"]
     versions = {wheel.name.lower().replace("_", "-"): wheel.version for wheel in importlib.metadata.distributions()}
     return [
         str(one)
@@ -292,7 +288,7 @@ def test_install_cell_fetches_what_is_not_there(execute: Execute, tmp_path: Path
 
 def small_recordings(folder: Path) -> Path:
     """Speech or none: recordings in a folder a class, and where they are."""
-    pytest.importorskip("espeakng_loader", reason="the voice is optional (requirements-demo.txt)")
+    pytest.importorskip("espeakng_loader", reason="the voice is optional (the extra demo)")
     from data_pipelines import synthesize
 
     synthesize.synthesize(folder, synthesize.SynthesisConfig(40, 10, 10), ["voice_activity"])
@@ -306,7 +302,7 @@ def small_recordings(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_quick_start(execute: Execute, tmp_path: Path):
-    pytest.importorskip("espeakng_loader", reason="the voice is optional (requirements-demo.txt)")
+    pytest.importorskip("espeakng_loader", reason="the voice is optional (the extra demo)")
     done = execute(
         read("quick_start"),
         SPJAX_WORKDIR=str(tmp_path / "run"),
@@ -364,7 +360,7 @@ def test_own_data(execute: Execute, tmp_path: Path):
 @pytest.mark.slow
 def test_own_data_without_data(execute: Execute, tmp_path: Path):
     """Nothing set: the example, by CSV; nothing is published."""
-    pytest.importorskip("espeakng_loader", reason="the voice is optional (requirements-demo.txt)")
+    pytest.importorskip("espeakng_loader", reason="the voice is optional (the extra demo)")
     done = execute(read("own_data"), SPJAX_WORKDIR=str(tmp_path / "run"), SPJAX_MORE=f"{SMALL_LM} {TRAIN}")
     assert "train: 300 recordings" in outputs(done, "look")
     assert "mine: accuracy" in outputs(done, "report")

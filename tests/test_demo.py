@@ -13,7 +13,7 @@ from spjax import load_unit_lm
 from spjax.storage import load_kmeans
 from tests.conftest import Place
 
-pytest.importorskip("espeakng_loader", reason="the demo's voice is optional (requirements-demo.txt)")
+pytest.importorskip("espeakng_loader", reason="the demo's voice is optional (the extra demo)")
 
 SMALL = (
     "--workdir=demo", "--config.task=voice_activity,commands", "--config.synthesis.train=48",

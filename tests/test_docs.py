@@ -173,7 +173,7 @@ def test_ci_reads_the_test_command_from_the_readme():
         assert part in command
     assert command in (ROOT / "README.md").read_text(encoding="utf-8")
     newest = next(line.strip() for line in script.splitlines() if line.strip().startswith("newest)"))
-    assert re.search(r"/(--require-hashes.*?)/-r", newest).group(1) in command  # what it replaces is there
+    assert re.search(r"/(--require-hashes.*?)/-e", newest).group(1) in command  # what it replaces is there
 
 
 def test_readme_opens_with_the_two_commands():

@@ -1,8 +1,9 @@
-"""The locks hold what requirements*.txt ask for, once, with hashes, for every supported Python."""
+"""The locks hold what pyproject.toml asks for, once, with hashes, for every supported Python."""
 
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,15 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCKS = {
-    "requirements.lock": ("requirements.txt", "requirements-demo.txt"),
-    "requirements-dev.lock": ("requirements.txt", "requirements-demo.txt", "requirements-dev.txt"),
-}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+RUN = ("data", "demo", "quant", "serve")  # the extras of the README's commands
+LOCKS = {"requirements.lock": RUN, "requirements-dev.lock": (*RUN, "dev")}
 
 
-def asked(name: str) -> list[Requirement]:
-    lines = (line.partition("#")[0].strip() for line in (ROOT / name).read_text(encoding="utf-8").splitlines())
-    return [Requirement(line) for line in lines if line]
+def asked(extras: tuple[str, ...]) -> list[str]:
+    """The requirements of the package with these extras, without the extras that the extra dev names."""
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
+    return [line for line in lines if not line.startswith("spjax[")]
 
 
 def locked(name: str) -> list[tuple[Requirement, list[str]]]:
@@ -42,11 +43,16 @@ def test_a_lock_pins_all_that_is_asked_for_once(lock: str, python: str):
             (exact,) = pin.specifier
             assert exact.operator == "=="
             pins[canonicalize_name(pin.name)] = exact.version
-    for file in LOCKS[lock]:
-        for requirement in asked(file):
-            if requirement.marker is None or requirement.marker.evaluate(here):
-                version = pins.get(canonicalize_name(requirement.name), "none")
-                assert version in requirement.specifier, f"{file} asks for {requirement}, {lock} has {version}"
+    for requirement in map(Requirement, asked(LOCKS[lock])):
+        if requirement.marker is None or requirement.marker.evaluate(here):
+            version = pins.get(canonicalize_name(requirement.name), "none")
+            assert version in requirement.specifier, f"pyproject.toml has {requirement}, {lock} {version}: scripts/lock"
+
+
+def test_requirements_are_those_of_pyproject():
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert lines[1:] == asked(RUN), "run scripts/lock"
+    assert PROJECT["optional-dependencies"]["dev"][0] == f"spjax[{','.join(RUN)}]"
 
 
 def test_both_locks_pin_the_same_versions():

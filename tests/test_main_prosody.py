@@ -104,7 +104,7 @@ def test_a_comparison_that_is_killed_goes_on(spoken: Place) -> None:
 @pytest.mark.slow
 def test_the_prosody_demo(tmp_path: Path, cache: Path) -> None:
     """Made small: from nothing to the gain of every variant and what two of them say of recordings."""
-    pytest.importorskip("espeakng_loader", reason="the demo's voice is optional (requirements-demo.txt)")
+    pytest.importorskip("espeakng_loader", reason="the demo's voice is optional (the extra demo)")
     code, printed = Place(tmp_path, cache).run(
         "demo_prosody", "--workdir=demo", "--config.task=melody,commands", "--config.train.seeds=(0, 1)",
         "--config.pretraining.tasks=('melody', 'commands')", "--config.synthesis.train=48",

@@ -190,8 +190,9 @@ def width(taking_part: int, bank: int, multiple: int = 1) -> int:
       bank: number of members of the bank.
       multiple: the result is a multiple of this.
     """
-    sizes = (-(-bank * part // 2 ** (k + 3)) for k in range(bank.bit_length() + 1) for part in (8, 7, 6, 5))
-    return -(-min(size for size in sizes if size >= taking_part) // multiple) * multiple
+    sizes = (-(-bank * part // (1 << (k + 3))) for k in range(bank.bit_length() + 1) for part in (8, 7, 6, 5))
+    rows = min(size for size in sizes if size >= taking_part)
+    return -(-rows // multiple) * multiple
 
 
 def check_rows(rows: int, bank: int, shards: int) -> None:

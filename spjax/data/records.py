@@ -25,8 +25,10 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from spjax.data.tfrecords import RecordError, frame, read_frames
+from spjax.data.tfrecords import RecordError as RecordError
+from spjax.data.tfrecords import frame, read_frames
 from spjax.data.unit_set import UnitSet, join, offsets_of, unit_dtype
+from spjax.extras import needs
 from spjax.tasks import Slot, Task
 
 CARD = "unit_card.json"
@@ -269,8 +271,9 @@ def check_free(directory: epath.PathLike, overwrite: bool) -> None:
 
 
 def _read_shard(path: epath.Path, shard: Shard, card: Card, check: bool) -> UnitSet:
-    from google.protobuf.message import DecodeError
-    from tensorflow_datasets.proto import tf_example_pb2
+    with needs("data", "reading unit records"):
+        from google.protobuf.message import DecodeError
+        from tensorflow_datasets.proto import tf_example_pb2
 
     if not path.exists():
         raise RecordError(f"{path} is missing, but listed in {CARD}: restore it or make the records again")
@@ -411,13 +414,15 @@ def _check_utterances(utterances: Sequence[Utterance], split: str, card: Card) -
 
 def _labels(utterances: Sequence[Utterance], task: Task) -> np.ndarray:
     """Class within each slot, int64 [n, slots]; out of range if the class belongs to another slot."""
-    return np.asarray([one.classes for one in utterances], np.int64) - np.asarray(task.slot_offsets[:-1])
+    labels: np.ndarray = np.asarray([one.classes for one in utterances], np.int64) - np.asarray(task.slot_offsets[:-1])
+    return labels
 
 
 def _write_split(
     folder: epath.Path, split: str, utterances: Sequence[Utterance], shards: int | None, card: Card
 ) -> tuple[Shard, ...]:
-    from tensorflow_datasets.proto import tf_example_pb2
+    with needs("data", "writing unit records"):
+        from tensorflow_datasets.proto import tf_example_pb2
 
     total = len(utterances)
     if shards is not None and shards < 1:
@@ -451,11 +456,13 @@ def _serialize(utterance: Utterance, labels: np.ndarray, card: Card, pb: Any) ->
         feature["f0"].float_list.value.extend(np.asarray(utterance.f0).tolist())
     for slot, label in zip(card.task.slots, labels.tolist(), strict=True):
         feature[f"labels/{slot.name}"].int64_list.value.append(label)
-    return example.SerializeToString(deterministic=True)
+    serialized: bytes = example.SerializeToString(deterministic=True)
+    return serialized
 
 
 def _write_tfds_metadata(folder: epath.Path, card: Card) -> None:
-    import tensorflow_datasets as tfds
+    with needs("data", "writing unit records"):
+        import tensorflow_datasets as tfds
 
     features: dict[str, Any] = {
         "id": tfds.features.Text(),

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Key
 
 from spjax.models.config import UnitLMConfig
 from spjax.models.contract import contract
@@ -40,7 +41,9 @@ class Lora(NamedTuple):
     rows: jax.Array | None = None
     drop: tuple[jax.Array, jax.Array] | None = None
 
-    def down(self, name: str, x: jax.Array, start: int, dtype: jnp.dtype) -> jax.Array | None:
+    def down(
+        self, name: str, x: Float[jax.Array, "B T in"], start: int, dtype: jnp.dtype
+    ) -> Float[jax.Array, "B T kr"] | None:
         """Compute x A^T for all kernels of an input, float32 [B, T, k r]; None if none of them is adapted.
 
         Args:
@@ -56,7 +59,9 @@ class Lora(NamedTuple):
             x = _drop(x, keys[:, start:][:, : x.shape[1]], list(INPUTS).index(name), rates)
         return _by_member(_down, x, self.a[name], self.rows, dtype)
 
-    def up(self, target: str, low: jax.Array | None, dtype: jnp.dtype) -> jax.Array | float:
+    def up(
+        self, target: str, low: Float[jax.Array, "B T kr"] | None, dtype: jnp.dtype
+    ) -> Float[jax.Array, "B T out"] | float:
         """Compute the term added to a kernel's output, float32 [B, T, out]; 0 if it is not adapted.
 
         Args:
@@ -165,7 +170,7 @@ def is_zero(rate: float | jax.Array) -> bool:
     return isinstance(rate, float | int) and not rate
 
 
-def init_member(rng: jax.Array, rank: int, targets: Iterable[str], lm: UnitLMConfig) -> Params:
+def init_member(rng: Key[jax.Array, ""], rank: int, targets: Iterable[str], lm: UnitLMConfig) -> Params:
     """Initialise the adapters of one member (no bank axis) like PEFT: A uniform within 1 / sqrt(in), B zero.
 
     The values of a target do not depend on the other targets.
@@ -200,7 +205,7 @@ def targets_of(tree: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(target for target in TARGETS if f"{target}_a" in tree)
 
 
-def scaled(bank: Params, scales: float | Sequence[float] | jax.Array) -> Params:
+def scaled(bank: Params, scales: float | Sequence[float] | Float[jax.Array, "#N"]) -> Params:
     """Multiply every B by its member's alpha / rank. The result is for the forward pass, not to be trained or stored.
 
     Args:
@@ -211,7 +216,7 @@ def scaled(bank: Params, scales: float | Sequence[float] | jax.Array) -> Params:
     return {**bank, **{f"{target}_b": bank[f"{target}_b"] * by for target in targets_of(bank)}}
 
 
-def from_bank(bank: Params, prompt_id: jax.Array | None) -> Lora:
+def from_bank(bank: Params, prompt_id: Int[jax.Array, " B"] | None) -> Lora:
     """Make the `Lora` of a bank for a batch of B rows.
 
     Args:
@@ -231,7 +236,9 @@ def from_bank(bank: Params, prompt_id: jax.Array | None) -> Lora:
     return Lora(a, b, jnp.broadcast_to(prompt_id, (depth, len(prompt_id))))  # gathered layer by layer
 
 
-def with_dropout(lora: Lora, keys: jax.Array, columns: jax.Array, rate: float | jax.Array) -> Lora:
+def with_dropout(
+    lora: Lora, keys: Key[jax.Array, " B"], columns: Int[jax.Array, " C"], rate: float | Float[jax.Array, "#B"]
+) -> Lora:
     """Add elementwise dropout on the input of every A; kernels of the same input share a mask.
 
     Args:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int, Key
 
 from spjax.models import low_rank, prompts, streams, unit_lm
 from spjax.models.config import Compute, UnitLMConfig
@@ -45,13 +46,13 @@ def run(
     lm: Params,
     bank: Params,
     batch: Batch,
-    fed_back: jax.Array,
+    fed_back: Int[jax.Array, "B J"],
     *,
     config: UnitLMConfig,
     queries: int,
     compute: Compute = FLOAT32,
     lengths: Sequence[int] | None = None,
-    drop: tuple[jax.Array, float | jax.Array] | None = None,
+    drop: tuple[Key[jax.Array, " B"], float | Float[jax.Array, "#B"]] | None = None,
 ) -> Prefilled:
     """Run the LM on a batch with its prompts.
 
@@ -152,13 +153,13 @@ def joined(blocks: Sequence[KV]) -> KV:
 def step(
     lm: Params,
     state: Prefilled,
-    tokens: jax.Array,
-    mask: jax.Array,
-    positions: jax.Array,
+    tokens: Int[jax.Array, "#B J"],
+    mask: Bool[jax.Array, "*#B J _"],
+    positions: Int[jax.Array, "B J"],
     *,
     config: UnitLMConfig,
     compute: Compute = FLOAT32,
-    embedded: jax.Array | None = None,
+    embedded: Float[jax.Array, "B J D"] | None = None,
 ) -> Prefilled:
     """Run J more tokens after a cache. They may be nodes of a tree, by `mask`.
 
@@ -191,8 +192,12 @@ def step(
 
 
 def outputs(
-    lm: Params, bank: Params, hidden: jax.Array, prompt_id: jax.Array | None, compute: Compute = FLOAT32
-) -> jax.Array:
+    lm: Params,
+    bank: Params,
+    hidden: Float[jax.Array, "B Q D"],
+    prompt_id: Int[jax.Array, " B"] | None,
+    compute: Compute = FLOAT32,
+) -> Float[jax.Array, "B Q O"]:
     """Verbalizer outputs of hidden states [B, Q, D]: float32 [B, Q, C + 4] if learnable, else logits [B, Q, V]."""
     logits = unit_lm.unembed(lm, hidden, compute)
     if "verbalizer" not in bank:

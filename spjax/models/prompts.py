@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int, Key, Shaped
 
 from spjax import vocab
 from spjax.models import low_rank
@@ -105,11 +106,11 @@ class PromptConfig:
 
 
 def init_member(
-    rng: jax.Array,
+    rng: Key[jax.Array, ""],
     config: PromptConfig,
     lm: UnitLMConfig,
     verbalizer: Verbalizer,
-    embed: jax.Array,
+    embed: Float[jax.Array, "V D"],
     real: Params | None = None,
 ) -> Params:
     """Initialise the prompt tree of one member (no bank axis).
@@ -227,7 +228,9 @@ def member(bank: Params, n: int) -> Params:
     return jax.tree.map(lambda leaf: np.asarray(leaf[n]), bank)
 
 
-def rows_of(leaf: jax.Array, prompt_id: jax.Array | None, rows: int) -> jax.Array:
+def rows_of(
+    leaf: Shaped[jax.Array, " _ ..."], prompt_id: Int[jax.Array, " B"] | None, rows: int
+) -> Shaped[jax.Array, " _ ..."]:
     """Gather a bank leaf [N, ...] for the rows of a batch: [B, ...], or [1, ...] for a bank of one.
 
     Args:
@@ -241,7 +244,7 @@ def rows_of(leaf: jax.Array, prompt_id: jax.Array | None, rows: int) -> jax.Arra
     return jnp.repeat(leaf, rows // len(leaf), axis=0) if prompt_id is None else leaf[prompt_id]
 
 
-def dropout(bank: Params, rate: float | jax.Array, keys: jax.Array) -> Params:
+def dropout(bank: Params, rate: float | Float[jax.Array, "#N"], keys: Key[jax.Array, " N"]) -> Params:
     """Apply dropout to key and value prompts, with one mask for each member that does not depend on padding.
 
     Args:
@@ -300,7 +303,9 @@ def projected(bank: Params, lm: Params, config: UnitLMConfig, compute: Compute) 
     return {**rest, "prefix": KV(project("key"), project("value"))}
 
 
-def prefix(bank: Params, prompt_id: jax.Array | None, lm: Params, config: UnitLMConfig, compute: Compute) -> KV:
+def prefix(
+    bank: Params, prompt_id: Int[jax.Array, " B"] | None, lm: Params, config: UnitLMConfig, compute: Compute
+) -> KV:
     """Make the LM's key/value prefix from deep prompts, equal to the prompt positions of the published code.
 
     Args:

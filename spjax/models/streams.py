@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Float, Key
 
 from spjax import vocab
 from spjax.models.config import Compute, ProsodyConfig, UnitLMConfig
@@ -19,7 +20,7 @@ NO_SPEECH = Streams(np.int32(0), np.float32(vocab.F0_BOS))  # input streams of s
 _CONTINUOUS_PAD, _CONTINUOUS_BOS = -5.0, 0.0  # f0 inputs of a continuous LM without a segment
 
 
-def init(rng: jax.Array, config: UnitLMConfig) -> Params:
+def init(rng: Key[jax.Array, ""], config: UnitLMConfig) -> Params:
     """Initialise "streams" and "heads"; {} for a unit LM. Tables are N(0, 1/D) like the unit embedding."""
     if config.prosody is None:
         return {}
@@ -39,7 +40,7 @@ def init(rng: jax.Array, config: UnitLMConfig) -> Params:
     return {"streams": streams, "heads": heads}
 
 
-def embed(params: Params, config: UnitLMConfig, streams: Streams | None) -> jax.Array:
+def embed(params: Params, config: UnitLMConfig, streams: Streams | None) -> Float[jax.Array, ...]:
     """Sum of the stream embeddings of each column, float32 [..., D]; a scalar zero for a unit LM.
 
     A stream that is disabled as input (`duration_input`, `f0_input`) is 0 everywhere: row 0 of its table, or the bias.
@@ -87,7 +88,7 @@ def _embed(part: Params, symbol: jax.Array) -> jax.Array:
     return symbol[..., None] * part["kernel"][0] + part["bias"]
 
 
-def heads(params: Params, hidden: jax.Array, compute: Compute) -> Streams:
+def heads(params: Params, hidden: Float[jax.Array, "B Q D"], compute: Compute) -> Streams:
     """Predict the streams: logits, float32 [B, Q, symbols], or values [B, Q, 1] of a continuous LM.
 
     Args:

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int, Key
 
 from spjax import vocab
 from spjax.models import low_rank
@@ -28,7 +29,7 @@ FLOAT32 = Compute()
 Prefix = KV | tuple[KV, ...]  # earlier columns, in one or several blocks
 
 
-def sinusoids(rows: int, dim: int) -> np.ndarray:
+def sinusoids(rows: int, dim: int) -> Float[np.ndarray, "rows dim"]:
     """Sinusoidal position table, float32 [rows, D]: `[sin | cos]`, with a zero row for PAD.
 
     Exponents, frequencies and angles are each rounded to float32, as when the published weights were trained; otherwise
@@ -80,8 +81,13 @@ class Block(nn.Module):
         return jnp.swapaxes(x.reshape(*x.shape[:2], self.config.heads, self.config.head_dim), 1, 2)
 
     def __call__(
-        self, parts: tuple[jax.Array, ...], prefix: Prefix, mask: jax.Array, queries: int, lora: Lora = low_rank.NONE
-    ) -> tuple[jax.Array, KV]:
+        self,
+        parts: tuple[Float[jax.Array, "B _ D"], ...],
+        prefix: Prefix,
+        mask: Bool[jax.Array, "#B Q _"],
+        queries: int,
+        lora: Lora = low_rank.NONE,
+    ) -> tuple[Float[jax.Array, "B Q D"], KV]:
         """Run the layer.
 
         Args:
@@ -140,7 +146,7 @@ def blocks_of(prefix: Prefix) -> tuple[KV, ...]:
     return (prefix,) if isinstance(prefix, KV) else prefix
 
 
-def layer_norm(x: jax.Array, weights: Params) -> jax.Array:
+def layer_norm(x: Float[jax.Array, "*rows D"], weights: Params) -> Float[jax.Array, "*rows D"]:
     """LayerNorm over the last axis, in float32."""
     x = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
@@ -162,7 +168,7 @@ def _last(parts: tuple[jax.Array, ...], columns: int) -> jax.Array:
     return jnp.concatenate(_trim(list(parts), columns), axis=1)
 
 
-def init(rng: jax.Array, config: UnitLMConfig) -> Params:
+def init(rng: Key[jax.Array, ""], config: UnitLMConfig) -> Params:
     """Initialise weights like fairseq's decoder: Xavier-uniform kernels, embedding N(0, 1/D) with a zero PAD row."""
     block = Block(config, FLOAT32)
     embed_rng, layer_rng = jax.random.split(rng)
@@ -189,12 +195,12 @@ def empty_prefix(config: UnitLMConfig) -> KV:
     return KV(empty, empty)
 
 
-def embed_tokens(params: Params, tokens: jax.Array) -> jax.Array:
+def embed_tokens(params: Params, tokens: Int[jax.Array, "*columns"]) -> Float[jax.Array, "*columns D"]:
     """Token embeddings times sqrt(D), without positions: float32 [..., D]."""
     return params["embed"][tokens].astype(jnp.float32) * params["embed"].shape[1] ** 0.5
 
 
-def unembed(params: Params, hidden: jax.Array, compute: Compute = FLOAT32) -> jax.Array:
+def unembed(params: Params, hidden: Float[jax.Array, "B Q D"], compute: Compute = FLOAT32) -> Float[jax.Array, "B Q V"]:
     """Logits over the vocabulary, float32 [B, Q, V]; weights are tied to the embedding except in a multi-stream LM."""
     return contract(
         "bqd,vd->bqv", hidden, params["heads"]["unit"] if "heads" in params else params["embed"], compute.operand
@@ -204,15 +210,15 @@ def unembed(params: Params, hidden: jax.Array, compute: Compute = FLOAT32) -> ja
 def extend(
     params: Params,
     config: UnitLMConfig,
-    parts: tuple[jax.Array, ...],
+    parts: tuple[Float[jax.Array, "B _ D"], ...],
     prefix: Prefix,
-    mask: jax.Array,
+    mask: Bool[jax.Array, "#B T _"],
     *,
     queries: int | None = None,
-    offsets: jax.Array | None = None,
+    offsets: Float[jax.Array, "L _ _ D"] | None = None,
     lora: Lora = low_rank.NONE,
     compute: Compute = FLOAT32,
-) -> tuple[jax.Array, KV]:
+) -> tuple[Float[jax.Array, "B Q D"], KV]:
     """Run T new columns after a prefix of C columns.
 
     The first layer projects each part separately, so that parts without trained parameters (the units) get no gradient
@@ -268,13 +274,13 @@ def _add_to_last(x: jax.Array, offset: jax.Array) -> jax.Array:
 def hidden_states(
     params: Params,
     config: UnitLMConfig,
-    tokens: jax.Array,
+    tokens: Int[jax.Array, "B T"],
     compute: Compute = FLOAT32,
     *,
     streams: Streams | None = None,
-    position: jax.Array | None = None,
-    mask: jax.Array | None = None,
-) -> jax.Array:
+    position: Int[jax.Array, "B T"] | None = None,
+    mask: Bool[jax.Array, "#B T T"] | None = None,
+) -> Float[jax.Array, "B T D"]:
     """Run the LM on token rows without a prompt: final hidden states, float32 [B, T, D].
 
     Args:
@@ -297,11 +303,11 @@ def hidden_states(
 def logits(
     params: Params,
     config: UnitLMConfig,
-    tokens: jax.Array,
+    tokens: Int[jax.Array, "B T"],
     compute: Compute = FLOAT32,
     *,
     streams: Streams | None = None,
-) -> jax.Array:
+) -> Float[jax.Array, "B T V"]:
     """Logits at every position of right-padded token rows: int [B, T] to float32 [B, T, V].
 
     Multi-stream LMs also need `streams`, [B, T] each, lagging one column.

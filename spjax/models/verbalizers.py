@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from spjax import vocab
 from spjax.tasks import Task
@@ -63,7 +64,7 @@ class Verbalizer:
         return self.num_slots * self.steps_per_slot
 
     @property
-    def allowed(self) -> np.ndarray:
+    def allowed(self) -> Bool[np.ndarray, "K outputs"]:
         """bool [K, outputs]: outputs that some label of the slot has at each label step."""
         mask = np.zeros((self.steps, self.outputs), bool)
         for slot, (start, stop) in enumerate(itertools.pairwise(self.slot_offsets)):
@@ -115,7 +116,9 @@ def _by_count(values: np.ndarray, total: int) -> list[int]:
     return seen + sorted(set(range(total)) - set(seen))
 
 
-def frequency(task: Task, vocab_size: int, units: np.ndarray, classes: np.ndarray) -> Verbalizer:
+def frequency(
+    task: Task, vocab_size: int, units: Int[np.ndarray, " total"], classes: Int[np.ndarray, "n slots"]
+) -> Verbalizer:
     """Map the i-th most frequent label to the i-th most frequent unit, both counted on the train split.
 
     Args:

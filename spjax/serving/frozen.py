@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from spjax.extras import needs
 from spjax.models.config import Compute
 from spjax.types import Params
 
@@ -31,7 +32,8 @@ class Int8Kernel:
 
     def astype(self, dtype: Any) -> jax.Array:
         """Dequantize to the operands' type: [..., in, out]."""
-        import qwix
+        with needs("quant", "--compute=int8"):
+            import qwix
 
         return qwix.dequantize(self.quantised).astype(dtype)
 
@@ -57,7 +59,8 @@ def quantize(params: Params, kind: str) -> Params:
     def kernel(leaf: jax.Array) -> Any:
         if kind == "bfloat16":
             return leaf.astype(jnp.bfloat16)
-        import qwix
+        with needs("quant", "--compute=int8"):
+            import qwix
 
         channels = (0, leaf.ndim - 1)  # a scale for each layer and output channel
         return Int8Kernel(qwix.quantize(leaf, jnp.int8, channelwise_axes=channels))

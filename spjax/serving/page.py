@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spjax.evaluation import inside_plots
+from spjax.extras import needs
 from spjax.serving import explain, page_guard, tables
 from spjax.serving.api import refuse_place
 from spjax.serving.batcher import Batcher, Prediction, as_json
@@ -45,7 +46,8 @@ def mount_page(app: fastapi.FastAPI, batcher: Batcher, path: str = "/") -> fasta
       The app.
     """
     os.environ["GRADIO_TEMP_DIR"] = str(page_guard.upload_folder())  # gradio reads it at every request
-    import gradio as gr
+    with needs("serve", "the page"):
+        import gradio as gr
     from starlette.exceptions import HTTPException
 
     # Gradio's default fonts come from another host.

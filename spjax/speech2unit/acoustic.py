@@ -7,6 +7,7 @@ import functools
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float
 
 from spjax.speech2unit.audio import SAMPLE_RATE
 
@@ -66,7 +67,7 @@ def frames(n: int, config: AcousticConfig) -> int:
     return max(0, (n - config.window) // config.hop + 1)
 
 
-def features(wave: np.ndarray, config: AcousticConfig) -> np.ndarray:
+def features(wave: np.ndarray, config: AcousticConfig) -> Float[np.ndarray, "F D"]:
     """MFCC or log-mel features. Frame t is centred on sample `hop * t + window / 2`.
 
     Each coefficient has mean 0 and variance 1 over the utterance (constant ones are 0), so that units do not depend on
@@ -101,7 +102,9 @@ def features(wave: np.ndarray, config: AcousticConfig) -> np.ndarray:
     return np.divide(x, spread, out=np.zeros_like(x), where=spread > _CONSTANT)
 
 
-def mel_power(parts: np.ndarray, window: np.ndarray, bank: np.ndarray) -> np.ndarray:
+def mel_power(
+    parts: Float[np.ndarray, "F W"], window: Float[np.ndarray, " W"], bank: Float[np.ndarray, "half mels"]
+) -> Float[np.ndarray, "F mels"]:
     """Power in mel bands: frames [F, W], window [W], filters [W // 2 + 1, mels] → [F, mels]."""
     blocks = (parts[first : first + _BLOCK] for first in range(0, len(parts), _BLOCK))
     return np.concatenate([np.square(np.abs(np.fft.rfft(block * window))) @ bank for block in blocks])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from spjax.speech2unit import acoustic, prosody
 from spjax.speech2unit import audio as audio_in
@@ -39,7 +40,7 @@ class Encoder:
     name: str
     layer: int | None
     hop: int
-    features: Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+    features: Callable[[Sequence[np.ndarray]], list[Float[np.ndarray, "F D"]]]
     kmeans: KMeans | None = None
     chunk: int | None = None
     margin: tuple[int, int] = (0, 0)
@@ -49,7 +50,7 @@ class Encoder:
         """The sample on which frame 0 is centred."""
         return MIN_SAMPLES // 2 - self.margin[0]
 
-    def units(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def units(self, waves: Sequence[np.ndarray]) -> list[Int[np.ndarray, " _"]]:
         """Encode waves float32 [n] to units int32 [F], one a frame.
 
         Raises:
@@ -61,7 +62,7 @@ class Encoder:
 
         return [assign_frames(features, self.kmeans.centroids) for features in self.features(waves)]
 
-    def log_f0(self, wave: np.ndarray) -> np.ndarray:
+    def log_f0(self, wave: np.ndarray) -> Float[np.ndarray, " F"]:
         """Log f0 float32 [F] of a wave float32 [n], one value per encoder frame, NaN where unvoiced."""
         wave = np.pad(wave, self.margin)
         size = self.chunk or len(wave)
@@ -190,7 +191,7 @@ def features(
     encoder: str | os.PathLike[str],
     layer: int = 3,
     pad_seconds: float | None = None,
-) -> np.ndarray:
+) -> Float[np.ndarray, "F D"]:
     """Features of one utterance. Loads the encoder: for many utterances use `load_encoder(...).features(waves)`.
 
     Args:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from spjax.models.config import Compute
 from spjax.models.contract import contract
@@ -57,13 +58,13 @@ class ChannelNorm(NamedTuple):
 def features(
     params: Params,
     config: HubertConfig,
-    waves: jax.Array,
-    lengths: jax.Array,
+    waves: Float[jax.Array, "B n"],
+    lengths: Int[jax.Array, " B"],
     layer: int,
     *,
     norm: ChannelNorm | None = None,
     compute: Compute = FLOAT32,
-) -> jax.Array:
+) -> Float[jax.Array, "B F D"]:
     """Features of a padded batch; padding does not affect an utterance's frames.
 
     Args:
@@ -150,7 +151,7 @@ def _measure(params: Params, config: HubertConfig, waves: jax.Array, lengths: ja
     return ChannelNorm(mean, jax.lax.rsqrt(average(jnp.square(x - mean[:, None, None])) + EPS))
 
 
-def channel_norm(kernel: np.ndarray, stride: int, wave: np.ndarray) -> ChannelNorm:
+def channel_norm(kernel: Float[np.ndarray, "k 1 C"], stride: int, wave: Float[np.ndarray, " n"]) -> ChannelNorm:
     """The same statistics on the host in float64, from mean and covariance of the windows instead of a convolution.
 
     Args:
@@ -213,7 +214,7 @@ def extract(
     overlap: int = OVERLAP,
     compute: Compute = FLOAT32,
     progress: bool = False,
-) -> list[np.ndarray]:
+) -> list[Float[np.ndarray, "_ D"]]:
     """Features of waves of any length, each as if it were encoded alone.
 
     Waves longer than a chunk are encoded in overlapping chunks; each frame is taken from the chunk in which it is

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from spjax.storage import KMeans
@@ -24,7 +25,7 @@ _START_ITERATIONS = 50
 _MOST_ROWS, _FEWEST_ROWS = 1 << 14, 1 << 6  # frames of a batch of `assign_frames`
 
 
-def assign(features: jax.Array, centroids: jax.Array) -> jax.Array:
+def assign(features: Float[jax.Array, "*F D"], centroids: Float[jax.Array, "C D"]) -> Int[jax.Array, "*F"]:
     """Index of the nearest centroid of each frame, in float32 at the device's highest precision.
 
     In bfloat16 about 8 % of HuBERT's units would change.
@@ -45,7 +46,7 @@ def assign(features: jax.Array, centroids: jax.Array) -> jax.Array:
 _jitted_assign = jax.jit(assign)
 
 
-def assign_frames(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+def assign_frames(features: Float[np.ndarray, "F _"], centroids: Float[np.ndarray, "C D"]) -> Int[np.ndarray, " F"]:
     """`assign` for NumPy arrays, with few compiled shapes and bounded memory.
 
     Args:

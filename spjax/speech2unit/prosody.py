@@ -8,6 +8,7 @@ The Viterbi search is limited to possible changes of pitch, which finds the same
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from spjax.speech2unit.audio import MIN_SAMPLES, SAMPLE_RATE
 
@@ -25,7 +26,7 @@ _NEVER = float(np.log(np.finfo(np.float64).tiny))  # log of probability 0
 _BLOCK, _CONTEXT = 3000, 100  # frames tracked at once (bounds memory), and their context on either side
 
 
-def log_f0(wave: np.ndarray, hop: int) -> np.ndarray:
+def log_f0(wave: np.ndarray, hop: int) -> Float[np.ndarray, " F"]:
     """Natural log of f0 (Hz) of voiced frames.
 
     Frame t is centred on sample `hop * t + 200`, like the encoders' frames (complete windows of 400 samples): use hop
@@ -152,7 +153,9 @@ def _track(odds: np.ndarray, hop: int) -> np.ndarray:
     return bins
 
 
-def segment_f0(log_f0: np.ndarray, durations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def segment_f0(
+    log_f0: np.ndarray, durations: Int[np.ndarray, " U"]
+) -> tuple[Float[np.ndarray, " U"], Int[np.ndarray, " U"]]:
     """Mean log f0 over the voiced frames of each segment.
 
     Args:
@@ -178,7 +181,7 @@ def segment_f0(log_f0: np.ndarray, durations: np.ndarray) -> tuple[np.ndarray, n
     return (total / np.maximum(voiced, 1)).astype(np.float32), voiced.astype(np.int32)
 
 
-def voiced_mean(mean: np.ndarray, voiced: np.ndarray) -> float:
+def voiced_mean(mean: Float[np.ndarray, " U"], voiced: Int[np.ndarray, " U"]) -> float:
     """Mean log f0 over all voiced frames of segments, of an utterance or a speaker; 0 if there are none.
 
     Args:
@@ -188,7 +191,9 @@ def voiced_mean(mean: np.ndarray, voiced: np.ndarray) -> float:
     return float(np.dot(np.asarray(mean, np.float64), voiced)) / total if total else 0.0
 
 
-def normalise(mean: np.ndarray, voiced: np.ndarray, speaker_mean: float | None = None) -> np.ndarray:
+def normalise(
+    mean: Float[np.ndarray, " U"], voiced: Int[np.ndarray, " U"], speaker_mean: float | None = None
+) -> Float[np.ndarray, " U"]:
     """Log f0 of segments less the speaker's mean.
 
     Args:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float
 from tqdm import tqdm
 
 from spjax.models.config import Compute
@@ -41,18 +42,20 @@ def check_wave(model: str, number: int, wave: np.ndarray, least: int) -> None:
         raise ValueError(f"{model}: wave {number} holds NaN or infinity")
 
 
-def gelu(x: jax.Array) -> jax.Array:
+def gelu(x: Float[jax.Array, "*shape"]) -> Float[jax.Array, "*shape"]:
     """Exact GELU, by erf: jax.nn.gelu's erfc takes five times as long on CPUs."""
     return 0.5 * x * (1 + jax.lax.erf(x * np.float32(0.5**0.5)))
 
 
-def dense(weights: Params, x: jax.Array, compute: Compute) -> jax.Array:
+def dense(weights: Params, x: Float[jax.Array, "B T D"], compute: Compute) -> Float[jax.Array, "B T E"]:
     """Dense layer, [B, T, D] to [B, T, E], with or without bias."""
     y = contract("btd,de->bte", x, weights["kernel"], compute.operand)
     return y + weights["bias"] if "bias" in weights else y
 
 
-def conv(kernel: jax.Array, x: jax.Array, operand: jnp.dtype, **settings: Any) -> jax.Array:
+def conv(
+    kernel: Float[jax.Array, "k I C"], x: Float[jax.Array, "B T _"], operand: jnp.dtype, **settings: Any
+) -> Float[jax.Array, "B F C"]:
     """Convolution over time: kernel [k, C_in, C], x [B, T, C_in]; operands of type `operand`, sums in float32."""
     return jax.lax.conv_general_dilated(
         x.astype(operand),
@@ -64,7 +67,9 @@ def conv(kernel: jax.Array, x: jax.Array, operand: jnp.dtype, **settings: Any) -
     )
 
 
-def attention(weights: Params, heads: int, x: jax.Array, real: jax.Array, compute: Compute) -> jax.Array:
+def attention(
+    weights: Params, heads: int, x: Float[jax.Array, "B F D"], real: Bool[jax.Array, "B F"], compute: Compute
+) -> Float[jax.Array, "B F D"]:
     """Self-attention with its projections, [B, F, D] to [B, F, D]; `real` [B, F] masks padding."""
     query, key, value = (
         dense(weights[name], x, compute).reshape(*x.shape[:2], heads, x.shape[2] // heads)
@@ -158,7 +163,7 @@ def run_pieces(
     batch_frames: int,
     most: int | None = None,
     progress: bool = False,
-) -> list[np.ndarray]:
+) -> list[Float[np.ndarray, "_ D"]]:
     """Run pieces in batches and concatenate the kept frames of each utterance.
 
     Args:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Int
 
 
-def merge(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def merge(units: np.ndarray) -> tuple[Int[np.ndarray, " U"], Int[np.ndarray, " U"]]:
     """Merge runs of equal units into segments.
 
     Args:
@@ -22,7 +23,7 @@ def merge(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return units[starts], np.diff(starts, append=len(units)).astype(np.int32)
 
 
-def expand(units: np.ndarray, durations: np.ndarray) -> np.ndarray:
+def expand(units: np.ndarray, durations: np.ndarray) -> Int[np.ndarray, " F"]:
     """Inverse of `merge`: int32 [F], one unit a frame.
 
     Args:

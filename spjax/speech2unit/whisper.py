@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from spjax.models.config import Compute
 from spjax.models.unit_lm import FLOAT32, layer_norm
@@ -41,7 +42,7 @@ MARGIN = (200, 40)  # samples of silence around a wave so that every frame is a 
 _WINDOW, _HOP = 400, 160  # of the spectrum, samples
 
 
-def log_mel(wave: np.ndarray, mels: int) -> np.ndarray:
+def log_mel(wave: Float[np.ndarray, " n"], mels: int) -> Float[np.ndarray, "M mels"]:
     """Whisper's log-mel spectrum. Step m is centred on sample 160 m.
 
     Levels (log10 of power, at least 1e-10) are clipped at 8 below the utterance's maximum, then scaled by (x + 4) / 4.
@@ -73,12 +74,12 @@ def _filters(mels: int) -> tuple[np.ndarray, np.ndarray]:
 def features(
     params: Params,
     config: WhisperConfig,
-    spectra: jax.Array,
-    lengths: jax.Array,
+    spectra: Float[jax.Array, "B M mels"],
+    lengths: Int[jax.Array, " B"],
     layer: int,
     *,
     compute: Compute = FLOAT32,
-) -> jax.Array:
+) -> Float[jax.Array, "B F D"]:
     """Features of a padded batch; padding does not affect an utterance's frames.
 
     Args:
@@ -133,7 +134,7 @@ def extract(
     batch_frames: int = BATCH_FRAMES,
     compute: Compute = FLOAT32,
     progress: bool = False,
-) -> list[np.ndarray]:
+) -> list[Float[np.ndarray, "_ D"]]:
     """Features of waves of any length, each as if it were encoded alone, at its length.
 
     There are positions for 30 s. Longer waves are encoded in windows of 30 s that overlap by 10 s and restart the

@@ -171,7 +171,7 @@ def split_bank(directory: str | Path, out: str | Path) -> list[Path]:
 
 def _is(path: Path, kind: str) -> bool:
     try:
-        return kinds.load_json(path).get("format") == kind
+        return bool(kinds.load_json(path).get("format") == kind)
     except (OSError, ValueError, AttributeError):
         return False
 

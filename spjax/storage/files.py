@@ -167,7 +167,7 @@ def read_json(path: Path, kind: str | tuple[str, ...], version: int) -> dict[str
         saved = f" An interrupted save left the previous version in {aside}: move it back." if aside.is_dir() else ""
         raise StorageError(f"{kinds.mixed_up(path, accepted[0])}{saved}")
     try:
-        value = kinds.load_json(path)
+        value: dict[str, Any] = kinds.load_json(path)
     except (OSError, ValueError) as error:
         raise StorageError(f"{path} is not valid JSON ({error}). Take it from its source again.") from error
     found = value.get("format") if isinstance(value, dict) else None

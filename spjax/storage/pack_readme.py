@@ -147,9 +147,12 @@ def _front_matter(task: Task, results: Mapping[str, Any], lora: bool) -> Iterato
 
 def _splits(results: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
     """Returns the numeric results of each split, by name."""
-    numbers = lambda scores: {k: v for k, v in scores.items() if type(v) in (int, float)}  # noqa: E731
-    found = [(str(split), numbers(scores)) for split, scores in results.items() if isinstance(scores, Mapping)]
-    return [(split, scores) for split, scores in found if scores]
+    found = {
+        str(split): {name: score for name, score in scores.items() if type(score) in (int, float)}
+        for split, scores in results.items()
+        if isinstance(scores, Mapping)
+    }
+    return [(split, scores) for split, scores in found.items() if scores]
 
 
 def _results(task: Task, results: Mapping[str, Any]) -> str:
@@ -212,5 +215,5 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def _quoted(text: str) -> str:
     """Returns a YAML string in double quotes, with special characters escaped."""
-    keep = lambda c: c.isprintable() and c not in '"\\'  # noqa: E731
-    return '"' + "".join(c if keep(c) else f"\\U{ord(c):08X}" for c in text) + '"'
+    escaped = (c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08X}" for c in text)
+    return '"' + "".join(escaped) + '"'

@@ -98,7 +98,7 @@ def save_pack(directory: str | Path, params: Params, card: PackCard) -> PromptPa
         "parameters": sum(array.size for array in params.values()),
         "hash": files.tree_hash(params),
         "card_hash": "",
-    }  # type: ignore[typeddict-item]
+    }
     pack_card.check_card(full, "card to save")
     full["card_hash"] = files.seal(full, pack_card.FREE)
     found = files.described(params)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.metadata
 import os
 import stat
 import tempfile
@@ -18,7 +19,9 @@ from typing import IO, cast
 from etils import epath
 from tqdm import tqdm
 
-from spjax.paths import given, is_remote
+from spjax.extras import needs
+from spjax.paths import given
+from spjax.paths import is_remote as is_remote
 
 
 def at(place: epath.PathLike) -> Path:
@@ -30,13 +33,16 @@ def at(place: epath.PathLike) -> Path:
     if is_remote(place):
         if given(place) != os.fspath(place):
             raise ValueError(f"{os.fspath(place)} is a URL: give the path {given(place)}")
+        with needs("data", os.fspath(place)):
+            importlib.metadata.distribution("tensorflow-datasets")  # epath uses TensorFlow's client
         return cast(Path, epath.Path(place))
     return Path(place)
 
 
 def absolute(place: epath.PathLike) -> str:
     """Returns an absolute path; paths in buckets are returned unchanged."""
-    return os.fspath(place) if is_remote(place) else os.path.abspath(os.fspath(place))
+    path: str = os.fspath(place)
+    return path if is_remote(place) else os.path.abspath(path)
 
 
 @contextlib.contextmanager
@@ -87,7 +93,7 @@ def check_buckets(places: Iterable[object]) -> None:
     for root in dict.fromkeys("/".join(place.split("/", 3)[:3]) for place in remote):
         if not root.startswith("gs://") or root == "gs://":
             raise ValueError(f"{root} is not a Cloud Storage bucket: give gs://BUCKET/PATH, or a local path")
-        if not epath.Path(root).exists():
+        if not at(root).exists():
             raise FileNotFoundError(
                 f"there is no bucket {root}: check its name, or create it with gcloud storage buckets create {root} "
                 "--location=REGION --uniform-bucket-level-access"

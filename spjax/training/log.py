@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from spjax.extras import needs
 from spjax.storage import files, places
 
 COPY_EVERY = 60.0  # minimum seconds between copies of the log to a bucket
@@ -43,7 +44,8 @@ class Log:
         path = self._here / "log.jsonl"
         files.write_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a")
-        from tensorboardX import SummaryWriter  # tensorboard's writer imports TensorFlow
+        with needs("data", "a training log"):
+            from tensorboardX import SummaryWriter  # tensorboard's writer imports TensorFlow
 
         # Events after the resumed step are from a killed run that went further than its last checkpoint.
         purge = {"purge_step": step + 1} if step else {}

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Float, Int, Key
 
 from spjax import vocab
 from spjax.models import low_rank, prompted_lm, prompts
@@ -74,7 +75,9 @@ class EncodedLabels(NamedTuple):
     allowed: jax.Array
 
 
-def encode_labels(verbalizers: Sequence[Verbalizer], batch: Batch, members: jax.Array | None = None) -> EncodedLabels:
+def encode_labels(
+    verbalizers: Sequence[Verbalizer], batch: Batch, members: Int[jax.Array, " N"] | None = None
+) -> EncodedLabels:
     """Encode a batch's classes with the verbalizers of its members.
 
     Args:
@@ -116,7 +119,7 @@ def member_losses(
     lm: Params,
     bank: Params,
     batch: Batch,
-    keys: jax.Array | None,
+    keys: Key[jax.Array, " N"] | None,
     *,
     loss: LossConfig,
     prompt: prompts.PromptConfig,
@@ -124,8 +127,8 @@ def member_losses(
     config: UnitLMConfig,
     compute: Compute,
     differing: Mapping[str, Sequence[float]] | None = None,
-    members: jax.Array | None = None,
-) -> jax.Array:
+    members: Int[jax.Array, " N"] | None = None,
+) -> Float[jax.Array, " N"]:
     """Loss of each member on its rows, float32 [N].
 
     Args:
@@ -212,7 +215,9 @@ def _smoothed(nll: jax.Array, scores: jax.Array, allowed: jax.Array, rates: jax.
     return (1 - share) * nll + share * spread
 
 
-def replace_units(batch: Batch, keys: jax.Array, rate: float | jax.Array, config: UnitLMConfig) -> Batch:
+def replace_units(
+    batch: Batch, keys: Key[jax.Array, " N"], rate: float | Float[jax.Array, "#N"], config: UnitLMConfig
+) -> Batch:
     """Replace a fraction of the source units by random units, drawn with each member's key.
 
     Draws are made column by column, so that they do not depend on the padded length of the batch.

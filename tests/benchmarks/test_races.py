@@ -20,7 +20,7 @@ def job() -> common.Job:
 
 
 def torch_needed() -> None:
-    pytest.importorskip("torch", reason="PyTorch is a benchmark-only dependency (requirements-bench.txt)")
+    pytest.importorskip("torch", reason="PyTorch is a benchmark-only dependency (the extra bench)")
 
 
 def test_the_job_is_the_same_in_every_process(job: common.Job) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="PyTorch is a benchmark-only dependency (requirements-bench.txt)")
+pytest.importorskip("torch", reason="PyTorch is a benchmark-only dependency (the extra bench)")
 
 import torch
 

@@ -90,7 +90,7 @@ def test_the_compiler_must_match_jax(monkeypatch, found: str | None, wrong: str 
     monkeypatch.setattr(tpu_aot.metadata, "requires", lambda name: ["numpy", 'libtpu==0.0.4.*; extra == "tpu"'])
     monkeypatch.setattr(tpu_aot.metadata, "version", lambda name: {"libtpu": found}.get(name, "0.10.2"))
     message = tpu_aot.wrong_compiler()
-    assert (wrong in message and "pip install -r requirements-tpu-aot.txt" in message) if wrong else message is None
+    assert (wrong in message and "pip install -e '.[tpu]'" in message) if wrong else message is None
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("espeakng_loader", reason="the voice is optional (requirements-demo.txt)")
+pytest.importorskip("espeakng_loader", reason="the voice is optional (the extra demo)")
 
 from configs import pretrain_tiny
 from data_pipelines import foundation, sentences, synthesize

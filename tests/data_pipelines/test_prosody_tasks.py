@@ -15,7 +15,7 @@ from data_pipelines import espeak, spoken_tasks, synthesize
 from data_pipelines.synthesize import SynthesisConfig
 from spjax.speech2unit.prosody import log_f0
 
-pytest.importorskip("espeakng_loader", reason="the demo's voice is optional (requirements-demo.txt)")
+pytest.importorskip("espeakng_loader", reason="the demo's voice is optional (the extra demo)")
 
 TASKS = ("melody", "emphasis", "style")
 CONFIG = SynthesisConfig(train=120, valid=2, test=60)

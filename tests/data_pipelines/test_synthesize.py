@@ -16,7 +16,7 @@ from data_pipelines import espeak, spoken_tasks, synthesize
 from data_pipelines.splits import checked
 from data_pipelines.synthesize import SynthesisConfig
 
-pytest.importorskip("espeakng_loader", reason="the demo's voice is optional (requirements-demo.txt)")
+pytest.importorskip("espeakng_loader", reason="the demo's voice is optional (the extra demo)")
 
 CONFIG = SynthesisConfig(train=30, valid=8, test=12)
 

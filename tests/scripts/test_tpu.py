@@ -77,7 +77,7 @@ def cloud(tmp_path: Path) -> Cloud:
 def test_shellcheck_finds_nothing() -> None:
     program = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if program is None:
-        pytest.skip("there is no shellcheck (requirements-dev.txt)")
+        pytest.skip("there is no shellcheck (the extra dev)")
     files = [path for path in (ROOT / "scripts").rglob("*") if path.is_file()]
     done = subprocess.run([program, "-x", *files], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout
@@ -249,8 +249,7 @@ def test_install_brings_the_commit(cloud: Cloud, worker: tuple[Path, str]) -> No
     assert (home / "spjax" / ".venv" / "bin" / "python").is_file(), "the environment is kept"
     assert not (home / "spjax.new").exists()
     installed = (cloud.folder / "installed").read_text()
-    assert installed.count("-r requirements.txt -r requirements-tpu-aot.txt") == 2
-    assert "jax[tpu]" in (ROOT / "requirements-tpu-aot.txt").read_text()
+    assert installed.count("-r requirements.txt jax[tpu]") == 2
 
 
 # ---- resume

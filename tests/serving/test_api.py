@@ -31,7 +31,7 @@ from tests.serving.test_batcher import Held, upload
 from tests.speech2unit import bad_files
 
 httpx = pytest.importorskip("httpx", reason="httpx is a test dependency")
-pytest.importorskip("fastapi", reason="fastapi is in requirements-serve.txt")
+pytest.importorskip("fastapi", reason="fastapi is in the extra serve")
 pytestmark = pytest.mark.usefixtures("quick_compile")
 LIMITS = Limits(max_bytes=200_000, max_seconds=3.0, timeout=600.0)
 
@@ -202,7 +202,7 @@ def test_a_broken_form(batcher: Batcher):
 @contextlib.contextmanager
 def served(app: Any) -> Iterator[Callable[[], socket.socket]]:
     """Serve an application over TCP; yields a function that connects."""
-    uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is in requirements-serve.txt")
+    uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is in the extra serve")
     config = uvicorn.Config(app, http=protocol.make_protocol(), log_level="critical", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as place:

@@ -26,8 +26,8 @@ from spjax.serving.limits import Limits
 from tests.serving import page_world
 
 httpx = pytest.importorskip("httpx", reason="httpx is a test dependency")
-gradio_client = pytest.importorskip("gradio_client", reason="gradio is in requirements-serve.txt")
-uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is in requirements-serve.txt")
+gradio_client = pytest.importorskip("gradio_client", reason="gradio is in the extra serve")
+uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is in the extra serve")
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 LIMITS = Limits(max_bytes=300_000, max_seconds=6, queue=64, timeout=600)
