@@ -35,8 +35,8 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from benchmarks import common, decoding
+from spjax.config import PromptJob, parse
 from spjax.evaluation import decode
-from spjax.jobs.prompting import prompt_settings
 from spjax.models import prompts, unit_lm, verbalizers
 from spjax.models.config import UnitLMConfig
 from spjax.models.hubert_config import HubertConfig
@@ -62,6 +62,7 @@ SECONDS = 2.5  # length of HuBERT's waveforms, about that of FSC's
 PREDICTOR_ROWS = 64  # of the predictor's largest batch
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 Compile = Callable[[], Any]  # returns the compiled program
+Row = dict[str, Any]
 Sent = list[tuple[str, tuple[int, ...]]]  # kind of a collective and dimensions of an array that it returns
 
 
@@ -95,31 +96,30 @@ def _abstract(tree: Any, where: Any) -> Any:
     return jax.tree.map(put, tree, where)
 
 
-def make_setting(config: Any, lm: UnitLMConfig) -> Any:
-    """Makes the training setup of a config (`spjax.training.train.Setting`); FSC has the 31 combinations of its data.
+def make_setting(job: PromptJob, lm: UnitLMConfig) -> Any:
+    """Makes the training setup of a job (`spjax.training.train.Setting`); FSC has the 31 combinations of its data.
 
     Raises:
-      ValueError: a config whose verbalizer or labels depend on its records.
+      ValueError: a job whose verbalizer or labels depend on its records.
     """
-    if config.task not in TASKS or config.verbalizer != "learnable":
+    if job.task not in TASKS or job.verbalizer != "learnable":
         raise ValueError(
-            f"task {config.task!r} with verbalizer {config.verbalizer!r}: without records, only tasks of "
+            f"task {job.task!r} with verbalizer {job.verbalizer!r}: without records, only tasks of "
             f"{', '.join(TASKS)} with the learnable verbalizer work: give --config.task and --config.verbalizer"
         )
-    settings, task = prompt_settings(config), TASKS[config.task]
+    task = TASKS[job.task]
     verbalizer = verbalizers.learnable(task, lm.vocab_size)
     tree = decode.label_tree(verbalizer, decoding.combinations() if task.name == "fsc" else None)
-    return train.Setting(lm, settings.compute, settings.prompt, settings.loss, verbalizer, tree)
+    return train.Setting(lm, job.compute, job.prompt, job.loss, verbalizer, tree)
 
 
-def abstract_training(config: Any, setting: Any, mesh: Any, bank: int) -> tuple[Any, Any, Any]:
+def abstract_training(job: PromptJob, setting: Any, mesh: Any, bank: int) -> tuple[Any, Any, Any]:
     """Returns (optimizer, state, frozen leaves) with the shardings of `spjax.training.train.train`, as shapes."""
-    settings = prompt_settings(config)
     first = lambda lm: train.first_params(lm, setting, tuple(range(bank)))  # noqa: E731
     params = jax.eval_shape(first, _abstract_lm(setting.config))
-    trained, frozen = masks.split(masks.flatten(params), settings.run.trainable)
-    rates = [settings.optimizer.lr] * bank
-    tx = masks.masked(optim.make_bank(settings.optimizer, [1000] * bank, rates), trained, frozen)
+    trained, frozen = masks.split(masks.flatten(params), job.train.trainable)
+    rates = [job.optim.lr] * bank
+    tx = masks.masked(optim.make_bank(job.optim, [1000] * bank, rates), trained, frozen)
     each = lambda kind: jax.ShapeDtypeStruct((bank,), kind)  # noqa: E731
     state = {
         "trained": trained,
@@ -140,25 +140,25 @@ def abstract_training(config: Any, setting: Any, mesh: Any, bank: int) -> tuple[
     return tx, state, _abstract(narrow, sharding.shardings(mesh, frozen))
 
 
-def programs(config: Any, size: Size, lm: UnitLMConfig | None = None) -> tuple[dict[str, Compile], Any]:
+def programs(job: PromptJob, size: Size, lm: UnitLMConfig | None = None) -> tuple[dict[str, Compile], Any]:
     """Returns functions that compile each program for the slice, by name; and the frozen leaves of training, as shapes.
 
     Args:
-      config: of a prompt tuning job.
+      job: prompts or adapters to train.
       size: sizes of the slice and of the programs.
       lm: architecture to use instead of `size.lm`.
 
     Raises:
-      ValueError: a bank that does not divide the batch, chips that do not divide, an unknown config or topology.
+      ValueError: a bank that does not divide the batch, chips that do not divide, an unknown task or topology.
     """
     devices = _devices(size.topology)
-    mesh = sharding.make_mesh(config.model_parallel, config.weight_shards, devices)
+    mesh = sharding.make_mesh(job.model_parallel, job.weight_shards, devices)
     alone = jax.sharding.SingleDeviceSharding(devices[0])
     rows = size.rows * sharding.batch_shards(mesh)
     if rows % size.bank:
         raise ValueError(f"a bank of {size.bank} cannot share {rows} utterances ({size.rows} a data shard) evenly")
-    setting = make_setting(config, lm or LMS[size.lm])
-    tx, state, frozen = abstract_training(config, setting, mesh, size.bank)
+    setting = make_setting(job, lm or LMS[size.lm])
+    tx, state, frozen = abstract_training(job, setting, mesh, size.bank)
     dims = {"source": (rows, size.columns), "classes": (rows, setting.verbalizer.num_slots)}
     integers = [jax.ShapeDtypeStruct(dims.get(name, (rows,)), jnp.int32) for name in Batch._fields]
     batch = Batch(*integers)._replace(weight=jax.ShapeDtypeStruct((rows,), jnp.float32), streams=None)
@@ -271,7 +271,9 @@ def described(compiled: Any, memory: int, sent: Sent) -> dict[str, Any]:
     }
 
 
-def measure(config: Any, size: Size, names: Sequence[str], lm: UnitLMConfig | None = None) -> Iterator[dict[str, Any]]:
+def measure(
+    job: PromptJob, size: Size, names: Sequence[str], lm: UnitLMConfig | None = None
+) -> Iterator[dict[str, Any]]:
     """Yields a row for each program: sizes, costs, seconds to compile; or the compiler's error if it does not fit.
 
     Raises:
@@ -281,12 +283,12 @@ def measure(config: Any, size: Size, names: Sequence[str], lm: UnitLMConfig | No
     kind = size.topology.partition(":")[0]
     if kind not in MEMORY:
         raise ValueError(f"topology {size.topology!r} has no chip of {', '.join(MEMORY)}: give one such as v5e:2x2")
-    made, frozen = programs(config, size, lm)
+    made, frozen = programs(job, size, lm)
     if unknown := set(names) - made.keys():
         raise ValueError(f"programs {', '.join(sorted(unknown))} are unknown: choose from {', '.join(made)}")
     for name in tqdm(names, desc=f"{size.topology} {size.lm} bank {size.bank}", unit="program", file=sys.stderr):
-        row: dict[str, Any] = {"program": name, **size._asdict()}
-        row |= {"model": config.model_parallel, "shards": config.weight_shards, "remat": config.compute.remat}
+        row: Row = {"program": name, **size._asdict()}
+        row |= {"model": job.model_parallel, "shards": job.weight_shards, "remat": job.compute.remat}
         row |= {"libtpu": metadata.version("libtpu"), "date": datetime.now(UTC).date().isoformat()}
         try:
             compiled = made[name]()
@@ -359,7 +361,10 @@ def main(argv: Sequence[str]) -> None:
     size = Size(given.topology, given.lm, given.bank, given.rows, given.columns)
     rows = []
     try:
-        for row in measure(given.config, size, given.programs):
+        job = parse(given.config)
+        if not isinstance(job, PromptJob):
+            sys.exit("error: --config must train prompts or adapters, such as configs/fsc.py")
+        for row in measure(job, size, given.programs):
             rows.append(row)
             if given.out:
                 with Path(given.out).open("a") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax.sharding import AbstractMesh, NamedSharding
 
 from benchmarks import tpu_aot
 from configs import fsc
+from spjax.config import PromptJob, parse
 from spjax.models.config import UnitLMConfig
 from spjax.training import sharding
 
@@ -71,14 +73,20 @@ def test_a_table_of_programs() -> None:
     assert text.splitlines()[2:] == ["| evaluate | does not fit |  |", "| train | 50% | 2.5 |"]
 
 
+def job(**settings: Any) -> PromptJob:
+    config = fsc.get_config()
+    config.update_from_flattened_dict(settings)
+    made = parse(config)
+    assert isinstance(made, PromptJob)
+    return made
+
+
 def test_unknown_programs_are_refused() -> None:
     size = tpu_aot.Size("v9:2x2", "151M", 1, 64, 64)
     with pytest.raises(ValueError, match="topology 'v9:2x2' has no chip of v5e, v5p"):
-        next(tpu_aot.measure(fsc.get_config(), size, ["train"]))
-    config = fsc.get_config()
-    config.verbalizer = "frequency"
+        next(tpu_aot.measure(job(), size, ["train"]))
     with pytest.raises(ValueError, match="without records, only tasks"):
-        tpu_aot.make_setting(config, UnitLMConfig())
+        tpu_aot.make_setting(job(verbalizer="frequency"), UnitLMConfig())
 
 
 @pytest.mark.parametrize(
@@ -109,15 +117,13 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.skipif(tpu_aot.wrong_compiler() is not None, reason=str(tpu_aot.wrong_compiler()))
 @pytest.mark.parametrize(("bank", "model", "shards"), [(1, 1, 1), (4, 2, 1), (1, 1, 0), (4, 2, 2)])
 def test_a_tiny_lm_compiles_for_four_chips(bank: int, model: int, shards: int) -> None:
-    config = fsc.get_config()
-    config.prompt.update({"length": 4, "separators": 1, "steer": False})
-    config.loss.noise = 0.0
-    config.model_parallel, config.weight_shards = model, shards
+    prompt = {"prompt.length": 4, "prompt.separators": 1, "prompt.steer": False, "loss.noise": 0.0}
+    tiny = job(model_parallel=model, weight_shards=shards, **prompt)
     lm = UnitLMConfig(dim=128, layers=3, heads=2, ffn_dim=256)
     size = tpu_aot.Size("v5e:2x2", "151M", bank, 8, 16)
-    train, evaluate = tpu_aot.measure(config, size, ["train", "evaluate"], lm)
+    train, evaluate = tpu_aot.measure(tiny, size, ["train", "evaluate"], lm)
     assert ("all-gather" in train["collectives"]) >= (shards != 1), train
-    assert float(train["temporaries GiB"]) > 0
+    assert float(train["arguments GiB"]) > 0
     for row in (train, evaluate):
         assert float(row["TFLOP (XLA)"]) > 0
         assert float(row["of memory"].rstrip("%")) < 10
