@@ -154,12 +154,12 @@ def step(
     lm: Params,
     state: Prefilled,
     tokens: Int[jax.Array, "#B J"],
-    mask: Bool[jax.Array, "*#B J _"],
+    mask: Bool[jax.Array, "... J _"],
     positions: Int[jax.Array, "B J"],
     *,
     config: UnitLMConfig,
     compute: Compute = FLOAT32,
-    embedded: Float[jax.Array, "B J D"] | None = None,
+    embedded: Float[jax.Array, "#B J D"] | None = None,
 ) -> Prefilled:
     """Run J more tokens after a cache. They may be nodes of a tree, by `mask`.
 
@@ -172,7 +172,7 @@ def step(
       positions: int32 [B, J], rows of the position table.
       config: LM architecture.
       compute: operand dtype.
-      embedded: float32 [B, J, D], input embeddings to use instead of `tokens` (a separator fed back).
+      embedded: float32 [B or 1, J, D], input embeddings to use instead of `tokens` (a separator fed back).
 
     Returns:
       State with hidden [B, J, D] and C + J columns.

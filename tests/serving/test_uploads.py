@@ -14,7 +14,7 @@ import pytest
 from spjax.serving import page_guard, uploads
 from spjax.serving.limits import Limits
 
-starlette = pytest.importorskip("starlette", reason="starlette is in requirements-serve.txt")
+starlette = pytest.importorskip("starlette", reason="starlette is in the extra serve")
 PATHS = ("/predict", "/gradio_api/queue/join")
 
 
