@@ -67,8 +67,7 @@ def make_job(args: argparse.Namespace, rows: int, units: int) -> common.Job:
 def make_setting(args: argparse.Namespace, config: common.UnitLMConfig) -> Any:
     """Makes the training setup (`spjax.training.train.Setting`): FSC with prompts of the flags' sizes."""
     from configs import defaults
-    from spjax.evaluation import decode
-    from spjax.models import prompts, verbalizers
+    from spjax.models import decode, prompts, verbalizers
     from spjax.models.config import Compute
     from spjax.training import losses, train
 

@@ -59,7 +59,7 @@ def ours(job: common.Job, dtype: str, every: bool) -> Callable[[], common.Result
     """Returns a timed run of our decoding of the batch: greedy, or with the scores of every combination."""
     import jax
 
-    from spjax.evaluation import decode
+    from spjax.models import decode
     from spjax.models.config import Compute
 
     verbalizer = verbalizers.learnable(common.FSC, job.config.vocab_size)

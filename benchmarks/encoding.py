@@ -21,10 +21,10 @@ import numpy as np
 
 from benchmarks import common, matmul_peak
 from spjax.convert.hubert import HUGGING_FACE
+from spjax.io import files
+from spjax.io.encoders import hubert_shapes
 from spjax.models.config import Compute
 from spjax.models.hubert_config import HubertConfig
-from spjax.storage import files
-from spjax.storage.encoders import hubert_shapes
 from spjax.types import Params
 
 OURS = ("ours-float32", "ours-bfloat16")
@@ -70,7 +70,7 @@ def floor_flops(config: HubertConfig, samples: int) -> int:
 
 def ours(config: HubertConfig, params: Params, waves: np.ndarray, dtype: str) -> Callable[[], common.Result]:
     """Returns a timed run of `extract` on all waveforms."""
-    from spjax.speech2unit import hubert
+    from spjax.encoders import hubert
 
     compute = Compute(dtype)
     placed, rows = hubert.place(params, LAYER, compute), list(waves)

@@ -25,9 +25,9 @@ from data_pipelines import parts
 from data_pipelines.clips import Clip
 from data_pipelines.extract import extract
 from data_pipelines.fit_kmeans import fit_kmeans
-from spjax.speech2unit.audio import SAMPLE_RATE
-from spjax.speech2unit.encoder import load_encoder
-from spjax.storage import save_kmeans
+from spjax.encoders.audio import SAMPLE_RATE
+from spjax.encoders.encoder import load_encoder
+from spjax.io import save_kmeans
 from spjax.tasks import Slot, Task
 
 TASK = Task("noise", (Slot("kind", ("even", "odd")),))

@@ -70,8 +70,8 @@ def make_place(folder: Path, args: argparse.Namespace) -> None:
 
     from benchmarks import serving
     from spjax import SpeechPrompt, load_encoder, load_unit_lm
-    from spjax.speech2unit import kmeans
-    from spjax.storage import save_kmeans, save_pack, save_unit_lm
+    from spjax.encoders import kmeans
+    from spjax.io import save_kmeans, save_pack, save_unit_lm
 
     job = common.make_job(argparse.Namespace(dim=args.dim, layers=args.layers, batch=1, units=1))
     save_unit_lm(folder / "lm", job.config, job.lm)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import bank, common
-from spjax.huge_pages import with_huge_pages
+from spjax.malloc import with_huge_pages
 from spjax.types import Params
 
 Sides = dict[str, Callable[[], Any]]
@@ -56,8 +56,7 @@ def serving(args: argparse.Namespace) -> Sides:
     import jax
     import jax.numpy as jnp
 
-    from spjax.evaluation import decode
-    from spjax.models import low_rank, prompts
+    from spjax.models import decode, low_rank, prompts
     from spjax.models.config import Compute
 
     job = bank.make_job(args, args.packs, args.units)

@@ -1,4 +1,4 @@
-"""Race of pitch trackers: `spjax.speech2unit.prosody.log_f0`, librosa.pyin, and pyworld's DIO and Harvest if installed.
+"""Race of pitch trackers: `spjax.encoders.prosody.log_f0`, librosa.pyin, and pyworld's DIO and Harvest if installed.
 
     pip install pyworld "setuptools<81"
     python -m benchmarks.pitch --out pitch.json
@@ -26,8 +26,8 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import common
-from spjax.speech2unit import prosody
-from spjax.speech2unit.audio import SAMPLE_RATE
+from spjax.encoders import prosody
+from spjax.encoders.audio import SAMPLE_RATE
 
 HOP = 160  # samples
 Tracker = Callable[[np.ndarray], np.ndarray]  # wave float32 [n] -> Hz [F], NaN where unvoiced, as of `prosody.log_f0`

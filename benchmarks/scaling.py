@@ -57,7 +57,7 @@ def runner(work: str, size: Size, args: argparse.Namespace) -> tuple[Callable[[]
     """Compiles one batch of `training` or `evaluation` of a size; returns it and the facts known before it runs."""
     import jax
 
-    from spjax.evaluation import decode
+    from spjax.models import decode
     from spjax.training import masks
 
     job = bank.make_job(args, size.B, size.T)

@@ -51,9 +51,9 @@ def make_packs(args: argparse.Namespace, lm: Any) -> dict[str, Any]:
     """Makes N random packs of one structure, one task each, equal in every process."""
     import jax
 
+    from spjax.io import PromptPack, make_card
     from spjax.models import prompts, verbalizers
     from spjax.models.prompts import PromptConfig
-    from spjax.storage import PromptPack, make_card
     from spjax.tasks import Slot, Task
 
     config, shape = lm.config, PromptConfig(length=args.prompt, separators=args.separators, steer=True, sep_scale=0.06)

@@ -36,14 +36,13 @@ from tqdm import tqdm
 
 from benchmarks import common, decoding
 from spjax.config import PromptJob, parse
-from spjax.evaluation import decode
-from spjax.models import prompts, unit_lm, verbalizers
+from spjax.encoders import hubert
+from spjax.io.encoders import hubert_shapes
+from spjax.models import decode, prompts, unit_lm, verbalizers
 from spjax.models.config import UnitLMConfig
 from spjax.models.hubert_config import HubertConfig
 from spjax.serving.frozen import KINDS, quantize
 from spjax.serving.scoring import Programs, Shape
-from spjax.speech2unit import hubert
-from spjax.storage.encoders import hubert_shapes
 from spjax.tasks import TASKS
 from spjax.training import masks, optim, sharding, train
 from spjax.types import Batch

@@ -32,8 +32,7 @@ def ours(job: common.Job, dtype: str) -> Callable[[], common.Result]:
     import jax
     import jax.numpy as jnp
 
-    from spjax.evaluation import decode
-    from spjax.models import prompts, verbalizers
+    from spjax.models import decode, prompts, verbalizers
     from spjax.models.config import Compute
     from spjax.training import losses, masks, optim, train
 

@@ -15,7 +15,7 @@ from data_pipelines import parts
 from data_pipelines.clips import Clip, Splits
 from data_pipelines.parts import Part
 from spjax.data.records import Utterance
-from spjax.speech2unit import prosody
+from spjax.encoders import prosody
 from spjax.tasks import Task
 
 

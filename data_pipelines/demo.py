@@ -17,11 +17,11 @@ from data_pipelines import synthesize
 from data_pipelines.extract import Wanted, extract_all
 from data_pipelines.source import Source, best_pack
 from spjax.config import CompareJob, PromptJob
+from spjax.encoders.encoder import encode, load_encoder
+from spjax.io import assets, places
 from spjax.jobs import comparing
 from spjax.serving import scoring
 from spjax.serving.load import load_prompt, load_unit_lm
-from spjax.speech2unit.encoder import encode, load_encoder
-from spjax.storage import assets, places
 
 ENCODER = "tiny"
 

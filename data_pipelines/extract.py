@@ -49,7 +49,7 @@ from spjax import paths
 from spjax.command_line import Parser, output
 from spjax.data.records import Card, check_free, write_unit_records
 from spjax.data.tfrecords import RecordError
-from spjax.storage import assets, places
+from spjax.io import assets, places
 from spjax.tasks import Task
 
 
@@ -240,7 +240,7 @@ def _check_out(out: epath.PathLike, overwrite: bool) -> None:
 
 def _acoustic(encoder: str) -> bool:
     """Returns whether an encoder needs no weights; a folder of the same name is ignored."""
-    from spjax.speech2unit.encoder import ACOUSTIC
+    from spjax.encoders.encoder import ACOUSTIC
 
     return encoder in ACOUSTIC
 

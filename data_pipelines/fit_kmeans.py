@@ -33,9 +33,9 @@ from data_pipelines import data_flags, parts
 from data_pipelines.clips import Clip
 from data_pipelines.splits import BuildError, shuffled
 from spjax.command_line import Parser, output, positive, seed
-from spjax.speech2unit.audio import AudioError, read_audio
-from spjax.speech2unit.kmeans import KMeans, fit
-from spjax.storage import StorageError, files, kmeans_store, places, save_kmeans
+from spjax.encoders.audio import AudioError, read_audio
+from spjax.encoders.kmeans import KMeans, fit
+from spjax.io import StorageError, files, kmeans_store, places, save_kmeans
 
 CLIPS_AT_ONCE = 16  # clips passed to the encoder in one call
 UTTERANCES = 5000  # hours of speech: hundreds of frames for each of a few hundred clusters
@@ -59,7 +59,7 @@ def fit_kmeans(
     Args:
       clips: of the train split.
       raw: root of their data set, local or gs://.
-      encoder: `spjax.speech2unit.encoder.Encoder`; its k-means, if any, is not used.
+      encoder: `spjax.encoders.encoder.Encoder`; its k-means, if any, is not used.
       clusters: C.
       utterances: number of clips to fit on, drawn by the seed; all if there are fewer.
       seed: of the draw, the order, and the fit.

@@ -31,10 +31,10 @@ from data_pipelines.spoken_tasks import Line
 from spjax import process
 from spjax.config import PretrainJob
 from spjax.data.records import Utterance, write_unit_records
+from spjax.encoders.encoder import Encoder, load_encoder
+from spjax.encoders.units import merge
+from spjax.io import files, load_kmeans, places, save_kmeans, unit_lms
 from spjax.jobs import workdirs
-from spjax.speech2unit.encoder import Encoder, load_encoder
-from spjax.speech2unit.units import merge
-from spjax.storage import files, load_kmeans, places, save_kmeans, unit_lms
 from spjax.tasks import Slot, Task
 
 ENCODER, CLUSTERS = "mfcc", 100
@@ -82,7 +82,7 @@ class Synthesised(NamedTuple):
 
 def utterance(config: SpeechConfig, split: str, number: int) -> Synthesised:
     """Synthesises the number-th utterance of a split."""
-    from spjax.speech2unit.audio import SAMPLE_RATE, prepare
+    from spjax.encoders.audio import SAMPLE_RATE, prepare
 
     rng = np.random.default_rng([config.seed, _SPLITS.index(split), number])
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
@@ -242,7 +242,7 @@ def _claim(folder: str, config: SpeechConfig) -> None:
 
 
 def _fit(folder: str, config: SpeechConfig, centroids: str) -> None:
-    from spjax.speech2unit.kmeans import fit
+    from spjax.encoders.kmeans import fit
 
     parts = [("train", part) for part in _numbers(config, "train")[:FITTED_ON]]
     _make_parts(folder, config, parts, None)

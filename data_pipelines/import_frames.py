@@ -52,8 +52,8 @@ from data_pipelines.user_data import FRACTIONS
 from spjax.command_line import Parser
 from spjax.data.records import Card, Utterance, write_unit_records
 from spjax.data.tfrecords import RecordError
-from spjax.speech2unit.units import merge
-from spjax.storage import places
+from spjax.encoders.units import merge
+from spjax.io import places
 from spjax.tasks import TASKS, Slot, Task
 
 UNKNOWN = "unknown"  # label of an unknown speaker

@@ -49,7 +49,7 @@ from data_pipelines.splits import BuildError, read_text
 from spjax.command_line import Parser, output, place
 from spjax.data.records import Card, Utterance, write_unit_records
 from spjax.data.tfrecords import RecordError
-from spjax.storage import places
+from spjax.io import places
 from spjax.tasks import METRICS, TASKS, Slot, Task
 
 SPLITS = ("train", "valid", "test")

@@ -14,8 +14,8 @@ from etils import epath
 
 from data_pipelines import parts
 from data_pipelines.splits import BuildError, composed, relative
-from spjax.speech2unit.audio import SUFFIXES
-from spjax.storage import places
+from spjax.encoders.audio import SUFFIXES
+from spjax.io import places
 
 ENDINGS_NAMED = 8  # kinds of skipped files listed in a note
 _UNFIT = re.compile(

@@ -18,7 +18,7 @@ Used only on request (by flag), else refused or ignored with a note:
 - columns of free text (`text`): not labels; their quoted fields may have several lines.
 
 The names of the columns above may be in any case. Folders: `DIR/<class>/**/*.wav` or `DIR/<split>/<class>/**/*.wav`,
-in any supported audio format (`spjax.speech2unit.audio.SUFFIXES`); see `data_pipelines.listing` for skipped files.
+in any supported audio format (`spjax.encoders.audio.SUFFIXES`); see `data_pipelines.listing` for skipped files.
 
 Missing splits are made: 80/10/10, seeded, stratified by label, and disjoint in speakers and sources where known, and in
 files of equal content. If only valid is missing it is taken from train. Classes are the labels in sorted order.
@@ -44,8 +44,8 @@ from data_pipelines.listing import list_recordings
 from data_pipelines.splits import SPLITS, BuildError, Row, composed, is_file, read_table, read_text
 from data_pipelines.user_data import FRACTIONS, UserData, finish
 from spjax import paths
-from spjax.speech2unit.audio import SUFFIXES
-from spjax.storage import places
+from spjax.encoders.audio import SUFFIXES
+from spjax.io import places
 
 ALIASES = {
     "train": "train",

@@ -27,9 +27,9 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.clips import Clip
-from spjax.speech2unit.audio import SAMPLE_RATE, AudioError, read_audio
-from spjax.speech2unit.encoder import Segments, encode_waves
-from spjax.storage import KMeans, load_kmeans
+from spjax.encoders.audio import SAMPLE_RATE, AudioError, read_audio
+from spjax.encoders.encoder import Segments, encode_waves
+from spjax.io import KMeans, load_kmeans
 
 CLIPS_PER_PART = 64
 LAYOUT = 4  # version of the part files; parts of other versions are not reused
@@ -226,12 +226,12 @@ def make_part(element: tuple[str, int]) -> None:
 def load_encoder(
     encoder: str, kmeans: str | None, layer: int, plain_chunks: bool = False, lowpass: float | None = None
 ) -> Any:
-    """Loads an `Encoder` (spjax.speech2unit.encoder), once a process. Directories may be on gs://.
+    """Loads an `Encoder` (spjax.encoders.encoder), once a process. Directories may be on gs://.
 
     Raises:
       ValueError: no such encoder, or a k-means that does not match its features.
     """
-    from spjax.speech2unit import encoder as encoders
+    from spjax.encoders import encoder as encoders
 
     with tempfile.TemporaryDirectory() as folder:
         local = None if kmeans is None else _local(kmeans, Path(folder) / "kmeans")

@@ -25,9 +25,9 @@ from spjax.command_line import Parser
 from spjax.config import PromptJob, with_values
 from spjax.convert import ConvertError
 from spjax.data.records import CARD, load_card, read_unit_records
+from spjax.encoders.encoder import ACOUSTIC
+from spjax.io import assets, places
 from spjax.jobs import workdirs
-from spjax.speech2unit.encoder import ACOUSTIC
-from spjax.storage import assets, places
 from spjax.tasks import TASKS
 from spjax.training import sharding
 

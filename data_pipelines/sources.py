@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from data_pipelines.source import OWN, Source
 from spjax.config import CompareJob, Job, PretrainJob, PromptJob
-from spjax.storage import places
+from spjax.io import places
 
 WAYS = ("units", "raw", "folders", "manifest")
 

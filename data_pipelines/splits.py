@@ -22,7 +22,7 @@ from etils import epath
 
 from data_pipelines.clips import Clip, Splits
 from spjax import paths
-from spjax.storage import places
+from spjax.io import places
 from spjax.tasks import Task
 
 Item = TypeVar("Item")

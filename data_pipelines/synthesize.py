@@ -99,7 +99,7 @@ def _noise(rng: np.random.Generator, samples: int) -> np.ndarray:
 
 def _speech(line: Line, voice: str, rng: np.random.Generator) -> np.ndarray:
     """Synthesises a line at 16 kHz, without the engine's long pauses; float64 [n]."""
-    from spjax.speech2unit.audio import prepare
+    from spjax.encoders.audio import prepare
 
     manner = espeak.Manner(*(int(rng.integers(*bounds)) for bounds in (line.rate, (35, 66), line.range)))
     raw = espeak.say(line.text, line.language, voice, manner, int(rng.integers(2**31)))

@@ -75,7 +75,7 @@ def example(clip: Clip, task: Task, raw: epath.PathLike) -> dict[str, Any]:
     Raises:
       AudioError: the recording cannot be used.
     """
-    from spjax.speech2unit.audio import read_audio
+    from spjax.encoders.audio import read_audio
 
     audio = read_audio(epath.Path(raw) / clip.path, clip.start, clip.duration)
     if audio.repairs:

@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 
 import spjax
-from spjax import storage
+from spjax import io
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -22,8 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("recordings", nargs="+")
     options = parser.parse_args(arguments)
 
-    packs = storage.load_packs(options.packs)  # by name, which is that of the task
-    storage.save_bank(options.bank, packs)  # one file for all; storage.split_bank gives the packs back
+    packs = io.load_packs(options.packs)  # by name, which is that of the task
+    io.save_bank(options.bank, packs)  # one file for all; io.split_bank gives the packs back
     predictor = spjax.SpeechPrompt.load("tiny", "tiny", [options.bank])
 
     # Each recording is encoded once; every pair of a recording and a task is a row of a batch.

@@ -1,8 +1,8 @@
 """spjax: adapt a frozen speech unit language model to classification tasks by low-rank adapters or prompts.
 
 Public API: `SpeechPrompt`, the predictor (spjax/serving/predictor.py), and `PromptPack`, one trained task
-(spjax/storage/packs.py; banks and the hub: spjax/storage); `load_encoder`, `encode`, `features`, `speaker_f0`
-(spjax/speech2unit/encoder.py); `load_unit_lm`, `load_prompt`, `classify_units` (spjax/serving/classify.py).
+(spjax/io/packs.py; banks and the hub: spjax/io); `load_encoder`, `encode`, `features`, `speaker_f0`
+(spjax/encoders/encoder.py); `load_unit_lm`, `load_prompt`, `classify_units` (spjax/serving/classify.py).
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from spjax.encoders.encoder import Encoder, encode, features, load_encoder, speaker_f0
+    from spjax.io.packs import PromptPack
     from spjax.serving.classify import UnitLM, classify_units, load_prompt, load_unit_lm
     from spjax.serving.predictor import SpeechPrompt
-    from spjax.speech2unit.encoder import Encoder, encode, features, load_encoder, speaker_f0
-    from spjax.storage.packs import PromptPack
 
 _MODULES = {
-    "Encoder": "speech2unit.encoder",
-    "PromptPack": "storage.packs",
+    "Encoder": "encoders.encoder",
+    "PromptPack": "io.packs",
     "SpeechPrompt": "serving.predictor",
     "UnitLM": "serving.classify",
     "classify_units": "serving.classify",
-    "encode": "speech2unit.encoder",
-    "features": "speech2unit.encoder",
-    "load_encoder": "speech2unit.encoder",
+    "encode": "encoders.encoder",
+    "features": "encoders.encoder",
+    "load_encoder": "encoders.encoder",
     "load_prompt": "serving.classify",
     "load_unit_lm": "serving.classify",
-    "speaker_f0": "speech2unit.encoder",
+    "speaker_f0": "encoders.encoder",
 }
 
 __all__ = [

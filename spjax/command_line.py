@@ -87,7 +87,7 @@ def local_output(text: str) -> Path:
 
 
 def pack_place(text: str) -> str:
-    """For `type=`: [NAME=]PATH, as `storage.load_packs` takes."""
+    """For `type=`: [NAME=]PATH, as `io.load_packs` takes."""
     name, equals, rest = text.partition("=")
     return place(text) if "/" in name or not equals else f"{name}={place(rest)}"
 

@@ -12,10 +12,10 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from spjax import paths
+from spjax.io import packs
 from spjax.models import verbalizers
 from spjax.models.config import Compute, ProsodyConfig, UnitLMConfig
 from spjax.models.prompts import PromptConfig, shape_of
-from spjax.storage import packs
 from spjax.training import reference
 from spjax.training.losses import LossConfig
 from spjax.training.optim import OptimConfig

@@ -28,10 +28,10 @@ from spjax.convert.fairseq import import_unit_lm
 from spjax.convert.hubert import import_hubert
 from spjax.convert.pgslm import F0_BINS, import_pgslm, read_f0_edges
 from spjax.convert.sklearn import import_kmeans
-from spjax.storage import KMeans, StorageError, save_kmeans, save_unit_lm
-from spjax.storage.download import FetchError, download, unpack
-from spjax.storage.encoders import save_encoder
-from spjax.storage.files import write_file
+from spjax.io import KMeans, StorageError, save_kmeans, save_unit_lm
+from spjax.io.download import FetchError, download, unpack
+from spjax.io.encoders import save_encoder
+from spjax.io.files import write_file
 
 CACHE = "~/.cache/spjax"
 ENCODER, LAYER = "hubert_base_ls960", 6  # of the published k-means

@@ -25,9 +25,9 @@ from spjax.command_line import Parser, output, pack_place, place, positive
 from spjax.data import records
 from spjax.data.unit_set import UnitSet
 from spjax.evaluation import inside, inside_plots
+from spjax.io import StorageError, banks, check_pack, places, read_unit_lm
+from spjax.io.packs import PromptPack
 from spjax.models.config import UnitLMConfig
-from spjax.storage import StorageError, banks, check_pack, places, read_unit_lm
-from spjax.storage.packs import PromptPack
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 
 from spjax.command_line import Parser, output, pack_place, place
+from spjax.io import StorageError, banks, places
+from spjax.io.pack_readme import baselines, intervals
+from spjax.io.packs import PromptPack, push_pack
+from spjax.io.refresh import refresh
 from spjax.models.prompts import shape_of
-from spjax.storage import StorageError, banks, places
-from spjax.storage.pack_readme import baselines, intervals
-from spjax.storage.packs import PromptPack, push_pack
-from spjax.storage.refresh import refresh
 from spjax.tasks import METRICS
 
 

@@ -1,6 +1,6 @@
 """Paths as users give them, and checks that they are writable. Imports only the standard library.
 
-`spjax.storage.places` reads and writes them, locally or in a bucket.
+`spjax.io.places` reads and writes them, locally or in a bucket.
 """
 
 from __future__ import annotations

@@ -31,11 +31,11 @@ def run(module: str, huge_pages: bool = False) -> NoReturn:
 
     Args:
       module: dotted name.
-      huge_pages: restart the process first, with malloc's huge pages on (`huge_pages.with_huge_pages`).
+      huge_pages: restart the process first, with malloc's huge pages on (`malloc.with_huge_pages`).
     """
     signal.signal(signal.SIGINT, _leave)
     if huge_pages:
-        from spjax.huge_pages import with_huge_pages
+        from spjax.malloc import with_huge_pages
 
         # Blocks Ctrl-C during the start of the next interpreter, which has another handler; it is delivered here.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

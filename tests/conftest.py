@@ -121,7 +121,7 @@ def quick_compile(cache: Path) -> Iterator[None]:
 def place(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Place:
     """A place with toy unit text under `units`, its records under `runs/units`, a tiny random unit LM under `lm`."""
     from data_pipelines.import_units import import_units
-    from spjax.storage.unit_lms import save_unit_lm
+    from spjax.io.unit_lms import save_unit_lm
     from tests import toy
 
     folder = tmp_path_factory.mktemp("place")

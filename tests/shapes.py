@@ -17,7 +17,7 @@ from typing import Any
 import beartype
 from jaxtyping import jaxtyped
 
-CHECKED = re.compile(r"spjax\.(models|speech2unit)\.\w+|spjax\.training\.losses")
+CHECKED = re.compile(r"spjax\.(models|encoders)\.\w+|spjax\.training\.losses")
 _SHAPE = re.compile(r"\b(Bool|Float|Int|Key|Shaped)\[")
 _check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))  # an int is a float
 

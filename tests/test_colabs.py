@@ -26,7 +26,7 @@ from packaging.requirements import Requirement
 
 from tests import toy
 from tests.data_pipelines import corpus
-from tests.storage import gcs_server, hub_server
+from tests.io import gcs_server, hub_server
 
 ROOT = Path(__file__).resolve().parents[1]
 COLABS = ROOT / "colabs"
@@ -434,7 +434,7 @@ def test_fsc_says_what_is_missing(execute: Execute, tmp_path: Path, golden: Path
 @pytest.mark.slow
 def test_cloud_tpu(execute: Execute, tmp_path: Path):
     """Eight devices of this CPU are the chips, the bucket is one of our own; stopped once on the way."""
-    from spjax.storage.unit_lms import save_unit_lm
+    from spjax.io.unit_lms import save_unit_lm
 
     toy.write_text(tmp_path / "unit_text", train=48)
     save_unit_lm(tmp_path / "lm", toy.LM, toy.tiny_lm(seed=7))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from spjax import load_unit_lm
-from spjax.storage import load_kmeans
+from spjax.io import load_kmeans
 from tests.conftest import Place
 
 pytest.importorskip("espeakng_loader", reason="the demo's voice is optional (the extra demo)")

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from data_pipelines import recordings
-from spjax.storage import load_pack, save_pack
+from spjax.io import load_pack, save_pack
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.py"))
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -24,9 +24,9 @@ import pytest
 from spjax import fetch as fetching
 from spjax.convert import ConvertError
 from spjax.fetch import SETS, FetchError, FetchSet, File, download, fetch, main, unpack
-from spjax.storage import download as downloading
-from spjax.storage import load_kmeans, read_unit_lm
-from spjax.storage.encoders import read_encoder
+from spjax.io import download as downloading
+from spjax.io import load_kmeans, read_unit_lm
+from spjax.io.encoders import read_encoder
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 QUICK = {"wait": 0.01, "timeout": 10.0}

@@ -17,7 +17,7 @@ from configs import bank, fsc, gsc, pretrain_ulm
 from spjax import jobs
 from spjax.config import parse
 from spjax.data.records import read_unit_records
-from spjax.storage import packs
+from spjax.io import packs
 from tests import toy
 from tests.conftest import Place
 
@@ -402,7 +402,7 @@ def test_an_lm_of_other_units_is_refused(
 ) -> None:
     import dataclasses
 
-    from spjax.storage import unit_lms
+    from spjax.io import unit_lms
 
     other = dataclasses.replace(toy.LM, vocab_size=54)
     monkeypatch.setattr(unit_lms, "read_unit_lm", lambda _: (other, toy.tiny_lm(config=other), {"hash": "x"}))

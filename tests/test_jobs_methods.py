@@ -16,11 +16,11 @@ from configs import adapters, defaults
 from spjax import jobs
 from spjax.config import parse
 from spjax.evaluation import method_table
+from spjax.io import packs
 from spjax.jobs import methods, prompting
 from spjax.models import verbalizers
 from spjax.models.config import UnitLMConfig
 from spjax.models.prompts import init_member
-from spjax.storage import packs
 from tests import toy
 from tests.conftest import Place
 

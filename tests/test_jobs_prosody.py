@@ -17,10 +17,10 @@ from configs import fsc, pretrain_ulm
 from spjax import jobs
 from spjax.config import parse
 from spjax.data.records import read_unit_records
+from spjax.encoders import prosody
+from spjax.io import packs, unit_lms
 from spjax.jobs import comparing, prompting
 from spjax.jobs.task_data import read_lm
-from spjax.speech2unit import prosody
-from spjax.storage import packs, unit_lms
 from spjax.types import Encoded
 from tests import toy_prosody
 from tests.conftest import Place

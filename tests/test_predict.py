@@ -13,11 +13,11 @@ import soundfile
 
 from spjax import SpeechPrompt
 from spjax.data.records import Utterance, write_unit_records
+from spjax.encoders.encoder import load_encoder
+from spjax.io import KMeans, save_kmeans, save_pack, save_unit_lm
 from spjax.predict import main
-from spjax.speech2unit.encoder import load_encoder
-from spjax.storage import KMeans, save_kmeans, save_pack, save_unit_lm
+from tests.encoders.hubert_models import speechlike
 from tests.serving import world
-from tests.speech2unit.hubert_models import speechlike
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

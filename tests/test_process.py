@@ -66,7 +66,7 @@ def _assert_ended(done: subprocess.CompletedProcess[str]) -> None:
 @pytest.mark.parametrize(
     ("command", "at"),
     [
-        ("spjax.main", "spjax.huge_pages"),
+        ("spjax.main", "spjax.malloc"),
         ("spjax.main", "start"),  # the second interpreter, before any of our code runs in it
         ("spjax.main", "ml_collections"),
         (f"spjax.main {FSC}", "configs.defaults"),

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spjax.storage import KMeans, save_kmeans
+from spjax.io import KMeans, save_kmeans
 from tests import toy
 from tests.conftest import ROOT, Place, finish
-from tests.storage import gcs_server
-from tests.storage.gcs_server import Bucket
+from tests.io import gcs_server
+from tests.io.gcs_server import Bucket
 
 RUN = "runs/fsc"
 FLAGS = ("--config.lm=gs://spjax-tests/lm", "--config.data=gs://spjax-tests/units/fsc")
@@ -190,7 +190,7 @@ def test_packs_and_records_of_a_bucket_are_answered(remote: Remote, finished_run
 
 TRIES = """
 import sys
-from spjax.storage import banks, load_kmeans, places, unit_lms
+from spjax.io import banks, load_kmeans, places, unit_lms
 
 def tell(what, attempt, *arguments):
     try:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
+from spjax.encoders import prosody, whisper
 from spjax.models import low_rank, prompts, unit_lm
 from spjax.models.config import Compute
-from spjax.speech2unit import prosody, whisper
 from spjax.training import losses
 
 

@@ -17,8 +17,8 @@ from spjax.command_line import Parser, local_path, output, place
 from spjax.convert import ConvertError, fairseq, hubert, pgslm, sklearn, whisper
 from spjax.convert.checkpoint import Checkpoint, read_checkpoint
 from spjax.convert.options import parse
+from spjax.io import StorageError, kinds, places, read_unit_lm, save_encoder, save_kmeans, save_pack, save_unit_lm
 from spjax.models.config import UnitLMConfig
-from spjax.storage import StorageError, kinds, places, read_unit_lm, save_encoder, save_kmeans, save_pack, save_unit_lm
 from spjax.tasks import TASKS
 from spjax.types import Params
 

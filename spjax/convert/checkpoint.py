@@ -16,7 +16,7 @@ from spjax.convert import ConvertError
 from spjax.convert.options import Options, read_options
 from spjax.convert.safe_pickle import Inert, shown
 from spjax.convert.torch_file import Tensor, read_torch_file
-from spjax.storage import places
+from spjax.io import places
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 

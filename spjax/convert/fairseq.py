@@ -17,11 +17,11 @@ from spjax.convert.checkpoint import Checkpoint, check_kind, check_leftover, loa
 from spjax.convert.safe_pickle import shown
 from spjax.data.records import read_unit_records
 from spjax.data.tfrecords import RecordError
-from spjax.evaluation.decode import MOST_COMBINATIONS
+from spjax.io import places
+from spjax.io.kinds import MAX_JSON, load_json
+from spjax.io.pack_card import PackCard, make_card
 from spjax.models.config import UnitLMConfig
-from spjax.storage import places
-from spjax.storage.kinds import MAX_JSON, load_json
-from spjax.storage.pack_card import PackCard, make_card
+from spjax.models.decode import MOST_COMBINATIONS
 from spjax.tasks import TASKS, Slot, Task
 from spjax.types import Params
 

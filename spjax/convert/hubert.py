@@ -16,8 +16,8 @@ from spjax.convert.checkpoint import check_kind, provenance, read_checkpoint
 from spjax.convert.huggingface import Imported, Reader, Tensors, model_name, read_config, read_tensors, weights_of
 from spjax.convert.options import Options
 from spjax.convert.safe_pickle import shown
+from spjax.io import files, kinds
 from spjax.models.hubert_config import HubertConfig
-from spjax.storage import files, kinds
 from spjax.types import Params
 
 

@@ -16,8 +16,8 @@ import safetensors
 from spjax.convert import ConvertError, why
 from spjax.convert.checkpoint import read_tensor
 from spjax.convert.torch_file import Tensor, read_torch_file
-from spjax.storage import kinds, places
-from spjax.storage.encoders import EncoderConfig
+from spjax.io import kinds, places
+from spjax.io.encoders import EncoderConfig
 from spjax.types import Params
 
 INDEX = "model.safetensors.index.json"

@@ -22,7 +22,7 @@ from spjax.convert import ConvertError
 from spjax.convert.checkpoint import provenance
 from spjax.convert.safe_pickle import Inert, PickledArray, PickledDtype, read_pickle, shown
 from spjax.convert.torch_file import Tensor, read_torch_file
-from spjax.storage import KMeans, kinds, places
+from spjax.io import KMeans, kinds, places
 
 _MODELS = ("MiniBatchKMeans", "KMeans")
 _WRAPPER = "joblib.numpy_pickle.NumpyArrayWrapper"  # in sklearn.externals up to scikit-learn 0.22

@@ -20,7 +20,7 @@ import numpy as np
 from spjax import paths
 from spjax.convert import ConvertError
 from spjax.convert.safe_pickle import Global, Maker, read_pickle, shown
-from spjax.storage import kinds, places
+from spjax.io import kinds, places
 
 _STORAGES = {
     "FloatStorage": np.float32,

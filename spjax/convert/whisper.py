@@ -13,8 +13,8 @@ from spjax.convert.checkpoint import provenance
 from spjax.convert.huggingface import Imported, Reader, Tensors, model_name, read_config, read_tensors, weights_of
 from spjax.convert.options import Options
 from spjax.convert.safe_pickle import shown
+from spjax.io import kinds, places
 from spjax.models.whisper_config import WhisperConfig
-from spjax.storage import kinds, places
 from spjax.types import Params
 
 MODEL = "a Whisper of Hugging Face"

@@ -19,7 +19,7 @@ from spjax.evaluation import metrics
 from spjax.evaluation.markdown import cell, percent, table
 from spjax.evaluation.outcome import Predictions
 from spjax.evaluation.report import read_predictions
-from spjax.storage.files import write_file
+from spjax.io.files import write_file
 from spjax.tasks import METRICS, Slot, Task
 
 DRAWS = 10_000

@@ -18,12 +18,11 @@ import numpy as np
 from spjax import vocab
 from spjax.data import loader
 from spjax.data.unit_set import UnitSet
-from spjax.evaluation import decode
 from spjax.evaluation.markdown import cell, table
-from spjax.models import low_rank, prompted_lm, prompts
+from spjax.io.packs import PromptPack
+from spjax.models import decode, low_rank, prompted_lm, prompts
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.verbalizers import from_card
-from spjax.storage.packs import PromptPack
 from spjax.types import Batch, Params
 
 STEPS = 32  # points on the path of integrated gradients

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from spjax.encoders.audio import SAMPLE_RATE
 from spjax.evaluation.inside import Attribution, Similarity, symbol
 from spjax.evaluation.plots import png
-from spjax.speech2unit.audio import SAMPLE_RATE
 from spjax.tasks import Task
 
 _MOST_CLASSES = 60  # maximum rows of a heat map; further classes are not drawn

@@ -12,7 +12,7 @@ from etils import epath
 
 from spjax.evaluation import metrics
 from spjax.evaluation.markdown import cell, percent, shown, table
-from spjax.storage.files import write_file
+from spjax.io.files import write_file
 from spjax.tasks import BASELINES, METRICS
 
 _HEADER = (

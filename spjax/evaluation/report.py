@@ -21,7 +21,7 @@ from tqdm import tqdm
 from spjax.evaluation import metrics, plots
 from spjax.evaluation.markdown import cell, percent, shown, table
 from spjax.evaluation.outcome import Member, Predictions
-from spjax.storage.files import write_file
+from spjax.io.files import write_file
 from spjax.tasks import BASELINES, LOWER_IS_BETTER, METRICS, Task
 
 

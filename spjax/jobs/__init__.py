@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from spjax.config import Job, MethodsJob, PretrainJob, PromptJob, to_dict
+from spjax.io import places
 from spjax.jobs import comparing, methods, pretraining, prompting
 from spjax.jobs.inputs import ImportUnits
 from spjax.jobs.workdirs import settings_of
-from spjax.storage import places
-from spjax.training.agreement import agree
+from spjax.training.multihost_check import agree
 
 __all__ = ["ImportUnits", "run"]
 

@@ -10,11 +10,11 @@ import jax
 
 from spjax.config import CompareJob, PromptJob, to_dict
 from spjax.evaluation import compare
+from spjax.io import places
 from spjax.jobs import pretraining, prompting, task_data
 from spjax.jobs.inputs import ImportUnits, backbone
 from spjax.jobs.workdirs import refuse_another, say, write_json
-from spjax.storage import places
-from spjax.training.agreement import agree
+from spjax.training.multihost_check import agree
 
 
 def variant_of(job: CompareJob, name: str, workdir: str) -> PromptJob:

@@ -9,11 +9,11 @@ import jax
 
 from spjax.config import MethodsJob, PromptJob, to_dict
 from spjax.evaluation import method_table
+from spjax.io import unit_lms
 from spjax.jobs import pretraining, prompting, task_data
 from spjax.jobs.inputs import ImportUnits, import_absent
 from spjax.jobs.workdirs import read_json, refuse_another, say, write_json
-from spjax.storage import unit_lms
-from spjax.training.agreement import agree
+from spjax.training.multihost_check import agree
 
 RESULTS = "results.json"
 

@@ -13,13 +13,13 @@ from spjax import vocab
 from spjax.config import PretrainJob, PromptJob, to_dict
 from spjax.data.records import CARD
 from spjax.data.unit_set import UnitSet
+from spjax.encoders import prosody
+from spjax.io import assets, places, unit_lms
 from spjax.jobs import task_data
 from spjax.jobs.inputs import ImportUnits, backbone, made_by, read_split
 from spjax.jobs.workdirs import claim, refuse_another, say, whole
-from spjax.speech2unit import prosody
-from spjax.storage import assets, places, unit_lms
 from spjax.training import pretrain, sharding
-from spjax.training.agreement import agree
+from spjax.training.multihost_check import agree
 
 _log = logging.getLogger(__name__)
 

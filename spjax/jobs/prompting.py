@@ -16,6 +16,7 @@ from spjax.config import PromptJob, to_dict
 from spjax.data import plan as planning
 from spjax.data.records import CARD, Card, load_card
 from spjax.evaluation import report
+from spjax.io import assets, unit_lms
 from spjax.jobs import sweeping
 from spjax.jobs.baselines import make_baselines
 from spjax.jobs.inputs import ImportUnits
@@ -24,7 +25,6 @@ from spjax.jobs.task_report import kept_seeds, pack_place, write_report
 from spjax.jobs.workdirs import claim, refuse_another, say, there
 from spjax.models import prompts
 from spjax.models.prompts import REAL_STARTS
-from spjax.storage import assets, unit_lms
 from spjax.training import loop, masks, sharding, starts, train
 from spjax.types import Params
 

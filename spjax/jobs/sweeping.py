@@ -14,7 +14,7 @@ from etils import epath
 from spjax.config import SweepConfig, with_values
 from spjax.evaluation import metrics
 from spjax.evaluation.markdown import percent, shown, table
-from spjax.storage.files import write_file
+from spjax.io.files import write_file
 from spjax.training import optim, train
 
 

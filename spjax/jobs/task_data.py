@@ -15,12 +15,12 @@ from spjax.data import loader
 from spjax.data import plan as planning
 from spjax.data.records import Card
 from spjax.data.unit_set import UnitSet
-from spjax.evaluation import decode, metrics
+from spjax.evaluation import metrics
+from spjax.io import packs, unit_lms
 from spjax.jobs.inputs import ImportUnits, made_by, read_split
 from spjax.jobs.workdirs import say
-from spjax.models import unit_lm, verbalizers
+from spjax.models import decode, unit_lm, verbalizers
 from spjax.models.config import UnitLMConfig
-from spjax.storage import packs, unit_lms
 from spjax.tasks import LOWER_IS_BETTER, Task
 from spjax.training import masks, sharding, train
 

@@ -10,15 +10,16 @@ import jax
 import numpy as np
 
 from spjax.config import PromptJob, to_dict
-from spjax.evaluation import decode, outcome, report
+from spjax.evaluation import outcome, report
 from spjax.evaluation.published import published
+from spjax.io import pack_card, packs, unit_lms
 from spjax.jobs.baselines import baselines_path
 from spjax.jobs.inputs import backbone
 from spjax.jobs.task_data import LM, Place, TaskData
 from spjax.jobs.workdirs import read_json, say
+from spjax.models import decode
 from spjax.models.config import UnitLMConfig
 from spjax.models.prompts import member
-from spjax.storage import pack_card, packs, unit_lms
 from spjax.tasks import BASELINES, Task
 from spjax.training import masks, sharding, train
 

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from spjax import config
-from spjax.storage import files, places
+from spjax.io import files, places
 from spjax.training import sharding
-from spjax.training.agreement import agree
+from spjax.training.multihost_check import agree
 
 # Settings that may change when a run is resumed, since they do not affect results. Data and LM are compared by hash.
 _MAY_CHANGE = re.compile(

@@ -1,6 +1,6 @@
 """Configuration of a HuBERT encoder. The defaults are hubert_base: 94,370,816 parameters.
 
-In a module without the encoder, since storage and speech2unit both use it and do not import each other.
+In a module without the encoder, since storage and encoders both use it and do not import each other.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int, Key
 
 from spjax.models.config import UnitLMConfig
-from spjax.models.contract import contract
+from spjax.models.einsum import einsum
 from spjax.types import Params
 
 # Kernels grouped by input; kernels of the same input share one matmul with their concatenated A.
@@ -91,10 +91,10 @@ _FUSED_RANK = 16
 
 
 def _product(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """`contract` over arrays with a member axis n, which is dropped for a single member."""
+    """`einsum` over arrays with a member axis n, which is dropped for a single member."""
     if len(a) > 1:
-        return contract(spec, a, b, dtype)
-    return contract(spec.replace("n", ""), a[0], b[0], dtype)[None]
+        return einsum(spec, a, b, dtype)
+    return einsum(spec.replace("n", ""), a[0], b[0], dtype)[None]
 
 
 def _expand(low: jax.Array, rows: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int, Key
 
 from spjax.models import low_rank, prompts, streams, unit_lm
 from spjax.models.config import Compute, UnitLMConfig
-from spjax.models.contract import contract
+from spjax.models.einsum import einsum
 from spjax.models.low_rank import Lora
 from spjax.models.unit_lm import FLOAT32
 from spjax.types import KV, Batch, Params, Streams
@@ -204,5 +204,5 @@ def outputs(
         return logits
     matrix = prompts.rows_of(bank["verbalizer"], prompt_id, len(hidden))
     if matrix.shape[0] == 1:
-        return contract("bqv,cv->bqc", logits, matrix[0], jnp.dtype(jnp.float32))
-    return contract("bqv,bcv->bqc", logits, matrix, jnp.dtype(jnp.float32))
+        return einsum("bqv,cv->bqc", logits, matrix[0], jnp.dtype(jnp.float32))
+    return einsum("bqv,bcv->bqc", logits, matrix, jnp.dtype(jnp.float32))

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int, Key, Shaped
 from spjax import vocab
 from spjax.models import low_rank
 from spjax.models.config import Compute, UnitLMConfig
-from spjax.models.contract import contract
+from spjax.models.einsum import einsum
 from spjax.models.split_kernel import gathered, recomputed
 from spjax.models.verbalizers import Verbalizer
 from spjax.types import KV, Params
@@ -290,7 +290,7 @@ def projected(bank: Params, lm: Params, config: UnitLMConfig, compute: Compute) 
 
         def layer(p: jax.Array, weights: Params, lora: low_rank.Lora) -> jax.Array:
             full = gathered(weights)
-            x = contract("npd,de->npe", p, full["kernel"], compute.operand) + full["bias"]
+            x = einsum("npd,de->npe", p, full["kernel"], compute.operand) + full["bias"]
             return x + lora.up(name, lora.down("attention", p, 0, compute.operand), compute.operand)
 
         layer = recomputed(layer, weights)

@@ -13,7 +13,7 @@ from jaxtyping import Float, Key
 
 from spjax import vocab
 from spjax.models.config import Compute, ProsodyConfig, UnitLMConfig
-from spjax.models.contract import contract
+from spjax.models.einsum import einsum
 from spjax.types import Params, Streams
 
 NO_SPEECH = Streams(np.int32(0), np.float32(vocab.F0_BOS))  # input streams of separators, labels and the opening token
@@ -96,9 +96,7 @@ def heads(params: Params, hidden: Float[jax.Array, "B Q D"], compute: Compute) -
       hidden: float32 [B, Q, D], after the final norm.
       compute: operand dtype.
     """
-    return Streams(
-        *(contract("bqd,vd->bqv", hidden, params["heads"][name], compute.operand) for name in Streams._fields)
-    )
+    return Streams(*(einsum("bqd,vd->bqv", hidden, params["heads"][name], compute.operand) for name in Streams._fields))
 
 
 def losses(prosody: ProsodyConfig, predicted: Streams, targets: Streams) -> Streams:

@@ -19,7 +19,7 @@ from spjax import vocab
 from spjax.models import low_rank
 from spjax.models import streams as streams_of
 from spjax.models.config import Compute, UnitLMConfig
-from spjax.models.contract import contract
+from spjax.models.einsum import einsum
 from spjax.models.low_rank import Lora
 from spjax.models.split_kernel import gathered, recomputed
 from spjax.types import KV, Params, Streams
@@ -73,7 +73,7 @@ class Block(nn.Module):
 
     def _project(self, name: str, x: jax.Array, lora: Lora, low: jax.Array | None) -> jax.Array:
         weights = getattr(self, name)
-        y = contract("btd,de->bte", x, weights["kernel"], self.compute.operand) + weights["bias"]
+        y = einsum("btd,de->bte", x, weights["kernel"], self.compute.operand) + weights["bias"]
         return y + lora.up(name, low, self.compute.operand)
 
     def _heads(self, x: jax.Array) -> jax.Array:
@@ -126,7 +126,7 @@ class Block(nn.Module):
     def _attend(self, q: jax.Array, new: KV, prefix: Prefix, mask: jax.Array) -> jax.Array:
         # Blocks are not concatenated, and rows that share a block are grouped, so that neither the cache is copied in
         # every step nor a prompt for every row.
-        product = functools.partial(contract, dtype=self.compute.operand)
+        product = functools.partial(einsum, dtype=self.compute.operand)
         blocks = [block for block in (*blocks_of(prefix), new) if block.key.shape[2]]
         shared = lambda x, block: x.reshape(len(block.key), -1, *x.shape[1:])  # noqa: E731
         apart = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
@@ -202,7 +202,7 @@ def embed_tokens(params: Params, tokens: Int[jax.Array, "*columns"]) -> Float[ja
 
 def unembed(params: Params, hidden: Float[jax.Array, "B Q D"], compute: Compute = FLOAT32) -> Float[jax.Array, "B Q V"]:
     """Logits over the vocabulary, float32 [B, Q, V]; weights are tied to the embedding except in a multi-stream LM."""
-    return contract(
+    return einsum(
         "bqd,vd->bqv", hidden, params["heads"]["unit"] if "heads" in params else params["embed"], compute.operand
     )
 

@@ -15,11 +15,11 @@ import numpy as np
 from tqdm import tqdm
 
 from spjax import vocab
-from spjax.evaluation import decode
+from spjax.io import files
+from spjax.models import decode
 from spjax.models.config import UnitLMConfig
 from spjax.serving.frozen import KINDS
 from spjax.serving.scoring import Bank, Shape
-from spjax.storage import files
 from spjax.types import Batch, Params, Streams
 
 FORMAT = "spjax-served"

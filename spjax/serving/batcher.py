@@ -16,10 +16,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from spjax.encoders.audio import MIN_SAMPLES, SAMPLE_RATE, Audio
 from spjax.serving.limits import Limits, TooLargeError
 from spjax.serving.predictor import GROUP_SECONDS, SpeechPrompt
 from spjax.serving.uploads import read_upload
-from spjax.speech2unit.audio import MIN_SAMPLES, SAMPLE_RATE, Audio
 from spjax.types import Encoded
 
 MOST_ROWS = 256  # of a batch, an utterance and a task each: bounds how long the next requests wait

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from spjax.io import packs
+from spjax.io.packs import PromptPack
 from spjax.serving import scoring
 from spjax.serving.load import UnitLM, load_prompt, load_unit_lm
-from spjax.storage import packs
-from spjax.storage.packs import PromptPack
 from spjax.types import Encoded
 
 __all__ = ["UnitLM", "classify_units", "load_prompt", "load_unit_lm"]

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spjax.io import packs, unit_lms
+from spjax.io.packs import PromptPack
 from spjax.models import unit_lm
 from spjax.models.config import UnitLMConfig
-from spjax.storage import packs, unit_lms
-from spjax.storage.packs import PromptPack
 from spjax.types import Params, Streams
 
 

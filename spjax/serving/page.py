@@ -13,6 +13,7 @@ import urllib.parse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from spjax.encoders.audio import SAMPLE_RATE
 from spjax.evaluation import inside_plots
 from spjax.extras import needs
 from spjax.serving import explain, page_guard, tables
@@ -21,7 +22,6 @@ from spjax.serving.batcher import Batcher, Prediction, as_json
 from spjax.serving.limits import Limits
 from spjax.serving.predictor import SpeechPrompt
 from spjax.serving.uploads import MOST_FILES, PAGE, read_upload
-from spjax.speech2unit.audio import SAMPLE_RATE
 from spjax.types import Encoded
 
 if TYPE_CHECKING:

@@ -13,18 +13,18 @@ import numpy as np
 from tqdm import tqdm
 
 from spjax.compilation_cache import keep_programs
+from spjax.encoders import prosody
+from spjax.encoders.audio import SAMPLE_RATE, Audio, prepare, read_audio
+from spjax.encoders.encoder import Encoder, encode_waves, load_encoder
+from spjax.io import StorageError
+from spjax.io.banks import load_packs
+from spjax.io.packs import PromptPack, check_pack, load_pack
 from spjax.models.config import UnitLMConfig
 from spjax.serving import artefact, scoring
 from spjax.serving.frozen import quantize
 from spjax.serving.load import UnitLM, load_unit_lm
 from spjax.serving.scoring import Bank, Shape
 from spjax.serving.unit_checks import same_units
-from spjax.speech2unit import prosody
-from spjax.speech2unit.audio import SAMPLE_RATE, Audio, prepare, read_audio
-from spjax.speech2unit.encoder import Encoder, encode_waves, load_encoder
-from spjax.storage import StorageError
-from spjax.storage.banks import load_packs
-from spjax.storage.packs import PromptPack, check_pack, load_pack
 from spjax.tasks import Task
 from spjax.types import Encoded, Params
 
@@ -82,7 +82,7 @@ class SpeechPrompt:
           lm: a unit LM or multi-stream LM, or its directory.
           encoder: an encoder with a k-means; or "mfcc", "log_mel" or the directory of a HuBERT or Whisper; None to
             classify units only.
-          packs: packs or their directories by name; or a list of packs and of paths that `storage.load_packs` takes
+          packs: packs or their directories by name; or a list of packs and of paths that `io.load_packs` takes
             (packs, banks, directories of them, such as a job's), or one of these. The default name of a pack is its
             task's.
           kmeans: directory of the encoder's k-means, if `encoder` is a name or directory.

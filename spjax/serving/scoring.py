@@ -19,13 +19,12 @@ from tqdm import tqdm
 
 from spjax.data import loader
 from spjax.data.unit_set import UnitSet
-from spjax.evaluation import decode
-from spjax.evaluation.decode import LabelTree
-from spjax.models import low_rank, prompts
+from spjax.io.packs import PromptPack
+from spjax.models import decode, low_rank, prompts
 from spjax.models.config import UnitLMConfig
+from spjax.models.decode import LabelTree
 from spjax.models.verbalizers import from_card
 from spjax.serving.frozen import KINDS
-from spjax.storage.packs import PromptPack
 from spjax.tasks import Slot, Task
 from spjax.types import Batch, Encoded, Params, Streams
 

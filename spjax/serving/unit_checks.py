@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from spjax.encoders.encoder import Encoder
+from spjax.io import StorageError
+from spjax.io.packs import PromptPack
 from spjax.models.config import UnitLMConfig
-from spjax.speech2unit.encoder import Encoder
-from spjax.storage import StorageError
-from spjax.storage.packs import PromptPack
 
 
 def same_units(packs: Mapping[str, PromptPack], encoder: Encoder | None, config: UnitLMConfig) -> bool:

@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from spjax.encoders.audio import Audio, AudioError, read_stream
 from spjax.serving.limits import Limits, TooLargeError
-from spjax.speech2unit.audio import Audio, AudioError, read_stream
 
 MOST_FILES = 500  # of one table on the page
 PAGE = "/gradio_api/"  # in the paths of the page's requests

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 
-from spjax.storage import places
+from spjax.io import places
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from spjax.extras import needs
-from spjax.storage import files, places
+from spjax.io import files, places
 
 COPY_EVERY = 60.0  # minimum seconds between copies of the log to a bucket
 _log = logging.getLogger(__name__)

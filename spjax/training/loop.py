@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from spjax.training import checkpoints, sharding
 from spjax.training.log import Log
-from spjax.training.pace import Throughput
 from spjax.training.profile import Trace
 from spjax.training.speed import Cost
+from spjax.training.throughput import Throughput
 
 State = Any  # a tree of arrays
 

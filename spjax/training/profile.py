@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from spjax.storage import places
+from spjax.io import places
 
 SKIPPED = 10  # updates before the trace, in which most programs are compiled
 

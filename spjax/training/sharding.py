@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from spjax.io import unit_lms
 from spjax.models.config import UnitLMConfig
 from spjax.models.split_kernel import SplitKernel
-from spjax.storage import unit_lms
 from spjax.types import Batch
 
 # Mesh axes: batches are sharded over `data` and `shard`; kernels of the LM over `shard`, and all-gathered layer by

@@ -23,9 +23,8 @@ from tqdm import tqdm
 from spjax.data import bank_plan, loader
 from spjax.data import plan as planning
 from spjax.data.unit_set import UnitSet, join
-from spjax.evaluation import decode
 from spjax.evaluation.markdown import shown
-from spjax.models import low_rank, prompts
+from spjax.models import decode, low_rank, prompts
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.verbalizers import Verbalizer
 from spjax.training import loop, losses, masks, optim, sharding, speed

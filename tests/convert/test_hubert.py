@@ -17,9 +17,9 @@ import safetensors.numpy
 from spjax.convert import ConvertError
 from spjax.convert.__main__ import main
 from spjax.convert.hubert import FAIRSEQ, HUGGING_FACE, Dialect, import_hubert
+from spjax.io import files, read_encoder
 from spjax.models.hubert_config import HubertConfig
-from spjax.storage import files, read_encoder
-from tests.speech2unit.hubert_models import TINY, weights
+from tests.encoders.hubert_models import TINY, weights
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {

@@ -18,7 +18,7 @@ from spjax.convert import ConvertError, fairseq
 from spjax.convert.__main__ import main
 from spjax.convert.checkpoint import read_checkpoint
 from spjax.convert.options import parse, read_options
-from spjax.storage import read_unit_lm
+from spjax.io import read_unit_lm
 
 Write = Callable[..., Path]
 

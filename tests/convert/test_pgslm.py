@@ -13,8 +13,8 @@ from spjax.convert import ConvertError, fairseq
 from spjax.convert.__main__ import main
 from spjax.convert.fairseq import read_checkpoint
 from spjax.convert.pgslm import F0_BINS, import_pgslm, read_f0_edges
+from spjax.io import files, read_unit_lm, unit_lm_hash
 from spjax.models.config import ProsodyConfig, UnitLMConfig
-from spjax.storage import files, read_unit_lm, unit_lm_hash
 
 KINDS = ("discrete_prosody", "discrete_no_prosody", "continuous_prosody", "continuous_no_prosody")
 EDGES = np.linspace(-0.4, 0.5, 31)

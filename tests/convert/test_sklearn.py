@@ -24,7 +24,7 @@ from sklearn.decomposition import PCA
 from spjax.convert import ConvertError, sklearn
 from spjax.convert.__main__ import main
 from spjax.convert.sklearn import import_kmeans
-from spjax.storage import load_kmeans
+from spjax.io import load_kmeans
 
 RNG = np.random.default_rng(0)
 FRAMES = RNG.normal(size=(300, 5)).astype(np.float32)

@@ -18,9 +18,9 @@ import safetensors.numpy
 from spjax.convert import ConvertError
 from spjax.convert.__main__ import main
 from spjax.convert.whisper import import_whisper
-from spjax.storage import files, read_encoder
-from tests.speech2unit.hubert_models import save_peer
-from tests.speech2unit.whisper_models import TINY, peer, weights
+from spjax.io import files, read_encoder
+from tests.encoders.hubert_models import save_peer
+from tests.encoders.whisper_models import TINY, peer, weights
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {

@@ -32,15 +32,15 @@ from data_pipelines.manifests import read_user_data
 from data_pipelines.splits import BuildError
 from spjax.data.records import load_card, read_unit_records
 from spjax.data.tfrecords import RecordError
+from spjax.encoders.audio import read_audio
+from spjax.encoders.encoder import Encoder, encode, load_encoder
+from spjax.io import KMeans, load_kmeans, save_encoder, save_kmeans
+from spjax.io.encoders import hubert_shapes
+from spjax.io.files import unflatten
 from spjax.models.hubert_config import HubertConfig
-from spjax.speech2unit.audio import read_audio
-from spjax.speech2unit.encoder import Encoder, encode, load_encoder
-from spjax.storage import KMeans, load_kmeans, save_encoder, save_kmeans
-from spjax.storage.encoders import hubert_shapes
-from spjax.storage.files import unflatten
 from tests.data_pipelines.builders.raw_trees import distinct
 from tests.data_pipelines.corpus import COUNTS, TASK, make_corpus, tone
-from tests.speech2unit.bad_files import make_bad_files
+from tests.encoders.bad_files import make_bad_files
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,8 +11,8 @@ import soundfile
 from data_pipelines.clips import Clip
 from data_pipelines.extract import extract
 from spjax.data.records import read_unit_records
-from spjax.speech2unit.acoustic import MFCC, features
-from spjax.storage import KMeans, save_kmeans
+from spjax.encoders.acoustic import MFCC, features
+from spjax.io import KMeans, save_kmeans
 from tests.data_pipelines.corpus import TASK
 
 

@@ -13,12 +13,12 @@ import soundfile
 import spjax
 from data_pipelines import extract as extraction
 from spjax.data.records import load_card, read_unit_records
+from spjax.encoders.encoder import load_encoder
+from spjax.io import StorageError, load_kmeans, save_encoder, save_pack, save_unit_lm
 from spjax.predict import main as predict
-from spjax.speech2unit.encoder import load_encoder
-from spjax.storage import StorageError, load_kmeans, save_encoder, save_pack, save_unit_lm
 from tests.data_pipelines.corpus import tone
+from tests.encoders.whisper_models import TINY, weights
 from tests.serving import world
-from tests.speech2unit.whisper_models import TINY, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

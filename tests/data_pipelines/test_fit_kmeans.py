@@ -15,10 +15,10 @@ from data_pipelines.data_flags import DataSet
 from data_pipelines.fit_kmeans import fit_kmeans, fit_to, main
 from data_pipelines.splits import BuildError
 from spjax.data.records import load_card
-from spjax.speech2unit import kmeans as clustering
-from spjax.speech2unit.audio import AudioError, read_audio
-from spjax.speech2unit.encoder import Encoder, load_encoder
-from spjax.storage import load_kmeans
+from spjax.encoders import kmeans as clustering
+from spjax.encoders.audio import AudioError, read_audio
+from spjax.encoders.encoder import Encoder, load_encoder
+from spjax.io import load_kmeans
 from tests.data_pipelines.corpus import TASK, make_corpus, tone
 
 

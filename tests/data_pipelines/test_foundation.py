@@ -17,7 +17,7 @@ from configs import pretrain_tiny
 from data_pipelines import foundation, sentences, synthesize
 from data_pipelines.foundation import SpeechConfig
 from spjax.data.records import read_unit_records
-from spjax.storage import load_kmeans, read_unit_lm, save_unit_lm
+from spjax.io import load_kmeans, read_unit_lm, save_unit_lm
 from tests import toy
 from tests.conftest import Place
 

@@ -12,7 +12,7 @@ from data_pipelines.import_frames import import_frames, import_from, main
 from data_pipelines.splits import BuildError
 from spjax.data.records import load_card, read_unit_records
 from spjax.data.tfrecords import RecordError
-from spjax.speech2unit.units import expand
+from spjax.encoders.units import expand
 from spjax.tasks import TASKS
 from tests.data_pipelines.builders.raw_trees import write
 from tests.data_pipelines.builders.test_esd import plant as plant_esd

@@ -14,7 +14,7 @@ from data_pipelines import data_flags, extract, listing
 from data_pipelines.listing import copies, list_recordings
 from data_pipelines.manifests import read_folders
 from data_pipelines.splits import BuildError
-from spjax.speech2unit.audio import SUFFIXES
+from spjax.encoders.audio import SUFFIXES
 from tests.data_pipelines.builders.raw_trees import counts, distinct, everything, record, shared, sound
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from data_pipelines import espeak, spoken_tasks, synthesize
 from data_pipelines.synthesize import SynthesisConfig
-from spjax.speech2unit.prosody import log_f0
+from spjax.encoders.prosody import log_f0
 
 pytest.importorskip("espeakng_loader", reason="the demo's voice is optional (the extra demo)")
 

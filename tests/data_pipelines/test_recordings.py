@@ -21,16 +21,16 @@ from data_pipelines.sources import source_of
 from spjax import fetch, jobs, predict
 from spjax.config import parse
 from spjax.data.records import load_card
+from spjax.io import KMeans, files, save_kmeans, save_unit_lm
+from spjax.io.encoders import save_encoder
+from spjax.io.unit_lms import unit_lm_shapes
 from spjax.models import prompts, verbalizers
 from spjax.models.config import UnitLMConfig
-from spjax.storage import KMeans, files, save_kmeans, save_unit_lm
-from spjax.storage.encoders import save_encoder
-from spjax.storage.unit_lms import unit_lm_shapes
 from spjax.tasks import TASKS
 from tests import toy
 from tests.conftest import Place
 from tests.data_pipelines import corpus
-from tests.speech2unit.hubert_models import TINY, weights
+from tests.encoders.hubert_models import TINY, weights
 
 
 def classes(folder: Path, *names: str, clips: int = 5, ending: str = "wav", start: int = 0) -> Path:

@@ -12,7 +12,7 @@ from data_pipelines.builders import CLIPS, UNIT_TEXT
 from data_pipelines.clips import Clip
 from data_pipelines.splits import PROTOCOLS, BuildError
 from data_pipelines.tfds_builder import builder, builder_of
-from spjax.speech2unit.audio import AudioError
+from spjax.encoders.audio import AudioError
 from spjax.tasks import TASKS, Slot, Task
 
 TASK = Task("rooms", (Slot("action", ("on", "off")), Slot("room", ("none", "hall"))), "exact_match")

@@ -17,12 +17,12 @@ from matplotlib.image import imread
 from spjax.data.unit_set import UnitSet
 from spjax.evaluation import inside, inside_plots
 from spjax.inside import main
+from spjax.io import make_card, save_pack, save_unit_lm, unit_lm_hash
+from spjax.io.banks import save_bank
+from spjax.io.packs import PromptPack
 from spjax.models import verbalizers
 from spjax.models.config import ProsodyConfig, UnitLMConfig
 from spjax.models.prompts import PromptConfig, member
-from spjax.storage import make_card, save_pack, save_unit_lm, unit_lm_hash
-from spjax.storage.banks import save_bank
-from spjax.storage.packs import PromptPack
 from spjax.tasks import Slot, Task
 from spjax.types import Params
 from tests.models import tiny

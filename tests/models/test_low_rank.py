@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spjax.evaluation import decode
-from spjax.models import low_rank, prompted_lm, prompts, verbalizers
+from spjax.models import decode, low_rank, prompted_lm, prompts, verbalizers
 from spjax.models.prompts import PromptConfig
 from spjax.models.unit_lm import FLOAT32
 from spjax.training import losses, masks, optim

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import pytest
 from jax import export
 
-from spjax.evaluation import decode
-from spjax.models import unit_lm, verbalizers
+from spjax.models import decode, unit_lm, verbalizers
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.prompts import PromptConfig
 from spjax.tasks import TASKS

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from spjax import vocab
 from spjax.convert.pgslm import import_pgslm
 from spjax.data.unit_set import UnitSet
-from spjax.evaluation import decode
-from spjax.models import prompted_lm, streams, unit_lm, verbalizers
+from spjax.models import decode, prompted_lm, streams, unit_lm, verbalizers
 from spjax.models.config import Compute, ProsodyConfig, UnitLMConfig
 from spjax.models.prompts import PromptConfig
 from spjax.training import losses, pretrain

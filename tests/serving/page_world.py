@@ -8,11 +8,11 @@ import numpy as np
 import soundfile
 
 from spjax import SpeechPrompt
-from spjax.speech2unit.encoder import load_encoder
-from spjax.storage import KMeans, save_kmeans
+from spjax.encoders.encoder import load_encoder
+from spjax.io import KMeans, save_kmeans
 from spjax.tasks import Slot, Task
+from tests.encoders.hubert_models import speechlike
 from tests.serving import world
-from tests.speech2unit.hubert_models import speechlike
 
 NASTY = Task(
     "places",

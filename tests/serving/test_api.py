@@ -25,10 +25,10 @@ from spjax.serving.api import make_app
 from spjax.serving.batcher import Batcher
 from spjax.serving.limits import Limits
 from spjax.serving.uploads import read_upload
+from tests.encoders import bad_files
 from tests.serving import world
 from tests.serving.page_world import predictor as make_predictor
 from tests.serving.test_batcher import Held, upload
-from tests.speech2unit import bad_files
 
 httpx = pytest.importorskip("httpx", reason="httpx is a test dependency")
 pytest.importorskip("fastapi", reason="fastapi is in the extra serve")

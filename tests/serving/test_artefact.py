@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from spjax import SpeechPrompt
 from spjax.data import loader
 from spjax.data.unit_set import UnitSet
+from spjax.io import StorageError
 from spjax.serving import artefact, scoring
-from spjax.storage import StorageError
 from spjax.types import Encoded
 from tests.models.tiny import QUICK
 from tests.serving import world

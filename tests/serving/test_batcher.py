@@ -20,18 +20,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spjax import SpeechPrompt
+from spjax.encoders import libav
+from spjax.encoders.audio import Audio, AudioError, prepare
+from spjax.encoders.encoder import load_encoder
+from spjax.io import KMeans, save_encoder, save_kmeans
 from spjax.serving.batcher import Batcher, Prediction, QueueFullError, as_json
 from spjax.serving.limits import Limits, TooLargeError
 from spjax.serving.uploads import read_upload
-from spjax.speech2unit import libav
-from spjax.speech2unit.audio import Audio, AudioError, prepare
-from spjax.speech2unit.encoder import load_encoder
-from spjax.storage import KMeans, save_encoder, save_kmeans
 from spjax.types import Encoded
+from tests.encoders import bad_files, recordings
+from tests.encoders.hubert_models import TINY, speechlike, weights
 from tests.serving import world
 from tests.serving.page_world import predictor as make_predictor
-from tests.speech2unit import bad_files, recordings
-from tests.speech2unit.hubert_models import TINY, speechlike, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 LIMITS = Limits(timeout=600.0)
@@ -418,7 +418,7 @@ def test_a_batcher_needs_an_encoder_and_rows(predictor: SpeechPrompt):
 def test_an_hour_of_silence_is_refused_without_being_decoded(monkeypatch: pytest.MonkeyPatch):
     data = bad_files.encoded(np.zeros((16_000 * 3600, 1)), kind="FLAC")
     assert len(data) < 10_000_000 < 16_000 * 3600
-    monkeypatch.setattr("spjax.speech2unit.audio._read", lambda *_: pytest.fail("it was decoded"))
+    monkeypatch.setattr("spjax.encoders.audio._read", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(TooLargeError):
         read_upload(data, Limits())
     assert soundfile.info(io.BytesIO(data)).duration == 3600

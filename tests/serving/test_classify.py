@@ -12,9 +12,9 @@ import pytest
 
 import spjax
 from spjax.convert.fairseq import import_prompt, import_unit_lm
+from spjax.io.packs import PromptPack, StorageError, save_pack
+from spjax.io.unit_lms import save_unit_lm
 from spjax.models.config import UnitLMConfig
-from spjax.storage.packs import PromptPack, StorageError, save_pack
-from spjax.storage.unit_lms import save_unit_lm
 from tests import toy
 from tests.conftest import Place
 

@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 
 import spjax
 from spjax import SpeechPrompt
+from spjax.encoders.audio import Audio
+from spjax.encoders.encoder import Encoder, encode, load_encoder
+from spjax.io import KMeans, save_kmeans, save_pack, save_unit_lm
+from spjax.io.banks import save_bank
+from spjax.io.packs import PromptPack, StorageError
 from spjax.models.prompts import PromptConfig
 from spjax.serving import comparing, frozen, scoring
-from spjax.speech2unit.audio import Audio
-from spjax.speech2unit.encoder import Encoder, encode, load_encoder
-from spjax.storage import KMeans, save_kmeans, save_pack, save_unit_lm
-from spjax.storage.banks import save_bank
-from spjax.storage.packs import PromptPack, StorageError
+from tests.encoders.hubert_models import speechlike
 from tests.serving import world
-from tests.speech2unit.hubert_models import speechlike
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from spjax.io import PromptPack, make_card
+from spjax.io.unit_lms import unit_lm_hash
 from spjax.models import prompts, verbalizers
 from spjax.models.config import ProsodyConfig, UnitLMConfig
 from spjax.models.prompts import PromptConfig
 from spjax.serving.load import UnitLM
-from spjax.storage import PromptPack, make_card
-from spjax.storage.unit_lms import unit_lm_hash
 from spjax.tasks import Slot, Task
 from spjax.types import Encoded
 from tests.models import tiny

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 import spjax
 from spjax import vocab
 from spjax.data.unit_set import UnitSet
+from spjax.io import unit_lms
 from spjax.models import unit_lm
 from spjax.models.config import Compute, ProsodyConfig
-from spjax.storage import unit_lms
 from spjax.training import optim, pretrain
 from tests import toy
 from tests.models import tiny

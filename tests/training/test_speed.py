@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from spjax.training import loop, profile, speed
-from spjax.training.pace import Throughput
 from spjax.training.speed import Cost
+from spjax.training.throughput import Throughput
 
 
 def test_flops_are_those_that_xla_counts() -> None:

@@ -29,8 +29,7 @@ def _measure(trainable: str, dtype: str, remat: bool, lr: float, model: int, sha
 
     from spjax.data import loader
     from spjax.data import plan as planning
-    from spjax.evaluation import decode
-    from spjax.models import unit_lm, verbalizers
+    from spjax.models import decode, unit_lm, verbalizers
     from spjax.models.config import Compute, UnitLMConfig
     from spjax.models.prompts import PromptConfig
     from spjax.training import losses, masks, optim, sharding, train

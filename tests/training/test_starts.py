@@ -13,8 +13,7 @@ import pytest
 
 from spjax.data import loader
 from spjax.data.unit_set import UnitSet
-from spjax.evaluation import decode
-from spjax.models import prompted_lm, prompts, streams, unit_lm, verbalizers
+from spjax.models import decode, prompted_lm, prompts, streams, unit_lm, verbalizers
 from spjax.models.config import Compute, ProsodyConfig, UnitLMConfig
 from spjax.models.prompts import PromptConfig
 from spjax.training import losses, masks, pooling, sharding, starts, train

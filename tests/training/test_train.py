@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from spjax.data import loader
 from spjax.data.unit_set import UnitSet
-from spjax.evaluation import decode
-from spjax.models import low_rank, prompts, verbalizers
+from spjax.models import decode, low_rank, prompts, verbalizers
 from spjax.models.config import Compute
 from spjax.models.prompts import PromptConfig
 from spjax.tasks import Slot, Task
