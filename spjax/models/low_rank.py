@@ -205,7 +205,7 @@ def targets_of(tree: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(target for target in TARGETS if f"{target}_a" in tree)
 
 
-def scaled(bank: Params, scales: float | Sequence[float] | Float[jax.Array, "#N"]) -> Params:
+def scaled(bank: Params, scales: float | Sequence[float] | Float[jax.Array, ...]) -> Params:
     """Multiply every B by its member's alpha / rank. The result is for the forward pass, not to be trained or stored.
 
     Args:

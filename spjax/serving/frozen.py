@@ -32,7 +32,7 @@ class Int8Kernel:
 
     def astype(self, dtype: Any) -> jax.Array:
         """Dequantize to the operands' type: [..., in, out]."""
-        with needs("quant", "--compute=int8"):
+        with needs("quant", "int8"):
             import qwix
 
         return qwix.dequantize(self.quantised).astype(dtype)
@@ -59,7 +59,7 @@ def quantize(params: Params, kind: str) -> Params:
     def kernel(leaf: jax.Array) -> Any:
         if kind == "bfloat16":
             return leaf.astype(jnp.bfloat16)
-        with needs("quant", "--compute=int8"):
+        with needs("quant", "int8"):
             import qwix
 
         channels = (0, leaf.ndim - 1)  # a scale for each layer and output channel

@@ -16,6 +16,7 @@ pytest.importorskip("espeakng_loader", reason="the voice is optional (the extra 
 from configs import pretrain_tiny
 from data_pipelines import foundation, sentences, synthesize
 from data_pipelines.foundation import SpeechConfig
+from spjax.config import parse
 from spjax.data.records import read_unit_records
 from spjax.io import load_kmeans, read_unit_lm, save_unit_lm
 from tests import toy
@@ -113,7 +114,7 @@ def test_records_of_some_kinds_and_the_bundled_assets(tmp_path: Path):
     save_unit_lm(tmp_path / "lm", toy.LM, toy.tiny_lm(seed=7), provenance)
     epoch = {f"valid/{kind}/perplexity": 9.5 for kind in foundation.KINDS} | {"valid/nll": 2.25, "time": 7200.0}
     (tmp_path / "log.jsonl").write_text(json.dumps({"time": 0.0}) + "\n" + json.dumps(epoch) + "\n")
-    foundation.write_assets(config, str(tmp_path))
+    foundation.write_assets(parse(config), str(tmp_path))
     _, _, info = read_unit_lm(tmp_path / "assets" / "lm")
     readme = (tmp_path / "assets" / "README.md").read_text(encoding="utf-8")
     assert load_kmeans(tmp_path / "assets" / "kmeans").id == kmeans.id
@@ -149,11 +150,11 @@ def test_an_invalid_config_is_refused(tmp_path: Path, change, message: str):
     config = pretrain_tiny.get_config()
     config.update(change)
     with pytest.raises(ValueError, match=message):
-        foundation.source(config, str(tmp_path))
+        foundation.source(parse(config), str(tmp_path))
     with pytest.raises(ValueError, match="is in a bucket"):
-        foundation.source(pretrain_tiny.get_config(), "gs://bucket/run")
+        foundation.source(parse(pretrain_tiny.get_config()), "gs://bucket/run")
     with pytest.raises(ValueError, match="pretrain a unit LM"):
-        foundation.source(pretrain_tiny.get_config("backbone=pgslm"), str(tmp_path))
+        foundation.source(parse(pretrain_tiny.get_config("backbone=pgslm")), str(tmp_path))
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -245,7 +246,9 @@ def test_published_models_get_an_adapter_of_less_than_150_000_numbers(raw: Path)
     config, _ = planned("fsc", Path("run"), raw=raw)
     assert config.lm == str(home / "unit_lm")
     shape, verbalizer = config.prompt, verbalizers.learnable(TASKS["fsc"], gslm.vocab_size)
-    member = jax.eval_shape(lambda rng: prompts.init_member(rng, shape, gslm, verbalizer, None), jax.random.key(0))
+    member = jax.eval_shape(
+        lambda rng: prompts.init_member(rng, shape, gslm, verbalizer, jnp.zeros((104, 1024))), jax.random.key(0)
+    )
     assert 98_304 < sum(leaf.size for leaf in member.values()) < 150_000
     mine = {"prompt.length": 5, "prompt.rank": 0, "optim.lr": 1e-2}
     config, _ = planned("fsc", Path("run"), mine, raw=raw)

@@ -461,4 +461,4 @@ def test_a_cluster_provides_the_process_ids(
 def test_a_coordinator_alone_is_not_enough(place: Place) -> None:
     code, printed = place.run("fsc", "--coordinator=localhost:1")
     assert code == 1
-    assert "error: --coordinator=localhost:1 requires --processes (their number) and --process_id" in printed
+    assert "error: --coordinator=localhost:1 requires --processes (their number) and --process-id" in printed

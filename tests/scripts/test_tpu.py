@@ -78,7 +78,7 @@ def test_shellcheck_finds_nothing() -> None:
     program = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if program is None:
         pytest.skip("there is no shellcheck (the extra dev)")
-    files = [path for path in (ROOT / "scripts").rglob("*") if path.is_file()]
+    files = [path for path in (ROOT / "scripts").rglob("*") if path.is_file() and path.suffix != ".py"]
     done = subprocess.run([program, "-x", *files], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout
 
@@ -424,4 +424,4 @@ def test_runs_of_the_runbook_have_flags_that_there_are() -> None:
         if flag.startswith("config."):
             assert flag.removeprefix("config.") in config
         else:
-            assert f"--{flag}:" in told.stdout
+            assert f"  --{flag}=" in told.stdout
