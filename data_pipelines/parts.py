@@ -30,6 +30,7 @@ from data_pipelines.clips import Clip
 from spjax.encoders.audio import SAMPLE_RATE, AudioError, read_audio
 from spjax.encoders.encoder import Segments, encode_waves
 from spjax.io import KMeans, load_kmeans
+from spjax.io.files import write_file
 
 CLIPS_PER_PART = 64
 LAYOUT = 4  # version of the part files; parts of other versions are not reused
@@ -121,7 +122,7 @@ class Part(NamedTuple):
 def save_job(folder: epath.Path, job: Job) -> str:
     """Writes a job into its folder under a unique name and returns the file's path."""
     path = folder / f"job-{uuid.uuid4().hex}.json"
-    _write(path, json.dumps(dataclasses.asdict(job)).encode())
+    write_file(path, json.dumps(dataclasses.asdict(job)).encode())
     return os.fspath(path)
 
 
@@ -217,9 +218,9 @@ def make_part(element: tuple[str, int]) -> None:
         part = encode_part(job, encoder, number)
     content = io.BytesIO()
     np.savez(content, **part._asdict())
-    _write(path, content.getvalue())
+    write_file(path, content.getvalue())
     if job.stop and any(part.refused):
-        _write(epath.Path(job.stop), b"")
+        write_file(epath.Path(job.stop), b"")
 
 
 @functools.lru_cache(maxsize=1)
@@ -291,13 +292,6 @@ def encode_part(job: Job, encoder: Any, number: int) -> Part:
     counts = np.asarray([len(stream[0]) for stream in streams], np.int32)
     messages = np.asarray(refused), np.asarray(repaired)
     return Part(counts, units, durations, f0, voiced, rates, seconds, *messages, files)
-
-
-def _write(path: epath.Path, content: bytes) -> None:
-    """Writes atomically: two workers may make the same part, and either may be killed at any time."""
-    fresh = path.parent / f".{path.name}.{uuid.uuid4().hex}"
-    fresh.write_bytes(content)
-    fresh.replace(path)
 
 
 def clips_hash(clips: Sequence[Clip]) -> str:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from data_pipelines import frames
 from data_pipelines.clips import Clip, Splits
 from data_pipelines.splits import BuildError, checked, is_file, read_text
+from spjax.io.files import write_file
 from spjax.tasks import Slot, Task
 
 CARD = "splits.json"
@@ -113,7 +114,7 @@ def write_splits(
             raise BuildError(f"{folder}: {lacking[0]} was not inspected: inspect every file of the splits first")
         lines = [json.dumps(clip._asdict() | files[clip.path]._asdict(), ensure_ascii=False) for clip in clips]
         content = "".join(line + "\n" for line in lines).encode()
-        _write(folder / f"{split}.jsonl", content)
+        write_file(folder / f"{split}.jsonl", content)
         digests[split] = hashlib.sha256(content).hexdigest()
     card = {
         "format": FORMAT,
@@ -124,7 +125,7 @@ def write_splits(
         "counts": {split: len(clips) for split, clips in splits.items()},
         "sha256": digests,
     }
-    _write(folder / CARD, (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
+    write_file(folder / CARD, (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_splits(directory: epath.PathLike) -> Manifest:
@@ -203,9 +204,3 @@ def _inspect(path: epath.Path) -> FileFacts:
     except (soundfile.SoundFileError, TypeError):
         known = (None, None)
     return FileFacts(hashlib.sha256(content).hexdigest(), len(content), *known)
-
-
-def _write(path: epath.Path, content: bytes) -> None:
-    fresh = path.parent / f".{path.name}.tmp"
-    fresh.write_bytes(content)
-    fresh.replace(path)
