@@ -162,8 +162,6 @@ class PromptJob:
             raise ValueError(f"combinations is {self.combinations!r}, must be seen or all")
         if self.overlength not in ("error", "cut", "drop"):
             raise ValueError(f"overlength is {self.overlength!r}, must be error, cut or drop")
-        if self.overlength not in ("error", "cut", "drop"):
-            raise ValueError(f"overlength is {self.overlength!r}, must be error, cut or drop")
         if self.few_shot < 0:
             raise ValueError(f"few_shot is {self.few_shot}, must be positive, or 0 for all utterances")
         if self.verbalizer not in verbalizers.KINDS:
@@ -279,49 +277,52 @@ def _path(value: str, name: str) -> str:
         raise ValueError(f"--config.{name}: {error}") from error
 
 
-def _made(kind: type, settings: dict[str, Any], part: str = "") -> Any:
-    """A dataclass of the settings, except `job`; names those that it does not have."""
-    settings = {name: value for name, value in settings.items() if name != "job"}
+def _settings(kind: type, config: Mapping[str, Any], part: str = "") -> dict[str, Any]:
+    """The settings of a config except `job`, if they are those of the dataclass `kind`.
+
+    Raises:
+      ValueError: one is unknown or missing; `part` is the prefix of its name.
+    """
+    settings = {name: value for name, value in config.items() if name != "job"}
     fields = {field.name: field for field in dataclasses.fields(kind)}
     if unknown := settings.keys() - fields.keys():
         raise ValueError(f"the config has {part}{min(unknown)}, which is no setting of this job: remove it")
     missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in settings]
     if missing:
         raise ValueError(f"the config has no {part}{missing[0]}: add it (configs/defaults.py has its usual value)")
-    return kind(**settings)
+    return settings
+
+
+def _groups(kinds: Mapping[str, type], settings: Mapping[str, Any], part: str = "") -> dict[str, Any]:
+    """A dataclass for each group of settings."""
+    return {name: kind(**_settings(kind, settings[name], f"{part}{name}.")) for name, kind in kinds.items()}
 
 
 def _pretrain(config: ConfigDict, part: str = "") -> PretrainJob:
-    settings = config.to_dict()
+    settings = _settings(PretrainJob, config.to_dict(), part)
     settings["data"] = _path(settings["data"], f"{part}data")
     settings["tasks"] = tuple(settings["tasks"])
-    kinds = {"lm": UnitLMConfig, "compute": Compute, "pretrain": PretrainConfig, "optim": OptimConfig}
-    made: PretrainJob = _made(
-        PretrainJob, settings | {name: kind(**settings[name]) for name, kind in kinds.items()}, part
-    )
-    return made
+    kinds: dict[str, type] = {"lm": UnitLMConfig, "compute": Compute, "pretrain": PretrainConfig, "optim": OptimConfig}
+    return PretrainJob(**settings | _groups(kinds, settings, part))
 
 
 def _prompt(config: ConfigDict) -> PromptJob:
-    settings = config.to_dict()
+    settings = _settings(PromptJob, config.to_dict())
     for name in ("data", "lm", "start_from"):
         settings[name] = settings[name] and _path(settings[name], name)
-    kinds = {
+    kinds: dict[str, type] = {
         "compute": Compute, "prompt": PromptConfig, "loss": LossConfig, "optim": OptimConfig, "sweep": SweepConfig,
         "train": TrainConfig,
     }  # fmt: skip
     if settings["reference"]:
-        published: Any = reference.protocol(TrainConfig(**settings["train"]))
+        published: Any = reference.protocol(TrainConfig(**_settings(TrainConfig, settings["train"], "train.")))
         names = ("prompt", "loss", "optim", "train")
         settings |= {name: dataclasses.asdict(part) for name, part in zip(names, published, strict=True)}
     if settings["start_from"]:  # the pack determines the shape
         start = packs.load_pack(settings["start_from"])
         settings["prompt"] |= {**shape_of(start.params), **start.card.get("lora", {})}
-    parts = {name: kind(**settings[name]) for name, kind in kinds.items()}
-    made: PromptJob = _made(
-        PromptJob, {**settings, **parts, "pretraining": _pretrain(config.pretraining, "pretraining.")}
-    )
-    return made
+    settings["pretraining"] = _pretrain(config.pretraining, "pretraining.")
+    return PromptJob(**settings | _groups(kinds, settings))
 
 
 # Settings that variants may not override.

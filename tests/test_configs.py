@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from ml_collections import ConfigDict
 
-from configs import defaults, demo_prosody
+from configs import defaults, demo_prosody, fsc
 from spjax.config import parse
 from spjax.jobs import comparing
 from spjax.models.config import ProsodyConfig, UnitLMConfig
@@ -93,3 +95,20 @@ def test_the_prosody_demo_compares_lms_that_differ_in_prosody_alone() -> None:
     assert [name for name, one in variants.items() if one.baselines] == ["units"]
     assert {one.lm for one in variants.values()} == {f"runs/x/{name}/ulm/lm" for name in lms}
     assert len({str(one.train) + str(one.prompt) + str(one.optim) for one in variants.values()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda config: config.prompt.update(ranks=3), "the config has prompt.ranks, which is no setting of this job"),
+        (lambda config: config.update(sampling=1), "the config has sampling, which is no setting of this job"),
+        (lambda config: config.pretraining.lm.update(depth=3), "the config has pretraining.lm.depth, which is no"),
+        (lambda config: config.__delattr__("data"), "the config has no data: add it"),
+        (lambda config: config.pretraining.__delattr__("optim"), "the config has no pretraining.optim: add it"),
+    ],
+)
+def test_unknown_and_missing_settings_are_named(change: Callable[[ConfigDict], None], message: str) -> None:
+    config = fsc.get_config()
+    change(config)
+    with pytest.raises(ValueError, match=message):
+        parse(config)

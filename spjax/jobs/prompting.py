@@ -40,7 +40,7 @@ def check_devices(job: PromptJob) -> None:
 
 
 def inputs_of(lm_hash: str, cards: Iterable[Card]) -> dict[str, Any]:
-    """Identity of the LM and the records, for the job.json of a prompt job."""
+    """Identity of the LM and the records, for the config.json of a prompt job."""
     shards = [shard.sha256 for card in cards for shard in itertools.chain(*card.shards.values())]
     return {"lm_hash": lm_hash, "units": shards}
 

@@ -166,6 +166,8 @@ def refused(status: int, sentence: str, headers: Mapping[str, str] | None = None
     from fastapi.responses import JSONResponse
 
     more = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
+    if status == 408:
+        more["Connection"] = "close"  # a slow client would go on sending
     return JSONResponse({"error": sentence}, status, {**more, **(headers or {})})
 
 
