@@ -16,7 +16,7 @@ import jax
 from data_pipelines import synthesize
 from data_pipelines.extract import Wanted, extract_all
 from data_pipelines.source import Source, best_pack
-from spjax.config import CompareJob, PromptJob
+from spjax.config import CompareJob, PromptJob, checked
 from spjax.encoders.encoder import encode, load_encoder
 from spjax.io import assets, places
 from spjax.jobs import comparing
@@ -35,7 +35,8 @@ def source(job: PromptJob | CompareJob, workdir: str) -> Source:
     if places.is_remote(workdir):
         raise ValueError(f"--workdir={workdir} is in a bucket, but speech is synthesised locally: give a local one")
     one = job.common if isinstance(job, CompareJob) else job
-    synthesis = synthesize.SynthesisConfig(**(one.synthesis or {}))
+    given = checked(synthesize.SynthesisConfig, one.synthesis or {}, "synthesis.")
+    synthesis = synthesize.SynthesisConfig(**given)
     tasks = one.tasks
     data = os.path.join(workdir, one.data, *(tasks if len(tasks) == 1 else ()))
     if one.lm not in assets.NAMES:

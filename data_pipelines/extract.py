@@ -49,6 +49,7 @@ from spjax import paths
 from spjax.command_line import Parser, output
 from spjax.data.records import Card, check_free, write_unit_records
 from spjax.data.tfrecords import RecordError
+from spjax.extras import require
 from spjax.io import assets, places
 from spjax.tasks import Task
 
@@ -140,9 +141,11 @@ def extract_all(
       BuildError: a split without clips, a duplicate clip, or labels that are not in the task.
       RecordError: no clip of a split can be used.
       ValueError: the encoder or its k-means cannot be used.
+      MissingExtraError: TensorFlow Datasets is not installed.
     """
     if not wanted:
         return []
+    require("data", "writing unit records", "tensorflow_datasets")
     _check_workers(runner, workers, options)
     encoder, kmeans = assets.find_encoder(encoder, kmeans)
     # absolute: workers may run in another directory

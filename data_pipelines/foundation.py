@@ -29,7 +29,7 @@ from data_pipelines import espeak, sentences, spoken_tasks, synthesize
 from data_pipelines.source import Source
 from data_pipelines.spoken_tasks import Line
 from spjax import process
-from spjax.config import PretrainJob
+from spjax.config import PretrainJob, checked
 from spjax.data.records import Utterance, write_unit_records
 from spjax.encoders.encoder import Encoder, load_encoder
 from spjax.encoders.units import merge
@@ -193,11 +193,11 @@ def source(job: PretrainJob, workdir: str) -> Source:
         raise ValueError("config.lm has prosody, but this speech has no f0: pretrain a unit LM (backbone=gslm)")
     if unknown := sorted(set(job.tasks) - set(KINDS)):
         raise ValueError(f"config.tasks has {', '.join(unknown)}: choose among {', '.join(KINDS)}")
-    speech = SpeechConfig(**(job.speech or {}))
+    speech = SpeechConfig(**checked(SpeechConfig, job.speech or {}, "speech."))
     return Source(
         dataclasses.replace(job, data=os.path.join(workdir, "units")),
         lambda kind, directory: records(workdir, kind, directory, speech),
-        lambda: write_assets(job, workdir),
+        lambda: write_assets(job, speech, workdir),
     )
 
 
@@ -272,7 +272,7 @@ def _utterances(folder: str, parts: list[int], split: str, kind: str, task: Task
 # ---- bundled assets
 
 
-def write_assets(job: PretrainJob, workdir: str) -> None:
+def write_assets(job: PretrainJob, speech: SpeechConfig, workdir: str) -> None:
     """Writes the content of spjax/assets/tiny to WORKDIR/assets: LM in bfloat16, k-means, log and README."""
     import jax
 
@@ -289,7 +289,7 @@ def write_assets(job: PretrainJob, workdir: str) -> None:
     facts = {
         "unit LM": f"{lm_config.num_params:,} parameters, bfloat16, hash {identity}",
         "k-means": f"{CLUSTERS} clusters of {ENCODER}, hash {kmeans.hash}",
-        **_amounts(workdir, SpeechConfig(**(job.speech or {}))),
+        **_amounts(workdir, speech),
         "made with": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("espeakng-loader", "numpy")),
     }
     rows = [json.loads(line) for line in log.splitlines()]

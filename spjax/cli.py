@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 
-from spjax import process
 from spjax.command_line import nearest
 
 USAGE = """usage: spjax COMMAND [--flag=value ...]
@@ -20,14 +20,13 @@ COMMANDS = {
     "serve": ("spjax.serve", "a web page and an HTTP API"),
     "packs": ("spjax.packs", "show, merge, split, push and pull prompt packs"),
     "inspect": ("spjax.inside", "interpret trained prompts: tables and plots"),
-    "convert": ("spjax.convert.__main__", "import models of fairseq, Hugging Face and scikit-learn"),
+    "convert": ("spjax.convert", "import models of fairseq, Hugging Face and scikit-learn"),
     "fetch": ("spjax.fetch", "download published models and data sets"),
     "extract": ("data_pipelines.extract", "recordings to unit records"),
     "import-units": ("data_pipelines.import_units", "unit text to unit records"),
     "fit-kmeans": ("data_pipelines.fit_kmeans", "fit a k-means to the features of an encoder"),
     "leaks": ("data_pipelines.leaks", "find recordings and speakers that are in several splits"),
 }
-_HUGE_PAGES = ("train", "predict", "serve")
 
 
 def main() -> None:
@@ -42,11 +41,7 @@ def main() -> None:
         print("\n".join([USAGE, "commands:", *listed, "", "spjax COMMAND --help has the flags of a command"]))
         return
     if name not in COMMANDS:
-        sys.exit(_refused(name))
+        print(f"error: no command {name}{nearest(name, list(COMMANDS))}", file=sys.stderr)
+        sys.exit(2)
     sys.argv = [f"spjax {name}", *rest]
-    process.run(COMMANDS[name][0], huge_pages=name in _HUGE_PAGES)
-
-
-def _refused(name: str) -> int:
-    print(f"error: no command {name}{nearest(name, list(COMMANDS))}", file=sys.stderr)
-    return 2
+    runpy.run_module(COMMANDS[name][0], run_name="__main__")

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 
 from spjax import paths
 
+_TEXTS = ("prog", "usage", "description", "epilog")
+
 
 class Parser(argparse.ArgumentParser):
     """`argparse.ArgumentParser` without abbreviations, whose errors are one sentence with exit status 2.
@@ -21,8 +23,10 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **settings: Any) -> None:
-        if sys.argv[0].startswith("spjax ") and settings.get("prog", "").startswith("python -m"):
-            settings["prog"] = sys.argv[0]  # set by `spjax.cli`
+        if sys.argv[0].startswith("spjax "):  # called by `spjax.cli`
+            called = settings.get("prog", "")
+            texts = {name: text for name, text in settings.items() if name in _TEXTS and text}
+            settings |= {name: text.replace(called, sys.argv[0]) for name, text in texts.items() if called}
         super().__init__(allow_abbrev=False, **settings)
         self.add_argument("--helpfull", action="help", help=argparse.SUPPRESS)
 

@@ -277,7 +277,7 @@ def _path(value: str, name: str) -> str:
         raise ValueError(f"--config.{name}: {error}") from error
 
 
-def _settings(kind: type, config: Mapping[str, Any], part: str = "") -> dict[str, Any]:
+def checked(kind: type, config: Mapping[str, Any], part: str = "") -> dict[str, Any]:
     """The settings of a config except `job`, if they are those of the dataclass `kind`.
 
     Raises:
@@ -295,11 +295,11 @@ def _settings(kind: type, config: Mapping[str, Any], part: str = "") -> dict[str
 
 def _groups(kinds: Mapping[str, type], settings: Mapping[str, Any], part: str = "") -> dict[str, Any]:
     """A dataclass for each group of settings."""
-    return {name: kind(**_settings(kind, settings[name], f"{part}{name}.")) for name, kind in kinds.items()}
+    return {name: kind(**checked(kind, settings[name], f"{part}{name}.")) for name, kind in kinds.items()}
 
 
 def _pretrain(config: ConfigDict, part: str = "") -> PretrainJob:
-    settings = _settings(PretrainJob, config.to_dict(), part)
+    settings = checked(PretrainJob, config.to_dict(), part)
     settings["data"] = _path(settings["data"], f"{part}data")
     settings["tasks"] = tuple(settings["tasks"])
     kinds: dict[str, type] = {"lm": UnitLMConfig, "compute": Compute, "pretrain": PretrainConfig, "optim": OptimConfig}
@@ -307,7 +307,7 @@ def _pretrain(config: ConfigDict, part: str = "") -> PretrainJob:
 
 
 def _prompt(config: ConfigDict) -> PromptJob:
-    settings = _settings(PromptJob, config.to_dict())
+    settings = checked(PromptJob, config.to_dict())
     for name in ("data", "lm", "start_from"):
         settings[name] = settings[name] and _path(settings[name], name)
     kinds: dict[str, type] = {
@@ -315,7 +315,7 @@ def _prompt(config: ConfigDict) -> PromptJob:
         "train": TrainConfig,
     }  # fmt: skip
     if settings["reference"]:
-        published: Any = reference.protocol(TrainConfig(**_settings(TrainConfig, settings["train"], "train.")))
+        published: Any = reference.protocol(TrainConfig(**checked(TrainConfig, settings["train"], "train.")))
         names = ("prompt", "loss", "optim", "train")
         settings |= {name: dataclasses.asdict(part) for name, part in zip(names, published, strict=True)}
     if settings["start_from"]:  # the pack determines the shape
@@ -388,7 +388,7 @@ def _methods(config: ConfigDict) -> MethodsJob:
                 runs[task][method] = _prompt(one)
             except ValueError as error:
                 raise ValueError(f"{method} on {task}: {error}") from error
-    return MethodsJob(config.task, config.method, TrainConfig(**config.train.to_dict()).seeds, runs)
+    return MethodsJob(config.task, config.method, tuple(config.train.seeds), runs)
 
 
 def _without(config: ConfigDict, *names: str) -> ConfigDict:
@@ -405,7 +405,8 @@ def _overridden(config: ConfigDict, settings: dict[str, Any]) -> ConfigDict:
     try:
         config.update(settings)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(str(error.args[0])) from error
+        # Without the list of all fields that ConfigDict adds to the name of an unknown one.
+        raise ValueError(re.sub(r"Other fields present: .*\n", "", str(error.args[0]))) from error
     return config
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 
 
@@ -28,3 +29,10 @@ def needs(extra: str, purpose: str) -> Iterator[None]:
             f"{purpose} needs the extra {extra} ({error}): python -m pip install 'spjax[{extra}]', or '.[{extra}]' in "
             "a checkout"
         ) from error
+
+
+def require(extra: str, purpose: str, package: str) -> None:
+    """Raise MissingExtraError if a package of an extra is not installed, without importing it: before long work."""
+    with needs(extra, purpose):
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}")

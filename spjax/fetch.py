@@ -37,7 +37,7 @@ CACHE = "~/.cache/spjax"
 ENCODER, LAYER = "hubert_base_ls960", 6  # of the published k-means
 DOWNLOADS, RECORD = "downloads", "fetched.json"
 
-_F0_BINS = 32  # of the published discrete pGSLM
+_F0_COUNT = 32  # f0 bins of the published discrete pGSLM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +206,7 @@ def _make_pgslm(file: File, path: Path, target: Path) -> None:
 
 
 def _keep_f0_bins(file: File, path: Path, target: Path) -> None:
-    read_f0_edges(path, _F0_BINS)
+    read_f0_edges(path, _F0_COUNT)
     if path != target:
         write_file(target, path.read_bytes())
 

@@ -13,7 +13,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from spjax.data import records
 from spjax.data.unit_set import UnitSet
 from spjax.evaluation import inside, inside_plots
 from spjax.io import StorageError, banks, check_pack, places, read_unit_lm
-from spjax.io.packs import PromptPack
+from spjax.io.packs import PromptPack, check_units, unit_source
 from spjax.models.config import UnitLMConfig
 
 
@@ -55,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _utterances(options: argparse.Namespace, config: UnitLMConfig) -> tuple[str | None, list[tuple[str, UnitSet]]]:
+def _utterances(
+    options: argparse.Namespace, config: UnitLMConfig, packs: Mapping[str, PromptPack]
+) -> tuple[str | None, list[tuple[str, UnitSet]]]:
     """The records' task (None for given units), and the utterances to explain, by name."""
     if options.units is not None:
         if config.prosody:
@@ -70,6 +72,11 @@ def _utterances(options: argparse.Namespace, config: UnitLMConfig) -> tuple[str 
     if options.data is None:
         return None, []
     split, card = records.read_unit_records(options.data, options.split)
+    made = unit_source({name: getattr(card, name) for name in ("encoder", "layer", "kmeans", "merged")})
+    fix = "Give records of the units that the pack was trained on."
+    for name, pack in packs.items():
+        if pack.card["task"] == card.task.name:
+            check_units(f"prompt pack {name!r}", unit_source(pack.card), options.data, made, fix)
     if config.prosody and split.f0 is None:
         raise ValueError(
             f"{options.data} holds no f0, which a multi-stream LM needs: extract the recordings with --f0 of "
@@ -101,7 +108,7 @@ def look(options: argparse.Namespace) -> str:
             check_pack(pack, info["hash"], config)
         except StorageError as error:
             raise StorageError(f"{options.packs}, {name}: {error}") from error
-    task, utterances = _utterances(options, config)
+    task, utterances = _utterances(options, config, packs)
     lm = jax.tree.map(jnp.asarray, lm)
     files: dict[str, bytes] = {}
     plots: dict[str, str] = {}

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from spjax.command_line import Parser
-from spjax.extras import needs
+from spjax.extras import needs, require
 from spjax.serving.batcher import MOST_ROWS, Batcher
 from spjax.serving.flags import add_predictor_flags, load_predictor
 from spjax.serving.limits import MEGABYTE, Limits
@@ -99,6 +99,8 @@ def _leave(*_: object) -> None:
 def _serve(options: argparse.Namespace) -> None:
     with needs("serve", "a server"):
         import uvicorn
+    if not options.no_page:
+        require("serve", "the page (--no-page serves without it)", "gradio")
 
     from spjax.serving.api import make_app
     from spjax.serving.protocol import make_protocol

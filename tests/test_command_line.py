@@ -25,14 +25,14 @@ OUTPUTS = (command_line.output, command_line.output_file, command_line.local_out
 
 
 def commands() -> list[str]:
-    """Modules that `python -m` runs, except `spjax.main`, which has absl's flags, and `spjax.cli`, which runs them."""
+    """Modules that `python -m` runs, except `spjax.main`, which has absl's flags."""
     paths = [path for folder in ("spjax", "data_pipelines") for path in sorted((ROOT / folder).rglob("*.py"))]
     names = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for path in paths
         if "\n    process.run(" in path.read_text()
     ]
-    return [name for name in names if name not in ("spjax.main", "spjax.cli")]
+    return [name for name in names if name != "spjax.main"]
 
 
 class _Parsed(Exception):  # noqa: N818 - no error

@@ -97,6 +97,13 @@ def test_the_prosody_demo_compares_lms_that_differ_in_prosody_alone() -> None:
     assert len({str(one.train) + str(one.prompt) + str(one.optim) for one in variants.values()}) == 1
 
 
+def test_a_wrong_override_of_a_variant_is_one_line() -> None:
+    config = demo_prosody.get_config()
+    config.variants.units = {"prompt": {"ranks": 3}}
+    with pytest.raises(ValueError, match=r'^variants.units: Key "ranks" .* locked. Did you mean "rank" [^\n]*$'):
+        parse(config)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

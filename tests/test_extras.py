@@ -13,7 +13,7 @@ import pytest
 from data_pipelines import espeak
 from data_pipelines.make_parts import build_pipeline
 from spjax.data import records
-from spjax.extras import MissingExtraError
+from spjax.extras import MissingExtraError, require
 from spjax.serving import frozen
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +34,13 @@ def test_the_extra_of_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(MissingExtraError, match=rf"needs the extra {extra} .*'spjax\[{extra}\]'"):
         call()
     assert extra in EXTRAS
+
+
+def test_it_is_named_before_long_work(monkeypatch: pytest.MonkeyPatch):
+    require("data", "writing unit records", "tensorflow_datasets")
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(MissingExtraError, match=r"writing unit records needs the extra data .No module named 'tensorf"):
+        require("data", "writing unit records", "tensorflow_datasets")
 
 
 def test_a_command_says_so_without_a_traceback(tmp_path: Path):

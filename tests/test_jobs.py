@@ -100,8 +100,8 @@ def test_low_rank_adapters_without_a_prompt(run: Run, place: Place, tmp_path: Pa
     table = json.loads((workdir / "sweep.json").read_text())
     assert [(one["length"], one["rank"]) for one in table] == [(0, 1), (0, 3)]
     (rank,) = [one["rank"] for one in table if one["taken"]]
-    assert "| prompt length | LoRA rank |" in (workdir / "sweep.md").read_text()
-    assert results["setting"] == {"prompt length": 0, "LoRA rank": rank, "learning rate": 1e-2}
+    assert "| LoRA rank | learning rate |" in (workdir / "sweep.md").read_text()
+    assert results["setting"] == {"LoRA rank": rank, "learning rate": 1e-2}
     pack, lm = _pack(workdir), spjax.load_unit_lm(place.folder / "lm")
     assert pack.card["lora"] == {"rank": rank, "alpha": 2.0, "targets": ["query", "value"]}
     assert "key" not in pack.params

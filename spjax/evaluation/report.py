@@ -307,7 +307,7 @@ def summary(results: Mapping[str, Any]) -> str:
         lines += [""]
     if results["provenance"]:
         lines += ["## Data and model", ""]
-        lines += [f"- {cell(name)}: {cell(value)}" for name, value in results["provenance"].items()]
+        lines += [f"- {cell(name)}: {cell(value)}" for name, value in results["provenance"].items() if value != []]
         lines += [""]
     lines += ["## Reproduce", ""]
     lines += ["```", results["command"], "```", ""] if results["command"] else []

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +209,32 @@ def check_pack(pack: PromptPack, lm_hash: str, config: UnitLMConfig) -> None:
             f"prompt pack {pack.card['task']!r} was trained with the unit LM of hash {theirs['hash']}, "
             f"this one's is {lm_hash}. {fix}"
         )
+
+
+def unit_source(card: Any) -> dict[str, Any]:
+    """The encoder, layer, k-means and merging of a card's units; unknown ones are left out."""
+    known = {name: card[name] for name in ("encoder", "layer", "kmeans", "merged") if card[name] is not None}
+    return known | ({"layer": known.get("layer", 0)} if "encoder" in known else {})  # 0: an encoder without layers
+
+
+def check_units(what: str, theirs: Mapping[str, Any], other: str, ours: Mapping[str, Any], fix: str) -> None:
+    """Refuse units that were made differently. Fields that either side lacks are not compared.
+
+    A k-means known by a name ("km100", in imported unit text) cannot be compared with one known by its id.
+
+    Args:
+      what: description of the first units' source, for the message.
+      theirs: from `unit_source`.
+      other: description of the second units' source.
+      ours: from `unit_source`.
+      fix: the message's second sentence.
+
+    Raises:
+      StorageError: they differ.
+    """
+    by_id = [bool(re.fullmatch("[0-9a-f]{12}", str(side.get("kmeans")))) for side in (theirs, ours)]
+    both = [name for name in theirs if name in ours and (name != "kmeans" or by_id[0] == by_id[1])]
+    differing = [name for name in both if theirs[name] != ours[name]]
+    if differing:
+        sides = [", ".join(f"{name} {side[name]}" for name in differing) for side in (theirs, ours)]
+        raise StorageError(f"{what} uses units of {sides[0]}, {other} of {sides[1]}. {fix}")

@@ -103,7 +103,7 @@ class TaskData(NamedTuple):
     """Data and settings of a task of a job.
 
     Attributes:
-      task_run: training data and job.
+      task_run: training data and settings.
       test_set: the test split.
       test_ids: int32 [n], utterances of it to score.
       card: card of the records.

@@ -102,7 +102,8 @@ class PromptConfig:
     @property
     def sizes(self) -> dict[str, int]:
         """Prompt length and LoRA rank by display name."""
-        return {"prompt length": self.length} | ({"LoRA rank": self.rank} if self.rank else {})
+        length = {"prompt length": self.length} if self.length or not self.rank else {}
+        return length | ({"LoRA rank": self.rank} if self.rank else {})
 
 
 def init_member(

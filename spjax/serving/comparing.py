@@ -9,9 +9,9 @@ import numpy as np
 
 from spjax.data.records import read_unit_records
 from spjax.evaluation import metrics
+from spjax.io.packs import check_units, unit_source
 from spjax.serving import scoring
 from spjax.serving.predictor import SpeechPrompt, Tasks
-from spjax.serving.unit_checks import check_units, unit_source
 from spjax.types import Encoded
 
 

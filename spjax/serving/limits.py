@@ -39,11 +39,12 @@ class Limits:
             if not (isinstance(getattr(self, name), int | float) and 0 < getattr(self, name) < math.inf):
                 raise ValueError(f"{name} is {getattr(self, name)!r}: give a number of seconds above 0")
 
-    def check_bytes(self, count: int, files: int = 1) -> None:
-        """Raise TooLargeError if an upload of so many files has more bytes (so far) than allowed."""
-        if count > files * self.max_bytes:
+    def check_bytes(self, count: int, most: int | None = None) -> None:
+        """Raise TooLargeError if an upload has more bytes (so far) than allowed: `most`, by default `max_bytes`."""
+        most = self.max_bytes if most is None else most
+        if count > most:
             raise TooLargeError(
-                f"the upload is larger than {files * self.max_bytes / MEGABYTE:g} MB, the most allowed: send a shorter "
+                f"the upload is larger than {most / MEGABYTE:g} MB, the most allowed: send a shorter "
                 "recording, or a compressed one (FLAC, Ogg)"
             )
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from spjax.encoders.audio import Audio, AudioError, read_stream
-from spjax.serving.limits import Limits, TooLargeError
+from spjax.serving.limits import MEGABYTE, Limits, TooLargeError
 
 MOST_FILES = 500  # of one table on the page
+TABLE_BYTES = 256 * MEGABYTE  # of all of them, or of one file if it may be larger
 PAGE = "/gradio_api/"  # in the paths of the page's requests
 
 _ADVICE = re.compile(r"\. (Take it from its source again|Leave it out)\b.*$", re.DOTALL)  # advice for data sets
@@ -33,7 +34,7 @@ class UploadLimit:
 
     Attributes:
       app: the wrapped application.
-      limits: on bytes and seconds; an upload to the page may hold `MOST_FILES` files.
+      limits: on bytes and seconds; an upload to the page, which may hold many files, on `TABLE_BYTES`.
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]], limits: Limits) -> None:
@@ -50,7 +51,8 @@ class UploadLimit:
         from starlette.formparsers import MultiPartException
 
         page = PAGE in scope["path"]
-        files = MOST_FILES if page and scope["path"].rstrip("/").endswith("/upload") else 1
+        table = page and scope["path"].rstrip("/").endswith("/upload")
+        most = max(self.limits.max_bytes, TABLE_BYTES) if table else self.limits.max_bytes
         length = dict(scope["headers"]).get(b"content-length", b"")
         promised, received, ended = int(length) if length.isdigit() else 0, 0, False
         deadline = asyncio.get_running_loop().time() + self.limits.timeout
@@ -64,11 +66,11 @@ class UploadLimit:
                 return await receive()
             try:
                 async with asyncio.timeout_at(deadline):
-                    self.limits.check_bytes(promised, files)
+                    self.limits.check_bytes(promised, most)
                     message = await receive()
                     received += len(message.get("body", b""))
                     ended = not message.get("more_body", False)
-                    self.limits.check_bytes(received, files)
+                    self.limits.check_bytes(received, most)
             except TimeoutError:
                 sentence = f"the upload did not arrive within {self.limits.timeout:g} s: {received} bytes so far. Send "
                 raise error(408, sentence + "it again, or a shorter or compressed file (FLAC, Ogg)") from None

@@ -114,7 +114,7 @@ def test_records_of_some_kinds_and_the_bundled_assets(tmp_path: Path):
     save_unit_lm(tmp_path / "lm", toy.LM, toy.tiny_lm(seed=7), provenance)
     epoch = {f"valid/{kind}/perplexity": 9.5 for kind in foundation.KINDS} | {"valid/nll": 2.25, "time": 7200.0}
     (tmp_path / "log.jsonl").write_text(json.dumps({"time": 0.0}) + "\n" + json.dumps(epoch) + "\n")
-    foundation.write_assets(parse(config), str(tmp_path))
+    foundation.write_assets(parse(config), SpeechConfig(60, 80), str(tmp_path))
     _, _, info = read_unit_lm(tmp_path / "assets" / "lm")
     readme = (tmp_path / "assets" / "README.md").read_text(encoding="utf-8")
     assert load_kmeans(tmp_path / "assets" / "kmeans").id == kmeans.id

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.image import imread
 
+from spjax.data.records import Utterance, write_unit_records
 from spjax.data.unit_set import UnitSet
 from spjax.evaluation import inside, inside_plots
 from spjax.inside import main
@@ -311,6 +312,20 @@ def test_the_command_writes_plots_and_a_summary(tmp_path: Path, capsys):
     assert "| do | go | `" in text
     assert "## the units given, predicted by b_c" in text
     assert "Linear CKA" in text
+
+
+def test_records_of_other_units_are_refused(tmp_path: Path):
+    save_unit_lm(tmp_path / "lm", LM, jax.device_get(tiny.lm(LM)))
+    one = pack()
+    save_pack(tmp_path / "pack", one.params, {**one.card, "encoder": "mfcc", "kmeans": "0123456789ab"})
+    utterances = {split: [Utterance(split, np.arange(4), [0, 3])] for split in ("train", "valid", "test")}
+    made = {"vocabulary": 20, "layer": 0}
+    flags = [f"--lm={tmp_path / 'lm'}", f"--packs={tmp_path / 'pack'}", f"--out={tmp_path / 'out'}", "--steps=2"]
+    write_unit_records(tmp_path / "same", TASK, utterances, encoder="mfcc", kmeans="0123456789ab", **made)
+    main([*flags, f"--data={tmp_path / 'same'}"])
+    write_unit_records(tmp_path / "other", TASK, utterances, encoder="log_mel", kmeans="ba9876543210", **made)
+    with pytest.raises(SystemExit, match=r"'two' uses units of encoder mfcc, .*other of encoder log_mel"):
+        main([*flags, f"--data={tmp_path / 'other'}"])
 
 
 def test_the_command_refuses_what_does_not_fit(tmp_path: Path):

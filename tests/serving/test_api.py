@@ -41,12 +41,6 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> SpeechPrompt:
     return make_predictor(tmp_path_factory.mktemp("api"))
 
 
-@pytest.fixture(scope="module")
-def batcher(predictor: SpeechPrompt) -> Iterator[Batcher]:
-    with Batcher(predictor, LIMITS) as batcher:
-        yield batcher
-
-
 def asked(batcher: Any, talk: Callable[[Any], Awaitable[Any]], app: Any = None) -> Any:
     """Run `talk` with a client of the batcher's application; return its result."""
 

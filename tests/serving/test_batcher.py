@@ -42,12 +42,6 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> SpeechPrompt:
     return make_predictor(tmp_path_factory.mktemp("batcher"))
 
 
-@pytest.fixture(scope="module")
-def batcher(predictor: SpeechPrompt) -> Iterator[Batcher]:
-    with Batcher(predictor, LIMITS) as batcher:
-        yield batcher
-
-
 def audio(seed: int, samples: int = 4000) -> Audio:
     return prepare(speechlike(samples, seed), 16_000)
 

@@ -39,17 +39,6 @@ FLAGS = (
 
 
 @pytest.fixture(scope="module")
-def predictor(tmp_path_factory: pytest.TempPathFactory, quick_compile: None) -> SpeechPrompt:
-    return page_world.predictor(tmp_path_factory.mktemp("predictor"))
-
-
-@pytest.fixture(scope="module")
-def batcher(predictor: SpeechPrompt) -> Iterator[Batcher]:
-    with Batcher(predictor, LIMITS) as batcher:
-        yield batcher
-
-
-@pytest.fixture(scope="module")
 def app(batcher: Batcher) -> Iterator[Any]:
     """The API and the page."""
     with pytest.MonkeyPatch.context() as patch:

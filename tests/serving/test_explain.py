@@ -19,11 +19,6 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.fixture(scope="module")
-def predictor(tmp_path_factory: pytest.TempPathFactory, quick_compile: None) -> SpeechPrompt:
-    return page_world.predictor(tmp_path_factory.mktemp("predictor"))
-
-
-@pytest.fixture(scope="module")
 def shown(predictor: SpeechPrompt, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     file = page_world.recording(tmp_path_factory.mktemp("shown") / "a.wav", 0.5)
     with Batcher(predictor, Limits(timeout=600)) as batcher:

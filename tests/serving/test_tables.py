@@ -6,7 +6,7 @@ import asyncio
 import csv
 import io
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,6 @@ from tests.serving import page_world
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 LIMITS = Limits(max_bytes=3_000_000, max_seconds=12, queue=32, timeout=600)
-
-
-@pytest.fixture(scope="module")
-def predictor(tmp_path_factory: pytest.TempPathFactory, quick_compile: None) -> SpeechPrompt:
-    return page_world.predictor(tmp_path_factory.mktemp("predictor"))
-
-
-@pytest.fixture(scope="module")
-def batcher(predictor: SpeechPrompt) -> Iterator[Batcher]:
-    with Batcher(predictor, LIMITS) as batcher:
-        yield batcher
 
 
 def answered(batcher: Any, files: Sequence[str], tasks: Sequence[str]) -> list[list[Any]]:

@@ -56,9 +56,12 @@ def test_bodies_are_limited_with_any_content_length(path: str, count: int, lengt
     assert (found == 5 * count) if accepted else ("the most allowed" in _text(found, 413))
 
 
-def test_a_table_may_have_many_files():
+def test_a_table_may_have_many_files(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(uploads, "TABLE_BYTES", 5000)
     assert ask([bytes(100)] * 40, "/gradio_api/upload") == 4000
     assert "larger than 0.005 MB" in _text(ask([bytes(100)] * 51, "/gradio_api/upload"), 413)
+    monkeypatch.setattr(uploads, "TABLE_BYTES", 1)
+    assert ask([b"12345"], "/gradio_api/upload") == 5, "a file of the size that is allowed alone"
 
 
 @pytest.mark.parametrize("path", PATHS)
