@@ -321,7 +321,7 @@ def nowhere() -> str:
 def test_utterances_that_inside_advises_are_read(tmp_path: Path) -> None:
     def read(flag: str, config: UnitLMConfig = LM) -> list[int]:
         options = inside._parser().parse_args(["--lm=lm", "--packs=packs", f"--out={tmp_path / 'out'}", flag])
-        return inside._utterances(options, config)[1][0][1].units.tolist()
+        return inside._utterances(options, config, {})[1][0][1].units.tolist()
 
     with pytest.raises(ValueError, match="must be integers separated by spaces"):
         read("--units=3,4")
