@@ -17,8 +17,8 @@ from spjax.data import plan as planning
 class BankPlan:
     """Plan of a bank with a member for each task and seed (numbered task by task); steps of tasks are interleaved.
 
-    A step has the active members of one task, and of other tasks with the same utterances (a sweep). The batches of a
-    member and their order depend only on its seed and task.
+    A step has the members of one task, and of other tasks with the same utterances (a sweep); members that have
+    stopped have padding rows in it. The batches of a member and their order depend only on its seed and task.
 
     Attributes:
       lengths: int [n], units of the utterances of all tasks.
@@ -92,24 +92,23 @@ class BankPlan:
         plans, seeds = [], np.arange(len(self.seeds))
         for task, *others in self.groups:
             members = np.concatenate([one * len(seeds) + seeds for one in (task, *others)])
-            who = members[active[members]]
-            if len(who):
-                steps = itertools.islice(self._steps(task, number, who % len(seeds)), self.updates[task])
-                plans.append([self._padded(step, who, len(members)) for step in steps])
+            if active[members].any():
+                steps = itertools.islice(self._steps(task, number, 1 + len(others)), self.updates[task])
+                plans.append([self._of(step, members, active) for step in steps])
         return planning.interleave(plans)
 
-    def _padded(self, step: planning.Step, who: np.ndarray, group: int) -> planning.Step:
-        """Pad the step of members `who` to one of a few numbers of members, so that few programs are compiled."""
-        bank, rows = len(self.ids) * len(self.seeds), step.ids.shape[1]
-        if len(who) == bank:
-            return step
-        more = planning.width(len(who), group, self.shards // math.gcd(rows, self.shards)) - len(who)
-        ids = np.pad(step.ids, ((0, more), (0, 0)), constant_values=-1)
-        return step._replace(ids=ids, members=np.pad(who, (0, more), constant_values=bank).astype(np.int32))
+    def _of(self, step: planning.Step, members: np.ndarray, active: np.ndarray) -> planning.Step:
+        """The step of these members: padding rows for inactive ones, and padding members up to a multiple of shards."""
+        ids, bank = np.where(active[members, None], step.ids, -1), len(active)
+        if len(members) == bank:
+            return step._replace(ids=ids)
+        more = -len(members) % (self.shards // math.gcd(ids.shape[1], self.shards))
+        ids = np.pad(ids, ((0, more), (0, 0)), constant_values=-1)
+        return step._replace(ids=ids, members=np.pad(members, (0, more), constant_values=bank).astype(np.int32))
 
-    def _steps(self, task: int, epoch: int, who: np.ndarray) -> Iterator[planning.Step]:
-        """Yield a task's steps from an epoch on; passes continue across epochs."""
-        seeds = [self.seeds[n] for n in who]
+    def _steps(self, task: int, epoch: int, times: int) -> Iterator[planning.Step]:
+        """Yield a task's steps of all seeds, `times` over, from an epoch on; passes continue across epochs."""
+        seeds = [*self.seeds] * times
         first, inside = divmod(epoch * self.updates[task], self.sizes[task])
         passes = (self._pass(task, number, seeds) for number in itertools.count(first))
         return itertools.islice(itertools.chain.from_iterable(passes), inside, None)

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class Step(NamedTuple):
-    """One batch: M rows for each of N active members.
+    """One batch: M rows for each of N members.
 
     Attributes:
       bucket: T, source columns; the maximum number of units of an utterance.
@@ -178,21 +178,6 @@ def updates(batches: Sequence[int], sampling: float) -> list[int]:
       sampling: 1: n updates, 0: m updates.
     """
     return [round(max(batches) ** (1 - sampling) * count**sampling) for count in batches]
-
-
-def width(taking_part: int, bank: int, multiple: int = 1) -> int:
-    """Padded number of members of a step: the bank's size or 7/8, 6/8, 5/8, 1/2, 7/16 .. of it.
-
-    So few programs are compiled as members stop. The padding is at most a quarter (before rounding to `multiple`).
-
-    Args:
-      taking_part: number of active members.
-      bank: number of members of the bank.
-      multiple: the result is a multiple of this.
-    """
-    sizes = (-(-bank * part // (1 << (k + 3))) for k in range(bank.bit_length() + 1) for part in (8, 7, 6, 5))
-    rows = min(size for size in sizes if size >= taking_part)
-    return -(-rows // multiple) * multiple
 
 
 def check_rows(rows: int, bank: int, shards: int) -> None:

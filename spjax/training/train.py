@@ -1,7 +1,8 @@
 """Prompt tuning: train a bank of prompts on one frozen LM; each member gets the result of training it alone.
 
 A member has its own seed, data order, gradient clipping, optimizer state, schedule and early stopping. Steps of
-different tasks are interleaved: a step computes the active members of one task.
+different tasks are interleaved: a step computes the members of one task. So a bank is a batch of members: no program
+depends on which of them have stopped.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class TrainConfig:
       trainable: regex over parameter paths; `.*` fine-tunes the LM.
       max_rows: maximum utterances of a member in a batch; batches have a multiple of gcd(8, max_rows) rows.
       max_tokens: maximum source columns of a member in a batch.
-      buckets: maximum number of padded lengths of a task. Each combination of length, rows and number of active members
-        is compiled once; tasks share programs.
+      buckets: maximum number of padded lengths of a task. Each combination of length, rows and number of members is
+        compiled once; tasks share programs.
       multiple: padded lengths are multiples of this; larger values let tasks share more programs.
       checkpoint_every: updates between checkpoints.
       eval_rows: utterances of an evaluation batch, rounded up to a multiple of the devices if these are more.
@@ -217,9 +218,10 @@ def make_update(
     """Make the training step, to be jitted: (state, frozen, batch, members) -> (state, metrics).
 
     State: "trained" and "optimizer"; "step", int32 [N], updates of each member so far, or a scalar; "seeds", uint32
-    [N]. `members`, int32 [W], are the members to update, in the order of the batch's rows; index N is padding. Only
-    their rows of the state are computed and changed, which needs a bank axis in all leaves. None: all members. Metrics
-    are [N], 0 for members that are not updated. If there are several members, one that diverges is not changed.
+    [N]; "active", bool [N]. `members`, int32 [W], are the members of the batch's rows, in order; index N is padding.
+    Only their rows of the state are computed and changed, which needs a bank axis in all leaves. None: all members.
+    Metrics are [N], 0 for members that are not updated. Of several members, one that is not active or diverges is not
+    changed.
 
     Args:
       setting: model, prompt and loss.
@@ -235,15 +237,15 @@ def make_update(
         state: dict[str, Any], frozen: masks.Flat, batch: Batch, members: jax.Array | None = None
     ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         size = len(state["seeds"])
-        full = {name: state[name] for name in ("trained", "optimizer", "step", "seeds")}
+        full = {name: state[name] for name in ("trained", "optimizer", "step", "seeds", "active")}
         rows = None if members is None else jnp.minimum(members, size - 1)
-        active, frozen_rows = full, frozen
+        old, frozen_rows = full, frozen
         if rows is not None:
-            active = jax.tree.map(lambda leaf: leaf[rows], full)
+            old = jax.tree.map(lambda leaf: leaf[rows], full)
             frozen_rows = {path: leaf[rows] if path.startswith("prompt/") else leaf for path, leaf in frozen.items()}
-        batch = sharding.member_major(mesh, batch, len(active["seeds"]))
-        count = jnp.broadcast_to(active["step"], active["seeds"].shape)
-        keys = jax.vmap(lambda seed, step: jax.random.fold_in(jax.random.key(seed), step + 1))(active["seeds"], count)
+        batch = sharding.member_major(mesh, batch, len(old["seeds"]))
+        count = jnp.broadcast_to(old["step"], old["seeds"].shape)
+        keys = jax.vmap(lambda seed, step: jax.random.fold_in(jax.random.key(seed), step + 1))(old["seeds"], count)
 
         def loss(trained: masks.Flat) -> tuple[jax.Array, jax.Array]:
             params = masks.unflatten(as_lm_params({**trained, **frozen_rows}))
@@ -254,15 +256,15 @@ def make_update(
             )  # fmt: skip
             return jnp.sum(each), each
 
-        (_, each), grads = jax.value_and_grad(loss, has_aux=True)(active["trained"])
-        trained, optimizer = masks.apply_gradients(tx, active["optimizer"], active["trained"], frozen_rows, grads)
-        new = {**active, "trained": trained, "optimizer": optimizer, "step": active["step"] + 1}
+        (_, each), grads = jax.value_and_grad(loss, has_aux=True)(old["trained"])
+        trained, optimizer = masks.apply_gradients(tx, old["optimizer"], old["trained"], frozen_rows, grads)
+        new = {**old, "trained": trained, "optimizer": optimizer, "step": old["step"] + 1}
         metrics = {"loss": each, "gradient_norm": optim.member_norms(grads), "updates": jnp.ones(len(each))}
         if size > 1:  # a single member that diverges ends the run
-            bad = loop.diverged(metrics)
-            keep = lambda old, new: jnp.where(bad.reshape(-1, *[1] * (new.ndim - 1)), old, new) if new.ndim else new  # noqa: E731
-            new = jax.tree.map(keep, active, new)
-            metrics["updates"] = jnp.where(bad, 0.0, 1.0)
+            stays = ~old["active"] | loop.diverged(metrics)
+            keep = lambda old, new: jnp.where(stays.reshape(-1, *[1] * (new.ndim - 1)), old, new) if new.ndim else new  # noqa: E731
+            new = jax.tree.map(keep, old, new)
+            metrics["updates"] = jnp.where(stays, 0.0, 1.0)
         if members is not None:
             back = lambda bank, rows: bank.at[members].set(rows, mode="drop")  # noqa: E731 - index N is padding
             new = jax.tree.map(back, full, new)
@@ -289,14 +291,13 @@ class Evaluator:
             rows = sharding.shard_rows(self._mesh, batch)
             yield rows, sharding.member_major(self._mesh, rows, members)
 
-    def log_probs(self, flat: masks.Flat, who: np.ndarray | None = None) -> np.ndarray:
+    def log_probs(self, flat: masks.Flat) -> np.ndarray:
         """Log probability of every label combination of the tree, float32 [N, n, M], in the split's order.
 
         Args:
-          flat: parameters of a bank.
-          who: int [N], members to evaluate; None: all.
+          flat: parameters of a bank of N members.
         """
-        flat, members, count = _some(sharding.layerwise(self._mesh, flat), who)
+        flat, members = sharding.layerwise(self._mesh, flat), len(flat["prompt/sep"])
         setting, most = self._setting, len(self._setting.tree.combinations)
         if "prompt/verbalizer" in flat:
             matrix = flat["prompt/verbalizer"]
@@ -308,16 +309,16 @@ class Evaluator:
             scores, index, member = sharding.fetch((answers, rows.index, rows.prompt_id))
             real = index >= 0
             found[member[real], index[real]] = scores[real, :most]
-        return found[:count]
+        return found
 
-    def loss(self, flat: masks.Flat, who: np.ndarray | None = None) -> np.ndarray:
+    def loss(self, flat: masks.Flat) -> np.ndarray:
         """Training loss on the split, [N]. Arguments: see `log_probs`."""
-        flat, members, number = _some(sharding.layerwise(self._mesh, flat), who)
+        flat, members = sharding.layerwise(self._mesh, flat), len(flat["prompt/sep"])
         own = self._setting
         same = own.prompt.scale, own.loss.kind, own.verbalizer, own.config, own.compute
         parts = [sharding.fetch(_measure(flat, batch, *same)) for _, batch in self._batches("loss", members)]
         total, count = np.stack(parts).sum(axis=0, dtype=np.float64)
-        return (total / np.maximum(count, 1))[:number]
+        return total / np.maximum(count, 1)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute"))
@@ -350,20 +351,6 @@ def _measure(
     size = (batch.source_length + verbalizer.steps + 2 if kind == "reference" else 1) * batch.weight
     count = size.reshape(len(each), -1).sum(axis=1)
     return jnp.stack([each * count, count])
-
-
-def _some(flat: masks.Flat, who: np.ndarray | None) -> tuple[masks.Flat, int, int]:
-    """Select members of a bank, repeated to one of a few sizes so that few programs are compiled.
-
-    Returns:
-      Parameters, number of members in them, and number of members asked for.
-    """
-    bank = len(flat["prompt/sep"])
-    if who is None or len(who) == bank:
-        return flat, bank, bank
-    rows = np.resize(who, planning.width(len(who), bank))
-    some = {path: leaf[rows] if path.startswith("prompt/") else leaf for path, leaf in flat.items()}
-    return some, len(rows), len(who)
 
 
 def exact_match(log_probs: np.ndarray, tree: decode.LabelTree, classes: np.ndarray) -> float:
@@ -459,17 +446,15 @@ def train(
 
     evaluators = [evaluator_for(task_run, run, task_run.valid_set, task_run.valid_ids, mesh) for task_run in task_runs]
 
-    def scores(
-        flat: masks.Flat, who: np.ndarray, task_run: TaskRun, evaluator: Evaluator, epoch: int
-    ) -> dict[str, np.ndarray]:
-        """Evaluate members `who`: "metric", "loss" if it is the criterion, and "score" [len(who), 2], where higher is
+    def scores(flat: masks.Flat, task_run: TaskRun, evaluator: Evaluator, epoch: int) -> dict[str, np.ndarray]:
+        """Evaluate a task run's members: "metric", "loss" if it is the criterion, and "score" [N, 2], where higher is
         better and column 1 breaks ties of column 0."""
         tree, classes = task_run.setting.tree, task_run.valid_set.classes[task_run.valid_ids]
-        log_probs = evaluator.log_probs(flat, who)[:, task_run.valid_ids]
+        log_probs = evaluator.log_probs(flat)[:, task_run.valid_ids]
         metric = np.asarray([task_run.metric(one, tree, classes) for one in log_probs])
         found, tie = {"metric": metric}, np.zeros(len(metric))
         if run.select == "loss":
-            found["loss"] = evaluator.loss(flat, who)
+            found["loss"] = evaluator.loss(flat)
             score = -(np.round(found["loss"], run.round_loss) if run.round_loss >= 0 else found["loss"])
         elif run.select == "last":
             score = np.full(len(metric), float(epoch))
@@ -487,10 +472,10 @@ def train(
             who = np.flatnonzero(active[number * own : (number + 1) * own])
             if len(who):
                 flat = masks.flatten(task_run_params(whole, task_runs, run, number))
-                new = scores(flat, who, task_run, evaluator, epoch)
-                score[number * own + who] = new.pop("score")
+                new = scores(flat, task_run, evaluator, epoch)
+                score[number * own + who] = new.pop("score")[who]
                 for name, values in new.items():
-                    found.setdefault(name, np.full(members, None))[number * own + who] = values
+                    found.setdefault(name, np.full(members, None))[number * own + who] = values[who]
         score = np.where(np.isnan(score), -np.inf, score)
         metrics = {name: [None if one != one else one for one in value.tolist()] for name, value in found.items()}
         shared = np.where(active, score[:, 0], best_score[:, 0])

@@ -22,7 +22,6 @@ from spjax.data.plan import (
     plan,
     rows_per_step,
     updates,
-    width,
     within_limit,
 )
 
@@ -204,16 +203,6 @@ def test_sampling_is_between_the_tasks_passes_and_the_largest(batches: list[int]
     for own, low, high in zip(batches, more, less, strict=True):
         assert own <= low <= high <= max(batches)
     assert updates([100, 25], 0.5) == [100, 50]
-
-
-@given(bank=st.integers(1, 300))
-def test_a_bank_has_few_padded_sizes_with_little_padding(bank: int) -> None:
-    widths = [width(count, bank) for count in range(1, bank + 1)]
-    assert widths[-1] == bank
-    assert all(count <= found <= 1.25 * count + 1 for count, found in enumerate(widths, 1))
-    assert widths == sorted(widths)
-    assert len(set(widths)) <= 4 * np.log2(bank) + 1
-    assert width(1, bank) == 1
 
 
 @given(counts=st.lists(st.integers(0, 40), min_size=1, max_size=4))

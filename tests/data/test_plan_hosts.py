@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from spjax.data.bank_plan import BankPlan
 from spjax.data.loader import batches
-from spjax.data.plan import Step, check_rows, host_slice, plan, width
+from spjax.data.plan import Step, check_rows, host_slice, plan
 from spjax.data.unit_set import UnitSet
 
 HOSTS = 256
@@ -147,12 +147,3 @@ def test_rows_that_are_not_divisible_are_refused_with_a_fix() -> None:
     bank = BankPlan(np.full(64, 100), [np.arange(64)], (0,), 1, max_rows=32, max_tokens=32 * 104, shards=32)
     with pytest.raises(ValueError, match=r"24 utterances for each of 1 members .* 32 devices"):  # limited by tokens
         dataclasses.replace(bank, max_tokens=31 * 104)
-
-
-@given(bank=st.integers(1, 300), part=st.floats(0, 1), multiple=st.sampled_from([1, 2, 4, 8]))
-def test_a_padded_size_is_a_multiple_that_fits_all_members(bank: int, part: float, multiple: int) -> None:
-    bank *= multiple
-    taking_part = max(1, round(part * bank))
-    found = width(taking_part, bank, multiple)
-    assert found % multiple == 0
-    assert taking_part <= found <= bank
