@@ -69,7 +69,8 @@ def make_setting(args: argparse.Namespace, config: common.UnitLMConfig) -> Any:
     from configs import defaults
     from spjax.models import decode, prompts, verbalizers
     from spjax.models.config import Compute
-    from spjax.training import losses, train
+    from spjax.training import losses
+    from spjax.training.setting import Setting
 
     found = defaults.with_prompts(defaults.prompt_tuning("fsc"))
     found.prompt.update(length=args.prompt, separators=args.separators)
@@ -106,7 +107,9 @@ def start(setting: Any, lm: common.Params, seeds: Sequence[int]) -> tuple[dict[s
     import jax.numpy as jnp
 
     from configs import defaults
-    from spjax.training import masks, optim, train
+    from spjax.training import masks, optim
+    from spjax.training.setting import first_params
+    from spjax.training.update import make_update
 
     flat = masks.flatten(train.first_params(lm, setting, tuple(seeds)))
     trained, frozen = masks.split(flat, "prompt/.*")

@@ -10,6 +10,7 @@ import numpy as np
 from spjax.data.unit_set import UnitSet
 from spjax.models import unit_lm
 from spjax.models.config import UnitLMConfig
+from spjax.models.decode import LabelTree
 from spjax.tasks import Slot, Task
 from spjax.types import Params
 
@@ -41,6 +42,11 @@ def utterances(task: str, count: int, seed: int, longest: int = 14) -> tuple[lis
 def unit_set(task: str, count: int, seed: int, longest: int = 14) -> UnitSet:
     """The same as a split in memory."""
     return UnitSet.of(*utterances(task, count, seed, longest))
+
+
+def exact_match(log_probs: np.ndarray, tree: LabelTree, classes: np.ndarray) -> float:
+    """Fraction of utterances with all slots right: log probabilities [n, M] of the tree, classes [n, slots]."""
+    return float((tree.combinations[log_probs.argmax(axis=1)] == classes).all(axis=1).mean())
 
 
 def write_text(root: Path, train: int = 96, held_out: int = 24) -> Path:

@@ -562,14 +562,6 @@ def test_the_valid_loss_is_that_of_the_full_split(kind: str) -> None:
     np.testing.assert_allclose(found, whole, rtol=1e-5)
 
 
-def test_exact_match_needs_every_slot() -> None:
-    tree = SETTING.tree
-    classes = np.asarray([tree.combinations[0], tree.combinations[1], [0, 4]])
-    log_probs = np.log(np.asarray([[0.7, 0.1, 0.1, 0.1], [0.7, 0.1, 0.1, 0.1], [0.7, 0.1, 0.1, 0.1]]))
-    assert train.exact_match(log_probs, tree, classes) == pytest.approx(1 / 3)
-    assert train.exact_match(log_probs[:1], tree, classes[:1]) == 1
-
-
 @pytest.mark.parametrize(("lower_is_better", "best"), [(True, 1), (False, 2)])
 def test_the_best_epoch_is_by_the_tasks_metric(tmp_path: Path, lower_is_better: bool, best: int) -> None:
     values = iter([0.3, 0.1, 0.4])
