@@ -5,8 +5,7 @@
 From recordings to packs, on units of a Whisper encoder (docs/whisper.md); with --encoder=mfcc, nothing is needed.
 Splits: data_pipelines/builders/ar40.py. The unit LM is pretrained on the 4,400 train clips alone.
 
-Ours, whisper-tiny.en, 16 rows, 10 epochs: 95.60 % ± 1.12 over 3 seeds, ensemble 96.12 % (n-gram 97.25 %, linear probe
-95.75 %). N-gram baseline on MFCC units: 71.6 %.
+Ours, whisper-tiny.en: 96.20 % ± 0.32 over 5 seeds, ensemble 96.75 % (n-gram 97.25 %, linear probe 95.75 %). N-gram baseline on MFCC units: 71.6 %.
 """
 
 from __future__ import annotations
@@ -18,4 +17,8 @@ from configs import defaults
 
 def get_config(options: str = "") -> ConfigDict:
     """The experiment."""
-    return defaults.with_backbone(defaults.small("ar40"), options)
+    config = defaults.small("ar40")
+    # By valid, among learning rates of 0.001 to 0.004, ranks 4 and 12, noise of 0.1 to 0.3 and adapter dropout.
+    config.optim.lr = 4e-3
+    config.train.update({"epochs": 12, "max_rows": 16, "select": "metric"})  # 1,200 valid clips rank epochs
+    return defaults.with_backbone(config, options)
