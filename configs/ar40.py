@@ -19,6 +19,7 @@ def get_config(options: str = "") -> ConfigDict:
     """The experiment."""
     config = defaults.small("ar40")
     # By valid, among learning rates of 0.001 to 0.004, ranks 4 and 12, noise of 0.1 to 0.3 and adapter dropout.
+    config.prompt.rank = 4
     config.optim.lr = 4e-3
     config.train.update({"epochs": 12, "max_rows": 16, "select": "metric"})  # 1,200 valid clips rank epochs
     return defaults.with_backbone(config, options)

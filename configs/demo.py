@@ -21,6 +21,8 @@ def get_config(options: str = "") -> ConfigDict:
     """The experiment. `data`, an `lm` other than tiny, and `pretraining.data` are relative to the work directory."""
     config = defaults.on_tiny(",".join(TASKS))
     config.synthesis = ConfigDict({"train": 1000, "valid": 200, "test": 300, "seed": 0})
+    config.prompt.rank = 4
+    config.optim.lr = 2e-3
     # Lengths are multiples of 40, so that tasks share programs: four up to 160 units.
     config.train.update({"epochs": 4, "max_rows": 8, "buckets": 4, "multiple": 40})
     config.data = config.pretraining.data = "units"

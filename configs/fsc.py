@@ -17,6 +17,7 @@ from configs import defaults
 def get_config(options: str = "") -> ConfigDict:
     """The experiment."""
     config = defaults.prompt_tuning("fsc")
+    config.optim.lr = 2e-3
     config.prompt.rank = 7  # 132,192 trained numbers with an LM of width 256 and 4 layers
     config.train.epochs = 8  # at rank 4 and 6 epochs, valid was 0.8 lower
     return defaults.with_backbone(config, options)

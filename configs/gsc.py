@@ -18,5 +18,7 @@ def get_config(options: str = "") -> ConfigDict:
     """The experiment."""
     config = defaults.prompt_tuning("gsc")
     config.prompt.update({"rank": 8, "lora_dropout": 0.1, "verbalizer_dropout": 0.1})
+    config.optim.lr = 2e-3
+    config.train.epochs = 6
     config.loss.noise = 0.2  # its train list holds most utterances twice: more noise and dropout against overfitting
     return defaults.with_backbone(config, options)

@@ -18,4 +18,8 @@ from configs import defaults
 
 def get_config(options: str = "") -> ConfigDict:
     """The experiment."""
-    return defaults.with_backbone(defaults.small("lt_sc"), options)
+    config = defaults.small("lt_sc")
+    config.prompt.rank = 4
+    config.optim.lr = 1e-3
+    config.train.epochs = 20
+    return defaults.with_backbone(config, options)

@@ -18,4 +18,6 @@ def get_config(options: str = "") -> ConfigDict:
     """The experiment. `data` is relative to the work directory; the task is named after the folder or CSV."""
     config = defaults.on_tiny("own")
     config.data = "units"
+    config.prompt.rank = 4
+    config.optim.lr = 2e-3
     return defaults.with_backbone(config, options)
