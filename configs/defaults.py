@@ -114,28 +114,59 @@ def prosody(duration_input: bool = True, f0_input: bool = True) -> ConfigDict:
     return _fields(ProsodyConfig(duration_input=duration_input, f0_input=f0_input))
 
 
+# Blocks of unit LMs that are trained from scratch, beside GSLM's. A gated feed-forward has three kernels, so two thirds
+# of the width; parameters are then about equal.
+_LLAMA = {
+    "norm": "rms", "norm_eps": 1e-6, "positions": "rotary", "qkv_bias": False, "out_bias": False, "ffn_bias": False,
+    "activation": "swiglu", "scale_embedding": False,
+}  # fmt: skip
+FAMILIES: dict[str, dict[str, object]] = {
+    "gslm": {},
+    "llama": _LLAMA,
+    "qwen2": {**_LLAMA, "qkv_bias": True},
+    "opt": {"positions": "learned", "max_positions": 2048, "scale_embedding": False},
+}
+
+
+def of_family(lm: ConfigDict, family: str) -> ConfigDict:
+    """The LM with the block of a family (docs/models.md), in place."""
+    lm.update(FAMILIES[family])
+    if lm.get("activation") == "swiglu":
+        lm.ffn_dim = -(-2 * lm.ffn_dim // 3 // 8) * 8
+    if family == "qwen2":
+        lm.kv_heads = max(1, lm.heads // 2)
+    return lm
+
+
 def with_backbone(config: ConfigDict, options: str) -> ConfigDict:
-    """The config for the LM that `--config=FILE:backbone=NAME` asks for, in place.
+    """The config for the LM that `--config=FILE:backbone=NAME` or `FILE:family=NAME` asks for, in place.
 
     Args:
       config: of a prompt tuning or pretraining job.
-      options: what stands behind the colon: backbone=gslm (a unit LM, as without it) or backbone=pgslm (a multi-stream
-        LM, in a directory of its own). Records must then hold durations and f0.
+      options: what stands behind the colon: backbone=gslm (a unit LM, as without it); backbone=pgslm (a multi-stream
+        LM; records must then hold durations and f0); or family=NAME (a unit LM with the block of one of `FAMILIES`).
+        LMs other than GSLM's are in a directory of their own.
 
     Raises:
       ValueError: anything else.
     """
-    if options not in ("", "backbone=gslm", "backbone=pgslm"):
-        raise ValueError(f"{options!r} behind the config's colon is unknown: say backbone=gslm or backbone=pgslm")
-    if options == "backbone=pgslm" and config.lm == "tiny":
+    known = {"": "", "backbone=gslm": "", "backbone=pgslm": "pgslm", **{f"family={name}": name for name in FAMILIES}}
+    if options not in known:
+        listed = ", ".join(filter(None, known))
+        raise ValueError(f"{options!r} behind the config's colon is unknown: say one of {listed}")
+    name = known[options]
+    if name in ("", "gslm"):
+        return config
+    if config.lm == "tiny":
         raise ValueError(
-            f"backbone=pgslm is no backbone of {config.lm}, a unit LM: take a config that pretrains, such as "
-            "configs/demo_prosody.py"
+            f"{options} is not the LM {config.lm!r}: take a config that pretrains, such as configs/demo_prosody.py"
         )
-    if options == "backbone=pgslm" and config.job == "pretrain":
-        config.lm.prosody = prosody()
-    elif options == "backbone=pgslm":
+    if config.job != "pretrain":
         with_backbone(config.pretraining, options)
         folder, leaf = os.path.split(config.lm)
-        config.lm = os.path.join(f"{folder}_pgslm", leaf)
+        config.lm = os.path.join(f"{folder}_{name}", leaf)
+    elif name == "pgslm":
+        config.lm.prosody = prosody()
+    else:
+        of_family(config.lm, name)
     return config

@@ -77,7 +77,7 @@ def test_a_stream_is_turned_off_like_any_setting(module: ModuleType) -> None:
 
 @pytest.mark.parametrize("options", ["pgslm", "backbone=hubert", "backbone=", "lm=pgslm", "backbone=pgslm,epochs=3"])
 def test_other_options_are_refused_with_what_there_is(module: ModuleType, options: str) -> None:
-    with pytest.raises(ValueError, match="say backbone=gslm or backbone=pgslm"):
+    with pytest.raises(ValueError, match="say one of backbone=gslm, backbone=pgslm, family=gslm"):
         module.get_config(options)
 
 

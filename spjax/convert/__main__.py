@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from spjax.command_line import Parser, local_path, output, place
-from spjax.convert import ConvertError, fairseq, hubert, pgslm, sklearn, whisper
+from spjax.convert import ConvertError, decoders, fairseq, hubert, pgslm, sklearn, whisper
 from spjax.convert.checkpoint import Checkpoint, read_checkpoint
 from spjax.convert.options import parse
 from spjax.io import StorageError, kinds, places, read_unit_lm, save_encoder, save_kmeans, save_pack, save_unit_lm
@@ -33,14 +33,35 @@ def _parser() -> argparse.ArgumentParser:
 
     lm = jobs.add_parser(
         "unit_lm",
-        help="fairseq GSLM checkpoint -> unit LM directory",
-        description="Import a fairseq unit LM of GSLM's architecture, in float32 or half precision.",
+        help="fairseq GSLM checkpoint, or a Hugging Face LLaMA, Mistral, Qwen2 or OPT -> unit LM directory",
+        description="Import a fairseq unit LM of GSLM's architecture; or the unit rows of a decoder in Hugging Face's "
+        "format, slamkit's and TWIST's included. In float32 or half precision.",
         epilog="example: python -m spjax.convert unit_lm hubert100_lm/checkpoint_best.pt lms/gslm",
     )
-    lm.add_argument("source", metavar="SRC.pt", type=local_path, help="fairseq checkpoint")
+    lm.add_argument(
+        "source",
+        metavar="SRC",
+        type=local_path,
+        help="fairseq checkpoint; or a directory of config.json and model.safetensors or pytorch_model.bin",
+    )
     lm.add_argument("out", metavar="OUT", type=output, help="directory to write: config.json and model.safetensors")
     lm.add_argument(
         "--dict", metavar="dict.txt", type=local_path, help="the model's dictionary (default: beside SRC.pt)"
+    )
+
+    for name, text in (
+        ("units", "number of units"),
+        ("first-unit", "token of unit 0"),
+        ("pad", "padding token"),
+        ("opener", "token that opens a row"),
+    ):
+        lm.add_argument(
+            f"--{name}", metavar="N", type=int, help=f"{text} (directories only; default: as the files say)"
+        )
+    lm.add_argument(
+        "--unit-tokens",
+        metavar="NAME",
+        help="name of the units' tokens in the directory's tokenizer, with {} for the number: '<|u{}|>'",
     )
 
     streams = jobs.add_parser(
@@ -181,6 +202,15 @@ def _save_lm(options: argparse.Namespace, config: UnitLMConfig, params: Params, 
 
 
 def _import_unit_lm(options: argparse.Namespace) -> None:
+    tokens = decoders.Tokens(options.units, options.first_unit, options.pad, options.opener, options.unit_tokens)
+    if options.source.is_dir():
+        config, params, origin, notes = decoders.import_decoder(options.source, tokens, parse(options.option))
+        for note in notes:
+            print(note)
+        _save_lm(options, config, params, origin)
+        return
+    if tokens != decoders.Tokens():
+        raise ConvertError(f"{options.source} is a file, whose dict.txt names the units. Leave out the tokens' flags.")
     checkpoint = _read(options)
     config, params = fairseq.import_unit_lm(checkpoint, options.dict)
     for note in checkpoint.remarks():
@@ -260,7 +290,8 @@ def _check_places(options: argparse.Namespace) -> None:
     there = places.at(options.out).exists() or os.path.lexists(options.out)  # in a bucket, or a dangling link
     if there and not options.force:
         raise ConvertError(f"{options.out} exists. Choose another directory, or replace it with --force.")
-    if options.source.is_dir() and (options.job not in _ENCODERS or kinds.ours(options.source)):
+    folders = (*_ENCODERS, *(("unit_lm",) if (options.source / "config.json").is_file() else ()))
+    if options.source.is_dir() and (options.job not in folders or kinds.ours(options.source)):
         what, todo = kinds.describe(options.source)
         todo = "It needs no import." if kinds.ours(options.source) else todo or "Give the file."
         raise ConvertError(f"{options.source} is {what or 'a directory'}, not a file to import. {todo}")

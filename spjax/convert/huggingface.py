@@ -21,7 +21,7 @@ from spjax.io.encoders import EncoderConfig
 from spjax.types import Params
 
 INDEX = "model.safetensors.index.json"
-_FILES = ("model.safetensors", INDEX, "pytorch_model.bin")
+_FILES = ("model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,32 +165,36 @@ def read_tensors(path: Path, skip: str = "") -> Tensors:
     """Read tensors by name.
 
     Args:
-      path: a model.safetensors, the index of its shards, or a pytorch_model.bin.
+      path: a model.safetensors, a pytorch_model.bin, or the index of the shards of one.
       skip: pattern of names in safetensors files of which only the shape is read.
 
     Raises:
       ConvertError: a file is absent, truncated, damaged or of another kind.
     """
-    if path.suffix == ".bin":
-        state = read_torch_file(path)
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise ConvertError(f"{path} is not a dict of tensors. Give a pytorch_model.bin.")
-        return state
     if path.suffix != ".json":
-        return _read_safetensors(path, skip)
+        return _read_file(path, skip)
     files = read_config(path).get("weight_map")
     shards = sorted(set(files.values())) if isinstance(files, dict) and set(map(type, files.values())) == {str} else []
     if not shards or any(Path(shard).name != shard for shard in shards):  # nothing outside the directory may be read
         raise ConvertError(f"{path} has no weight_map of tensors to files beside it. Take it from its source again.")
-    tensors: dict[str, Array] = {}
+    tensors: dict[str, Tensor | Array] = {}
     for shard in shards:
         if not path.with_name(shard).is_file():
             raise ConvertError(f"{path.with_name(shard)} is missing, but {path.name} lists it. Copy it there.")
-        more = _read_safetensors(path.with_name(shard), skip)
+        more = _read_file(path.with_name(shard), skip)
         if twice := sorted(more.keys() & tensors.keys()):
             raise ConvertError(f"{path.with_name(shard)} holds {twice[0]}, which another shard has too.")
         tensors |= more
     return tensors
+
+
+def _read_file(path: Path, skip: str) -> Tensors:
+    if path.suffix != ".bin":
+        return _read_safetensors(path, skip)
+    state = read_torch_file(path)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ConvertError(f"{path} is not a dict of tensors. Give a pytorch_model.bin.")
+    return state
 
 
 def _read_safetensors(path: Path, skip: str) -> dict[str, Array]:

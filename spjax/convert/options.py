@@ -124,7 +124,7 @@ class Options:
         self.path, self.found, self.given = path, dict(found), dict(given or {})
         self.assumed: dict[str, Any] = {}
         self.conflicts: dict[str, tuple[Any, Any]] = {}
-        self._asked: set[str] = set()
+        self.asked: set[str] = set()
         for name, value in self.given.items():
             if self.found.get(name, value) not in (value, None):  # None: unknown
                 raise ConvertError(f"{path} has {name}={shown(self.found[name])}, not {value}. Leave that flag out.")
@@ -138,7 +138,7 @@ class Options:
         Raises:
           ConvertError: `args` and `cfg` of the checkpoint disagree on it.
         """
-        self._asked.add(name)
+        self.asked.add(name)
         if name in self.conflicts:
             args, cfg = self.conflicts[name]
             raise ConvertError(
@@ -182,11 +182,11 @@ class Options:
         Raises:
           ConvertError: with the names.
         """
-        unknown = sorted(self.given.keys() - self._asked)
+        unknown = sorted(self.given.keys() - self.asked)
         if unknown:
             raise ConvertError(
                 f"{self.path}: unknown option {', '.join(unknown)}. Check the spelling; this import uses "
-                f"{', '.join(sorted(self._asked))}."
+                f"{', '.join(sorted(self.asked))}."
             )
 
     def remarks(self, library: str) -> list[str]:

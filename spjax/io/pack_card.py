@@ -10,13 +10,14 @@ import numpy as np
 
 from spjax.io import files
 from spjax.io.files import Shape, StorageError
+from spjax.io.unit_lms import block_of
 from spjax.models import low_rank
 from spjax.models.config import SIZES, UnitLMConfig
 from spjax.tasks import LONGEST_LABEL, Slot, Task
 
 FORMAT = "spjax-prompt-pack"
-VERSION = 3  # since 3 there may be low-rank adapters; a pack without them is written as version 2
-SEALED = 2  # since 2 the card has a hash
+VERSION = 4  # since 3 there may be low-rank adapters, since 4 the LM may have a block; others are written as version 2
+SEALED, ADAPTED = 2, 3  # since 2 the card has a hash
 FREE = ("task", "metric", "results", "provenance", "licence", "description")  # do not affect predictions; not hashed
 
 
@@ -49,7 +50,7 @@ class LoraCard(TypedDict):
 
 
 class LMCard(TypedDict):
-    """Hash and sizes of the unit LM that the prompt was trained with."""
+    """Hash and architecture of the unit LM that the prompt was trained with."""
 
     hash: str
     vocab_size: int
@@ -57,13 +58,14 @@ class LMCard(TypedDict):
     layers: int
     heads: int
     ffn_dim: int
+    block: NotRequired[dict[str, Any]]  # `UnitLMConfig.block`, unless it is GSLM's
 
 
 class PackCard(TypedDict):
     """Content of `card.json`. `make_card` makes one; `save_pack` fills in `parameters` and the hashes."""
 
     format: str  # "spjax-prompt-pack"
-    version: int  # 2; 3 with low-rank adapters
+    version: int  # 2; 3 with low-rank adapters; 4 where the LM has a block
     task: str
     slots: list[SlotCard]
     metric: str
@@ -123,7 +125,7 @@ def make_card(
     """
     card: PackCard = {
         "format": FORMAT,
-        "version": VERSION if lora else SEALED,
+        "version": SEALED,  # see `version`
         "task": task.name,
         "slots": [{"name": slot.name, "labels": list(slot.labels)} for slot in task.slots],
         "metric": task.metric,
@@ -133,7 +135,7 @@ def make_card(
             "feeds": np.asarray(feeds).tolist(),
             "outputs": int(outputs),
         },
-        "lm": {"hash": lm_hash, **{name: getattr(config, name) for name in SIZES}},  # type: ignore[typeddict-item]
+        "lm": lm_card(lm_hash, config),
         "encoder": encoder,
         "layer": layer,
         "kmeans": kmeans,
@@ -145,7 +147,24 @@ def make_card(
         "hash": "",
         "card_hash": "",
     }
-    return {**card, "lora": cast(LoraCard, dict(lora))} if lora else card
+    if lora:
+        card["lora"] = cast(LoraCard, dict(lora))
+    return {**card, "version": version(card)}
+
+
+def lm_card(lm_hash: str, config: UnitLMConfig) -> LMCard:
+    """Returns the description of a unit LM."""
+    block = {"block": config.block} if config.block else {}
+    return cast(LMCard, {"hash": lm_hash, **{name: getattr(config, name) for name in SIZES}, **block})
+
+
+def lm_config(card: Mapping[str, Any]) -> UnitLMConfig:
+    """Returns the architecture in a card, without prosody.
+
+    Raises:
+      ValueError: an invalid value.
+    """
+    return UnitLMConfig(**{name: card["lm"][name] for name in SIZES}, **block_of(card["lm"]))
 
 
 def task_of(card: PackCard) -> Task:
@@ -173,7 +192,7 @@ def tensor_shapes(card: PackCard, found: Mapping[str, tuple[str, Shape]]) -> dic
     if card["verbalizer"]["kind"] == "learnable":
         shapes["verbalizer"] = (card["verbalizer"]["outputs"], lm["vocab_size"])
     if "lora" in card:
-        rank, sizes = card["lora"]["rank"], low_rank.sizes(lm["dim"], lm["ffn_dim"])
+        rank, sizes = card["lora"]["rank"], lm_config(card).kernels
         for target in card["lora"]["targets"]:
             rows, columns = sizes[target]
             shapes |= {f"{target}_a": (lm["layers"], rank, rows), f"{target}_b": (lm["layers"], rank, columns)}
@@ -182,7 +201,7 @@ def tensor_shapes(card: PackCard, found: Mapping[str, tuple[str, Shape]]) -> dic
 
 def version(card: Mapping[str, Any]) -> int:
     """Returns the oldest format version that can hold the card."""
-    return VERSION if "lora" in card else SEALED
+    return VERSION if "block" in card["lm"] else ADAPTED if "lora" in card else SEALED
 
 
 def check_card(card: Any, where: str | Path) -> None:
@@ -250,6 +269,8 @@ def _check_types(card: Mapping[str, Any], fail: Callable[[str], NoReturn]) -> No
                 wanted = " or ".join("null" if t is opt else t.__name__ for t in types)
                 fail(f"{where}.{name} is {value[name]!r:.60}, must be {wanted}")
 
+    if isinstance(card.get("lm"), dict) and "block" in card["lm"]:
+        parts["lm"]["block"] = (dict,)
     if "lora" in card:
         expected["lora"] = (dict,)
         parts["lora"] = {"rank": whole, "alpha": (int, float), "targets": (list,)}
@@ -265,9 +286,9 @@ def _check_types(card: Mapping[str, Any], fail: Callable[[str], NoReturn]) -> No
 def _check_values(card: PackCard, fail: Callable[[str], NoReturn]) -> None:
     try:
         task = task_of(card)
-        lm = UnitLMConfig(**{name: card["lm"][name] for name in SIZES})  # type: ignore[literal-required]
+        lm = lm_config(card)
         if "lora" in card:
-            low_rank.check(**card["lora"])
+            low_rank.check(**card["lora"], lm=lm)
     except ValueError as error:
         fail(str(error))
     if not task.name.strip() or len(task.name) > LONGEST_LABEL:

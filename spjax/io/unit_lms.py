@@ -12,54 +12,32 @@ import ml_dtypes
 import numpy as np
 
 from spjax.io import assets, files, places
-from spjax.io.files import Shape, StorageError
-from spjax.models.config import SIZES, ProsodyConfig, UnitLMConfig
+from spjax.io.files import StorageError
+from spjax.models.config import BLOCK, SIZES, ProsodyConfig, RopeScaling, UnitLMConfig
 from spjax.types import Params
 
 FORMAT = "spjax-unit-lm"
-VERSION = 4  # 1: a unit LM; 2: a multi-stream LM; 3: either, and config.json has a hash; 4: bfloat16 weights
-SEALED = 3
+VERSION = (
+    5  # 1: a unit LM; 2: a multi-stream LM; 3: either, and config.json has a hash; 4: bfloat16 weights; 5: a block
+)
+SEALED, ROUNDED = 3, 4
 FREE = ("provenance",)  # fields of config.json that do not affect the output and are not hashed
 CONFIG_FILE = "config.json"
 TENSOR_FILE = "model.safetensors"
 
 _PROSODY = {field.name for field in dataclasses.fields(ProsodyConfig)}
+_SCALING = {field.name for field in dataclasses.fields(RopeScaling)}
 _DEFAULTS = ProsodyConfig()  # fields with these values are not hashed
 
 
-def unit_lm_shapes(config: UnitLMConfig) -> dict[str, Shape]:
-    """Returns the shape of every tensor of a unit LM by path, as docs/design.md lists them."""
-    stack, d, f = config.layers, config.dim, config.ffn_dim
-    shapes: dict[str, Shape] = {"embed": (config.vocab_size, d)}
-    for name, (rows, columns) in {
-        **dict.fromkeys(("query", "key", "value", "out"), (d, d)),
-        "ffn_in": (d, f),
-        "ffn_out": (f, d),
-    }.items():
-        shapes[f"layers/{name}/kernel"] = (stack, rows, columns)
-        shapes[f"layers/{name}/bias"] = (stack, columns)
-    for part in ("scale", "bias"):
-        shapes[f"layers/attn_norm/{part}"] = shapes[f"layers/ffn_norm/{part}"] = (stack, d)
-        shapes[f"final_norm/{part}"] = (d,)
-    if config.prosody is None:
-        return shapes
-    shapes["heads/unit"] = (config.vocab_size, d)
-    for name, symbols in zip(("duration", "f0"), config.prosody.symbols, strict=True):
-        shapes[f"heads/{name}"] = (symbols, d)
-        if config.prosody.discrete:
-            shapes[f"streams/{name}/embed"] = (symbols, d)
-        else:
-            shapes[f"streams/{name}/kernel"], shapes[f"streams/{name}/bias"] = (1, d), (d,)
-    return shapes
-
-
-def unit_lm_hash(params: Params, prosody: ProsodyConfig | None = None) -> str:
+def unit_lm_hash(params: Params, prosody: ProsodyConfig | None = None, block: Mapping[str, Any] | None = None) -> str:
     """Returns the identity of a unit LM, to which prompt packs are bound: sha256 (hex) over its float32 tensors.
 
     Args:
       params: the `lm` tree of docs/design.md; numpy or JAX arrays.
       prosody: of a multi-stream LM; hashed as one more tensor, because other bin edges or inputs make another LM.
         Fields with default values are left out, so that fields added by later releases do not change the hash.
+      block: `UnitLMConfig.block`, hashed likewise: other positions or another norm make another LM.
 
     Raises:
       StorageError: a tensor that is not float32 (a rounded copy would have another hash).
@@ -67,11 +45,14 @@ def unit_lm_hash(params: Params, prosody: ProsodyConfig | None = None) -> str:
     for path, (dtype, _) in files.described(params).items():
         if dtype != "float32":
             raise StorageError(f"unit LM: {path} is {dtype}, but the hash is that of the float32 weights. Give those.")
-    if prosody is None:
-        return files.tree_hash(params)
-    changed = {name: value for name, value in dataclasses.asdict(prosody).items() if value != getattr(_DEFAULTS, name)}
-    text = json.dumps(changed, sort_keys=True, separators=(",", ":"))
-    return files.tree_hash({**params, "prosody": np.frombuffer(text.encode(), np.uint8)})
+    more = {}
+    if prosody is not None:
+        values = dataclasses.asdict(prosody)
+        more["prosody"] = {name: value for name, value in values.items() if value != getattr(_DEFAULTS, name)}
+    if block:
+        more["block"] = dict(block)
+    text = {name: json.dumps(value, sort_keys=True, separators=(",", ":")).encode() for name, value in more.items()}
+    return files.tree_hash({**params, **{name: np.frombuffer(value, np.uint8) for name, value in text.items()}})
 
 
 def save_unit_lm(
@@ -98,17 +79,18 @@ def save_unit_lm(
       StorageError: tensors that do not match the config, a card that is not JSON, or a directory that holds other
         files.
     """
-    files.check_tensors(files.described(params), unit_lm_shapes(config), "unit LM to save", "Give the whole lm tree.")
+    files.check_tensors(files.described(params), config.shapes, "unit LM to save", "Give the whole lm tree.")
     if bfloat16:
         stored = files.as_type(params, ml_dtypes.bfloat16)
-        identity = unit_lm_hash(files.as_type(stored, np.float32), config.prosody)
+        identity = unit_lm_hash(files.as_type(stored, np.float32), config.prosody, config.block)
     else:
-        stored, identity = params, unit_lm_hash(params, config.prosody)
+        stored, identity = params, unit_lm_hash(params, config.prosody, config.block)
     described = {
         "format": FORMAT,
-        "version": VERSION if bfloat16 else SEALED,  # earlier releases read version 3
+        "version": VERSION if config.block else ROUNDED if bfloat16 else SEALED,  # the oldest that can hold it
         **{name: getattr(config, name) for name in SIZES},
         **({} if config.prosody is None else {"prosody": dataclasses.asdict(config.prosody)}),
+        **({"block": config.block} if config.block else {}),
         **({"dtype": "bfloat16"} if bfloat16 else {}),
         "hash": identity,
         "parameters": config.num_params,
@@ -129,6 +111,23 @@ def _prosody(value: Any) -> ProsodyConfig | None:
     return ProsodyConfig(**value)
 
 
+def block_of(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of UnitLMConfig under "block", which may be absent.
+
+    Raises:
+      ValueError: unknown fields, or no object.
+    """
+    block = described.get("block", {})
+    if not isinstance(block, dict) or not block.keys() <= set(BLOCK):
+        raise ValueError(f"block is {block!r:.200}, may have {', '.join(BLOCK)}")
+    scaling = block.get("rope_scaling")
+    if scaling is not None and (not isinstance(scaling, dict) or not scaling.keys() <= _SCALING):
+        raise ValueError(f"rope_scaling is {scaling!r:.200}, may have {', '.join(sorted(_SCALING))}")
+    if not isinstance(block.get("absent", []), list):
+        raise ValueError(f"absent is {block['absent']!r:.80}, must be a list")
+    return block
+
+
 def read_unit_lm(directory: str | Path) -> tuple[UnitLMConfig, Params, dict[str, Any]]:
     """Reads a unit LM and checks its tensors against the config and the hash in config.json.
 
@@ -145,24 +144,24 @@ def read_unit_lm(directory: str | Path) -> tuple[UnitLMConfig, Params, dict[str,
     path = directory / CONFIG_FILE
     described = files.read_json(path, FORMAT, VERSION)
     fix = "Take it from its source again."
-    more = {1: (), 2: ("prosody",)}.get(described["version"], (files.SEAL,))
-    optional = ("parameters", "provenance", *(("prosody",) if described["version"] >= SEALED else ()))
-    rounded = described["version"] >= VERSION
-    more = (*more, "dtype") if rounded else more
-    files.check_keys(described, (*SIZES, *more, "hash"), optional, path, fix)
+    version = described["version"]
+    more = {1: (), 2: ("prosody",), 3: (files.SEAL,), 4: (files.SEAL, "dtype")}.get(version, (files.SEAL, "block"))
+    optional = ("parameters", "provenance", *(("prosody",) if version >= SEALED else ()))
+    files.check_keys(
+        described, (*SIZES, *more, "hash"), (*optional, *(("dtype",) if version == VERSION else ())), path, fix
+    )
+    rounded = "dtype" in described
     if rounded and described["dtype"] != "bfloat16":
         raise StorageError(f"{path}: dtype is {described['dtype']!r:.80}, must be bfloat16. {fix}")
     sizes = {name: described[name] for name in SIZES}
     try:
         if any(type(value) is not int for value in sizes.values()):  # a bool is an instance of int
             raise ValueError(f"{sizes} are not all whole numbers")
-        config = UnitLMConfig(**sizes, prosody=_prosody(described.get("prosody")))
+        config = UnitLMConfig(**sizes, prosody=_prosody(described.get("prosody")), **block_of(described))
     except ValueError as error:
         raise StorageError(f"{path}: {error}. {fix}") from error
-    params = files.read_tensors(
-        directory / TENSOR_FILE, lambda _: unit_lm_shapes(config), "bfloat16" if rounded else "float32"
-    )
-    identity = unit_lm_hash(params, config.prosody)
+    params = files.read_tensors(directory / TENSOR_FILE, lambda _: config.shapes, "bfloat16" if rounded else "float32")
+    identity = unit_lm_hash(params, config.prosody, config.block)
     if identity != described["hash"]:
         raise StorageError(
             f"{directory / TENSOR_FILE} has the hash {identity}, but {path} says {described['hash']}: "

@@ -137,7 +137,7 @@ def read_lm(job: PromptJob) -> LM:
     identity = info["hash"]
     if job.random_lm:
         lm = jax.device_get(unit_lm.init(jax.random.key(0), lm_config))
-        identity = unit_lms.unit_lm_hash(lm, lm_config.prosody)
+        identity = unit_lms.unit_lm_hash(lm, lm_config.prosody, lm_config.block)
     return LM(lm_config, lm, identity, info.get("provenance", {}).get("units"))
 
 

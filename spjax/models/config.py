@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -57,41 +58,217 @@ class ProsodyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class UnitLMConfig:
-    """Architecture of a unit LM."""
+class RopeScaling:
+    """Change of the rotary frequencies for longer contexts, with the meaning of Hugging Face's `rope_parameters`.
 
-    vocab_size: int = 104  # V, specials included
-    dim: int = 1024  # D
-    layers: int = 12  # L
-    heads: int = 16  # H
-    ffn_dim: int = 4096  # F
-    prosody: ProsodyConfig | None = None  # multi-stream LMs only
+    Attributes:
+      kind: "linear": frequencies are divided by `factor`; "llama3": only the low ones are, with a smooth transition.
+      factor: what frequencies are divided by.
+      low_freq_factor, high_freq_factor, original_positions: of "llama3"; wavelengths over `original_positions /
+        low_freq_factor` are low frequencies, those under `original_positions / high_freq_factor` are kept.
+    """
+
+    kind: str
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_positions: float = 8192.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "llama3"):
+            raise ValueError(f"rope_scaling: kind is {self.kind!r}, must be linear or llama3")
+        for field in dataclasses.fields(self)[1:]:
+            value = getattr(self, field.name)
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise ValueError(f"rope_scaling: {field.name} is {value!r}, must be a positive number")
+            object.__setattr__(self, field.name, float(value))
+        if not self.low_freq_factor < self.high_freq_factor:
+            raise ValueError(
+                f"rope_scaling: low_freq_factor {self.low_freq_factor} must be less than high_freq_factor "
+                f"{self.high_freq_factor}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitLMConfig:
+    """Architecture of a unit LM. The defaults describe GSLM's decoder; docs/models.md has the values of other families.
+
+    Attributes:
+      vocab_size: V, specials included.
+      dim: D.
+      layers: L.
+      heads: H, attention heads of the queries.
+      ffn_dim: F.
+      prosody: of a multi-stream LM only.
+      kv_heads: G, heads of keys and values, each shared by H / G query heads; 0: H.
+      head_width: Dh, width of a head; 0: D / H.
+      embed_dim: E, width of the token embeddings if it is not D; they are then projected to D, and the hidden states
+        to E. 0: D.
+      norm: "layer" or "rms".
+      norm_eps: added to the variance.
+      pre_norm: normalise the inputs of attention, feed-forward and output; False: the sums after the first two.
+      positions: "sinusoidal"; "learned": a table of `max_positions` rows; "rotary": queries and keys are rotated.
+      max_positions: rows of the learned table.
+      rope_theta, rope_scaling: base of the rotary frequencies, and their change for longer contexts.
+      qkv_bias, out_bias, ffn_bias: whether these kernels have biases.
+      activation: "relu", "gelu" (exact), or "swiglu", which has a third feed-forward kernel, `ffn_gate`.
+      tied: the output weights are the token embeddings. Multi-stream LMs always have separate ones.
+      scale_embedding: multiply token embeddings by sqrt(D).
+      absent: tokens that the LM was not trained with (specials that an imported LM lacks); they get no probability.
+    """
+
+    vocab_size: int = 104
+    dim: int = 1024
+    layers: int = 12
+    heads: int = 16
+    ffn_dim: int = 4096
+    prosody: ProsodyConfig | None = None
+    kv_heads: int = 0
+    head_width: int = 0
+    embed_dim: int = 0
+    norm: str = "layer"
+    norm_eps: float = 1e-5
+    pre_norm: bool = True
+    positions: str = "sinusoidal"
+    max_positions: int = 0
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    qkv_bias: bool = True
+    out_bias: bool = True
+    ffn_bias: bool = True
+    activation: str = "relu"
+    tied: bool = True
+    scale_embedding: bool = True
+    absent: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.prosody, Mapping):  # from a config file or JSON
             object.__setattr__(self, "prosody", ProsodyConfig(**self.prosody))
+        if isinstance(self.rope_scaling, Mapping):
+            object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
+        object.__setattr__(self, "absent", tuple(self.absent))
         for name in SIZES:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"unit LM: {name} is {value!r}, must be a positive integer")
-        if self.dim % self.heads:
+        self._check_block()
+        # One form for one architecture, since configs are compared and hashed.
+        if self.head_width * self.heads == self.dim:
+            object.__setattr__(self, "head_width", 0)
+        for name, usual in (("kv_heads", self.heads), ("embed_dim", self.dim)):
+            if getattr(self, name) == usual:
+                object.__setattr__(self, name, 0)
+        for name in ("norm_eps", "rope_theta"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        if not self.head_width and self.dim % self.heads:
             raise ValueError(f"unit LM: dim {self.dim} is not a multiple of heads {self.heads}")
-        if self.dim % 2 or self.dim < 4:
+        if self.heads % self.key_heads:
+            raise ValueError(f"unit LM: heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+        if self.positions == "sinusoidal" and (self.dim % 2 or self.dim < 4):
             raise ValueError(f"unit LM: dim {self.dim} must be even and at least 4, for sinusoidal positions")
+        if self.positions == "rotary" and self.head_dim % 2:
+            raise ValueError(f"unit LM: heads of width {self.head_dim} must be of even width, for rotary positions")
+        if (self.positions == "learned") != (self.max_positions > 0):
+            raise ValueError(
+                f"unit LM: max_positions is {self.max_positions}, must be positive for learned positions and 0 for "
+                f"others (positions is {self.positions!r})"
+            )
+        if self.prosody is not None and self.embed_dim:
+            raise ValueError(f"unit LM: embed_dim is {self.embed_dim}, must be 0 for a multi-stream LM")
         if self.vocab_size <= vocab.UNIT_OFFSET:
             raise ValueError(
                 f"unit LM: vocab_size {self.vocab_size} leaves no units besides {vocab.UNIT_OFFSET} specials"
             )
 
+    def _check_block(self) -> None:
+        """Raise ValueError for a field of the block of a wrong type or value."""
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"unit LM: {name} is {getattr(self, name)!r}, must be one of {', '.join(choices)}")
+        for name in BLOCK:
+            value, default = getattr(self, name), _DEFAULTS[name]
+            if isinstance(default, bool):
+                if not isinstance(value, bool):
+                    raise ValueError(f"unit LM: {name} is {value!r}, must be true or false")
+            elif isinstance(default, int) and (type(value) is not int or value < 0):
+                raise ValueError(f"unit LM: {name} is {value!r}, must be an integer of at least 0")
+            elif isinstance(default, float) and (type(value) not in (int, float) or not 0 < value < math.inf):
+                raise ValueError(f"unit LM: {name} is {value!r}, must be a positive number")
+        if not all(type(token) is int and 0 <= token < vocab.UNIT_OFFSET for token in self.absent):
+            raise ValueError(f"unit LM: absent is {self.absent}, must be tokens of 0..{vocab.UNIT_OFFSET - 1}")
+
     @property
     def head_dim(self) -> int:
         """Dh, width of an attention head."""
-        return self.dim // self.heads
+        return self.head_width or self.dim // self.heads
+
+    @property
+    def key_heads(self) -> int:
+        """G, heads of keys and values."""
+        return self.kv_heads or self.heads
+
+    @property
+    def kernels(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of every kernel of a layer."""
+        d, f, queries, keys = self.dim, self.ffn_dim, self.heads * self.head_dim, self.key_heads * self.head_dim
+        found = {"query": (d, queries), "key": (d, keys), "value": (d, keys), "out": (queries, d), "ffn_in": (d, f)}
+        return {**found, "ffn_out": (f, d), **({"ffn_gate": (d, f)} if self.activation == "swiglu" else {})}
+
+    def has_bias(self, kernel: str) -> bool:
+        """Whether a kernel of a layer has a bias."""
+        return self.ffn_bias if kernel.startswith("ffn") else self.out_bias if kernel == "out" else self.qkv_bias
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor by path, as docs/design.md lists them."""
+        stack, d, width = self.layers, self.dim, self.embed_dim or self.dim
+        norm = ("scale", "bias") if self.norm == "layer" else ("scale",)
+        shapes: dict[str, tuple[int, ...]] = {"embed": (self.vocab_size, width)}
+        for name, (rows, columns) in self.kernels.items():
+            shapes[f"layers/{name}/kernel"] = (stack, rows, columns)
+            if self.has_bias(name):
+                shapes[f"layers/{name}/bias"] = (stack, columns)
+        for part in norm:
+            shapes[f"layers/attn_norm/{part}"] = shapes[f"layers/ffn_norm/{part}"] = (stack, d)
+            if self.pre_norm:
+                shapes[f"final_norm/{part}"] = (d,)
+        if self.max_positions:
+            shapes["positions"] = (self.max_positions, d)
+        if self.embed_dim:
+            shapes |= {"embed_in/kernel": (width, d), "embed_out/kernel": (d, width)}
+        if not self.tied or self.prosody is not None:
+            shapes["heads/unit"] = (self.vocab_size, width)
+        if self.prosody is None:
+            return shapes
+        for name, symbols in zip(("duration", "f0"), self.prosody.symbols, strict=True):
+            shapes[f"heads/{name}"] = (symbols, d)
+            if self.prosody.discrete:
+                shapes[f"streams/{name}/embed"] = (symbols, d)
+            else:
+                shapes[f"streams/{name}/kernel"], shapes[f"streams/{name}/bias"] = (1, d), (d,)
+        return shapes
+
+    @property
+    def block(self) -> dict[str, Any]:
+        """Fields after `prosody` that differ from GSLM's, as JSON has them."""
+        found = {name: value for name, value in dataclasses.asdict(self).items() if name in BLOCK}
+        changed = {name: value for name, value in found.items() if value != _DEFAULTS[name]}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
 
     @property
     def num_units(self) -> int:
         """Number of units, without specials."""
         return self.vocab_size - vocab.UNIT_OFFSET
+
+    @property
+    def most_units(self) -> int | None:
+        """Longest utterance that the learned positions have room for, with separators and labels; None: any."""
+        return max(self.max_positions - _TAIL, 1) if self.max_positions else None
+
+    @property
+    def embed_scale(self) -> float:
+        """Factor of token embeddings and separators."""
+        return float(self.dim**0.5) if self.scale_embedding else 1.0
 
     @property
     def opener(self) -> int:
@@ -100,22 +277,24 @@ class UnitLMConfig:
 
     @property
     def first_position(self) -> int:
-        """Row of the position table for the first token: the one after PAD, which in pGSLM follows the units."""
+        """Row of the sinusoidal table for the first token: the one after PAD, which in pGSLM follows the units."""
         return vocab.FIRST_POSITION + (self.num_units if self.prosody else 0)
 
     @property
     def num_params(self) -> int:
         """Number of parameters, a tied output embedding counted once."""
-        d, f = self.dim, self.ffn_dim
-        block = 4 * (d * d + d) + (d * f + f) + (f * d + d) + 4 * d
-        plain = self.vocab_size * d + self.layers * block + 2 * d
-        if self.prosody is None:
-            return plain
-        streams = sum(self.prosody.symbols) if self.prosody.discrete else 4  # tables, or kernels and biases
-        return plain + (streams + self.vocab_size + sum(self.prosody.symbols)) * d
+        return sum(map(math.prod, self.shapes.values()))
 
 
-SIZES = tuple(field.name for field in dataclasses.fields(UnitLMConfig) if field.name != "prosody")
+_TAIL = 64  # columns after the source: far more than separators and labels need
+SIZES = ("vocab_size", "dim", "layers", "heads", "ffn_dim")
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(UnitLMConfig)}
+BLOCK = tuple(name for name in _DEFAULTS if name not in (*SIZES, "prosody"))
+_CHOICES = {
+    "norm": ("layer", "rms"),
+    "positions": ("sinusoidal", "learned", "rotary"),
+    "activation": ("relu", "gelu", "swiglu"),
+}
 
 
 @dataclasses.dataclass(frozen=True)

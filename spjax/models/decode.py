@@ -210,14 +210,14 @@ def greedy(
     room = [(0, 0), (0, 0), (0, 0), (0, max_steps), (0, 0)]
     cache = jax.tree.map(lambda x: jnp.pad(x, room), prompted_lm.joined(first.cache))
     visible = jnp.pad(first.visible, ((0, 0), (0, max_steps)))
-    table = jnp.asarray(unit_lm.sinusoids(config.first_position + columns + max_steps + 1, config.dim))
     no_speech = streams.embed(lm, config, streams.NO_SPEECH)
-    separator = prompts.rows_of(bank["sep"][:, -1:], batch.prompt_id, rows) * config.dim**0.5
+    separator = prompts.rows_of(bank["sep"][:, -1:], batch.prompt_id, rows) * config.embed_scale
     token_of = np.arange(max(verbalizer.outputs, config.vocab_size), dtype=np.int32)
     token_of[verbalizer.codes] = verbalizer.fed_back
 
     def pick(hidden: jax.Array, step: jax.Array) -> jax.Array:
         scores = prompted_lm.outputs(lm, bank, hidden, batch.prompt_id, compute)[:, 0]
+        scores = scores if verbalizer.learnable else unit_lm.mask_absent(scores, config)
         if constrained:
             scores = jnp.where(jnp.asarray(verbalizer.allowed)[step], scores, -jnp.inf)
         return jnp.argmax(scores, axis=1).astype(jnp.int32)
@@ -226,10 +226,12 @@ def greedy(
         step, chosen, cache, visible = carry
         token = jnp.asarray(token_of)[chosen[:, step - 1]][:, None]
         # A decoded separator is fed back as the trained vector, as in the published code.
-        x = jnp.where((token == vocab.BOS)[..., None], separator, unit_lm.embed_tokens(lm, token))
-        x = x + no_speech + table[first.position + step - 1][:, None]
+        embedded = unit_lm.embed_tokens(lm, token, scaled=config.scale_embedding)
+        x = jnp.where((token == vocab.BOS)[..., None], separator, embedded)
+        position = (first.position + step - 1)[:, None]
+        x = x + no_speech + unit_lm.embed_positions(lm, config, position, columns + max_steps + 1)
         mask = jnp.concatenate([visible, jnp.ones((rows, 1), bool)], axis=1)[:, None]
-        hidden, new = unit_lm.extend(lm, config, (x,), cache, mask, lora=first.lora, compute=compute)
+        hidden, new = unit_lm.extend(lm, config, (x,), cache, mask, lora=first.lora, compute=compute, position=position)
         at = columns + step - 1
         write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=3)  # noqa: E731
         cache = jax.tree.map(write, cache, new)

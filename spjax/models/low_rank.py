@@ -7,9 +7,8 @@ the trained B, since Adam's updates do not scale with the parameters; `scaled` m
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -21,9 +20,15 @@ from spjax.models.einsum import einsum
 from spjax.types import Params
 
 # Kernels grouped by input; kernels of the same input share one matmul with their concatenated A.
-INPUTS = {"attention": ("query", "key", "value"), "out": ("out",), "ffn_in": ("ffn_in",), "ffn_out": ("ffn_out",)}
-TARGETS = tuple(itertools.chain(*INPUTS.values()))
-LEAVES = tuple(f"{target}_{part}" for target in TARGETS for part in "ab")
+INPUTS = {
+    "attention": ("query", "key", "value"),
+    "out": ("out",),
+    "ffn_in": ("ffn_in", "ffn_gate"),
+    "ffn_out": ("ffn_out",),
+}
+TARGETS = ("query", "key", "value", "out", "ffn_in", "ffn_out")  # of every LM
+KNOWN = (*TARGETS, "ffn_gate")  # only LMs with swiglu have the last
+LEAVES = tuple(f"{target}_{part}" for target in KNOWN for part in "ab")
 
 
 class Lora(NamedTuple):
@@ -170,39 +175,39 @@ def is_zero(rate: float | jax.Array) -> bool:
     return isinstance(rate, float | int) and not rate
 
 
-def init_member(rng: Key[jax.Array, ""], rank: int, targets: Iterable[str], lm: UnitLMConfig) -> Params:
+def init_member(rng: Key[jax.Array, ""], rank: int, targets: Sequence[str], lm: UnitLMConfig) -> Params:
     """Initialise the adapters of one member (no bank axis) like PEFT: A uniform within 1 / sqrt(in), B zero.
 
     The values of a target do not depend on the other targets.
+
+    Raises:
+      ValueError: a target that the LM lacks.
     """
     tree: Params = {}
+    check(rank, 1.0, targets, lm)
     for target in targets:
-        size, out = sizes(lm.dim, lm.ffn_dim)[target]
-        key, bound = jax.random.fold_in(rng, TARGETS.index(target)), size**-0.5
+        size, out = lm.kernels[target]
+        key, bound = jax.random.fold_in(rng, KNOWN.index(target)), size**-0.5
         tree[f"{target}_a"] = jax.random.uniform(key, (lm.layers, rank, size), minval=-bound, maxval=bound)
         tree[f"{target}_b"] = jnp.zeros((lm.layers, rank, out))
     return tree
 
 
-def sizes(dim: int, ffn_dim: int) -> dict[str, tuple[int, int]]:
-    """(inputs, outputs) of every kernel that can be adapted, for an LM of width `dim`."""
-    square = dict.fromkeys(("query", "key", "value", "out"), (dim, dim))
-    return {**square, "ffn_in": (dim, ffn_dim), "ffn_out": (ffn_dim, dim)}
-
-
-def check(rank: int, alpha: float, targets: Sequence[str]) -> None:
-    """Raise ValueError if the adapter settings of a config or card are invalid (rank 0 included)."""
+def check(rank: int, alpha: float, targets: Sequence[str], lm: UnitLMConfig | None = None) -> None:
+    """Raise ValueError if the adapter settings of a config or card are invalid (rank 0 included), or not of an LM."""
     if type(rank) is not int or rank < 1:
         raise ValueError(f"rank is {rank!r}, must be a positive integer")
     if not 0 < alpha < math.inf:
         raise ValueError(f"alpha is {alpha!r}, must be a positive number")
-    if not targets or list(targets) != [target for target in TARGETS if target in targets]:
-        raise ValueError(f"targets {tuple(targets)} must be one or more of {', '.join(TARGETS)}, in this order")
+    if not targets or list(targets) != [target for target in KNOWN if target in targets]:
+        raise ValueError(f"targets {tuple(targets)} must be one or more of {', '.join(KNOWN)}, in this order")
+    if lm is not None and not set(targets) <= lm.kernels.keys():
+        raise ValueError(f"targets {tuple(targets)} must be kernels of the LM, which has {', '.join(lm.kernels)}")
 
 
 def targets_of(tree: Mapping[str, object]) -> tuple[str, ...]:
     """Kernels that the leaves of a member or bank adapt."""
-    return tuple(target for target in TARGETS if f"{target}_a" in tree)
+    return tuple(target for target in KNOWN if f"{target}_a" in tree)
 
 
 def scaled(bank: Params, scales: float | Sequence[float] | Float[jax.Array, ...]) -> Params:

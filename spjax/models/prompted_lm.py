@@ -6,6 +6,7 @@ columns do not depend on trained parameters and are a separate part, for which t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ class Prefilled(NamedTuple):
       hidden: float32 [B, Q, D], final hidden states of the last Q tail columns.
       cache: KV of all C columns so far, prefix included, as blocks, so that appending columns copies nothing.
       visible: bool [B, C], columns that later columns attend to.
-      position: int32 [B], row of the position table for the next column.
+      position: int32 [B], position of the next column.
       lora: LoRA adapters of the rows, without dropout.
     """
 
@@ -73,26 +74,25 @@ def run(
     rows, length = batch.source.shape
     separators = bank["sep"].shape[1]
     tail = 1 + separators + fed_back.shape[1]
-    table = jnp.asarray(unit_lm.sinusoids(config.first_position + length + tail, config.dim))
+    embed = functools.partial(unit_lm.embed_tokens, lm, scaled=config.scale_embedding)
+    place = functools.partial(unit_lm.embed_positions, lm, config, rows=length + tail)
     of_source, of_tail = _streams(batch, tail)
 
-    source = unit_lm.embed_tokens(lm, batch.source) + streams.embed(lm, config, of_source)
-    source = source + table[config.first_position :][:length]
-    start = config.first_position + batch.source_length
-    positions = start[:, None] + jnp.arange(tail)
-    sep = prompts.rows_of(bank["sep"], batch.prompt_id, rows) * config.dim**0.5
+    source = embed(batch.source) + streams.embed(lm, config, of_source) + place(position=jnp.arange(length))
+    positions = batch.source_length[:, None] + jnp.arange(tail)
+    sep = prompts.rows_of(bank["sep"], batch.prompt_id, rows) * config.embed_scale
     live = jnp.concatenate(
         [
-            unit_lm.embed_tokens(lm, batch.last[:, None]),
+            embed(batch.last[:, None]),
             jnp.broadcast_to(sep, (rows, separators, config.dim)),
-            unit_lm.embed_tokens(lm, fed_back),
+            embed(fed_back),
         ],
         axis=1,
     )
-    live = live + streams.embed(lm, config, of_tail) + table[positions]
+    live = live + streams.embed(lm, config, of_tail) + place(position=positions)
     shallow = bank["input"].shape[1] if "input" in bank else 0
     if shallow:
-        # Neither scaled nor given a position, as in the published code.
+        # Neither scaled nor given a position, as in the published code; with rotary positions they are not rotated.
         raw = prompts.rows_of(bank["input"], batch.prompt_id, rows)
         live = jnp.concatenate([jnp.broadcast_to(raw, (rows, shallow, config.dim)), live], axis=1)
 
@@ -114,9 +114,11 @@ def run(
         # Ids of live columns do not depend on the padded source length.
         numbers = np.concatenate([np.arange(length), _LIVE + np.arange(shallow + tail)])
         lora = low_rank.with_dropout(adapters, drop[0], jnp.asarray(numbers), drop[1])
+    order = [jnp.broadcast_to(jnp.arange(length), (rows, length)), jnp.zeros((rows, shallow), int), positions]
     hidden, new = unit_lm.extend(
-        lm, config, (source, live), prefix, mask, queries=queries, offsets=offsets, lora=lora, compute=compute
-    )
+        lm, config, (source, live), prefix, mask, queries=queries, offsets=offsets, lora=lora, compute=compute,
+        position=jnp.concatenate(order, axis=1),
+    )  # fmt: skip
     return Prefilled(hidden, (prefix, new), visible, positions[:, -1] + 1, adapters)
 
 
@@ -144,7 +146,7 @@ def _masks(real: jax.Array, shallow: int, tail: int, prompt: jax.Array) -> tuple
 
 
 def joined(blocks: Sequence[KV]) -> KV:
-    """Concatenate the blocks of a cache, repeated for every row: [L, B, H, C, Dh]."""
+    """Concatenate the blocks of a cache, repeated for every row: [L, B, G, C, Dh]."""
     rows = max(block.key.shape[1] for block in blocks)
     full = (jax.tree.map(lambda x: jnp.repeat(x, rows // x.shape[1], axis=1), block) for block in blocks)
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=3), *full)
@@ -169,7 +171,7 @@ def step(
       tokens: int32 [B or 1, J].
       mask: bool [J, J + previous] or [B or 1, J, J + previous]: whether a new column attends to each of the last
         J + previous columns. All visible columns before those are attended to.
-      positions: int32 [B, J], rows of the position table.
+      positions: int32 [B, J], positions of the new columns; the opening token's is 0.
       config: LM architecture.
       compute: operand dtype.
       embedded: float32 [B or 1, J, D], input embeddings to use instead of `tokens` (a separator fed back).
@@ -178,15 +180,17 @@ def step(
       State with hidden [B, J, D] and C + J columns.
     """
     rows, steps = state.visible.shape[0], mask.shape[-2]
-    x = unit_lm.embed_tokens(lm, tokens) if embedded is None else embedded
-    # Positions are traced; the table's size is bounded by the number of columns so far.
-    table = jnp.asarray(unit_lm.sinusoids(config.first_position + state.visible.shape[1] + steps + 1, config.dim))
+    x = unit_lm.embed_tokens(lm, tokens, scaled=config.scale_embedding) if embedded is None else embedded
     x = x + streams.embed(lm, config, streams.NO_SPEECH)
-    x = jnp.broadcast_to(x, (rows, steps, config.dim)) + table[positions]
+    # Positions are traced; they are below the number of columns so far.
+    place = unit_lm.embed_positions(lm, config, positions, state.visible.shape[1] + steps + 1)
+    x = jnp.broadcast_to(x, (rows, steps, config.dim)) + place
     before = state.visible.shape[1] + steps - mask.shape[-1]
     old = jnp.broadcast_to(state.visible[:, None, :before], (rows, steps, before))
     full_mask = jnp.concatenate([old, jnp.broadcast_to(mask, (rows, *mask.shape[-2:]))], axis=2)
-    hidden, new = unit_lm.extend(lm, config, (x,), state.cache, full_mask, lora=state.lora, compute=compute)
+    hidden, new = unit_lm.extend(
+        lm, config, (x,), state.cache, full_mask, lora=state.lora, compute=compute, position=positions
+    )
     visible = jnp.concatenate([state.visible, jnp.ones((rows, steps), bool)], axis=1)
     return state._replace(hidden=hidden, cache=(*state.cache, new), visible=visible, position=positions[:, -1] + 1)
 
@@ -198,7 +202,10 @@ def outputs(
     prompt_id: Int[jax.Array, " B"] | None,
     compute: Compute = FLOAT32,
 ) -> Float[jax.Array, "B Q O"]:
-    """Verbalizer outputs of hidden states [B, Q, D]: float32 [B, Q, C + 4] if learnable, else logits [B, Q, V]."""
+    """Verbalizer outputs of hidden states [B, Q, D]: float32 [B, Q, C + 4] if learnable, else logits [B, Q, V].
+
+    `unit_lm.mask_absent` is not applied.
+    """
     logits = unit_lm.unembed(lm, hidden, compute)
     if "verbalizer" not in bank:
         return logits

@@ -17,9 +17,8 @@ import numpy as np
 from jaxtyping import Float, Int, Key, Shaped
 
 from spjax import vocab
-from spjax.models import low_rank
+from spjax.models import low_rank, unit_lm
 from spjax.models.config import Compute, UnitLMConfig
-from spjax.models.einsum import einsum
 from spjax.models.split_kernel import gathered, recomputed
 from spjax.models.verbalizers import Verbalizer
 from spjax.types import KV, Params
@@ -81,7 +80,7 @@ class PromptConfig:
             )
         targets = (self.targets,) if isinstance(self.targets, str) else self.targets
         # Sorted, so that the order in the config does not matter; unknown names are rejected by low_rank.check.
-        number = lambda name: low_rank.TARGETS.index(name) if name in low_rank.TARGETS else len(low_rank.TARGETS)  # noqa: E731
+        number = lambda name: low_rank.KNOWN.index(name) if name in low_rank.KNOWN else len(low_rank.KNOWN)  # noqa: E731
         object.__setattr__(self, "targets", tuple(sorted(targets, key=number)))
         try:
             if self.rank != 0:
@@ -134,8 +133,10 @@ def init_member(
     def vectors(shape: tuple[int, ...]) -> jax.Array:
         key = next(keys)
         if config.init == "units":
+            if lm.embed_dim:
+                raise ValueError("prompt: init 'units' needs embeddings of the LM's width: give another prompt.init")
             rows = jax.random.randint(key, shape, vocab.UNIT_OFFSET, lm.vocab_size)
-            return embed[rows].astype(jnp.float32) * lm.dim**0.5
+            return embed[rows].astype(jnp.float32) * lm.embed_scale
         return jax.random.normal(key, (*shape, lm.dim)) * config.init_scale
 
     # Other random values do not depend on `init`, so that members of one seed differ in it only.
@@ -271,7 +272,8 @@ def dropout(bank: Params, rate: float | Float[jax.Array, "#N"], keys: Key[jax.Ar
 def projected(bank: Params, lm: Params, config: UnitLMConfig, compute: Compute) -> Params:
     """Project deep prompts with the LM's key and value kernels (key = W_k p + b_k), once for all batches.
 
-    LoRA adapters of W_k and W_v are applied to prompts as to other columns.
+    LoRA adapters of W_k and W_v are applied to prompts as to other columns. Keys of prompts have no position: with
+    rotary positions they are not rotated.
 
     Args:
       bank: prompt trees [N, ...], from `low_rank.scaled`; input prompts give an empty prefix.
@@ -280,7 +282,7 @@ def projected(bank: Params, lm: Params, config: UnitLMConfig, compute: Compute) 
       compute: operand dtype.
 
     Returns:
-      The bank with `prefix`, KV [L, N, H, P, Dh], instead of `key` and `value`; for the forward pass only.
+      The bank with `prefix`, KV [L, N, G, P, Dh], instead of `key` and `value`; for the forward pass only.
     """
 
     adapters = low_rank.from_bank(bank, None)
@@ -290,15 +292,14 @@ def projected(bank: Params, lm: Params, config: UnitLMConfig, compute: Compute) 
         weights = lm["layers"][name]
 
         def layer(p: jax.Array, weights: Params, lora: low_rank.Lora) -> jax.Array:
-            full = gathered(weights)
-            x = einsum("npd,de->npe", p, full["kernel"], compute.operand) + full["bias"]
+            x = unit_lm.project(gathered(weights), p, compute)
             return x + lora.up(name, lora.down("attention", p, 0, compute.operand), compute.operand)
 
         layer = recomputed(layer, weights)
         # A scan over layers, so that only one layer of a sharded kernel is gathered at a time.
         layers = (jnp.swapaxes(leaf, 0, 1), weights, adapters)
         x = jax.lax.scan(lambda _, each: (None, layer(*each)), None, layers)[1]
-        return jnp.swapaxes(x.reshape(*x.shape[:-1], config.heads, config.head_dim), 2, 3)
+        return jnp.swapaxes(x.reshape(*x.shape[:-1], -1, config.head_dim), 2, 3)
 
     rest = {name: leaf for name, leaf in bank.items() if name not in ("key", "value")}
     return {**rest, "prefix": KV(project("key"), project("value"))}
@@ -317,7 +318,7 @@ def prefix(
       compute: operand dtype.
 
     Returns:
-      KV of P columns, [L, B, H, P, Dh]; for member-major batches or a bank of one [L, N, H, P, Dh], shared by rows.
+      KV of P columns, [L, B, G, P, Dh]; for member-major batches or a bank of one [L, N, G, P, Dh], shared by rows.
     """
     known: KV = bank["prefix"] if "prefix" in bank else projected(bank, lm, config, compute)["prefix"]
     return jax.tree.map(lambda x: x if x.shape[1] == 1 or prompt_id is None else x[:, prompt_id], known)

@@ -170,6 +170,11 @@ def member_losses(
     targets, fed_back, steps = labels.targets, labels.fed_back, labels.targets.shape[1]
     reference = loss.kind == "reference"
     if reference:
+        if vocab.BOS in config.absent and not verbalizers[0].learnable:
+            raise ValueError(
+                "loss.kind='reference' scores the separator, a token that this LM was not trained with: give the "
+                "learnable verbalizer, or loss.kind='slots'"
+            )
         if any(one.steps != steps for one in verbalizers):
             raise ValueError(
                 "loss.kind='reference' scores the end token after the labels: its tasks must have equally many slots"

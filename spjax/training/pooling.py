@@ -75,7 +75,7 @@ def layer_inputs(
         if not deep:
             return read(_embedded(lm, config, batch))[:, None]
         return _layers(
-            lm, config, batch, compute, lambda x, _, weights: read(unit_lm.layer_norm(x, weights["attn_norm"]))
+            lm, config, batch, compute, lambda x, _, weights: read(unit_lm.attention_input(x, weights, config))
         )
 
     return _by_utterance(run, lm, config.layers if deep else 1, config, units, plan, mesh)
@@ -119,8 +119,8 @@ def _embedded(lm: Params, config: UnitLMConfig, batch: Batch) -> jax.Array:
     lagged = None
     if batch.streams is not None:
         lagged = Streams(*(appended(known[:, :-2], known[:, -2]) for known in batch.streams))
-    table = jnp.asarray(unit_lm.sinusoids(config.first_position + len(columns), config.dim))[config.first_position :]
-    return unit_lm.embed_tokens(lm, appended(batch.source, batch.last)) + streams.embed(lm, config, lagged) + table
+    x = unit_lm.embed_tokens(lm, appended(batch.source, batch.last), scaled=config.scale_embedding)
+    return x + streams.embed(lm, config, lagged) + unit_lm.embed_positions(lm, config, columns, len(columns))
 
 
 def _layers(
@@ -135,11 +135,12 @@ def _layers(
     length = embedded.shape[1]
     seen = jnp.tril(jnp.ones((1, length, length), bool))
     empty = unit_lm.empty_prefix(config)
-    block = unit_lm.Block(config, compute)
+    block, turn = unit_lm.Block(config, compute), unit_lm.rotation(config, jnp.arange(length)[None])
 
     def layer(x: jax.Array, weights: Params) -> tuple[jax.Array, jax.Array]:
         full = gathered(weights)
-        after, _ = block.apply({"params": full}, (x,), KV(empty.key[0], empty.value[0]), seen, length)
+        prefix = KV(empty.key[0], empty.value[0])
+        after, _ = block.apply({"params": full}, (x,), prefix, seen, length, rotation=turn)
         return after, read(x, after, full)
 
     return jnp.swapaxes(jax.lax.scan(layer, embedded, lm["layers"])[1], 0, 1)

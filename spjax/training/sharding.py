@@ -11,7 +11,6 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from spjax.io import unit_lms
 from spjax.models.config import UnitLMConfig
 from spjax.models.split_kernel import SplitKernel
 from spjax.types import Batch
@@ -24,9 +23,9 @@ BATCH = ("data", "shard")
 # its width, so that a layer needs two all-reduces over `model`: after `out` and after `ffn_out`.
 RULES: tuple[tuple[str, P], ...] = (
     (r"prompt/.*", P(BATCH)),
-    (r"lm/(embed|streams/.*|heads/.*)", P()),
-    (r"lm/layers/(query|key|value|ffn_in)/kernel", P(None, "shard", "model")),
-    (r"lm/layers/(query|key|value|ffn_in)/bias", P(None, "model")),
+    (r"lm/(embed|embed_in/kernel|embed_out/kernel|positions|streams/.*|heads/.*)", P()),
+    (r"lm/layers/(query|key|value|ffn_in|ffn_gate)/kernel", P(None, "shard", "model")),
+    (r"lm/layers/(query|key|value|ffn_in|ffn_gate)/bias", P(None, "model")),
     (r"lm/layers/(out|ffn_out)/kernel", P(None, "model", "shard")),
     (r"lm/layers/(out|ffn_out)/bias", P()),
     (r"lm/.*norm/(scale|bias)", P()),
@@ -144,10 +143,10 @@ def layerwise(mesh: Mesh, flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_lm(mesh: Mesh, lm: UnitLMConfig) -> None:
     """Raise ValueError if an LM of these sizes cannot be sharded over the mesh; allocates nothing."""
-    if lm.heads % mesh.shape["model"]:
-        raise ValueError(f"an LM of {lm.heads} heads is not divisible by model_parallel={mesh.shape['model']}")
-    shapes = unit_lms.unit_lm_shapes(lm)
-    shardings(mesh, {f"lm/{path}": jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()})
+    for heads, what in ((lm.heads, "heads"), (lm.key_heads, "key and value heads")):
+        if heads % mesh.shape["model"]:
+            raise ValueError(f"an LM of {heads} {what} is not divisible by model_parallel={mesh.shape['model']}")
+    shardings(mesh, {f"lm/{path}": jax.ShapeDtypeStruct(shape, np.float32) for path, shape in lm.shapes.items()})
 
 
 def place_frozen(mesh: Mesh, flat: Mapping[str, Any], operand: Any) -> dict[str, Any]:

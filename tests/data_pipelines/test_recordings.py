@@ -24,7 +24,6 @@ from spjax.config import parse
 from spjax.data.records import load_card
 from spjax.io import KMeans, files, save_kmeans, save_unit_lm
 from spjax.io.encoders import save_encoder
-from spjax.io.unit_lms import unit_lm_shapes
 from spjax.models import prompts, verbalizers
 from spjax.models.config import UnitLMConfig
 from spjax.tasks import TASKS
@@ -206,7 +205,7 @@ def publish() -> Path:
     rng = np.random.default_rng(0)
     centroids = rng.standard_normal((100, TINY.dim)).astype(np.float32)
     save_kmeans(home / "kmeans", KMeans(centroids, {"encoder": fetch.ENCODER, "layer": 2}))
-    params = files.unflatten({path: rng.standard_normal(shape) for path, shape in unit_lm_shapes(toy.LM).items()})
+    params = files.unflatten({path: rng.standard_normal(shape) for path, shape in toy.LM.shapes.items()})
     save_unit_lm(home / "unit_lm", toy.LM, jax.tree.map(np.float32, params))
     return home
 

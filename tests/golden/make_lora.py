@@ -40,7 +40,7 @@ class Layer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        for name, (rows, columns) in low_rank.sizes(CONFIG.dim, CONFIG.ffn_dim).items():
+        for name, (rows, columns) in CONFIG.kernels.items():
             setattr(self, name, nn.Linear(rows, columns))
         self.attn_norm, self.ffn_norm = nn.LayerNorm(CONFIG.dim), nn.LayerNorm(CONFIG.dim)
 

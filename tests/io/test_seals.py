@@ -26,7 +26,6 @@ from spjax.io import (
 )
 from spjax.io.banks import load_bank, save_bank
 from spjax.io.kmeans_store import KMeans
-from spjax.io.unit_lms import unit_lm_shapes
 from spjax.models.config import ProsodyConfig, UnitLMConfig
 from spjax.packs import main
 from spjax.tasks import Slot, Task
@@ -66,7 +65,7 @@ def _bank(place: Path) -> None:
 
 def _lm(place: Path, prosody: ProsodyConfig | None = None) -> None:
     config = UnitLMConfig(vocab_size=20, dim=8, layers=2, heads=2, ffn_dim=12, prosody=prosody)
-    shapes = unit_lm_shapes(config)
+    shapes = config.shapes
     save_unit_lm(place, config, files.unflatten({name: np.ones(shape, np.float32) for name, shape in shapes.items()}))
 
 

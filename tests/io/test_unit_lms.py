@@ -27,7 +27,7 @@ from spjax.io import (
     unit_lm_hash,
 )
 from spjax.io.refresh import refresh
-from spjax.io.unit_lms import FREE, unit_lm_shapes
+from spjax.io.unit_lms import FREE
 from spjax.models import unit_lm
 from spjax.models.config import ProsodyConfig, UnitLMConfig
 from spjax.tasks import Slot, Task
@@ -39,9 +39,7 @@ CONTINUOUS = dataclasses.replace(CONFIG, prosody=ProsodyConfig(discrete=False, f
 
 def weights(seed=0, config=CONFIG):
     rng = np.random.default_rng(seed)
-    return files.unflatten(
-        {path: rng.normal(size=shape).astype(np.float32) for path, shape in unit_lm_shapes(config).items()}
-    )
+    return files.unflatten({path: rng.normal(size=shape).astype(np.float32) for path, shape in config.shapes.items()})
 
 
 def edit(directory: Path, **changes) -> None:
@@ -90,7 +88,7 @@ def test_the_stored_tree_matches_the_model(tmp_path: Path, config):
 
 
 def test_full_size_counts():
-    assert sum(np.prod(shape) for shape in unit_lm_shapes(UnitLMConfig()).values()) == 151_263_232
+    assert sum(np.prod(shape) for shape in UnitLMConfig().shapes.values()) == 151_263_232
 
 
 @pytest.mark.parametrize("config", [CONFIG, STREAMS], ids=["units", "streams"])
@@ -159,7 +157,7 @@ def test_the_hash_covers_names_shapes_and_bits():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 9}, "version 9, but this spjax reads up to 4.*Update spjax"),
+        ({"version": 9}, "version 9, but this spjax reads up to 5.*Update spjax"),
         ({"version": 2}, "lacks prosody"),
         ({"prosody": dataclasses.asdict(ProsodyConfig())}, "lacks heads/duration"),
         ({"version": "1"}, "version '1'"),
@@ -184,7 +182,7 @@ def test_a_config_that_does_not_fit_is_refused(tmp_path: Path, changes, message)
 
 def test_the_format_and_that_of_older_releases(tmp_path: Path, caplog):
     """The format is these exact bytes; that of an older release loads with a warning and is refreshed to the same."""
-    params = files.unflatten({path: np.ones(shape, np.float32) for path, shape in unit_lm_shapes(CONFIG).items()})
+    params = files.unflatten({path: np.ones(shape, np.float32) for path, shape in CONFIG.shapes.items()})
     save_unit_lm(tmp_path / "lm", CONFIG, params, {"source": "mine"})
     written = """{
   "format": "spjax-unit-lm",

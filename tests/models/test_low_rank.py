@@ -94,7 +94,7 @@ def test_the_init_equals_peft() -> None:
     assert prompts.shape_of(tree) == {
         "length": 0, "deep": True, "separators": 1, "steer": False, "rank": 8, "targets": low_rank.TARGETS
     }  # fmt: skip
-    for target, (size, _) in low_rank.sizes(C.dim, C.ffn_dim).items():
+    for target, (size, _) in C.kernels.items():
         a = np.asarray(tree[f"{target}_a"])
         assert 0.9 < np.abs(a).max() * size**0.5 <= 1
         assert abs(a.std() * (3 * size) ** 0.5 - 1) < 0.15

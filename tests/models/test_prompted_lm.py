@@ -47,7 +47,7 @@ def test_mixed_batch_equals_each_utterance_alone(variant: str):
         expected = tiny.hidden(plain, members[n], c, units[row], feeds[row])
         assert relative(state.hidden[row], expected) < 1e-5, f"utterance of {LENGTHS[row]} units"
         assert relative(scores[row], tiny.outputs(plain, members[n], expected)) < 1e-5
-    np.testing.assert_array_equal(state.position, np.asarray(LENGTHS) + vocab.FIRST_POSITION + tail)
+    np.testing.assert_array_equal(state.position, np.asarray(LENGTHS) + tail)
     np.testing.assert_array_equal(state.visible.sum(axis=1), np.asarray(LENGTHS) + prompt.length + tail)
     # The content of padding has no effect.
     again, _ = run(bank, tiny.batch(units, 19, prompt_id=MEMBERS), feeds)
