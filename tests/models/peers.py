@@ -6,6 +6,8 @@ import functools
 import tempfile
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -69,7 +71,7 @@ def peer(kind: str) -> Peer:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         config, params, _, _ = decoders.import_decoder(folder, decoders.Tokens(first_unit=4))
-    return Peer(model, config, params)
+    return Peer(model, config, jax.tree.map(jnp.asarray, params))
 
 
 def error(found: Any, expected: Any) -> float:
