@@ -25,6 +25,7 @@ from spjax.models.low_rank import Lora
 from spjax.models.split_kernel import gathered, recomputed
 from spjax.types import KV, Params, Streams
 
+EPS = 1e-5
 FLOAT32 = Compute()
 ABSENT = -1e9  # logit of tokens that the LM was not trained with
 Prefix = KV | tuple[KV, ...]  # earlier columns, in one or several blocks
@@ -210,13 +211,20 @@ def blocks_of(prefix: Prefix) -> tuple[KV, ...]:
     return (prefix,) if isinstance(prefix, KV) else prefix
 
 
+def layer_norm(x: Float[jax.Array, "*rows D"], weights: Params, eps: float = EPS) -> Float[jax.Array, "*rows D"]:
+    """LayerNorm over the last axis, in float32."""
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return rms_norm(x, weights, eps) + weights["bias"]
+
+
+def rms_norm(x: Float[jax.Array, "*rows D"], weights: Params, eps: float) -> Float[jax.Array, "*rows D"]:
+    """RMSNorm over the last axis, in float32."""
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps) * weights["scale"]
+
+
 def norm(x: Float[jax.Array, "*rows D"], weights: Params, config: UnitLMConfig) -> Float[jax.Array, "*rows D"]:
-    """LayerNorm or RMSNorm over the last axis, in float32."""
-    if config.norm == "layer":
-        x = x - jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-    x = x * jax.lax.rsqrt(variance + config.norm_eps) * weights["scale"]
-    return x + weights["bias"] if config.norm == "layer" else x
+    """The norm of an LM's block."""
+    return (layer_norm if config.norm == "layer" else rms_norm)(x, weights, config.norm_eps)
 
 
 def _unchanged(x: jax.Array, weights: Params, config: UnitLMConfig) -> jax.Array:
