@@ -47,11 +47,28 @@ from spjax.tasks import TASKS
 from spjax.training import masks, optim, sharding, train
 from spjax.types import Batch
 
-# The published unit LM, and the layer sizes of OPT-1.3B and OPT-6.7B (Zhang et al. 2022, table 1).
+# The published unit LM, and the layer sizes of OPT-1.3B and OPT-6.7B (Zhang et al. 2022, table 1); then Slam and TWIST,
+# which have the blocks of Qwen2.5-0.5B, OPT-1.3B and LLaMA-7B, and 500 units.
+_GATED: dict[str, Any] = {
+    "vocab_size": 504, "norm": "rms", "norm_eps": 1e-6, "positions": "rotary", "out_bias": False, "ffn_bias": False,
+    "activation": "swiglu", "scale_embedding": False,
+}  # fmt: skip
 LMS = {
     "151M": UnitLMConfig(),
     "1.3B": UnitLMConfig(dim=2048, layers=24, heads=32, ffn_dim=8192),
     "7B": UnitLMConfig(dim=4096, layers=32, heads=32, ffn_dim=16384),
+    "slam-358M": UnitLMConfig(dim=896, layers=24, heads=14, kv_heads=2, ffn_dim=4864, **_GATED),
+    "twist-1.3B": UnitLMConfig(
+        vocab_size=504,
+        dim=2048,
+        layers=24,
+        heads=32,
+        ffn_dim=8192,
+        positions="learned",
+        max_positions=2048,
+        scale_embedding=False,
+    ),
+    "twist-7B": UnitLMConfig(dim=4096, layers=32, heads=32, ffn_dim=11008, qkv_bias=False, tied=False, **_GATED),
 }
 GIB = 2**30
 # Main memory of a chip, from cloud.google.com/tpu/docs/v5e and /v5p (read November 2026).
@@ -232,7 +249,7 @@ def check_frozen(sent: Sent, frozen: Mapping[str, Any]) -> None:
     stacks: set[tuple[int, ...]] = set()
     layers: dict[tuple[int, ...], bool] = {}  # whether a layer of this shape may be gathered
     for path, leaf in frozen.items():
-        if path.endswith("kernel"):
+        if re.search("/layers/.*/kernel", path):
             split = "shard" in leaf.sharding.spec and leaf.sharding.mesh.shape["shard"] > 1
             for dims in _parts(leaf):
                 stacks.add(plain(dims))

@@ -353,7 +353,7 @@ def _named_units(place: Path, template: str, count: int | None) -> np.ndarray:
         by_name |= found
     if not by_name:
         raise ConvertError(f"{place} has no tokenizer.json. Copy it there, or give --first-unit and --units.")
-    units = []
+    units: list[int] = []
     while (count is None or len(units) < count) and (name := template.replace("{}", str(len(units)))) in by_name:
         units.append(by_name[name])
     if not units or (count is not None and len(units) < count):

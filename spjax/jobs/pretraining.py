@@ -28,6 +28,11 @@ def check_devices(job: PretrainJob) -> None:
     """Raise ValueError if a job cannot be divided among the devices."""
     mesh = sharding.make_mesh(job.model_parallel, job.weight_shards)
     sharding.check_lm(mesh, job.lm)
+    if job.pretrain.row_length > (job.lm.max_positions or job.pretrain.row_length):
+        raise ValueError(
+            f"pretrain: row_length={job.pretrain.row_length} is over lm.max_positions={job.lm.max_positions}: increase "
+            "the latter"
+        )
     pretrain.check_rows(job.pretrain, mesh)
 
 

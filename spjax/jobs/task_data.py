@@ -66,7 +66,7 @@ def read_splits(
     """
     run = job.train
     held = planning.longest(run.max_tokens, run.max_rows, run.multiple)
-    limit = min(job.max_length or held, held)
+    limit = min(job.max_length or held, held, lm.most_units or held)
     read = {split: read_split(directory, name, split, lm, import_units) for split in ("train", "valid", "test")}
     longest = math.ceil(max(units.lengths.max() for units, _ in read.values()) / run.multiple) * run.multiple
     splits, notes = [], []
@@ -80,6 +80,8 @@ def read_splits(
             if held < longest:
                 flags.append(f"--config.train.max_tokens={longest * math.gcd(8, run.max_rows)}")
             advice = f"; if memory allows, use all of them with {' and '.join(flags)}" if flags else ""
+            if lm.most_units and longest > lm.most_units:
+                advice = f"; the LM has {lm.max_positions} positions: use --config.overlength=cut or drop"
             raise ValueError(f"{directory}, {split}: {error}{advice}") from error
         lost = np.setdiff1d(units.classes, units.classes[ids])
         if split == "train" and lost.size:

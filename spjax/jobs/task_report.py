@@ -12,7 +12,7 @@ import numpy as np
 from spjax.config import PromptJob, to_dict
 from spjax.evaluation import outcome, report
 from spjax.evaluation.published import published
-from spjax.io import pack_card, packs, unit_lms
+from spjax.io import pack_card, packs
 from spjax.jobs.baselines import baselines_path
 from spjax.jobs.inputs import backbone
 from spjax.jobs.task_data import LM, Place, TaskData
@@ -31,7 +31,7 @@ def pack_place(place: Place, seed: int) -> str:
 
 def kept_seeds(job: PromptJob, lm: UnitLMConfig) -> tuple[int, ...]:
     """Seeds whose packs are saved: none if the LM is random or trained, since packs need the original LM."""
-    trains_lm = any(re.fullmatch(job.train.trainable, f"lm/{path}") for path in unit_lms.unit_lm_shapes(lm))
+    trains_lm = any(re.fullmatch(job.train.trainable, f"lm/{path}") for path in lm.shapes)
     return () if job.random_lm or trains_lm else tuple(job.train.seeds)
 
 

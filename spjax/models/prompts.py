@@ -299,7 +299,7 @@ def projected(bank: Params, lm: Params, config: UnitLMConfig, compute: Compute) 
         # A scan over layers, so that only one layer of a sharded kernel is gathered at a time.
         layers = (jnp.swapaxes(leaf, 0, 1), weights, adapters)
         x = jax.lax.scan(lambda _, each: (None, layer(*each)), None, layers)[1]
-        return jnp.swapaxes(x.reshape(*x.shape[:-1], -1, config.head_dim), 2, 3)
+        return jnp.swapaxes(x.reshape(*x.shape[:-1], config.key_heads, config.head_dim), 2, 3)
 
     rest = {name: leaf for name, leaf in bank.items() if name not in ("key", "value")}
     return {**rest, "prefix": KV(project("key"), project("value"))}

@@ -120,7 +120,8 @@ class Block(nn.Module):
 
     def _heads(self, x: jax.Array) -> jax.Array:
         # Heads first, as the attention matmuls need it, so that the cache is not transposed in every step.
-        return jnp.swapaxes(x.reshape(*x.shape[:2], -1, self.config.head_dim), 1, 2)
+        width = self.config.head_dim
+        return jnp.swapaxes(x.reshape(*x.shape[:2], x.shape[2] // width, width), 1, 2)
 
     def __call__(
         self,
@@ -158,8 +159,8 @@ class Block(nn.Module):
         new = KV(_rotate(key, rotation), value)
         x, asked = _last(parts, queries), _trim(normed, queries)
         known: list[Any] = _trim([z for z in low if z is not None], queries) or [None] * len(asked)
-        q = [self._project("query", part, lora, z) for part, z in zip(asked, known, strict=True)]
-        q = _rotate(self._heads(jnp.concatenate(q, axis=1)), jax.tree.map(lambda a: a[:, -queries:], rotation))
+        query = [self._project("query", part, lora, z) for part, z in zip(asked, known, strict=True)]
+        q = _rotate(self._heads(jnp.concatenate(query, axis=1)), jax.tree.map(lambda a: a[:, -queries:], rotation))
 
         def project(x: jax.Array, names: Sequence[str]) -> list[jax.Array]:
             low = lora.down(names[0], x, -queries, operand)

@@ -39,10 +39,11 @@ class UnitLM:
           streams: [B, T] each, for a multi-stream LM; they lag a column behind the tokens (docs/design.md, Prosody).
 
         Returns:
-          float32 [B, T, V].
+          float32 [B, T, V]; -1e9 for specials that an imported LM was not trained with (`config.absent`).
 
         Raises:
-          ValueError: not [B, T], a token outside the vocabulary, or a multi-stream LM without streams.
+          ValueError: not [B, T], a token outside the vocabulary, more columns than learned positions, or a multi-stream
+            LM without streams.
         """
         try:
             tokens = np.asarray(tokens)
@@ -55,6 +56,10 @@ class UnitLM:
         if not 0 <= tokens.min() <= tokens.max() < self.config.vocab_size:
             raise ValueError(
                 f"tokens are in {tokens.min()}..{tokens.max()}, must be in 0..{self.config.vocab_size - 1}"
+            )
+        if tokens.shape[1] > (self.config.max_positions or tokens.shape[1]):
+            raise ValueError(
+                f"tokens have {tokens.shape[1]} columns, the LM {self.config.max_positions} positions: cut them"
             )
         if streams is not None and any(np.shape(one) != tokens.shape for one in streams):
             raise ValueError(f"streams must be {list(tokens.shape)} each, like the tokens")

@@ -327,6 +327,10 @@ def unit_set(units: Sequence[Any], config: UnitLMConfig) -> UnitSet:
             raise ValueError(f"utterance {i} must be a list of at least one unit, not {given!r}")
         if row.min() < 0 or row.max() >= config.num_units:
             raise ValueError(f"utterance {i} has units {row.min()}..{row.max()}, the LM has 0..{config.num_units - 1}")
+        if config.most_units and len(row) > config.most_units:
+            raise ValueError(
+                f"utterance {i} has {len(row)} units, but the LM has positions for {config.most_units}: cut it"
+            )
         rows.append(row)
     unknown = np.zeros((len(rows), 1), np.int32)
     if config.prosody is None:

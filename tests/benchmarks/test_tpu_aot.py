@@ -64,7 +64,7 @@ def test_frozen_kernels_are_not_communicated(shards: int, sent: tuple[str, tuple
 
 
 def test_sizes_of_the_lms() -> None:
-    assert [round(lm.num_params / 1e6) for lm in tpu_aot.LMS.values()] == [151, 1209, 6445]
+    assert [round(lm.num_params / 1e6) for lm in tpu_aot.LMS.values()] == [151, 1209, 6445, 358, 1214, 6480]
 
 
 def test_a_table_of_programs() -> None:
@@ -107,7 +107,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
             tpu_aot.main(["tpu_aot", *given])
 
     fails("error: give --config=configs/fsc.py, or --show=FILE")
-    fails(r"error: flag --lm=2B: value should be one of <151M\|1.3B\|7B>", "--lm=2B")
+    fails(r"error: flag --lm=2B: value should be one of <151M\|1.3B\|7B\|slam-358M\|twist-1.3B\|twist-7B>", "--lm=2B")
     (tmp_path / "aot.jsonl").write_text('{"program": "train"}\n{"program": "predict", "of memory": "50%"}\n')
     tpu_aot.main(["tpu_aot", f"--show={tmp_path}/aot.jsonl"])
     assert "| predict | 50% |" in capsys.readouterr().out

@@ -228,7 +228,7 @@ def test_dropout_applies_to_the_input_only() -> None:
         ({"rank": 2, "targets": ("query", "query")}, ".* must be one or more"),
         (
             {"rank": 2, "targets": ("q_proj",)},
-            ".* must be one or more of query, key, value, out, ffn_in, ffn_out, in this",
+            ".* must be one or more of query, key, value, out, ffn_in, ffn_out, ffn_gate, in this",
         ),
         ({"rank": 2, "lora_dropout": 1.0}, "lora_dropout is 1.0"),
     ],
