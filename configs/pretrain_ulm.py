@@ -2,6 +2,7 @@
 
     python -m spjax.main --config=configs/pretrain_ulm.py --units=UNIT_TEXT --workdir=runs/pretrain_ulm
 
+`--config=configs/pretrain_ulm.py:family=llama` trains a LLaMA (or qwen2, opt, gslm; docs/models.md) instead.
 GSLM's sizes are dim 1024, layers 12, heads 16, ffn_dim 4096; these are a laptop's. The LM is written to WORKDIR/lm.
 """
 

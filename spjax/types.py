@@ -17,8 +17,8 @@ class KV(NamedTuple):
     """Keys and values of C columns in every layer: a deep prompt, or the cache after a prefill.
 
     Attributes:
-      key: [L, B or 1, H, C, Dh]
-      value: [L, B or 1, H, C, Dh]
+      key: [L, B or 1, G, C, Dh]
+      value: [L, B or 1, G, C, Dh]
     """
 
     key: jax.Array

@@ -9,6 +9,7 @@ from typing import Any
 from spjax import paths
 from spjax.io import places
 
+_DECODERS = ("llama", "mistral", "qwen2", "opt", "speech_language_model")  # as in convert/decoders.py
 MAX_JSON = 64 << 20  # bytes; cards of the largest banks take 1 MiB
 
 _OURS = {  # format: its title, the file that describes it, and how to make one
@@ -123,10 +124,11 @@ def describe(place: Path) -> tuple[str, str]:
             return _OURS[found][0], ""
         if file == "config.json" and ("model_type" in value or "architectures" in value):
             name = value.get("model_type")
+            job = name if name in ("hubert", "whisper") else "unit_lm" if name in _DECODERS else ""
             todo = (
-                f"Import it first: `python -m spjax.convert {name} {place} OUT`."
-                if name in ("hubert", "whisper")
-                else "spjax imports only unit LMs of fairseq, HuBERTs and Whisper encoders."
+                f"Import it first: `python -m spjax.convert {job} {place} OUT`."
+                if job
+                else "spjax imports only unit LMs, HuBERTs and Whisper encoders."
             )
             return f"a Hugging Face model ({name!s:.40})", todo
     held = sorted(entry.name for entry in place.iterdir()) if place.is_dir() else []

@@ -170,7 +170,7 @@ def test_a_damaged_pack_is_not_published_and_not_used(hub: Hub, tmp_path: Path):
         PromptPack.from_hub("someone/toy")
     newer = card.replace(b'"version": 2', b'"version": 9')
     hub.commit("someone/toy", "main", {"card.json": newer})
-    with pytest.raises(StorageError, match=r"this spjax reads up to 3. Update spjax"):
+    with pytest.raises(StorageError, match=r"this spjax reads up to 4. Update spjax"):
         PromptPack.from_hub("someone/toy")
     assert pack.card["version"] == 2
 

@@ -177,7 +177,7 @@ def test_damaged_and_newer_banks_are_refused(tmp_path: Path):
     refused("needs a unique name and a card", members=[{**described["members"][0], "name": "../../outside"}])
     newer = copy.deepcopy(described["members"])
     newer[1]["card"]["version"] = 9
-    refused("bank.json, b: the card of prompt pack 'b' has the version 9, but this spjax reads up to 3", members=newer)
+    refused("bank.json, b: the card of prompt pack 'b' has the version 9, but this spjax reads up to 4", members=newer)
     swapped = [
         {"name": "a", "card": described["members"][1]["card"]},
         {"name": "b", "card": described["members"][0]["card"]},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -200,8 +201,31 @@ def _changed(path: str, value):
     return change
 
 
+def test_the_block_of_an_lm_is_in_the_card(tmp_path: Path):
+    """An adapter of a gated LM with shared key heads has other shapes than one of GSLM's sizes."""
+    block = {"activation": "swiglu", "kv_heads": 1, "ffn_bias": False}
+    config = dataclasses.replace(LM, **block)
+    lora = {"rank": 2, "alpha": 4.0, "targets": ["key", "ffn_gate"]}
+    classes = [[c] for c in range(4, 9)]
+    made = make_card(
+        TASK, kind="frequency", codes=classes, feeds=classes, outputs=30, config=config, lm_hash="abc", lora=lora
+    )  # fmt: skip
+    assert made["version"] == 4
+    assert made["lm"]["block"] == block
+    shapes = {"sep": (1, 8), "key_a": (2, 2, 8), "key_b": (2, 2, 4), "ffn_gate_a": (2, 2, 8)}
+    shapes["ffn_gate_b"] = (2, 2, config.ffn_dim)
+    tree = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    save_pack(tmp_path / "pack", tree, made)
+    assert load_pack(tmp_path / "pack").card["lm"] == made["lm"]
+    with pytest.raises(StorageError, match=r"key_b has shape \[2, 2, 4\], must be \[2, 2, 8\]"):
+        save_pack(tmp_path / "x", tree, {**made, "lm": {**made["lm"], "block": {**block, "kv_heads": 2}}})
+    for wrong, message in (({"activation": "relu"}, "must be kernels of the LM"), ({"gates": 2}, "block is")):
+        with pytest.raises(StorageError, match=message):
+            save_pack(tmp_path / "x", tree, {**made, "lm": {**made["lm"], "block": wrong}})
+
+
 BAD_CARDS = [
-    ("version", 9, "version 9, but this spjax reads up to 3"),
+    ("version", 9, "version 9, but this spjax reads up to 4"),
     ("format", "spjax-unit-lm", "is a unit LM, not a"),
     ("task", KeyError, "must have the fields"),
     ("metric", 3, "card.metric is 3, must be str"),
