@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 from ml_collections import ConfigDict
 
-from configs import defaults, demo_prosody, fsc
+from configs import defaults, demo_prosody, fsc, pretrain_ulm
 from spjax.config import parse
 from spjax.jobs import comparing
 from spjax.models.config import ProsodyConfig, UnitLMConfig
@@ -45,6 +45,18 @@ def test_every_config_is_sound(module: ModuleType, options: str) -> None:
 @pytest.mark.usefixtures("pretrains")
 def test_every_config_that_pretrains_is_sound_with_a_multi_stream_lm(module: ModuleType) -> None:
     test_every_config_is_sound(module, "backbone=pgslm")
+
+
+@pytest.mark.parametrize("family", defaults.FAMILIES)
+def test_families_have_about_the_same_size(family: str) -> None:
+    plain, config = pretrain_ulm.get_config(), pretrain_ulm.get_config(f"family={family}")
+    parse(config)
+    sizes = [UnitLMConfig(**one.lm.to_dict()).num_params for one in (plain, config)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.2)  # OPT has a table of positions, Qwen2 fewer key heads
+    prompted = fsc.get_config(f"family={family}")
+    parse(prompted)
+    assert prompted.lm == ("runs/pretrain_ulm/lm" if family == "gslm" else f"runs/pretrain_ulm_{family}/lm")
+    assert prompted.pretraining.lm.to_dict() == config.lm.to_dict()
 
 
 def test_the_default_is_a_unit_lm(module: ModuleType) -> None:

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 
 import spjax
+from configs import defaults
 from spjax import vocab
 from spjax.data.unit_set import UnitSet
 from spjax.io import unit_lms
 from spjax.models import unit_lm
-from spjax.models.config import Compute, ProsodyConfig
+from spjax.models.config import Compute, ProsodyConfig, UnitLMConfig
 from spjax.training import optim, pretrain
 from tests import toy
 from tests.models import tiny
@@ -225,6 +227,24 @@ def test_the_saved_lm_loads_and_has_learnt(pretrained: tuple[Path, list[dict]]) 
     logits = lm.logits(np.array([[vocab.EOS, 4 + 7, 4 + 8]]))
     assert logits.shape == (1, 3, 104)
     assert logits[0, 1:].argmax(axis=1).tolist() == [4 + 8, 4 + 9]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "opt"])
+def test_every_family_learns(family: str, tmp_path: Path) -> None:
+    """The corpus of `pretrained`, in its successor's block: perplexity falls likewise, and the LM is read back."""
+    random = np.random.default_rng(0)
+    data = _set([[(start + i) % 20 for i in range(random.integers(3, 12))] for start in random.integers(0, 20, 200)])
+    sizes = defaults.of_family(
+        ConfigDict({"vocab_size": 24, "dim": 32, "layers": 1, "heads": 4, "ffn_dim": 64}), family
+    )
+    lm = UnitLMConfig(**sizes.to_dict())
+    run = pretrain.PretrainConfig(epochs=6, row_length=32, rows=8, checkpoint_every=1000)
+    params, history = pretrain.pretrain(
+        lm, run, optim.OptimConfig(lr=1e-2), F32, train=[data], valid={"count": data}, workdir=str(tmp_path / "run")
+    )
+    assert history[-1]["count/perplexity"] < 6
+    unit_lms.save_unit_lm(tmp_path / "lm", lm, params)
+    assert unit_lms.read_unit_lm(tmp_path / "lm")[0] == lm
 
 
 def test_rows_must_be_divisible_by_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from spjax.models import prompts, verbalizers
+from spjax.models.config import UnitLMConfig
 from spjax.models.prompts import PromptConfig
 from spjax.training import masks, optim, sharding
 from spjax.types import Batch
@@ -36,6 +37,17 @@ def test_a_layer_is_split_by_heads_and_feed_forward() -> None:
     assert sharding.spec_of("lm/layers/ffn_out/kernel") == P(None, "model", "shard")
     assert sharding.spec_of("lm/layers/out/bias") == P()
     assert sharding.spec_of("prompt/key") == P(sharding.BATCH)
+
+
+def test_weights_of_other_blocks_have_rules() -> None:
+    config = UnitLMConfig(
+        dim=8, heads=4, kv_heads=2, embed_dim=4, positions="learned", max_positions=9, activation="swiglu", tied=False
+    )
+    for path, shape in config.shapes.items():
+        assert len(sharding.spec_of(f"lm/{path}")) <= len(shape), path
+    four = SimpleNamespace(shape={"data": 1, "shard": 1, "model": 4})
+    with pytest.raises(ValueError, match="LM of 2 key and value heads is not divisible by model_parallel=4"):
+        sharding.check_lm(four, config)
 
 
 @pytest.mark.parametrize("path", ["lm/layers/gate/kernel", "head/kernel", "lm", "lm/embed/more"])

@@ -22,7 +22,15 @@ MESHES = {"whole": (1, 1), "pieces": (1, 0), "both": (2, 2), "model": (4, 1), "a
 DIM, LAYERS, FFN = 64, 5, 256
 
 
-def _measure(trainable: str, dtype: str, remat: bool, lr: float, model: int, shards: int) -> dict[str, Any]:
+GATED = {
+    "kv_heads": 2, "norm": "rms", "positions": "rotary", "activation": "swiglu", "ffn_bias": False, "tied": False,
+    "scale_embedding": False,
+}  # fmt: skip
+
+
+def _measure(
+    trainable: str, dtype: str, remat: bool, lr: float, block: dict[str, Any], model: int, shards: int
+) -> dict[str, Any]:
     """Losses of some steps, scores after them, and memory and collectives of the compiled step."""
     import jax
     import jax.numpy as jnp
@@ -35,9 +43,9 @@ def _measure(trainable: str, dtype: str, remat: bool, lr: float, model: int, sha
     from spjax.training import losses, masks, optim, sharding, train
     from tests import toy
 
-    config = UnitLMConfig(dim=DIM, layers=LAYERS, heads=4, ffn_dim=FFN)
+    config = UnitLMConfig(dim=DIM, layers=LAYERS, heads=4, ffn_dim=FFN, **block)
     verbalizer = verbalizers.learnable(toy.TASK, config.vocab_size)
-    prompt = PromptConfig(length=8, separators=2, steer=True, rank=2, alpha=2.0)
+    prompt = PromptConfig(length=8, separators=2, steer=True, rank=2, alpha=2.0, targets=tuple(config.kernels))
     setting = train.Setting(
         config, Compute(dtype, remat), prompt, losses.LossConfig(), verbalizer, decode.label_tree(verbalizer, None)
     )
@@ -85,9 +93,9 @@ def _measure(trainable: str, dtype: str, remat: bool, lr: float, model: int, sha
     }
 
 
-def _all(*sizes: Any, count: int = len(MESHES)) -> dict[str, Any]:
+def _all(*sizes: Any, count: int = len(MESHES), block: dict[str, Any] | None = None) -> dict[str, Any]:
     """Results of `_measure` on the first `count` meshes for (trainable, dtype, remat, learning rate)."""
-    code = [sys.executable, "-m", "tests.training.test_split_weights", json.dumps([count, *sizes])]
+    code = [sys.executable, "-m", "tests.training.test_split_weights", json.dumps([count, *sizes, block or {}])]
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     ran = subprocess.run(code, env=env, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
@@ -135,6 +143,17 @@ def test_sharded_frozen_weights() -> None:
     found = _all("prompt/.*", "float32", False, 1e-2, count=2)
     _assert_the_same(found, 1e-5, 1e-4)
     _assert_pieces(found)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_gated_lm_with_shared_key_heads() -> None:
+    """Rotary positions, two key heads on two devices that compute a layer together, three feed-forward kernels."""
+    found = _all("prompt/.*", "float32", False, 1e-2, count=3, block=GATED)
+    _assert_the_same(found, 1e-5, 1e-4)
+    for name in ("pieces", "both"):
+        _assert_layer_by_layer(found[name])
+        assert "all-gather" in {kind for kind, _ in found[name]["sent"]}
 
 
 @pytest.mark.slow
