@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from spjax import vocab
-from spjax.convert import ConvertError
+from spjax.convert import ConvertError, why
 from spjax.convert.checkpoint import provenance
 from spjax.convert.huggingface import Reader, Tensors, read_config, read_tensors, weights_of
 from spjax.convert.options import Options
@@ -63,7 +63,7 @@ def _gated(options: Options, *, qkv: bool, out: bool, ffn: bool) -> dict[str, An
     """Fields of the LLaMA block, with biases as given."""
     _only(options, {"hidden_act": "silu", "sliding_window": None})
     layers = options.get("layer_types")
-    if layers is not None and set(layers) != {"full_attention"}:
+    if layers is not None and (not isinstance(layers, list) or any(kind != "full_attention" for kind in layers)):
         _refuse(options, "layer_types", "full_attention in every layer")
     return {
         "dim": options.get("hidden_size"),
@@ -171,23 +171,20 @@ def _only(options: Options, values: Mapping[str, Any]) -> None:
 
 def _rotary(options: Options) -> dict[str, Any]:
     """Base and scaling of rotary positions, in the form of transformers 5 (`rope_parameters`) or of earlier ones."""
-    stated = options.get("rope_parameters")
-    theta, scaling = options.get("rope_theta"), options.get("rope_scaling")
-    if stated is None:
-        stated = dict(scaling or {})
-        stated.setdefault("rope_theta", theta if theta is not None else options.assume("rope_theta", 10_000.0))
+    where = "rope_scaling" if options.get("rope_parameters") is None else "rope_parameters"
+    stated = options.get(where) or {}
     if not isinstance(stated, dict):
-        _refuse(options, "rope_parameters", "an object of its settings")
-    rest = dict(stated)
-    kind = rest.pop("rope_type", None) or rest.pop("type", "default")
+        _refuse(options, where, "an object of its settings")
+    rest = {"rope_theta": options.get("rope_theta"), **stated}
+    kind = rest.pop("rope_type", None) or rest.get("type", "default")
     rest.pop("type", None)
-    theta, share = rest.pop("rope_theta", theta), rest.pop("partial_rotary_factor", 1.0)
+    theta, share = rest.pop("rope_theta"), rest.pop("partial_rotary_factor", 1.0)
+    theta = options.assume("rope_theta", 10_000.0) if theta is None else theta
     names = {
         "default": (),
         "linear": ("factor",),
         "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     }
-    where = "rope_parameters" if options.get("rope_parameters") is not None else "rope_scaling"
     if kind not in names or share != 1 or rest.keys() - {*names[kind], "original_max_position_embeddings"}:
         _refuse(options, where, f"the kinds {', '.join(names)} with their own settings, of all dimensions")
     if missing := [name for name in names[kind] if name not in rest]:
@@ -235,8 +232,8 @@ def import_decoder(
     path = weights_of(Path(source))
     card = read_config(path.with_name("config.json"))
     inner = card.get("base_config") if card.get("model_type") == "speech_language_model" else card
-    if not isinstance(inner, dict) or inner.get("model_type") not in FAMILIES:
-        kind = inner.get("model_type") if isinstance(inner, dict) else None
+    kind = inner.get("model_type") if isinstance(inner, dict) else None
+    if not isinstance(inner, dict) or not isinstance(kind, str) or kind not in FAMILIES:
         raise ConvertError(
             f"{path.with_name('config.json')} has the model_type {kind!r:.80}; unit LMs of {', '.join(FAMILIES)} can "
             "be imported, also as base_config of a slamkit model."
@@ -244,7 +241,7 @@ def import_decoder(
     size = card.get("vocab_size", inner.get("vocab_size"))
     if type(size) is not int:
         raise ConvertError(f"{path.with_name('config.json')}: vocab_size is {shown(size)}, must be an integer.")
-    make, names = FAMILIES[inner["model_type"]]
+    make, names = FAMILIES[kind]
     options = Options(path, inner, given)
     _only(options, _FIXED)
     fields = make(options)
@@ -252,10 +249,10 @@ def import_decoder(
     absent = tuple(np.flatnonzero(rows < 0).tolist())
     config = _config(options, fields, len(rows), absent)
     tensors = read_tensors(path, skip=_UNUSED)
-    read = Reader(path, tensors, f"a unit LM of the {inner['model_type']} family")
+    read = Reader(path, tensors, f"a unit LM of the {kind} family")
     params = _tree(read, _prefix(path, tensors, names["embed"]), names, config, rows, size)
     read.leftover(_UNUSED, f"models of {', '.join(FAMILIES)} for language modelling")
-    origin = {**provenance(path, f"{inner['model_type']} (Hugging Face)"), **options.record()}
+    origin = {**provenance(path, f"{kind} (Hugging Face)"), **options.record()}
     units = rows[vocab.UNIT_OFFSET :]
     origin["tokens"] = {"opener": int(rows[config.opener]), "first_unit": int(units[0]), "units": len(units)}
     note = (
@@ -294,6 +291,7 @@ def token_rows(place: Path, card: Mapping[str, Any], inner: Mapping[str, Any], s
       ConvertError: no first unit or opener is known, or the map does not fit the vocabulary.
     """
     known: dict[str, Any] = {name: inner.get(f"{name}_token_id") for name in ("pad", "bos")}
+    known = {name: None if token == -1 else token for name, token in known.items()}  # as some LLaMAs write it
     if card is not inner:  # slamkit: specials, then units
         stated = place / "tokeniser_config.json"
         more = read_config(stated) if stated.is_file() else {}
@@ -345,12 +343,17 @@ def _named_units(place: Path, template: str, count: int | None) -> np.ndarray:
     by_name: dict[str, int] = {}
     for file in ("vocab.json", "added_tokens.json", "tokenizer.json"):
         found = read_config(place / file) if (place / file).is_file() else {}
-        if file == "tokenizer.json":
-            model = found.get("model", {}).get("vocab", {})
-            found = dict(model) if isinstance(model, dict) else {piece[0]: i for i, piece in enumerate(model)}
-            more = read_config(place / file).get("added_tokens", []) if (place / file).is_file() else []
-            found |= {token["content"]: token["id"] for token in more}
-        by_name |= found
+        try:
+            if file == "tokenizer.json" and found:
+                pieces, added = found["model"]["vocab"], found.get("added_tokens", [])
+                if isinstance(pieces, list):  # (piece, score) each
+                    pieces = {piece: token for token, (piece, _) in enumerate(pieces)}
+                found = {**pieces, **{token["content"]: token["id"] for token in added}}
+            by_name |= {name: int(token) for name, token in found.items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConvertError(
+                f"{place / file} is not a tokenizer's ({why(error)}). Take it from its source."
+            ) from error
     if not by_name:
         raise ConvertError(f"{place} has no tokenizer.json. Copy it there, or give --first-unit and --units.")
     units: list[int] = []

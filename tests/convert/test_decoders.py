@@ -169,6 +169,9 @@ def test_units_by_their_names_in_the_tokenizer(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConvertError, match=message):
             import_decoder(place, tokens)
+    place = write(tmp_path / "broken", QWEN2, tokenizer={"model": {"vocab": 3}})
+    with pytest.raises(ConvertError, match=r"tokenizer\.json is not a tokenizer's"):
+        import_decoder(place, Tokens(opener=1, unit_tokens="[Hu{}]"))
 
 
 @pytest.mark.parametrize(
@@ -180,6 +183,9 @@ def test_units_by_their_names_in_the_tokenizer(tmp_path: Path) -> None:
         ({"layer_types": ["sliding_attention"] * 2}, "layer_types=.*full_attention in every layer"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_scaling=.*the kinds default, linear, llama3"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling lacks factor"),
+        ({"rope_scaling": "linear"}, "rope_scaling='linear'"),
+        ({"model_type": ["qwen2"]}, "has the model_type"),
+        ({"layer_types": 3}, "layer_types=3"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "all dimen"),
         ({"qk_norm": True}, "options that spjax does not know: qk_norm"),
         ({"attention_bias": True}, "does not know: attention_bias"),
@@ -195,6 +201,11 @@ def test_other_options_are_refused_by_name(tmp_path: Path, card: dict[str, Any],
     place = write(tmp_path / "x", {**QWEN2, **card}, tensors(QWEN2))
     with pytest.raises(ConvertError, match=message):
         import_decoder(place, MAP)
+
+
+def test_a_padding_token_of_minus_one_is_none(tmp_path: Path) -> None:
+    place = write(tmp_path / "x", {**QWEN2, "pad_token_id": -1, "bos_token_id": 1})
+    assert import_decoder(place, Tokens(first_unit=4))[0].absent == (vocab.BOS, vocab.PAD, vocab.UNK)
 
 
 def test_a_sliding_window_must_cover_every_position(tmp_path: Path) -> None:
