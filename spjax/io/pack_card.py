@@ -123,6 +123,7 @@ def make_card(
       provenance: any JSON.
       lora: LoraCard; None without low-rank adapters.
     """
+    lm = {"hash": lm_hash, **{name: getattr(config, name) for name in SIZES}}
     card: PackCard = {
         "format": FORMAT,
         "version": SEALED,  # see `version`
@@ -135,7 +136,7 @@ def make_card(
             "feeds": np.asarray(feeds).tolist(),
             "outputs": int(outputs),
         },
-        "lm": lm_card(lm_hash, config),
+        "lm": cast(LMCard, {**lm, "block": config.block} if config.block else lm),
         "encoder": encoder,
         "layer": layer,
         "kmeans": kmeans,
@@ -150,12 +151,6 @@ def make_card(
     if lora:
         card["lora"] = cast(LoraCard, dict(lora))
     return {**card, "version": version(card)}
-
-
-def lm_card(lm_hash: str, config: UnitLMConfig) -> LMCard:
-    """Returns the description of a unit LM."""
-    block = {"block": config.block} if config.block else {}
-    return cast(LMCard, {"hash": lm_hash, **{name: getattr(config, name) for name in SIZES}, **block})
 
 
 def lm_config(card: Mapping[str, Any]) -> UnitLMConfig:

@@ -17,9 +17,8 @@ from spjax.models.config import BLOCK, SIZES, ProsodyConfig, RopeScaling, UnitLM
 from spjax.types import Params
 
 FORMAT = "spjax-unit-lm"
-VERSION = (
-    5  # 1: a unit LM; 2: a multi-stream LM; 3: either, and config.json has a hash; 4: bfloat16 weights; 5: a block
-)
+# 1: a unit LM; 2: a multi-stream LM; 3: either, and config.json has a hash; 4: bfloat16 weights; 5: another block
+VERSION = 5
 SEALED, ROUNDED = 3, 4
 FREE = ("provenance",)  # fields of config.json that do not affect the output and are not hashed
 CONFIG_FILE = "config.json"

@@ -23,9 +23,13 @@ from tests.models.peers import Peer, error, peer
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 LENGTHS = (9, 1, 5)
-FAMILIES = ("llama", "mistral", "qwen2", "opt", "opt_350m")
 PROMPT = PromptConfig(length=3, separators=2, rank=2, alpha=3.0)
 SPECIALS = np.asarray([vocab.PAD, vocab.EOS, *range(vocab.UNIT_OFFSET, peers.SIZE)])  # tokens that transformers has
+
+
+def kinds(*quick: str, slow: tuple[str, ...]) -> Any:
+    """Parameters: those that the default suite runs, and those that only the slow one does."""
+    return pytest.mark.parametrize("kind", [*quick, *(pytest.param(kind, marks=pytest.mark.slow) for kind in slow)])
 
 
 def rows(lengths: tuple[int, ...] = LENGTHS) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +47,7 @@ def test_every_option_of_the_block_is_compared() -> None:
     assert fields == {*BLOCK}
 
 
-@pytest.mark.parametrize("kind", peers.CONFIGS)
+@kinds("llama3", "mistral", "qwen2", "opt_350m", slow=("llama", "linear", "opt", "opt_bare"))
 def test_logits_of_padded_and_packed_rows(kind: str) -> None:
     model, config, params = peer(kind)
     tokens, real = rows()
@@ -122,7 +126,7 @@ def prompted(model: Any, trained: dict[str, Any], tokens: list[int], feeds: list
     return out
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@kinds("llama", "opt_350m", slow=("qwen2", "opt", "mistral"))
 def test_gradients_of_prompts_and_adapters(kind: str) -> None:
     """A padded batch with prompts, separators, fed-back labels and LoRA on every kernel."""
     one = peer(kind)
@@ -160,7 +164,7 @@ def test_gradients_of_prompts_and_adapters(kind: str) -> None:
         assert error(grads[f"{ours}_b"][0], b) < 1e-4, ours
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "opt", "opt_350m"])
+@kinds("llama", "opt", slow=("qwen2", "opt_350m"))
 def test_positions_shifted_by_the_prompt_equal_peft_prefix_tuning(kind: str) -> None:
     """PEFT numbers units from P; so shifted, the same keys and values give the same logits and gradients."""
     _, config, params = peer(kind)
@@ -200,7 +204,7 @@ def test_positions_shifted_by_the_prompt_equal_peft_prefix_tuning(kind: str) -> 
     assert error(ours, shifted) > 1e-2, "the numbering matters"
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@kinds("qwen2", slow=("llama", "opt", "opt_350m", "mistral"))
 def test_cached_decoding(kind: str) -> None:
     """Steps after a prefill equal transformers' with its cache; so do greedy decoding and scores of a label tree."""
     one = peer(kind)
@@ -277,7 +281,7 @@ def test_input_prompts_have_no_position(kind: str) -> None:
     assert error(state.hidden, hidden[:, -2:]) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+@kinds("bfloat16", slow=("int8",))
 def test_low_precision(kind: str) -> None:
     _, config, params = peer("qwen2")
     tokens, real = rows()

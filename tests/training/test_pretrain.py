@@ -229,7 +229,7 @@ def test_the_saved_lm_loads_and_has_learnt(pretrained: tuple[Path, list[dict]]) 
     assert logits[0, 1:].argmax(axis=1).tolist() == [4 + 8, 4 + 9]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "opt"])
+@pytest.mark.parametrize("family", ["llama", *(pytest.param(x, marks=pytest.mark.slow) for x in ("qwen2", "opt"))])
 def test_every_family_learns(family: str, tmp_path: Path) -> None:
     """The corpus of `pretrained`, in its successor's block: perplexity falls likewise, and the LM is read back."""
     random = np.random.default_rng(0)
