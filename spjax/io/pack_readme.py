@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from spjax.io.files import StorageError
+from spjax.models.config import SIZES
 from spjax.tasks import BASELINES, METRICS, Slot, Task
 from spjax.vocab import UNIT_OFFSET
 
@@ -77,10 +78,12 @@ def readme(card: PackCard, *, deep: bool, positions: int, separators: int) -> st
     """
     task = Task(card["task"], tuple(Slot(s["name"], tuple(s["labels"])) for s in card["slots"]), card["metric"])
     lm = card["lm"]
-    sizes = ", ".join(f"{name.replace('_', ' ')} {size:,}" for name, size in lm.items() if name != "hash")
+    sizes = ", ".join(f"{name.replace('_', ' ')} {lm[name]:,}" for name in SIZES)  # type: ignore[literal-required]
+    block = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in lm.get("block", {}).items())
     needs = {
         "unit LM (hash)": lm["hash"],
         "unit LM (sizes)": sizes,
+        **({"unit LM (block)": block} if block else {}),
         "speech encoder": card["encoder"],
         "encoder layer": card["layer"],
         "k-means (id)": card["kmeans"],

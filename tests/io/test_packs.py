@@ -217,6 +217,7 @@ def test_the_block_of_an_lm_is_in_the_card(tmp_path: Path):
     tree = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
     save_pack(tmp_path / "pack", tree, made)
     assert load_pack(tmp_path / "pack").card["lm"] == made["lm"]
+    assert "kv heads 1, ffn bias False, activation swiglu" in (tmp_path / "pack" / "README.md").read_text()
     with pytest.raises(StorageError, match=r"key_b has shape \[2, 2, 4\], must be \[2, 2, 8\]"):
         save_pack(tmp_path / "x", tree, {**made, "lm": {**made["lm"], "block": {**block, "kv_heads": 2}}})
     for wrong, message in (({"activation": "relu"}, "must be kernels of the LM"), ({"gates": 2}, "block is")):
