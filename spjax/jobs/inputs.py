@@ -77,7 +77,8 @@ def made_by(card: Card) -> dict[str, Any]:
 def backbone(lm: UnitLMConfig) -> str:
     """Description of an LM for reports."""
     if lm.prosody is None:
-        return "GSLM (unit LM)"
+        described = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in lm.block.items())
+        return f"unit LM ({described})" if described else "GSLM (unit LM)"
     streams = [name for name, on in (("durations", lm.prosody.duration_input), ("f0", lm.prosody.f0_input)) if on]
     kind = "discrete" if lm.prosody.discrete else "continuous"
     return f"pGSLM (multi-stream LM), {kind}, input {' and '.join(['units', *streams])}"
