@@ -26,6 +26,7 @@ from spjax.jobs.workdirs import claim, refuse_another, say, there
 from spjax.models import prompts
 from spjax.models.prompts import REAL_STARTS
 from spjax.training import loop, masks, sharding, starts, train
+from spjax.training.setting import first_params
 from spjax.types import Params
 
 
@@ -149,7 +150,7 @@ def _first_banks(
             if start is None and prompt.init in REAL_STARTS and prompt.length and key not in made:
                 mesh, weights = on_devices()
                 made[key] = starts.from_utterances(weights, task_run, job.train, mesh)
-            banks.append(train.first_params(lm.params, task_run.setting, job.train.seeds, start, made.get(key)))
+            banks.append(first_params(lm.params, task_run.setting, job.train.seeds, start, made.get(key)))
     return banks
 
 
