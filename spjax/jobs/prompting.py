@@ -21,7 +21,7 @@ from spjax.jobs import sweeping
 from spjax.jobs.baselines import make_baselines
 from spjax.jobs.inputs import ImportUnits
 from spjax.jobs.task_data import LM, load_task, placed, places, read_lm
-from spjax.jobs.task_report import kept_seeds, pack_place, write_report
+from spjax.jobs.task_report import kept_seeds, pack_place, report_task
 from spjax.jobs.workdirs import claim, refuse_another, say, there
 from spjax.models import prompts
 from spjax.models.prompts import REAL_STARTS
@@ -121,7 +121,7 @@ def run_prompt_tuning(
             continue
         params = train.task_run_params(result.params, task_runs, run, chosen)
         best = data._replace(task_run=task_runs[chosen])
-        found[name] = write_report(
+        found[name] = report_task(
             job, lm, best, params, result, members, counts[chosen], len(indices), command
         )  # fmt: skip
     if jax.process_index() == 0 and len(names) > 1 and found:
