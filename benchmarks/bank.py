@@ -65,7 +65,7 @@ def make_job(args: argparse.Namespace, rows: int, units: int) -> common.Job:
 
 
 def make_setting(args: argparse.Namespace, config: common.UnitLMConfig) -> Any:
-    """Makes the training setup (`spjax.training.train.Setting`): FSC with prompts of the flags' sizes."""
+    """Makes the training setup (`spjax.training.setting.Setting`): FSC with prompts of the flags' sizes."""
     from configs import defaults
     from spjax.models import decode, prompts, verbalizers
     from spjax.models.config import Compute
@@ -75,7 +75,7 @@ def make_setting(args: argparse.Namespace, config: common.UnitLMConfig) -> Any:
     found = defaults.with_prompts(defaults.prompt_tuning("fsc"))
     found.prompt.update(length=args.prompt, separators=args.separators)
     verbalizer = verbalizers.learnable(common.FSC, config.vocab_size)
-    return train.Setting(
+    return Setting(
         config=config,
         compute=Compute(args.dtype),
         prompt=prompts.PromptConfig(**found.prompt),
@@ -111,7 +111,7 @@ def start(setting: Any, lm: common.Params, seeds: Sequence[int]) -> tuple[dict[s
     from spjax.training.setting import first_params
     from spjax.training.update import make_update
 
-    flat = masks.flatten(train.first_params(lm, setting, tuple(seeds)))
+    flat = masks.flatten(first_params(lm, setting, tuple(seeds)))
     trained, frozen = masks.split(flat, "prompt/.*")
     config = optim.OptimConfig(**defaults.with_prompts(defaults.prompt_tuning("fsc")).optim)
     tx = masks.masked(optim.make_bank(config, [1000] * len(seeds), [config.lr] * len(seeds)), trained, frozen)
@@ -121,7 +121,7 @@ def start(setting: Any, lm: common.Params, seeds: Sequence[int]) -> tuple[dict[s
         "step": jnp.zeros(len(seeds), jnp.int32),
         "seeds": jnp.asarray(seeds, jnp.uint32),
     }
-    return state, frozen, jax.jit(train.make_update(setting, tx), donate_argnums=0)
+    return state, frozen, jax.jit(make_update(setting, tx), donate_argnums=0)
 
 
 def runner(side: str, args: argparse.Namespace, rows: int) -> Callable[[], common.Result]:

@@ -24,7 +24,8 @@ import numpy as np
 
 from benchmarks import bank, common
 from spjax.data import loader, plan
-from spjax.data.records import Utterance, read_unit_records, write_unit_records
+from spjax.data.records import read_unit_records
+from spjax.data.write_records import Utterance, write_unit_records
 
 SIDES = ("records", "batches", "training")
 GOAL = 20.0

@@ -44,7 +44,9 @@ from spjax.models.hubert_config import HubertConfig
 from spjax.serving.frozen import KINDS, quantize
 from spjax.serving.scoring import Programs, Shape
 from spjax.tasks import TASKS
-from spjax.training import masks, optim, sharding, train
+from spjax.training import masks, optim, sharding
+from spjax.training.setting import Setting, first_params
+from spjax.training.update import make_update
 from spjax.types import Batch
 
 # The published unit LM, and the layer sizes of OPT-1.3B and OPT-6.7B (Zhang et al. 2022, table 1); then Slam and TWIST,
@@ -113,7 +115,7 @@ def _abstract(tree: Any, where: Any) -> Any:
 
 
 def make_setting(job: PromptJob, lm: UnitLMConfig) -> Any:
-    """Makes the training setup of a job (`spjax.training.train.Setting`); FSC has the 31 combinations of its data.
+    """Makes the training setup of a job (`spjax.training.setting.Setting`); FSC has the 31 combinations of its data.
 
     Raises:
       ValueError: a job whose verbalizer or labels depend on its records.
@@ -126,12 +128,12 @@ def make_setting(job: PromptJob, lm: UnitLMConfig) -> Any:
     task = TASKS[job.task]
     verbalizer = verbalizers.learnable(task, lm.vocab_size)
     tree = decode.label_tree(verbalizer, decoding.combinations() if task.name == "fsc" else None)
-    return train.Setting(lm, job.compute, job.prompt, job.loss, verbalizer, tree)
+    return Setting(lm, job.compute, job.prompt, job.loss, verbalizer, tree)
 
 
 def abstract_training(job: PromptJob, setting: Any, mesh: Any, bank: int) -> tuple[Any, Any, Any]:
     """Returns (optimizer, state, frozen leaves) with the shardings of `spjax.training.train.train`, as shapes."""
-    first = lambda lm: train.first_params(lm, setting, tuple(range(bank)))  # noqa: E731
+    first = lambda lm: first_params(lm, setting, tuple(range(bank)))  # noqa: E731
     params = jax.eval_shape(first, _abstract_lm(setting.config))
     trained, frozen = masks.split(masks.flatten(params), job.train.trainable)
     rates = [job.optim.lr] * bank
@@ -181,7 +183,7 @@ def programs(job: PromptJob, size: Size, lm: UnitLMConfig | None = None) -> tupl
     batch = _abstract(batch, NamedSharding(mesh, PartitionSpec(sharding.BATCH)))
 
     def training() -> Any:
-        update, where = train.make_update(setting, tx, mesh=mesh), sharding.state_shardings(mesh, state)
+        update, where = make_update(setting, tx, mesh=mesh), sharding.state_shardings(mesh, state)
         step = jax.jit(update, donate_argnums=0, out_shardings=(where, None))
         return step.lower(state, frozen, batch, None).compile()
 
@@ -214,7 +216,7 @@ def programs(job: PromptJob, size: Size, lm: UnitLMConfig | None = None) -> tupl
         kind = setting.compute.dtype
 
         def bank_of(lm: Any) -> Any:
-            prompt = train.first_params(lm, setting, tuple(range(size.bank)))["prompt"]
+            prompt = first_params(lm, setting, tuple(range(size.bank)))["prompt"]
             return prompts.projected(prompt, lm, setting.config, KINDS[kind])
 
         weights = jax.eval_shape(lambda tree: quantize(tree, kind), _abstract_lm(setting.config))

@@ -34,12 +34,14 @@ def ours(job: common.Job, dtype: str) -> Callable[[], common.Result]:
 
     from spjax.models import decode, prompts, verbalizers
     from spjax.models.config import Compute
-    from spjax.training import losses, masks, optim, train
+    from spjax.training import losses, masks, optim
+    from spjax.training.setting import Setting
+    from spjax.training.update import make_update
 
     batch, params = common.our_batch(job), masks.flatten(common.our_params(job, dtype))
     trained, frozen = masks.split(params, "prompt/.*")
     verbalizer = verbalizers.learnable(common.FSC, job.config.vocab_size)
-    setting = train.Setting(
+    setting = Setting(
         config=job.config,
         compute=Compute(dtype),
         prompt=prompts.PromptConfig(dropout=0.0, verbalizer_dropout=0.0),
@@ -57,7 +59,7 @@ def ours(job: common.Job, dtype: str) -> Callable[[], common.Result]:
         "seeds": jnp.zeros(1, jnp.uint32),
         "active": jnp.ones(1, bool),
     }
-    update = jax.jit(train.make_update(setting, tx), donate_argnums=0)
+    update = jax.jit(make_update(setting, tx), donate_argnums=0)
 
     def run() -> common.Result:
         nonlocal state

@@ -7,12 +7,12 @@ import os
 
 from ml_collections import ConfigDict
 
-from spjax.config import SweepConfig
 from spjax.models.config import Compute, ProsodyConfig
 from spjax.models.prompts import PromptConfig
 from spjax.training.losses import LossConfig
 from spjax.training.optim import OptimConfig
 from spjax.training.pretrain import PretrainConfig
+from spjax.training.sweep import SweepConfig
 from spjax.training.train import TrainConfig
 
 

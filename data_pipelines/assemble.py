@@ -14,7 +14,7 @@ from tqdm import tqdm
 from data_pipelines import parts
 from data_pipelines.clips import Clip, Splits
 from data_pipelines.parts import Part
-from spjax.data.records import Utterance
+from spjax.data.write_records import Utterance
 from spjax.encoders import prosody
 from spjax.tasks import Task
 

@@ -47,8 +47,9 @@ from data_pipelines.parts import Job
 from data_pipelines.splits import checked
 from spjax import paths
 from spjax.command_line import Parser, output
-from spjax.data.records import Card, check_free, write_unit_records
+from spjax.data.records import Card
 from spjax.data.tfrecords import RecordError
+from spjax.data.write_records import check_free, write_unit_records
 from spjax.extras import require
 from spjax.io import assets, places
 from spjax.tasks import Task
@@ -151,6 +152,7 @@ def extract_all(
     # absolute: workers may run in another directory
     encoder, kmeans = encoder if _acoustic(encoder) else places.absolute(encoder), places.absolute(kmeans)
     loaded = parts.load_encoder(encoder, kmeans, layer, plain_chunks, lowpass)
+    identity = {"encoder": loaded.name, "weights": _weights(encoder), "kmeans": loaded.kmeans.id}
     jobs: list[tuple[Wanted, Job, epath.Path]] = []
     for one in wanted:
         one = one._replace(
@@ -158,52 +160,41 @@ def extract_all(
         )
         _check_out(one.out, overwrite)
         job = Job(
-            raw=one.raw,
-            encoder=encoder,
-            kmeans=kmeans,
-            identity={"encoder": loaded.name, "weights": _weights(encoder), "kmeans": loaded.kmeans.id},
+            raw=one.raw, encoder=encoder, kmeans=kmeans, identity=identity,
             clips=tuple((clip.path, clip.start, clip.duration) for clips in one.splits.values() for clip in clips),
-            layer=layer,
-            plain_chunks=plain_chunks,
-            lowpass=lowpass,
-            merge=merge,
-            f0=f0,
-        )
+            layer=layer, plain_chunks=plain_chunks, lowpass=lowpass, merge=merge, f0=f0,
+        )  # fmt: skip
         jobs.append((one, job, one.out.parent / f".{one.out.name}.parts-{job.hash[:12]}"))
     made = make_parts(
         [(job, folder) for _, job, folder in jobs],
-        stop=on_error == "stop",
-        runner=runner,
-        workers=workers,
-        options=options,
-    )
+        stop=on_error == "stop", runner=runner, workers=workers, options=options,
+    )  # fmt: skip
     refused = [assemble.refused(some) for some in made]
     if on_error == "stop" and any(refused):
         why = next(why for some in refused for why in some.values())
         raise ExtractError(f"{why} Or skip such files by --on-error=skip. {KEPT}")
     for (one, _, _), reasons in zip(jobs, refused, strict=True):
         _check_labels(one, reasons)
-    cards = []
-    for (one, job, _), some, reasons in zip(jobs, made, refused, strict=True):
-        hashes = {f"{split} clips": parts.clips_hash(clips) for split, clips in one.splits.items()}
-        card = write_unit_records(
-            one.out,
-            one.task,
-            assemble.utterances(one.task, one.splits, [some[number] for number in range(job.parts)], f0),
-            overwrite=overwrite,
-            vocabulary=len(loaded.kmeans.centroids),
-            encoder=loaded.name,
-            layer=loaded.layer or 0,
-            kmeans=loaded.kmeans.id,
-            merged=merge,
-            sources={**one.sources, **hashes},
-            notes=[*one.notes, *assemble.write_report(one.out, one.splits, reasons, assemble.repaired(some))],
-        )
-        cards.append(card)
-        for folder in one.out.parent.iterdir():  # also parts of abandoned runs with other settings
-            if folder.name.startswith(f".{one.out.name}.parts-"):
-                folder.rmtree(missing_ok=True)
-    return cards
+    return [_write(one, job, loaded, some, overwrite) for (one, job, _), some in zip(jobs, made, strict=True)]
+
+
+def _write(one: Wanted, job: Job, loaded: Any, made: Mapping[int, parts.Part], overwrite: bool) -> Card:
+    """Writes the records of a data set and the lists of refused and repaired clips; deletes its parts.
+
+    `loaded`: the encoder (`parts.load_encoder`).
+    """
+    out = epath.Path(one.out)
+    hashes = {f"{split} clips": parts.clips_hash(clips) for split, clips in one.splits.items()}
+    card = write_unit_records(
+        out, one.task, assemble.utterances(one.task, one.splits, [made[number] for number in range(job.parts)], job.f0),
+        overwrite=overwrite, vocabulary=len(loaded.kmeans.centroids), encoder=loaded.name, layer=loaded.layer or 0,
+        kmeans=loaded.kmeans.id, merged=job.merge, sources={**one.sources, **hashes},
+        notes=[*one.notes, *assemble.write_report(out, one.splits, assemble.refused(made), assemble.repaired(made))],
+    )  # fmt: skip
+    for folder in out.parent.iterdir():  # also parts of abandoned runs with other settings
+        if folder.name.startswith(f".{out.name}.parts-"):
+            folder.rmtree(missing_ok=True)
+    return card
 
 
 def _check_labels(one: Wanted, refused: Mapping[int, str]) -> None:

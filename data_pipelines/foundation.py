@@ -30,7 +30,7 @@ from data_pipelines.source import Source
 from data_pipelines.spoken_tasks import Line
 from spjax import process
 from spjax.config import PretrainJob, checked
-from spjax.data.records import Utterance, write_unit_records
+from spjax.data.write_records import Utterance, write_unit_records
 from spjax.encoders.encoder import Encoder, load_encoder
 from spjax.encoders.units import merge
 from spjax.io import files, load_kmeans, places, save_kmeans, unit_lms

@@ -20,7 +20,8 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.clips import Splits
-from data_pipelines.splits import BuildError, composed, read_table, read_text
+from data_pipelines.splits import BuildError, composed, read_text
+from data_pipelines.tables import read_table
 from spjax.tasks import Task
 
 SUFFIX = ".frames.txt"

@@ -50,8 +50,9 @@ from data_pipelines.import_units import add_import_flags, import_settings, impor
 from data_pipelines.splits import SPLITS, BuildError, by_speaker, check_protocol, checked, stratified
 from data_pipelines.user_data import FRACTIONS
 from spjax.command_line import Parser
-from spjax.data.records import Card, Utterance, write_unit_records
+from spjax.data.records import Card
 from spjax.data.tfrecords import RecordError
+from spjax.data.write_records import Utterance, write_unit_records
 from spjax.encoders.units import merge
 from spjax.io import places
 from spjax.tasks import TASKS, Slot, Task

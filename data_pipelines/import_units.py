@@ -47,8 +47,9 @@ from tqdm import tqdm
 
 from data_pipelines.splits import BuildError, read_text
 from spjax.command_line import Parser, output, place
-from spjax.data.records import Card, Utterance, write_unit_records
+from spjax.data.records import Card
 from spjax.data.tfrecords import RecordError
+from spjax.data.write_records import Utterance, write_unit_records
 from spjax.io import places
 from spjax.tasks import METRICS, TASKS, Slot, Task
 

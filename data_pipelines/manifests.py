@@ -30,7 +30,6 @@ from __future__ import annotations
 import math
 import os
 import posixpath
-import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -40,27 +39,13 @@ from etils import epath
 from tqdm import tqdm
 
 from data_pipelines.clips import Clip
-from data_pipelines.listing import list_recordings
-from data_pipelines.splits import SPLITS, BuildError, Row, composed, is_file, read_table, read_text
-from data_pipelines.user_data import FRACTIONS, UserData, finish
+from data_pipelines.folders import read_folders
+from data_pipelines.splits import SPLITS, BuildError, composed, is_file, read_text
+from data_pipelines.tables import Row, read_table
+from data_pipelines.user_data import ALIASES, FRACTIONS, LIKE_A_SPLIT, UserData, finish
 from spjax import paths
-from spjax.encoders.audio import SUFFIXES
 from spjax.io import places
 
-ALIASES = {
-    "train": "train",
-    "training": "train",
-    "valid": "valid",
-    "validation": "valid",
-    "val": "valid",
-    "dev": "valid",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-    "evaluation": "test",
-}
-# Other names of splits, such as train_set, trn, dev-clean, val2017.
-_LIKE_A_SPLIT = re.compile(rf"({'|'.join(ALIASES)}|trn|tst)([\W\d_].*)?", re.IGNORECASE)
 RESERVED = ("path", "split", "speaker")
 TIMES = ("start", "duration")
 
@@ -149,99 +134,6 @@ def read_manifest(
         advice = f"; if not all of {', '.join(columns)} are labels, select the labels (--labels)"
     made = _with_sources(clips)
     return finish(path, root, name or path.stem, made, columns, metric, fractions, seed, notes, advice)
-
-
-def read_folders(
-    folder: epath.PathLike,
-    *,
-    slot: str = "label",
-    name: str | None = None,
-    metric: str | None = None,
-    fractions: Mapping[str, float] = FRACTIONS,
-    seed: int = 0,
-) -> UserData:
-    """Reads a task and its clips from a folder of folders (see the module for the format). Paths are relative to it.
-
-    Args:
-      folder: local or gs://.
-      slot: name of the one slot.
-      name, metric, fractions, seed: see `read_manifest`.
-
-    Raises:
-      BuildError: names the folder or file and a fix.
-    """
-    folder = epath.Path(folder)
-    found = list_recordings(folder, thorough=True)
-    tops = {path for path in found.folders if "/" not in path}
-    others = sorted(top for top in tops if top.lower() not in ALIASES)
-    with_splits = bool(tops) and not others
-    if others and len(others) < len(tops):
-        named = ", ".join(sorted(tops.difference(others)))
-        raise BuildError(
-            f"{folder}: {named} are names of splits, {', '.join(others)} are not: if the former are splits, move the "
-            "others away or into them; if all are classes, rename the former, or list the files in a CSV"
-        )
-    if len(others) > 1 and all(map(_LIKE_A_SPLIT.fullmatch, others)):
-        raise BuildError(
-            f"{folder}: {', '.join(others)} look like splits, but would be read as labels: name splits "
-            f"{', '.join(SPLITS)}; if they are classes, rename them, or list the files in a CSV"
-        )
-    below = {file.split("/")[1].lower() if file.count("/") > 1 else "" for file in found.files}
-    if not with_splits and below <= set(ALIASES) and len({ALIASES[name] for name in below}) > 1:
-        raise BuildError(
-            f"{folder} has the splits {', '.join(sorted(below))} inside the classes: move them up, as "
-            f"{folder}/<split>/<class>/, or list the files in a CSV"
-        )
-    depth = 2 if with_splits else 1
-    form = "<split>/<class>/" if with_splits else "<class>/"
-    filled = {"/".join(file.split("/")[:level]) for file in found.files for level in range(1, depth + 1)}
-    empty = sorted(path for path in found.folders if path.count("/") < depth and path not in filled)
-    if empty or not found.files:
-        notes = "".join(f" ({note})" for note in found.notes())
-        raise BuildError(
-            f"{folder / empty[0] if empty else folder} holds no recording{notes}: put recordings there with names that "
-            f"end in one of {', '.join(SUFFIXES)}, or move it out of {folder}"
-        )
-    clips: dict[str, list[Clip]] = defaultdict(list)
-    folder_of: dict[str, str] = {}
-    for file, path in found.files.items():
-        *folders, _ = file.split("/")
-        if len(folders) < depth:
-            raise BuildError(f"{folder / path} is not in the folder of a class: move it to {folder}/{form}")
-        split = ALIASES[folders[0].lower()] if with_splits else ""
-        label = folders[depth - 1].strip()
-        if not label:
-            raise BuildError(f"{folder}: the folder of {path!r} has a blank name, which would be its label: rename it")
-        if folder_of.setdefault(label, folders[depth - 1]) != folders[depth - 1]:
-            raise BuildError(
-                f"{folder}: the folders {folder_of[label]!r} and {folders[depth - 1]!r} differ only in spaces: merge "
-                "them, or rename one"
-            )
-        clips[split].append(Clip(file, path, (label,)))
-    return finish(
-        folder,
-        folder,
-        name or os.path.basename(places.absolute(folder)),
-        dict(clips),
-        [slot],
-        metric,
-        fractions,
-        seed,
-        [*found.notes(), *_same_below(found.files, depth)],
-    )
-
-
-def _same_below(files: Iterable[str], depth: int) -> list[str]:
-    """Returns a note if every class has the same subfolders, which may be the labels, as in SPEAKER/LABEL/1.wav."""
-    below: dict[str, set[str]] = defaultdict(set)
-    for file in files:
-        *folders, _ = file.split("/")
-        below[folders[depth - 1]] |= set(folders[depth : depth + 1]) or {""}
-    first = next(iter(below.values()))
-    if len(first) < 2 or any(names != first for names in below.values()):
-        return []
-    named = ", ".join(sorted(first)[:4]) + (", ..." if len(first) > 4 else "")
-    return [f"every class has the same subfolders ({named}): if those are the labels, list the files in a CSV instead"]
 
 
 def _rows(path: epath.Path, text: Collection[str], crops: bool, source: str | None) -> list[Row]:
@@ -356,7 +248,7 @@ def _check_guessed(path: epath.Path, columns: list[str], rows: Sequence[Row]) ->
     """Refuses split columns that would become labels; returns a note with the label columns if there are several."""
     for column in columns if "split" not in rows[0].values else []:
         values = {row.values[column].strip() for row in rows}
-        if len(values) > 1 and all(map(_LIKE_A_SPLIT.fullmatch, values)):
+        if len(values) > 1 and all(map(LIKE_A_SPLIT.fullmatch, values)):
             raise BuildError(
                 f"{path}: the column {column} looks like splits ({', '.join(sorted(values)[:4])}): if so, name it "
                 f"split, with values {', '.join(SPLITS)}; if it is a label, select the label columns by --labels"

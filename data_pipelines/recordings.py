@@ -22,7 +22,7 @@ from data_pipelines.builders import UNIT_TEXT
 from data_pipelines.source import OWN, Source, best_pack
 from spjax import fetch, vocab
 from spjax.command_line import Parser
-from spjax.config import PromptJob, with_values
+from spjax.config import PromptJob
 from spjax.convert import ConvertError
 from spjax.data.records import CARD, load_card, read_unit_records
 from spjax.encoders.encoder import ACOUSTIC
@@ -30,6 +30,7 @@ from spjax.io import assets, places
 from spjax.jobs import workdirs
 from spjax.tasks import TASKS
 from spjax.training import sharding
+from spjax.training.sweep import with_values
 
 PUBLISHED = "gslm_hubert100"  # of `fetch.SETS`
 # Its LM has 12 layers of 1,024: 98,304 numbers in adapters of rank 2, where prompts of length 5 alone have 122,880.

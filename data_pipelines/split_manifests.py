@@ -174,21 +174,6 @@ def read_splits(directory: epath.PathLike) -> Manifest:
     return Manifest(task, protocol, checked(splits, task), files, notes)
 
 
-def verify_files(raw: epath.PathLike, files: Mapping[str, FileFacts]) -> None:
-    """Reads every file under `raw` again and compares its hash with the recorded one.
-
-    Raises:
-      BuildError: missing or changed files; names the first.
-    """
-    found = inspect_files(raw, files)
-    other = [path for path, facts in files.items() if found[path].sha256 != facts.sha256]
-    if other:
-        raise BuildError(
-            f"{epath.Path(raw) / other[0]} is not the file that was split (sha256 differs for {len(other)} of "
-            f"{len(files)} files): take the data set from the same source"
-        )
-
-
 def _inspect(path: epath.Path) -> FileFacts:
     import soundfile
 

@@ -17,6 +17,13 @@ from data_pipelines.listing import copies
 from data_pipelines.splits import SPLITS, BuildError, checked, grouped, stratified
 from spjax.tasks import Slot, Task
 
+ALIASES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("valid", "validation", "val", "dev"), "valid"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}  # names of splits in any case, and what they mean
+# Other names of splits, such as train_set, trn, dev-clean, val2017.
+LIKE_A_SPLIT = re.compile(rf"({'|'.join(ALIASES)}|trn|tst)([\W\d_].*)?", re.IGNORECASE)
 FRACTIONS = {"train": 0.8, "valid": 0.1, "test": 0.1}
 
 

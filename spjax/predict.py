@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from spjax.command_line import Parser, local_output, place
-from spjax.data.records import RecordError
+from spjax.data.tfrecords import RecordError
 from spjax.serving import comparing
 from spjax.serving.comparing import Change, Split
 from spjax.serving.flags import add_predictor_flags, load_predictor

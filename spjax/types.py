@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # commands that only read files should not import JAX
     import jax
 
 Params = dict[str, Any]  # a tree of arrays with string keys
+State = dict[str, Any]  # training state: trees of arrays by name
 Rows = Any  # an array whose first axis is the batch: numpy on the host, a JAX array on devices
 
 

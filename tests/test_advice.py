@@ -121,9 +121,8 @@ APART = {
     "spjax.main": re.compile(r"spjax\.(convert|fetch)\b|data_pipelines\.(make_parts|extract)\b"),
     # Published files hold everything that is requested here, and no prompts.
     "spjax.fetch": re.compile(r"spjax\.convert\b"),
-    "data_pipelines.import_units": re.compile(r"data_pipelines\.splits\b"),  # it reads no split tables
     # Its tables are not manifests, and it walks no folders of recordings.
-    "data_pipelines.import_frames": re.compile(r"data_pipelines\.(splits|listing|builders\.easycall)\b"),
+    "data_pipelines.import_frames": re.compile(r"data_pipelines\.(tables|listing|builders\.easycall)\b"),
 }
 
 

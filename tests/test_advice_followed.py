@@ -22,7 +22,7 @@ from data_pipelines.clips import Clip
 from data_pipelines.listing import list_recordings
 from data_pipelines.splits import stratified
 from spjax import fetch, inside, serve
-from spjax.data.records import Utterance, write_unit_records
+from spjax.data.write_records import Utterance, write_unit_records
 from spjax.models.config import ProsodyConfig, UnitLMConfig
 from spjax.tasks import TASKS, Slot, Task
 from tests.models import tiny

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 from spjax import jobs
 from spjax.config import parse
-from spjax.data.records import Utterance, write_unit_records
+from spjax.data.write_records import Utterance, write_unit_records
 from spjax.tasks import TASKS
 from tests import toy
 from tests.conftest import ROOT, Place

@@ -123,7 +123,7 @@ def test_a_continuous_lm_has_no_edges(spoken: Path, tmp_path: Path) -> None:
 
 
 def test_a_unit_lm_is_the_same_with_and_without_prosody_in_the_records(spoken: Path, tmp_path: Path) -> None:
-    from spjax.data.records import Utterance, write_unit_records
+    from spjax.data.write_records import Utterance, write_unit_records
 
     for name, task in toy_prosody.TASKS.items():
         bare = {}

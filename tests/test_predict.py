@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from spjax import SpeechPrompt
-from spjax.data.records import Utterance, write_unit_records
+from spjax.data.write_records import Utterance, write_unit_records
 from spjax.encoders.encoder import load_encoder
 from spjax.io import KMeans, save_kmeans, save_pack, save_unit_lm
 from spjax.predict import main

@@ -15,6 +15,7 @@ from spjax.models.prompts import PromptConfig
 from spjax.training import train
 from spjax.training.losses import LossConfig
 from spjax.training.optim import OptimConfig
+from spjax.training.setting import Setting
 from tests import toy
 
 RUN = train.TrainConfig(seeds=(0, 1))
@@ -23,7 +24,7 @@ RUN = train.TrainConfig(seeds=(0, 1))
 def _bank(scores: list[float | None], lower_is_better: bool = False) -> tuple[list[train.TaskRun], train.Trained]:
     """Task runs with different learning rates and two seeds; None: a member that diverged in its first epoch."""
     nothing: Any = None
-    setting = train.Setting(nothing, nothing, PromptConfig(length=3), nothing, nothing, nothing)
+    setting = Setting(nothing, nothing, PromptConfig(length=3), nothing, nothing, nothing)
     task_run = train.TaskRun(setting, nothing, nothing, nothing, nothing, nothing, lower_is_better)
     task_runs = [dataclasses.replace(task_run, optimizer=OptimConfig(lr=10.0**n)) for n in range(len(scores) // 2)]
     kept = [-1 if score is None else 0 for score in scores]

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import defaults
-from spjax.data.records import Utterance, write_unit_records
+from spjax.data.write_records import Utterance, write_unit_records
 from spjax.tasks import Slot, Task
 
 TASKS = {

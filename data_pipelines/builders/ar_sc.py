@@ -25,16 +25,8 @@ from tqdm import tqdm
 
 from data_pipelines.clips import Clip, Splits
 from data_pipelines.listing import audio_files
-from data_pipelines.splits import (
-    BuildError,
-    check_protocol,
-    checked,
-    composed,
-    find,
-    find_table,
-    read_table,
-    stratified,
-)
+from data_pipelines.splits import BuildError, check_protocol, checked, composed, find, stratified
+from data_pipelines.tables import find_table, read_table
 from spjax.tasks import TASKS
 
 DATABASE = "AR_ SpeechCommands_Database"

@@ -22,7 +22,8 @@ from etils import epath
 
 from data_pipelines.clips import Clip, Splits
 from data_pipelines.listing import audio_files
-from data_pipelines.splits import BuildError, check_protocol, checked, find, read_table, stratified
+from data_pipelines.splits import BuildError, check_protocol, checked, find, stratified
+from data_pipelines.tables import read_table
 from spjax.tasks import TASKS
 
 FOLDS = 5

@@ -15,7 +15,8 @@ from etils import epath
 
 from data_pipelines.clips import Clip, Splits
 from data_pipelines.listing import audio_files
-from data_pipelines.splits import check_protocol, checked, composed, find, read_table
+from data_pipelines.splits import check_protocol, checked, composed, find
+from data_pipelines.tables import read_table
 from spjax.tasks import TASKS
 
 

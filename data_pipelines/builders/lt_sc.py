@@ -19,15 +19,8 @@ from etils import epath
 
 from data_pipelines.clips import Clip, Splits
 from data_pipelines.listing import audio_files
-from data_pipelines.splits import (
-    by_speaker,
-    check_protocol,
-    checked,
-    composed,
-    find,
-    find_table,
-    read_table,
-)
+from data_pipelines.splits import by_speaker, check_protocol, checked, composed, find
+from data_pipelines.tables import find_table, read_table
 from spjax.tasks import TASKS
 
 TABLES = {"train": "train_limit20.csv", "valid": "dev_full.csv", "test": "test_full.csv"}

@@ -24,7 +24,8 @@ from etils import epath
 
 from data_pipelines.clips import Clip, Splits
 from data_pipelines.listing import audio_files
-from data_pipelines.splits import BuildError, by_speaker, check_protocol, checked, folds, read_table
+from data_pipelines.splits import BuildError, by_speaker, check_protocol, checked, folds
+from data_pipelines.tables import read_table
 from spjax.tasks import TASKS
 
 FOLDS = 10

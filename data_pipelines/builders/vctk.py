@@ -31,7 +31,8 @@ from etils import epath
 
 from data_pipelines.clips import Clip, Splits
 from data_pipelines.frames import UnitSplits, files_of, read_source
-from data_pipelines.splits import BuildError, by_source, check_protocol, checked, grouped, read_table
+from data_pipelines.splits import BuildError, by_source, check_protocol, checked, grouped
+from data_pipelines.tables import read_table
 from spjax.tasks import TASKS, Task
 
 SOURCES = ("vctk", "vctk_v1")

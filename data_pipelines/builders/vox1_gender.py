@@ -15,7 +15,8 @@ from etils import epath
 
 from data_pipelines.builders import vox1_speaker
 from data_pipelines.clips import Clip, Splits
-from data_pipelines.splits import BuildError, by_speaker, check_protocol, checked, read_table
+from data_pipelines.splits import BuildError, by_speaker, check_protocol, checked
+from data_pipelines.tables import read_table
 from spjax.tasks import TASKS
 
 

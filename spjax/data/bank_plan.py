@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import logging
 import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from spjax.data import plan as planning
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,8 +85,13 @@ class BankPlan:
         """Maximum number of steps of an epoch."""
         return sum(self.updates[task] for task, *_ in self.groups)
 
+    @functools.cached_property
+    def _shapes(self) -> set[tuple[int, ...]]:
+        """Shapes of the steps of all epochs so far; each is compiled once."""
+        return set()
+
     def epoch(self, number: int, active: np.ndarray) -> list[planning.Step]:
-        """Steps of an epoch.
+        """Steps of an epoch; shapes that no earlier epoch had are logged.
 
         Args:
           number: index of the epoch.
@@ -93,9 +101,15 @@ class BankPlan:
         for task, *others in self.groups:
             members = np.concatenate([one * len(seeds) + seeds for one in (task, *others)])
             if active[members].any():
-                steps = itertools.islice(self._steps(task, number, 1 + len(others)), self.updates[task])
-                plans.append([self._of(step, members, active) for step in steps])
-        return planning.interleave(plans)
+                own = itertools.islice(self._steps(task, number, 1 + len(others)), self.updates[task])
+                plans.append([self._of(step, members, active) for step in own])
+        steps = planning.interleave(plans)
+        new = {(step.bucket, *step.ids.shape) for step in steps} - self._shapes
+        self._shapes.update(new)
+        if new:
+            shapes = ", ".join(f"{n} × {rows} × {bucket}" for bucket, n, rows in sorted(new))
+            _log.info("epoch %d: compiling programs for members × utterances × columns %s", number + 1, shapes)
+        return steps
 
     def _of(self, step: planning.Step, members: np.ndarray, active: np.ndarray) -> planning.Step:
         """The step of these members: padding rows for inactive ones, and padding members up to a multiple of shards."""

@@ -17,8 +17,7 @@ from etils import epath
 
 from spjax.evaluation import metrics
 from spjax.evaluation.markdown import cell, percent, table
-from spjax.evaluation.outcome import Predictions
-from spjax.evaluation.report import read_predictions
+from spjax.evaluation.outcome import Predictions, read_predictions
 from spjax.io.files import write_file
 from spjax.tasks import METRICS, Slot, Task
 

@@ -84,7 +84,8 @@ def _text(split: Units) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compute and print the n-gram baseline of a directory of unit records."""
     from spjax.data.plan import few_shot
-    from spjax.data.records import RecordError, read_unit_records
+    from spjax.data.records import read_unit_records
+    from spjax.data.tfrecords import RecordError
 
     parser = Parser(prog="python -m spjax.evaluation.ngram", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=place, required=True, help="directory of unit records")

@@ -5,138 +5,52 @@ Runs on the host only. Every file is written atomically. Shape letters: docs/des
 
 from __future__ import annotations
 
-import dataclasses
-import gzip
-import io
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from etils import epath
-from tqdm import tqdm
 
-from spjax.evaluation import metrics, plots
+from spjax.evaluation import plots
 from spjax.evaluation.markdown import cell, percent, shown, table
-from spjax.evaluation.outcome import Member, Predictions
+from spjax.evaluation.outcome import Member, packed_predictions
+from spjax.evaluation.results import confusions, make_results
 from spjax.io.files import write_file
-from spjax.tasks import BASELINES, LOWER_IS_BETTER, METRICS, Task
+from spjax.tasks import BASELINES, METRICS, Task
 
 
 def write_report(
-    workdir: epath.PathLike,
-    *,
-    task: Task,
-    members: Sequence[Member],
-    split: str = "test",
-    baselines: Mapping[str, Mapping[str, Any]] | None = None,
-    ensemble: Predictions | None = None,
-    parameters: Mapping[str, int] | None = None,
-    setting: Mapping[str, Any] | None = None,
-    tried: int = 1,
-    config: Mapping[str, Any] | None = None,
-    provenance: Mapping[str, Any] | None = None,
-    comparisons: Sequence[tuple[str, float]] = (),
-    command: str | None = None,
+    workdir: epath.PathLike, *, task: Task, members: Sequence[Member], split: str = "test", **described: Any
 ) -> dict[str, Any]:
     """Score the members and write the report.
 
     Files: `results.json` (strict JSON: non-finite numbers become null), `summary.md`,
-    `predictions/seed_<seed>.jsonl.gz` (for `read_predictions`), `plots/learning_curve.png` and
+    `predictions/seed_<seed>.jsonl.gz` (for `outcome.read_predictions`), `plots/learning_curve.png` and
     `plots/confusion_<k>_<slot>.png` (summed over members).
 
     Args:
       workdir: local or gs://, created if absent; files of an earlier report are replaced.
-      task: slots, labels, metric.
-      members: one or more, with different seeds.
-      split: split of the predictions.
-      baselines: results of `linear.fit_linear` by their key in `tasks.BASELINES`.
-      ensemble: predictions from the mean log probabilities of all members.
-      parameters: counts of one member by name, e.g. {"trained": 126816, "frozen": 151263232}.
-      setting: hyperparameters by name, e.g. {"prompt length": 48, "learning rate": 0.01}.
-      tried: number of settings among which this one was chosen on valid.
-      config: the job's config.
-      provenance: information about data and LM (card fields, hashes).
-      comparisons: (name, value of the task's metric) of other systems.
-      command: command that reproduces the run.
+      task, members, split, described: see `make_results`.
 
     Returns:
       The content of results.json.
 
     Raises:
-      ValueError: no members, duplicate seeds, or predictions that do not fit the task.
+      ValueError: as `make_results`.
     """
-    seeds = [member.seed for member in members]
-    if not seeds:
-        raise ValueError("a report needs at least one member")
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"members share a seed: {seeds}")
-    scores = [_score(task, member) for member in members]
-    counts = _confusions(task, members)
-    files = {seed: f"predictions/seed_{seed}.jsonl.gz" for seed in seeds}
-    drawn = {"learning_curve": "plots/learning_curve.png"}
-    drawn |= {slot.name: f"plots/confusion_{k}_{_file_name(slot.name)}.png" for k, slot in enumerate(task.slots)}
-
-    results = _plain(
-        {
-            "format": "spjax-results",
-            "version": 1,
-            "task": task.name,
-            "metric": task.metric,
-            "lower_is_better": task.metric in LOWER_IS_BETTER,
-            "split": split,
-            "slots": {slot.name: slot.labels for slot in task.slots},
-            "setting": setting or {},
-            "tried": tried,
-            "headline": _over_seeds([s["headline"] for s in scores]),
-            "valid": _over_seeds([member.best_valid for member in members]),
-            "metrics": {name: _over_seeds([s[name] for s in scores]) for name in scores[0] if name != "headline"},
-            "members": [
-                {
-                    "seed": member.seed,
-                    "best_epoch": member.best_epoch,
-                    "best_valid": member.best_valid,
-                    "utterances": len(member.predictions.ids),
-                    "metrics": values,
-                    "interval_95": _single_run_interval(task, member),
-                    "notes": member.notes,
-                    "predictions": files[member.seed],
-                    "curve": [dataclasses.asdict(point) for point in member.curve],
-                }
-                for member, values in zip(members, scores, strict=True)
-            ],
-            "confusions": {
-                slot.name: [
-                    {"true": slot.labels[t], "predicted": slot.labels[p], "count": c, "share_of_true": share}
-                    for t, p, c, share in metrics.top_confusions(matrix, plots.TOP_CONFUSIONS)
-                ]
-                for slot, matrix in zip(task.slots, counts, strict=True)
-            },
-            "baselines": baselines or {},
-            "ensemble": None if ensemble is None else metrics.score(task, *_scored(ensemble)),
-            "comparisons": [{"name": name, "value": value} for name, value in comparisons],
-            "parameters": parameters or {},
-            "provenance": provenance or {},
-            "config": config or {},
-            "command": command,
-            "plots": drawn,
-        }
-    )
-
-    workdir = epath.Path(workdir)
-    for member in members:
-        write_file(workdir / files[member.seed], _packed_predictions(task, member))
-    write_file(workdir / drawn["learning_curve"], plots.learning_curves(task, members))
-    for slot, matrix in zip(task.slots, counts, strict=True):
-        write_file(
-            workdir / drawn[slot.name], plots.confusion(f"{task.name}: {slot.name}, {split}", slot.labels, matrix)
-        )
-    write_file(workdir / "summary.md", summary(results).encode())
+    results, directory = make_results(task, members, split=split, **described), epath.Path(workdir)
+    for member, written in zip(members, results["members"], strict=True):
+        write_file(directory / written["predictions"], packed_predictions(task, member))
+    drawn = results["plots"]
+    write_file(directory / drawn["learning_curve"], plots.learning_curves(task, members))
+    for slot, matrix in zip(task.slots, confusions(task, members), strict=True):
+        image = plots.confusion(f"{task.name}: {slot.name}, {split}", slot.labels, matrix)
+        write_file(directory / drawn[slot.name], image)
+    write_file(directory / "summary.md", summary(results).encode())
     # Written last: if results.json exists, the report is complete.
     text = json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False)
-    write_file(workdir / "results.json", (text + "\n").encode())
+    write_file(directory / "results.json", (text + "\n").encode())
     return results
 
 
@@ -204,36 +118,6 @@ def write_overview(workdir: epath.PathLike, reports: Sequence[Mapping[str, Any]]
     return os.fspath(directory / "summary.md")
 
 
-def read_predictions(path: epath.PathLike, task: Task) -> Predictions:
-    """Read a `predictions/seed_<seed>.jsonl.gz`.
-
-    Raises:
-      ValueError: a line is not a prediction of this task (names file and line).
-    """
-    offsets = task.slot_offsets
-    numbers = [{label: offsets[k] + i for i, label in enumerate(slot.labels)} for k, slot in enumerate(task.slots)]
-    ids, true, predicted, probabilities = [], [], [], []
-    with epath.Path(path).open("rb") as packed, gzip.open(packed, "rt", encoding="utf-8") as lines:
-        for n, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                ids.append(row["id"])
-                true.append([numbers[k][row["true"][slot.name]] for k, slot in enumerate(task.slots)])
-                predicted.append([numbers[k][row["predicted"][slot.name]] for k, slot in enumerate(task.slots)])
-                probabilities.append([row["probabilities"][slot.name] for slot in task.slots])
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{path}, line {n}: not a prediction of task {task.name!r} ({error!r})") from error
-    return Predictions(
-        ids,
-        np.asarray(true, np.int32).reshape(len(ids), len(task.slots)),
-        np.asarray(predicted, np.int32).reshape(len(ids), len(task.slots)),
-        [
-            np.asarray([row[k] for row in probabilities], np.float64).reshape(len(ids), len(slot.labels))
-            for k, slot in enumerate(task.slots)
-        ],
-    )
-
-
 def summary(results: Mapping[str, Any]) -> str:
     """Render a results.json as Markdown."""
     metric = METRICS[results["metric"]]
@@ -285,9 +169,6 @@ def summary(results: Mapping[str, Any]) -> str:
         names = [f"accuracy/{slot}" for slot in slots] if several else ["macro_f1", "weighted_f1"]
         rows.append(row + [percent(values[name]) for name in names])
     lines += [*table(header, rows), ""]
-    noted = [member for member in members if member["notes"]]
-    lines += [f"- seed {m['seed']}: " + ", ".join(f"{k} {cell(v)}" for k, v in m["notes"].items()) for m in noted]
-    lines += [""] if noted else []
     lines += ["![learning curve](plots/learning_curve.png)", ""]
 
     lines += ["## Most frequent confusions (all seeds)", ""]
@@ -315,21 +196,6 @@ def summary(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _scored(answers: Predictions) -> tuple[np.ndarray, np.ndarray, Sequence[np.ndarray]]:
-    return answers.true, answers.predicted, answers.probabilities
-
-
-def _score(task: Task, member: Member) -> dict[str, float]:
-    answers = member.predictions
-    try:
-        scores = metrics.score(task, *_scored(answers))
-    except ValueError as error:
-        raise ValueError(f"member of seed {member.seed}: {error}") from error
-    if len(answers.ids) != len(answers.true):
-        raise ValueError(f"member of seed {member.seed}: {len(answers.ids)} ids for {len(answers.true)} predictions")
-    return scores
-
-
 def _spread(scores: Mapping[str, Any]) -> str:
     """Format the result of `_over_seeds` in per cent."""
     half = scores["half_width_95"]
@@ -352,67 +218,3 @@ def _setting(results: Mapping[str, Any], place: str) -> str:
     """Format the hyperparameters and the size of the sweep; `place`: directory of the task's report."""
     values = ", ".join(f"{cell(name)} {cell(shown(value))}" for name, value in results["setting"].items())
     return values + (f" (of {results['tried']} tried: [sweep]({place}sweep.md))" if results["tried"] > 1 else "")
-
-
-def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    mean, half_width = metrics.mean_interval(values)
-    return {"mean": mean, "half_width_95": half_width, "values": values}
-
-
-def _single_run_interval(task: Task, member: Member) -> tuple[float, float] | None:
-    """Wilson interval of the headline metric; None if it is not a proportion of utterances."""
-    if task.metric not in ("accuracy", "exact_match") or (task.metric == "accuracy" and len(task.slots) > 1):
-        return None
-    right = (np.asarray(member.predictions.true) == np.asarray(member.predictions.predicted)).all(1)
-    return metrics.wilson_interval(int(right.sum()), len(right))
-
-
-def _confusions(task: Task, members: Sequence[Member]) -> list[np.ndarray]:
-    """Confusion matrix of each slot, [C_k, C_k], summed over members."""
-    from sklearn.metrics import confusion_matrix
-
-    true = np.concatenate([metrics.slot_classes(task, member.predictions.true) for member in members])
-    predicted = np.concatenate([metrics.slot_classes(task, member.predictions.predicted) for member in members])
-    return [
-        confusion_matrix(true[:, k], predicted[:, k], labels=np.arange(len(slot.labels)))
-        for k, slot in enumerate(task.slots)
-    ]
-
-
-def _packed_predictions(task: Task, member: Member) -> bytes:
-    answers = member.predictions
-    true, predicted = metrics.slot_classes(task, answers.true), metrics.slot_classes(task, answers.predicted)
-    packed = io.BytesIO()
-    # No date and no name in the gzip header, so that the output is deterministic.
-    with gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=6, mtime=0, filename="") as file:
-        for i, name in enumerate(tqdm(answers.ids, f"predictions of seed {member.seed}", delay=2, leave=False)):
-            row = {
-                "id": str(name),
-                "true": {slot.name: slot.labels[true[i, k]] for k, slot in enumerate(task.slots)},
-                "predicted": {slot.name: slot.labels[predicted[i, k]] for k, slot in enumerate(task.slots)},
-                "probabilities": {
-                    slot.name: [float(f"{p:.6g}") for p in np.asarray(answers.probabilities[k][i]).tolist()]
-                    for k, slot in enumerate(task.slots)
-                },
-            }
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-    return packed.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    """Convert to strict JSON types: numpy to Python, tuples to lists, non-finite to None, other types to str."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
-
-
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)

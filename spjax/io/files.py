@@ -7,9 +7,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
-import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -21,7 +18,7 @@ import safetensors.numpy
 from etils import epath
 
 from spjax import paths
-from spjax.io import kinds, places
+from spjax.io import atomic, kinds, places
 from spjax.types import Params
 
 SEAL = "card_hash"
@@ -30,7 +27,6 @@ _noted: set[str] = set()  # cards of older versions already warned about
 
 Shape = tuple[int, ...]
 Writer = Callable[[Path], object]  # writes the file at the given path
-
 
 _LONGEST_MESSAGE = 2000  # characters; a card may hold anything
 
@@ -163,7 +159,7 @@ def read_json(path: Path, kind: str | tuple[str, ...], version: int) -> dict[str
     """
     accepted = (kind,) if isinstance(kind, str) else kind
     if not path.is_file():
-        aside = path.parent.parent / _aside_name(path.parent)
+        aside = path.parent.parent / atomic.aside_name(path.parent)
         saved = f" An interrupted save left the previous version in {aside}: move it back." if aside.is_dir() else ""
         raise StorageError(f"{kinds.mixed_up(path, accepted[0])}{saved}")
     try:
@@ -287,18 +283,6 @@ def _check_finite(tensors: Mapping[str, np.ndarray], where: str | Path, fix: str
             raise StorageError(f"{where}: {name} holds NaN or infinity. {fix}")
 
 
-def _aside_name(directory: Path) -> str:
-    return f".{directory.name}.replaced"
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _name_target_in_errors(write: Callable[..., Any]) -> Any:
     """Wraps a function that writes its first argument, so that errors name that path and not a temporary file."""
 
@@ -331,7 +315,7 @@ def write_file(path: epath.PathLike, content: bytes) -> None:
     fresh = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
     try:
         fresh.write_bytes(content)
-        _fsync(fresh)
+        atomic.fsync(fresh)
         fresh.replace(final)
     except BaseException:
         with contextlib.suppress(OSError):  # keep the error of the write
@@ -351,13 +335,10 @@ def check_replaceable(final: Path, names: Collection[str]) -> None:
 
 @_name_target_in_errors
 def write_directory(directory: str | Path, writers: Mapping[str, Writer]) -> Path:
-    """Writes a directory of files atomically.
-
-    The files are written and synced in a hidden sibling, which is then renamed. An existing directory of the same files
-    is renamed to `.NAME.replaced` first and deleted last; a process killed in between leaves it there.
+    """Writes a directory of files as a whole (`atomic.replaced_directory`).
 
     Args:
-      directory: final path; parents are created.
+      directory: final path, local or gs://; parents are created.
       writers: file name → function that writes that file. Readers identify the directory by the first file.
 
     Returns:
@@ -369,39 +350,7 @@ def write_directory(directory: str | Path, writers: Mapping[str, Writer]) -> Pat
     """
     final = places.at(directory) if places.is_remote(directory) else Path(directory).resolve()
     check_replaceable(final, writers)
-    if places.is_remote(directory):
-        _write_remote(final, writers)
-        return final
-    final.parent.mkdir(parents=True, exist_ok=True)
-    fresh, aside = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp"), final.with_name(_aside_name(final))
-    try:
-        fresh.mkdir()
+    with atomic.replaced_directory(directory, last=next(iter(writers))) as folder:
         for name, write in writers.items():
-            write(fresh / name)
-            _fsync(fresh / name)
-        _fsync(fresh)
-        if final.exists():
-            shutil.rmtree(aside, ignore_errors=True)
-            final.rename(aside)
-        try:
-            fresh.rename(final)
-        except OSError:
-            if aside.exists():
-                aside.rename(final)
-            raise
-        _fsync(final.parent)
-        shutil.rmtree(aside, ignore_errors=True)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+            write(folder / name)
     return final
-
-
-def _write_remote(final: Path, writers: Mapping[str, Writer]) -> None:
-    """Writes to a bucket, which has no atomic rename: the first file is missing until all others are new."""
-    known_by, *_ = writers
-    with tempfile.TemporaryDirectory(prefix="spjax-") as folder:
-        for name, write in writers.items():
-            write(Path(folder) / name)
-        (final / known_by).unlink(missing_ok=True)
-        for name in reversed(list(writers)):
-            places.copy(Path(folder) / name, final / name)

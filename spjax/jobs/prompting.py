@@ -21,11 +21,12 @@ from spjax.jobs import sweeping
 from spjax.jobs.baselines import make_baselines
 from spjax.jobs.inputs import ImportUnits
 from spjax.jobs.task_data import LM, load_task, placed, places, read_lm
-from spjax.jobs.task_report import kept_seeds, pack_place, write_report
+from spjax.jobs.task_report import kept_seeds, pack_place, report_task
 from spjax.jobs.workdirs import claim, refuse_another, say, there
 from spjax.models import prompts
 from spjax.models.prompts import REAL_STARTS
 from spjax.training import loop, masks, sharding, starts, train
+from spjax.training.setting import first_params
 from spjax.types import Params
 
 
@@ -120,7 +121,7 @@ def run_prompt_tuning(
             continue
         params = train.task_run_params(result.params, task_runs, run, chosen)
         best = data._replace(task_run=task_runs[chosen])
-        found[name] = write_report(
+        found[name] = report_task(
             job, lm, best, params, result, members, counts[chosen], len(indices), command
         )  # fmt: skip
     if jax.process_index() == 0 and len(names) > 1 and found:
@@ -149,7 +150,7 @@ def _first_banks(
             if start is None and prompt.init in REAL_STARTS and prompt.length and key not in made:
                 mesh, weights = on_devices()
                 made[key] = starts.from_utterances(weights, task_run, job.train, mesh)
-            banks.append(train.first_params(lm.params, task_run.setting, job.train.seeds, start, made.get(key)))
+            banks.append(first_params(lm.params, task_run.setting, job.train.seeds, start, made.get(key)))
     return banks
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from etils import epath
 
-from spjax.config import SweepConfig, with_values
 from spjax.evaluation import metrics
 from spjax.evaluation.markdown import percent, shown, table
 from spjax.io.files import write_file
 from spjax.training import optim, train
+from spjax.training.sweep import SweepConfig, with_values
 
 
 def task_runs_of(task_run: train.TaskRun, sweep: SweepConfig, optimizer: optim.OptimConfig) -> list[train.TaskRun]:

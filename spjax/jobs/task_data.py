@@ -23,6 +23,7 @@ from spjax.models import decode, unit_lm, verbalizers
 from spjax.models.config import UnitLMConfig
 from spjax.tasks import LOWER_IS_BETTER, Task
 from spjax.training import masks, sharding, train
+from spjax.training.setting import Setting
 
 
 class Place(NamedTuple):
@@ -190,9 +191,7 @@ def load_task(
             classes=train_set.classes[train_ids], seed=job.verbalizer_seed,
         )  # fmt: skip
     seen = np.unique(train_set.classes[train_ids], axis=0) if job.combinations == "seen" else None
-    setting = train.Setting(
-        lm.config, job.compute, job.prompt, job.loss, verbalizer, decode.label_tree(verbalizer, seen)
-    )
+    setting = Setting(lm.config, job.compute, job.prompt, job.loss, verbalizer, decode.label_tree(verbalizer, seen))
     task_run = train.TaskRun(
         setting, train_set, train_ids, valid_set, valid_ids,
         metric=functools.partial(headline, task), lower_is_better=task.metric in LOWER_IS_BETTER,

@@ -22,6 +22,7 @@ from spjax.models.config import UnitLMConfig
 from spjax.models.prompts import member
 from spjax.tasks import BASELINES, Task
 from spjax.training import masks, sharding, train
+from spjax.types import Params
 
 
 def pack_place(place: Place, seed: int) -> str:
@@ -35,11 +36,11 @@ def kept_seeds(job: PromptJob, lm: UnitLMConfig) -> tuple[int, ...]:
     return () if job.random_lm or trains_lm else tuple(job.train.seeds)
 
 
-def write_report(
+def report_task(
     job: PromptJob,
     lm: LM,
     data: TaskData,
-    params: Any,
+    params: Params,
     result: train.Trained,
     rows: slice,
     counts: dict[str, int],
@@ -57,73 +58,85 @@ def write_report(
       counts: number of parameters.
       tried: number of settings among which this one was chosen.
       command: that reproduces the job.
+
+    Returns:
+      The content of results.json; {} on processes other than 0.
     """
-    task_run, run, card = data.task_run, job.train, data.card
-    setting, task, test_set, test_ids = task_run.setting, card.task, data.test_set, data.test_ids
+    task_run, task, test_ids = data.task_run, data.card.task, data.test_ids
     mesh = sharding.make_mesh(job.model_parallel, job.weight_shards)
-    flat = sharding.place_frozen(mesh, masks.flatten(params), setting.compute.operand)
-    evaluator = train.evaluator_for(task_run, run, test_set, test_ids, mesh)
+    flat = sharding.place_frozen(mesh, masks.flatten(params), task_run.setting.compute.operand)
+    evaluator = train.evaluator_for(task_run, job.train, data.test_set, test_ids, mesh)
     log_probs = evaluator.log_probs(flat)[:, test_ids]
     if jax.process_index() > 0:
         return {}
-    baselines = read_json(baselines_path(data)) if job.baselines else None
-
-    def answers(log_probs: np.ndarray) -> outcome.Predictions:
-        return outcome.Predictions(
-            ids=[test_set.ids[i] for i in test_ids],
-            true=test_set.classes[test_ids],
-            predicted=setting.tree.combinations[log_probs.argmax(axis=1)],
-            probabilities=decode.slot_probabilities(log_probs, setting.tree, task.slot_offsets),
-        )
-
-    members = []
-    for n, seed in enumerate(run.seeds):
-        row = rows.start + n
-        members.append(
-            outcome.Member(
-                seed=seed,
-                best_epoch=result.best_epoch[row] + 1,
-                best_valid=float(result.history[result.best_epoch[row]]["metric"][row]),
-                curve=[
-                    outcome.CurvePoint(line["epoch"] + 1, line["train_loss"][row], line["metric"][row])
-                    for line in result.history
-                    if line["metric"][row] is not None  # None: it had stopped
-                ],
-                predictions=answers(log_probs[n]),
-            )
-        )
+    several = len(job.train.seeds) > 1
     results = report.write_report(
-        data.place.report, task=task, members=members, baselines=baselines,
-        ensemble=answers(_together(log_probs)) if len(members) > 1 else None,
-        parameters=counts, config=to_dict(job),
-        setting=task_run.described(job.optim),
-        tried=tried,
+        data.place.report, task=task, members=_members(data, job.train, result, rows, log_probs),
+        baselines=read_json(baselines_path(data)) if job.baselines else None,
+        ensemble=_predictions(data, _together(log_probs)) if several else None,
+        parameters=counts, config=to_dict(job), setting=task_run.described(job.optim), tried=tried,
         provenance={
             "backbone": backbone(lm.config), "lm": job.lm, "lm_hash": lm.hash, "data": data.place.data,
-            "notes": [*card.notes, *data.notes],
+            "notes": [*data.card.notes, *data.notes],
         },
         comparisons=published(task.name), command=command,
     )  # fmt: skip
-    verbalizer = setting.verbalizer
     for n, seed in enumerate(kept_seeds(job, lm.config)):
-        ours = results["members"][n]
-        scored = {
-            "valid": {"headline": members[n].best_valid},
-            "test": {**ours["metrics"], "interval_95": ours["interval_95"]},
-            "baselines": {
-                kind: {split: baseline[split] for split in ("valid", "test")}
-                for kind, baseline in results["baselines"].items()
-            },
-        }
-        described = pack_card.make_card(
-            task, kind=verbalizer.kind, codes=verbalizer.codes, feeds=verbalizer.fed_back, outputs=verbalizer.outputs,
-            config=lm.config, lm_hash=lm.hash, encoder=card.encoder, layer=card.layer, kmeans=card.kmeans,
-            merged=card.merged, combinations=data.combinations, results=scored,
-            provenance={"seed": seed, "reference": bool(job.reference)}, lora=setting.prompt.lora,
-        )  # fmt: skip
-        packs.save_pack(pack_place(data.place, seed), member(params["prompt"], n), described)
+        card = _pack_card(job, lm, data, results, n)
+        packs.save_pack(pack_place(data.place, seed), member(params["prompt"], n), card)
     _print_headline(task, results, data.place.report)
     return results
+
+
+def _members(
+    data: TaskData, run: train.TrainConfig, result: train.Trained, rows: slice, log_probs: np.ndarray
+) -> list[outcome.Member]:
+    """Results of the members, which are `rows` of the bank; log probabilities [N, n, M] on test."""
+    return [
+        outcome.Member(
+            seed=seed,
+            best_epoch=result.best_epoch[row] + 1,
+            best_valid=float(result.history[result.best_epoch[row]]["metric"][row]),
+            curve=[
+                outcome.CurvePoint(line["epoch"] + 1, line["train_loss"][row], line["metric"][row])
+                for line in result.history
+                if line["metric"][row] is not None  # None: it had stopped
+            ],
+            predictions=_predictions(data, log_probs[n]),
+        )
+        for n, (seed, row) in enumerate(zip(run.seeds, range(rows.start, rows.stop), strict=True))
+    ]
+
+
+def _predictions(data: TaskData, log_probs: np.ndarray) -> outcome.Predictions:
+    """Predictions on test from log probabilities [n, M]."""
+    tree, test_set, ids = data.task_run.setting.tree, data.test_set, data.test_ids
+    return outcome.Predictions(
+        ids=[test_set.ids[i] for i in ids],
+        true=test_set.classes[ids],
+        predicted=tree.combinations[log_probs.argmax(axis=1)],
+        probabilities=decode.slot_probabilities(log_probs, tree, data.card.task.slot_offsets),
+    )
+
+
+def _pack_card(job: PromptJob, lm: LM, data: TaskData, results: dict[str, Any], n: int) -> pack_card.PackCard:
+    """Card of the pack of member `n`."""
+    setting, card, ours = data.task_run.setting, data.card, results["members"][n]
+    scored = {
+        "valid": {"headline": ours["best_valid"]},
+        "test": {**ours["metrics"], "interval_95": ours["interval_95"]},
+        "baselines": {
+            kind: {split: baseline[split] for split in ("valid", "test")}
+            for kind, baseline in results["baselines"].items()
+        },
+    }
+    labels = setting.verbalizer
+    return pack_card.make_card(
+        card.task, kind=labels.kind, codes=labels.codes, feeds=labels.fed_back, outputs=labels.outputs,
+        config=lm.config, lm_hash=lm.hash, encoder=card.encoder, layer=card.layer, kmeans=card.kmeans,
+        merged=card.merged, combinations=data.combinations, results=scored,
+        provenance={"seed": ours["seed"], "reference": bool(job.reference)}, lora=setting.prompt.lora,
+    )  # fmt: skip
 
 
 def _together(log_probs: np.ndarray) -> np.ndarray:

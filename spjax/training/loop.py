@@ -25,8 +25,7 @@ from spjax.training.log import Log
 from spjax.training.profile import Trace
 from spjax.training.speed import Cost
 from spjax.training.throughput import Throughput
-
-State = Any  # a tree of arrays
+from spjax.types import State
 
 _log = logging.getLogger(__name__)
 
@@ -109,26 +108,7 @@ def fit(
     """
     # Exiting the block waits for a checkpoint that is being written.
     with checkpoints.opened(workdir) as manager, StopSignal() as stop:
-        state, epoch, start, history, sums, lost = job.state, 0, 0, [], _NOTHING, np.zeros((), bool)
-        found = checkpoints.restore(manager, state)
-        if found is not None:
-            state, meta = found
-            epoch, start, history = meta["epoch"], meta["step"], meta["history"]
-            # Checkpoints of earlier pretraining runs have no "updates": every step was an update.
-            sums = {"loss": np.asarray(meta["loss_sum"]), "updates": np.asarray(meta.get("updates", start))}
-            lost = np.asarray(meta.get("diverged", False))
-            if epoch == epochs:
-                _log.info("all %d epochs are done", epochs)
-            else:
-                _log.info("continuing from epoch %d, step %d", epoch + 1, start)
-
-        def save(epoch: int, step: int) -> None:
-            log.copy()  # before the checkpoint, so that the log has every update up to it
-            # Copied, since it is written in the background while the next epoch appends to `history`.
-            meta = {"epoch": epoch, "step": step, "history": list(history)}
-            meta |= {"loss_sum": sums["loss"].tolist(), "updates": sums["updates"].tolist(), "diverged": lost.tolist()}
-            # An epoch has one more position than steps: after its last step, before its evaluation.
-            checkpoints.save(manager, epoch * (job.steps + 1) + step, state, meta)
+        run = _restored(manager, job, epochs)
 
         def leave(epoch: int, step: int) -> Interrupted:
             checkpoints.wait(manager)
@@ -136,71 +116,127 @@ def fit(
                 f"stopped at epoch {epoch + 1}, step {step}: saved; the same command continues", stop.number
             )
 
-        with Log(workdir, epoch * job.steps + start) as log, Trace(workdir, profile) as trace:
-            started = False
-            while epoch < epochs and not job.finished(state):
-                pending: list[dict[str, jax.Array]] = []
-                steps = job.plan(state, epoch)
-                throughput = Throughput()
+        with Log(workdir, run.epoch * job.steps + run.step) as log, Trace(workdir, profile) as trace:
+            note: str | None = "compiling the first steps"
+            while run.epoch < epochs and not job.finished(run.state):
+                steps = job.plan(run.state, run.epoch)
+                throughput, pending = Throughput(), []
                 bar = tqdm(
-                    total=len(steps), initial=start, desc=f"epoch {epoch + 1}/{epochs}", unit="step",
-                    disable=jax.process_index() > 0, mininterval=1.0, dynamic_ncols=True, leave=False,
+                    total=len(steps), initial=run.step, desc=f"epoch {run.epoch + 1}/{epochs}", unit="step",
+                    disable=jax.process_index() > 0, mininterval=1.0, dynamic_ncols=True, leave=False, postfix=note,
                 )  # fmt: skip
-                if not started:
-                    bar.set_postfix_str("compiling the first steps")
-                    started = True
+                note = None
                 with bar:  # closed on errors too, so that messages are printed below it
-                    for done, (batch, utterances) in enumerate(throughput.each(job.batches(steps[start:])), start + 1):
-                        throughput.done(utterances, job.cost(state, batch))
+                    batches = throughput.each(job.batches(steps[run.step :]))
+                    for done, (batch, utterances) in enumerate(batches, run.step + 1):
+                        throughput.done(utterances, job.cost(run.state, batch))
                         with trace.step():
-                            state, metrics = job.update(state, batch)
+                            run.state, metrics = job.update(run.state, batch)
                         trace.done(metrics)
                         pending.append(metrics)
                         bar.update()
+                        last, due = done == len(steps), done % checkpoint_every == 0
                         # With several processes `requested` is a collective, too slow for every update.
-                        alone = jax.process_count() == 1
-                        stopping = (alone or done % SYNC_STOP_EVERY == 0 or done == len(steps)) and stop.requested()
-                        due = done % checkpoint_every == 0
-                        if done % log_every == 0 or done == len(steps) or due or stopping:
-                            fetched = sharding.fetch(pending)
+                        asked = jax.process_count() == 1 or done % SYNC_STOP_EVERY == 0 or last
+                        stopping = asked and stop.requested()
+                        if done % log_every == 0 or last or due or stopping:
+                            window, speed = run.add(pending, job, manager), throughput.read()
                             pending = []
-                            for step, each in enumerate(fetched, done - len(fetched) + 1):
-                                lost = _check(each, lost, f"epoch {epoch + 1}, step {step}", job, manager)
-                                # One by one, so that the sum does not depend on where a run was interrupted.
-                                sums = {
-                                    name: total + np.asarray(each[name], np.float64) for name, total in sums.items()
-                                }
-                            window = {name: np.sum([each[name] for each in fetched], axis=0) for name in fetched[0]}
                             loss = np.sum(window["loss"]) / max(np.sum(window["updates"]), 1)
-                            speed = throughput.read()
                             bar.set_postfix(loss=f"{loss:.4f}", utt_s=f"{speed['utt_s']:.0f}")
-                            log.write(epoch * job.steps + done, _means(window), **speed)
-                        if stopping or (due and done < len(steps)):
-                            save(epoch, done)
+                            log.write(run.epoch * job.steps + done, _means(window), **speed)
+                        if stopping or (due and not last):
+                            run.save(manager, log, job)
                         if stopping:
-                            raise leave(epoch, done)
+                            raise leave(run.epoch, done)
                 try:
                     with stop.interruptible():
-                        rest = state if job.deactivate is None or not lost.any() else job.deactivate(state, lost)
-                        new, metrics, score = job.evaluate(rest, epoch)
+                        evaluated = job.evaluate(run.without_diverged(job), run.epoch)
                 except _StopRequested:
-                    save(epoch, len(steps))
-                    raise leave(epoch, len(steps)) from None
-                state, train_loss = new, _means(sums)["train/loss"]
-                history.append({"epoch": epoch, "train_loss": train_loss, "score": score, **metrics})
-                epoch, start, sums = epoch + 1, 0, _NOTHING
-                log.write(epoch * job.steps, {"valid/" + k: v for k, v in metrics.items()})
-                save(epoch, 0)
-                best = max(line["score"] for line in history)
-                _log.info("epoch %d: score %.4f, best %.4f", epoch, score, best)
+                    run.save(manager, log, job)
+                    raise leave(run.epoch, len(steps)) from None
+                metrics = run.end_epoch(*evaluated)
+                log.write(run.epoch * job.steps, {"valid/" + k: v for k, v in metrics.items()})
+                run.save(manager, log, job)
                 if stop.requested():
-                    raise leave(epoch - 1, len(steps))
-    return state, history
+                    raise leave(run.epoch - 1, len(steps))
+    return run.state, run.history
 
 
 SYNC_STOP_EVERY = 8  # updates between checks of several processes for a stop signal in any of them
 MAX_LOSS = 1e4  # a larger loss counts as divergence
-_NOTHING = {"loss": np.zeros(()), "updates": np.zeros(())}
+_SUMMED = ("loss", "updates")
+
+
+@dataclasses.dataclass
+class _Run:
+    """The content of a checkpoint.
+
+    Attributes:
+      state: of the job.
+      epoch: index of the current epoch.
+      step: steps of it that are done.
+      history: metrics of earlier epochs.
+      sums: "loss" and "updates" summed over the steps of this epoch, scalar or [N].
+      lost: bool, scalar or [N], members that have diverged.
+    """
+
+    state: State
+    epoch: int = 0
+    step: int = 0
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    sums: dict[str, np.ndarray] = dataclasses.field(default_factory=lambda: dict.fromkeys(_SUMMED, np.zeros(())))
+    lost: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((), bool))
+
+    def add(
+        self, pending: list[dict[str, jax.Array]], job: Job, manager: ocp.CheckpointManager
+    ) -> dict[str, np.ndarray]:
+        """Add the metrics of the next steps and return their sums over these steps."""
+        fetched = sharding.fetch(pending)
+        for each in fetched:
+            self.step += 1
+            self.lost = _check(each, self.lost, f"epoch {self.epoch + 1}, step {self.step}", job, manager)
+            # One by one, so that the sum does not depend on where a run was interrupted.
+            self.sums = {name: total + np.asarray(each[name], np.float64) for name, total in self.sums.items()}
+        return {name: np.sum([each[name] for each in fetched], axis=0) for name in fetched[0]}
+
+    def without_diverged(self, job: Job) -> State:
+        """The state in which members that have diverged are not trained."""
+        return self.state if job.deactivate is None or not self.lost.any() else job.deactivate(self.state, self.lost)
+
+    def end_epoch(self, state: State, metrics: dict[str, Any], score: float) -> dict[str, Any]:
+        """Go to the next epoch with the result of the evaluation, and return its metrics."""
+        train_loss = _means(self.sums)["train/loss"]
+        self.history.append({"epoch": self.epoch, "train_loss": train_loss, "score": score, **metrics})
+        _log.info("epoch %d: score %.4f, best %.4f", self.epoch + 1, score, max(line["score"] for line in self.history))
+        self.state, self.epoch, self.step, self.sums = state, self.epoch + 1, 0, dict.fromkeys(_SUMMED, np.zeros(()))
+        return metrics
+
+    def save(self, manager: ocp.CheckpointManager, log: Log, job: Job) -> None:
+        """Write a checkpoint in the background."""
+        log.copy()  # before the checkpoint, so that the log has every update up to it
+        # Copied, since it is written while the next epoch appends to `history`.
+        meta = {"epoch": self.epoch, "step": self.step, "history": list(self.history)}
+        meta |= {"loss_sum": self.sums["loss"].tolist(), "updates": self.sums["updates"].tolist()}
+        meta |= {"diverged": self.lost.tolist()}
+        # An epoch has one more position than steps: after its last step, before its evaluation.
+        checkpoints.save(manager, self.epoch * (job.steps + 1) + self.step, self.state, meta)
+
+
+def _restored(manager: ocp.CheckpointManager, job: Job, epochs: int) -> _Run:
+    """Continue from the latest checkpoint, if there is one."""
+    found = checkpoints.restore(manager, job.state)
+    if found is None:
+        return _Run(job.state)
+    state, meta = found
+    epoch, step = meta["epoch"], meta["step"]
+    if epoch == epochs:
+        _log.info("all %d epochs are done", epochs)
+    else:
+        _log.info("continuing from epoch %d, step %d", epoch + 1, step)
+    # Checkpoints of earlier pretraining runs have no "updates": every step was an update.
+    sums = {"loss": np.asarray(meta["loss_sum"]), "updates": np.asarray(meta.get("updates", step))}
+    return _Run(state, epoch, step, meta["history"], sums, np.asarray(meta.get("diverged", False)))
 
 
 def _means(sums: dict[str, Any]) -> dict[str, Any]:

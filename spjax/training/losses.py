@@ -155,16 +155,11 @@ def member_losses(
         values = jnp.asarray(differing[name])
         return values if members is None else values[members]
 
-    bank = low_rank.scaled(bank, value_of("scale", prompt.scale))
-    drop = None
+    bank, drop = low_rank.scaled(bank, value_of("scale", prompt.scale)), None
     if keys is not None:
         drop_key, noise_key, out_key = (jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in range(3))
         bank = prompts.dropout(bank, value_of("dropout", prompt.dropout), drop_key)
-        if not low_rank.is_zero(low := value_of("lora_dropout", prompt.lora_dropout)):
-            low_key = jax.vmap(jax.random.fold_in, (0, None))(keys, 3)
-            each = jnp.arange(len(batch.last) // len(keys))
-            by_row = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(low_key, each)
-            drop = by_row.reshape(-1), jnp.repeat(jnp.broadcast_to(low, keys.shape), len(each))
+        drop = _low_rank_drop(keys, value_of("lora_dropout", prompt.lora_dropout), len(batch.last))
         batch = replace_units(batch, noise_key, value_of("noise", loss.noise), config)
     labels = encode_labels(verbalizers, batch, members)
     targets, fed_back, steps = labels.targets, labels.fed_back, labels.targets.shape[1]
@@ -179,22 +174,13 @@ def member_losses(
             raise ValueError(
                 "loss.kind='reference' scores the end token after the labels: its tasks must have equally many slots"
             )
-        queries = steps + 2  # at the last unit, the separator and every label
-        edges = jnp.full((len(targets), 1), 0, jnp.int32)
+        edges = jnp.zeros((len(targets), 1), jnp.int32)
         targets = jnp.concatenate([edges + vocab.BOS, targets, edges + vocab.EOS], axis=1)
-    else:
-        queries, fed_back = steps, fed_back[:, :-1]
     state = prompted_lm.run(
-        lm,
-        bank,
-        batch,
-        fed_back,
-        config=config,
-        queries=queries,
-        compute=compute,
-        lengths=value_of("length", None),
-        drop=drop,
-    )
+        lm, bank, batch, fed_back if reference else fed_back[:, :-1],
+        config=config, compute=compute, lengths=value_of("length", None), drop=drop,
+        queries=targets.shape[1],  # "reference": at the last unit, the separator and every label
+    )  # fmt: skip
     scores = prompted_lm.outputs(lm, bank, state.hidden, batch.prompt_id, compute)
     if keys is not None and verbalizers[0].learnable:
         scores = _drop_outputs(scores, out_key, value_of("verbalizer_dropout", prompt.verbalizer_dropout))
@@ -210,6 +196,18 @@ def member_losses(
     rows = jnp.where(batch.weight > 0, jnp.stack([nll.sum(axis=1), size]), 0)
     total, count = rows.reshape(2, len(bank["sep"]), -1).sum(axis=2)
     return total / jnp.maximum(count, 1)
+
+
+def _low_rank_drop(
+    keys: Key[jax.Array, " N"], rate: float | jax.Array, rows: int
+) -> tuple[jax.Array, jax.Array] | None:
+    """Key and rate of LoRA dropout of each of the batch's `rows`; None without dropout."""
+    if low_rank.is_zero(rate):
+        return None
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 3)
+    each = jnp.arange(rows // len(keys))
+    by_row = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, each)
+    return by_row.reshape(-1), jnp.repeat(jnp.broadcast_to(rate, keys.shape), len(each))
 
 
 def _smoothed(nll: jax.Array, scores: jax.Array, allowed: jax.Array, rates: jax.Array) -> jax.Array:

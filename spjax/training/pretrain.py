@@ -8,11 +8,10 @@ column: `<s> u1 .. uT </s>` predicts `u1 .. uT </s>` and the duration and f0 of 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +26,8 @@ from spjax.data.unit_set import UnitSet
 from spjax.models import streams, unit_lm
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.training import loop, masks, optim, sharding, speed
-from spjax.types import Params, Streams
+from spjax.training.masks import Flat
+from spjax.types import Params, Rows, State, Streams
 
 _log = logging.getLogger(__name__)
 
@@ -61,11 +61,9 @@ class PretrainConfig:
     profile: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "row_length", "rows", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"pretrain: {name} is {getattr(self, name)}, must be at least 1")
-        if self.profile < 0:
-            raise ValueError(f"pretrain: profile is {self.profile}, must be at least 0 (0 writes no trace)")
+        for name, least in {"epochs": 1, "row_length": 1, "rows": 1, "checkpoint_every": 1, "profile": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"pretrain: {name} is {getattr(self, name)}, must be at least {least}")
         if not 2 <= self.f0_bins <= 1024:
             raise ValueError(f"pretrain: f0_bins is {self.f0_bins}, must be in 2..1024")
         if len(self.stream_weights) != 2 or not all(0 <= weight < math.inf for weight in self.stream_weights):
@@ -86,10 +84,10 @@ class PackedRows(NamedTuple):
       stream_targets: streams to predict; an f0 of F0_BOS marks columns without a target. None for a unit LM.
     """
 
-    inputs: Any
-    targets: Any
-    segment: Any
-    position: Any
+    inputs: Rows
+    targets: Rows
+    segment: Rows
+    position: Rows
     streams: Streams | None = None
     stream_targets: Streams | None = None
 
@@ -102,11 +100,11 @@ class LossSums(NamedTuple):
       duration, f0: over `segments` predicted segments; all 0 for a unit LM.
     """
 
-    unit: Any
-    duration: Any
-    f0: Any
-    units: Any
-    segments: Any
+    unit: jax.Array
+    duration: jax.Array
+    f0: jax.Array
+    units: jax.Array
+    segments: jax.Array
 
 
 def utterances(sets: list[UnitSet], row_length: int, dedup: bool) -> list[PackedRows]:
@@ -284,37 +282,23 @@ def pretrain(
         for name, units in valid.items()
     }
     steps = -(-len(rows.inputs) // run.rows)
-    tx = optim.make(optimizer, steps * run.epochs)
-    key = jax.random.key(run.seed)
-    unflatten = lambda flat: masks.unflatten(sharding.layerwise(mesh, flat))  # noqa: E731
 
-    def start(key: jax.Array) -> masks.Flat:
+    def start(key: jax.Array) -> Flat:
         return masks.flatten({"lm": unit_lm.init(key, config)})
 
+    def sums(flat: Flat, rows: PackedRows, noise: float = 0.0, key: jax.Array | None = None) -> LossSums:
+        return losses(masks.unflatten(sharding.layerwise(mesh, flat))["lm"], config, rows, compute, noise, key)
+
     # Initialised sharded, since the LM may not fit on one device.
+    key = jax.random.key(run.seed)
     weights = jax.jit(start, out_shardings=sharding.shardings(mesh, jax.eval_shape(start, key)))(key)
-    frozen: masks.Flat = {}
-    tx = masks.masked(tx, weights, frozen)
+    tx = masks.masked(optim.make(optimizer, steps * run.epochs), weights, {})
     state = {"params": weights, "optimizer": tx.init(weights), "step": jnp.zeros((), jnp.int32)}
     where = sharding.state_shardings(mesh, state)
-    state = sharding.place(state, where)
+    update = jax.jit(_make_update(sums, tx, run), donate_argnums=0, out_shardings=(where, None))
+    measure = jax.jit(sums)
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(where, None))
-    def update(state: dict[str, Any], part: PackedRows) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        def loss(flat: masks.Flat) -> jax.Array:
-            noise_key = jax.random.fold_in(key, state["step"])
-            sums = losses(unflatten(flat)["lm"], config, part, compute, run.noise, noise_key)
-            total = sums.unit + run.stream_weights[0] * sums.duration + run.stream_weights[1] * sums.f0
-            return total / jnp.maximum(sums.units, 1)
-
-        value, grads = jax.value_and_grad(loss)(state["params"])
-        params, opt = masks.apply_gradients(tx, state["optimizer"], state["params"], frozen, grads)
-        metrics = {"loss": value, "gradient_norm": optim.member_norms(grads)[0], "updates": 1.0}
-        return {"params": params, "optimizer": opt, "step": state["step"] + 1}, metrics
-
-    measure = jax.jit(lambda flat, rows: losses(unflatten(flat)["lm"], config, rows, compute))
-
-    def plan(state: dict[str, Any], epoch: int) -> list[PackedRows]:
+    def plan(state: State, epoch: int) -> list[PackedRows]:
         del state
         order = np.random.default_rng((run.seed, epoch)).permutation(len(rows.inputs))
         return list(batches(jax.tree.map(lambda column: column[order], rows), run.rows))
@@ -323,34 +307,60 @@ def pretrain(
         for part in parts:
             yield _local(mesh, part), int(np.sum((part.position == 0) & (part.segment > 0)))
 
-    def evaluate(state: dict[str, Any], epoch: int) -> tuple[dict[str, Any], dict[str, Any], float]:
+    def evaluate(state: State, epoch: int) -> tuple[State, dict[str, float], float]:
         del epoch
-        metrics: dict[str, Any] = {}
-        nll = units = 0.0
-        for name, packed in held_out.items():
-            parts = list(batches(packed, run.rows))
-            found = LossSums(*np.zeros(len(LossSums._fields)))
-            for part in tqdm(parts, desc=f"valid {name}", leave=False, disable=jax.process_index() > 0):
-                found = jax.tree.map(lambda a, b: a + float(b), found, measure(state["params"], _local(mesh, part)))
-            each = found.unit / found.units
-            metrics |= {f"{name}/nll": each, f"{name}/perplexity": float(np.exp(each))}
-            if found.segments:
-                metrics |= {
-                    f"{name}/{stream}_loss": getattr(found, stream) / found.segments for stream in Streams._fields
-                }
-            nll, units = nll + found.unit, units + found.units
-        metrics["nll"] = nll / units
+        metrics = _evaluate(lambda part: measure(state["params"], _local(mesh, part)), held_out, run.rows)
         return state, metrics, -metrics["nll"]
 
     cost = speed.cost_of(update, compute.operand)
-    job = loop.Job(state, steps, plan, read, update, evaluate, lambda _: False, cost=cost)
+    job = loop.Job(sharding.place(state, where), steps, plan, read, update, evaluate, lambda _: False, cost=cost)
     state, history = loop.fit(
         job, workdir, epochs=run.epochs, checkpoint_every=run.checkpoint_every, profile=run.profile
     )
     return masks.unflatten(sharding.fetch(state["params"]))["lm"], history
 
 
-def _local(mesh: Any, rows: PackedRows) -> PackedRows:
+def _make_update(
+    sums: Callable[[Flat, PackedRows, float, jax.Array], LossSums],
+    tx: optax.GradientTransformation,
+    run: PretrainConfig,
+) -> Callable[[State, PackedRows], tuple[State, dict[str, jax.Array]]]:
+    key = jax.random.key(run.seed)
+
+    def update(state: State, part: PackedRows) -> tuple[State, dict[str, jax.Array]]:
+        def loss(flat: Flat) -> jax.Array:
+            found = sums(flat, part, run.noise, jax.random.fold_in(key, state["step"]))
+            total = found.unit + run.stream_weights[0] * found.duration + run.stream_weights[1] * found.f0
+            return total / jnp.maximum(found.units, 1)
+
+        value, grads = jax.value_and_grad(loss)(state["params"])
+        params, opt = masks.apply_gradients(tx, state["optimizer"], state["params"], {}, grads)
+        metrics = {"loss": value, "gradient_norm": optim.member_norms(grads)[0], "updates": 1.0}
+        return {"params": params, "optimizer": opt, "step": state["step"] + 1}, metrics
+
+    return update
+
+
+def _evaluate(
+    measure: Callable[[PackedRows], LossSums], held_out: Mapping[str, PackedRows], size: int
+) -> dict[str, float]:
+    """Mean losses and perplexity of each set, in batches of `size` rows; "nll": mean over the units of all sets."""
+    metrics: dict[str, float] = {}
+    nll = units = 0.0
+    for name, packed in held_out.items():
+        parts = list(batches(packed, size))
+        found = LossSums(*np.zeros(len(LossSums._fields)))
+        for part in tqdm(parts, desc=f"valid {name}", leave=False, disable=jax.process_index() > 0):
+            found = jax.tree.map(lambda a, b: a + float(b), found, measure(part))
+        each = float(found.unit / found.units)
+        metrics |= {f"{name}/nll": each, f"{name}/perplexity": float(np.exp(each))}
+        if found.segments:
+            metrics |= {f"{name}/{stream}_loss": getattr(found, stream) / found.segments for stream in Streams._fields}
+        nll, units = nll + float(found.unit), units + float(found.units)
+    return {**metrics, "nll": nll / units}
+
+
+def _local(mesh: Mesh, rows: PackedRows) -> PackedRows:
     """Make the global batch from this process's rows of it."""
     shards, runs = sharding.local_shards(mesh)
     return sharding.shard_rows(

@@ -8,8 +8,6 @@ depends on which of them have stopped.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,20 +16,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
-from tqdm import tqdm
 
-from spjax.data import bank_plan, loader
+from spjax.data import loader
 from spjax.data import plan as planning
+from spjax.data.bank_plan import BankPlan
+from spjax.data.plan import Step
 from spjax.data.unit_set import UnitSet, join
 from spjax.evaluation.markdown import shown
-from spjax.models import decode, low_rank, prompts
-from spjax.models.config import Compute, UnitLMConfig
-from spjax.models.verbalizers import Verbalizer
+from spjax.models import decode, prompts
 from spjax.training import loop, losses, masks, optim, sharding, speed
-from spjax.types import Batch, Params
-
-_log = logging.getLogger(__name__)
+from spjax.training.evaluator import Evaluator
+from spjax.training.selection import keep_best
+from spjax.training.setting import Setting
+from spjax.training.update import make_update
+from spjax.types import Batch, Params, State
 
 Metric = Callable[[np.ndarray, decode.LabelTree, np.ndarray], float]
 
@@ -90,39 +90,14 @@ class TrainConfig:
                 f"train: patience is {self.patience}, but select='last' has no best epoch: give "
                 "--config.train.select=metric, --config.train.select=loss or --config.train.patience=0"
             )
-        if self.profile < 0:
-            raise ValueError(f"train: profile is {self.profile}, must be at least 0 (0 writes no trace)")
-        if self.patience < 0:
-            raise ValueError(f"train: patience is {self.patience}, must be at least 0 (0 disables early stopping)")
         try:
             re.compile(self.trainable)
         except re.error as error:
             raise ValueError(f"train: trainable {self.trainable!r} is not a regular expression ({error})") from error
         sizes = ("epochs", "passes", "max_rows", "max_tokens", "buckets", "multiple", "checkpoint_every", "eval_rows")
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise ValueError(f"train: {name} is {getattr(self, name)}, must be at least 1")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Setting:
-    """Model, prompt and loss settings, constant during training.
-
-    Attributes:
-      config: LM architecture.
-      compute: operand dtype and rematerialisation.
-      prompt: shape, initialisation and dropout of the prompts.
-      loss: loss settings.
-      verbalizer: maps classes to outputs.
-      tree: label combinations among which decoding chooses.
-    """
-
-    config: UnitLMConfig
-    compute: Compute
-    prompt: prompts.PromptConfig
-    loss: losses.LossConfig
-    verbalizer: Verbalizer
-    tree: decode.LabelTree
+        for name, least in {**dict.fromkeys(sizes, 1), "patience": 0, "profile": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"train: {name} is {getattr(self, name)}, must be at least {least}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -176,188 +151,6 @@ class Trained:
     best_score: list[float]
 
 
-def first_params(
-    lm: Params,
-    setting: Setting,
-    seeds: tuple[int, ...],
-    start: Params | None = None,
-    real: Sequence[Params] | None = None,
-) -> Params:
-    """Initialise {"lm", "prompt"}: a bank with one member for each seed, random or copies of `start`.
-
-    Args:
-      lm: LM weights.
-      setting: prompt settings.
-      seeds: one for each member.
-      start: prompt tree to copy, e.g. of a pack. If it has no verbalizer (from another task) and the setting's is
-        learnable, a new one is initialised.
-      real: for each seed its initial prompt, for data-dependent inits (`starts.from_utterances`).
-    """
-    prompt = setting.prompt if start is None else dataclasses.replace(setting.prompt, init="normal")
-    new = functools.partial(
-        prompts.init_member,
-        config=prompt, lm=setting.config, verbalizer=setting.verbalizer, embed=jnp.asarray(lm["embed"]),
-    )  # fmt: skip
-    members = [new(jax.random.key(seed), real=real[n] if real else None) for n, seed in enumerate(seeds)]
-    if start is not None:
-        new_leaves = {"verbalizer"} if setting.verbalizer.learnable else set()
-        members = [
-            {name: leaf for name, leaf in one.items() if name in new_leaves} | jax.tree.map(jnp.asarray, start)
-            for one in members
-        ]
-    return {"lm": lm, "prompt": prompts.stack(members)}
-
-
-def make_update(
-    setting: Setting,
-    tx: Any,
-    verbalizers: Sequence[Verbalizer] = (),
-    differing: Mapping[str, Sequence[float]] | None = None,
-    mesh: Mesh | None = None,
-) -> Any:
-    """Make the training step, to be jitted: (state, frozen, batch, members) -> (state, metrics).
-
-    State: "trained" and "optimizer"; "step", int32 [N], updates of each member so far, or a scalar; "seeds", uint32
-    [N]; "active", bool [N]. `members`, int32 [W], are the members of the batch's rows, in order; index N is padding.
-    Only their rows of the state are computed and changed, which needs a bank axis in all leaves. None: all members.
-    Metrics are [N], 0 for members that are not updated. Of several members, one that is not active or diverges is not
-    changed.
-
-    Args:
-      setting: model, prompt and loss.
-      tx: the optimizer.
-      verbalizers: one for each member if their tasks differ; by default `setting.verbalizer` for all.
-      differing: values that differ between members, see `losses.member_losses`.
-      mesh: device mesh; None: one device.
-    """
-    verbalizers = verbalizers or [setting.verbalizer]
-    as_lm_params = functools.partial(sharding.layerwise, mesh) if mesh else dict
-
-    def update(
-        state: dict[str, Any], frozen: masks.Flat, batch: Batch, members: jax.Array | None = None
-    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        size = len(state["seeds"])
-        full = {name: state[name] for name in ("trained", "optimizer", "step", "seeds", "active")}
-        rows = None if members is None else jnp.minimum(members, size - 1)
-        old, frozen_rows = full, frozen
-        if rows is not None:
-            old = jax.tree.map(lambda leaf: leaf[rows], full)
-            frozen_rows = {path: leaf[rows] if path.startswith("prompt/") else leaf for path, leaf in frozen.items()}
-        batch = sharding.member_major(mesh, batch, len(old["seeds"]))
-        count = jnp.broadcast_to(old["step"], old["seeds"].shape)
-        keys = jax.vmap(lambda seed, step: jax.random.fold_in(jax.random.key(seed), step + 1))(old["seeds"], count)
-
-        def loss(trained: masks.Flat) -> tuple[jax.Array, jax.Array]:
-            params = masks.unflatten(as_lm_params({**trained, **frozen_rows}))
-            each = losses.member_losses(
-                params["lm"], params["prompt"], batch, keys,
-                loss=setting.loss, prompt=setting.prompt, verbalizers=verbalizers,
-                config=setting.config, compute=setting.compute, differing=differing, members=rows,
-            )  # fmt: skip
-            return jnp.sum(each), each
-
-        (_, each), grads = jax.value_and_grad(loss, has_aux=True)(old["trained"])
-        trained, optimizer = masks.apply_gradients(tx, old["optimizer"], old["trained"], frozen_rows, grads)
-        new = {**old, "trained": trained, "optimizer": optimizer, "step": old["step"] + 1}
-        metrics = {"loss": each, "gradient_norm": optim.member_norms(grads), "updates": jnp.ones(len(each))}
-        if size > 1:  # a single member that diverges ends the run
-            stays = ~old["active"] | loop.diverged(metrics)
-            keep = lambda old, new: jnp.where(stays.reshape(-1, *[1] * (new.ndim - 1)), old, new) if new.ndim else new  # noqa: E731
-            new = jax.tree.map(keep, old, new)
-            metrics["updates"] = jnp.where(stays, 0.0, 1.0)
-        if members is not None:
-            back = lambda bank, rows: bank.at[members].set(rows, mode="drop")  # noqa: E731 - index N is padding
-            new = jax.tree.map(back, full, new)
-            metrics = {name: back(jnp.zeros(size), value) for name, value in metrics.items()}
-        return {**state, **new}, metrics
-
-    return update
-
-
-class Evaluator:
-    """Evaluate all members of a one-task bank on a split."""
-
-    def __init__(self, setting: Setting, units: UnitSet, plan: list[planning.Step], mesh: Any) -> None:
-        """`plan`: unshuffled plan over the split for one member."""
-        self._setting, self._units, self._plan, self._mesh = setting, units, plan, mesh
-        self._tables = decode.batch_trees([setting.tree], multiple=16)
-
-    def _batches(self, what: str, members: int) -> Iterator[tuple[Batch, Batch]]:
-        """Yield batches with `prompt_id`, and the same batches after `sharding.member_major`."""
-        steps = [step._replace(ids=np.repeat(step.ids, members, axis=0)) for step in self._plan]
-        ready = loader.prefetch(loader.batches(self._units, steps, *sharding.local_shards(self._mesh)))
-        quiet = jax.process_index() > 0
-        for batch in tqdm(ready, desc=what, total=len(steps), leave=False, disable=quiet, delay=2, unit="batch"):
-            rows = sharding.shard_rows(self._mesh, batch)
-            yield rows, sharding.member_major(self._mesh, rows, members)
-
-    def log_probs(self, flat: masks.Flat) -> np.ndarray:
-        """Log probability of every label combination of the tree, float32 [N, n, M], in the split's order.
-
-        Args:
-          flat: parameters of a bank of N members.
-        """
-        flat, members = sharding.layerwise(self._mesh, flat), len(flat["prompt/sep"])
-        setting, most = self._setting, len(self._setting.tree.combinations)
-        if "prompt/verbalizer" in flat:
-            matrix = flat["prompt/verbalizer"]
-            more = self._tables.allowed.shape[2] - matrix.shape[1]
-            flat = {**flat, "prompt/verbalizer": jnp.pad(matrix, ((0, 0), (0, more), (0, 0)))}
-        found = np.full((members, len(self._units), most), np.nan, np.float32)
-        for rows, batch in self._batches("decoding", members):
-            answers = _answer(flat, setting.prompt.scale, self._tables, batch, setting.config, setting.compute)
-            scores, index, member = sharding.fetch((answers, rows.index, rows.prompt_id))
-            real = index >= 0
-            found[member[real], index[real]] = scores[real, :most]
-        return found
-
-    def loss(self, flat: masks.Flat) -> np.ndarray:
-        """Training loss on the split, [N]. Arguments: see `log_probs`."""
-        flat, members = sharding.layerwise(self._mesh, flat), len(flat["prompt/sep"])
-        own = self._setting
-        same = own.prompt.scale, own.loss.kind, own.verbalizer, own.config, own.compute
-        parts = [sharding.fetch(_measure(flat, batch, *same)) for _, batch in self._batches("loss", members)]
-        total, count = np.stack(parts).sum(axis=0, dtype=np.float64)
-        return total / np.maximum(count, 1)
-
-
-@functools.partial(jax.jit, static_argnames=("config", "compute"))
-def _answer(
-    flat: masks.Flat, scale: float, tables: decode.BatchedTrees, batch: Batch, config: UnitLMConfig, compute: Compute
-) -> jax.Array:
-    """Score every label combination; the program depends on the sizes of a task only, not on its labels."""
-    params = masks.unflatten(flat)
-    bank = low_rank.scaled(params["prompt"], scale)
-    return decode.score(params["lm"], bank, batch, tables, config=config, compute=compute)
-
-
-@functools.partial(jax.jit, static_argnames=("kind", "verbalizer", "config", "compute"))
-def _measure(
-    flat: masks.Flat,
-    batch: Batch,
-    scale: float,
-    kind: str,
-    verbalizer: Verbalizer,
-    config: UnitLMConfig,
-    compute: Compute,
-) -> jax.Array:
-    """Summed loss and count of every member, [2, N]; one program for all settings of a sweep."""
-    params = masks.unflatten(flat)
-    each = losses.member_losses(
-        params["lm"], params["prompt"], batch, None,
-        loss=losses.LossConfig(kind=kind), prompt=prompts.PromptConfig(), verbalizers=[verbalizer],
-        config=config, compute=compute, differing={"scale": [scale]},
-    )  # fmt: skip
-    size = (batch.source_length + verbalizer.steps + 2 if kind == "reference" else 1) * batch.weight
-    count = size.reshape(len(each), -1).sum(axis=1)
-    return jnp.stack([each * count, count])
-
-
-def exact_match(log_probs: np.ndarray, tree: decode.LabelTree, classes: np.ndarray) -> float:
-    """Fraction of utterances with all slots correct: log probabilities [n, M] of the tree, classes [n, slots]."""
-    return float((tree.combinations[log_probs.argmax(axis=1)] == classes).all(axis=1).mean())
-
-
 def train(
     params: Params,
     task_runs: Sequence[TaskRun],
@@ -382,124 +175,53 @@ def train(
       ValueError: `run.trainable` trains the LM, which several members would share.
       DivergedError, Interrupted, OSError: as `loop.fit`.
     """
-    setting, seeds = task_runs[0].setting, np.asarray(run.seeds, np.uint32)
-    own, members = len(seeds), len(seeds) * len(task_runs)
+    setting = task_runs[0].setting
     mesh = sharding.make_mesh(model_parallel, weight_shards)
     trained, frozen = masks.split(masks.flatten(params), run.trainable)
-    trains_lm = any(path.startswith("lm/") for path in trained)
-    if members > 1 and trains_lm:
-        raise ValueError(
-            f"trainable={run.trainable!r} trains the LM, which {members} members share: give one task and one seed"
-        )
-    sets = list({id(one.train_set): one.train_set for one in task_runs}.values())  # task runs may share a set
-    train_set = join(sets)
-    starts = np.cumsum([0, *map(len, sets)])
-    first = {id(one): start for one, start in zip(sets, starts, strict=False)}
-    ids = [task_run.train_ids + first[id(task_run.train_set)] for task_run in task_runs]
-    bank = bank_plan.BankPlan(
-        train_set.lengths, ids, run.seeds, run.buckets, run.max_rows, run.max_tokens, run.multiple, run.passes,
-        run.sampling, sharding.batch_shards(mesh),
-    )  # fmt: skip
-    programs: set[tuple[int, ...]] = set()
-
-    def plan(state: dict[str, Any], epoch: int) -> list[planning.Step]:
-        steps = bank.epoch(epoch, sharding.fetch(state["active"]))
-        new = {(step.bucket, *step.ids.shape) for step in steps} - programs
-        programs.update(new)
-        if new:
-            shapes = ", ".join(f"{n} × {rows} × {bucket}" for bucket, n, rows in sorted(new))
-            _log.info("epoch %d: compiling programs for members × utterances × columns %s", epoch + 1, shapes)
-        return steps
-
-    optimizers = [task_run.optimizer or optimizer for task_run in task_runs]
-    totals = [run.epochs * number for number in bank.updates]
-    if trains_lm:
-        tx = optim.make(optimizers[0], totals[0])
-    else:
-        parts = totals, [one.lr for one in optimizers], [one.weight_decay for one in optimizers]
-        tx = optim.make_bank(optimizer, *(np.repeat(part, own).tolist() for part in parts))
-    tx = masks.masked(tx, trained, frozen)
-    state = {
-        "trained": trained,
-        "optimizer": tx.init({**trained, **frozen}),
-        "step": jnp.zeros(members, jnp.int32),
-        "seeds": jnp.tile(seeds, len(task_runs)),
-        "active": jnp.ones(members, bool),
-        "best": jax.tree.map(jnp.copy, trained),
-        "best_score": jnp.full((members, 2), -jnp.inf, jnp.float32),  # not weakly typed, which would compile twice
-        "best_epoch": jnp.full(members, -1, jnp.int32),
-    }
+    train_set, bank = _bank_plan(task_runs, run, sharding.batch_shards(mesh))
+    tx = masks.masked(_optimizer(task_runs, run, optimizer, bank.updates, trained), trained, frozen)
+    state = _initial_state(
+        trained, tx.init({**trained, **frozen}), np.tile(np.asarray(run.seeds, np.uint32), len(task_runs))
+    )
     where = sharding.state_shardings(mesh, state)
     state = sharding.place(state, where)
     frozen = sharding.place_frozen(mesh, frozen, setting.compute.operand)
-    verbalizers = [task_run.setting.verbalizer for task_run in task_runs for _ in seeds] if len(task_runs) > 1 else []
-    update = make_update(setting, tx, verbalizers, _differing(task_runs, own), mesh)
+
+    verbalizers = [one.setting.verbalizer for one in task_runs for _ in run.seeds] if len(task_runs) > 1 else []
+    update = make_update(setting, tx, verbalizers, _differing(task_runs, len(run.seeds)), mesh)
     step_fn = jax.jit(update, donate_argnums=0, out_shardings=(where, None))
     cost = speed.cost_of(step_fn, setting.compute.operand)
 
-    def batches(steps: Sequence[planning.Step]) -> Iterator[tuple[tuple[Batch, jax.Array | None], int]]:
-        own, runs = sharding.local_shards(mesh)
-        ready = loader.prefetch(loader.batches(train_set, steps, own, runs))
+    def batches(steps: Sequence[Step]) -> Iterator[tuple[tuple[Batch, jax.Array | None], int]]:
+        shards, runs = sharding.local_shards(mesh)
+        ready = loader.prefetch(loader.batches(train_set, steps, shards, runs))
         for step, batch in zip(steps, ready, strict=True):
             who = None if step.members is None else sharding.place(step.members, where["step"])
-            yield (sharding.shard_rows(mesh, batch), who), int(batch.weight.sum()) * runs // len(own)
+            yield (sharding.shard_rows(mesh, batch), who), int(batch.weight.sum()) * runs // len(shards)
 
-    evaluators = [evaluator_for(task_run, run, task_run.valid_set, task_run.valid_ids, mesh) for task_run in task_runs]
+    evaluators = [evaluator_for(one, run, one.valid_set, one.valid_ids, mesh) for one in task_runs]
 
-    def scores(flat: masks.Flat, task_run: TaskRun, evaluator: Evaluator, epoch: int) -> dict[str, np.ndarray]:
-        """Evaluate a task run's members: "metric", "loss" if it is the criterion, and "score" [N, 2], where higher is
-        better and column 1 breaks ties of column 0."""
-        tree, classes = task_run.setting.tree, task_run.valid_set.classes[task_run.valid_ids]
-        log_probs = evaluator.log_probs(flat)[:, task_run.valid_ids]
-        metric = np.asarray([task_run.metric(one, tree, classes) for one in log_probs])
-        found, tie = {"metric": metric}, np.zeros(len(metric))
-        if run.select == "loss":
-            found["loss"] = evaluator.loss(flat)
-            score = -(np.round(found["loss"], run.round_loss) if run.round_loss >= 0 else found["loss"])
-        elif run.select == "last":
-            score = np.full(len(metric), float(epoch))
-        else:
-            score = -metric if task_run.lower_is_better else metric
-            right = (tree.combinations == classes[:, None]).all(axis=2)  # [n, M]; no column for unseen combinations
-            tie = log_probs[:, right].mean(axis=1) if right.any() else tie
-        return {**found, "score": np.stack([score, tie], axis=1)}
-
-    def evaluate(state: dict[str, Any], epoch: int) -> tuple[dict[str, Any], dict[str, Any], float]:
+    def evaluate(state: State, epoch: int) -> tuple[State, dict[str, list[float | None]], float]:
         active, best_score = sharding.fetch((state["active"], state["best_score"]))
-        whole = masks.unflatten({**state["trained"], **frozen})
-        score, found = np.full((members, 2), -np.inf), {"metric": np.full(members, None)}
-        for number, (task_run, evaluator) in enumerate(zip(task_runs, evaluators, strict=True)):
-            who = np.flatnonzero(active[number * own : (number + 1) * own])
-            if len(who):
-                flat = masks.flatten(task_run_params(whole, task_runs, run, number))
-                new = scores(flat, task_run, evaluator, epoch)
-                score[number * own + who] = new.pop("score")[who]
-                for name, values in new.items():
-                    found.setdefault(name, np.full(members, None))[number * own + who] = values[who]
-        score = np.where(np.isnan(score), -np.inf, score)
-        metrics = {name: [None if one != one else one for one in value.tolist()] for name, value in found.items()}
+        score, found = _scores({**state["trained"], **frozen}, task_runs, evaluators, run, epoch, active)
         shared = np.where(active, score[:, 0], best_score[:, 0])
         known = shared[np.isfinite(shared)]
         mean = float(known.mean()) if len(known) else -math.inf
-        return _keep_best(state, epoch, score, run.patience, where), metrics, mean
+        return keep_best(state, epoch, score, run.patience, where), found, mean
 
-    def deactivate(state: dict[str, Any], lost: np.ndarray) -> dict[str, Any]:
+    def deactivate(state: State, lost: np.ndarray) -> State:
         return {**state, "active": sharding.place(sharding.fetch(state["active"]) & ~lost, where["active"])}
-
-    def name(n: int) -> str:
-        described = task_runs[n // own].described(optimizer).items()
-        return f"member {n} (seed {seeds[n % own]}, {', '.join(f'{what} {shown(value)}' for what, value in described)})"
 
     job = loop.Job(
         state=state,
         steps=bank.most,
-        plan=plan,
+        plan=lambda state, epoch: bank.epoch(epoch, sharding.fetch(state["active"])),
         batches=batches,
         update=lambda state, item: step_fn(state, frozen, *item),
         evaluate=evaluate,
         finished=lambda state: not bool(sharding.fetch(state["active"]).any()),
         deactivate=deactivate,
-        names=[name(n) for n in range(members)],
+        names=_names(task_runs, run.seeds, optimizer),
         cost=lambda state, item: cost(state, frozen, *item),
     )
     state, history = loop.fit(
@@ -510,10 +232,116 @@ def train(
     return Trained(kept, history, best_epoch.tolist(), best_score[:, 0].tolist())
 
 
-def _differing(task_runs: Sequence[TaskRun], seeds: int) -> dict[str, list[Any]]:
+def _bank_plan(task_runs: Sequence[TaskRun], run: TrainConfig, shards: int) -> tuple[UnitSet, BankPlan]:
+    """Join the train sets, which task runs may share, and plan their batches."""
+    sets = list({id(one.train_set): one.train_set for one in task_runs}.values())
+    starts = np.cumsum([0, *map(len, sets)])
+    first = {id(one): start for one, start in zip(sets, starts, strict=False)}
+    train_set, ids = join(sets), [one.train_ids + first[id(one.train_set)] for one in task_runs]
+    return train_set, BankPlan(
+        train_set.lengths, ids, run.seeds, run.buckets, run.max_rows, run.max_tokens, run.multiple, run.passes,
+        run.sampling, shards,
+    )  # fmt: skip
+
+
+def _optimizer(
+    task_runs: Sequence[TaskRun],
+    run: TrainConfig,
+    optimizer: optim.OptimConfig,
+    updates: list[int],
+    trained: masks.Flat,
+) -> optax.GradientTransformation:
+    """Make the optimizer of the bank. `updates`: of each task in an epoch."""
+    members, trains_lm = len(task_runs) * len(run.seeds), any(path.startswith("lm/") for path in trained)
+    if members > 1 and trains_lm:
+        raise ValueError(
+            f"trainable={run.trainable!r} trains the LM, which {members} members share: give one task and one seed"
+        )
+    own = [one.optimizer or optimizer for one in task_runs]
+    totals = [run.epochs * number for number in updates]
+    if trains_lm:
+        return optim.make(own[0], totals[0])
+    parts = totals, [one.lr for one in own], [one.weight_decay for one in own]
+    return optim.make_bank(optimizer, *(np.repeat(part, len(run.seeds)).tolist() for part in parts))
+
+
+def _initial_state(trained: masks.Flat, optimizer: optax.OptState, seeds: np.ndarray) -> State:
+    members = len(seeds)
+    return {
+        "trained": trained,
+        "optimizer": optimizer,
+        "step": jnp.zeros(members, jnp.int32),
+        "seeds": jnp.asarray(seeds),
+        "active": jnp.ones(members, bool),
+        "best": jax.tree.map(jnp.copy, trained),
+        "best_score": jnp.full((members, 2), -jnp.inf, jnp.float32),  # not weakly typed, which would compile twice
+        "best_epoch": jnp.full(members, -1, jnp.int32),
+    }
+
+
+def _names(task_runs: Sequence[TaskRun], seeds: Sequence[int], optimizer: optim.OptimConfig) -> list[str]:
+    """Names of the members, for messages."""
+    described = [
+        ", ".join(f"{name} {shown(value)}" for name, value in task_run.described(optimizer).items())
+        for task_run in task_runs
+    ]
+    members = [(seed, values) for values in described for seed in seeds]
+    return [f"member {n} (seed {seed}, {values})" for n, (seed, values) in enumerate(members)]
+
+
+def _scores(
+    flat: masks.Flat,
+    task_runs: Sequence[TaskRun],
+    evaluators: Sequence[Evaluator],
+    run: TrainConfig,
+    epoch: int,
+    active: np.ndarray,
+) -> tuple[np.ndarray, dict[str, list[float | None]]]:
+    """Evaluate the active members on valid.
+
+    Returns:
+      Scores for `keep_best`, [N, 2]; "metric" and, if it is the criterion, "loss" of each member. -inf and None for
+      members that are not active or whose value is NaN.
+    """
+    params, own = masks.unflatten(flat), len(run.seeds)
+    score, found = np.full((len(active), 2), np.nan), {"metric": np.full(len(active), np.nan)}
+    for number, (task_run, evaluator) in enumerate(zip(task_runs, evaluators, strict=True)):
+        members = slice(number * own, (number + 1) * own)
+        if active[members].any():
+            flat = masks.flatten(task_run_params(params, task_runs, run, number))
+            values, score[members] = _task_scores(flat, task_run, evaluator, run, epoch)
+            for name, value in values.items():
+                found.setdefault(name, np.full(len(active), np.nan))[members] = value
+    metrics = {
+        name: np.where(active & ~np.isnan(value), value, np.asarray(None)).tolist() for name, value in found.items()
+    }
+    return np.where(active[:, None] & ~np.isnan(score), score, -np.inf), metrics
+
+
+def _task_scores(
+    flat: masks.Flat, task_run: TaskRun, evaluator: Evaluator, run: TrainConfig, epoch: int
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Evaluate the members of a task run on valid: metrics [N] by name, and scores [N, 2]."""
+    tree, classes = task_run.setting.tree, task_run.valid_set.classes[task_run.valid_ids]
+    log_probs = evaluator.log_probs(flat)[:, task_run.valid_ids]
+    metric = np.asarray([task_run.metric(one, tree, classes) for one in log_probs])
+    found, tie = {"metric": metric}, np.zeros(len(metric))
+    if run.select == "loss":
+        found["loss"] = evaluator.loss(flat)
+        score = -(np.round(found["loss"], run.round_loss) if run.round_loss >= 0 else found["loss"])
+    elif run.select == "last":
+        score = np.full(len(metric), float(epoch))
+    else:
+        score = -metric if task_run.lower_is_better else metric
+        right = (tree.combinations == classes[:, None]).all(axis=2)  # [n, M]; no column for unseen combinations
+        tie = log_probs[:, right].mean(axis=1) if right.any() else tie
+    return found, np.stack([score, tie], axis=1)
+
+
+def _differing(task_runs: Sequence[TaskRun], seeds: int) -> dict[str, list[float]]:
     """Values that differ between task runs, [N] each, for `losses.member_losses`."""
 
-    def values(name: str) -> list[Any]:
+    def values(name: str) -> list[float]:
         settings = [task_run.setting for task_run in task_runs for _ in range(seeds)]
         return [getattr(one.prompt if hasattr(one.prompt, name) else one.loss, name) for one in settings]
 
@@ -530,40 +358,12 @@ def task_run_params(params: Params, task_runs: Sequence[TaskRun], run: TrainConf
     return {**params, "prompt": prompts.part(params["prompt"], *members, setting.verbalizer, setting.prompt)}
 
 
-def _keep_best(state: dict[str, Any], epoch: int, score: np.ndarray, patience: int, where: Any) -> dict[str, Any]:
-    """Update the best parameters by scores [N, 2], and deactivate members without progress for `patience` epochs."""
-    small = sharding.fetch({name: state[name] for name in ("active", "best_score", "best_epoch")})
-    (new, tie), (best, best_tie) = score.astype(np.float32).T, small["best_score"].T
-    better = small["active"] & ((new > best) | (np.isfinite(new) & (new == best) & (tie > best_tie)))
-    best_epoch = np.where(better, epoch, small["best_epoch"]).astype(np.int32)
-    active = small["active"] & ((epoch - best_epoch < patience) if patience else True)
-    for n in np.flatnonzero(small["active"] & ~active):
-        _log.info(
-            "member %d stops: %s", n, f"best epoch {best_epoch[n] + 1}" if best_epoch[n] >= 0 else "no epoch kept"
-        )
-
-    def pick(path: str) -> jax.Array:
-        trained, kept = state["trained"][path], state["best"][path]
-        chosen = better.reshape(-1, *[1] * (trained.ndim - 1)) if path.startswith("prompt/") else better[0]
-        return jnp.where(chosen, trained, kept)
-
-    changed = {
-        "best": {path: pick(path) for path in state["best"]},
-        "active": active,
-        "best_score": np.where(better[:, None], score, small["best_score"]).astype(np.float32),
-        "best_epoch": best_epoch,
-    }
-    return {**state, **sharding.place(changed, {name: where[name] for name in changed})}
-
-
-def evaluator_for(task_run: TaskRun, run: TrainConfig, units: UnitSet, ids: np.ndarray, mesh: Any) -> Evaluator:
+def evaluator_for(task_run: TaskRun, run: TrainConfig, units: UnitSet, ids: np.ndarray, mesh: Mesh) -> Evaluator:
     """Make an evaluator on utterances `ids` of a split for the members of a task run."""
     return Evaluator(task_run.setting, units, evaluation_plan(task_run, run, units, ids, mesh), mesh)
 
 
-def evaluation_plan(
-    task_run: TaskRun, run: TrainConfig, units: UnitSet, ids: np.ndarray, mesh: Any
-) -> list[planning.Step]:
+def evaluation_plan(task_run: TaskRun, run: TrainConfig, units: UnitSet, ids: np.ndarray, mesh: Mesh) -> list[Step]:
     """Plan batches of utterances `ids` of a split, in order, each once.
 
     Uses the buckets of the train split, plus one for longer utterances, so that splits share programs.

@@ -13,7 +13,7 @@ import pytest
 from spjax.convert import ConvertError, fairseq
 from spjax.convert.__main__ import main
 from spjax.convert.torch_file import read_torch_file
-from spjax.data.records import Utterance, write_unit_records
+from spjax.data.write_records import Utterance, write_unit_records
 from spjax.io import load_pack, read_unit_lm, unit_lm_hash
 from spjax.models import unit_lm
 from spjax.models.config import UnitLMConfig

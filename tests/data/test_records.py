@@ -14,16 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spjax.data import records, tfrecords
-from spjax.data.records import (
-    CARD,
-    RecordError,
-    Utterance,
-    load_card,
-    read_unit_records,
-    write_unit_records,
-)
+from spjax.data import tfrecords, write_records
+from spjax.data.records import CARD, load_card, read_unit_records
+from spjax.data.tfrecords import RecordError
 from spjax.data.unit_set import UnitSet
+from spjax.data.write_records import Utterance, write_unit_records
 from spjax.tasks import Slot, Task
 
 TASK = Task(
@@ -310,16 +305,16 @@ def test_a_directory_without_its_card_or_split_is_refused(copy: Path, tmp_path: 
 
 
 def test_a_full_disk_leaves_nothing_that_looks_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = records._write_file
+    write = Path.write_bytes
     calls = []
 
-    def full(path: object, content: bytes) -> None:
+    def full(path: Path, content: bytes) -> None:
         calls.append(path)
         if len(calls) == 3:
             raise OSError(28, "No space left on device")
-        write(path, content)  # type: ignore[arg-type]
+        write(path, content)
 
-    monkeypatch.setattr(records, "_write_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space"):
         write_unit_records(tmp_path / "out", TASK, {"train": _utterances(20)}, shards=5)
     assert len(calls) == 3
@@ -339,7 +334,7 @@ def test_until_the_end_only_a_hidden_incomplete_sibling_exists(tmp_path: Path) -
     later = itertools.chain.from_iterable(late() for _ in range(1))
     write_unit_records(tmp_path / "out", TASK, {"train": _utterances(5), "test": later})
     assert len(seen) == 1
-    assert seen[0].startswith(".out.incomplete-")
+    assert seen[0].startswith(".out.")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -436,7 +431,7 @@ def test_invalid_prosody_is_refused_when_read(tmp_path: Path, monkeypatch: pytes
     rows = _utterances(3, streams=True)
     rows[1].f0[0] = np.nan
     with monkeypatch.context() as unchecked:
-        unchecked.setattr(records, "_first_fault", lambda *_: None)
+        unchecked.setattr(write_records, "first_fault", lambda *_: None)
         write_unit_records(tmp_path / "made", TASK, {"train": rows})
     with pytest.raises(RecordError, match=r"record 1 \('spk/1.wav'\) has f0 nan"):
         read_unit_records(tmp_path / "made", "train")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines import splits
+from data_pipelines import splits, tables
 from data_pipelines.clips import Clip
 from data_pipelines.splits import BuildError
 from spjax.tasks import Slot, Task
@@ -105,11 +105,11 @@ def test_invalid_fractions_are_refused(fractions):
 def test_read_table(tmp_path: Path):
     path = tmp_path / "t.csv"
     path.write_bytes('\ufeffpath,label\r\n"a,b.wav",x\r\n\r\n"two\nlines",y\r\n'.encode())
-    assert [tuple(row.values.values()) for row in splits.read_table(path, ("path",))] == [
+    assert [tuple(row.values.values()) for row in tables.read_table(path, ("path",))] == [
         ("a,b.wav", "x"),
         ("two\nlines", "y"),
     ]
-    assert [row.where[-6:] for row in splits.read_table(path, ("path",))] == ["line 2", "line 4"]
+    assert [row.where[-6:] for row in tables.read_table(path, ("path",))] == ["line 2", "line 4"]
     for content, fault in [
         ("path,path\n1,2\n", "has two columns 'path'"),
         ("path\n", "has no rows"),
@@ -122,9 +122,9 @@ def test_read_table(tmp_path: Path):
     ]:
         path.write_text(content)
         with pytest.raises(BuildError, match=fault):
-            splits.read_table(path, ("path",))
+            tables.read_table(path, ("path",))
     with pytest.raises(BuildError, match=r"none.csv is missing"):
-        splits.read_table(tmp_path / "none.csv", ())
+        tables.read_table(tmp_path / "none.csv", ())
 
 
 def test_tables_of_common_programs(tmp_path: Path):
@@ -132,7 +132,7 @@ def test_tables_of_common_programs(tmp_path: Path):
     path = tmp_path / "t.csv"
     long = "x" * 200_000
     path.write_text(f'\ufeff\ufeffpath,b,, \na.wav,"{long}",, \n,,,\n', encoding="utf-8")
-    assert [row.values for row in splits.read_table(path, ("path",))] == [{"path": "a.wav", "b": long}]
+    assert [row.values for row in tables.read_table(path, ("path",))] == [{"path": "a.wav", "b": long}]
 
 
 def test_checked_sorts_and_refuses():

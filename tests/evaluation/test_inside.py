@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.image import imread
 
-from spjax.data.records import Utterance, write_unit_records
 from spjax.data.unit_set import UnitSet
+from spjax.data.write_records import Utterance, write_unit_records
 from spjax.evaluation import inside, inside_plots
 from spjax.inside import main
 from spjax.io import make_card, save_pack, save_unit_lm, unit_lm_hash

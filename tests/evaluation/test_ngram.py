@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from spjax.data.records import Utterance, write_unit_records
 from spjax.data.unit_set import UnitSet
+from spjax.data.write_records import Utterance, write_unit_records
 from spjax.evaluation import ngram
 from spjax.tasks import Slot, Task
 

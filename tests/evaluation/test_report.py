@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from spjax.evaluation import outcome, report
+from spjax.evaluation import metrics, outcome, report
 from spjax.evaluation.metrics import mean_interval, wilson_interval
 from spjax.tasks import TASKS, Slot, Task
 
@@ -59,13 +59,13 @@ def test_files_parse_back(tmp_path, task):
     for member, written in zip(members, results["members"], strict=True):
         assert (written["seed"], written["best_epoch"], written["utterances"]) == (member.seed, 4, 40)
         answers = member.predictions
-        back = report.read_predictions(tmp_path / "work" / written["predictions"], task)
+        back = outcome.read_predictions(tmp_path / "work" / written["predictions"], task)
         assert list(back.ids) == list(answers.ids)
         np.testing.assert_array_equal(back.true, answers.true)
         np.testing.assert_array_equal(back.predicted, answers.predicted)
         for was, wrote in zip(answers.probabilities, back.probabilities, strict=True):
             np.testing.assert_allclose(wrote, was, rtol=1e-5)
-        assert report._score(task, dataclasses.replace(member, predictions=back)) == pytest.approx(written["metrics"])
+        assert metrics.score(task, back.true, back.predicted, back.probabilities) == pytest.approx(written["metrics"])
     for plot in results["plots"].values():
         image = imread(tmp_path / "work" / plot)
         assert min(image.shape[:2]) > 200
@@ -93,7 +93,7 @@ def test_summary_has_all_results(tmp_path):
         },
     }
     probe = {"chosen": "joint", "variants": {"joint": ngram["variants"]["joint"]}, "layer": 3}
-    members = [dataclasses.replace(member_of(FSC, seed), notes={"learning rate": 0.01}) for seed in (0, 1)]
+    members = [member_of(FSC, seed) for seed in (0, 1)]
     results = report.write_report(
         tmp_path,
         task=FSC,
@@ -119,7 +119,6 @@ def test_summary_has_all_results(tmp_path):
         "| random frozen LM | 50.00 |",
         "- trained: 126,816",
         "- encoder: hubert_base_ls960",
-        "- seed 1: learning rate 0.01",
         "python -m spjax.main --config=configs/fsc.py",
     ):
         assert part in text
@@ -250,4 +249,4 @@ def test_damaged_predictions_name_file_and_line(tmp_path):
     lines = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
     path.write_bytes(gzip.compress(b"".join(lines[:2]) + b'{"id": "x"}\n'))
     with pytest.raises(ValueError, match=r"seed_0\.jsonl\.gz, line 3"):
-        report.read_predictions(path, ODD)
+        outcome.read_predictions(path, ODD)

@@ -116,7 +116,11 @@ def test_a_file_cut_off_by_a_full_disk_is_named_and_removed(tmp_path: Path, monk
 def test_unwritable_paths_are_named(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
-    for write in (paths.to_write, lambda place: files.write_file(place, b"x"), lambda p: files.write_directory(p, {})):
+    for write in (
+        paths.to_write,
+        lambda place: files.write_file(place, b"x"),
+        lambda p: files.write_directory(p, {"x": Path.touch}),
+    ):
         with pytest.raises(OSError, match=f"{place} cannot be written"):
             write(place)
     assert os.listdir(tmp_path) == ["file"]

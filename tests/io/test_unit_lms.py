@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from spjax.io import (
     StorageError,
+    atomic,
     check_pack,
     files,
     load_pack,
@@ -414,7 +415,7 @@ def _killed_at(step: int, calls: tuple[str, ...], monkeypatch):
 
         return run
 
-    monkeypatch.setattr(files, "_fsync", failing("fsync", files._fsync))
+    monkeypatch.setattr(atomic, "fsync", failing("fsync", atomic.fsync))
     monkeypatch.setattr(Path, "rename", failing("rename", Path.rename))
     monkeypatch.setattr(Path, "mkdir", failing("mkdir", Path.mkdir))
 

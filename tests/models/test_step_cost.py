@@ -15,7 +15,9 @@ from spjax.models import decode, unit_lm, verbalizers
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.models.prompts import PromptConfig
 from spjax.tasks import TASKS
-from spjax.training import losses, masks, optim, speed, train
+from spjax.training import losses, masks, optim, speed
+from spjax.training.setting import Setting, first_params
+from spjax.training.update import make_update
 from spjax.types import Batch
 from tests.models import tiny
 
@@ -24,18 +26,18 @@ MEDIUM = UnitLMConfig(vocab_size=104, dim=208, layers=6, heads=4, ffn_dim=800)
 ROWS, COLUMNS = 2, 9
 
 
-def setting_of(config: UnitLMConfig, compute: Compute = unit_lm.FLOAT32) -> train.Setting:
+def setting_of(config: UnitLMConfig, compute: Compute = unit_lm.FLOAT32) -> Setting:
     verbalizer = verbalizers.learnable(TASKS["fsc"], config.vocab_size)
     tree = decode.label_tree(verbalizer, [(0, 6, 20), (0, 7, 21), (1, 6, 22), (5, 19, 23)])
-    return train.Setting(config, compute, PromptConfig(separators=2, steer=True), losses.LossConfig(), verbalizer, tree)
+    return Setting(config, compute, PromptConfig(separators=2, steer=True), losses.LossConfig(), verbalizer, tree)
 
 
-def lower_args(setting: train.Setting, trainable: str, members: int = 1) -> tuple[Any, Any, masks.Flat, Batch]:
+def lower_args(setting: Setting, trainable: str, members: int = 1) -> tuple[Any, Any, masks.Flat, Batch]:
     """(update, state, frozen, batch) as shapes; allocates no arrays."""
 
     def start() -> Any:
         lm = unit_lm.init(jax.random.key(0), setting.config)
-        return train.first_params(lm, setting, tuple(range(members)))
+        return first_params(lm, setting, tuple(range(members)))
 
     trained, frozen = masks.split(masks.flatten(jax.eval_shape(start)), trainable)
     tx = masks.masked(optim.make(optim.OptimConfig(), 100), trained, frozen)
@@ -57,7 +59,7 @@ def lower_args(setting: train.Setting, trainable: str, members: int = 1) -> tupl
         source=shape((members * ROWS, COLUMNS)), source_length=rows, last=rows, classes=shape((members * ROWS, 3)),
         prompt_id=rows, weight=jax.ShapeDtypeStruct(rows.shape, jnp.float32), index=rows,
     )  # fmt: skip
-    return jax.jit(train.make_update(setting, tx), donate_argnums=0), state, frozen, batch
+    return jax.jit(make_update(setting, tx), donate_argnums=0), state, frozen, batch
 
 
 @functools.cache

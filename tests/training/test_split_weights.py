@@ -40,17 +40,20 @@ def _measure(
     from spjax.models import decode, unit_lm, verbalizers
     from spjax.models.config import Compute, UnitLMConfig
     from spjax.models.prompts import PromptConfig
-    from spjax.training import losses, masks, optim, sharding, train
+    from spjax.training import losses, masks, optim, sharding
+    from spjax.training.evaluator import Evaluator
+    from spjax.training.setting import Setting, first_params
+    from spjax.training.update import make_update
     from tests import toy
 
     config = UnitLMConfig(dim=DIM, layers=LAYERS, heads=4, ffn_dim=FFN, **block)
     verbalizer = verbalizers.learnable(toy.TASK, config.vocab_size)
     prompt = PromptConfig(length=8, separators=2, steer=True, rank=2, alpha=2.0, targets=tuple(config.kernels))
-    setting = train.Setting(
+    setting = Setting(
         config, Compute(dtype, remat), prompt, losses.LossConfig(), verbalizer, decode.label_tree(verbalizer, None)
     )
     units, mesh = toy.unit_set("toy", 64, 0), sharding.make_mesh(model, shards)
-    params = train.first_params(jax.device_get(unit_lm.init(jax.random.key(0), config)), setting, (0,))
+    params = first_params(jax.device_get(unit_lm.init(jax.random.key(0), config)), setting, (0,))
     trained, frozen = masks.split(masks.flatten(params), trainable)
     tx = masks.masked(optim.make(optim.OptimConfig(lr=lr), 10), trained, frozen)
     state = {"trained": trained, "optimizer": tx.init({**trained, **frozen}), "step": jnp.zeros(1, jnp.int32)}
@@ -60,7 +63,7 @@ def _measure(
         sharding.place(state, where),
         sharding.place_frozen(mesh, frozen, dtype if frozen else "float32"),
     )
-    step = jax.jit(train.make_update(setting, tx, mesh=mesh), donate_argnums=0, out_shardings=(where, None))
+    step = jax.jit(make_update(setting, tx, mesh=mesh), donate_argnums=0, out_shardings=(where, None))
     plan = planning.plan(
         units.lengths, seed=0, epoch=0, buckets=(16,), max_rows=16, row_multiple=16, max_tokens=4096
     )  # fmt: skip
@@ -70,7 +73,7 @@ def _measure(
         compiled = compiled or step.lower(state, frozen, laid, None).compile()
         state, metrics = compiled(state, frozen, laid, None)
         found.append(float(metrics["loss"][0]))
-    evaluator = train.Evaluator(setting, units, plan, mesh)
+    evaluator = Evaluator(setting, units, plan, mesh)
     scores = evaluator.log_probs({**state["trained"], **frozen})
     assert compiled is not None
     arrays = re.findall(

@@ -17,6 +17,7 @@ from spjax.models import decode, prompted_lm, prompts, streams, unit_lm, verbali
 from spjax.models.config import Compute, ProsodyConfig, UnitLMConfig
 from spjax.models.prompts import PromptConfig
 from spjax.training import losses, masks, pooling, sharding, starts, train
+from spjax.training.setting import Setting, first_params
 from spjax.types import Params, Streams
 from tests import toy
 
@@ -34,9 +35,9 @@ def _task_run(
     verbalizer = verbalizers.learnable(toy.TASK, 104)
     prompt = PromptConfig(length=length, separators=2, deep=deep, init=init)
     tree = decode.label_tree(verbalizer, None)
-    setting = train.Setting(config, Compute(), prompt, losses.LossConfig(), verbalizer, tree)
+    setting = Setting(config, Compute(), prompt, losses.LossConfig(), verbalizer, tree)
     every = np.arange(len(units))
-    return train.TaskRun(setting, units, every, units, every, train.exact_match)
+    return train.TaskRun(setting, units, every, units, every, toy.exact_match)
 
 
 def _columns(task_run: train.TaskRun, lm: Params, ids: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -66,7 +67,7 @@ def test_a_prompt_from_an_utterance_equals_the_utterance_in_front(deep: bool, pr
     task_run = _task_run("utterances", whole, units, deep, config)
     found = _columns(task_run, lm, np.zeros(whole, int), np.arange(whole))
     real = {"key": found, "value": found} if deep else {"input": found[0]}
-    bank = train.first_params(lm, task_run.setting, (0,), real=[real])["prompt"]
+    bank = first_params(lm, task_run.setting, (0,), real=[real])["prompt"]
     batch = loader.make_batch(units, np.asarray([[1]]), int(units.lengths[1]))
     run = functools.partial(prompted_lm.run, fed_back=np.zeros((1, 0), np.int32), config=config, queries=2)
     acts = jax.jit(run)(lm, bank, batch)
@@ -145,7 +146,7 @@ def test_starts_differ_in_the_prompt_only() -> None:
     for init in prompts.STARTS:
         task_run = _task_run(init, 3, units)
         real = starts.from_utterances(PLACED, task_run, RUN, MESH) if init in prompts.REAL_STARTS else None
-        banks[init] = train.first_params(toy.tiny_lm(), task_run.setting, RUN.seeds, real=real)["prompt"]
+        banks[init] = first_params(toy.tiny_lm(), task_run.setting, RUN.seeds, real=real)["prompt"]
     for init, bank in banks.items():
         np.testing.assert_array_equal(bank["sep"], banks["normal"]["sep"])
         np.testing.assert_array_equal(bank["verbalizer"], banks["normal"]["verbalizer"])
@@ -166,4 +167,4 @@ def test_invalid_starts_are_refused(wrong: dict[str, Any], message: str) -> None
 
 def test_a_start_from_utterances_is_never_replaced_by_another() -> None:
     with pytest.raises(ValueError, match="init 'utterances' needs train utterances"):
-        train.first_params(toy.tiny_lm(), _task_run("utterances", 3, toy.unit_set("toy", 4, 0)).setting, (0,))
+        first_params(toy.tiny_lm(), _task_run("utterances", 3, toy.unit_set("toy", 4, 0)).setting, (0,))

@@ -20,7 +20,10 @@ from spjax.models import decode, low_rank, prompts, verbalizers
 from spjax.models.config import Compute
 from spjax.models.prompts import PromptConfig
 from spjax.tasks import Slot, Task
-from spjax.training import loop, losses, masks, optim, sharding, train
+from spjax.training import loop, losses, masks, optim, selection, sharding, train
+from spjax.training.evaluator import Evaluator
+from spjax.training.setting import Setting, first_params
+from spjax.training.update import make_update
 from tests import toy
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -31,19 +34,19 @@ PARTS = "prompt/(sep|verbalizer)"  # key and value prompts are not trained
 TRAIN, VALID = toy.unit_set("toy", 80, 0), toy.unit_set("toy", 24, 1)
 
 
-def _setting(prompt: PromptConfig | None = None, loss: str = "slots") -> train.Setting:
+def _setting(prompt: PromptConfig | None = None, loss: str = "slots") -> Setting:
     verbalizer = verbalizers.learnable(toy.TASK, 104)
     prompt = prompt or PromptConfig(length=3, separators=2, steer=True, dropout=0.1, verbalizer_dropout=0.1)
     tree = decode.label_tree(verbalizer, np.unique(TRAIN.classes, axis=0))
-    return train.Setting(toy.LM, Compute(), prompt, losses.LossConfig(loss, noise=0.1), verbalizer, tree)
+    return Setting(toy.LM, Compute(), prompt, losses.LossConfig(loss, noise=0.1), verbalizer, tree)
 
 
 SETTING = _setting()
 
 
-def _train(workdir: Path, run: train.TrainConfig = RUN, setting: train.Setting = SETTING, **more: Any) -> train.Trained:
-    params = train.first_params(toy.tiny_lm(), setting, run.seeds)
-    task_run = {"train_ids": np.arange(80), "valid_ids": np.arange(24), "metric": train.exact_match, **more}
+def _train(workdir: Path, run: train.TrainConfig = RUN, setting: Setting = SETTING, **more: Any) -> train.Trained:
+    params = first_params(toy.tiny_lm(), setting, run.seeds)
+    task_run = {"train_ids": np.arange(80), "valid_ids": np.arange(24), "metric": toy.exact_match, **more}
     task_runs = [train.TaskRun(setting, TRAIN, valid_set=VALID, **task_run)]
     return train.train(params, task_runs, run, OPTIM, workdir=str(workdir))
 
@@ -84,9 +87,9 @@ def test_a_sweep_is_a_bank(tmp_path: Path) -> None:
     settings = [_setting(PromptConfig(separators=2, dropout=0.2, alpha=1.0, **shape)) for shape in shapes]
     settings[1] = dataclasses.replace(settings[1], loss=losses.LossConfig(noise=0.0, label_smoothing=0.1))
     optimizers = [dataclasses.replace(OPTIM, lr=lr, weight_decay=30 * lr) for lr in (3e-3, 1e-2)]
-    common = {"train_ids": np.arange(80), "valid_set": VALID, "valid_ids": np.arange(24), "metric": train.exact_match}
+    common = {"train_ids": np.arange(80), "valid_set": VALID, "valid_ids": np.arange(24), "metric": toy.exact_match}
     task_runs = [train.TaskRun(setting, TRAIN, optimizer=one, **common) for setting in settings for one in optimizers]
-    starts = [train.first_params(toy.tiny_lm(), task_run.setting, run.seeds) for task_run in task_runs]
+    starts = [first_params(toy.tiny_lm(), task_run.setting, run.seeds) for task_run in task_runs]
     params = {"lm": toy.tiny_lm(), "prompt": prompts.join([start["prompt"] for start in starts])}
     together = train.train(params, task_runs, run, OPTIM, workdir=str(tmp_path / "bank"))
     for number in (1, 2):
@@ -195,7 +198,7 @@ def _words(count: int, longest: int) -> train.TaskRun:
     random = np.random.default_rng(count)
     units = [[i % 5, *random.integers(50, 99, random.integers(0, longest)).tolist()] for i in range(count)]
     words = UnitSet.of(units, np.arange(count)[:, None] % 5)
-    return train.TaskRun(WORD_SETTING, words, np.arange(count), words, np.arange(count), train.exact_match)
+    return train.TaskRun(WORD_SETTING, words, np.arange(count), words, np.arange(count), toy.exact_match)
 
 
 def _both(task_runs: list[train.TaskRun], run: train.TrainConfig, workdir: Path) -> train.Trained:
@@ -203,13 +206,13 @@ def _both(task_runs: list[train.TaskRun], run: train.TrainConfig, workdir: Path)
     for one in task_runs:
         # Members of one seed start differently if their task runs differ, so that mixed up rows are noticed.
         scale = 1 + len(one.train_ids) / 1000
-        bank = train.first_params(toy.tiny_lm(), one.setting, run.seeds)["prompt"]
+        bank = first_params(toy.tiny_lm(), one.setting, run.seeds)["prompt"]
         banks.append({name: leaf * scale for name, leaf in bank.items()})
     params = {"lm": toy.tiny_lm(), "prompt": prompts.join(jax.device_get(banks))}
     return train.train(params, task_runs, run, OPTIM, workdir=str(workdir))
 
 
-TOY = train.TaskRun(SETTING, TRAIN, np.arange(80), VALID, np.arange(24), train.exact_match)
+TOY = train.TaskRun(SETTING, TRAIN, np.arange(80), VALID, np.arange(24), toy.exact_match)
 
 
 def test_tasks_of_different_slots_and_classes_learn_in_one_bank(tmp_path: Path) -> None:
@@ -252,7 +255,7 @@ def test_sampling_sets_the_number_of_updates_of_a_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampling: float
 ) -> None:
     task_runs = [TOY, _words(20, 3)]  # 10 and 3 batches
-    made, make = [], train.make_update
+    made, make = [], make_update
 
     def spied(*args: Any) -> Any:
         def update(state: Any, frozen: Any, batch: Any, members: Any = None) -> Any:
@@ -427,11 +430,11 @@ def test_a_nan_metric_is_never_the_best(tmp_path: Path) -> None:
 )
 def test_inactive_members_never_change(members: tuple[int, ...] | None, trainable: str) -> None:
     """Index 3 is padding. Active members get the same result as in an update of the full bank."""
-    params = train.first_params(toy.tiny_lm(), SETTING, RUN.seeds)
+    params = first_params(toy.tiny_lm(), SETTING, RUN.seeds)
     trained, frozen = masks.split(masks.flatten(params), trainable)
     bank = optim.make_bank(dataclasses.replace(OPTIM, warmup=0.0), [9, 8, 7], [1e-2, 2e-2, 3e-2])
     tx = masks.masked(bank, trained, frozen)
-    update = jax.jit(train.make_update(SETTING, tx))
+    update = jax.jit(make_update(SETTING, tx))
     ids = np.stack([np.arange(8) + n for n in range(3)])
     start = {
         "trained": trained, "optimizer": tx.init({**trained, **frozen}),
@@ -464,9 +467,9 @@ def test_the_mask_selects_what_is_trained(tmp_path: Path, trainable: str) -> Non
     config = dataclasses.replace(toy.LM, layers=1)
     setting = dataclasses.replace(_setting(PromptConfig(length=2, separators=1)), config=config)
     run = dataclasses.replace(RUN, seeds=(0,), epochs=1, trainable=trainable, select="last")
-    params = train.first_params(toy.tiny_lm(config=config), setting, run.seeds)
+    params = first_params(toy.tiny_lm(config=config), setting, run.seeds)
     before = masks.flatten(params)
-    task_run = train.TaskRun(setting, TRAIN, np.arange(80), VALID, np.arange(24), train.exact_match)
+    task_run = train.TaskRun(setting, TRAIN, np.arange(80), VALID, np.arange(24), toy.exact_match)
     result = train.train(params, [task_run], run, OPTIM, workdir=str(tmp_path))
     trained, _ = masks.split(before, trainable)
     for path, leaf in masks.flatten(result.params).items():
@@ -512,7 +515,7 @@ def test_each_member_keeps_its_best_and_stops_by_patience(
                 np.asarray(state["active"])[:, None, None], epoch + 1.0, state["trained"]["prompt/sep"]
             )
         }
-        state = train._keep_best(state, epoch, np.asarray(score), patience, where)
+        state = selection.keep_best(state, epoch, np.asarray(score), patience, where)
     for n in range(2):
         best, kept, stopped, last = (-np.inf, np.inf), -1, None, 0
         for epoch, score in enumerate(row[n] for row in scores):
@@ -532,13 +535,13 @@ def test_each_member_keeps_its_best_and_stops_by_patience(
 # ---- evaluation
 
 
-def _evaluator(run: train.TrainConfig, setting: train.Setting = SETTING) -> train.Evaluator:
-    task_run = train.TaskRun(setting, TRAIN, np.arange(80), VALID, np.arange(24), train.exact_match)
+def _evaluator(run: train.TrainConfig, setting: Setting = SETTING) -> Evaluator:
+    task_run = train.TaskRun(setting, TRAIN, np.arange(80), VALID, np.arange(24), toy.exact_match)
     return train.evaluator_for(task_run, run, VALID, np.arange(24), sharding.make_mesh())
 
 
 def test_scores_do_not_depend_on_batches_or_on_the_bank() -> None:
-    flat = masks.flatten(train.first_params(toy.tiny_lm(), SETTING, (5, 6)))
+    flat = masks.flatten(first_params(toy.tiny_lm(), SETTING, (5, 6)))
     wide = _evaluator(dataclasses.replace(RUN, seeds=(5, 6))).log_probs(flat)
     assert wide.shape == (2, 24, 4)
     np.testing.assert_allclose(np.exp(wide).sum(axis=2), 1, rtol=1e-5)
@@ -552,7 +555,7 @@ def test_scores_do_not_depend_on_batches_or_on_the_bank() -> None:
 def test_the_valid_loss_is_that_of_the_full_split(kind: str) -> None:
     """Batches of 8, weighted by their counts, against one batch of all 24."""
     setting = _setting(loss=kind)
-    params = train.first_params(toy.tiny_lm(), setting, (5,))
+    params = first_params(toy.tiny_lm(), setting, (5,))
     batch = loader.make_batch(VALID, np.arange(24)[None], 16)
     whole = losses.member_losses(
         params["lm"], params["prompt"], batch, None, loss=setting.loss, prompt=setting.prompt,

@@ -1,0 +1,83 @@
+"""Replace a directory of files as a whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from etils import epath
+
+from spjax.io import places
+
+
+@contextlib.contextmanager
+def replaced_directory(directory: epath.PathLike, last: str) -> Iterator[Path]:
+    """Yield an empty local folder; after the block, its files become those of `directory`. Errors change nothing.
+
+    The folder is a hidden sibling, which is renamed. An existing directory is renamed to `.NAME.replaced` first and
+    deleted last; a process killed in between leaves it there. A bucket has no atomic rename: there, the file `last` is
+    missing until all others are new, and readers must treat a directory without it as incomplete.
+
+    Args:
+      directory: final path, local or gs://; parents are created, and files of an existing one are deleted.
+      last: name of a file of the directory.
+
+    Raises:
+      OSError: the directory cannot be written.
+    """
+    if places.is_remote(directory):
+        with tempfile.TemporaryDirectory(prefix="spjax-") as folder:
+            yield Path(folder)
+            _upload(Path(folder), places.at(directory), last)
+        return
+    final = Path(directory).resolve()
+    final.parent.mkdir(parents=True, exist_ok=True)
+    fresh, aside = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp"), final.with_name(aside_name(final))
+    try:
+        fresh.mkdir()
+        yield fresh
+        for path in (*fresh.iterdir(), fresh):
+            fsync(path)
+        if final.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            final.rename(aside)
+        try:
+            fresh.rename(final)
+        except OSError:
+            if aside.exists():
+                aside.rename(final)
+            raise
+        fsync(final.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _upload(folder: Path, final: Path, last: str) -> None:
+    (final / last).unlink(missing_ok=True)
+    names = sorted((path.name for path in folder.iterdir()), key=lambda name: name == last)
+    for path in final.iterdir() if final.exists() else ():
+        if path.name not in names:
+            path.unlink()
+    final.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        places.copy(folder / name, final / name)
+
+
+def aside_name(directory: Path) -> str:
+    """Name of the previous version of a local directory while it is replaced."""
+    return f".{directory.name}.replaced"
+
+
+def fsync(path: Path) -> None:
+    """Write a file, or a directory's list of files, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
