@@ -179,7 +179,7 @@ Import a HuBERT of base architecture. Tensors that features do not depend on (ma
 are left out and listed.""",
         (
             "SRC",
-            "fairseq checkpoint; or directory of Hugging Face's config.json and model.safetensors (or pytorch_model.bin)",
+            "fairseq checkpoint; or directory of Hugging Face's config.json and model.safetensors or pytorch_model.bin",
         ),
         ("name", "option"),
         _import_encoder,
