@@ -48,32 +48,28 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data set, local or gs://")
     which = group.add_mutually_exclusive_group(required=True)
     which.add_argument("--task", metavar="NAME", help="a data set that spjax knows, unpacked in --raw")
-    which.add_argument(
-        "--splits", metavar="DIR", type=place, help="splits written by an earlier command, of the data set in --raw"
-    )
-    flag_table.add(which, "manifest", metavar="CSV")
-    flag_table.add(which, "folders", metavar="DIR")
-    flag_table.add(group, "raw", metavar="DIR")
-    flag_table.add(group, "protocol")
-    flag_table.add(group, "labels", metavar="A,B")
-    flag_table.add(group, "text", metavar="A,B")
-    flag_table.add(group, "crops")
-    flag_table.add(group, "source", metavar="A")
-    group.add_argument(
-        "--name", help="name of your task (default: the name of --out of extraction, else of the file or folder)"
-    )
-    flag_table.add(group, "metric", choices=tuple(METRICS))
-    flag_table.add(group, "split-seed")
+    which.add_argument("--splits", metavar="DIR", type=place, help="splits of the data set in --raw, by spjax leaks")
+    for where, name, metavar in (
+        (which, "manifest", "CSV"), (which, "folders", "DIR"), (group, "raw", "DIR"), (group, "protocol", "NAME"),
+    ):  # fmt: skip
+        flag_table.add(where, name, metavar=metavar)
+    own = parser.add_argument_group("your own data (docs/own_data.md)")
+    for name, metavar in (("labels", "A,B"), ("text", "A,B"), ("source", "A"), ("split-seed", "N")):
+        flag_table.add(own, name, metavar=metavar)
+    flag_table.add(own, "crops")
+    flag_table.add(own, "metric", metavar="NAME", choices=tuple(METRICS))
+    own.add_argument("--name", metavar="NAME", help="of your task (default: that of --out, or of the data)")
 
 
-def add_encoder_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of the encoder and of the handling of unusable files."""
+def add_encoder_flags(parser: argparse.ArgumentParser) -> Any:
+    """Adds the flags of the encoder and of the handling of unusable files, and returns the encoder's group."""
+    flag_table.add(parser, "on-error", metavar="DO", choices=("stop", "skip"), default="stop")
     group = parser.add_argument_group("encoder")
-    flag_table.add(group, "encoder", required=True)
-    group.add_argument("--layer", type=int, default=6, help="of a HuBERT or Whisper (%(default)s)")
+    flag_table.add(group, "encoder", metavar="NAME", required=True)
+    group.add_argument("--layer", metavar="N", type=int, default=6, help="of a HuBERT or Whisper (%(default)s)")
     group.add_argument("--plain-chunks", action="store_true", help="cut long audio as the reference does")
-    group.add_argument("--lowpass", type=float, metavar="HZ", help="remove frequencies above, whatever the sample rate")
-    flag_table.add(parser, "on-error", choices=("stop", "skip"), default="stop")
+    group.add_argument("--lowpass", metavar="HZ", type=float, help="remove frequencies above, whatever the sample rate")
+    return group
 
 
 def chosen(args: argparse.Namespace, unit_text: bool = False) -> DataSet:

@@ -2,23 +2,12 @@
 
     python -m data_pipelines.extract --task=lt_sc --raw=RAW/lt_sc --out=RECORDS/lt_sc --encoder=mfcc --clusters=100
     python -m data_pipelines.extract --task=fsc --raw=RAW/fsc --out=RECORDS/fsc --encoder=HUBERT/ --kmeans=KM100/
-    python -m data_pipelines.extract --manifest=my.csv --out=RECORDS/my --encoder=mfcc --kmeans=KM/
     python -m data_pipelines.extract --folders=DIR --out=RECORDS/my --encoder=tiny
 
-Units come from an existing k-means (`--kmeans`; the bundled encoder `tiny` has its own), or from one that is fitted on
-the train split first (`--clusters`) and saved as `OUT-kmeans`.
-
-By default one worker process a core runs on this machine. `--runner` selects an Apache Beam runner, whose options
-follow `--`; all paths must then be accessible to its workers, such as gs:// (docs/cluster_extraction.md):
-
-    python -m data_pipelines.extract ... --runner=FlinkRunner -- --flink_master=HOST:8081 --parallelism=16
-
-Finished parts are kept in a hidden folder next to OUT: after any interruption the same command continues. Records and
-card do not depend on runner, number of workers or interruptions.
-
-A file that cannot be used ends the run with its name or, with `--on-error=skip`, is left out, listed with the reason in
-`OUT-refused.jsonl` and counted in the card. A file that is used after a repair (docs/audio.md) is listed in
-`OUT-repaired.jsonl` and counted too.
+Units come from a k-means (`--kmeans`; `tiny` has its own), or from one fitted on the train split first (`--clusters`).
+Finished parts are kept next to OUT: after an interruption the same command continues. `--on-error=skip` lists files
+that cannot be used in `OUT-refused.jsonl`; repaired ones are in `OUT-repaired.jsonl` (docs/own_data.md). For other
+runners than this machine's processes, with their flags after `--`, see docs/cluster_extraction.md.
 """
 
 from __future__ import annotations
@@ -273,26 +262,20 @@ def parser() -> Parser:
     made = Parser(
         prog="python -m data_pipelines.extract",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s (--task=NAME --raw=DIR | --manifest=CSV | --folders=DIR) --out=DIR --encoder=ENCODER "
-        "[--kmeans=DIR | --clusters=N] [flags] [-- flags of Beam]",
     )
-    data_flags.add_data_flags(made)
-    made.add_argument(
-        "--out", type=output, required=True, help="directory of the unit records to make (local or gs://)"
-    )
-    data_flags.add_encoder_flags(made)
-    which = made.add_mutually_exclusive_group()
-    flag_table.add(which, "kmeans", metavar="DIR")
-    which.add_argument("--clusters", type=int, help="fit this many on the train split, and save them as OUT-kmeans")
-    made.add_argument("--no-merge", action="store_true", help="keep runs of equal units, one unit a frame")
-    made.add_argument("--f0", action="store_true", help="measure f0")
-    fit_kmeans.add_fit_flags(made)
-    made.add_argument("--runner", help="Beam runner, such as FlinkRunner (default: processes on this machine)")
-    made.add_argument(
-        "--workers", type=int, help="processes on this machine (default: one a core; 0: encode in the launcher itself)"
-    )
+    made.add_argument("--out", metavar="DIR", type=output, required=True, help="unit records to make (local or gs://)")
     made.add_argument("--overwrite", action="store_true", help="replace existing records in --out")
+    data_flags.add_data_flags(made)
+    units = data_flags.add_encoder_flags(made)
+    which = units.add_mutually_exclusive_group()
+    flag_table.add(which, "kmeans", metavar="DIR")
+    which.add_argument("--clusters", metavar="N", type=int, help="fit N on train, and save them as OUT-kmeans")
+    units.add_argument("--no-merge", action="store_true", help="keep runs of equal units, one unit a frame")
+    units.add_argument("--f0", action="store_true", help="measure f0")
+    fit_kmeans.add_fit_flags(made)
+    workers = made.add_argument_group("workers")
+    workers.add_argument("--workers", metavar="N", type=int, help="processes (one a core; 0: in this process)")
+    workers.add_argument("--runner", metavar="NAME", help="Beam runner, such as FlinkRunner (default: processes here)")
     return made
 
 

@@ -2,6 +2,7 @@
 
     python -m data_pipelines.fit_kmeans --task=lt_sc --raw=RAW/lt_sc --encoder=mfcc --clusters=100 --out=KM/
     python -m data_pipelines.fit_kmeans --manifest=my.csv --encoder=HUBERT/ --layer=6 --clusters=100 --out=KM/
+    python -m data_pipelines.fit_kmeans --folders=DIR --encoder=mfcc --out=KM/
 
 Features are streamed. Of a large corpus, `--utterances` drawn by `--seed` are enough. The card records the data and
 settings.
@@ -161,8 +162,8 @@ def _ahead(function: Callable[[Any], Any], items: Iterable[Any], threads: int = 
 def add_fit_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of the k-means fit, shared with `data_pipelines.extract`."""
     group = parser.add_argument_group("fitting k-means")
-    group.add_argument("--utterances", type=positive, default=UTTERANCES, help="maximum number, drawn (%(default)s)")
-    group.add_argument("--seed", type=seed, default=0, help="of the draw and the fit (%(default)s)")
+    group.add_argument("--utterances", metavar="N", type=positive, default=UTTERANCES, help="most, drawn (%(default)s)")
+    group.add_argument("--seed", metavar="N", type=seed, default=0, help="of the draw and the fit (%(default)s)")
 
 
 def fit_to(
@@ -231,14 +232,10 @@ def fit_to(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line (`--help`)."""
-    parser = Parser(
-        prog="python -m data_pipelines.fit_kmeans",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m data_pipelines.fit_kmeans", description=__doc__)
+    parser.add_argument("--out", metavar="DIR", type=output, required=True, help="k-means to make (local or gs://)")
+    parser.add_argument("--clusters", metavar="N", type=positive, default=100, help="number (%(default)s)")
     data_flags.add_data_flags(parser)
-    parser.add_argument("--out", type=output, required=True, help="directory of the k-means to make (local or gs://)")
-    parser.add_argument("--clusters", type=positive, default=100, help="number of clusters (%(default)s)")
     data_flags.add_encoder_flags(parser)
     add_fit_flags(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace a k-means with other settings")

@@ -20,7 +20,6 @@ if __name__ == "__main__":  # before the slow imports
 
     process.run("data_pipelines.import_frames")
 
-import argparse
 import hashlib
 import sys
 from collections import Counter
@@ -171,11 +170,7 @@ def _has_text(folder: Path) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line (`--help`)."""
-    parser = Parser(
-        prog="python -m data_pipelines.import_frames",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m data_pipelines.import_frames", description=__doc__)
     parser.add_argument("--task", required=True, help=f"one of {', '.join(UNIT_TEXT)}, or the name of a source")
     add_import_flags(parser, "directory of the files *.frames.txt")
     parser.add_argument("--label", default="", help="columns of *.labels.tsv, comma-separated (default: the speaker)")

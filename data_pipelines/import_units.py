@@ -1,28 +1,18 @@
 """Imports units from text files as unit records.
 
     python -m data_pipelines.import_units --task=fsc --src=UNITS/fsc --out=RECORDS/fsc
+    python -m data_pipelines.import_units --task=home --slots=slots.json --src=UNITS/home --out=RECORDS/home
+    python -m data_pipelines.import_units --task=home --slots=slots.json --labels=names --src=DIR --out=DIR
 
-A split is `SRC/<split>.txt`, one utterance a line: units, `<s>` and one label a slot, in the order of the slots:
+A split is `SRC/<split>.txt`, one utterance a line: units, `<s>` and one label a slot, in the order of the slots. A
+label is a class id over all slots, or with `--labels=names` a name, with slots separated by `|`:
 
     71 12 56 12 63 <s> 0 6 20
-
-A label is a class id over all slots (of fsc: 0-5 action, 6-19 object, 20-23 location). With `--labels=names` it is a
-name instead, with slots separated by `|`, so that a label may contain spaces:
-
     71 12 56 12 63 <s> change language | none | none
 
-`SRC/<split>.named`, beside or instead of the text, names the utterances, `file|units|labels`:
-
-    wavs/8b863c90.wav|71 12 56 12 63|0 6 20
-
-Without it utterances are named train-000000, train-000001 and so on. A new task needs `--slots`, a JSON file of its
-slots and labels in class order:
-
-    {"action": ["turn on", "turn off"], "room": ["none", "kitchen"]}
-
-Text has no durations: they are empty in every record, and `durations` is false in the card. The units are assumed to be
-merged, unless many equal the one before: then `merged` is false in the card, and LMs and encoders of merged units are
-refused for the records.
+`SRC/<split>.named`, beside or instead of the text, names the utterances, `file|units|labels`. A new task needs
+`--slots`, a JSON file of its slots and labels in class order: {"action": ["turn on", "turn off"], "room": ["none"]}.
+Durations are unknown, and units are assumed to be merged unless many equal the one before (docs/unit_text.md).
 """
 
 from __future__ import annotations
@@ -156,23 +146,22 @@ def read_slots(path: str | Path, name: str, metric: str | None = None) -> Task:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line (`--help`)."""
-    parser = Parser(
-        prog="python -m data_pipelines.import_units",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--task", required=True, help=f"one of {', '.join(TASKS)}; any other name together with --slots"
-    )
+    parser = Parser(prog="python -m data_pipelines.import_units", description=__doc__)
+    parser.add_argument("--task", metavar="NAME", required=True, help="one that spjax knows, or a new name and --slots")
     add_import_flags(parser, "directory of <split>.txt and <split>.named")
-    parser.add_argument("--splits", default=",".join(SPLITS), help="splits to import, comma-separated (%(default)s)")
-    parser.add_argument("--slots", type=place, help='JSON of a new task\'s slots: {"slot": ["label", ...], ...}')
-    parser.add_argument(
-        "--metric", choices=tuple(METRICS), help="metric of a new task (accuracy; exact_match of several slots)"
+    text = parser.add_argument_group("text")
+    text.add_argument("--labels", metavar="FORM", choices=("ids", "names"), default="ids", help="ids or names (ids)")
+    text.add_argument("--splits", metavar="A,B", default=",".join(SPLITS), help="splits to import (%(default)s)")
+    text.add_argument("--dedup", action="store_true", help="drop repeated lines of every split but test")
+    text.add_argument("--shards", metavar="N", type=int, help="files a split (default: one for 50,000 utterances)")
+    new = parser.add_argument_group("new task")
+    new.add_argument("--slots", metavar="FILE", type=place, help='JSON {"slot": ["label", ...], ...}')
+    new.add_argument(
+        "--metric",
+        metavar="NAME",
+        choices=tuple(METRICS),
+        help=f"{', '.join(METRICS)} (accuracy; exact_match of several slots)",
     )
-    parser.add_argument("--labels", choices=("ids", "names"), default="ids", help="format of the labels (%(default)s)")
-    parser.add_argument("--dedup", action="store_true", help="drop repeated lines of every split but test")
-    parser.add_argument("--shards", type=int, help="number of files a split (default: 50,000 utterances a file)")
     args = parser.parse_args(argv)
     try:
         if args.slots and args.task in TASKS:
@@ -196,15 +185,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def add_import_flags(parser: argparse.ArgumentParser, src: str) -> None:
     """Adds the flags of every import: input, output, and origin of the units. `src` is the help of --src."""
-    parser.add_argument("--src", type=place, required=True, help=src)
+    parser.add_argument("--src", metavar="DIR", type=place, required=True, help=src)
     parser.add_argument(
-        "--out", type=output, required=True, help="directory of the unit records to make (local or gs://)"
+        "--out", metavar="DIR", type=output, required=True, help="unit records to make (local or gs://)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing records in --out")
-    parser.add_argument("--vocabulary", type=int, default=100, help="number of units (%(default)s)")
-    parser.add_argument("--encoder", default="hubert_base_ls960", help="speech encoder of the units (%(default)s)")
-    parser.add_argument("--layer", type=int, default=6, help="layer of the encoder (%(default)s)")
-    parser.add_argument("--kmeans", default="km100", help="id of the k-means (%(default)s)")
+    units = parser.add_argument_group("origin of the units")
+    for name, default, text in (
+        ("vocabulary", 100, "number of units"), ("encoder", "hubert_base_ls960", "speech encoder"),
+        ("layer", 6, "layer of the encoder"), ("kmeans", "km100", "id of the k-means"),
+    ):  # fmt: skip
+        units.add_argument(
+            f"--{name}", metavar="N" if isinstance(default, int) else "NAME", type=type(default), default=default,
+            help=f"{text} (%(default)s)",
+        )  # fmt: skip
 
 
 def import_settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -4,8 +4,8 @@
     python -m data_pipelines.leaks --task=lt_sc --raw=RAW/lt_sc --protocol=honest --out=SPLITS/lt_sc
     python -m data_pipelines.leaks --manifest=my.csv
 
-prints the report as Markdown. With `--out` it is saved there as `leaks.md` and `leaks.json`, with the manifests of the
-splits (data_pipelines/split_manifests.py), which other commands read by `--splits`.
+The report is printed as Markdown. With `--out` it is saved there as `leaks.md` and `leaks.json`, with the manifests of
+the splits (data_pipelines/split_manifests.py), which other commands read by `--splits`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ if __name__ == "__main__":  # before the slow imports
 
     process.run("data_pipelines.leaks")
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -206,16 +205,10 @@ def leak_report(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line (`--help`)."""
-    parser = Parser(
-        prog="python -m data_pipelines.leaks",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m data_pipelines.leaks", description=__doc__)
     data_flags.add_data_flags(parser)
     parser.add_argument("--no-files", action="store_true", help="do not read the audio: no hashes, no rates")
-    parser.add_argument(
-        "--out", type=output, help="folder for the report and the manifests of the splits (local or gs://)"
-    )
+    parser.add_argument("--out", metavar="DIR", type=output, help="directory for report and splits (local or gs://)")
     args = parser.parse_args(argv)
     try:
         if args.out and args.no_files:

@@ -16,7 +16,6 @@ if __name__ == "__main__":  # before the slow imports
 
     process.run("data_pipelines.synthesize")
 
-import argparse
 import concurrent.futures
 import dataclasses
 import importlib.metadata
@@ -229,10 +228,7 @@ def clips(corpus: str | os.PathLike[str]) -> Splits:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line (`--help`)."""
     default = SynthesisConfig()
-    parser = Parser(
-        prog="python -m data_pipelines.synthesize", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Parser(prog="python -m data_pipelines.synthesize", description=__doc__)
     parser.add_argument("--out", type=local_output, required=True, help="directory of the corpora")
     parser.add_argument("--tasks", default=",".join(TASKS), help="comma-separated (%(default)s)")
     for field in dataclasses.fields(SynthesisConfig):

@@ -5,34 +5,105 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from spjax import paths
 
+COLUMNS = 100  # of help
 _TEXTS = ("prog", "usage", "description", "epilog")
+_SENTENCES = (  # instead of argparse's messages
+    (r"argument job: invalid choice: '?(.*?)'? \(choose from (.*)\)", r"no command \1: choose from \2"),
+    (r"argument (\S+): invalid choice: (.*?) \(choose from (.*)\)", r"\1: \2 is unknown: choose from \3"),
+    (r"the following arguments are required: job", "a command is missing: see --help"),
+    (r"the following arguments are required: (.*)", r"\1 missing: see --help"),
+    (r"one of the arguments (.*) is required", r"give one of \1"),
+    (r"argument (\S+): not allowed with argument (\S+)", r"\1 and \2 exclude each other: leave one out"),
+    (r"argument (\S+): expected (?:one|at least one) argument", r"\1 needs a value: see --help"),
+    (r"argument (\S+): ignored explicit argument (.*)", r"\1 takes no value, not \2: leave it out"),
+    (r"argument (\S+): invalid int value: (.*)", r"\1: \2 is not an integer"),
+    (r"argument (\S+): invalid float value: (.*)", r"\1: \2 is not a number"),
+    (r"unrecognized arguments: (.*)", r"unexpected \1: see --help"),
+    (r"argument (.*)", r"\1"),
+)
+
+
+class _Help(argparse.HelpFormatter):
+    """Help of at most `COLUMNS` columns: `--flag=VALUE` beside its text; indented paragraphs are kept as they are."""
+
+    def __init__(self, prog: str) -> None:
+        width = min(shutil.get_terminal_size((COLUMNS, 24)).columns, COLUMNS)
+        super().__init__(prog, max_help_position=24, width=width)
+
+    def format_help(self) -> str:
+        """See `argparse`; without blank lines between groups."""
+        close = re.sub(r"\n\n(?=\S[^\n]*:\n  )", "\n", super().format_help())
+        return re.sub(r"\n(?=\S[^\n]*:\n  )", "\n\n", close, count=1)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = text.strip("\n").split("\n\n")
+        if parts[1:] and parts[1].startswith(" "):  # the usual calls come before the summary line
+            parts[:2] = parts[1::-1]
+        lines = [part if part.startswith(" ") else textwrap.fill(part, width, break_on_hyphens=False) for part in parts]
+        return "\n\n".join(lines)
+
+    def _format_usage(self, usage: str | None, actions: Any, groups: Any, prefix: str | None) -> str:
+        needed = [group for group in groups if group.required]
+        words = [self._prog, *(f"({' | '.join(map(self._word, one._group_actions))})" for one in needed)]
+        words += [self._word(action) for action in actions if action.required or not action.option_strings]
+        if any(action.option_strings and action.help != argparse.SUPPRESS for action in actions):
+            words.append("[--flag=value ...]")
+        return textwrap.fill(f"usage: {' '.join(words)}", self._width, subsequent_indent=" " * 7) + "\n\n"
+
+    def _word(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse._SubParsersAction):
+            return "COMMAND ..."
+        return (
+            self._format_action_invocation(action) if action.option_strings else self._format_args(action, action.dest)
+        )
+
+    def _format_action(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse._SubParsersAction):  # without a line that lists the names once more
+            return "".join(super(_Help, self)._format_action(one) for one in self._iter_indented_subactions(action))
+        return super()._format_action(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        name = action.option_strings[-1]
+        return name if action.nargs == 0 else f"{name}={self._metavar_formatter(action, 'VALUE')(1)[0]}"
 
 
 class Parser(argparse.ArgumentParser):
     """`argparse.ArgumentParser` without abbreviations, whose errors are one sentence with exit status 2.
 
     An unknown flag is reported before a missing one, since it may be a typo of it. `--helpfull` is accepted like
-    `--help`, as in `spjax.main`.
+    `--help`, as in `spjax.main`. The description starts with the usual calls; subcommands are called `job`.
     """
 
     def __init__(self, **settings: Any) -> None:
         if sys.argv[0].startswith("spjax "):  # called by `spjax.cli`
             called = settings.get("prog", "")
             texts = {name: text for name, text in settings.items() if name in _TEXTS and text}
-            settings |= {name: text.replace(called, sys.argv[0]) for name, text in texts.items() if called}
-        super().__init__(allow_abbrev=False, **settings)
-        self.add_argument("--helpfull", action="help", help=argparse.SUPPRESS)
+            if called.startswith("python -m "):  # a subcommand's follows its parser's
+                settings |= {name: text.replace(called, sys.argv[0]) for name, text in texts.items()}
+        super().__init__(allow_abbrev=False, add_help=False, formatter_class=_Help, **settings)
+        self._optionals.title = "flags"
+        self.add_argument("-h", "--help", "--helpfull", action="help", help=argparse.SUPPRESS)
+
+    def add_commands(self) -> Any:
+        """Add subcommands: the result's `add_parser` adds one."""
+        return self.add_subparsers(dest="job", required=True, title="commands", prog=self.prog)
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2 and the message in one line."""
-        self.exit(2, f"error: {' '.join(message.split()).removeprefix('argument ')}\n")
+        text = re.sub(r"'(\w+)'(?=[,)])", r"\1", " ".join(message.split()))  # choices have quotes before Python 3.12
+        plain = next((found.expand(to) for form, to in _SENTENCES if (found := re.fullmatch(form, text))), text)
+        self.exit(2, f"error: {plain}\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """See `argparse`; a subcommand's parser checks the subcommand's flags."""

@@ -170,13 +170,16 @@ class MethodsJob:
     Attributes:
       task, method: those that are run now, with commas between.
       seeds: each is a run of its own.
-      runs: by task and method, in the order of the table; also those that are not run now.
+      runs: by task and method; those that are run now.
+      tasks, methods: of the table, in its order; also those that are not run now.
     """
 
     task: str
     method: str
     seeds: tuple[int, ...]
     runs: dict[str, dict[str, PromptJob]]
+    tasks: tuple[str, ...]
+    methods: tuple[str, ...]
 
 
 Job = PromptJob | PretrainJob | CompareJob | MethodsJob
@@ -317,9 +320,9 @@ def _methods(config: ConfigDict) -> MethodsJob:
                 raise ValueError(f"{there_are}.{name} is not a valid directory name: use letters, digits and _")
     common = _without(config, "tasks", "methods", "method")
     runs: dict[str, dict[str, PromptJob]] = {}
-    for task in config.tasks:
+    for task in config.task.split(","):
         runs[task] = {}
-        for method in config.methods:
+        for method in config.method.split(","):
             one = ConfigDict({**common.to_dict(), "task": task})
             for part, name in (("tasks", task), ("methods", method)):
                 try:
@@ -330,7 +333,8 @@ def _methods(config: ConfigDict) -> MethodsJob:
                 runs[task][method] = _prompt(one)
             except ValueError as error:
                 raise ValueError(f"{method} on {task}: {error}") from error
-    return MethodsJob(config.task, config.method, tuple(config.train.seeds), runs)
+    named = tuple(config.tasks), tuple(config.methods)
+    return MethodsJob(config.task, config.method, tuple(config.train.seeds), runs, *named)
 
 
 def _without(config: ConfigDict, *names: str) -> ConfigDict:

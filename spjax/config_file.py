@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from spjax import paths
-from spjax.command_line import nearest
+from spjax.command_line import COLUMNS, nearest
 
 flags.disclaim_key_flags()  # flags defined by `define_path` are key flags of the caller
 _SHIPPED = Path(__file__).resolve().parents[1] / "configs"
@@ -29,8 +29,9 @@ _USAGE = """usage: {program} --config=FILE [--flag=value ...]
   {program} --config=configs/fsc.py --raw=DIR        a data set that spjax knows, unpacked in DIR
   {program} --config=configs/fsc.py --units=DIR      its units as text
 
-Unit records and the unit LM that the config names are made first if they are absent. A run found in --workdir is
-continued. A setting of the config is changed by a flag such as --config.train.epochs=10 (docs/settings.md).
+Unit records and the unit LM that the config names are made first if they are absent. A run found
+in --workdir is continued. A setting of the config is changed by a flag such as
+--config.train.epochs=10 (docs/settings.md).
 """
 _GROUPS = {
     "experiment": ("config", "workdir"),
@@ -72,10 +73,10 @@ def define_flags(recordings: Mapping[str, tuple[str, str]]) -> None:
         flags.DEFINE_alias(name.replace("-", "_"), name)  # the names of version 0.1
 
 
-def _help() -> str:
+def help_text() -> str:
     """The usual calls, then the flags in groups."""
     program = sys.argv[0] if sys.argv[0].startswith("spjax ") else "python -m spjax.main"
-    width = min(shutil.get_terminal_size((120, 24)).columns, 120)
+    width = min(shutil.get_terminal_size((COLUMNS, 24)).columns, COLUMNS)
     lines = [_USAGE.format(program=program)]
     for title, names in _GROUPS.items():
         lines.append(f"{title}:")
@@ -102,7 +103,7 @@ def parse_flags(argv: Sequence[str], module: str) -> list[str]:
     values = flags.FLAGS
     for word in argv[1:]:
         if re.fullmatch("--?(h|help|helpshort|helpfull)", word):
-            print(values.get_help() if word.endswith("full") else _help())
+            print(values.get_help() if word.endswith("full") else help_text())
             sys.exit(0)
     files = list(_config_files(argv))
     known = [f"--{flag.name}" for flag in values.get_key_flags_for_module(module)]

@@ -367,9 +367,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = Parser(
         prog="python -m spjax.fetch",
-        description="Download published models and data sets, verify and convert them. Giving the same command again "
-        "resumes an interrupted download.",
-        epilog="example: python -m spjax.fetch gslm_hubert100 --out=models/gslm_hubert100",
+        description="""  %(prog)s --list
+  %(prog)s gslm_hubert100
+  %(prog)s gslm_hubert100 --out=models/gslm_hubert100
+
+Download published models and data sets, verify and convert them. Giving the same command again resumes an interrupted
+download.""",
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help=f"one of {', '.join(SETS)}")
     parser.add_argument(

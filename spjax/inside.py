@@ -33,9 +33,12 @@ from spjax.models.config import UnitLMConfig
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m spjax.inside",
-        description=__doc__.partition("\n\n")[2],
-        epilog="example: python -m spjax.inside --lm=runs/pretrain_ulm/lm --packs=runs/fsc/packs/seed_0 "
-        "--data=runs/units/fsc --out=inside",
+        description="""  %(prog)s --lm=tiny --packs=PACK --out=DIR
+  %(prog)s --lm=LM --packs=runs/fsc/packs/seed_0 --data=runs/units/fsc --out=DIR
+  %(prog)s --lm=LM --packs=PACK --units="71 12 63" --out=DIR
+
+"""
+        + __doc__.partition("\n\n")[2],
     )
     parser.add_argument("--lm", metavar="LM", type=place, required=True, help="unit LM of the packs")
     parser.add_argument(
@@ -45,12 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     utterances = parser.add_mutually_exclusive_group()
     utterances.add_argument("--units", metavar='"U U ..."', help="an utterance, its units separated by spaces")
     utterances.add_argument("--data", metavar="RECORDS", type=place, help="unit records to take utterances from")
-    parser.add_argument("--split", default="test", help="split of the records (default: test)")
+    parser.add_argument("--split", metavar="NAME", default="test", help="split of the records (default: test)")
     parser.add_argument(
         "--utterances", metavar="N", type=positive, default=3, help="number of utterances of the split (default: 3)"
     )
     parser.add_argument(
-        "--steps", metavar="N", type=positive, default=inside.STEPS, help="points of integrated gradients"
+        "--steps", metavar="N", type=positive, default=inside.STEPS, help="points of integrated gradients (%(default)s)"
     )
     return parser
 

@@ -57,15 +57,19 @@ def _main(_: Sequence[str]) -> None:
 def _run() -> None:
     from data_pipelines.sources import source_of
     from spjax import config, jobs
+    from spjax.jobs import methods
     from spjax.training.loop import DivergedError, Interrupted
 
     command = "python -m spjax.main " + shlex.join(sys.argv[1:])
     given = {name: flags.FLAGS[name].value for name in ("units", *flag_table.FLAGS)}
     try:
         workdir = flags.FLAGS.workdir or paths.to_write(config_file.default_workdir())
+        overrides = config_flags.get_override_values(flags.FLAGS["config"])
         job = config.parse(flags.FLAGS.config)
+        if isinstance(job, config.MethodsJob):
+            methods.refuse_overrides_without_effect(flags.FLAGS.config, overrides)
         with paths.writing(workdir):
-            source = source_of(job, workdir, given, config_flags.get_override_values(flags.FLAGS["config"]))
+            source = source_of(job, workdir, given, overrides)
             jobs.run(source.job, workdir, source.make, command)
             source.finish()
     except (ValueError, OSError, DivergedError) as error:

@@ -23,17 +23,18 @@ from spjax.tasks import METRICS
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m spjax.packs",
-        description="A prompt pack is a directory: one trained prompt and its card. A bank holds packs of one unit LM.",
+        description="""  %(prog)s show runs/fsc/packs
+  %(prog)s merge runs/fsc/packs/seed_0 words=runs/gsc/packs/seed_0 --out=bank
+  %(prog)s push runs/fsc/packs/seed_0 USER/NAME
+
+A prompt pack is a directory: one trained prompt and its card. A bank holds packs of one unit LM. `COMMAND --help` has
+the flags of a command.""",
     )
-    jobs = parser.add_subparsers(dest="job", required=True)
+    jobs = parser.add_commands()
     show = jobs.add_parser("show", help="list packs, with what they need")
     show.add_argument("path", metavar="PATH", type=pack_place, help="a pack, a bank, or a directory of them")
 
-    merge = jobs.add_parser(
-        "merge",
-        help="packs of one unit LM -> a bank",
-        epilog="example: python -m spjax.packs merge runs/fsc/packs/seed_0 words=runs/gsc/packs/seed_0 --out=bank",
-    )
+    merge = jobs.add_parser("merge", help="packs of one unit LM -> a bank")
     merge.add_argument(
         "packs",
         metavar="[NAME=]PATH",

@@ -29,26 +29,29 @@ from spjax.serving.predictor import SpeechPrompt
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m spjax.predict",
-        description="Classify recordings by every task of the given prompt packs, or score the packs on unit records.",
-        epilog="example: python -m spjax.predict --lm=lms/gslm --encoder=huberts/hubert_base_ls960 "
-        "--kmeans=kmeans/km100 --packs=packs turn_on_the_lights.wav --json",
+        description="""  %(prog)s --lm=tiny --encoder=tiny --packs=PACK FILE.wav
+  %(prog)s --lm=LM --encoder=HUBERT --kmeans=KM100 --packs=PACKS *.wav --json
+  %(prog)s --lm=LM --packs=PACKS --data=RECORDS
+
+Classify recordings by every task of the given prompt packs, or score the packs on unit records.""",
     )
     parser.add_argument("files", metavar="FILE", nargs="*", type=place, help="recordings")
     add_predictor_flags(parser, speech=False)
-    parser.add_argument("--tasks", metavar="A,B", help="only these tasks")
-    parser.add_argument("--json", action="store_true", help="print a JSON object per line")
-    parser.add_argument("--compare", action="store_true", help="compare the predictions with those in float32")
-    parser.add_argument(
+    answers = parser.add_argument_group("what to do")
+    answers.add_argument("--tasks", metavar="A,B", help="only these tasks")
+    answers.add_argument("--json", action="store_true", help="print a JSON object per line")
+    answers.add_argument("--compare", action="store_true", help="compare the predictions with those in float32")
+    answers.add_argument(
         "--data",
         action="append",
         type=place,
         default=[],
         metavar="RECORDS",
-        help="unit records of a task, to score it on",
+        help="unit records of a task, to score it on; may be repeated",
     )
-    parser.add_argument("--split", default="test", help="split of the records (%(default)s)")
-    parser.add_argument("--ahead", action="store_true", help="compile every program, for the compilation cache")
-    parser.add_argument(
+    answers.add_argument("--split", metavar="NAME", default="test", help="split of the records (%(default)s)")
+    answers.add_argument("--ahead", action="store_true", help="compile every program, for the compilation cache")
+    answers.add_argument(
         "--export", metavar="DIR", type=local_output, help="export the tasks to a directory that needs only jax"
     )
     return parser

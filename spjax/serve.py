@@ -36,30 +36,29 @@ def _parser() -> argparse.ArgumentParser:
     known = Limits()
     parser = Parser(
         prog="python -m spjax.serve",
-        description="Serve every task of the given prompt packs: an HTTP API (/predict, /tasks, /health, /metrics) and "
-        "a page.",
-        epilog="example: python -m spjax.serve --lm=lms/gslm --encoder=huberts/hubert_base_ls960 "
-        "--kmeans=kmeans/km100 --packs=packs; then: curl --data-binary @turn_on_the_lights.wav "
-        "'http://127.0.0.1:7860/predict?tasks=fsc'",
+        description="""  %(prog)s --lm=tiny --encoder=tiny --packs=PACK
+  %(prog)s --lm=LM --encoder=HUBERT --kmeans=KM100 --packs=PACKS --port=8000
+  curl --data-binary @FILE.wav 'http://127.0.0.1:7860/predict?tasks=fsc'
+
+Serve every task of the given prompt packs: an HTTP API (/predict, /tasks, /health, /metrics) and a page
+(docs/serving.md).""",
     )
     add_predictor_flags(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s: only this machine)")
-    parser.add_argument("--port", type=int, default=7860, help="0 for any free port (%(default)s)")
-    parser.add_argument(
-        "--max-mb", type=float, default=known.max_bytes / MEGABYTE, help="most megabytes of an upload (%(default)g)"
+    server = parser.add_argument_group("server")
+    server.add_argument(
+        "--host", metavar="IP", default="127.0.0.1", help="address to listen on (%(default)s: this machine)"
     )
-    parser.add_argument(
-        "--max-seconds", type=float, default=known.max_seconds, help="most seconds of audio in it (%(default)g)"
-    )
-    parser.add_argument("--queue", type=int, default=known.queue, help="most utterances in the queue (%(default)s)")
-    parser.add_argument(
-        "--timeout", type=float, default=known.timeout, help="most seconds until an answer (%(default)g)"
-    )
-    parser.add_argument(
-        "--most-rows", type=int, default=MOST_ROWS,
-        help="most rows (an utterance and a task each) of a batch (%(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--no-page", action="store_true", help="only the API")
+    server.add_argument("--port", metavar="N", type=int, default=7860, help="0 for any free port (%(default)s)")
+    server.add_argument("--no-page", action="store_true", help="only the API")
+    bounds = parser.add_argument_group("limits")
+    for name, kind, default, text in (
+        ("max-mb", float, known.max_bytes / MEGABYTE, "most megabytes of an upload"),
+        ("max-seconds", float, known.max_seconds, "most seconds of audio in it"),
+        ("queue", int, known.queue, "most utterances in the queue"),
+        ("timeout", float, known.timeout, "most seconds until an answer"),
+        ("most-rows", int, MOST_ROWS, "most rows (an utterance and a task each) of a batch"),
+    ):
+        bounds.add_argument(f"--{name}", metavar="N", type=kind, default=default, help=f"{text} (%(default)g)")
     return parser
 
 

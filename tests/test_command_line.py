@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from spjax import command_line
+from spjax import cli, command_line, config_file
 from spjax.command_line import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,8 +39,8 @@ class _Parsed(Exception):  # noqa: N818 - no error
     pass
 
 
-def parsers(command: str) -> dict[tuple[str, ...], Parser]:
-    """The parsers of a command: its parser, or those of its subcommands by name."""
+def parsers(command: str, only_leaves: bool = True) -> dict[tuple[str, ...], Parser]:
+    """The parsers of a command: its parser, or those of its subcommands by name; without `only_leaves` all of them."""
     found: list[Parser] = []
 
     def seen(self: Parser, *_: object) -> Any:
@@ -54,7 +54,8 @@ def parsers(command: str) -> dict[tuple[str, ...], Parser]:
             main([])
     (parser,) = found
     below = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    return {(name,): sub for action in below for name, sub in action.choices.items()} or {(): parser}
+    found_below = {(name,): sub for action in below for name, sub in action.choices.items()}
+    return found_below if found_below and only_leaves else {(): parser, **found_below}
 
 
 def refused(command: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -77,6 +78,55 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
                 importlib.import_module(command).main([*words, flag])
             assert end.value.code == 0
             assert f"usage: python -m {command.removesuffix('.__main__')}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_fits_a_screen_and_starts_with_the_usual_calls(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [f"spjax {name}"])
+    monkeypatch.setenv("COLUMNS", "200")
+    command = cli.COMMANDS[name][0]
+    if command == "spjax.main":
+        importlib.import_module(command)  # defines the flags
+        pages = {(): config_file.help_text()}
+    else:
+        found = parsers("spjax.convert.__main__" if name == "convert" else command, only_leaves=False)
+        pages = {words: parser.format_help() for words, parser in found.items()}
+    for words, page in pages.items():
+        lines = page.splitlines()
+        assert len(lines) <= 50
+        assert max(map(len, lines)) <= 100, max(lines, key=len)
+        assert "python -m" not in page
+        if not words:
+            calls = [line for line in lines[: lines.index("", lines.index("") + 1)] if line.startswith("  ")]
+            assert sum(f" spjax {name} " in line or " curl " in line for line in calls) == 3
+
+
+ARGPARSE = re.compile(r"argument|choice|required|\bexpected|not allowed|invalid (int|float)|job")
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        ("spjax.packs", ["shwo"], "no command shwo: choose from show, merge, split, refresh, push, pull"),
+        ("spjax.packs", [], "a command is missing: see --help"),
+        ("spjax.packs", ["merge", "a"], "--out missing: see --help"),
+        ("spjax.packs", ["split", "a", "b", "--out=c"], "unexpected b: see --help"),
+        ("spjax.packs", ["push", "a", "b", "--private=1"], "--private takes no value, not '1': leave it out"),
+        ("spjax.fetch", ["km50", "--out"], "--out needs a value: see --help"),
+        ("spjax.fetch", ["km50", "km100"], "unexpected km100: see --help"),
+        ("spjax.predict", ["--lm=a", "--packs=b", "--layer=x"], "--layer: 'x' is not an integer"),
+        ("spjax.predict", ["--lm=a", "--packs=b", "--lowpass=x"], "--lowpass: 'x' is not a number"),
+        ("spjax.predict", ["--lm=a", "--packs=b", "--compute=x"], "--compute: 'x' is unknown: choose from float32,"),
+        ("data_pipelines.leaks", [], "give one of --task --splits --manifest --folders"),
+        ("data_pipelines.leaks", ["--task=a", "--splits=b"], "--splits and --task exclude each other: leave one out"),
+    ],
+)
+def test_messages_are_sentences(
+    command: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(command, words, capsys)
+    assert line.startswith(f"error: {message}")
+    assert not ARGPARSE.search(line)
 
 
 @pytest.mark.parametrize("command", commands())

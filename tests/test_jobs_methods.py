@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,37 @@ def test_invalid_settings_are_refused_before_anything_runs(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         parse(_config(place, **settings))
+
+
+def test_only_chosen_runs_are_parsed(place: Place) -> None:
+    config = _config(place, task="fsc", method="adapters")
+    config.tasks.gsc.train = ConfigDict({"epochs": -1})
+    config.methods.whole = ConfigDict({"prompt": {"depth": 1}})
+    assert [*parse(config).runs["fsc"]] == ["adapters"]
+
+
+RANK = "--config.prompt.rank has no effect, as all chosen methods have their own prompt.rank: give --config.methods."
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "overrides", "message"),
+    [
+        ("fsc", "lora", "prompt.rank", f"{RANK}lora.prompt.rank"),
+        ("fsc", "speechprompt,lora", "prompt.rank", f"{RANK}lora.prompt.rank"),
+        ("fsc", "speechprompt", "prompt.rank", "all chosen methods have their own prompt.rank: leave it out"),
+        ("fsc,gsc", "lora", "train.epochs", "give --config.tasks.fsc.train.epochs and --config.tasks.gsc.train.epochs"),
+        ("fsc", "lora", "tasks.gsc.lm", "--config.tasks.gsc.lm has no effect: choose gsc too by --config.task=fsc,gsc"),
+        ("fsc", "lora", "methods.prompts.optim.lr", "choose prompts too by --config.method=lora,prompts"),
+        ("fsc", "lora", "task method train.seeds prompt.dropout tasks.fsc.lm methods.lora.prompt.rank", ""),
+        ("fsc", "finetune,lora", "train.trainable", ""),
+    ],
+)
+def test_an_override_without_effect_is_refused(task: str, method: str, overrides: str, message: str) -> None:
+    config = adapters.get_config()
+    config.task, config.method = task, method
+    refused = pytest.raises(ValueError, match=re.escape(message)) if message else contextlib.nullcontext()
+    with refused:
+        methods.refuse_overrides_without_effect(config, overrides.split())
 
 
 def test_a_workdir_has_one_job(place: Place, compared: Path) -> None:

@@ -205,7 +205,7 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture[str]):
         serve.main(["--help"])
     assert left.value.code == 0
     printed = capsys.readouterr().out
-    assert "example: python -m spjax.serve --lm=" in printed
+    assert "  python -m spjax.serve --lm=" in printed
     assert re.search(r"--max-mb MAX_MB\s+most megabytes of an upload \(10\)", printed)
 
 

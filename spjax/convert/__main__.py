@@ -1,4 +1,4 @@
-"""`python -m spjax.convert unit_lm|pgslm|prompt|kmeans|hubert|whisper SRC OUT`: import other projects' checkpoints."""
+"""`python -m spjax.convert KIND SRC OUT`: import checkpoints of other projects (`--help` lists the kinds)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ if __name__ == "__main__":  # before the imports, which take seconds
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from spjax.command_line import Parser, local_path, output, place
 from spjax.convert import ConvertError, decoders, fairseq, hubert, pgslm, sklearn, whisper
@@ -19,172 +19,7 @@ from spjax.convert.checkpoint import Checkpoint, read_checkpoint
 from spjax.convert.options import parse
 from spjax.io import StorageError, kinds, places, read_unit_lm, save_encoder, save_kmeans, save_pack, save_unit_lm
 from spjax.models.config import UnitLMConfig
-from spjax.tasks import TASKS
 from spjax.types import Params
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m spjax.convert",
-        description="Import checkpoints of other projects. Strict: every tensor must be known. Safe: no code named "
-        "in a file is imported or run, and torch is not needed.",
-    )
-    jobs = parser.add_subparsers(dest="job", required=True)
-
-    lm = jobs.add_parser(
-        "unit_lm",
-        help="fairseq GSLM checkpoint, or a Hugging Face LLaMA, Mistral, Qwen2 or OPT -> unit LM directory",
-        description="Import a fairseq unit LM of GSLM's architecture; or the unit rows of a decoder in Hugging Face's "
-        "format, slamkit's and TWIST's included. In float32 or half precision.",
-        epilog="example: python -m spjax.convert unit_lm hubert100_lm/checkpoint_best.pt lms/gslm",
-    )
-    lm.add_argument(
-        "source",
-        metavar="SRC",
-        type=local_path,
-        help="fairseq checkpoint; or a directory of config.json and model.safetensors or pytorch_model.bin",
-    )
-    lm.add_argument("out", metavar="OUT", type=output, help="directory to write: config.json and model.safetensors")
-    lm.add_argument(
-        "--dict", metavar="dict.txt", type=local_path, help="the model's dictionary (default: beside SRC.pt)"
-    )
-
-    for name, text in (
-        ("units", "number of units"),
-        ("first-unit", "token of unit 0"),
-        ("pad", "padding token"),
-        ("opener", "token that opens a row"),
-    ):
-        lm.add_argument(
-            f"--{name}", metavar="N", type=int, help=f"{text} (directories only; default: as the files say)"
-        )
-    lm.add_argument(
-        "--unit-tokens",
-        metavar="NAME",
-        help="name of the units' tokens in the directory's tokenizer, with {} for the number: '<|u{}|>'",
-    )
-
-    streams = jobs.add_parser(
-        "pgslm",
-        help="fairseq pGSLM checkpoint -> unit LM directory",
-        description="Import a multi-stream LM of units, durations and f0: discrete or continuous, with prosody input "
-        "or without.",
-        epilog="example: python -m spjax.convert pgslm discrete_prosody_shift_1_1.pt lms/pgslm "
-        f"--f0-bins={pgslm.F0_BINS}",
-    )
-    streams.add_argument("source", metavar="SRC.pt", type=local_path, help="fairseq checkpoint")
-    streams.add_argument(
-        "out", metavar="OUT", type=output, help="directory to write: config.json and model.safetensors"
-    )
-    streams.add_argument(
-        "--f0-bins",
-        metavar="FILE.th",
-        type=local_path,
-        help=f"edges of a discrete model's f0 bins (default: {pgslm.F0_BINS} beside SRC.pt)",
-    )
-
-    prompt = jobs.add_parser(
-        "prompt",
-        help="SpeechPrompt v2 prompt checkpoint -> prompt pack",
-        description="Import a trained prompt. The pack is bound to the unit LM it was trained with.",
-        epilog="example: python -m spjax.convert prompt checkpoint_best.pt packs/fsc --lm=lms/gslm --task=fsc "
-        "--verbalizer=verbalizer.json",
-    )
-    prompt.add_argument("source", metavar="SRC.pt", type=local_path, help="prompt checkpoint")
-    prompt.add_argument("out", metavar="OUT", type=output, help="directory to write: card.json and prompt.safetensors")
-    prompt.add_argument(
-        "--lm", metavar="LM", type=place, required=True, help="imported unit LM that it was trained with"
-    )
-    prompt.add_argument(
-        "--task",
-        metavar="TASK",
-        type=place,
-        help=f"slots and labels: {', '.join(TASKS)}, or a .json file "
-        '{"name", "slots": [{"name", "labels"}], "metric"} (default: one slot with the labels of --verbalizer)',
-    )
-    prompt.add_argument(
-        "--verbalizer",
-        metavar="verbalizer.json",
-        type=local_path,
-        help="written by the original code beside its data: label -> unit, or class number of a learnable verbalizer "
-        "(default: the class numbers of the task; without a task the labels are numbers)",
-    )
-    prompt.add_argument(
-        "--kind",
-        choices=("learnable", "frequency", "random", "identity"),
-        help="name of the rule that chose the units (default: learnable if the checkpoint holds a matrix, else "
-        "frequency, or identity without --verbalizer)",
-    )
-    prompt.add_argument(
-        "--slots", metavar="K", type=int, default=1, help="labels of an utterance, without --task (default: 1)"
-    )
-    prompt.add_argument(
-        "--data",
-        metavar="RECORDS",
-        type=place,
-        help="unit records of the task: allow only the label combinations of their train split",
-    )
-
-    kmeans = jobs.add_parser(
-        "kmeans",
-        help="scikit-learn k-means (km.bin), or centroids in .npy or .pt -> k-means directory",
-        description="Import the centroids of a MiniBatchKMeans or KMeans that joblib pickled, from any scikit-learn; "
-        "or an array [clusters, dims] of floats that numpy.save or torch.save wrote.",
-        epilog="example: python -m spjax.convert kmeans km.bin kmeans/km100 --encoder=hubert_base_ls960 --layer=6",
-    )
-    kmeans.add_argument("source", metavar="KM.bin", type=local_path, help="pickle (compressed or not), .npy or .pt")
-    kmeans.add_argument(
-        "out", metavar="OUT", type=output, help="directory to write: card.json and centroids.safetensors"
-    )
-    kmeans.add_argument("--encoder", metavar="NAME", required=True, help="encoder of the features it was fitted on")
-    kmeans.add_argument("--layer", metavar="N", type=int, help="layer of the encoder; leave out if it has none")
-
-    encoder = jobs.add_parser(
-        "hubert",
-        help="fairseq or Hugging Face HuBERT -> HuBERT directory",
-        description="Import a HuBERT of base architecture. Tensors that features do not depend on (masking, "
-        "pretraining targets, heads) are left out and listed.",
-        epilog="example: python -m spjax.convert hubert hubert_base_ls960.pt huberts/hubert_base_ls960",
-    )
-    encoder.add_argument(
-        "source",
-        metavar="SRC",
-        type=local_path,
-        help="fairseq checkpoint; or Hugging Face's model.safetensors or pytorch_model.bin with config.json beside it, "
-        "or the directory of both",
-    )
-
-    speech = jobs.add_parser(
-        "whisper",
-        help="encoder of a Hugging Face Whisper -> Whisper directory",
-        description="Import the encoder of a Whisper of any size. The decoder is left out and counted.",
-        epilog="example: python -m spjax.convert whisper whisper-tiny.en/ whispers/whisper_tiny_en",
-    )
-    speech.add_argument(
-        "source",
-        metavar="SRC",
-        type=local_path,
-        help="directory of config.json and model.safetensors (in shards or not) or pytorch_model.bin, or such a file",
-    )
-    for job in (encoder, speech):
-        job.add_argument(
-            "out", metavar="OUT", type=output, help="directory to write: config.json and model.safetensors"
-        )
-        job.add_argument("--name", metavar="NAME", help="name of the encoder in records (default: from SRC)")
-    for job in (lm, streams):
-        job.add_argument("--heads", metavar="H", type=int, help="attention heads, if the checkpoint does not say")
-    for job in (lm, streams, prompt, encoder, speech):
-        job.add_argument(
-            "--option",
-            metavar="NAME=VALUE",
-            action="append",
-            default=[],
-            help="an option of the training run that the checkpoint lacks (--option=activation_fn=relu); stored in the "
-            "provenance",
-        )
-    for job in (lm, streams, prompt, kmeans, encoder, speech):
-        job.add_argument("--force", action="store_true", help="replace what an earlier import wrote to OUT")
-    return parser
 
 
 def _read(options: argparse.Namespace) -> Checkpoint:
@@ -297,6 +132,163 @@ def _check_places(options: argparse.Namespace) -> None:
         raise ConvertError(f"{options.source} is {what or 'a directory'}, not a file to import. {todo}")
 
 
+class _Kind(NamedTuple):
+    """A kind of checkpoint: its help, the metavar and help of SRC, names in `_FLAGS`, and the import."""
+
+    title: str
+    about: str
+    source: tuple[str, str]
+    flags: tuple[str, ...]
+    run: Callable[[argparse.Namespace], None]
+
+
+_FAIRSEQ = ("SRC.pt", "fairseq checkpoint")
+_KINDS = {
+    "unit_lm": _Kind(
+        "fairseq GSLM checkpoint, or a Hugging Face LLaMA, Mistral, Qwen2 or OPT -> unit LM directory",
+        """  %(prog)s hubert100_lm/checkpoint_best.pt lms/gslm
+  %(prog)s slam/ lms/slam
+
+Import a fairseq unit LM of GSLM's architecture; or the unit rows of a decoder in Hugging Face's format, slamkit's and
+TWIST's included. In float32 or half precision.""",
+        ("SRC", "fairseq checkpoint; or directory of config.json and model.safetensors or pytorch_model.bin"),
+        ("dict", "units", "first-unit", "pad", "opener", "unit-tokens", "heads", "option"),
+        _import_unit_lm,
+    ),
+    "pgslm": _Kind(
+        "fairseq pGSLM checkpoint -> unit LM directory",
+        f"""  %(prog)s discrete_prosody_shift_1_1.pt lms/pgslm --f0-bins={pgslm.F0_BINS}
+
+Import a multi-stream LM of units, durations and f0: discrete or continuous, with prosody input or without.""",
+        _FAIRSEQ,
+        ("f0-bins", "heads", "option"),
+        _import_pgslm,
+    ),
+    "prompt": _Kind(
+        "SpeechPrompt v2 prompt checkpoint -> prompt pack",
+        """  %(prog)s best.pt packs/fsc --lm=lms/gslm --task=fsc --verbalizer=verbalizer.json
+
+Import a trained prompt. The pack is bound to the unit LM it was trained with.""",
+        ("SRC.pt", "prompt checkpoint"),
+        ("lm", "task", "verbalizer", "kind", "slots", "data", "option"),
+        _import_prompt,
+    ),
+    "kmeans": _Kind(
+        "scikit-learn k-means (km.bin), or centroids in .npy or .pt -> k-means directory",
+        """  %(prog)s km.bin kmeans/km100 --encoder=hubert_base_ls960 --layer=6
+
+Import the centroids of a MiniBatchKMeans or KMeans that joblib pickled, from any scikit-learn; or an array
+[clusters, dims] of floats that numpy.save or torch.save wrote.""",
+        ("KM.bin", "pickle (compressed or not), .npy or .pt"),
+        ("encoder", "layer"),
+        _import_kmeans,
+    ),
+    "hubert": _Kind(
+        "fairseq or Hugging Face HuBERT -> HuBERT directory",
+        """  %(prog)s hubert_base_ls960.pt huberts/hubert_base_ls960
+
+Import a HuBERT of base architecture. Tensors that features do not depend on (masking, pretraining targets, heads)
+are left out and listed.""",
+        (
+            "SRC",
+            "fairseq checkpoint; or directory of Hugging Face's config.json and model.safetensors or pytorch_model.bin",
+        ),
+        ("name", "option"),
+        _import_encoder,
+    ),
+    "whisper": _Kind(
+        "encoder of a Hugging Face Whisper -> Whisper directory",
+        """  %(prog)s whisper-tiny.en/ whispers/whisper_tiny_en
+
+Import the encoder of a Whisper of any size. The decoder is left out and counted.""",
+        (
+            "SRC",
+            "directory of config.json and model.safetensors (in shards or not) or pytorch_model.bin, or such a file",
+        ),
+        ("name", "option"),
+        _import_encoder,
+    ),
+}
+_FLAGS: dict[str, dict[str, Any]] = {
+    "dict": {"metavar": "dict.txt", "type": local_path, "help": "the model's dictionary (default: beside SRC.pt)"},
+    **{
+        name: {"metavar": "N", "type": int, "help": f"{text} (directories only; default: as the files say)"}
+        for name, text in (
+            ("units", "number of units"),
+            ("first-unit", "token of unit 0"),
+            ("pad", "padding token"),
+            ("opener", "token that opens a row"),
+        )
+    },
+    "unit-tokens": {
+        "metavar": "NAME",
+        "help": "name of the units' tokens in the directory's tokenizer, with {} for the number: '<|u{}|>'",
+    },
+    "f0-bins": {
+        "metavar": "FILE.th",
+        "type": local_path,
+        "help": f"edges of a discrete model's f0 bins (default: {pgslm.F0_BINS} beside SRC.pt)",
+    },
+    "heads": {"metavar": "H", "type": int, "help": "attention heads, if the checkpoint does not say"},
+    "lm": {"metavar": "LM", "type": place, "required": True, "help": "imported unit LM that it was trained with"},
+    "task": {
+        "metavar": "TASK",
+        "type": place,
+        "help": 'slots and labels: a task that spjax knows, or a .json file {"name", "slots": [{"name", "labels"}], '
+        '"metric"} (default: one slot with the labels of --verbalizer)',
+    },
+    "verbalizer": {
+        "metavar": "FILE.json",
+        "type": local_path,
+        "help": "written by the original code beside its data: label -> unit, or class number of a learnable "
+        "verbalizer (default: the class numbers of the task; without a task the labels are numbers)",
+    },
+    "kind": {
+        "metavar": "RULE",
+        "choices": ("learnable", "frequency", "random", "identity"),
+        "help": "rule that chose the units: learnable, frequency, random or identity (default: learnable if the "
+        "checkpoint holds a matrix, else frequency, or identity without --verbalizer)",
+    },
+    "slots": {"metavar": "K", "type": int, "default": 1, "help": "labels of an utterance, without --task (1)"},
+    "data": {
+        "metavar": "RECORDS",
+        "type": place,
+        "help": "unit records of the task: allow only the label combinations of their train split",
+    },
+    "encoder": {"metavar": "NAME", "required": True, "help": "encoder of the features it was fitted on"},
+    "layer": {"metavar": "N", "type": int, "help": "layer of the encoder; leave out if it has none"},
+    "name": {"metavar": "NAME", "help": "name of the encoder in records (default: from SRC)"},
+    "option": {
+        "metavar": "NAME=VALUE",
+        "action": "append",
+        "default": [],
+        "help": "option of the training run that the checkpoint lacks, such as activation_fn=relu; kept in the "
+        "provenance",
+    },
+    "force": {"action": "store_true", "help": "replace what an earlier import wrote to OUT"},
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m spjax.convert",
+        description="""  %(prog)s unit_lm hubert100_lm/checkpoint_best.pt lms/gslm
+  %(prog)s hubert hubert_base_ls960.pt huberts/hubert_base_ls960
+  %(prog)s kmeans km.bin kmeans/km100 --encoder=hubert_base_ls960 --layer=6
+
+Import checkpoints of other projects. Strict: every tensor must be known. Safe: no code named in a file is imported or
+run, and torch is not needed. `COMMAND --help` has the flags of a command.""",
+    )
+    jobs = parser.add_commands()
+    for name, kind in _KINDS.items():
+        job = jobs.add_parser(name, help=kind.title, description=kind.about)
+        job.add_argument("source", metavar=kind.source[0], type=local_path, help=kind.source[1])
+        job.add_argument("out", metavar="OUT", type=output, help="directory to write")
+        for flag in (*kind.flags, "force"):
+            job.add_argument(f"--{flag}", **_FLAGS[flag])
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run an import.
 
@@ -309,14 +301,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
         _check_places(options)
-        imports = {
-            "unit_lm": _import_unit_lm,
-            "pgslm": _import_pgslm,
-            "prompt": _import_prompt,
-            "kmeans": _import_kmeans,
-            "hubert": _import_encoder,
-            "whisper": _import_encoder,
-        }
-        imports[options.job](options)
+        _KINDS[options.job].run(options)
     except (ConvertError, StorageError, OSError) as error:
         sys.exit(f"error: {error}")

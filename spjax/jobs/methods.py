@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
-from spjax.config import MethodsJob, PromptJob, to_dict
+from spjax.config import MethodsJob, PromptJob, flat, to_dict
 from spjax.evaluation import method_table
 from spjax.io import unit_lms
 from spjax.jobs import pretraining, prompting, task_data
@@ -27,6 +30,42 @@ def run_of(job: MethodsJob, task: str, method: str, seed: int) -> PromptJob:
     """Settings of a run's prompt job."""
     one = job.runs[task][method]
     return dataclasses.replace(one, train=dataclasses.replace(one.train, seeds=(seed,)))
+
+
+def refuse_overrides_without_effect(config: ConfigDict, overrides: Iterable[str]) -> None:
+    """Refuse settings of the command line that change no chosen run.
+
+    Common settings are replaced by those of a task, and both by those of a method.
+
+    Args:
+      config: of a methods job, with the overrides.
+      overrides: names of settings that the command line gives by `--config.NAME`.
+
+    Raises:
+      ValueError: a setting without effect; the message names the flag that has one.
+    """
+    layers = {part: {name: flat(one.to_dict()) for name, one in config[part].items()} for part in ("tasks", "methods")}
+    chosen = {"tasks": config.task.split(","), "methods": config.method.split(",")}
+    for name in overrides:
+        part, _, rest = name.partition(".")
+        one, _, setting = rest.partition(".") if part in layers else ("", "", name)
+        if one and one not in chosen[part]:
+            listed = ",".join([*chosen[part], one])
+            raise ValueError(f"--config.{name} has no effect: choose {one} too by --config.{part[:-1]}={listed}")
+        for above in {"tasks": ("methods",), "methods": ()}.get(part, ("methods", "tasks")):
+            if all(_sets(layers[above][each], setting) for each in chosen[above]):
+                named = [
+                    f"--config.{above}.{each}.{setting}" for each in chosen[above] if setting in layers[above][each]
+                ]
+                fix = f"give {' and '.join(named)}" if named else "leave it out"
+                raise ValueError(
+                    f"--config.{name} has no effect, as all chosen {above} have their own {setting}: {fix}"
+                )
+
+
+def _sets(layer: Mapping[str, Any], setting: str) -> bool:
+    """Whether settings of a task or method replace one; the published settings (`reference`) replace whole groups."""
+    return setting in layer or (layer.get("reference", False) and setting.split(".")[0] in ("prompt", "loss", "optim"))
 
 
 def run_methods(job: MethodsJob, workdir: str, import_units: ImportUnits | None, command: str) -> None:
@@ -97,10 +136,10 @@ def _place(workdir: str, task: str, method: str, seed: int) -> str:
 
 def _runs(job: MethodsJob, workdir: str, task: str) -> dict[str, list[str]]:
     """Directories of the finished runs of a task, by method."""
-    return {method: method_table.finished_runs(os.path.join(workdir, task, method)) for method in job.runs[task]}
+    return {method: method_table.finished_runs(os.path.join(workdir, task, method)) for method in job.methods}
 
 
 def _write(job: MethodsJob, workdir: str, missing: dict[str, str]) -> None:
     if jax.process_index() == 0:
-        runs = {task: _runs(job, workdir, task) for task in job.runs}
+        runs = {task: _runs(job, workdir, task) for task in job.tasks}
         method_table.write(workdir, runs, missing)

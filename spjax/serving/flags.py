@@ -13,26 +13,35 @@ from spjax.serving.predictor import SpeechPrompt
 def add_predictor_flags(parser: argparse.ArgumentParser, speech: bool = True) -> None:
     """Add the flags of `load_predictor`. `speech`: only recordings are accepted, so `--encoder` is required."""
     parser.add_argument(
-        "--lm", type=place, required=True, help="directory of the unit LM that the packs were trained with, or tiny"
+        "--lm", type=place, metavar="DIR", required=True, help="unit LM that the packs were trained with, or tiny"
     )
-    parser.add_argument(
-        "--encoder", type=place, required=speech, help="mfcc, log_mel, tiny, or the directory of a HuBERT or Whisper"
-    )
-    parser.add_argument("--kmeans", type=place, help="directory of the encoder's k-means; not needed for tiny")
-    parser.add_argument("--layer", type=int, default=6, help="layer of a HuBERT or Whisper (%(default)s)")
-    parser.add_argument("--lowpass", type=float, metavar="HZ", help="low-pass of the encoder, if the packs used one")
     parser.add_argument(
         "--packs", type=pack_place, required=True, action="append", metavar="[NAME=]DIR",
         help="a prompt pack, a bank, or a directory of them (such as a job's); may be repeated",
     )  # fmt: skip
-    parser.add_argument(
-        "--compute", choices=tuple(KINDS), default="float32", help="type of the LM's kernels (%(default)s)"
+    encoder = parser.add_argument_group("encoder")
+    encoder.add_argument(
+        "--encoder",
+        type=place,
+        metavar="NAME",
+        required=speech,
+        help="mfcc, log_mel, tiny, or a HuBERT's or Whisper's directory",
     )
-    parser.add_argument("--max-units", type=int, default=1024, help="most units of an utterance (%(default)s)")
-    parser.add_argument("--cut", action="store_true", help="truncate longer utterances instead of refusing them")
-    parser.add_argument(
+    encoder.add_argument("--kmeans", type=place, metavar="DIR", help="the encoder's k-means; not needed for tiny")
+    encoder.add_argument("--layer", type=int, metavar="N", default=6, help="layer of a HuBERT or Whisper (%(default)s)")
+    encoder.add_argument("--lowpass", type=float, metavar="HZ", help="low-pass of the encoder, if the packs used one")
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--compute", metavar="TYPE", choices=tuple(KINDS), default="float32",
+        help=f"type of the LM's kernels: {', '.join(KINDS)} (%(default)s)",
+    )  # fmt: skip
+    model.add_argument(
+        "--max-units", type=int, metavar="N", default=1024, help="most units of an utterance (%(default)s)"
+    )
+    model.add_argument("--cut", action="store_true", help="truncate longer utterances instead of refusing them")
+    model.add_argument(
         "--compilation-cache", default="~/.cache/spjax/xla", type=place_or_none, metavar="DIR",
-        help="directory of the compilation cache; '' for none (%(default)s)",
+        help="directory of compiled programs; '' for none (%(default)s)",
     )  # fmt: skip
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import functools
+import os
+import shutil
 import tempfile
 import time
 import urllib.parse
@@ -19,12 +22,34 @@ if TYPE_CHECKING:
 KEPT_SECONDS = 1800  # for which an upload is kept on disk
 SWEPT_SECONDS = 600  # between deletions of old uploads
 _SESSIONS, _STATES, _EVENTS = 1000, 32, 200  # most recent ones kept: unfetched results, session states, call times
+_PREFIX, _STARTING_SECONDS = "spjax-uploads-", 10  # for which a new folder may not be locked yet
 _SESSION_NAME = 64  # characters
 
 
 @functools.cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="spjax-uploads-", ignore_cleanup_errors=True)
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):  # a running server has locked it, or it is another user's
+            if time.time() - left.stat().st_mtime > _STARTING_SECONDS:
+                _lock(left)
+                shutil.rmtree(left, ignore_errors=True)  # of a server that was killed
+    made = tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True)
+    _lock(Path(made.name))
+    return made
+
+
+def _lock(folder: Path) -> None:
+    """Lock a folder until this process ends, however it ends.
+
+    Raises:
+      OSError: another process has locked it, or it cannot be opened.
+    """
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(number)
+        raise
 
 
 def upload_folder() -> Path:

@@ -356,7 +356,7 @@ def test_help(job, capsys):
     with pytest.raises(SystemExit) as done:
         main([job, "--help"])
     assert done.value.code == 0
-    assert "example: python -m spjax.convert" in capsys.readouterr().out
+    assert f"\n  python -m spjax.convert {job} " in capsys.readouterr().out
 
 
 def test_golden_checkpoints_share_one_storage_between_embedding_and_output(golden: Path):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,3 +92,30 @@ def test_old_files_are_deleted(tmp_path: Path):
     page_guard.delete_old(tmp_path)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
     assert left == {"a", "b", "b/new.wav", "tmpnew"}, "a folder goes when it was empty for as long"
+
+
+def test_the_folder_of_a_killed_server_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the next start; those of running servers, and of ones that start just now, are kept."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    lock = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], 0), fcntl.LOCK_EX); print(1, flush=True); input()"
+    for name in ("killed", "running", "starting"):
+        (tmp_path / f"spjax-uploads-{name}").mkdir()
+        (tmp_path / f"spjax-uploads-{name}" / "a.wav").write_bytes(b"1")
+    for name in ("killed", "running"):
+        os.utime(tmp_path / f"spjax-uploads-{name}", (0, 0))
+    servers = {
+        name: subprocess.Popen(
+            [sys.executable, "-c", lock, str(tmp_path / f"spjax-uploads-{name}")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )
+        for name in ("killed", "running")
+    }  # fmt: skip
+    for server in servers.values():
+        assert server.stdout is not None
+        server.stdout.readline()  # it has the lock
+    servers["killed"].kill()
+    servers["killed"].wait()
+    with page_guard._folder.__wrapped__() as made:
+        kept = {path.name for path in tmp_path.iterdir()}
+        assert kept == {"spjax-uploads-running", "spjax-uploads-starting", Path(made).name}
+    servers["running"].communicate(b"")
