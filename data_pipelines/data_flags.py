@@ -70,7 +70,7 @@ def add_encoder_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of the encoder and of the handling of unusable files."""
     group = parser.add_argument_group("encoder")
     flag_table.add(group, "encoder", required=True)
-    group.add_argument("--layer", type=int, default=6, help="of a HuBERT or Whisper (%(default)s)")
+    group.add_argument("--layer", type=int, default=6, help="of an encoder with weights (%(default)s)")
     group.add_argument("--plain-chunks", action="store_true", help="cut long audio as the reference does")
     group.add_argument("--lowpass", type=float, metavar="HZ", help="remove frequencies above, whatever the sample rate")
     flag_table.add(parser, "on-error", choices=("stop", "skip"), default="stop")

@@ -1,4 +1,4 @@
-"""`python -m spjax.convert unit_lm|pgslm|prompt|kmeans|hubert|whisper SRC OUT`: import other projects' checkpoints."""
+"""`python -m spjax.convert KIND SRC OUT`: import checkpoints of other projects (`--help` lists the kinds)."""
 
 from __future__ import annotations
 
@@ -120,9 +120,10 @@ def _parser() -> argparse.ArgumentParser:
 
     encoder = jobs.add_parser(
         "hubert",
-        help="fairseq or Hugging Face HuBERT -> HuBERT directory",
-        description="Import a HuBERT of base architecture. Tensors that features do not depend on (masking, "
-        "pretraining targets, heads) are left out and listed.",
+        aliases=["wav2vec2", "wavlm"],
+        help="fairseq or Hugging Face HuBERT, Hugging Face wav2vec2 or WavLM -> encoder directory",
+        description="Import a HuBERT, a wav2vec2 or a WavLM; its files say which. Tensors that features do not depend "
+        "on (masking, pretraining targets, heads) are left out and listed.",
         epilog="example: python -m spjax.convert hubert hubert_base_ls960.pt huberts/hubert_base_ls960",
     )
     encoder.add_argument(
@@ -234,8 +235,7 @@ def _import_kmeans(options: argparse.Namespace) -> None:
 
 
 def _import_encoder(options: argparse.Namespace) -> None:
-    title, read = _ENCODERS[options.job]
-    made = read(options.source, parse(options.option))
+    made = _ENCODERS[options.job](options.source, parse(options.option))
     name = options.name or made.name
     if name is None:
         raise ConvertError(f"{options.source} is named by a hash. Give the model a name: --name=NAME.")
@@ -244,14 +244,14 @@ def _import_encoder(options: argparse.Namespace) -> None:
         print(note)
     config = made.config
     sizes = f"{config.layers} layers, dim {config.dim}, {config.heads} heads, ffn {config.ffn_dim}"
-    print(f"{options.out}: {title} {name} of {config.num_params:,} parameters ({sizes})")
+    print(f"{options.out}: {made.kind} {name} of {config.num_params:,} parameters ({sizes})")
     left = ", ".join(made.unused[:8]) + (f" and {len(made.unused) - 8} more" if len(made.unused) > 8 else "")
     counted = f"{left} ({made.left_out:,} parameters)" if left else "nothing"
     print(f"read {made.read:,} parameters of {made.title}'s; left out: {counted}")
     print(f"hash {identity}")
 
 
-_ENCODERS = {"hubert": ("HuBERT", hubert.import_hubert), "whisper": ("Whisper", whisper.import_whisper)}
+_ENCODERS = dict.fromkeys(("hubert", "wav2vec2", "wavlm"), hubert.import_hubert) | {"whisper": whisper.import_whisper}
 
 
 @places.translate_bucket_errors()
@@ -283,8 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "pgslm": _import_pgslm,
             "prompt": _import_prompt,
             "kmeans": _import_kmeans,
-            "hubert": _import_encoder,
-            "whisper": _import_encoder,
+            **dict.fromkeys(_ENCODERS, _import_encoder),
         }
         imports[options.job](options)
     except (ConvertError, StorageError, OSError) as error:

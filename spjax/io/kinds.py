@@ -125,8 +125,8 @@ def describe(place: Path) -> tuple[str, str]:
             name = value.get("model_type")
             todo = (
                 f"Import it first: `python -m spjax.convert {name} {place} OUT`."
-                if name in ("hubert", "whisper")
-                else "spjax imports only unit LMs of fairseq, HuBERTs and Whisper encoders."
+                if name in ("hubert", "wav2vec2", "wavlm", "whisper")
+                else "spjax imports only unit LMs of fairseq, and encoders: HuBERT, wav2vec2, WavLM and Whisper."
             )
             return f"a Hugging Face model ({name!s:.40})", todo
     held = sorted(entry.name for entry in place.iterdir()) if place.is_dir() else []

@@ -16,10 +16,13 @@ def add_predictor_flags(parser: argparse.ArgumentParser, speech: bool = True) ->
         "--lm", type=place, required=True, help="directory of the unit LM that the packs were trained with, or tiny"
     )
     parser.add_argument(
-        "--encoder", type=place, required=speech, help="mfcc, log_mel, tiny, or the directory of a HuBERT or Whisper"
+        "--encoder",
+        type=place,
+        required=speech,
+        help="mfcc, log_mel, tiny, or the directory of a HuBERT, wav2vec2, WavLM or Whisper",
     )
     parser.add_argument("--kmeans", type=place, help="directory of the encoder's k-means; not needed for tiny")
-    parser.add_argument("--layer", type=int, default=6, help="layer of a HuBERT or Whisper (%(default)s)")
+    parser.add_argument("--layer", type=int, default=6, help="layer of an encoder with weights (%(default)s)")
     parser.add_argument("--lowpass", type=float, metavar="HZ", help="low-pass of the encoder, if the packs used one")
     parser.add_argument(
         "--packs", type=pack_place, required=True, action="append", metavar="[NAME=]DIR",

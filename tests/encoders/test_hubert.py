@@ -18,7 +18,6 @@ from jax import export
 from spjax.convert.hubert import import_hubert
 from spjax.encoders import hubert, transformer
 from spjax.io import files
-from spjax.io.encoders import hubert_shapes
 from spjax.models.config import Compute
 from spjax.models.hubert_config import HubertConfig
 from spjax.training.speed import equations
@@ -109,7 +108,7 @@ def test_frames_are_those_of_convolution_after_convolution(samples: int, sizes: 
 def test_full_size():
     config = HubertConfig()
     assert (config.field, config.hop, config.frames(16000)) == (FIELD, HOP, 49)
-    assert sum(math.prod(shape) for shape in hubert_shapes(config).values()) == config.num_params == 94_370_816
+    assert sum(math.prod(shape) for shape in config.shapes.values()) == config.num_params == 94_370_816
 
 
 @pytest.mark.parametrize(
@@ -291,7 +290,7 @@ def test_bfloat16_is_close():
 def shapes(config: HubertConfig, layers: int) -> Params:
     kept = {
         path: jax.ShapeDtypeStruct(shape, jnp.float32)
-        for path, shape in hubert_shapes(config).items()
+        for path, shape in config.shapes.items()
         if not path.startswith("layers/") or int(path.split("/")[1]) < layers
     }
     return files.unflatten(kept)

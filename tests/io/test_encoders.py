@@ -11,7 +11,6 @@ import pytest
 import safetensors.numpy
 
 from spjax.io import StorageError, files, read_encoder, save_encoder
-from spjax.io.encoders import hubert_shapes
 from spjax.models.hubert_config import HubertConfig
 from tests.encoders.hubert_models import TINY, weights
 
@@ -51,7 +50,7 @@ def test_round_trip(tmp_path: Path):
 
 @pytest.mark.parametrize("config", [TINY, HubertConfig(), HubertConfig(conv_kernels=(4, 3), conv_strides=(4, 2))])
 def test_counts(config: HubertConfig):
-    assert sum(math.prod(shape) for shape in hubert_shapes(config).values()) == config.num_params
+    assert sum(math.prod(shape) for shape in config.shapes.values()) == config.num_params
 
 
 @pytest.mark.parametrize(
