@@ -279,7 +279,7 @@ def encode_part(job: Job, encoder: Any, number: int) -> Part:
 
     for row, (path, start, duration) in enumerate(clips):
         try:
-            audio = read_audio(epath.Path(job.raw) / path, start, duration)
+            audio = read_audio(epath.Path(job.raw) / path, start, duration, encoder.least)
         except AudioError as error:
             refused[row] = str(error)
             continue

@@ -31,10 +31,11 @@ class Encoder:
       name: "mfcc", "log_mel", or the name in the directory's card; with the low-pass, if there is one.
       layer: layer of an encoder with weights; None for the others.
       hop: samples between frames. Frame t is centred on sample `hop * t + center`.
-      features: waves float32 [n] (16 kHz, n at least 400) → features float32 [F, D] each, independent of the batch.
+      features: waves float32 [n] (16 kHz, n at least `least`) → features float32 [F, D] each, independent of the batch.
       kmeans: centroids [C, D]; None if only features are needed.
       chunk: samples of a chunk, if chunks are encoded independently (frames across their borders are lost).
-      margin: samples of silence to add before and after a wave so that every frame is a full window of 400 samples.
+      margin: samples of silence to add before and after a wave so that every frame is a full window of 400 samples;
+        negative of an encoder whose frames are longer: samples to leave out for windows in the middle of its frames.
     """
 
     name: str
@@ -50,6 +51,11 @@ class Encoder:
         """The sample on which frame 0 is centred."""
         return MIN_SAMPLES // 2 - self.margin[0]
 
+    @property
+    def least(self) -> int:
+        """Samples of the shortest wave."""
+        return max(MIN_SAMPLES, MIN_SAMPLES - sum(self.margin))
+
     def units(self, waves: Sequence[np.ndarray]) -> list[Int[np.ndarray, " _"]]:
         """Encode waves float32 [n] to units int32 [F], one a frame.
 
@@ -64,9 +70,10 @@ class Encoder:
 
     def log_f0(self, wave: np.ndarray) -> Float[np.ndarray, " F"]:
         """Log f0 float32 [F] of a wave float32 [n], one value per encoder frame, NaN where unvoiced."""
-        wave = np.pad(wave, self.margin)
-        size = self.chunk or len(wave)
+        size, (before, after) = self.chunk or len(wave), self.margin
         chunks = [wave[first : first + size] for first in range(0, len(wave), size)]
+        chunks = [np.pad(part[max(0, -before) :], (max(0, before), max(0, after))) for part in chunks]
+        chunks = [part[: len(part) + min(0, after)] for part in chunks]
         return np.concatenate([prosody.log_f0(part, self.hop) for part in chunks if len(part) >= prosody.MIN_SAMPLES])
 
 
@@ -277,6 +284,8 @@ def _load_directory(directory: str, layer: int, plain_chunks: bool, lowest: int)
             raise ValueError(f"{directory} is a Whisper encoder, plain_chunks is for the others: leave it out")
         features = functools.partial(whisper.extract, params, config, layer=layer)
         return loaded(features, margin=whisper.MARGIN), config.dim
+    spare = MIN_SAMPLES - config.field
+    loaded = functools.partial(loaded, margin=(spare // 2, spare - spare // 2))
     features = functools.partial(hubert.extract, params, config, layer=layer)
     if not plain_chunks:
         return loaded(features), config.dim

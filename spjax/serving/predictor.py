@@ -80,8 +80,8 @@ class SpeechPrompt:
 
         Args:
           lm: a unit LM or multi-stream LM, or its directory.
-          encoder: an encoder with a k-means; or "mfcc", "log_mel" or the directory of a HuBERT, wav2vec2, WavLM or Whisper; None to
-            classify units only.
+          encoder: an encoder with a k-means; or "mfcc", "log_mel" or the directory of a HuBERT, wav2vec2, WavLM or
+            Whisper; None to classify units only.
           packs: packs or their directories by name; or a list of packs and of paths that `io.load_packs` takes
             (packs, banks, directories of them, such as a job's), or one of these. The default name of a pack is its
             task's.
