@@ -22,7 +22,6 @@ import numpy as np
 from benchmarks import common, matmul_peak
 from spjax.convert.hubert import HUGGING_FACE
 from spjax.io import files
-from spjax.io.encoders import hubert_shapes
 from spjax.models.config import Compute
 from spjax.models.hubert_config import HubertConfig
 from spjax.types import Params
@@ -50,7 +49,7 @@ def make_job(args: argparse.Namespace, seed: int = 0) -> tuple[HubertConfig, Par
             return rng.standard_normal(shape, np.float32) * np.float32(np.prod(shape[:-1]) ** -0.5)
         return np.full(shape, path.endswith("scale"), np.float32)
 
-    params = files.unflatten({path: draw(path, shape) for path, shape in hubert_shapes(config).items()})
+    params = files.unflatten({path: draw(path, shape) for path, shape in config.shapes.items()})
     waves = 0.1 * rng.standard_normal((args.batch, int(args.seconds * RATE)), np.float32)
     return config, params, waves
 

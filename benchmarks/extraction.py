@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=10_000, help="number of recordings")
     parser.add_argument("--seconds", type=float, default=1.5, help="mean length of a recording")
-    parser.add_argument("--encoder", default="mfcc", help="mfcc, log_mel, or the directory of a HuBERT or Whisper")
+    parser.add_argument("--encoder", default="mfcc", help="mfcc, log_mel, or an imported encoder's directory")
     parser.add_argument("--clusters", type=int, default=100)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)

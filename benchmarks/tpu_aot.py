@@ -37,7 +37,6 @@ from tqdm import tqdm
 from benchmarks import common, decoding
 from spjax.config import PromptJob, parse
 from spjax.encoders import hubert
-from spjax.io.encoders import hubert_shapes
 from spjax.models import decode, prompts, unit_lm, verbalizers
 from spjax.models.config import UnitLMConfig
 from spjax.models.hubert_config import HubertConfig
@@ -199,7 +198,7 @@ def programs(job: PromptJob, size: Size, lm: UnitLMConfig | None = None) -> tupl
     def encoder() -> Any:
         sizes = HubertConfig()
         late = tuple(f"layers/{number}/" for number in range(HUBERT_LAYER, sizes.layers))
-        shapes = {path: shape for path, shape in hubert_shapes(sizes).items() if not path.startswith(late)}
+        shapes = {path: shape for path, shape in sizes.shapes.items() if not path.startswith(late)}
         flat: Any = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()}
         frames = sizes.frames(int(SECONDS * 16000))
         waves = max(1, hubert.BATCH_FRAMES // frames)

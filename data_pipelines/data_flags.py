@@ -66,7 +66,7 @@ def add_encoder_flags(parser: argparse.ArgumentParser) -> Any:
     flag_table.add(parser, "on-error", metavar="DO", choices=("stop", "skip"), default="stop")
     group = parser.add_argument_group("encoder")
     flag_table.add(group, "encoder", metavar="NAME", required=True)
-    group.add_argument("--layer", metavar="N", type=int, default=6, help="of a HuBERT or Whisper (%(default)s)")
+    group.add_argument("--layer", metavar="N", type=int, default=6, help="of an encoder with weights (%(default)s)")
     group.add_argument("--plain-chunks", action="store_true", help="cut long audio as the reference does")
     group.add_argument("--lowpass", metavar="HZ", type=float, help="remove frequencies above, whatever the sample rate")
     return group

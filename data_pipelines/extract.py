@@ -108,9 +108,9 @@ def extract_all(
 
     Args:
       wanted: the data sets.
-      encoder: "mfcc", "log_mel", or the directory of a HuBERT or Whisper; "tiny": "mfcc" with the bundled k-means.
+      encoder: "mfcc", "log_mel", or an imported encoder's directory; "tiny": "mfcc" with the bundled k-means.
       kmeans: directory of centroids, or "tiny"; None for an encoder that has its own.
-      layer: of a HuBERT or Whisper.
+      layer: of an encoder with weights.
       plain_chunks: cut long audio as the reference does.
       lowpass: cut-off frequency in Hz; None for no filter.
       merge: merge runs of equal units.

@@ -132,7 +132,7 @@ def _features(
     found: list[Any] = []
     for clip in clips:
         try:
-            audio = read_audio(epath.Path(raw) / clip.path, clip.start, clip.duration)
+            audio = read_audio(epath.Path(raw) / clip.path, clip.start, clip.duration, encoder.least)
             found.append(audio.wave)
             if audio.repairs:
                 repaired[clip.id] = f"{clip.path}: {'; '.join(audio.repairs)}"

@@ -21,7 +21,7 @@ FLAGS: dict[str, tuple[str, str]] = {
     "metric": ("text", "of your own data (accuracy; exact_match of several label columns)"),
     "split-seed": ("seed", "random seed of splits made for your own data (0)"),
     "protocol": ("text", "splits of a data set that spjax knows: paper, honest, a fold (paper)"),
-    "encoder": ("path", "mfcc, log_mel, tiny, or the directory of a HuBERT or Whisper"),
+    "encoder": ("path", "mfcc, log_mel, tiny, or the directory of a HuBERT, wav2vec2, WavLM or Whisper"),
     "kmeans": ("path", "directory of the k-means of the encoder's features; tiny has its own"),
     "on-error": ("text", "at a file that cannot be used: stop, or skip (stop)"),
 }  # fmt: skip

@@ -51,11 +51,11 @@ class Job:
 
     Attributes:
       raw: root of the data set, local or gs://.
-      encoder: name, or directory (local or gs://) of a HuBERT or Whisper.
+      encoder: name, or directory (local or gs://) of a HuBERT, wav2vec2, WavLM or Whisper.
       kmeans: directory of the centroids.
       identity: hashes of encoder and k-means; jobs at different paths are equal if these are.
       clips: path under `raw`, start and duration (seconds, None: to the end) of every clip.
-      layer: of a HuBERT or Whisper.
+      layer: of an encoder with weights.
       plain_chunks: cut long audio as the reference does.
       lowpass: cut-off frequency in Hz; None for no filter.
       merge: merge runs of equal units.
@@ -279,7 +279,7 @@ def encode_part(job: Job, encoder: Any, number: int) -> Part:
 
     for row, (path, start, duration) in enumerate(clips):
         try:
-            audio = read_audio(epath.Path(job.raw) / path, start, duration)
+            audio = read_audio(epath.Path(job.raw) / path, start, duration, encoder.least)
         except AudioError as error:
             refused[row] = str(error)
             continue

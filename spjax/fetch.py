@@ -14,6 +14,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 import dataclasses
 import json
 import os
+import shutil
 import sys
 import tempfile
 import urllib.parse
@@ -34,7 +35,7 @@ from spjax.io.encoders import save_encoder
 from spjax.io.files import write_file
 
 CACHE = "~/.cache/spjax"
-ENCODER, LAYER = "hubert_base_ls960", 6  # of the published k-means
+ENCODER, LAYER = "hubert_base_ls960", 6  # of GSLM's k-means
 DOWNLOADS, RECORD = "downloads", "fetched.json"
 
 _F0_COUNT = 32  # f0 bins of the published discrete pGSLM
@@ -47,10 +48,13 @@ class File:
     Attributes:
       url: where it was published.
       kind: "hubert", "kmeans", "unit_lm" (an archive of checkpoint_best.pt and dict.txt), "f0_bins" (only validated),
-        "pgslm" (a checkpoint; the f0_bins of a discrete one come first) or "archive" (.tar.gz).
-      into: path below OUT of the converted product; empty for "f0_bins".
-      name: file name on disk; empty for the last part of the URL.
+        "pgslm" (a checkpoint; the f0_bins of a discrete one come first), "archive" (.tar.gz) or "plain" (kept as it
+        is).
+      into: path below OUT of the converted product; empty for "f0_bins" and "plain".
+      name: path below the downloads; empty for the last part of the URL.
       sha256: hex, if the publisher provides it.
+      encoder: name of the encoder, or of the one whose features a k-means is of.
+      layer: its layer, of a k-means.
     """
 
     url: str
@@ -58,6 +62,8 @@ class File:
     into: str = ""
     name: str = ""
     sha256: str | None = None
+    encoder: str = ENCODER
+    layer: int = LAYER
 
     @property
     def filename(self) -> str:
@@ -78,6 +84,7 @@ class FetchSet:
     about: str
     files: tuple[File, ...]
     place: str = "models"  # folder of the cache
+    then: str = ""  # commands that convert files that are kept as they are; {out} is OUT
 
     def default_out(self) -> Path:
         """The default of --out."""
@@ -85,6 +92,8 @@ class FetchSet:
 
 
 _MODELS = "https://dl.fbaipublicfiles.com"
+_TWIST = f"{_MODELS}/textless_nlp/twist"
+_MHUBERT = f"{_TWIST}/speech_tokenizer/mhubert_base_25hz_cp_mls_cv_sp_fisher"
 _GSLM, _PGSLM = f"{_MODELS}/textless_nlp/gslm/hubert", f"{_MODELS}/textless_nlp/pgslm"
 _SPEECH_COMMANDS = "http://download.tensorflow.org/data"
 
@@ -116,6 +125,13 @@ def _pgslm(kind: str) -> FetchSet:
     return FetchSet(f"pgslm_{kind}", about, (edges, checkpoint) if kind.startswith("discrete") else (checkpoint,))
 
 
+def _twist(size: str) -> FetchSet:
+    files = (File(f"{_TWIST}/lms/TWIST-{size}.zip", "plain"),)
+    folder = f"{{out}}/{DOWNLOADS}/TWIST-{size}"
+    then = f"python -m zipfile -e {folder}.zip {folder}\npython -m spjax.convert unit_lm {folder} {{out}}/unit_lm"
+    return FetchSet(f"twist_{size.lower()}", f"TWIST {size}: language model of mhubert25hz's units", files, then=then)
+
+
 def _repository(name: str, about: str, repository: str) -> FetchSet:
     url = f"https://github.com/{repository}/archive/HEAD.tar.gz"
     return FetchSet(name, about, (File(url, "archive", "raw", f"{name}.tar.gz"),), "data")
@@ -138,6 +154,37 @@ SETS: dict[str, FetchSet] = {
                 f"km{clusters}", f"k-means of {clusters} clusters, HuBERT base layer {LAYER}", (_KMEANS[clusters],)
             )
             for clusters in (50, 100, 200, 500)
+        ),
+        FetchSet(
+            "mhubert25hz",
+            "mHuBERT of 25 frames a second and its 500 units of layer 11: the units of TWIST and Slam",
+            (
+                File(
+                    f"{_MHUBERT}.pt",
+                    "hubert",
+                    "hubert",
+                    sha256="edf0f5be2581a568a236aeb2781a5607c5af25806e12f40f7f2391e861fe3cf0",
+                    encoder="mhubert_base_25hz",
+                ),
+                File(
+                    f"{_MHUBERT}_L11_km500.bin",
+                    "kmeans",
+                    "kmeans",
+                    sha256="03cc04a9c24fec4285e73e709c485756d8f116aa8e724eac555de6a7cf8d28ad",
+                    encoder="mhubert_base_25hz",
+                    layer=11,
+                ),
+            ),
+        ),
+        *map(_twist, ("350M", "1.3B", "7B")),
+        FetchSet(
+            "slam",
+            "Slam: language model of mhubert25hz's units, from Qwen2.5-0.5B",
+            tuple(
+                File(f"https://huggingface.co/slprl/slam/resolve/main/{name}", "plain", name=f"slam/{name}")
+                for name in ("config.json", "model.safetensors")
+            ),
+            then=f"python -m spjax.convert unit_lm {{out}}/{DOWNLOADS}/slam {{out}}/unit_lm",
         ),
         *map(_pgslm, ("continuous_no_prosody", "continuous_prosody", "discrete_no_prosody", "discrete_prosody")),
         FetchSet(
@@ -173,11 +220,11 @@ def _make_hubert(file: File, path: Path, target: Path) -> None:
     found = import_hubert(path)
     for note in found.provenance.get("notes", ()):
         print(note)
-    save_encoder(target, found.config, found.params, ENCODER, {**found.provenance, "url": file.url})
+    save_encoder(target, found.config, found.params, file.encoder, {**found.provenance, "url": file.url})
 
 
 def _make_kmeans(file: File, path: Path, target: Path) -> None:
-    found = import_kmeans(path, ENCODER, LAYER)
+    found = import_kmeans(path, file.encoder, file.layer)
     card = {**found.card, "provenance": {**found.card["provenance"], "url": file.url}}
     save_kmeans(target, KMeans(found.centroids, card))
 
@@ -205,10 +252,14 @@ def _make_pgslm(file: File, path: Path, target: Path) -> None:
     save_unit_lm(target, config, params, {**checkpoint.provenance("pGSLM (fairseq)"), "url": file.url})
 
 
-def _keep_f0_bins(file: File, path: Path, target: Path) -> None:
-    read_f0_edges(path, _F0_COUNT)
+def _keep(file: File, path: Path, target: Path) -> None:
+    if file.kind == "f0_bins":
+        read_f0_edges(path, _F0_COUNT)
     if path != target:
-        write_file(target, path.read_bytes())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f"{target.name}.part")  # which a download resumes
+        shutil.copyfile(path, part)
+        os.replace(part, target)
 
 
 _MAKERS: dict[str, Callable[[File, Path, Path], object]] = {
@@ -216,7 +267,8 @@ _MAKERS: dict[str, Callable[[File, Path, Path], object]] = {
     "kmeans": _make_kmeans,
     "unit_lm": _make_unit_lm,
     "archive": lambda file, path, target: unpack(path, target),
-    "f0_bins": _keep_f0_bins,
+    "f0_bins": _keep,
+    "plain": _keep,
     "pgslm": _make_pgslm,
 }
 
@@ -330,6 +382,8 @@ def fetch(
         print(f"{path}: sha256 {sha256}{'' if file.sha256 else ' (the publisher provides none to compare)'}")
         _make(file, path, sha256, out)
         print(f"{out / file.product}: {f'made from {path.name}' if file.into else 'kept as it is'}")
+    if entry.then:
+        print(f"Convert it:\n{entry.then.format(out=out)}")
     return out
 
 

@@ -81,7 +81,7 @@ def _run(options: argparse.Namespace) -> bool:
     if options.files and not options.encoder:
         raise ValueError(
             "recordings need an encoder and its k-means: give --encoder=mfcc, log_mel or the directory of a "
-            "HuBERT or Whisper, and --kmeans=DIR; or --encoder=tiny"
+            "HuBERT, wav2vec2, WavLM or Whisper, and --kmeans=DIR; or --encoder=tiny"
         )
     lm = load_unit_lm(options.lm)
     predictor = load_predictor(options, lm)

@@ -393,6 +393,29 @@ def test_gslm_is_downloaded_and_converted(server: Server, gslm, golden: Path, tm
     assert len(server.asked) == asked
 
 
+def test_mhubert_has_its_name_and_its_k_means_the_layer(golden: Path, tmp_path: Path, nowhere: str):
+    contents = [golden / "hubert" / "hubert_tiny.pt", golden / "kmeans" / "km_hubert_layer6_sk1.0.1.bin"]
+    entry, files = published(SETS["mhubert25hz"], [path.read_bytes() for path in contents])
+    assert all(file.sha256 for file in SETS["mhubert25hz"].files)
+    for path, content in files.items():
+        (tmp_path / path.rpartition("/")[2]).write_bytes(content)
+    out = fetch(entry, tmp_path / "out", base_url=nowhere, source=tmp_path)
+    assert read_encoder(out / "hubert")[2]["name"] == "mhubert_base_25hz"
+    assert load_kmeans(out / "kmeans").card["layer"] == 11
+    assert load_kmeans(out / "kmeans").card["encoder"] == "mhubert_base_25hz"
+
+
+def test_files_of_slam_are_kept_with_the_command_that_converts_them(server: Server, tmp_path: Path, capsys):
+    entry, server.files = published(SETS["slam"], [b"{}", b"weights"])
+    out = fetch(entry, tmp_path / "out", base_url=server.url)
+    assert names(out / "downloads") == ["slam/config.json", "slam/model.safetensors"]
+    command = f"python -m spjax.convert unit_lm {out}/downloads/slam {out}/unit_lm"
+    assert command in capsys.readouterr().out
+    copied = fetch(entry, tmp_path / "copied", base_url=server.url, source=out / "downloads")
+    assert names(copied / "downloads") == ["slam/config.json", "slam/model.safetensors"]
+    assert len(server.asked) == 2
+
+
 def test_files_put_by_hand(gslm, nowhere: str, tmp_path: Path):
     entry, contents = gslm
     out, folder = tmp_path / "out", tmp_path / "by hand"
@@ -544,6 +567,7 @@ def test_the_table_is_complete():
         *(f"gslm_hubert{n}" for n in (50, 100, 200)),
         *(f"km{n}" for n in (50, 100, 200, 500)),
         "hubert_base_ls960",
+        *("mhubert25hz", "slam", "twist_350m", "twist_1.3b", "twist_7b"),
     }
     names |= {f"pgslm_{kind}_{p}" for kind in ("continuous", "discrete") for p in ("prosody", "no_prosody")}
     assert set(SETS) == names | {"gsc", "lt_sc", "ar_sc", "esc50"}

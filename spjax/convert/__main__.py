@@ -99,8 +99,7 @@ def _import_kmeans(options: argparse.Namespace) -> None:
 
 
 def _import_encoder(options: argparse.Namespace) -> None:
-    title, read = _ENCODERS[options.job]
-    made = read(options.source, parse(options.option))
+    made = _ENCODERS[options.job](options.source, parse(options.option))
     name = options.name or made.name
     if name is None:
         raise ConvertError(f"{options.source} is named by a hash. Give the model a name: --name=NAME.")
@@ -109,14 +108,14 @@ def _import_encoder(options: argparse.Namespace) -> None:
         print(note)
     config = made.config
     sizes = f"{config.layers} layers, dim {config.dim}, {config.heads} heads, ffn {config.ffn_dim}"
-    print(f"{options.out}: {title} {name} of {config.num_params:,} parameters ({sizes})")
+    print(f"{options.out}: {made.kind} {name} of {config.num_params:,} parameters ({sizes})")
     left = ", ".join(made.unused[:8]) + (f" and {len(made.unused) - 8} more" if len(made.unused) > 8 else "")
     counted = f"{left} ({made.left_out:,} parameters)" if left else "nothing"
     print(f"read {made.read:,} parameters of {made.title}'s; left out: {counted}")
     print(f"hash {identity}")
 
 
-_ENCODERS = {"hubert": ("HuBERT", hubert.import_hubert), "whisper": ("Whisper", whisper.import_whisper)}
+_ENCODERS = dict.fromkeys(("hubert", "wav2vec2", "wavlm"), hubert.import_hubert) | {"whisper": whisper.import_whisper}
 
 
 @places.translate_bucket_errors()
@@ -184,11 +183,11 @@ Import the centroids of a MiniBatchKMeans or KMeans that joblib pickled, from an
         _import_kmeans,
     ),
     "hubert": _Kind(
-        "fairseq or Hugging Face HuBERT -> HuBERT directory",
+        "fairseq or Hugging Face HuBERT, wav2vec2 or WavLM -> encoder directory",
         """  %(prog)s hubert_base_ls960.pt huberts/hubert_base_ls960
 
-Import a HuBERT of base architecture. Tensors that features do not depend on (masking, pretraining targets, heads)
-are left out and listed.""",
+Import a HuBERT, a wav2vec2 or a WavLM; its files say which. Tensors that features do not depend on (masking,
+pretraining targets, heads) are left out and listed.""",
         (
             "SRC",
             "fairseq checkpoint; or directory of Hugging Face's config.json and model.safetensors or pytorch_model.bin",
@@ -209,6 +208,7 @@ Import the encoder of a Whisper of any size. The decoder is left out and counted
         _import_encoder,
     ),
 }
+_KINDS |= dict.fromkeys(("wav2vec2", "wavlm"), _KINDS["hubert"])  # other names of it
 _FLAGS: dict[str, dict[str, Any]] = {
     "dict": {"metavar": "dict.txt", "type": local_path, "help": "the model's dictionary (default: beside SRC.pt)"},
     **{

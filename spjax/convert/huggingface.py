@@ -15,6 +15,7 @@ import safetensors
 
 from spjax.convert import ConvertError, why
 from spjax.convert.checkpoint import read_tensor
+from spjax.convert.safe_pickle import shown
 from spjax.convert.torch_file import Tensor, read_torch_file
 from spjax.io import kinds, places
 from spjax.io.encoders import EncoderConfig
@@ -35,6 +36,7 @@ class Imported:
       title: name of the library that wrote it.
       read: number of parameters read; weight norm has two for each direction of ours.
       unused: names of the tensors that features do not depend on, which were left out.
+      kind: such as "HuBERT".
       name: name of the model; None if only a cache's hash is known.
       provenance: of the file, with the options that were given or assumed.
       left_out: number of parameters of the unused tensors.
@@ -46,6 +48,7 @@ class Imported:
     title: str
     read: int
     unused: tuple[str, ...]
+    kind: str
     name: str | None
     provenance: dict[str, Any]
     left_out: int = 0
@@ -69,6 +72,7 @@ class Array:
 
 
 Tensors = Mapping[str, Tensor | Array]
+_LAYER = ("query", "key", "value", "out", "ffn_in", "ffn_out", "attn_norm", "ffn_norm")
 
 
 class Reader:
@@ -86,6 +90,28 @@ class Reader:
         """
         self.used.add(name)
         return read_tensor(self.path, name, self.tensors, shape, self.model)
+
+    def dense(self, name: str, rows: int, columns: int, bias: bool = True) -> Params:
+        """A dense layer: kernel [rows, columns], which torch stores transposed, and bias."""
+        kernel = {"kernel": np.ascontiguousarray(self(f"{name}.weight", (columns, rows)).T)}
+        return kernel | ({"bias": self(f"{name}.bias", (columns,))} if bias else {})
+
+    def conv(self, name: str, width: int, inputs: int, outputs: int, bias: bool = True) -> Params:
+        """A convolution over time: kernel [width, inputs, outputs] and bias."""
+        kernel = self(f"{name}.weight", (outputs, inputs, width)).transpose(2, 1, 0)
+        return {"kernel": np.ascontiguousarray(kernel)} | ({"bias": self(f"{name}.bias", (outputs,))} if bias else {})
+
+    def norm(self, name: str, width: int) -> Params:
+        """A norm: scale and bias [width]."""
+        return {"scale": self(f"{name}.weight", (width,)), "bias": self(f"{name}.bias", (width,))}
+
+    def layer(self, names: Mapping[str, str], number: int, dim: int, ffn_dim: int, key_bias: bool = True) -> Params:
+        """A layer of a transformer encoder. `names`: our name → theirs, with `{}` for the number."""
+        theirs = {name: names[name].format(number) for name in _LAYER}
+        tree = {name: self.dense(theirs[name], dim, dim, key_bias or name != "key") for name in _LAYER[:4]}
+        tree |= {"ffn_in": self.dense(theirs["ffn_in"], dim, ffn_dim)}
+        tree |= {"ffn_out": self.dense(theirs["ffn_out"], ffn_dim, dim)}
+        return tree | {name: self.norm(theirs[name], dim) for name in ("attn_norm", "ffn_norm")}
 
     def leftover(self, unused: str, only: str) -> tuple[tuple[str, ...], int]:
         """Names of the tensors that were not read, and their number of parameters.
@@ -159,6 +185,26 @@ def read_config(path: Path) -> dict[str, Any]:
     if kinds.ours(path.parent):
         raise ConvertError(f"{path.parent} is {kinds.describe(path.parent)[0]}. It needs no import.")
     return options
+
+
+def read_front_end(path: Path, needed: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a model's preprocessor_config.json; {} if it is absent.
+
+    Args:
+      path: the file.
+      needed: options that the features depend on, with the only value that spjax computes.
+
+    Raises:
+      ConvertError: it is unreadable, or has another value.
+    """
+    stated = read_config(path) if path.exists() else {}
+    for name, value in needed.items():
+        if stated.get(name, value) not in (value, None):
+            raise ConvertError(
+                f"{path} has {name}={shown(stated[name])}; spjax computes its input with {name}={value!r}. "
+                "Such a model cannot be imported."
+            )
+    return stated
 
 
 def read_tensors(path: Path, skip: str = "") -> Tensors:

@@ -6,11 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from spjax.convert import ConvertError, why
 from spjax.convert.checkpoint import provenance
-from spjax.convert.huggingface import Imported, Reader, Tensors, model_name, read_config, read_tensors, weights_of
+from spjax.convert.huggingface import (
+    Imported,
+    Reader,
+    Tensors,
+    model_name,
+    read_config,
+    read_front_end,
+    read_tensors,
+    weights_of,
+)
 from spjax.convert.options import Options
 from spjax.convert.safe_pickle import shown
 from spjax.io import kinds, places
@@ -29,14 +36,14 @@ _SIZES = {
     "positions": "max_source_positions",
 }
 _LAYER = {
-    "query": "self_attn.q_proj",
-    "key": "self_attn.k_proj",
-    "value": "self_attn.v_proj",
-    "out": "self_attn.out_proj",
-    "ffn_in": "fc1",
-    "ffn_out": "fc2",
-    "attn_norm": "self_attn_layer_norm",
-    "ffn_norm": "final_layer_norm",
+    "query": "layers.{}.self_attn.q_proj",
+    "key": "layers.{}.self_attn.k_proj",
+    "value": "layers.{}.self_attn.v_proj",
+    "out": "layers.{}.self_attn.out_proj",
+    "ffn_in": "layers.{}.fc1",
+    "ffn_out": "layers.{}.fc2",
+    "attn_norm": "layers.{}.self_attn_layer_norm",
+    "ffn_norm": "layers.{}.final_layer_norm",
 }
 _FRONT_END = {  # options in preprocessor_config.json, and the only value that `whisper.log_mel` computes
     "n_fft": 400,
@@ -72,14 +79,16 @@ def import_whisper(source: str | Path, given: Mapping[str, Any] | None = None) -
         raise ConvertError(f"{path} is not a Hugging Face model. Give its directory, or its model.safetensors.")
     options = Options(path, read_config(path.with_name("config.json")), given)
     config = _config(path, options)
-    _check_front_end(path.with_name("preprocessor_config.json"), config)
+    read_front_end(path.with_name("preprocessor_config.json"), {**_FRONT_END, "feature_size": config.mels})
     tensors = read_tensors(path, skip=_UNUSED)
     read = Reader(path, tensors, MODEL)
     params = _tree(read, _prefix(path, tensors), config)
     left, left_out = read.leftover(_UNUSED, "Whisper encoders")
     origin = {**provenance(path, "Whisper (Hugging Face)"), **options.record()}
     name = model_name(path, options.get("_name_or_path"))
-    return Imported(config, params, path, "Hugging Face", read.count(read.used), left, name, origin, left_out)
+    return Imported(
+        config, params, path, "Hugging Face", read.count(read.used), left, "Whisper", name, origin, left_out
+    )
 
 
 def _config(path: Path, options: Options) -> WhisperConfig:
@@ -100,18 +109,6 @@ def _config(path: Path, options: Options) -> WhisperConfig:
         raise ConvertError(f"{card}: {error}.") from error
 
 
-def _check_front_end(path: Path, config: WhisperConfig) -> None:
-    if not path.exists():
-        return
-    stated = read_config(path)
-    for name, needed in {**_FRONT_END, "feature_size": config.mels}.items():
-        if stated.get(name, needed) not in (needed, None):
-            raise ConvertError(
-                f"{path} has {name}={shown(stated[name])}; spjax computes the spectrum with {name}={needed!r}. "
-                "Such a model cannot be imported."
-            )
-
-
 def _prefix(path: Path, tensors: Tensors) -> str:
     prefixes = [name.removesuffix("conv1.weight") for name in tensors if name.endswith("conv1.weight")]
     prefixes = [prefix for prefix in prefixes if prefix in ("", "encoder.", "model.encoder.")]
@@ -124,29 +121,10 @@ def _prefix(path: Path, tensors: Tensors) -> str:
 
 
 def _tree(read: Reader, prefix: str, config: WhisperConfig) -> Params:
-    d, f = config.dim, config.ffn_dim
-
-    def conv(number: int, width: int) -> Params:
-        name = f"{prefix}conv{number + 1}"
-        kernel = read(f"{name}.weight", (d, width, 3)).transpose(2, 1, 0)
-        return {"kernel": np.ascontiguousarray(kernel), "bias": read(f"{name}.bias", (d,))}
-
-    def dense(name: str, rows: int, columns: int, bias: bool = True) -> Params:
-        kernel = {"kernel": np.ascontiguousarray(read(f"{name}.weight", (columns, rows)).T)}
-        return kernel | ({"bias": read(f"{name}.bias", (columns,))} if bias else {})
-
-    def norm(name: str) -> Params:
-        return {"scale": read(f"{name}.weight", (d,)), "bias": read(f"{name}.bias", (d,))}
-
-    def layer(number: int) -> Params:
-        names = {ours: f"{prefix}layers.{number}.{theirs}" for ours, theirs in _LAYER.items()}
-        tree = {name: dense(names[name], d, d, name != "key") for name in ("query", "key", "value", "out")}
-        tree |= {"ffn_in": dense(names["ffn_in"], d, f), "ffn_out": dense(names["ffn_out"], f, d)}
-        return tree | {name: norm(names[name]) for name in ("attn_norm", "ffn_norm")}
-
+    d, names = config.dim, {ours: f"{prefix}{theirs}" for ours, theirs in _LAYER.items()}
     return {
-        "conv": {"0": conv(0, config.mels), "1": conv(1, d)},
+        "conv": {"0": read.conv(f"{prefix}conv1", 3, config.mels, d), "1": read.conv(f"{prefix}conv2", 3, d, d)},
         "position": {"table": read(f"{prefix}embed_positions.weight", (config.positions, d))},
-        "layers": {str(number): layer(number) for number in range(config.layers)},
-        "norm": norm(f"{prefix}layer_norm"),
+        "layers": {str(n): read.layer(names, n, d, config.ffn_dim, key_bias=False) for n in range(config.layers)},
+        "norm": read.norm(f"{prefix}layer_norm", d),
     }

@@ -22,7 +22,7 @@ from spjax.encoders.mpeg import counted
 from spjax.encoders.raw_file import ContainerError, Examined, at
 
 SAMPLE_RATE = 16_000  # Hz, of every wave in the project
-MIN_SAMPLES = 400  # at SAMPLE_RATE: one frame of every encoder
+MIN_SAMPLES = 400  # at SAMPLE_RATE: one frame of most encoders
 RATES = (1_000, 1_000_000)  # Hz: a header with a rate outside is damaged
 MAX_PEAK = 16.0  # full scale is 1, which float files may exceed a little; unscaled integers exceed it by far
 MAX_CHANNELS = 64  # of an array: more are a batch or a spectrogram
@@ -61,7 +61,9 @@ class Audio(NamedTuple):
     repairs: tuple[str, ...] = ()
 
 
-def read_audio(path: str | os.PathLike[str], start: float = 0.0, duration: float | None = None) -> Audio:
+def read_audio(
+    path: str | os.PathLike[str], start: float = 0.0, duration: float | None = None, least: int = MIN_SAMPLES
+) -> Audio:
     """Read a recording in any format, sample rate, sample type and number of channels listed in docs/audio.md.
 
     The format is detected from the file's first bytes. Channels are averaged; if they cancel, the loudest is used. Only
@@ -72,10 +74,11 @@ def read_audio(path: str | os.PathLike[str], start: float = 0.0, duration: float
       start: start of the crop, seconds.
       duration: length of the crop, seconds; None for the rest. A crop that ends up to TOLERANCE after the file is
         shortened.
+      least: samples of a frame of the encoder (`Encoder.least`).
 
     Raises:
       AudioError: the file is absent, unreadable, empty, cut off, damaged or not audio; its samples are NaN, infinite,
-        out of scale, constant, or fewer than MIN_SAMPLES at SAMPLE_RATE; or the crop is outside the file.
+        out of scale, constant, or fewer than `least` at SAMPLE_RATE; or the crop is outside the file.
     """
     from spjax.io import places  # imports JAX, which workers that compute only features do not need
 
@@ -89,7 +92,10 @@ def read_audio(path: str | os.PathLike[str], start: float = 0.0, duration: float
         if not place.is_file():
             raise AudioError(_what_it_is(place, where))
         with place.open("rb") as file:
-            return read_stream(file, where, start, duration)
+            audio = read_stream(file, where, start, duration)
+        if len(audio.wave) < least:
+            raise AudioError(_too_short(where, f"{len(audio.wave)} samples at {SAMPLE_RATE} Hz", least))
+        return audio
     except OSError as error:
         raise AudioError(f"{where} cannot be read ({error.strerror or error}). Check its permissions.") from error
     except ValueError as error:
@@ -183,6 +189,11 @@ def lowpass(wave: np.ndarray, hertz: float) -> np.ndarray:
     return np.pad(narrow, (0, max(0, len(wave) - len(narrow))))[: len(wave)]  # resampling may change the length
 
 
+def _too_short(where: str, length: str, least: int) -> str:
+    milliseconds = f"{1000 * least / SAMPLE_RATE:g} ms"
+    return f"{where} is too short: {length}, at least {least} are needed ({milliseconds}). Leave it out."
+
+
 def _utterance(samples: np.ndarray, rate: int, where: str, repairs: tuple[str, ...] = ()) -> Audio:
     """float32 [n, channels] to mono at SAMPLE_RATE, after checks."""
     if not samples.size:
@@ -205,10 +216,8 @@ def _utterance(samples: np.ndarray, rate: int, where: str, repairs: tuple[str, .
         )
     wave = mono if rate == SAMPLE_RATE else soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
     if len(wave) < MIN_SAMPLES:
-        raise AudioError(
-            f"{where} is too short: {len(mono)} samples at {rate} Hz are {len(wave)} at {SAMPLE_RATE} Hz, "
-            f"at least {MIN_SAMPLES} are needed ({1000 * MIN_SAMPLES / SAMPLE_RATE:g} ms). Leave it out."
-        )
+        length = f"{len(mono)} samples at {rate} Hz are {len(wave)} at {SAMPLE_RATE} Hz"
+        raise AudioError(_too_short(where, length, MIN_SAMPLES))
     if low == high:
         raise AudioError(f"{where} is silent: every sample is {low:g}. {_FIX}")
     return Audio(np.ascontiguousarray(wave, np.float32), rate, repairs)

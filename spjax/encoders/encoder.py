@@ -29,12 +29,13 @@ class Encoder:
 
     Attributes:
       name: "mfcc", "log_mel", or the name in the directory's card; with the low-pass, if there is one.
-      layer: layer of a HuBERT or Whisper; None for the others.
+      layer: layer of an encoder with weights; None for the others.
       hop: samples between frames. Frame t is centred on sample `hop * t + center`.
-      features: waves float32 [n] (16 kHz, n at least 400) → features float32 [F, D] each, independent of the batch.
+      features: waves float32 [n] (16 kHz, n at least `least`) → features float32 [F, D] each, independent of the batch.
       kmeans: centroids [C, D]; None if only features are needed.
       chunk: samples of a chunk, if chunks are encoded independently (frames across their borders are lost).
-      margin: samples of silence to add before and after a wave so that every frame is a full window of 400 samples.
+      margin: samples of silence to add before and after a wave so that every frame is a full window of 400 samples;
+        negative of an encoder whose frames are longer: samples to leave out for windows in the middle of its frames.
     """
 
     name: str
@@ -50,6 +51,11 @@ class Encoder:
         """The sample on which frame 0 is centred."""
         return MIN_SAMPLES // 2 - self.margin[0]
 
+    @property
+    def least(self) -> int:
+        """Samples of the shortest wave."""
+        return max(MIN_SAMPLES, MIN_SAMPLES - sum(self.margin))
+
     def units(self, waves: Sequence[np.ndarray]) -> list[Int[np.ndarray, " _"]]:
         """Encode waves float32 [n] to units int32 [F], one a frame.
 
@@ -64,9 +70,10 @@ class Encoder:
 
     def log_f0(self, wave: np.ndarray) -> Float[np.ndarray, " F"]:
         """Log f0 float32 [F] of a wave float32 [n], one value per encoder frame, NaN where unvoiced."""
-        wave = np.pad(wave, self.margin)
-        size = self.chunk or len(wave)
+        size, (before, after) = self.chunk or len(wave), self.margin
         chunks = [wave[first : first + size] for first in range(0, len(wave), size)]
+        chunks = [np.pad(part[max(0, -before) :], (max(0, before), max(0, after))) for part in chunks]
+        chunks = [part[: len(part) + min(0, after)] for part in chunks]
         return np.concatenate([prosody.log_f0(part, self.hop) for part in chunks if len(part) >= prosody.MIN_SAMPLES])
 
 
@@ -81,11 +88,11 @@ def load_encoder(
     """Load an encoder.
 
     Args:
-      encoder: "mfcc", "log_mel", or the directory of a HuBERT or Whisper; "tiny" is "mfcc" with the k-means that spjax
-        includes.
+      encoder: "mfcc", "log_mel", or the directory of a HuBERT, wav2vec2, WavLM or Whisper; "tiny" is "mfcc" with the
+        k-means that spjax includes.
       kmeans: "tiny", or directory of a k-means fitted on this encoder's features; None for features only.
-      layer: layer of a HuBERT or Whisper, from 1.
-      plain_chunks: encode 100 s chunks independently with HuBERT, as fairseq's GSLM code does.
+      layer: layer of an encoder with weights, from 1.
+      plain_chunks: encode 100 s chunks independently (not Whisper), as fairseq's GSLM code does.
       lowpass: cut-off in Hz of a low-pass on the waves, so that recordings of different bandwidths cannot be
         distinguished by it. It is part of the encoder's name, since it needs a k-means and unit LM of its own.
 
@@ -196,9 +203,9 @@ def features(
 
     Args:
       audio: an audio file; or the samples of one utterance as an array, mono at 16 kHz (`audio.prepare`).
-      encoder: directory of a HuBERT or Whisper; "mfcc" or "log_mel".
-      layer: output of layer 1 to L (Whisper's last after the final norm), numbered as transformers' `hidden_states`; 0
-        is the input of the first layer. Ignored for "mfcc" and "log_mel".
+      encoder: directory of a HuBERT, wav2vec2, WavLM or Whisper; "mfcc" or "log_mel".
+      layer: output of layer 1 to L, as transformers' `hidden_states` (of Whisper the last after the final norm, of
+        others before it); 0 is the input of the first layer. Ignored for "mfcc" and "log_mel".
       pad_seconds: zero-pad shorter waves to this length, at most an hour, and return the frames of the padding too;
         Whisper's reference code pads to 30, which gives 1,500 frames. None for no padding.
 
@@ -255,8 +262,8 @@ def _load(name: str, layer: int, plain_chunks: bool = False, lowest: int = 1) ->
     if places.at(name).is_dir():
         return _load_directory(name, layer, plain_chunks, lowest)
     raise ValueError(
-        f"encoder {name!r} is neither {' nor '.join((*ACOUSTIC, *assets.NAMES))} nor the directory of a HuBERT or "
-        "Whisper. Import one with `python -m spjax.convert hubert` or `whisper`."
+        f"encoder {name!r} is neither {' nor '.join((*ACOUSTIC, *assets.NAMES))} nor the directory of a HuBERT, "
+        "wav2vec2, WavLM or Whisper. Import one first: `python -m spjax.convert --help`."
     )
 
 
@@ -274,9 +281,11 @@ def _load_directory(directory: str, layer: int, plain_chunks: bool, lowest: int)
     loaded = functools.partial(Encoder, info["name"], layer, config.hop)
     if isinstance(config, whisper.WhisperConfig):
         if plain_chunks:
-            raise ValueError(f"{directory} is a Whisper encoder, plain_chunks is for HuBERT: leave it out")
+            raise ValueError(f"{directory} is a Whisper encoder, plain_chunks is for the others: leave it out")
         features = functools.partial(whisper.extract, params, config, layer=layer)
         return loaded(features, margin=whisper.MARGIN), config.dim
+    spare = MIN_SAMPLES - config.field
+    loaded = functools.partial(loaded, margin=(spare // 2, spare - spare // 2))
     features = functools.partial(hubert.extract, params, config, layer=layer)
     if not plain_chunks:
         return loaded(features), config.dim

@@ -1,4 +1,4 @@
-"""HuBERT encoder: waves to features, 50 frames a second, computed up to the requested layer only.
+"""HuBERT, wav2vec2 and WavLM: waves to features, computed up to the requested layer only.
 
 `features` is the model, a pure function of a padded batch, whose padding does not affect the results. `extract` takes
 any number of waves of any length, with few compiled shapes and bounded memory.
@@ -20,7 +20,8 @@ from jaxtyping import Float, Int
 from spjax.encoders.transformer import (
     BATCH_FRAMES,
     Piece,
-    attention,
+    block,
+    by_distance,
     check_layer,
     check_wave,
     conv,
@@ -70,9 +71,10 @@ def features(
     Args:
       params: the encoder's weights (docs/design.md); layers after `layer` may be missing.
       config: the architecture.
-      waves: float32 [B, n], 16 kHz, zero-padded; n at least `config.field`.
+      waves: float32 [B, n], 16 kHz, normalised if `config.wave_eps`, zero-padded; n at least `config.field`.
       lengths: int32 [B], samples of each wave.
-      layer: 1 to L, the output after its final norm; 0 is the input of the first layer.
+      layer: 1 to L, whose output is returned; 0 is the input of the first. As transformers' hidden_states: with
+        `config.pre_norm`, no norm follows the last.
       norm: group norm statistics [B, C] each, if `waves` are cut from longer signals; None computes each wave's.
       compute: operand type of matrix products; its remat setting is ignored.
 
@@ -82,19 +84,22 @@ def features(
     Raises:
       ValueError: an unknown layer, or waves shorter than a frame.
     """
-    check_layer("HuBERT", config.layers, layer)
+    check_layer(config.layers, layer)
     frames = config.frames(waves.shape[1])
     if not frames:
-        raise ValueError(f"HuBERT: waves of {waves.shape[1]} samples; a frame takes {config.field}")
-    if norm is None:
+        raise ValueError(f"encoder: waves of {waves.shape[1]} samples; a frame takes {config.field}")
+    if norm is None and not config.conv_layer_norm:
         norm = _measure(params, config, waves, lengths)
     real = jnp.arange(frames) < ((lengths - config.field) // config.hop + 1)[:, None]
     x = _convolve(params["conv"], config, waves, norm, params["conv_norm"], compute)
     x = dense(params["project"], layer_norm(x, params["project_norm"]), compute)
-    x = jnp.where(real[..., None], x, 0)
-    x = layer_norm(x + gelu(_position(params["position"], config, x, compute)), params["norm"])
+    x = x + gelu(_position(params, config, x, real, compute))
+    if not config.pre_norm:
+        x = layer_norm(x, params["norm"])
+    relative = by_distance(params["relative"]["table"], frames, config.max_distance) if config.buckets else None
     for number in range(layer):
-        x = _block(params["layers"][str(number)], config, x, real, compute)
+        weights = params["layers"][str(number)]
+        x = block(weights, config.heads, x, real, compute, pre_norm=config.pre_norm, relative=relative)
     return x
 
 
@@ -102,7 +107,7 @@ def features(
 
 
 def _convolve(
-    convs: Params, config: HubertConfig, waves: jax.Array, norm: ChannelNorm, affine: Params, compute: Compute
+    convs: Params, config: HubertConfig, waves: jax.Array, norm: ChannelNorm | None, affine: Params, compute: Compute
 ) -> jax.Array:
     """Waves [B, n] to [B, F, C], computed in segments of frames, each from its samples only."""
 
@@ -112,9 +117,11 @@ def _convolve(
             # The first convolution has ten products an output: bfloat16 gains nothing.
             operand = jnp.dtype(jnp.float32) if number == 0 else compute.operand
             x = conv(convs[str(number)]["kernel"], x, operand, window_strides=(stride,), padding="VALID")
-            if number == 0:
+            if number == 0 and norm is not None:  # a bias would cancel
                 x = (x - norm.mean[:, None]) * (norm.scale * affine["scale"])[:, None] + affine["bias"]
-            x = gelu(x)
+            elif config.conv_bias:
+                x = x + convs[str(number)]["bias"]
+            x = gelu(layer_norm(x, affine[str(number)]) if config.conv_layer_norm else x)
         return x
 
     frames = config.frames(waves.shape[1])
@@ -180,21 +187,16 @@ def channel_norm(kernel: Float[np.ndarray, "k 1 C"], stride: int, wave: Float[np
 # Transformer
 
 
-def _position(weights: Params, config: HubertConfig, x: jax.Array, compute: Compute) -> jax.Array:
-    """Grouped convolution over time, [B, F, D] to [B, F, D], zero-padded at both ends."""
+def _position(params: Params, config: HubertConfig, x: jax.Array, real: jax.Array, compute: Compute) -> jax.Array:
+    """Grouped convolution over time, [B, F, D] to [B, F, D], zero where a row is padded and at both ends."""
+    if config.position_norm:
+        x = x * params["position_norm"]["scale"] + params["position_norm"]["bias"]
+    x = jnp.where(real[..., None], x, 0)
     left = config.position_width // 2
-    sides = [(left, config.position_width - 1 - left)]
+    sides, weights = [(left, config.position_width - 1 - left)], params["position"]
     groups = config.position_groups
     x = conv(weights["kernel"], x, compute.operand, window_strides=(1,), padding=sides, feature_group_count=groups)
     return x + weights["bias"]
-
-
-def _block(weights: Params, config: HubertConfig, x: jax.Array, real: jax.Array, compute: Compute) -> jax.Array:
-    """One post-norm layer, [B, F, D] to [B, F, D]; `real` [B, F] masks padding."""
-    mixed = attention(weights, config.heads, x, real, compute)
-    x = layer_norm(x + mixed, weights["attn_norm"])
-    h = dense(weights["ffn_out"], gelu(dense(weights["ffn_in"], x, compute)), compute)
-    return layer_norm(x + h, weights["ffn_norm"])
 
 
 # Any number of waves
@@ -218,16 +220,17 @@ def extract(
     """Features of waves of any length, each as if it were encoded alone.
 
     Waves longer than a chunk are encoded in overlapping chunks; each frame is taken from the chunk in which it is
-    farther from the ends, by `overlap / 2` samples or more. Group norm statistics are those of the whole wave, so the
-    convolutions equal those of the whole wave, and so does the first layer's input from 64 frames (half a positional
-    convolution, 1.3 s) off a chunk's ends. Attention is limited to the chunk, which is the only approximation.
+    farther from the ends, by `overlap / 2` samples or more. Group norm statistics, and those of waves that are
+    normalised, are those of the whole wave, so the convolutions equal those of the whole wave, and so does the first
+    layer's input from 64 frames (half a positional convolution) off a chunk's ends. Attention is limited to the chunk,
+    which is the only approximation.
 
     Args:
       params: the encoder's weights; for repeated calls, from `place`.
       config: the architecture.
       waves: float32 [n] each, mono at 16 kHz, n at least `config.field` (400 samples).
-      layer: 1 to L, whose output is returned; 0 is the input of the first layer.
-      batch_frames: frames of a batch, padding included (50 a second); a longer chunk is a batch of one.
+      layer: as of `features`.
+      batch_frames: frames of a batch, padding included; a longer chunk is a batch of one.
       plain_chunks: as in fairseq's GSLM code: chunks do not overlap, each has its own statistics, and a frame is lost
         at every border. A last chunk shorter than a frame is dropped.
       chunk: samples of a chunk, 1,600,000 (100 s) by default; memory grows with it.
@@ -241,18 +244,22 @@ def extract(
     Raises:
       ValueError: an unknown layer; a wave that is too short, of another type or not finite; invalid sizes.
     """
-    check_layer("HuBERT", config.layers, layer)
+    check_layer(config.layers, layer)
     if chunk < config.field or batch_frames < 1:
-        raise ValueError(f"HuBERT: chunk {chunk} must be {config.field} or more, batch_frames {batch_frames} 1 or more")
+        raise ValueError(
+            f"encoder: chunk {chunk} must be {config.field} or more, batch_frames {batch_frames} 1 or more"
+        )
     if not plain_chunks and not 0 <= overlap <= chunk // 2:
-        raise ValueError(f"HuBERT: overlap {overlap} must be between 0 and half of the chunk, {chunk // 2}")
+        raise ValueError(f"encoder: overlap {overlap} must be between 0 and half of the chunk, {chunk // 2}")
     for number, wave in enumerate(waves):
-        check_wave("HuBERT", number, wave, config.field)
+        check_wave(number, wave, config.field)
     params = place(params, layer, compute)
     kernel = np.asarray(params["conv"]["0"]["kernel"])
     cut = _plain if plain_chunks else functools.partial(_overlapped, overlap=overlap)
     pieces = [
-        piece for number, wave in enumerate(waves) for piece in cut(config, kernel, number, np.asarray(wave), chunk)
+        piece
+        for number, wave in enumerate(waves)
+        for piece in cut(config, kernel, number, _normalised(np.asarray(wave), config.wave_eps), chunk)
     ]
 
     def run(frames: int, rows: list[Piece]) -> jax.Array:
@@ -261,26 +268,38 @@ def extract(
             # Drops samples after the last frame, fewer than a hop.
             row[: piece.samples] = piece.data[0][: len(row)]
         lengths = np.asarray([piece.samples for piece in rows], np.int32)
-        norm = ChannelNorm(*(np.stack(parts) for parts in zip(*(piece.data[1] for piece in rows), strict=True)))
+        norms = [piece.data[1] for piece in rows if piece.data[1] is not None]
+        norm = ChannelNorm(*map(np.stack, zip(*norms, strict=True))) if norms else None
         return _run(params, config, padded, lengths, layer, norm=norm, compute=compute)
 
-    title = f"HuBERT layer {layer}"
+    title = f"layer {layer}"
     return run_pieces(title, len(waves), pieces, run, batch_frames=batch_frames, progress=progress)
+
+
+def _normalised(wave: np.ndarray, eps: float) -> np.ndarray:
+    """A wave of mean 0 and variance 1, `eps` added to the variance; as it is if `eps` is 0."""
+    if not eps:
+        return wave
+    exact = wave.astype(np.float64) - wave.mean(dtype=np.float64)
+    return (exact / np.sqrt(np.square(exact).mean() + eps)).astype(np.float32)
+
+
+def _norm(config: HubertConfig, kernel: np.ndarray, wave: np.ndarray) -> ChannelNorm | None:
+    return None if config.conv_layer_norm else channel_norm(kernel, config.conv_strides[0], wave)
 
 
 def _plain(config: HubertConfig, kernel: np.ndarray, utterance: int, wave: np.ndarray, chunk: int) -> Iterator[Piece]:
     for start in range(0, len(wave), chunk):
         part = wave[start : start + chunk]
         if frames := config.frames(len(part)):
-            norm = channel_norm(kernel, config.conv_strides[0], part)
-            yield Piece(utterance, frames, 0, frames, len(part), (part, norm))
+            yield Piece(utterance, frames, 0, frames, len(part), (part, _norm(config, kernel, part)))
 
 
 def _overlapped(
     config: HubertConfig, kernel: np.ndarray, utterance: int, wave: np.ndarray, chunk: int, overlap: int
 ) -> Iterator[Piece]:
     """Overlapping chunks of equal length; the last is moved back to end with the wave."""
-    norm = channel_norm(kernel, config.conv_strides[0], wave)
+    norm = _norm(config, kernel, wave)
     for start, first, last in windows(config.frames(len(wave)), config.frames(chunk), overlap // config.hop):
         part = wave[start * config.hop : (start + config.frames(chunk) - 1) * config.hop + config.field]
         yield Piece(utterance, config.frames(len(part)), first, last, len(part), (part, norm))

@@ -23,6 +23,7 @@ _POOL_BYTES = 64 << 20  # frames that are shuffled together
 _START_FRAMES = 20_000  # for initialisation: a few hundred frames per cluster
 _START_ITERATIONS = 50
 _MOST_ROWS, _FEWEST_ROWS = 1 << 14, 1 << 6  # frames of a batch of `assign_frames`
+_MOST_DISTANCES = 1 << 22  # distances of a batch: 16 MiB, 2,048 frames of 2,000 centroids
 
 
 def assign(features: Float[jax.Array, "*F D"], centroids: Float[jax.Array, "C D"]) -> Int[jax.Array, "*F"]:
@@ -65,8 +66,9 @@ def assign_frames(features: Float[np.ndarray, "F _"], centroids: Float[np.ndarra
             "fitted on this encoder and layer"
         )
     units = [np.empty(0, np.int32)]
-    for start in range(0, len(features), _MOST_ROWS):
-        part = np.asarray(features[start : start + _MOST_ROWS], np.float32)
+    most = max(_FEWEST_ROWS, min(_MOST_ROWS, 1 << max(1, _MOST_DISTANCES // len(centroids)).bit_length() - 1))
+    for start in range(0, len(features), most):
+        part = np.asarray(features[start : start + most], np.float32)
         rows = max(_FEWEST_ROWS, 1 << (len(part) - 1).bit_length())
         padded = np.pad(part, ((0, rows - len(part)), (0, 0)))
         units.append(np.asarray(_jitted_assign(padded, centroids))[: len(part)])
@@ -119,7 +121,7 @@ def _start(frames: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     from sklearn.cluster import KMeans as Lloyd
     from sklearn.exceptions import ConvergenceWarning
 
-    different = len({row.tobytes() for row in frames})
+    different = len({hash(row.tobytes()) for row in frames})
     if different < clusters:
         raise ValueError(
             f"k-means of {clusters} clusters: the {len(frames)} frames for initialisation hold {different} different "

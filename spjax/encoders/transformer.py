@@ -1,4 +1,4 @@
-"""Shared by HuBERT and Whisper: layers, attention, and batching of waves with few shapes and bounded memory."""
+"""Shared by the encoders: layers, attention, and batching of waves with few shapes and bounded memory."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from tqdm import tqdm
 from spjax.encoders.audio import SAMPLE_RATE
 from spjax.models.config import Compute
 from spjax.models.einsum import einsum
-from spjax.models.unit_lm import FLOAT32
+from spjax.models.unit_lm import FLOAT32, layer_norm
 from spjax.types import Params
 
 BATCH_FRAMES = 2048  # frames of a batch, 41 s
 QUERIES = 512  # queries whose attention is computed at once: bounds the memory of long utterances
 
 
-def check_layer(model: str, layers: int, layer: int) -> None:
+def check_layer(layers: int, layer: int) -> None:
     """Raise ValueError unless `layer` is 0 to `layers`."""
     if not 0 <= layer <= layers:
-        raise ValueError(f"{model}: layer {layer} does not exist; give 1 to {layers}, or 0 for the input of the first")
+        raise ValueError(f"encoder: layer {layer} does not exist; give 1 to {layers}, or 0 for the input of the first")
 
 
-def check_wave(model: str, number: int, wave: np.ndarray, least: int) -> None:
+def check_wave(number: int, wave: np.ndarray, least: int) -> None:
     """Raise ValueError unless a wave is float32 [n], n at least `least`, and finite."""
     if wave.ndim != 1 or wave.dtype != np.float32:
-        raise ValueError(f"{model}: wave {number} is {wave.dtype} {list(wave.shape)}, must be float32 [samples]")
+        raise ValueError(f"encoder: wave {number} is {wave.dtype} {list(wave.shape)}, must be float32 [samples]")
     if len(wave) < least:
         raise ValueError(
-            f"{model}: wave {number} has {len(wave)} samples; a frame needs at least {least}. Leave it out or pad it."
+            f"encoder: wave {number} has {len(wave)} samples; a frame needs at least {least}. Leave it out or pad it."
         )
     if not np.isfinite(wave).all():
-        raise ValueError(f"{model}: wave {number} holds NaN or infinity")
+        raise ValueError(f"encoder: wave {number} holds NaN or infinity")
 
 
 def gelu(x: Float[jax.Array, "*shape"]) -> Float[jax.Array, "*shape"]:
@@ -67,32 +67,102 @@ def conv(
     )
 
 
-def attention(
-    weights: Params, heads: int, x: Float[jax.Array, "B F D"], real: Bool[jax.Array, "B F"], compute: Compute
+def block(
+    weights: Params,
+    heads: int,
+    x: Float[jax.Array, "B F D"],
+    real: Bool[jax.Array, "B F"],
+    compute: Compute,
+    *,
+    pre_norm: bool,
+    relative: Float[jax.Array, "R H"] | None = None,
 ) -> Float[jax.Array, "B F D"]:
-    """Self-attention with its projections, [B, F, D] to [B, F, D]; `real` [B, F] masks padding."""
+    """One layer of a transformer encoder, [B, F, D] to [B, F, D].
+
+    Args:
+      weights: of the layer.
+      heads: H.
+      x: float32 [B, F, D].
+      real: [B, F], False where a row is padded.
+      compute: operand type of matrix products.
+      pre_norm: norms precede attention and feed-forward instead of following their residual sums.
+      relative: [2F - 1, H] as of `by_distance`, added to the attention scores times a gate of each query (WavLM).
+    """
+
+    def norm(name: str, x: jax.Array, here: bool) -> jax.Array:
+        return layer_norm(x, weights[name]) if here else x
+
+    mixed = _attention(weights, heads, norm("attn_norm", x, pre_norm), real, compute, relative)
+    x = norm("attn_norm", x + mixed, not pre_norm)
+    h = gelu(dense(weights["ffn_in"], norm("ffn_norm", x, pre_norm), compute))
+    return norm("ffn_norm", x + dense(weights["ffn_out"], h, compute), not pre_norm)
+
+
+def by_distance(table: Float[jax.Array, "N H"], frames: int, longest: int) -> Float[jax.Array, "R H"]:
+    """WavLM's relative position embeddings of key - query = 1 - F ... F - 1: [N, H] to [2F - 1, H].
+
+    Half of the N buckets are of keys after the query. Of a half, the first half are single distances; the others
+    grow logarithmically up to the distance `longest`.
+    """
+    half = len(table) // 2
+    exact = half // 2
+    distance = np.arange(1 - frames, frames)
+    far = np.maximum(np.abs(distance), 1).astype(np.float32) / np.float32(exact)
+    share = np.log(far) / np.float32(np.log(longest / exact)) * np.float32(half - exact)  # in float32 as in WavLM
+    bucket = np.where(np.abs(distance) < exact, np.abs(distance), exact + share.astype(np.int64))
+    return jnp.asarray(table)[np.minimum(bucket, half - 1) + half * (distance > 0)]
+
+
+def _attention(
+    weights: Params, heads: int, x: jax.Array, real: jax.Array, compute: Compute, relative: jax.Array | None
+) -> jax.Array:
+    """Self-attention with its projections, [B, F, D] to [B, F, D]."""
     query, key, value = (
         dense(weights[name], x, compute).reshape(*x.shape[:2], heads, x.shape[2] // heads)
         for name in ("query", "key", "value")
     )
-    mixed = _attend(query * query.shape[-1] ** -0.5, key, value, real).reshape(x.shape)
+    gate = None
+    if relative is not None:
+        gates = weights["gate"]
+        parts = einsum("bfhd,de->bfhe", x.reshape(query.shape), gates["kernel"], compute.operand) + gates["bias"]
+        reset, update = jnp.split(jax.nn.sigmoid(parts), 2, axis=-1)
+        gate = reset * (update * gates["scale"][:, None] - 1) + 2
+    mixed = _attend(query * query.shape[-1] ** -0.5, key, value, real, relative, gate).reshape(x.shape)
     return dense(weights["out"], mixed, compute)
 
 
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array, real: jax.Array) -> jax.Array:
-    """Attention, all [B, F, H, Dh], in float32; in blocks of queries if there are many."""
+def _attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    real: jax.Array,
+    relative: jax.Array | None = None,
+    gate: jax.Array | None = None,
+) -> jax.Array:
+    """Attention, all [B, F, H, Dh] and the gate [B, F, H, 1], in float32; in blocks of queries if there are many."""
     product = functools.partial(einsum, dtype=jnp.dtype(jnp.float32))
+    batch, frames, *head = query.shape
 
-    def some(query: jax.Array) -> jax.Array:
-        scores = jnp.where(real[:, None, None], product("bqhd,bkhd->bhqk", query, key), jnp.finfo(jnp.float32).min)
+    def some(query: jax.Array, numbers: jax.Array, gate: jax.Array | None) -> jax.Array:
+        scores = product("bqhd,bkhd->bhqk", query, key)
+        if relative is not None and gate is not None:
+            bias = relative[jnp.arange(frames) - numbers[:, None] + frames - 1]  # [q, k, H]
+            scores += jnp.moveaxis(bias, 2, 0) * jnp.swapaxes(gate, 1, 2)
+        scores = jnp.where(real[:, None, None], scores, jnp.finfo(jnp.float32).min)
         return product("bhqk,bkhd->bqhd", jax.nn.softmax(scores), value)
 
-    batch, frames, *head = query.shape
+    numbers = jnp.arange(frames)
     if frames <= QUERIES:
-        return some(query)
+        return some(query, numbers, gate)
     blocks = -(-frames // QUERIES)
-    query = jnp.pad(query, ((0, 0), (0, blocks * QUERIES - frames), (0, 0), (0, 0)))
-    mixed = jax.lax.map(some, jnp.swapaxes(query.reshape(batch, blocks, QUERIES, *head), 0, 1))
+
+    def cut(x: jax.Array, axis: int) -> jax.Array:
+        """Split an axis of queries in blocks, which come first."""
+        pad = [(0, blocks * QUERIES - frames if number == axis else 0) for number in range(x.ndim)]
+        return jnp.moveaxis(jnp.pad(x, pad).reshape(*x.shape[:axis], blocks, QUERIES, *x.shape[axis + 1 :]), axis, 0)
+
+    parts = (cut(query, 1), cut(numbers, 0), None if gate is None else cut(gate, 1))
+    mixed = jax.lax.map(lambda part: some(*part), parts)
     return jnp.swapaxes(mixed, 0, 1).reshape(batch, -1, *head)[:, :frames]
 
 

@@ -21,11 +21,10 @@ from spjax.encoders.audio import MIN_SAMPLES, SAMPLE_RATE
 from spjax.encoders.transformer import (
     BATCH_FRAMES,
     Piece,
-    attention,
+    block,
     check_layer,
     check_wave,
     conv,
-    dense,
     gelu,
     place,
     run_pieces,
@@ -96,7 +95,7 @@ def features(
     Raises:
       ValueError: an unknown layer, or more frames than there are positions.
     """
-    check_layer("Whisper", config.layers, layer)
+    check_layer(config.layers, layer)
     steps = spectra.shape[1]
     if steps > 2 * config.positions:
         raise ValueError(f"Whisper: a spectrum of {steps} steps; there are positions for {2 * config.positions}")
@@ -111,15 +110,8 @@ def features(
     x = x + params["position"]["table"][: x.shape[1]]
     real = jnp.arange(x.shape[1]) < (lengths[:, None] + 1) // 2
     for number in range(layer):
-        x = _block(params["layers"][str(number)], config, x, real, compute)
+        x = block(params["layers"][str(number)], config.heads, x, real, compute, pre_norm=True)
     return layer_norm(x, params["norm"]) if layer == config.layers else x
-
-
-def _block(weights: Params, config: WhisperConfig, x: jax.Array, real: jax.Array, compute: Compute) -> jax.Array:
-    """One pre-norm layer, [B, F, D] to [B, F, D]; `real` [B, F] masks padding."""
-    x = x + attention(weights, config.heads, layer_norm(x, weights["attn_norm"]), real, compute)
-    h = gelu(dense(weights["ffn_in"], layer_norm(x, weights["ffn_norm"]), compute))
-    return x + dense(weights["ffn_out"], h, compute)
 
 
 _run = jax.jit(features, static_argnames=("config", "layer", "compute"))
@@ -157,10 +149,10 @@ def extract(
     Raises:
       ValueError: an unknown layer; a wave that is too short, of another type or not finite.
     """
-    check_layer("Whisper", config.layers, layer)
+    check_layer(config.layers, layer)
     params, size, pieces = place(params, layer, compute), config.positions, []
     for number, wave in enumerate(waves):
-        check_wave("Whisper", number, wave, MIN_SAMPLES)
+        check_wave(number, wave, MIN_SAMPLES)
         spectrum = log_mel(wave, config.mels)
         for start, first, last in windows(config.frames(len(wave)), size, size // 3):
             part = spectrum[2 * start : 2 * (start + size)]

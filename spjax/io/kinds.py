@@ -124,11 +124,11 @@ def describe(place: Path) -> tuple[str, str]:
             return _OURS[found][0], ""
         if file == "config.json" and ("model_type" in value or "architectures" in value):
             name = value.get("model_type")
-            job = name if name in ("hubert", "whisper") else "unit_lm" if name in _DECODERS else ""
+            job = name if name in ("hubert", "wav2vec2", "wavlm", "whisper") else "unit_lm" if name in _DECODERS else ""
             todo = (
                 f"Import it first: `python -m spjax.convert {job} {place} OUT`."
                 if job
-                else "spjax imports only unit LMs, HuBERTs and Whisper encoders."
+                else "spjax imports only unit LMs, and HuBERT, wav2vec2, WavLM and Whisper encoders."
             )
             return f"a Hugging Face model ({name!s:.40})", todo
     held = sorted(entry.name for entry in place.iterdir()) if place.is_dir() else []

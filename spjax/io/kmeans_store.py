@@ -28,8 +28,8 @@ class KMeans:
 
     Attributes:
       centroids: float32 [C, D]; row i is the centre of unit i.
-      card: "encoder" (its name), "layer" (of a HuBERT or Whisper, else None), "fitted_on" (any JSON: corpus, frames,
-        seed) and "provenance" (any JSON: the file it was imported from).
+      card: "encoder" (its name), "layer" (None of encoders without weights), "fitted_on" (any JSON: corpus,
+        frames, seed) and "provenance" (any JSON: the file it was imported from).
     """
 
     centroids: np.ndarray

@@ -1,4 +1,4 @@
-"""Configuration of a HuBERT encoder. The defaults are hubert_base: 94,370,816 parameters.
+"""Configuration of HuBERT, wav2vec2 and WavLM encoders. The defaults are hubert_base: 94,370,816 parameters.
 
 In a module without the encoder, since storage and encoders both use it and do not import each other.
 """
@@ -11,10 +11,10 @@ import math
 
 @dataclasses.dataclass(frozen=True)
 class HubertConfig:
-    """Architecture of a HuBERT of the "base" kind: group norm in the first convolution, post-norm layers.
+    """Architecture of a HuBERT, a wav2vec2 or a WavLM, which differ only in the fields below.
 
     Attributes:
-      conv_dim: channels of the convolutions over the waveform, which have no bias.
+      conv_dim: channels of the convolutions over the waveform.
       conv_kernels: kernel widths.
       conv_strides: strides.
       dim: D, model width.
@@ -23,6 +23,14 @@ class HubertConfig:
       ffn_dim: width of the feed-forward.
       position_width: kernel width of the positional convolution, in frames.
       position_groups: channel groups of the positional convolution.
+      conv_layer_norm: a layer norm after each convolution ("large"), instead of a group norm after the first.
+      conv_bias: the convolutions have a bias.
+      pre_norm: norms precede attention and feed-forward ("stable layer norm"), instead of following them.
+      position_norm: a batch norm before the positional convolution (mHuBERT 25 Hz), instead of its weight norm.
+      buckets: buckets of WavLM's relative positions; 0 for none.
+      max_distance: frames from which on all positions share WavLM's last bucket; 0 for none.
+      wave_eps: waves are normalised to mean 0 and variance 1, this added to the variance; 0 if they are used as they
+        are.
     """
 
     conv_dim: int = 512
@@ -34,15 +42,29 @@ class HubertConfig:
     ffn_dim: int = 3072
     position_width: int = 128
     position_groups: int = 16
+    conv_layer_norm: bool = False
+    conv_bias: bool = False
+    pre_norm: bool = False
+    position_norm: bool = False
+    buckets: int = 0
+    max_distance: int = 0
+    wave_eps: float = 0.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             parts = value if isinstance(value, tuple) else (value,)
-            if isinstance(value, tuple) != field.name.startswith(("conv_k", "conv_s")) or not parts:
+            if type(value) is not type(field.default) or not parts:
                 raise ValueError(f"HuBERT: {field.name} is {value!r}, which has the wrong type")
-            if any(type(part) is not int or part < 1 for part in parts):
+            if field.default and any(type(part) is not int or part < 1 for part in parts):
                 raise ValueError(f"HuBERT: {field.name} is {value!r}, must be positive integers")
+        if not 0 <= self.wave_eps < 1:
+            raise ValueError(f"HuBERT: wave_eps is {self.wave_eps}, must be 0 or more, and less than 1")
+        if (self.buckets or self.max_distance) and not 4 <= self.buckets < 4 * self.max_distance:
+            raise ValueError(
+                f"HuBERT: buckets {self.buckets} must be 4 or more, and less than 4 times max_distance "
+                f"{self.max_distance}"
+            )
         if len(self.conv_kernels) != len(self.conv_strides):
             raise ValueError(
                 f"HuBERT: {len(self.conv_kernels)} conv_kernels, but {len(self.conv_strides)} conv_strides"
@@ -77,10 +99,35 @@ class HubertConfig:
         return max(0, (samples - self.field) // self.hop + 1)
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor by path; kernels are [in, out], of convolutions [width, in, out]."""
+        c, d, f, part = self.conv_dim, self.dim, self.ffn_dim, self.dim // self.position_groups
+        shapes: dict[str, tuple[int, ...]] = {}
+        dense, norms = {"project": (c, d)}, {"project_norm": c}
+        norms |= {} if self.pre_norm else {"norm": d}
+        norms |= {} if self.conv_layer_norm else {"conv_norm": c}
+        for number, width in enumerate(self.conv_kernels):
+            shapes[f"conv/{number}/kernel"] = (width, c if number else 1, c)
+            shapes |= {f"conv/{number}/bias": (c,)} if self.conv_bias else {}
+            norms |= {f"conv_norm/{number}": c} if self.conv_layer_norm else {}
+        shapes["position/kernel"] = (self.position_width, part, d)
+        shapes["position/bias"] = (d,)
+        norms |= {"position_norm": d} if self.position_norm else {}
+        for number in range(self.layers):
+            dense |= {f"layers/{number}/{name}": (d, d) for name in ("query", "key", "value", "out")}
+            dense |= {f"layers/{number}/ffn_in": (d, f), f"layers/{number}/ffn_out": (f, d)}
+            norms |= {f"layers/{number}/{name}": d for name in ("attn_norm", "ffn_norm")}
+            if self.buckets:
+                dense[f"layers/{number}/gate"] = (self.head_dim, 2)
+                shapes[f"layers/{number}/gate/scale"] = (self.heads,)
+        shapes |= {"relative/table": (self.buckets, self.heads)} if self.buckets else {}
+        for name, (rows, columns) in dense.items():
+            shapes |= {f"{name}/kernel": (rows, columns), f"{name}/bias": (columns,)}
+        for name, width in norms.items():
+            shapes |= {f"{name}/scale": (width,), f"{name}/bias": (width,)}
+        return shapes
+
+    @property
     def num_params(self) -> int:
-        """Number of parameters of the encoder, with weight norm folded in and without pretraining heads."""
-        c, d, f = self.conv_dim, self.dim, self.ffn_dim
-        convs = self.conv_kernels[0] * c + sum(self.conv_kernels[1:]) * c * c
-        position = self.position_width * d * (d // self.position_groups) + d
-        block = 4 * (d * d + d) + (d * f + f) + (f * d + d) + 4 * d
-        return convs + 2 * c + 2 * c + (c * d + d) + position + 2 * d + self.layers * block
+        """Number of parameters, with weight norm and batch norm folded in and without pretraining heads."""
+        return sum(map(math.prod, self.shapes.values()))

@@ -6,6 +6,7 @@ In a module without the encoder, since storage and encoders both use it and do n
 from __future__ import annotations
 
 import dataclasses
+import math
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +52,26 @@ class WhisperConfig:
         return (samples // 160 + 1) // 2
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor by path, as of `HubertConfig`; key projections have no bias."""
+        d, f = self.dim, self.ffn_dim
+        shapes: dict[str, tuple[int, ...]] = {"position/table": (self.positions, d)}
+        shapes |= {
+            "conv/0/kernel": (3, self.mels, d),
+            "conv/1/kernel": (3, d, d),
+            "conv/0/bias": (d,),
+            "conv/1/bias": (d,),
+        }
+        norms = ["norm"]
+        for number in range(self.layers):
+            part = f"layers/{number}"
+            dense = dict.fromkeys(("query", "key", "value", "out"), (d, d)) | {"ffn_in": (d, f), "ffn_out": (f, d)}
+            shapes |= {f"{part}/{name}/kernel": shape for name, shape in dense.items()}
+            shapes |= {f"{part}/{name}/bias": shape[1:] for name, shape in dense.items() if name != "key"}
+            norms += [f"{part}/attn_norm", f"{part}/ffn_norm"]
+        return shapes | {f"{name}/{part}": (d,) for name in norms for part in ("scale", "bias")}
+
+    @property
     def num_params(self) -> int:
         """Number of parameters of the encoder."""
-        d, f = self.dim, self.ffn_dim
-        convs = 3 * self.mels * d + d + 3 * d * d + d
-        block = 4 * d * d + 3 * d + (d * f + f) + (f * d + d) + 4 * d
-        return convs + self.positions * d + self.layers * block + 2 * d
+        return sum(map(math.prod, self.shapes.values()))

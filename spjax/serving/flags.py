@@ -25,10 +25,12 @@ def add_predictor_flags(parser: argparse.ArgumentParser, speech: bool = True) ->
         type=place,
         metavar="NAME",
         required=speech,
-        help="mfcc, log_mel, tiny, or a HuBERT's or Whisper's directory",
+        help="mfcc, log_mel, tiny, or the directory of an encoder with weights",
     )
     encoder.add_argument("--kmeans", type=place, metavar="DIR", help="the encoder's k-means; not needed for tiny")
-    encoder.add_argument("--layer", type=int, metavar="N", default=6, help="layer of a HuBERT or Whisper (%(default)s)")
+    encoder.add_argument(
+        "--layer", type=int, metavar="N", default=6, help="layer of an encoder with weights (%(default)s)"
+    )
     encoder.add_argument("--lowpass", type=float, metavar="HZ", help="low-pass of the encoder, if the packs used one")
     model = parser.add_argument_group("model")
     model.add_argument(

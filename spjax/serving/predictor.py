@@ -80,13 +80,13 @@ class SpeechPrompt:
 
         Args:
           lm: a unit LM or multi-stream LM, or its directory.
-          encoder: an encoder with a k-means; or "mfcc", "log_mel" or the directory of a HuBERT or Whisper; None to
-            classify units only.
+          encoder: an encoder with a k-means; or "mfcc", "log_mel" or the directory of a HuBERT, wav2vec2, WavLM or
+            Whisper; None to classify units only.
           packs: packs or their directories by name; or a list of packs and of paths that `io.load_packs` takes
             (packs, banks, directories of them, such as a job's), or one of these. The default name of a pack is its
             task's.
           kmeans: directory of the encoder's k-means, if `encoder` is a name or directory.
-          layer: layer of a HuBERT or Whisper, if `encoder` is a directory.
+          layer: layer of an encoder with weights, if `encoder` is a directory.
           lowpass: cut-off of the encoder's low-pass in Hz, if `encoder` is a name or directory.
           compute: float32, bfloat16 or int8 kernels of the LM (`frozen.quantize`); encoding is always float32.
           max_units: the most units of an utterance (1024: about 40 s of speech); None for no limit.

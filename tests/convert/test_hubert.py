@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from spjax.convert.__main__ import main
 from spjax.convert.hubert import FAIRSEQ, HUGGING_FACE, Dialect, import_hubert
 from spjax.io import files, read_encoder
 from spjax.models.hubert_config import HubertConfig
-from tests.encoders.hubert_models import TINY, weights
+from tests.encoders.hubert_models import KINDS, TINY, weights
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {
@@ -54,14 +55,15 @@ HF_OPTIONS = {
 }
 
 
-def state(dialect: Dialect, spelling: int = 0) -> dict[str, np.ndarray]:
+def state(dialect: Dialect, spelling: int = 0, config: HubertConfig = TINY) -> dict[str, np.ndarray]:
     """Our tiny weights with a library's names, shapes and weight norm."""
     tensors: dict[str, np.ndarray] = {}
-    for path, array in files.flatten(weights()).items():
+    for path, array in files.flatten(weights(config)).items():
         *folders, kind = path.split("/")
         part, number = (folders[-1], folders[1]) if folders[0] == "layers" else (folders[0], folders[-1])
-        name = dialect.names[part].format(number)
-        if path == "position/kernel":
+        part = "conv_layer_norm" if part == "conv_norm" and config.conv_layer_norm else part
+        name = dialect.names[part].format(int(config.position_norm) if part == "position" else number)
+        if path == "position/kernel" and not config.position_norm:
             direction = array.T
             magnitude = np.sqrt(np.square(direction).sum((0, 1), keepdims=True))
             scale = np.linspace(0.5, 2, 12, dtype=np.float32)  # the direction's norm must not matter
@@ -114,7 +116,7 @@ def check(made: Any) -> None:
     for path, array in found.items():
         assert array.dtype == np.float32
         np.testing.assert_allclose(array, expected[path], rtol=1e-6 * (path == "position/kernel"))
-    assert made.read == TINY.num_params + TINY.position_width
+    assert made.read == TINY.num_params + TINY.position_width, "weight norm has a number for each tap"
 
 
 def test_fairseq(fairseq_file: Any):
@@ -171,11 +173,12 @@ def test_half_precision_is_widened(tmp_path: Path, fairseq_file: Any, torch_writ
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"extractor_mode": "layer_norm"}, "made with extractor_mode='layer_norm'; spjax computes only.*'default'"),
-        ({"layer_norm_first": True}, "layer_norm_first=True"),
-        ({"conv_bias": True}, "conv_bias=True"),
+        ({"extractor_mode": "other"}, "made with extractor_mode='other'; spjax .*='default' or 'layer_norm'"),
+        ({"extractor_mode": "layer_norm"}, r"lacks feature_extractor\.conv_layers\.0\.2\.1\.weight"),
+        ({"layer_norm_first": 1}, "layer_norm_first=1; spjax computes only layer_norm_first=False or True"),
+        ({"conv_bias": True}, r"lacks feature_extractor\.conv_layers\.0\.0\.bias"),
         ({"activation_fn": "relu"}, "activation_fn='relu'"),
-        ({"conv_pos_batch_norm": True}, "conv_pos_batch_norm=True"),
+        ({"conv_pos_batch_norm": True}, r"lacks encoder\.pos_conv\.1\.weight"),
         ({"encoder_attention_heads": None}, "lacks the options encoder_attention_heads"),
         ({"encoder_attention_heads": 5}, "not a multiple of heads 5"),
         ({"encoder_layers": 3}, r"lacks encoder\.layers\.2\.self_attn\.q_proj\.weight"),
@@ -209,20 +212,97 @@ def test_other_tensors_are_refused(fairseq_file: Any, change: Any, message: str)
         import_hubert(fairseq_file(change))
 
 
-def test_normalised_waves_are_refused(fairseq_file: Any):
-    with pytest.raises(ConvertError, match="normalize=True"):
-        import_hubert(fairseq_file(task={"normalize": True}))
+def test_waves_that_fairseq_normalises(fairseq_file: Any):
+    assert import_hubert(fairseq_file(task={"normalize": True})).config.wave_eps == 1e-5
+    with pytest.raises(ConvertError, match="normalize='yes'"):
+        import_hubert(fairseq_file(task={"normalize": "yes"}))
+
+
+@pytest.mark.parametrize("kind", ["hubert_large", "mhubert_25hz"])
+def test_other_kinds_of_fairseq(torch_writer: SimpleNamespace, tmp_path: Path, kind: str):
+    config = dataclasses.replace(TINY, **{**KINDS[kind], "wave_eps": 1e-5 if kind == "hubert_large" else 0.0})
+    tensors = {**state(FAIRSEQ, config=config), **FAIRSEQ_UNUSED}
+    if config.pre_norm:
+        tensors |= {f"encoder.layer_norm.{part}": np.ones(24, np.float32) for part in ("weight", "bias")}
+    if config.position_norm:  # of mean 1 and variance 4
+        tensors |= {"encoder.pos_conv.0.running_mean": np.ones(24, np.float32)}
+        tensors |= {"encoder.pos_conv.0.running_var": np.full(24, 4 - 1e-5, np.float32)}
+        tensors |= {"encoder.pos_conv.0.num_batches_tracked": np.zeros((), np.int64)}
+    options = {
+        "extractor_mode": "layer_norm" if config.conv_layer_norm else "default",
+        "conv_bias": config.conv_bias,
+        "layer_norm_first": config.pre_norm,
+        "conv_pos_batch_norm": config.position_norm,
+        "conv_feature_layers": f"[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * {len(config.conv_kernels) - 5}",
+    }
+    cfg = {"model": {**OPTIONS, **options}, "task": {"normalize": bool(config.wave_eps)}}
+    made = import_hubert(torch_writer.zip(tmp_path / "x.pt", {"cfg": cfg, "model": tensors}))
+    assert made.config == config
+    assert ("encoder.layer_norm.bias" in made.unused) == config.pre_norm
+    expected = weights(config)
+    if config.position_norm:
+        given = expected["position_norm"]
+        np.testing.assert_allclose(made.params["position_norm"]["scale"], given["scale"] / 2, rtol=1e-6)
+        np.testing.assert_allclose(
+            made.params["position_norm"]["bias"], given["bias"] - given["scale"] / 2, rtol=1e-5, atol=1e-6
+        )
+        expected["position_norm"] = made.params["position_norm"]
+    for path, array in files.flatten(made.params).items():
+        np.testing.assert_allclose(array, files.flatten(expected)[path], rtol=1e-6, err_msg=path)
+
+
+def test_normalised_waves_of_hugging_face(tmp_path: Path):
+    """A group norm removes offset and level, so its models take waves as they are, unless the user says otherwise."""
+    folder = hugging_face(tmp_path / "model", state(HUGGING_FACE))
+    (folder / "preprocessor_config.json").write_text('{"do_normalize": true, "sampling_rate": 16000}')
+    made = import_hubert(folder)
+    check(made)
+    assert made.provenance["notes"][0].startswith("do_normalize of preprocessor_config.json is not applied")
+    assert import_hubert(folder, {"do_normalize": True}).config.wave_eps == 1e-7
+    with pytest.raises(ConvertError, match="has do_normalize=True, not False"):
+        import_hubert(folder, {"do_normalize": False})
+    (folder / "preprocessor_config.json").write_text('{"sampling_rate": 8000}')
+    with pytest.raises(ConvertError, match=r"preprocessor_config\.json has sampling_rate=8000"):
+        import_hubert(folder)
+
+
+@pytest.mark.parametrize("kind", ["wav2vec2", "wavlm"])
+def test_command_line_of_other_models(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str):
+    tensors = {f"{kind}.{name}": array for name, array in state(HUGGING_FACE).items()}
+    relative: dict[str, Any] = {"num_buckets": 32, "max_bucket_distance": 80} if kind == "wavlm" else {}
+    for layer in range(2) if relative else ():
+        name = f"wavlm.encoder.layers.{layer}.attention"
+        tensors |= {f"{name}.gru_rel_pos_linear.weight": np.ones((8, 12), np.float32)}
+        tensors |= {f"{name}.gru_rel_pos_linear.bias": np.ones(8, np.float32)}
+        tensors |= {f"{name}.gru_rel_pos_const": np.ones((1, 2, 1, 1), np.float32)}
+    if relative:
+        tensors |= {"wavlm.encoder.layers.0.attention.rel_attn_embed.weight": np.zeros((32, 2), np.float32)}
+    tensors |= {"quantizer.codevectors": np.zeros((1, 4, 2), np.float32), "project_q.bias": np.zeros(2, np.float32)}
+    folder = hugging_face(tmp_path / "my-model", tensors, model_type=kind, **relative)
+    main([kind, str(folder), str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert f"{'WavLM' if relative else 'wav2vec2'} my_model of" in printed
+    assert "left out: project_q.bias, quantizer.codevectors (10 parameters)" in printed
+    config, params, info = read_encoder(tmp_path / "out")
+    assert (config.buckets, info["name"]) == (32 if relative else 0, "my_model")
+    if relative:
+        gate = params["layers"]["1"]["gate"]
+        np.testing.assert_array_equal(gate["kernel"], np.full((12, 2), 4))
+        np.testing.assert_array_equal(gate["bias"], [4, 4])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"do_stable_layer_norm": True}, "do_stable_layer_norm=True"),
-        ({"feat_extract_norm": "layer"}, "feat_extract_norm='layer'"),
+        ({"do_stable_layer_norm": None}, "lacks the options do_stable_layer_norm"),
+        ({"feat_extract_norm": "layer"}, "lacks the options do_normalize.*--option=do_normalize=true"),
+        ({"feat_extract_norm": "batch"}, "feat_extract_norm='batch'; spjax computes only.*'group' or 'layer'"),
         ({"feat_proj_layer_norm": False}, "feat_proj_layer_norm=False"),
         ({"hidden_act": "gelu_new"}, "hidden_act='gelu_new'"),
         ({"feat_extract_activation": "relu"}, "feat_extract_activation='relu'"),
-        ({"model_type": "wav2vec2"}, "model_type='wav2vec2'"),
+        ({"model_type": "data2vec-audio"}, "model_type='data2vec-audio'; spjax computes only hubert, wav2vec2, wavlm"),
+        ({"model_type": "wavlm"}, "lacks the options num_buckets, max_bucket_distance"),
+        ({"model_type": "wavlm", "num_buckets": 320, "max_bucket_distance": 800}, "lacks encoder.*gru_rel_pos"),
         ({"layer_norm_eps": 1e-6}, "layer_norm_eps=1e-06"),
         ({"conv_dim": None}, "does not say its conv_dim"),
         ({"conv_dim": [16] * 6}, "convolutions of one width"),
@@ -279,7 +359,7 @@ def test_command_line(tmp_path: Path, fairseq_file: Any, capsys: pytest.CaptureF
     assert read_encoder(tmp_path / "hf")[2]["name"] == "hubert_base_ls960"
     assert "of Hugging Face's" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"error: .*extractor_mode"):
-        main(["hubert", str(fairseq_file(extractor_mode="layer_norm")), str(tmp_path / "other")])
+        main(["hubert", str(fairseq_file(extractor_mode="other")), str(tmp_path / "other")])
     assert not (tmp_path / "other").exists()
 
 
@@ -328,16 +408,14 @@ def test_wave_normalisation_must_be_known(fairseq_file: Any):
     with pytest.raises(ConvertError, match=r"lacks the options normalize.*--option=normalize=false"):
         import_hubert(source)
     check(import_hubert(source, {"normalize": False}))
-    with pytest.raises(ConvertError, match="normalize=True"):
-        import_hubert(source, {"normalize": True})
+    assert import_hubert(source, {"normalize": True}).config.wave_eps == 1e-5
 
 
 def test_options_in_args(torch_writer: SimpleNamespace, tmp_path: Path):
     args = {**OPTIONS, "normalize": True}
     content = {"model": {**state(FAIRSEQ), **FAIRSEQ_UNUSED}, "cfg": None}
     path = torch_writer.zip(tmp_path / "x.pt", {**content, "args": torch_writer.namespace(args)})
-    with pytest.raises(ConvertError, match="normalize=True"):
-        import_hubert(path)
+    assert import_hubert(path).config.wave_eps == 1e-5
     check(
         import_hubert(torch_writer.zip(path, {**content, "args": torch_writer.namespace({**args, "normalize": False})}))
     )

@@ -250,6 +250,12 @@ def test_centroids_of_numpy(tmp_path: Path, dtype, order: str):
     assert load_kmeans(tmp_path / "out").card["provenance"]["made_by"] == "an array"
 
 
+def test_textlesslib_calls_its_pickles_pt(model, tmp_path: Path):
+    joblib.dump(model, tmp_path / "hubert_base_ls960_km500.pt")
+    found = centroids(tmp_path / "hubert_base_ls960_km500.pt")
+    np.testing.assert_array_equal(found, np.asarray(model.cluster_centers_, np.float32))
+
+
 def test_centroids_of_torch(tmp_path: Path, torch_writer):
     for kind in ("zip", "legacy"):
         write = getattr(torch_writer, kind)

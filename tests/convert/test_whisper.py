@@ -167,7 +167,7 @@ BAD: list[tuple[dict[str, Any], Callable[[Path], object] | None, str]] = [
         None,
         r"is a Hugging Face model \(hubert\)\. Import it first: `python -m spjax\.convert hubert",
     ),
-    ({"model_type": "wav2vec2"}, None, r"is a Hugging Face model \(wav2vec2\)\. spjax imports"),
+    ({"model_type": "data2vec-audio"}, None, r"is a Hugging Face model \(data2vec-audio\)\. spjax imports"),
     ({"activation_function": "relu"}, None, "activation_function='relu'; spjax computes only"),
     ({"encoder_attention_heads": None}, None, "lacks the options encoder_att.*--option=encoder_attention_heads"),
     ({"encoder_attention_heads": 5}, None, "not a multiple of heads 5"),
@@ -230,7 +230,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for command, message in (
         (["whisper", str(source), str(out)], "exists"),
         (["whisper", str(out), str(tmp_path / "again")], "is a Whisper encoder, not a file to import"),
-        (["hubert", str(source), str(tmp_path / "other")], "is not a HuBERT of .*convert whisper"),
+        (["hubert", str(source), str(tmp_path / "other")], r"is not a HuBERT, wav2vec2 or WavLM of .*convert whisper"),
         (["whisper", str(out / "model.safetensors"), str(tmp_path / "other")], "is a Whisper encoder. It needs no"),
         (["hubert", str(out / "model.safetensors"), str(tmp_path / "other")], "is a Whisper encoder. It needs no"),
         (["whisper", str(tmp_path / "absent"), str(tmp_path / "other")], "absent"),

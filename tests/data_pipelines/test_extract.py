@@ -35,7 +35,6 @@ from spjax.data.tfrecords import RecordError
 from spjax.encoders.audio import read_audio
 from spjax.encoders.encoder import Encoder, encode, load_encoder
 from spjax.io import KMeans, load_kmeans, save_encoder, save_kmeans
-from spjax.io.encoders import hubert_shapes
 from spjax.io.files import unflatten
 from spjax.models.hubert_config import HubertConfig
 from tests.data_pipelines.builders.raw_trees import distinct
@@ -237,7 +236,7 @@ def test_units_of_a_hubert_in_parallel(tmp_path):
     config = HubertConfig(conv_dim=32, dim=32, layers=1, heads=2, ffn_dim=64, position_width=16, position_groups=4)
     params = {
         path: (0.3 * rng.standard_normal(shape) + path.endswith("scale")).astype(np.float32)
-        for path, shape in hubert_shapes(config).items()
+        for path, shape in config.shapes.items()
     }
     save_encoder(tmp_path / "hubert", config, unflatten(params), "tiny")
     centroids = rng.standard_normal((50, config.dim)).astype(np.float32)

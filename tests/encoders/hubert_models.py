@@ -1,4 +1,4 @@
-"""HuBERTs with random weights, ours and transformers'."""
+"""HuBERT, wav2vec2 and WavLM with random weights, ours and transformers'."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from spjax.io import files
-from spjax.io.encoders import hubert_shapes
 from spjax.models.hubert_config import HubertConfig
 from spjax.types import Params
 
@@ -25,7 +24,7 @@ def weights(config: HubertConfig = TINY, seed: int = 0) -> Params:
             return (rng.standard_normal(shape) * (2 / np.prod(shape[:-1])) ** 0.5).astype(np.float32)
         return (rng.normal(path.endswith("scale"), 0.2, shape)).astype(np.float32)
 
-    return files.unflatten({path: draw(path, shape) for path, shape in hubert_shapes(config).items()})
+    return files.unflatten({path: draw(path, shape) for path, shape in config.shapes.items()})
 
 
 def speechlike(samples: int, seed: int = 0) -> np.ndarray:
@@ -36,25 +35,48 @@ def speechlike(samples: int, seed: int = 0) -> np.ndarray:
     return (0.05 * noise * envelope + 0.003).astype(np.float32)
 
 
-def peer(config: HubertConfig, seed: int = 0, **options: Any) -> Any:
-    """transformers' HubertModel of the same sizes, in eval mode, with random norms and biases."""
+LARGE = {"conv_layer_norm": True, "conv_bias": True, "pre_norm": True, "wave_eps": 1e-7}
+MHUBERT = {"conv_kernels": (10, 3, 3, 3, 3, 2, 2, 2), "conv_strides": (5, *7 * (2,)), "position_norm": True}
+KINDS: dict[str, dict[str, Any]] = {  # fields in which a kind differs from HuBERT base
+    "hubert": {},
+    "hubert_large": LARGE,
+    "mhubert_25hz": MHUBERT,
+    "wav2vec2": {},
+    "wav2vec2_large": LARGE,
+    "wavlm": {"buckets": 320, "max_distance": 800},
+    "wavlm_large": {**LARGE, "conv_bias": False, "buckets": 320, "max_distance": 800},
+}
+CLASSES = {"hubert": "Hubert", "mhubert": "Hubert", "wav2vec2": "Wav2Vec2", "wavlm": "WavLM"}  # of transformers
+
+
+def peer(config: HubertConfig, kind: str = "hubert", seed: int = 0, **options: Any) -> Any:
+    """A model of transformers of the same sizes, in eval mode, with random norms and biases."""
     transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
     torch = pytest.importorskip("torch", reason="torch is a test dependency")
-    count = len(config.conv_kernels)
-    sizes = transformers.HubertConfig(
+    family = CLASSES[kind.partition("_")[0]]
+    relative = {"num_buckets": config.buckets, "max_bucket_distance": config.max_distance} if config.buckets else {}
+    batch_norm = {"conv_pos_batch_norm": config.position_norm} if family == "Hubert" else {}
+    sizes = getattr(transformers, f"{family}Config")(
         hidden_size=config.dim, num_hidden_layers=config.layers, num_attention_heads=config.heads,
-        intermediate_size=config.ffn_dim, conv_dim=[config.conv_dim] * count, num_feat_extract_layers=count,
+        intermediate_size=config.ffn_dim, conv_dim=[config.conv_dim] * len(config.conv_kernels),
         conv_kernel=list(config.conv_kernels), conv_stride=list(config.conv_strides),
-        num_conv_pos_embeddings=config.position_width, num_conv_pos_embedding_groups=config.position_groups, **options,
+        num_conv_pos_embeddings=config.position_width, num_conv_pos_embedding_groups=config.position_groups,
+        feat_extract_norm="layer" if config.conv_layer_norm else "group", conv_bias=config.conv_bias,
+        do_stable_layer_norm=config.pre_norm, **relative, **batch_norm, **options,
     )  # fmt: skip
     torch.manual_seed(seed)
-    model = transformers.HubertModel(sizes).eval()
+    model = getattr(transformers, f"{family}Model")(sizes).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 1:
-                parameter.normal_(float("norm" in name and name.endswith("weight")), 0.2)
+            if parameter.ndim == 1 or "gru_rel_pos_const" in name:
+                parameter.normal_(float(("norm" in name and name.endswith("weight")) or "const" in name), 0.2)
             elif parameter.ndim == 2:
                 parameter.normal_(0, 1.5 * parameter.shape[1] ** -0.5)  # the default of 0.02 leaves attention uniform
+        for name, buffer in model.named_buffers():  # of a batch norm
+            if name.endswith("running_mean"):
+                buffer.normal_(0, 0.2)
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.5, 2)
     return model
 
 
@@ -73,7 +95,9 @@ def error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max() / np.sqrt(np.square(expected).mean()))
 
 
-def save_peer(model: Any, directory: Path) -> Path:
-    """Save the peer in Hugging Face's format."""
+def save_peer(model: Any, directory: Path, do_normalize: bool = False) -> Path:
+    """Save the peer in Hugging Face's format, with its feature extractor's options."""
     model.save_pretrained(directory)
+    if do_normalize:
+        (directory / "preprocessor_config.json").write_text('{"do_normalize": true, "sampling_rate": 16000}')
     return directory

@@ -16,8 +16,10 @@ from spjax.encoders.audio import AudioError
 from spjax.encoders.encoder import Encoder, encode, load_encoder, speaker_f0
 from spjax.encoders.units import expand
 from spjax.io import KMeans, StorageError, save_encoder, save_kmeans
+from spjax.serving.unit_checks import same_units
 from tests.encoders.bad_files import encoded as audio_file
-from tests.encoders.hubert_models import TINY, speechlike, weights
+from tests.encoders.hubert_models import MHUBERT, TINY, speechlike, weights
+from tests.serving import world
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -62,6 +64,59 @@ def test_what_is_loaded(folder, loaded):
     assert (loaded.name, loaded.layer, loaded.hop) == names[loaded.name]
     assert loaded.chunk is None
     assert len(loaded.kmeans.id) == 12
+
+
+@pytest.fixture(scope="module")
+def mhubert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An mHuBERT of 25 frames a second under `encoder`, and its k-means under `kmeans`."""
+    place, config = tmp_path_factory.mktemp("mhubert"), dataclasses.replace(TINY, **MHUBERT)
+    save_encoder(place / "encoder", config, weights(config), "mhubert_base_25hz")
+    loaded = load_encoder(place / "encoder", layer=2)
+    save_kmeans(place / "kmeans", fitted(loaded.features([speechlike(32_000)]), loaded.name, 2))
+    return place
+
+
+def test_f0_has_the_frames_of_an_encoder_with_longer_frames(mhubert: Path):
+    loaded = load_encoder(mhubert / "encoder", mhubert / "kmeans", layer=2)
+    assert (loaded.hop, loaded.center, loaded.least) == (640, 360, 720)
+    assert len(spjax.features(speechlike(16_000), mhubert / "encoder", layer=2)) == 24
+    for n in (720, 1359, 1360, 16_000, 20_321):
+        wave = speechlike(n)
+        assert len(loaded.log_f0(wave)) == len(loaded.features([wave])[0]) == (n - 720) // 640 + 1
+    late = np.zeros(32_000, np.float32)
+    late[16_000:] = 0.1 * np.sin(2 * np.pi * 150 * np.arange(16_000) / 16_000)
+    assert abs(np.flatnonzero(np.isfinite(loaded.log_f0(late)))[0] - 25) <= 1
+    chunked = dataclasses.replace(loaded, chunk=16_000)
+    assert len(chunked.log_f0(late)) == 2 * 24
+
+
+def test_a_recording_shorter_than_a_frame_is_refused_by_name(mhubert: Path, tmp_path: Path):
+    (tmp_path / "a.wav").write_bytes(audio_file(speechlike(500), 16_000, subtype="FLOAT"))
+    assert len(audio.read_audio(tmp_path / "a.wav").wave) == 500
+    with pytest.raises(AudioError, match=r"a\.wav is too short: 500 samples at 16000 Hz, at least 720 are needed"):
+        audio.read_audio(tmp_path / "a.wav", least=load_encoder(mhubert / "encoder", layer=2).least)
+
+
+def test_units_of_25_and_50_frames_a_second_are_not_mixed(mhubert: Path, folder: Path):
+    """By the k-means, which names encoder and layer; by the pack, which names its k-means too."""
+    with pytest.raises(ValueError, match=r"was fitted on mhubert_base_25hz layer 2.*the encoder gives tiny layer 2"):
+        load_encoder(folder / "hubert", mhubert / "kmeans", layer=2)
+    with pytest.raises(ValueError, match=r"was fitted on tiny layer 2.*gives mhubert_base_25hz layer 2"):
+        load_encoder(mhubert / "encoder", folder / "km_hubert", layer=2)
+    with pytest.raises(ValueError, match=r"was fitted on mhubert_base_25hz layer 2.*gives mhubert_base_25hz layer 1"):
+        load_encoder(mhubert / "encoder", mhubert / "kmeans", layer=1)
+    model = world.lm(world.SPOKEN)
+    slow = load_encoder(mhubert / "encoder", mhubert / "kmeans", layer=2)
+    fast = load_encoder(folder / "hubert", folder / "km_hubert", layer=2)
+    made = {"encoder": slow.name, "layer": 2, "kmeans": slow.kmeans.id, "merged": True}
+    packs = {"mood": world.pack(world.TASKS["mood"], model, **made)}
+    assert same_units(packs, slow, model.config)
+    with pytest.raises(StorageError, match=r"uses units of encoder mhubert_base_25hz, kmeans .*, this encoder of"):
+        same_units(packs, fast, model.config)
+    for changed in ({"layer": 11}, {"kmeans": "0" * 12}, {"encoder": "hubert_base_ls960"}):
+        packs = {"mood": world.pack(world.TASKS["mood"], model, **{**made, **changed})}
+        with pytest.raises(StorageError, match=f"uses units of {next(iter(changed))} {next(iter(changed.values()))}"):
+            same_units(packs, slow, model.config)
 
 
 def test_units_are_the_nearest_centroids(loaded):

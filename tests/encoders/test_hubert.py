@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -18,15 +19,15 @@ from jax import export
 from spjax.convert.hubert import import_hubert
 from spjax.encoders import hubert, transformer
 from spjax.io import files
-from spjax.io.encoders import hubert_shapes
 from spjax.models.config import Compute
 from spjax.models.hubert_config import HubertConfig
 from spjax.training.speed import equations
 from spjax.types import Params
-from tests.encoders.hubert_models import TINY, error, speechlike, weights
+from tests.encoders.hubert_models import KINDS, TINY, error, speechlike, weights
 
 FIELD, HOP = 400, 320
 WAVES = 7  # of the golden vectors
+BASE = HubertConfig()
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -109,7 +110,7 @@ def test_frames_are_those_of_convolution_after_convolution(samples: int, sizes: 
 def test_full_size():
     config = HubertConfig()
     assert (config.field, config.hop, config.frames(16000)) == (FIELD, HOP, 49)
-    assert sum(math.prod(shape) for shape in hubert_shapes(config).values()) == config.num_params == 94_370_816
+    assert sum(math.prod(shape) for shape in config.shapes.values()) == config.num_params == 94_370_816
 
 
 @pytest.mark.parametrize(
@@ -122,6 +123,11 @@ def test_full_size():
         ({"conv_kernels": [10]}, "has the wrong type"),
         ({"layers": 0}, "layers is 0, must be positive integers"),
         ({"dim": True}, "dim is True"),
+        ({"pre_norm": 1}, "pre_norm is 1, which has the wrong type"),
+        ({"wave_eps": 1}, "wave_eps is 1, which has the wrong type"),
+        ({"wave_eps": -1e-7}, "must be 0 or more"),
+        ({"buckets": 320, "max_distance": 80}, "buckets 320 must be 4 or more, and less than 4 times max_distance 80"),
+        ({"max_distance": 800}, "buckets 0 must be"),
     ],
 )
 def test_invalid_sizes_are_refused(sizes, message: str):
@@ -213,12 +219,15 @@ def test_chunks_cover_every_frame_once_with_context_on_either_side():
         assert len({piece.samples for piece in pieces}) == 1, "one shape"
 
 
-def test_segments_and_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("kind", ["hubert", "wavlm_large"])
+def test_segments_and_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch, kind: str):
+    config = dataclasses.replace(TINY, **KINDS[kind])
+    params = weights(config)
     waves = np.stack([speechlike(50_000), np.pad(speechlike(20_000, 1), (0, 30_000))])
     lengths = np.asarray([50_000, 20_000])
 
     def run() -> np.ndarray:
-        return np.asarray(jax.jit(lambda: hubert.features(tiny(), TINY, waves, lengths, 2))())
+        return np.asarray(jax.jit(lambda: hubert.features(params, config, waves, lengths, 2))())
 
     whole = run()
     monkeypatch.setattr(hubert, "_SEGMENT", 50)
@@ -291,15 +300,15 @@ def test_bfloat16_is_close():
 def shapes(config: HubertConfig, layers: int) -> Params:
     kept = {
         path: jax.ShapeDtypeStruct(shape, jnp.float32)
-        for path, shape in hubert_shapes(config).items()
+        for path, shape in config.shapes.items()
         if not path.startswith("layers/") or int(path.split("/")[1]) < layers
     }
     return files.unflatten(kept)
 
 
-def lowered_args(layers: int) -> tuple[Params, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+def lowered_args(layers: int, config: HubertConfig = BASE) -> tuple[Params, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
     waves = jax.ShapeDtypeStruct((2, 32000), jnp.float32)
-    return shapes(HubertConfig(), layers), waves, jax.ShapeDtypeStruct((2,), jnp.int32)
+    return shapes(config, layers), waves, jax.ShapeDtypeStruct((2,), jnp.int32)
 
 
 def flops(layer: int) -> float:
@@ -317,14 +326,21 @@ def test_no_layer_is_run_beyond_the_requested_one():
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
-def test_full_size_lowers_for(platform: str):
+@pytest.mark.parametrize(
+    ("kind", "layer", "frames"), [("hubert", 6, 99), ("mhubert_25hz", 1, 49), ("wavlm_large", 1, 99)]
+)
+def test_full_size_lowers_for(platform: str, kind: str, layer: int, frames: int):
     """float32 products stay float32 where the hardware would round them."""
-    run = jax.jit(lambda params, waves, lengths: hubert.features(params, HubertConfig(), waves, lengths, 6))
-    exported = export.export(run, platforms=[platform])(*lowered_args(6))
+    large = {"dim": 1024, "layers": 24, "heads": 16, "ffn_dim": 4096} if kind.endswith("large") else {}
+    config = HubertConfig(**large, **KINDS[kind])
+    run = jax.jit(lambda params, waves, lengths: hubert.features(params, config, waves, lengths, layer))
+    exported = export.export(run, platforms=[platform])(*lowered_args(layer, config))
     assert exported.platforms == (platform,)
-    assert exported.out_avals[0].shape == (2, 99, 768)
+    assert exported.out_avals[0].shape == (2, frames, config.dim)
     kinds = ("dot_general", "conv_general_dilated")
-    products = [e for e, _ in equations(run.trace(*lowered_args(6)).jaxpr.jaxpr) if e.primitive.name in kinds]
-    assert len(products) > 50
+    products = [
+        e for e, _ in equations(run.trace(*lowered_args(layer, config)).jaxpr.jaxpr) if e.primitive.name in kinds
+    ]
+    assert len(products) > 8 * layer
     highest = jax.lax.Precision.HIGHEST
     assert all(e.params["precision"] in (highest, (highest, highest)) for e in products)

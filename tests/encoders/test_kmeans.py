@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spjax.encoders import kmeans
 from spjax.encoders.kmeans import assign, assign_frames, fit
 
 CARD = {"encoder": "mfcc", "layer": None}
@@ -74,6 +75,22 @@ def test_long_features_are_assigned_in_parts():
     features, centres = clouds(frames=40_000, dim=3)
     centroids = centres.astype(np.float32)
     np.testing.assert_array_equal(assign_frames(features, centroids), np.asarray(assign(features, centroids)))
+
+
+def test_two_thousand_centroids_in_bounded_memory(monkeypatch: pytest.MonkeyPatch):
+    """Fitted pool by pool, and assigned in blocks of at most 16 MiB of distances."""
+    features, _ = clouds(frames=9000, clusters=3000, dim=3)
+    found = fit(iter([features]), 2000, card=CARD, batch_frames=2000, pool_frames=4000)
+    assert found.centroids.shape == (2000, 3)
+    sizes = []
+    jitted = kmeans._jitted_assign
+    monkeypatch.setattr(kmeans, "_jitted_assign", lambda x, c: (sizes.append(len(x) * len(c)), jitted(x, c))[1])
+    units = assign_frames(features, found.centroids)
+    assert_equal_but_for_ties(
+        units[:500], distances(features[:500], found.centroids).argmin(1), features[:500], found.centroids
+    )
+    assert len(sizes) > 1
+    assert max(sizes) * 4 <= 16 << 20
 
 
 def test_features_of_another_encoder_are_refused():

@@ -21,7 +21,6 @@ from spjax.encoders import transformer, whisper
 from spjax.encoders.audio import AudioError, read_audio
 from spjax.encoders.encoder import load_encoder
 from spjax.io import StorageError, read_encoder, save_encoder
-from spjax.io.encoders import whisper_shapes
 from spjax.models.config import Compute
 from spjax.models.whisper_config import WhisperConfig
 from spjax.types import Params
@@ -117,11 +116,11 @@ def test_real_weights(tmp_path: Path):
 
 def test_full_size():
     config = WhisperConfig()
-    shapes = whisper_shapes(config)
+    shapes = config.shapes
     assert sum(math.prod(shape) for shape in shapes.values()) == config.num_params == 8_208_384
     assert (config.hop, config.frames(16_000), config.frames(480_000), config.frames(400)) == (320, 50, 1500, 1)
     large = WhisperConfig(mels=128, dim=1280, layers=32, heads=20, ffn_dim=5120)
-    assert sum(math.prod(shape) for shape in whisper_shapes(large).values()) == large.num_params == 636_968_960
+    assert sum(math.prod(shape) for shape in large.shapes.values()) == large.num_params == 636_968_960
 
 
 @pytest.mark.parametrize(
@@ -266,7 +265,7 @@ def test_invalid_arguments_of_features(directories: dict[str, Path], tmp_path: P
     ):
         with pytest.raises(AudioError, match=message):
             spjax.features(audio, whisper_, 2)
-    with pytest.raises(ValueError, match="plain_chunks is for HuBERT"):
+    with pytest.raises(ValueError, match="plain_chunks is for the others"):
         load_encoder(whisper_, layer=2, plain_chunks=True)
 
 

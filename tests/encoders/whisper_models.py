@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from spjax.io import files
-from spjax.io.encoders import whisper_shapes
 from spjax.models.whisper_config import WhisperConfig
 from spjax.types import Params
 
@@ -24,7 +23,7 @@ def weights(config: WhisperConfig = TINY, seed: int = 0) -> Params:
             return (rng.standard_normal(shape) * (2 / np.prod(shape[:-1])) ** 0.5).astype(np.float32)
         return (rng.normal(path.endswith("scale"), 0.2, shape)).astype(np.float32)
 
-    return files.unflatten({path: draw(path, shape) for path, shape in whisper_shapes(config).items()})
+    return files.unflatten({path: draw(path, shape) for path, shape in config.shapes.items()})
 
 
 def peer(config: WhisperConfig, kind: str = "WhisperModel", seed: int = 0) -> Any:

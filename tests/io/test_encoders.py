@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,7 @@ import pytest
 import safetensors.numpy
 
 from spjax.io import StorageError, files, read_encoder, save_encoder
-from spjax.io.encoders import hubert_shapes
-from spjax.models.hubert_config import HubertConfig
-from tests.encoders.hubert_models import TINY, weights
+from tests.encoders.hubert_models import KINDS, TINY, weights
 
 
 def edit(directory: Path, **changes) -> None:
@@ -49,15 +47,27 @@ def test_round_trip(tmp_path: Path):
     assert sorted(p.name for p in (tmp_path / "deep" / "h").iterdir()) == ["config.json", "model.safetensors"]
 
 
-@pytest.mark.parametrize("config", [TINY, HubertConfig(), HubertConfig(conv_kernels=(4, 3), conv_strides=(4, 2))])
-def test_counts(config: HubertConfig):
-    assert sum(math.prod(shape) for shape in hubert_shapes(config).values()) == config.num_params
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind(tmp_path: Path, kind: str):
+    """Fields at their default are left out, so that earlier releases read an encoder that they can compute."""
+    config = dataclasses.replace(TINY, **KINDS[kind])
+    save_encoder(tmp_path, config, weights(config), "tiny")
+    assert read_encoder(tmp_path)[0] == config
+    described = json.loads((tmp_path / "config.json").read_text())
+    new = {name for name in KINDS[kind] if not name.startswith("conv_kernels") and not name.startswith("conv_str")}
+    new = {name for name in new if getattr(config, name)}
+    assert described["version"] == (3 if new else 2)
+    assert described.keys() & {"pre_norm", "conv_layer_norm", "conv_bias", "position_norm", "buckets"} <= new
+    edit(tmp_path, version=2)
+    if new:
+        with pytest.raises(StorageError, match="has unknown"):
+            read_encoder(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 9}, "version 9, but this spjax reads up to 2.*Update spjax"),
+        ({"version": 9}, "version 9, but this spjax reads up to 3.*Update spjax"),
         ({"format": "spjax-unit-lm"}, "is a unit LM, not a"),
         ({"hash": "0" * 64}, "has the hash .*, but .* says 000"),
         ({"hash": None}, "lacks hash"),
