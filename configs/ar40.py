@@ -5,7 +5,8 @@
 From recordings to packs, on units of a Whisper encoder (docs/whisper.md); with --encoder=mfcc, nothing is needed.
 Splits: data_pipelines/builders/ar40.py. The unit LM is pretrained on the 4,400 train clips alone.
 
-Ours, whisper-tiny.en: 96.20 % ± 0.32 over 5 seeds, ensemble 96.75 % (n-gram 97.25 %, linear probe 95.75 %). N-gram baseline on MFCC units: 71.6 %.
+Ours, whisper-tiny.en: 96.20 % ± 0.32 over 5 seeds, ensemble 96.75 % (n-gram 97.25 %, linear probe 95.75 %).
+N-gram baseline on MFCC units: 71.6 %.
 """
 
 from __future__ import annotations
