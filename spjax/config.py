@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from spjax import paths
@@ -20,6 +21,7 @@ from spjax.training.optim import OptimConfig
 from spjax.training.pretrain import PretrainConfig
 from spjax.training.sweep import SweepConfig, with_values
 from spjax.training.train import TrainConfig
+from spjax.types import Json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class PretrainJob:
     compute: Compute
     pretrain: PretrainConfig
     optim: OptimConfig
-    speech: dict[str, Any] | None = None
+    speech: Json | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,7 @@ class PromptJob:
     optim: OptimConfig
     sweep: SweepConfig
     train: TrainConfig
-    synthesis: dict[str, Any] | None = None
+    synthesis: Json | None = None
 
     def __post_init__(self) -> None:
         names = self.tasks
@@ -160,7 +162,7 @@ class CompareJob:
     common: PromptJob
     baseline: str
     variants: dict[str, PromptJob]
-    overrides: dict[str, Any]
+    overrides: Json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +209,7 @@ def parse(config: ConfigDict) -> Job:
     return parsers[config.job](config)
 
 
-def to_dict(job: Job) -> dict[str, Any]:
+def to_dict(job: Job) -> Json:
     """Settings as config.json has them, in the form of the config file."""
     if isinstance(job, CompareJob):
         return {**to_dict(job.common), "job": "compare", "baseline": job.baseline, "variants": job.overrides}
@@ -222,7 +224,7 @@ def _path(value: str, name: str) -> str:
         raise ValueError(f"--config.{name}: {error}") from error
 
 
-def checked(kind: type, config: Mapping[str, Any], part: str = "") -> dict[str, Any]:
+def checked(kind: type, config: Json, part: str = "") -> Json:
     """The settings of a config except `job`, if they are those of the dataclass `kind`.
 
     Raises:
@@ -238,7 +240,7 @@ def checked(kind: type, config: Mapping[str, Any], part: str = "") -> dict[str, 
     return settings
 
 
-def _groups(kinds: Mapping[str, type], settings: Mapping[str, Any], part: str = "") -> dict[str, Any]:
+def _groups(kinds: Mapping[str, type], settings: Json, part: str = "") -> Json:
     """A dataclass for each group of settings."""
     return {name: kind(**checked(kind, settings[name], f"{part}{name}.")) for name, kind in kinds.items()}
 
@@ -296,7 +298,7 @@ def _compare(config: ConfigDict) -> CompareJob:
     return CompareJob(_prompt(common), config.baseline, variants, config.variants.to_dict())
 
 
-def _variant(common: ConfigDict, overrides: dict[str, Any]) -> PromptJob:
+def _variant(common: ConfigDict, overrides: Json) -> PromptJob:
     dotted = flat(overrides)
     if found := [key for key in dotted if any(key == c or key.startswith(f"{c}.") for c in _COMMON)]:
         raise ValueError(f"{', '.join(found)} must be the same for all variants")
@@ -341,7 +343,7 @@ def _without(config: ConfigDict, *names: str) -> ConfigDict:
     return ConfigDict({name: value for name, value in config.to_dict().items() if name not in names})
 
 
-def _overridden(config: ConfigDict, settings: dict[str, Any]) -> ConfigDict:
+def _overridden(config: ConfigDict, settings: Json) -> ConfigDict:
     """The config with some settings changed, in place.
 
     Raises:
@@ -356,9 +358,6 @@ def _overridden(config: ConfigDict, settings: dict[str, Any]) -> ConfigDict:
     return config
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Json) -> Json:
     """Flatten nested settings to dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return found
+    return traverse_util.flatten_dict(tree, sep=".")

@@ -9,6 +9,8 @@ import numpy as np
 if TYPE_CHECKING:  # commands that only read files should not import JAX
     import jax
 
+PyTree = Any  # nested dicts, tuples and lists of arrays
+Json = dict[str, Any]  # a JSON object
 Params = dict[str, Any]  # a tree of arrays with string keys
 State = dict[str, Any]  # training state: trees of arrays by name
 Rows = Any  # an array whose first axis is the batch: numpy on the host, a JAX array on devices

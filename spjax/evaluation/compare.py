@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
@@ -20,6 +20,7 @@ from spjax.evaluation.markdown import cell, percent, table
 from spjax.evaluation.outcome import Predictions, read_predictions
 from spjax.io.files import write_file
 from spjax.tasks import METRICS, Slot, Task
+from spjax.types import Json
 
 DRAWS = 10_000
 Interval = tuple[float, float]
@@ -33,7 +34,7 @@ class Scored(NamedTuple):
       answers: predictions of each member, in the order of `results["members"]`.
     """
 
-    results: Mapping[str, Any]
+    results: Json
     answers: Sequence[Predictions]
 
     @property
@@ -115,7 +116,7 @@ def over_utterances(differences: np.ndarray, draws: int = DRAWS, seed: int = 0) 
     return float(low), float(high)
 
 
-def gain(ours: Scored, baseline: Scored, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
+def gain(ours: Scored, baseline: Scored, draws: int = DRAWS, seed: int = 0) -> Json:
     """Gain of one report over another: differences of the task's metric, positive if `ours` is better.
 
     Returns:
@@ -150,14 +151,14 @@ def _right(scored: Scored) -> np.ndarray | None:
     return np.mean(right, axis=2) if scored.task.metric == "accuracy" else None
 
 
-def _as_json(interval: Interval | None) -> dict[str, Any] | None:
+def _as_json(interval: Interval | None) -> Json | None:
     if interval is None:
         return None
     low, high = interval
     return {"low": low, "high": high, "excludes_zero": low > 0 or high < 0}
 
 
-def compare(reports: Mapping[str, Mapping[str, Scored]], baseline: str, draws: int = DRAWS) -> dict[str, Any]:
+def compare(reports: Mapping[str, Mapping[str, Scored]], baseline: str, draws: int = DRAWS) -> Json:
     """Compare every variant with the baseline on every task.
 
     Args:
@@ -171,10 +172,10 @@ def compare(reports: Mapping[str, Mapping[str, Scored]], baseline: str, draws: i
     Raises:
       ValueError: reports cannot be paired, or a variant lacks a task of the baseline.
     """
-    tasks: dict[str, Any] = {}
+    tasks: Json = {}
     for task, base in reports[baseline].items():
         ngram = base.results["baselines"].get("ngram")
-        variants: dict[str, Any] = {}
+        variants: Json = {}
         for name, scored in reports.items():
             if task not in scored:
                 raise ValueError(f"variant {name!r} has no report of {task!r}, which {baseline!r} has")
@@ -196,7 +197,7 @@ def compare(reports: Mapping[str, Mapping[str, Scored]], baseline: str, draws: i
     return {"format": "spjax-comparison", "version": 1, "baseline": baseline, "draws": draws, "tasks": tasks}
 
 
-def summary(comparison: Mapping[str, Any], links: Mapping[str, str] | None = None) -> str:
+def summary(comparison: Json, links: Mapping[str, str] | None = None) -> str:
     """Render a comparison.json as Markdown; `links`: path of each variant's page."""
     baseline, tasks = comparison["baseline"], comparison["tasks"]
     names = list(next(iter(tasks.values()))["variants"])
@@ -248,11 +249,11 @@ def _points(share: float) -> str:
     return f"{round(100 * share, 2) + 0.0:+.2f}"  # + 0.0 avoids -0.00
 
 
-def _range(interval: Mapping[str, Any] | None) -> str:
+def _range(interval: Json | None) -> str:
     return "–" if interval is None else f"{_points(interval['low'])} to {_points(interval['high'])}"
 
 
-def _verdict(seeds: Mapping[str, Any] | None, utterances: Mapping[str, Any] | None) -> str:
+def _verdict(seeds: Json | None, utterances: Json | None) -> str:
     """Which of the available intervals exclude zero."""
     known = {name: interval for name, interval in (("seeds", seeds), ("utterances", utterances)) if interval}
     excluding = [name for name, interval in known.items() if interval["excludes_zero"]]
@@ -263,7 +264,7 @@ def _verdict(seeds: Mapping[str, Any] | None, utterances: Mapping[str, Any] | No
 
 def write_comparison(
     workdir: epath.PathLike, reports: Mapping[str, Mapping[str, epath.PathLike]], baseline: str, draws: int = DRAWS
-) -> dict[str, Any]:
+) -> Json:
     """Compare reports on disk and write `summary.md` and `comparison.json`.
 
     Args:

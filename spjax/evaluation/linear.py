@@ -14,6 +14,7 @@ import numpy as np
 
 from spjax.evaluation import metrics
 from spjax.tasks import LOWER_IS_BETTER, Task
+from spjax.types import Json
 
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # scikit-learn's C, the inverse regularisation strength
 HELD_OUT = ("valid", "test")
@@ -21,12 +22,12 @@ HELD_OUT = ("valid", "test")
 
 def fit_linear(
     task: Task,
-    features: Mapping[str, Any],
+    features: Json,
     classes: Mapping[str, np.ndarray],
     *,
     strengths: Sequence[float] = STRENGTHS,
     done: Callable[[], object] = lambda: None,
-) -> dict[str, Any]:
+) -> Json:
     """Fit each variant with each strength on train, choose by valid, and score on test.
 
     Args:
@@ -49,7 +50,7 @@ def fit_linear(
             raise ValueError(f"{task.name!r}: the {split} split has no utterances, so the baseline cannot be fitted")
     local = metrics.slot_classes(task, classes["train"], "train classes")
     sign = -1 if task.metric in LOWER_IS_BETTER else 1
-    variants: dict[str, dict[str, Any]] = {}
+    variants: dict[str, Json] = {}
     for name, strength in fits(task, strengths):
         answer = _per_slot if name == "per_slot" else _joint
         found, parameters = answer(task, features["train"], local, [features[split] for split in HELD_OUT], strength)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 
 def percent(share: float | None) -> str:
@@ -11,12 +10,12 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.2f}"
 
 
-def cell(text: Any) -> str:
+def cell(text: object) -> str:
     """Escape text for a table cell (bars and line breaks)."""
     return str(text).replace("|", "\\|").replace("\n", " ")
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """Format a setting's value: numbers in their shortest form, others with str."""
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 

@@ -14,6 +14,7 @@ from spjax.evaluation import metrics
 from spjax.evaluation.markdown import cell, percent, shown, table
 from spjax.io.files import write_file
 from spjax.tasks import BASELINES, METRICS
+from spjax.types import Json
 
 _HEADER = (
     "task", "method", "setting", "trained parameters", "stored", "s a step", "memory of a step", "test, %",
@@ -41,7 +42,7 @@ def finished_runs(directory: epath.PathLike) -> list[str]:
 
 def write(
     workdir: epath.PathLike, runs: Mapping[str, Mapping[str, Sequence[str]]], missing: Mapping[str, str]
-) -> list[dict[str, Any]]:
+) -> list[Json]:
     """Write `summary.md` and `methods.json`.
 
     Args:
@@ -64,7 +65,7 @@ def write(
     return rows
 
 
-def _rows(task: str, methods: Mapping[str, Sequence[str]], missing: str) -> Iterator[dict[str, Any]]:
+def _rows(task: str, methods: Mapping[str, Sequence[str]], missing: str) -> Iterator[Json]:
     """Yield a row per method and baseline, or one row for a task without runs; "absent" has the reason for no score."""
     found = {method: [(place, _read(place)) for place in places] for method, places in methods.items()}
     every = [one for some in found.values() for one in some]
@@ -95,7 +96,7 @@ def _read(place: str) -> Any:
         raise ValueError(f"{path} is damaged ({error}): remove it and run the same command to make it again") from error
 
 
-def _common(results: Mapping[str, Any]) -> dict[str, Any]:
+def _common(results: Json) -> Json:
     """Values that all runs of a task in the table must share."""
     return {
         "metric": results["metric"],
@@ -104,7 +105,7 @@ def _common(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _row(places: Sequence[str], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _row(places: Sequence[str], results: Sequence[Json]) -> Json:
     """Summarise the runs of a method, one for each seed."""
     mean, half = metrics.mean_interval([one["headline"]["mean"] for one in results])
     logs = [_log(place) for place in places]
@@ -128,7 +129,7 @@ def _row(places: Sequence[str], results: Sequence[Mapping[str, Any]]) -> dict[st
     }
 
 
-def _baseline(results: Mapping[str, Any], kind: str) -> dict[str, Any]:
+def _baseline(results: Json, kind: str) -> Json:
     found = results["baselines"][kind]
     variant = found["variants"][found["chosen"]]
     setting = {**({"layer": found["layer"]} if "layer" in found else {}), "C": variant["strength"]}
@@ -142,11 +143,11 @@ def _baseline(results: Mapping[str, Any], kind: str) -> dict[str, Any]:
     }
 
 
-def _setting(setting: Mapping[str, Any]) -> str:
+def _setting(setting: Json) -> str:
     return ", ".join(f"{name} {shown(value)}" for name, value in setting.items())
 
 
-def _over_utterances(results: Mapping[str, Any], score: float) -> tuple[float, float] | None:
+def _over_utterances(results: Json, score: float) -> tuple[float, float] | None:
     """Wilson interval of a score; None if the metric is not a proportion of utterances."""
     if results["members"][0]["interval_95"] is None:
         return None
@@ -168,7 +169,7 @@ def _pack_sizes(place: str) -> list[int]:
     return [sum(file.stat().length for file in pack.iterdir()) for pack in found]
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def _cells(row: Json) -> list[str]:
     names = [cell(row["task"]), cell(row["method"])]
     if "absent" in row:
         return [*names, *["–"] * 5, row["absent"], *["–"] * 3]
@@ -201,7 +202,7 @@ def _bytes(count: int) -> str:
     return f"{count / 1e3:.3g} kB"
 
 
-def _tasks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _tasks(rows: Sequence[Json]) -> list[str]:
     """Lines with metric, number of test utterances and LM of each task with a score."""
     found = {row["task"]: row for row in reversed(rows) if "seeds" in row}
     return [

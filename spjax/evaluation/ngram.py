@@ -15,7 +15,7 @@ if __name__ == "__main__":  # before the slow imports
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from etils import epath
@@ -24,6 +24,7 @@ from tqdm import tqdm
 from spjax.command_line import Parser, output_file, place
 from spjax.evaluation import linear, metrics
 from spjax.tasks import METRICS, Task
+from spjax.types import Json
 
 
 class Units(Protocol):
@@ -47,7 +48,7 @@ def ngram_baseline(
     *,
     strengths: Sequence[float] = linear.STRENGTHS,
     progress: bool = True,
-) -> dict[str, Any]:
+) -> Json:
     """Train and score the n-gram baseline.
 
     Args:
@@ -66,7 +67,7 @@ def ngram_baseline(
 
     splits = {"train": train, "valid": valid, "test": test}
     classes = {name: split.classes for name, split in splits.items()}
-    features: dict[str, Any] = {}
+    features: Json = {}
     if len(train):
         # The default token pattern drops one-character tokens, i.e. units 0 to 9.
         vectorizer = TfidfVectorizer(ngram_range=(1, 3), token_pattern=r"\S+", lowercase=False, dtype=np.float32)
@@ -120,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         epath.Path(options.json).write_text(text + "\n")
 
 
-def _table(task: Task, draws: Sequence[dict[str, Any]]) -> str:
+def _table(task: Task, draws: Sequence[Json]) -> str:
     """Format a line for each variant: headline scores as mean and 95 % half width over the draws."""
 
     def shown(values: list[float]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from spjax.evaluation import metrics
 from spjax.evaluation.outcome import Member
 from spjax.tasks import BASELINES, METRICS, Task
+from spjax.types import Json
 
 TOP_CONFUSIONS = 25  # most frequent confusions in results.json and in the bar chart
 _NUMBERED_CLASSES = 24  # up to this number of classes, counts are printed in the confusion matrix
@@ -49,7 +50,7 @@ def learning_curves(task: Task, members: Sequence[Member]) -> bytes:
     return png(figure)
 
 
-def overview(reports: Sequence[Mapping[str, Any]]) -> bytes:
+def overview(reports: Sequence[Json]) -> bytes:
     """Plot the score of every task (content of its results.json) with `interval`, and the baselines. Returns a PNG.
 
     A text states whether the score is above, level with or below the better baseline.
@@ -80,7 +81,7 @@ def overview(reports: Sequence[Mapping[str, Any]]) -> bytes:
     return png(figure)
 
 
-def against_baselines(results: Mapping[str, Any]) -> tuple[float, str] | None:
+def against_baselines(results: Json) -> tuple[float, str] | None:
     """Gain over the better baseline (positive is better), and "above", "level" or "below"; None without baselines.
 
     "level": the baseline is within the score's `interval`.
@@ -96,7 +97,7 @@ def against_baselines(results: Mapping[str, Any]) -> tuple[float, str] | None:
     return ahead, "level" if low <= best <= high else "above" if ahead > 0 else "below"
 
 
-def interval(results: Mapping[str, Any]) -> tuple[float, float] | None:
+def interval(results: Json) -> tuple[float, float] | None:
     """95 % interval of a results.json's score: over seeds, or for one seed over utterances; None if unavailable."""
     head = results["headline"]
     if head["half_width_95"] is not None:

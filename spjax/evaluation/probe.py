@@ -7,12 +7,12 @@ An utterance's feature is the mean over units of one layer's output, standardise
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from spjax.evaluation import linear
 from spjax.tasks import LOWER_IS_BETTER, Task
+from spjax.types import Json
 
 STRENGTHS = (0.01, 0.001, 0.1, 1.0)  # of scikit-learn's C
 
@@ -23,7 +23,7 @@ def probe_baseline(
     classes: Mapping[str, np.ndarray],
     *,
     strengths: Sequence[float] = STRENGTHS,
-) -> dict[str, Any]:
+) -> Json:
     """Fit and score the probe.
 
     Args:
@@ -40,7 +40,7 @@ def probe_baseline(
     """
     sign = -1 if task.metric in LOWER_IS_BETTER else 1
 
-    def fit(layer: int, strengths: Sequence[float]) -> dict[str, Any]:
+    def fit(layer: int, strengths: Sequence[float]) -> Json:
         train = states["train"][layer]
         mean, scale = train.mean(axis=0), train.std(axis=0) + 1e-6
         features = {split: (every[layer] - mean) / scale for split, every in states.items()}

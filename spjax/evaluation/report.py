@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
@@ -18,11 +18,12 @@ from spjax.evaluation.outcome import Member, packed_predictions
 from spjax.evaluation.results import confusions, make_results
 from spjax.io.files import write_file
 from spjax.tasks import BASELINES, METRICS, Task
+from spjax.types import Json
 
 
 def write_report(
     workdir: epath.PathLike, *, task: Task, members: Sequence[Member], split: str = "test", **described: Any
-) -> dict[str, Any]:
+) -> Json:
     """Score the members and write the report.
 
     Files: `results.json` (strict JSON: non-finite numbers become null), `summary.md`,
@@ -54,7 +55,7 @@ def write_report(
     return results
 
 
-def write_overview(workdir: epath.PathLike, reports: Sequence[Mapping[str, Any]]) -> str:
+def write_overview(workdir: epath.PathLike, reports: Sequence[Json]) -> str:
     """Write `summary.md` and `overview.png` of a bank of several tasks, whose reports are in WORKDIR/TASK.
 
     The table has a row for each task: setting chosen on valid, trained parameters, valid and test scores, baselines.
@@ -118,7 +119,7 @@ def write_overview(workdir: epath.PathLike, reports: Sequence[Mapping[str, Any]]
     return os.fspath(directory / "summary.md")
 
 
-def summary(results: Mapping[str, Any]) -> str:
+def summary(results: Json) -> str:
     """Render a results.json as Markdown."""
     metric = METRICS[results["metric"]]
     head = results["headline"]
@@ -196,25 +197,25 @@ def summary(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _spread(scores: Mapping[str, Any]) -> str:
+def _spread(scores: Json) -> str:
     """Format the result of `_over_seeds` in per cent."""
     half = scores["half_width_95"]
     return percent(scores["mean"]) + ("" if half is None else f" ± {percent(half)}")
 
 
-def _with_interval(results: Mapping[str, Any]) -> str:
+def _with_interval(results: Json) -> str:
     """Format the score of a single seed with its interval over utterances."""
     ends = plots.interval(results)
     return percent(results["headline"]["mean"]) + (f" ({' to '.join(map(percent, ends))})" if ends else "")
 
 
-def _verdict(results: Mapping[str, Any]) -> str:
+def _verdict(results: Json) -> str:
     """Format `plots.against_baselines` in points."""
     found = plots.against_baselines(results)
     return f"{100 * found[0]:+.2f} ({found[1]})" if found else "–"
 
 
-def _setting(results: Mapping[str, Any], place: str) -> str:
+def _setting(results: Json, place: str) -> str:
     """Format the hyperparameters and the size of the sweep; `place`: directory of the task's report."""
     values = ", ".join(f"{cell(name)} {cell(shown(value))}" for name, value in results["setting"].items())
     return values + (f" (of {results['tried']} tried: [sweep]({place}sweep.md))" if results["tried"] > 1 else "")

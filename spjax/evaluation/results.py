@@ -12,6 +12,7 @@ import numpy as np
 from spjax.evaluation import metrics, plots
 from spjax.evaluation.outcome import Member, Predictions
 from spjax.tasks import LOWER_IS_BETTER, Task
+from spjax.types import Json
 
 
 def make_results(
@@ -19,16 +20,16 @@ def make_results(
     members: Sequence[Member],
     *,
     split: str = "test",
-    baselines: Mapping[str, Mapping[str, Any]] | None = None,
+    baselines: Mapping[str, Json] | None = None,
     ensemble: Predictions | None = None,
     parameters: Mapping[str, int] | None = None,
-    setting: Mapping[str, Any] | None = None,
+    setting: Json | None = None,
     tried: int = 1,
-    config: Mapping[str, Any] | None = None,
-    provenance: Mapping[str, Any] | None = None,
+    config: Json | None = None,
+    provenance: Json | None = None,
     comparisons: Sequence[tuple[str, float]] = (),
     command: str | None = None,
-) -> dict[str, Any]:
+) -> Json:
     """Score the members.
 
     Args:
@@ -92,7 +93,7 @@ def make_results(
     )
 
 
-def _member(task: Task, member: Member, scores: dict[str, float]) -> dict[str, Any]:
+def _member(task: Task, member: Member, scores: dict[str, float]) -> Json:
     return {
         "seed": member.seed,
         "best_epoch": member.best_epoch,
@@ -120,7 +121,7 @@ def _score(task: Task, member: Member) -> dict[str, float]:
     return scores
 
 
-def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
+def _over_seeds(values: Sequence[float]) -> Json:
     mean, half_width = metrics.mean_interval(values)
     return {"mean": mean, "half_width_95": half_width, "values": values}
 

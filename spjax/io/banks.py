@@ -13,12 +13,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from spjax.io import files, kinds, pack_card, packs, places
 from spjax.io.files import Shape, StorageError
 from spjax.io.pack_card import PackCard
 from spjax.io.packs import PromptPack
+from spjax.types import Json
 
 FORMAT = "spjax-prompt-bank"
 VERSION = 2  # since 2 the card has a hash of the members' names and card hashes, in order
@@ -87,7 +88,7 @@ def save_bank(directory: str | Path, members: Mapping[str, PromptPack]) -> None:
     files.write_directory(directory, {CARD_FILE: files.json_writer(described), TENSOR_FILE: tensors})
 
 
-def describe(cards: Mapping[str, PackCard]) -> dict[str, Any]:
+def describe(cards: Mapping[str, PackCard]) -> Json:
     """Returns the content of `bank.json`: the members' names and cards."""
     return {
         "format": FORMAT,
@@ -97,7 +98,7 @@ def describe(cards: Mapping[str, PackCard]) -> dict[str, Any]:
     }
 
 
-def _sealed(cards: Mapping[str, PackCard]) -> dict[str, Any]:
+def _sealed(cards: Mapping[str, PackCard]) -> Json:
     """Returns the fields that a bank's card hash covers: each member's name and card hash."""
     return {"members": [[name, card["card_hash"]] for name, card in cards.items()]}
 

@@ -19,7 +19,7 @@ from etils import epath
 
 from spjax import paths
 from spjax.io import atomic, kinds, places
-from spjax.types import Params
+from spjax.types import Json, Params
 
 SEAL = "card_hash"
 _log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def tensor_writer(tree: Params) -> Writer:
     return write
 
 
-def json_bytes(value: Mapping[str, Any]) -> bytes:
+def json_bytes(value: Mapping[str, object]) -> bytes:
     """Encodes a JSON object, indented and with a final newline.
 
     Raises:
@@ -144,14 +144,14 @@ def json_bytes(value: Mapping[str, Any]) -> bytes:
     return text.encode()
 
 
-def json_writer(value: Mapping[str, Any]) -> Writer:
+def json_writer(value: Mapping[str, object]) -> Writer:
     """Returns a function that writes `json_bytes(value)`; encoding errors are raised at once."""
     content = json_bytes(value)
     return lambda path: path.write_bytes(content)
 
 
 @places.translate_bucket_errors()
-def read_json(path: Path, kind: str | tuple[str, ...], version: int) -> dict[str, Any]:
+def read_json(path: Path, kind: str | tuple[str, ...], version: int) -> Json:
     """Reads a JSON object with `"format"` one of `kind` and `"version"` at most `version`.
 
     Raises:
@@ -163,7 +163,7 @@ def read_json(path: Path, kind: str | tuple[str, ...], version: int) -> dict[str
         saved = f" An interrupted save left the previous version in {aside}: move it back." if aside.is_dir() else ""
         raise StorageError(f"{kinds.mixed_up(path, accepted[0])}{saved}")
     try:
-        value: dict[str, Any] = kinds.load_json(path)
+        value: Json = kinds.load_json(path)
     except (OSError, ValueError) as error:
         raise StorageError(f"{path} is not valid JSON ({error}). Take it from its source again.") from error
     found = value.get("format") if isinstance(value, dict) else None
@@ -178,7 +178,7 @@ def read_json(path: Path, kind: str | tuple[str, ...], version: int) -> dict[str
     return value
 
 
-def seal(described: Mapping[str, Any], free: Iterable[str]) -> str:
+def seal(described: Mapping[str, object], free: Iterable[str]) -> str:
     """Returns the sha256 (hex) of a card: its fields in canonical JSON, without `free` ones, version and seal.
 
     The tensors' hash is one of the fields, so the seal covers everything that affects predictions.
@@ -188,9 +188,7 @@ def seal(described: Mapping[str, Any], free: Iterable[str]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def check_seal(
-    described: Mapping[str, Any], free: Iterable[str], since: int, path: str | Path, *, quiet: bool = False
-) -> str:
+def check_seal(described: Json, free: Iterable[str], since: int, path: str | Path, *, quiet: bool = False) -> str:
     """Compares a card with the hash it contains; a card older than version `since` may lack it (one warning).
 
     Returns:
@@ -220,9 +218,7 @@ def check_seal(
     return right
 
 
-def check_keys(
-    described: Mapping[str, Any], required: Iterable[str], optional: Iterable[str], where: Path, fix: str
-) -> None:
+def check_keys(described: Json, required: Iterable[str], optional: Iterable[str], where: Path, fix: str) -> None:
     """Compares the keys of a card with the expected ones; "format" and "version" are always allowed.
 
     Raises:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jax
 from tqdm import tqdm
@@ -17,6 +16,7 @@ from spjax.jobs.task_data import LM, TaskData, placed
 from spjax.jobs.workdirs import there, write_json
 from spjax.tasks import BASELINES
 from spjax.training import pooling, train
+from spjax.types import Json
 
 
 def baselines_path(data: TaskData) -> str:
@@ -37,7 +37,7 @@ def make_baselines(job: PromptJob, lm: LM, tasks: Sequence[TaskData]) -> None:
         fits = [(data, kind, begin(fit)) for data, kind, fit in _baseline_fits(job, lm, missing)]
         if jax.process_index() > 0:
             return
-        found: dict[str, dict[str, Any]] = {baselines_path(data): {} for data in missing}
+        found: dict[str, Json] = {baselines_path(data): {} for data in missing}
         for data, kind, result in tqdm(fits, desc="baselines", unit="fit", disable=not parallel, leave=False):
             found[baselines_path(data)][kind] = result()
     for path, baselines in found.items():
@@ -46,7 +46,7 @@ def make_baselines(job: PromptJob, lm: LM, tasks: Sequence[TaskData]) -> None:
 
 def _baseline_fits(
     job: PromptJob, lm: LM, tasks: Sequence[TaskData]
-) -> Iterator[tuple[TaskData, str, Callable[[], dict[str, Any]]]]:
+) -> Iterator[tuple[TaskData, str, Callable[[], Json]]]:
     """Yield (task, kind, fit function) of every baseline; n-gram first, since the probe needs hidden states."""
     from spjax.evaluation.ngram import ngram_baseline
     from spjax.evaluation.probe import probe_baseline

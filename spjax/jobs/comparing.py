@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any
 
 import jax
 
@@ -15,6 +14,7 @@ from spjax.jobs import pretraining, prompting, task_data
 from spjax.jobs.inputs import ImportUnits, backbone
 from spjax.jobs.workdirs import refuse_another, say, write_json
 from spjax.training.multihost_check import agree
+from spjax.types import Json
 
 
 def variant_of(job: CompareJob, name: str, workdir: str) -> PromptJob:
@@ -47,9 +47,7 @@ def in_order(job: CompareJob) -> list[str]:
     return sorted(job.variants, key=rank)
 
 
-def run_comparison(
-    job: CompareJob, workdir: str, import_units: ImportUnits | None, command: str
-) -> dict[str, dict[str, Any]]:
+def run_comparison(job: CompareJob, workdir: str, import_units: ImportUnits | None, command: str) -> dict[str, Json]:
     """Run the variants in WORKDIR/NAME, and write WORKDIR/summary.md and comparison.json.
 
     Finished variants are kept, and an interrupted one is resumed.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from spjax.data.records import CARD, Card, read_unit_records
 from spjax.data.unit_set import UnitSet
 from spjax.jobs.workdirs import whole
 from spjax.models.config import UnitLMConfig
 from spjax.training import sharding
+from spjax.types import Json
 
 ImportUnits = Callable[[str, str], object]  # (task, directory of records); makes the records from unit text
 
@@ -69,7 +69,7 @@ def import_absent(directory: str, task: str, import_units: ImportUnits | None) -
     sharding.on_process_zero(f"the records of {task}", import_records)
 
 
-def made_by(card: Card) -> dict[str, Any]:
+def made_by(card: Card) -> Json:
     """Card fields that identify the units; an LM works only with the units it was trained on."""
     return {name: getattr(card, name) for name in ("encoder", "layer", "kmeans", "merged", "vocabulary")}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from spjax.jobs.inputs import ImportUnits, backbone, made_by, read_split
 from spjax.jobs.workdirs import claim, refuse_another, say, whole
 from spjax.training import pretrain, sharding
 from spjax.training.multihost_check import agree
+from spjax.types import Json
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def run_pretraining(job: PretrainJob, workdir: str, import_units: ImportUnits | 
         return out
     trains: list[UnitSet] = []
     valids: dict[str, UnitSet] = {}
-    inputs: dict[str, Any] = {}
+    inputs: Json = {}
     lm_config, made = job.lm, None
     for task in job.tasks:
         directory = os.path.join(job.data, task)
@@ -107,7 +107,7 @@ def run_pretraining(job: PretrainJob, workdir: str, import_units: ImportUnits | 
     return out
 
 
-def _losses(last: dict[str, Any], tasks: tuple[str, ...]) -> str:
+def _losses(last: Json, tasks: tuple[str, ...]) -> str:
     """Format the valid losses of the last epoch by stream and task."""
     streams = ("perplexity", "duration_loss", "f0_loss")
     found = {s: [f"{task} {last[f'{task}/{s}']:.3f}" for task in tasks if f"{task}/{s}" in last] for s in streams}

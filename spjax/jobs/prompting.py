@@ -8,7 +8,6 @@ import itertools
 import math
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import jax
 
@@ -27,7 +26,7 @@ from spjax.models import prompts
 from spjax.models.prompts import REAL_STARTS
 from spjax.training import loop, masks, sharding, starts, train
 from spjax.training.setting import first_params
-from spjax.types import Params
+from spjax.types import Json, Params
 
 
 def check_devices(job: PromptJob) -> None:
@@ -40,7 +39,7 @@ def check_devices(job: PromptJob) -> None:
         planning.check_rows(most, members, shards)
 
 
-def inputs_of(lm_hash: str, cards: Iterable[Card]) -> dict[str, Any]:
+def inputs_of(lm_hash: str, cards: Iterable[Card]) -> Json:
     """Identity of the LM and the records, for the config.json of a prompt job."""
     shards = [shard.sha256 for card in cards for shard in itertools.chain(*card.shards.values())]
     return {"lm_hash": lm_hash, "units": shards}
@@ -67,9 +66,7 @@ def finished(job: PromptJob, workdir: str) -> bool:
     return True
 
 
-def run_prompt_tuning(
-    job: PromptJob, workdir: str, import_units: ImportUnits | None, command: str
-) -> dict[str, dict[str, Any]]:
+def run_prompt_tuning(job: PromptJob, workdir: str, import_units: ImportUnits | None, command: str) -> dict[str, Json]:
     """Train a bank of prompts, evaluate the best epochs on test, and write reports and packs.
 
     Reports of one task are written to WORKDIR; of several, which share a bank, to WORKDIR/TASK, with an overview in
@@ -137,7 +134,7 @@ def run_prompt_tuning(
 
 
 def _first_banks(
-    job: PromptJob, lm: LM, swept: Sequence[Sequence[train.TaskRun]], given: Sequence[Any]
+    job: PromptJob, lm: LM, swept: Sequence[Sequence[train.TaskRun]], given: Sequence[Params | None]
 ) -> list[Params]:
     """Initial {"lm", "prompt"} of every task run, task by task; `given`: start prompt of each task, or None."""
     on_devices = functools.cache(lambda: placed(job, lm))
@@ -154,7 +151,7 @@ def _first_banks(
     return banks
 
 
-def _counts(params: Any, run: train.TrainConfig) -> dict[str, int]:
+def _counts(params: Params, run: train.TrainConfig) -> dict[str, int]:
     """Number of trained and frozen parameters of one member."""
     trained, frozen = masks.split(masks.flatten(params), run.trainable)
     size_of = lambda path, leaf: leaf.size // (len(run.seeds) if path.startswith("prompt/") else 1)  # noqa: E731

@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from etils import epath
 
@@ -16,6 +15,7 @@ from spjax.evaluation.markdown import percent, shown, table
 from spjax.io.files import write_file
 from spjax.training import optim, train
 from spjax.training.sweep import SweepConfig, with_values
+from spjax.types import Json
 
 
 def task_runs_of(task_run: train.TaskRun, sweep: SweepConfig, optimizer: optim.OptimConfig) -> list[train.TaskRun]:
@@ -89,7 +89,7 @@ def write_table(
       A line with the chosen setting.
     """
     rows: list[list[str]] = []
-    found: list[dict[str, Any]] = []
+    found: list[Json] = []
     described = [task_runs[number].described(optimizer) for number in indices]
     for number, values in zip(indices, described, strict=True):
         task_run, scores = task_runs[number], _scores(result, run, number)

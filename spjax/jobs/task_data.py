@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import math
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from spjax.config import PromptJob
 from spjax.data import loader
@@ -24,6 +25,7 @@ from spjax.models.config import UnitLMConfig
 from spjax.tasks import LOWER_IS_BETTER, Task
 from spjax.training import masks, sharding, train
 from spjax.training.setting import Setting
+from spjax.types import Json, Params
 
 
 class Place(NamedTuple):
@@ -128,9 +130,9 @@ class LM(NamedTuple):
     """The frozen LM of a job."""
 
     config: UnitLMConfig
-    params: Any
+    params: Params
     hash: str
-    units: dict[str, Any] | None  # identity of the units that it was trained on, if known
+    units: Json | None  # identity of the units that it was trained on, if known
 
 
 def read_lm(job: PromptJob) -> LM:
@@ -144,7 +146,7 @@ def read_lm(job: PromptJob) -> LM:
     return LM(lm_config, lm, identity, info.get("provenance", {}).get("units"))
 
 
-def _start(job: PromptJob, lm: LM, task: Task) -> tuple[Any, verbalizers.Verbalizer | None]:
+def _start(job: PromptJob, lm: LM, task: Task) -> tuple[Params | None, verbalizers.Verbalizer | None]:
     """Prompt and verbalizer of `job.start_from`: (None, None) if it is not set, no verbalizer for other labels."""
     if not job.start_from:
         return None, None
@@ -158,7 +160,7 @@ def _start(job: PromptJob, lm: LM, task: Task) -> tuple[Any, verbalizers.Verbali
 
 def load_task(
     job: PromptJob, lm: LM, name: str, place: Place, import_units: ImportUnits | None
-) -> tuple[TaskData, Any]:
+) -> tuple[TaskData, Params | None]:
     """Load a task of the job, and the prompt from which its members start (None: a new one)."""
     directory = place.data
     splits, card, notes = read_splits(job, name, directory, lm.config, import_units)
@@ -200,7 +202,7 @@ def load_task(
     return TaskData(task_run, test_set, test_ids, card, seen, place, tuple(notes)), start
 
 
-def placed(job: PromptJob, lm: LM) -> tuple[Any, Any]:
+def placed(job: PromptJob, lm: LM) -> tuple[Mesh, Params]:
     """Mesh, and LM weights placed on it."""
     mesh = sharding.make_mesh(job.model_parallel, job.weight_shards)
     flat = sharding.place_frozen(mesh, masks.flatten({"lm": lm.params}), job.compute.operand)

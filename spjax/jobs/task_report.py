@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
 
 import jax
 import numpy as np
@@ -22,7 +21,7 @@ from spjax.models.config import UnitLMConfig
 from spjax.models.prompts import member
 from spjax.tasks import BASELINES, Task
 from spjax.training import masks, sharding, train
-from spjax.types import Params
+from spjax.types import Json, Params
 
 
 def pack_place(place: Place, seed: int) -> str:
@@ -46,7 +45,7 @@ def report_task(
     counts: dict[str, int],
     tried: int,
     command: str,
-) -> dict[str, Any]:
+) -> Json:
     """Evaluate a task's members on test; write its report and packs.
 
     Args:
@@ -119,7 +118,7 @@ def _predictions(data: TaskData, log_probs: np.ndarray) -> outcome.Predictions:
     )
 
 
-def _pack_card(job: PromptJob, lm: LM, data: TaskData, results: dict[str, Any], n: int) -> pack_card.PackCard:
+def _pack_card(job: PromptJob, lm: LM, data: TaskData, results: Json, n: int) -> pack_card.PackCard:
     """Card of the pack of member `n`."""
     setting, card, ours = data.task_run.setting, data.card, results["members"][n]
     scored = {
@@ -146,7 +145,7 @@ def _together(log_probs: np.ndarray) -> np.ndarray:
     return normalised
 
 
-def _print_headline(task: Task, results: dict[str, Any], workdir: str) -> None:
+def _print_headline(task: Task, results: Json, workdir: str) -> None:
     head = results["headline"]
     spread = "" if head["half_width_95"] is None else f" ± {100 * head['half_width_95']:.2f} (95 % over seeds)"
     say(

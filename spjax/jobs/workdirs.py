@@ -15,6 +15,7 @@ from spjax import config
 from spjax.io import files, places
 from spjax.training import sharding
 from spjax.training.multihost_check import agree
+from spjax.types import Json
 
 # Settings that may change when a run is resumed, since they do not affect results. Data and LM are compared by hash.
 _MAY_CHANGE = re.compile(
@@ -23,7 +24,7 @@ _MAY_CHANGE = re.compile(
 _MADE = ("checkpoints", "results.json", "baselines.json", "lm", "comparison.json", "methods.json")
 
 
-def refuse_another(workdir: str, settings: dict[str, Any], inputs: dict[str, Any], flag: str = "--workdir") -> None:
+def refuse_another(workdir: str, settings: Json, inputs: Json, flag: str = "--workdir") -> None:
     """Raise ValueError if WORKDIR has results of other settings, other data or another LM.
 
     Args:
@@ -42,7 +43,7 @@ def refuse_another(workdir: str, settings: dict[str, Any], inputs: dict[str, Any
         raise ValueError(f"{workdir} holds a run with {listed}: use another {flag}, or remove this one to start again")
 
 
-def claim(workdir: str, settings: dict[str, Any], inputs: dict[str, Any], flag: str = "--workdir") -> None:
+def claim(workdir: str, settings: Json, inputs: Json, flag: str = "--workdir") -> None:
     """Write WORKDIR/config.json: settings and identity of data and LM; with several processes also a launch id.
 
     Raises:
@@ -74,7 +75,7 @@ def claim(workdir: str, settings: dict[str, Any], inputs: dict[str, Any], flag: 
 SEEN_WITHIN = 30  # seconds to wait for a file that another machine wrote to shared storage
 
 
-def write_json(path: str, content: dict[str, Any]) -> None:
+def write_json(path: str, content: Json) -> None:
     """Write a JSON file atomically; creates its directory."""
     files.write_file(path, (json.dumps(content, indent=1) + "\n").encode())
 
@@ -107,7 +108,7 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def settings_of(tree: dict[str, Any]) -> dict[str, Any]:
+def settings_of(tree: Json) -> Json:
     """Flatten settings to dotted names, with "lm.prosody" as a boolean, so that configs can be compared."""
     flat = config.flat(tree)
     if "lm.dim" in flat:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -14,6 +13,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 
 from spjax.io import places
+from spjax.types import Json, State
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def opened(workdir: str) -> Iterator[ocp.CheckpointManager]:
             manager.close()
 
 
-def save(manager: ocp.CheckpointManager, position: int, state: Any, meta: dict[str, Any]) -> None:
+def save(manager: ocp.CheckpointManager, position: int, state: State, meta: Json) -> None:
     """Write state (arrays) and metadata (JSON) in the background; `position` is the checkpoint's number.
 
     Raises:
@@ -77,7 +77,7 @@ def _brief(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else repr(error)
 
 
-def restore(manager: ocp.CheckpointManager, state: Any) -> tuple[Any, dict[str, Any]] | None:
+def restore(manager: ocp.CheckpointManager, state: State) -> tuple[State, Json] | None:
     """Restore state and metadata of the latest checkpoint, with the shardings of `state`; None if there is none.
 
     Raises:

@@ -19,6 +19,7 @@ import numpy as np
 
 from spjax.extras import needs
 from spjax.io import files, places
+from spjax.types import Json
 
 COPY_EVERY = 60.0  # minimum seconds between copies of the log to a bucket
 _log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class Log:
             if self._folder:
                 self._folder.cleanup()
 
-    def write(self, step: int, values: dict[str, Any], **extra: float) -> None:
+    def write(self, step: int, values: Json, **extra: float) -> None:
         """Log scalars, or lists with a number per member, at a step."""
         if self._file is None:
             return
@@ -104,7 +105,7 @@ class Log:
         self._next = now + max(COPY_EVERY, 20 * (now - start))
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(path: Path) -> Iterator[Json]:
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             yield json.loads(text)

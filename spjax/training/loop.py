@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ from spjax.training.log import Log
 from spjax.training.profile import Trace
 from spjax.training.speed import Cost
 from spjax.training.throughput import Throughput
-from spjax.types import State
+from spjax.types import Json, State
 
 _log = logging.getLogger(__name__)
 
@@ -66,14 +66,14 @@ class Job:
     plan: Callable[[State, int], Sequence[Any]]
     batches: Callable[[Sequence[Any]], Iterable[tuple[Any, int]]]
     update: Callable[[State, Any], tuple[State, dict[str, jax.Array]]]
-    evaluate: Callable[[State, int], tuple[State, dict[str, Any], float]]
+    evaluate: Callable[[State, int], tuple[State, Json, float]]
     finished: Callable[[State], bool]
     deactivate: Callable[[State, np.ndarray], State] | None = None
     names: Sequence[str] = ()
     cost: Callable[[State, Any], Cost] = lambda state, batch: Cost(0.0, 0)
 
 
-def diverged(metrics: Mapping[str, Any]) -> Any:
+def diverged(metrics: Json) -> Any:
     """Whether a metric is NaN or infinite, or the loss above `MAX_LOSS`: bool, scalar or [N] like the metrics."""
     loss, *others = metrics["loss"], *(value for name, value in metrics.items() if name not in ("loss", "updates"))
     found = ~(abs(loss) <= MAX_LOSS)
@@ -84,7 +84,7 @@ def diverged(metrics: Mapping[str, Any]) -> Any:
 
 def fit(
     job: Job, workdir: str, *, epochs: int, log_every: int = 50, checkpoint_every: int = 500, profile: int = 0
-) -> tuple[State, list[dict[str, Any]]]:
+) -> tuple[State, list[Json]]:
     """Train until the last epoch or until `job.finished`.
 
     Args:
@@ -184,7 +184,7 @@ class _Run:
     state: State
     epoch: int = 0
     step: int = 0
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    history: list[Json] = dataclasses.field(default_factory=list)
     sums: dict[str, np.ndarray] = dataclasses.field(default_factory=lambda: dict.fromkeys(_SUMMED, np.zeros(())))
     lost: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((), bool))
 
@@ -204,7 +204,7 @@ class _Run:
         """The state in which members that have diverged are not trained."""
         return self.state if job.deactivate is None or not self.lost.any() else job.deactivate(self.state, self.lost)
 
-    def end_epoch(self, state: State, metrics: dict[str, Any], score: float) -> dict[str, Any]:
+    def end_epoch(self, state: State, metrics: Json, score: float) -> Json:
         """Go to the next epoch with the result of the evaluation, and return its metrics."""
         train_loss = _means(self.sums)["train/loss"]
         self.history.append({"epoch": self.epoch, "train_loss": train_loss, "score": score, **metrics})
@@ -239,7 +239,7 @@ def _restored(manager: ocp.CheckpointManager, job: Job, epochs: int) -> _Run:
     return _Run(state, epoch, step, meta["history"], sums, np.asarray(meta.get("diverged", False)))
 
 
-def _means(sums: dict[str, Any]) -> dict[str, Any]:
+def _means(sums: Json) -> Json:
     """Divide sums by the number of updates: a number, or a list with None for members without updates."""
     made = sums["updates"]
     means = {name: np.divide(total, np.maximum(made, 1)) for name, total in sums.items() if name != "updates"}

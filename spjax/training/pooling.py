@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from spjax.data import loader
 from spjax.data.plan import Step
@@ -21,7 +21,7 @@ from spjax.types import KV, Batch, Params, Streams
 
 
 def pooled_states(
-    lm: Params, config: UnitLMConfig, units: UnitSet, plan: Sequence[Step], mesh: Any, compute: Compute
+    lm: Params, config: UnitLMConfig, units: UnitSet, plan: Sequence[Step], mesh: Mesh, compute: Compute
 ) -> np.ndarray:
     """Mean over units of the output of each layer, float32 [L, n, D]; NaN for utterances that are not in the plan.
 
@@ -51,7 +51,7 @@ def layer_inputs(
     config: UnitLMConfig,
     units: UnitSet,
     plan: Sequence[Step],
-    mesh: Any,
+    mesh: Mesh,
     compute: Compute,
     columns: np.ndarray,
     deep: bool = True,
@@ -88,7 +88,7 @@ def _by_utterance(
     config: UnitLMConfig,
     units: UnitSet,
     plan: Sequence[Step],
-    mesh: Any,
+    mesh: Mesh,
 ) -> np.ndarray:
     """Collect `run`'s [B, layers, D] over all batches as [layers, n, D]; NaN for utterances not in the plan."""
     run = jax.jit(run)

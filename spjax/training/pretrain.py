@@ -12,7 +12,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from spjax.models import streams, unit_lm
 from spjax.models.config import Compute, UnitLMConfig
 from spjax.training import loop, masks, optim, sharding, speed
 from spjax.training.masks import Flat
-from spjax.types import Params, Rows, State, Streams
+from spjax.types import Json, Params, Rows, State, Streams
 
 _log = logging.getLogger(__name__)
 
@@ -250,7 +250,7 @@ def pretrain(
     workdir: str,
     model_parallel: int = 1,
     weight_shards: int = 1,
-) -> tuple[Params, list[dict[str, Any]]]:
+) -> tuple[Params, list[Json]]:
     """Train a unit LM or a multi-stream LM from scratch.
 
     Args:

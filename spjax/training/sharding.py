@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from spjax.models.config import UnitLMConfig
 from spjax.models.split_kernel import SplitKernel
-from spjax.types import Batch
+from spjax.types import Batch, PyTree
 
 # Mesh axes: batches are sharded over `data` and `shard`; kernels of the LM over `shard`, and all-gathered layer by
 # layer; the computation of a layer over `model` (tensor parallelism). A bank is sharded like the batch if the number of
@@ -88,7 +87,7 @@ def spec_of(path: str) -> P:
     raise ValueError(f"sharding: no rule for parameter {path!r}; add one to spjax/training/sharding.py")
 
 
-def shardings(mesh: Mesh, flat: Mapping[str, Any]) -> dict[str, NamedSharding]:
+def shardings(mesh: Mesh, flat: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> dict[str, NamedSharding]:
     """NamedSharding of every parameter, by path.
 
     Raises:
@@ -105,7 +104,7 @@ def shardings(mesh: Mesh, flat: Mapping[str, Any]) -> dict[str, NamedSharding]:
     return found
 
 
-def _spec(mesh: Mesh, path: str, leaf: Any) -> P:
+def _spec(mesh: Mesh, path: str, leaf: jax.Array | jax.ShapeDtypeStruct) -> P:
     """`spec_of`, but a bank that is not divisible by the batch shards is replicated."""
     spec = spec_of(path)
     return spec if spec != P(BATCH) or np.shape(leaf)[0] % batch_shards(mesh) == 0 else P()
@@ -126,12 +125,12 @@ def member_major(mesh: Mesh | None, batch: Batch, members: int) -> Batch:
     return batch._replace(prompt_id=None) if members % shards == 0 or shards % members == 0 else batch
 
 
-def layerwise(mesh: Mesh, flat: Mapping[str, Any]) -> dict[str, Any]:
+def layerwise(mesh: Mesh, flat: Mapping[str, jax.Array]) -> dict[str, PyTree]:
     """Parameters by path, with kernels that are sharded over `shard` wrapped in `SplitKernel`."""
     if mesh.shape["shard"] == 1:
         return dict(flat)
 
-    def wrapped(path: str, leaf: Any) -> Any:
+    def wrapped(path: str, leaf: jax.Array) -> jax.Array | SplitKernel:
         spec = spec_of(path)
         if "shard" not in spec:
             return leaf
@@ -149,7 +148,7 @@ def check_lm(mesh: Mesh, lm: UnitLMConfig) -> None:
     shardings(mesh, {f"lm/{path}": jax.ShapeDtypeStruct(shape, np.float32) for path, shape in lm.shapes.items()})
 
 
-def place_frozen(mesh: Mesh, flat: Mapping[str, Any], operand: Any) -> dict[str, Any]:
+def place_frozen(mesh: Mesh, flat: Mapping[str, jax.Array], operand: jax.typing.DTypeLike) -> dict[str, jax.Array]:
     """Place frozen parameters on the devices.
 
     Args:
@@ -161,10 +160,10 @@ def place_frozen(mesh: Mesh, flat: Mapping[str, Any], operand: Any) -> dict[str,
     return place(rounded, shardings(mesh, rounded))
 
 
-def state_shardings(mesh: Mesh, state: Any) -> Any:
+def state_shardings(mesh: Mesh, state: PyTree) -> PyTree:
     """Shardings of a training state: leaves under a parameter path follow the parameter, others are replicated."""
 
-    def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def of(path: tuple[object, ...], leaf: jax.Array) -> NamedSharding:
         for part in path:
             key = getattr(part, "key", None)
             if isinstance(key, str) and "/" in key and np.ndim(leaf):
@@ -174,10 +173,10 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
     return jax.tree_util.tree_map_with_path(of, state)
 
 
-def place(tree: Any, where: Any) -> Any:
+def place(tree: PyTree, where: PyTree) -> PyTree:
     """Make global arrays with the shardings `where` from global arrays, or from host arrays equal in all processes."""
 
-    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    def put(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
         if jax.process_count() == 1 or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
             return jax.device_put(leaf, sharding)
         host = np.asarray(leaf)
@@ -186,13 +185,13 @@ def place(tree: Any, where: Any) -> Any:
     return jax.tree.map(put, tree, where)
 
 
-def shard_rows(mesh: Mesh, batch: Any) -> Any:
+def shard_rows(mesh: Mesh, batch: PyTree) -> PyTree:
     """Assemble the global batch from each process's rows."""
     sharding = NamedSharding(mesh, P(BATCH))
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
 
 
-def fetch(tree: Any) -> Any:
+def fetch(tree: PyTree) -> PyTree:
     """Copy replicated or row-sharded arrays to every host, as full numpy arrays."""
     if jax.process_count() == 1:
         return jax.device_get(tree)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from spjax.training import pooling, train
 from spjax.types import Params
@@ -13,7 +12,7 @@ from spjax.types import Params
 UTTERANCES_PER_MEAN = 8  # averaged for one position; drawn again for each position, so that no two are equal
 
 
-def from_utterances(lm: Params, task_run: train.TaskRun, run: train.TrainConfig, mesh: Any) -> list[Params]:
+def from_utterances(lm: Params, task_run: train.TaskRun, run: train.TrainConfig, mesh: Mesh) -> list[Params]:
     """Initial prompts of one task run, one for each seed, by its `prompt.init` (one of `prompts.REAL_STARTS`).
 
     A prompt depends only on the train utterances, the prompt length and the seed.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from spjax.models.prompts import PromptConfig
 from spjax.training.losses import LossConfig
 from spjax.training.optim import OptimConfig
+from spjax.types import Json
 
 T = TypeVar("T", bound=PromptConfig | LossConfig | OptimConfig)
 
@@ -49,7 +49,7 @@ class SweepConfig:
                 raise ValueError(f"sweep: {field.name} {values} must be different {must}")
 
     @property
-    def tried(self) -> list[dict[str, Any]]:
+    def tried(self) -> list[Json]:
         """All settings of the grid, as values by field name; [{}] for an empty sweep."""
         every = {name: values for name, values in dataclasses.asdict(self).items() if values}
         return [dict(zip(every, values, strict=True)) for values in itertools.product(*every.values())]
@@ -63,7 +63,7 @@ _VALUES: dict[str, tuple[tuple[type, ...], float, str]] = {
 }  # fmt: skip
 
 
-def with_values(config: T, values: Mapping[str, Any]) -> T:
+def with_values(config: T, values: Json) -> T:
     """Replace the fields of a config dataclass that are in `values`; others in `values` are ignored.
 
     Raises:

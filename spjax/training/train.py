@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +30,7 @@ from spjax.training.evaluator import Evaluator
 from spjax.training.selection import keep_best
 from spjax.training.setting import Setting
 from spjax.training.update import make_update
-from spjax.types import Batch, Params, State
+from spjax.types import Batch, Json, Params, State
 
 Metric = Callable[[np.ndarray, decode.LabelTree, np.ndarray], float]
 
@@ -125,9 +124,9 @@ class TaskRun:
     metric: Metric
     lower_is_better: bool = False
     optimizer: optim.OptimConfig | None = None
-    tried: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tried: Json = dataclasses.field(default_factory=dict)
 
-    def described(self, optimizer: optim.OptimConfig) -> dict[str, Any]:
+    def described(self, optimizer: optim.OptimConfig) -> Json:
         """Hyperparameters by name, for messages and reports. `optimizer`: the bank's."""
         rest = {name: value for name, value in self.tried.items() if name not in ("length", "rank", "lr")}
         return {**self.setting.prompt.sizes, "learning rate": (self.optimizer or optimizer).lr, **rest}
@@ -146,7 +145,7 @@ class Trained:
     """
 
     params: Params
-    history: list[dict[str, Any]]
+    history: list[Json]
     best_epoch: list[int]
     best_score: list[float]
 
@@ -175,20 +174,19 @@ def train(
       ValueError: `run.trainable` trains the LM, which several members would share.
       DivergedError, Interrupted, OSError: as `loop.fit`.
     """
-    setting = task_runs[0].setting
+    setting, members = task_runs[0].setting, [one for one in task_runs for _ in run.seeds]
     mesh = sharding.make_mesh(model_parallel, weight_shards)
     trained, frozen = masks.split(masks.flatten(params), run.trainable)
     train_set, bank = _bank_plan(task_runs, run, sharding.batch_shards(mesh))
-    tx = masks.masked(_optimizer(task_runs, run, optimizer, bank.updates, trained), trained, frozen)
-    state = _initial_state(
-        trained, tx.init({**trained, **frozen}), np.tile(np.asarray(run.seeds, np.uint32), len(task_runs))
-    )
+    tx = masks.masked(_optimizer(members, run, optimizer, bank.updates, trained), trained, frozen)
+    seeds = np.tile(np.asarray(run.seeds, np.uint32), len(task_runs))
+    state = _initial_state(trained, tx.init({**trained, **frozen}), seeds)
     where = sharding.state_shardings(mesh, state)
     state = sharding.place(state, where)
     frozen = sharding.place_frozen(mesh, frozen, setting.compute.operand)
 
-    verbalizers = [one.setting.verbalizer for one in task_runs for _ in run.seeds] if len(task_runs) > 1 else []
-    update = make_update(setting, tx, verbalizers, _differing(task_runs, len(run.seeds)), mesh)
+    verbalizers = [one.setting.verbalizer for one in members] if len(task_runs) > 1 else []
+    update = make_update(setting, tx, verbalizers, _differing(members), mesh)
     step_fn = jax.jit(update, donate_argnums=0, out_shardings=(where, None))
     cost = speed.cost_of(step_fn, setting.compute.operand)
 
@@ -221,7 +219,7 @@ def train(
         evaluate=evaluate,
         finished=lambda state: not bool(sharding.fetch(state["active"]).any()),
         deactivate=deactivate,
-        names=_names(task_runs, run.seeds, optimizer),
+        names=_names(members, seeds.tolist(), optimizer),
         cost=lambda state, item: cost(state, frozen, *item),
     )
     state, history = loop.fit(
@@ -245,24 +243,18 @@ def _bank_plan(task_runs: Sequence[TaskRun], run: TrainConfig, shards: int) -> t
 
 
 def _optimizer(
-    task_runs: Sequence[TaskRun],
-    run: TrainConfig,
-    optimizer: optim.OptimConfig,
-    updates: list[int],
-    trained: masks.Flat,
+    members: Sequence[TaskRun], run: TrainConfig, optimizer: optim.OptimConfig, updates: list[int], trained: masks.Flat
 ) -> optax.GradientTransformation:
-    """Make the optimizer of the bank. `updates`: of each task in an epoch."""
-    members, trains_lm = len(task_runs) * len(run.seeds), any(path.startswith("lm/") for path in trained)
-    if members > 1 and trains_lm:
+    """Make the optimizer of the bank. `members`: task run of each; `updates`: of each task run in an epoch."""
+    own, totals = [one.optimizer or optimizer for one in members], [run.epochs * number for number in updates]
+    if not any(path.startswith("lm/") for path in trained):
+        totals = np.repeat(totals, len(run.seeds)).tolist()
+        return optim.make_bank(optimizer, totals, [one.lr for one in own], [one.weight_decay for one in own])
+    if len(members) > 1:
         raise ValueError(
-            f"trainable={run.trainable!r} trains the LM, which {members} members share: give one task and one seed"
+            f"trainable={run.trainable!r} trains the LM, which {len(members)} members share: give one task and one seed"
         )
-    own = [one.optimizer or optimizer for one in task_runs]
-    totals = [run.epochs * number for number in updates]
-    if trains_lm:
-        return optim.make(own[0], totals[0])
-    parts = totals, [one.lr for one in own], [one.weight_decay for one in own]
-    return optim.make_bank(optimizer, *(np.repeat(part, len(run.seeds)).tolist() for part in parts))
+    return optim.make(own[0], totals[0])
 
 
 def _initial_state(trained: masks.Flat, optimizer: optax.OptState, seeds: np.ndarray) -> State:
@@ -279,14 +271,10 @@ def _initial_state(trained: masks.Flat, optimizer: optax.OptState, seeds: np.nda
     }
 
 
-def _names(task_runs: Sequence[TaskRun], seeds: Sequence[int], optimizer: optim.OptimConfig) -> list[str]:
+def _names(members: Sequence[TaskRun], seeds: Sequence[int], optimizer: optim.OptimConfig) -> list[str]:
     """Names of the members, for messages."""
-    described = [
-        ", ".join(f"{name} {shown(value)}" for name, value in task_run.described(optimizer).items())
-        for task_run in task_runs
-    ]
-    members = [(seed, values) for values in described for seed in seeds]
-    return [f"member {n} (seed {seed}, {values})" for n, (seed, values) in enumerate(members)]
+    tried = [", ".join(f"{k} {shown(v)}" for k, v in one.described(optimizer).items()) for one in members]
+    return [f"member {n} (seed {seed}, {values})" for n, (seed, values) in enumerate(zip(seeds, tried, strict=True))]
 
 
 def _scores(
@@ -308,8 +296,8 @@ def _scores(
     for number, (task_run, evaluator) in enumerate(zip(task_runs, evaluators, strict=True)):
         members = slice(number * own, (number + 1) * own)
         if active[members].any():
-            flat = masks.flatten(task_run_params(params, task_runs, run, number))
-            values, score[members] = _task_scores(flat, task_run, evaluator, run, epoch)
+            own_flat = masks.flatten(task_run_params(params, task_runs, run, number))
+            values, score[members] = _task_scores(own_flat, task_run, evaluator, run, epoch)
             for name, value in values.items():
                 found.setdefault(name, np.full(len(active), np.nan))[members] = value
     metrics = {
@@ -338,15 +326,13 @@ def _task_scores(
     return found, np.stack([score, tie], axis=1)
 
 
-def _differing(task_runs: Sequence[TaskRun], seeds: int) -> dict[str, list[float]]:
-    """Values that differ between task runs, [N] each, for `losses.member_losses`."""
-
-    def values(name: str) -> list[float]:
-        settings = [task_run.setting for task_run in task_runs for _ in range(seeds)]
-        return [getattr(one.prompt if hasattr(one.prompt, name) else one.loss, name) for one in settings]
-
-    values_of = {name: values(name) for name in ("length", "scale", *losses.RATES)}
-    return {name: found for name, found in values_of.items() if len(set(found)) > 1}
+def _differing(members: Sequence[TaskRun]) -> dict[str, list[float]]:
+    """Values that differ between members, [N] each, for `losses.member_losses`."""
+    parts = [
+        {**vars(one.setting.loss), **vars(one.setting.prompt), "scale": one.setting.prompt.scale} for one in members
+    ]
+    values = {name: [part[name] for part in parts] for name in ("length", "scale", *losses.RATES)}
+    return {name: found for name, found in values.items() if len(set(found)) > 1}
 
 
 def task_run_params(params: Params, task_runs: Sequence[TaskRun], run: TrainConfig, number: int) -> Params:
