@@ -101,7 +101,7 @@ def mistral(options: Options) -> dict[str, Any]:
 
 def qwen2(options: Options) -> dict[str, Any]:
     """Fields of a Qwen2 without sliding windows."""
-    _only(options, {"use_sliding_window": False})
+    _only(options, {"use_sliding_window": False, "use_mrope": False})
     options.found["sliding_window"] = None  # has no effect without the other
     return _gated(options, qkv=True, out=False, ffn=False)
 
@@ -150,7 +150,7 @@ _IGNORED = re.compile(
     r"typical_p|.*repetition_penalty|.*length_penalty|(encoder_)?no_repeat_ngram_size|bad_words_ids|"
     r"num_return_sequences|return_dict_in_generate|remove_invalid_values|(begin_)?suppress_tokens|"
     r"cross_attention_hidden_size|tie_encoder_decoder|is_decoder|max_position_embeddings|max_window_layers|"
-    r"pretraining_tp"
+    r"pretraining_tp|output_projection|max_sequence_length"
 )
 _FIXED = {"is_encoder_decoder": False, "add_cross_attention": False, "pruned_heads": {}}
 

@@ -26,11 +26,14 @@ QWEN2: dict[str, Any] = {
     "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 12, "vocab_size": SIZE,
     "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10000, "tie_word_embeddings": True,
     "use_sliding_window": False, "sliding_window": 4, "max_window_layers": 1, "torch_dtype": "bfloat16",
+    "use_mrope": False, "max_position_embeddings": 32, "attention_dropout": 0.0, "initializer_range": 0.02,
+    "rope_scaling": None, "transformers_version": "4.48.3", "use_cache": True,
 }  # fmt: skip
 OPT: dict[str, Any] = {
     "model_type": "opt", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 12,
     "vocab_size": SIZE, "max_position_embeddings": 16, "word_embed_proj_dim": 4, "do_layer_norm_before": False,
     "bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1, "dropout": 0.1, "_remove_final_layer_norm": False,
+    "activation_dropout": 0.0, "init_std": 0.02, "layerdrop": 0.0, "output_projection": True, "prefix": "</s>",
 }  # fmt: skip
 MAP = Tokens(first_unit=4, opener=2, pad=1)
 
@@ -209,8 +212,8 @@ def test_a_padding_token_of_minus_one_is_none(tmp_path: Path) -> None:
 
 
 def test_a_sliding_window_must_cover_every_position(tmp_path: Path) -> None:
-    card = {**QWEN2, "model_type": "mistral", "max_position_embeddings": 32}
-    del card["use_sliding_window"]
+    card = {**QWEN2, "model_type": "mistral"}
+    del card["use_sliding_window"], card["use_mrope"]
     state = {name: array for name, array in tensors(QWEN2).items() if not name.endswith("bias")}
     assert import_decoder(write(tmp_path / "a", {**card, "sliding_window": 32}, state), MAP)[0].positions == "rotary"
     with pytest.raises(ConvertError, match="sliding_window=31"):

@@ -57,7 +57,7 @@ def _measure(
     trained, frozen = masks.split(masks.flatten(params), trainable)
     tx = masks.masked(optim.make(optim.OptimConfig(lr=lr), 10), trained, frozen)
     state = {"trained": trained, "optimizer": tx.init({**trained, **frozen}), "step": jnp.zeros(1, jnp.int32)}
-    state["seeds"] = jnp.zeros(1, jnp.uint32)
+    state |= {"seeds": jnp.zeros(1, jnp.uint32), "active": jnp.ones(1, bool)}
     where = sharding.state_shardings(mesh, state)
     state, frozen = (
         sharding.place(state, where),
