@@ -34,7 +34,7 @@ def test_a_command_that_does_not_exist_is_refused() -> None:
     assert done.stderr == "error: no command predct: did you mean predict?\n"
 
 
-@pytest.mark.parametrize("name", ["train", "leaks", "convert", "inspect"])
+@pytest.mark.parametrize("name", ["train", "leaks"])
 def test_a_command_is_called_by_its_name_in_its_help(name: str) -> None:
     done = _run(name, "--help")
     assert (done.returncode, done.stderr) == (0, "")

@@ -16,8 +16,8 @@ from tests.conftest import Place
 pytest.importorskip("espeakng_loader", reason="the demo's voice is optional (the extra demo)")
 
 SMALL = (
-    "--workdir=demo", "--config.task=voice_activity,commands", "--config.synthesis.train=48",
-    "--config.synthesis.valid=12", "--config.synthesis.test=16", "--config.train.epochs=2", "--config.train.buckets=1",
+    "--workdir=demo", "--config.task=voice_activity,commands", "--config.synthesis.train=32",
+    "--config.synthesis.valid=8", "--config.synthesis.test=12", "--config.train.epochs=2", "--config.train.buckets=1",
 )  # fmt: skip
 
 

@@ -22,7 +22,8 @@ import pytest
 import soundfile
 import yaml
 
-from spjax import tasks
+from spjax import config_file, tasks
+from tests import test_command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -89,7 +90,18 @@ def run(words: list[str], folder: Path = ROOT) -> str:
     return output
 
 
-help_of = functools.lru_cache(maxsize=None)(lambda words: run([*words, "--help"]))
+@functools.cache
+def help_of(words: tuple[str, ...]) -> str:
+    """`--help` of a command, without a process where it has our parser (tests/test_cli.py starts some)."""
+    module, *job = words
+    if module == "spjax.main":
+        importlib.import_module(module)  # defines the flags
+        return config_file.help_text()
+    ours = [name for name in test_command_line.commands() if name.removesuffix(".__main__") == module]
+    if not ours:
+        return run([*words, "--help"])
+    parsers = test_command_line.parsers(ours[0], only_leaves=False)
+    return parsers.get(tuple(job), parsers[()]).format_help()
 
 
 def commands_of(page: str, module: str) -> list[list[str]]:

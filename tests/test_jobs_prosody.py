@@ -19,7 +19,7 @@ from spjax.config import parse
 from spjax.data.records import read_unit_records
 from spjax.encoders import prosody
 from spjax.io import packs, unit_lms
-from spjax.jobs import comparing, prompting
+from spjax.jobs import comparing, pretraining, prompting, task_data
 from spjax.jobs.task_data import read_lm
 from spjax.types import Encoded
 from tests import toy_prosody
@@ -67,6 +67,28 @@ def tuned(spoken: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFacto
 
 def _json(path: Path) -> Any:
     return json.loads(path.read_text())
+
+
+# ---- units of the LM and of the records
+
+NAMES = ("encoder", "layer", "kmeans", "merged", "vocabulary")
+
+
+def test_records_of_other_units_than_those_of_the_lm_are_refused(
+    spoken: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = dict(zip(NAMES, ("wavlm", 9, "km9", True, 100), strict=True))
+    monkeypatch.setattr(task_data, "made_by", lambda card: made)
+    with pytest.raises(ValueError, match=r"the LM .*lm uses units of encoder .*, .* of encoder wavlm, .*--config\.lm"):
+        jobs.run(parse(_prompting(spoken, pretrained / "lm")), str(tmp_path), None, "")
+
+
+def test_pretraining_on_tasks_of_different_units_is_refused(
+    spoken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretraining, "made_by", lambda card: {"layer": 6 if card.task.name == "tune" else 7})
+    with pytest.raises(ValueError, match=r"task tune uses units of layer 6, .*pace of layer 7\. Pretrain on tasks"):
+        jobs.run(parse(_pretraining(spoken)), str(tmp_path), None, "")
 
 
 # ---- pretraining

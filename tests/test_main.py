@@ -84,7 +84,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Place, 
     place = Place(folder, cache)
     code, printed = place.run(
         "fsc", "--units=units", "--workdir=runs/fsc", "--config.train.epochs=2", "--config.train.buckets=1",
-        "--config.train.seeds=(0,)", "--config.pretraining.pretrain.epochs=2",
+        "--config.train.seeds=(0,)", "--config.pretraining.pretrain.epochs=1", "--config.pretraining.lm.layers=2",
     )  # fmt: skip
     assert code == 0, printed[-3000:]
     return place, printed

@@ -15,6 +15,7 @@ from spjax.data.records import CARD
 from spjax.data.unit_set import UnitSet
 from spjax.encoders import prosody
 from spjax.io import assets, places, unit_lms
+from spjax.io.packs import check_units
 from spjax.jobs import task_data
 from spjax.jobs.inputs import ImportUnits, backbone, made_by, read_split
 from spjax.jobs.workdirs import claim, refuse_another, say, whole
@@ -65,18 +66,17 @@ def run_pretraining(job: PretrainJob, workdir: str, import_units: ImportUnits | 
     trains: list[UnitSet] = []
     valids: dict[str, UnitSet] = {}
     inputs: dict[str, Any] = {}
-    lm_config, made = job.lm, None
+    lm_config = job.lm
+    made: dict[str, Any] = {}  # of the first task
     for task in job.tasks:
         directory = os.path.join(job.data, task)
         units, card = read_split(directory, task, "train", lm_config, import_units)
         trains.append(units)
         valids[task] = read_split(directory, task, "valid", lm_config, import_units)[0]
         inputs[task] = {"train_sha256": [shard.sha256 for shard in card.shards["train"]]}
-        if made not in (None, made_by(card)):
-            raise ValueError(
-                f"{directory} has units made by {made_by(card)}, those of {job.tasks[0]} were made by {made}"
-            )
-        made = made_by(card)
+        made = made or made_by(card)
+        fix = "Pretrain on tasks with the same units."
+        check_units(f"task {job.tasks[0]}", made, directory, made_by(card), fix)
         if card.vocabulary != lm_config.num_units:
             raise ValueError(
                 f"{directory} has {card.vocabulary} units, but an LM of {part}lm.vocab_size={lm_config.vocab_size} "

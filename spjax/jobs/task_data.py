@@ -171,17 +171,8 @@ def load_task(
         raise ValueError(
             f"{job.lm} has {lm.config.num_units} units, {directory} has {card.vocabulary}: use units of the LM"
         )
-    if lm.units not in (None, made_by(card)):
-        ours = made_by(card)
-        differing = "; ".join(
-            f"{key} {lm.units.get(key)} in the LM, {ours[key]} in the records"
-            for key in ours
-            if lm.units.get(key) != ours[key]
-        )
-        raise ValueError(
-            f"{job.lm} was trained on other units than those of {directory} ({differing}): extract units with the "
-            "LM's encoder and k-means, or pretrain an LM on these units at another --config.lm"
-        )
+    fix = "Extract units with the LM's encoder and k-means, or pretrain an LM on these units at another --config.lm."
+    packs.check_units(f"the LM {job.lm}", lm.units or {}, directory, made_by(card), fix)
     task = card.task
     start, verbalizer = _start(job, lm, task)
     if verbalizer is None:
