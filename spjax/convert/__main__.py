@@ -222,7 +222,7 @@ _FLAGS: dict[str, dict[str, Any]] = {
     },
     "unit-tokens": {
         "metavar": "NAME",
-        "help": "name of the units' tokens in the directory's tokenizer, with {} for the number: '<|u{}|>'",
+        "help": "the units' tokens as the tokenizer names them, with {} for the number: '<|u{}|>'",
     },
     "f0-bins": {
         "metavar": "FILE.th",
