@@ -171,13 +171,10 @@ def load_task(
         raise ValueError(
             f"{job.lm} has {lm.config.num_units} units, {directory} has {card.vocabulary}: use units of the LM"
         )
-    if lm.units not in (None, made_by(card)):
-        ours = made_by(card)
-        differing = "; ".join(
-            f"{key} {lm.units.get(key)} in the LM, {ours[key]} in the records"
-            for key in ours
-            if lm.units.get(key) != ours[key]
-        )
+    ours, known = made_by(card), lm.units or {}  # an imported LM knows only some
+    others = [key for key in ours if key in known and known[key] != ours[key]]
+    if others:
+        differing = "; ".join(f"{key} {known[key]} in the LM, {ours[key]} in the records" for key in others)
         raise ValueError(
             f"{job.lm} was trained on other units than those of {directory} ({differing}): extract units with the "
             "LM's encoder and k-means, or pretrain an LM on these units at another --config.lm"
