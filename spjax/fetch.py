@@ -128,7 +128,8 @@ def _pgslm(kind: str) -> FetchSet:
 def _twist(size: str) -> FetchSet:
     files = (File(f"{_TWIST}/lms/TWIST-{size}.zip", "plain"),)
     folder = f"{{out}}/{DOWNLOADS}/TWIST-{size}"
-    then = f"python -m zipfile -e {folder}.zip {folder}\npython -m spjax.convert unit_lm {folder} {{out}}/unit_lm"
+    convert = f"python -m spjax.convert unit_lm {folder} {{out}}/unit_lm --kmeans=KM"
+    then = f"python -m zipfile -e {folder}.zip {folder}\n{convert}"
     return FetchSet(f"twist_{size.lower()}", f"TWIST {size}: language model of mhubert25hz's units", files, then=then)
 
 
@@ -184,7 +185,7 @@ SETS: dict[str, FetchSet] = {
                 File(f"https://huggingface.co/slprl/slam/resolve/main/{name}", "plain", name=f"slam/{name}")
                 for name in ("config.json", "model.safetensors")
             ),
-            then=f"python -m spjax.convert unit_lm {{out}}/{DOWNLOADS}/slam {{out}}/unit_lm",
+            then=f"python -m spjax.convert unit_lm {{out}}/{DOWNLOADS}/slam {{out}}/unit_lm --kmeans=KM",
         ),
         *map(_pgslm, ("continuous_no_prosody", "continuous_prosody", "discrete_no_prosody", "discrete_prosody")),
         FetchSet(
@@ -383,7 +384,7 @@ def fetch(
         _make(file, path, sha256, out)
         print(f"{out / file.product}: {f'made from {path.name}' if file.into else 'kept as it is'}")
     if entry.then:
-        print(f"Convert it:\n{entry.then.format(out=out)}")
+        print(f"Convert it; KM is the k-means of `python -m spjax.fetch mhubert25hz`:\n{entry.then.format(out=out)}")
     return out
 
 

@@ -409,7 +409,7 @@ def test_files_of_slam_are_kept_with_the_command_that_converts_them(server: Serv
     entry, server.files = published(SETS["slam"], [b"{}", b"weights"])
     out = fetch(entry, tmp_path / "out", base_url=server.url)
     assert names(out / "downloads") == ["slam/config.json", "slam/model.safetensors"]
-    command = f"python -m spjax.convert unit_lm {out}/downloads/slam {out}/unit_lm"
+    command = f"python -m spjax.convert unit_lm {out}/downloads/slam {out}/unit_lm --kmeans=KM"
     assert command in capsys.readouterr().out
     copied = fetch(entry, tmp_path / "copied", base_url=server.url, source=out / "downloads")
     assert names(copied / "downloads") == ["slam/config.json", "slam/model.safetensors"]

@@ -408,6 +408,14 @@ def test_an_lm_of_other_units_is_refused(
     monkeypatch.setattr(unit_lms, "read_unit_lm", lambda _: (other, toy.tiny_lm(config=other), {"hash": "x"}))
     with pytest.raises(ValueError, match=r"lm has 50 units, .*fsc has 100"):
         run()
+    # An imported LM knows only some of what identifies its units.
+    known = {"units": {"encoder": "mhubert_base_25hz", "layer": 11, "vocabulary": 100}}
+    lm = (toy.LM, toy.tiny_lm(), {"hash": "x", "provenance": known})
+    monkeypatch.setattr(unit_lms, "read_unit_lm", lambda _: lm)
+    with pytest.raises(
+        ValueError, match=r"other units .*\(encoder mhubert_base_25hz in the LM, .*; layer 11 in the LM"
+    ):
+        run()
 
 
 def test_the_pretraining_card_has_the_provenance_of_an_lm(place: Place, tmp_path: Path) -> None:

@@ -17,7 +17,17 @@ from spjax.command_line import Parser, local_path, output, place
 from spjax.convert import ConvertError, decoders, fairseq, hubert, pgslm, sklearn, whisper
 from spjax.convert.checkpoint import Checkpoint, read_checkpoint
 from spjax.convert.options import parse
-from spjax.io import StorageError, kinds, places, read_unit_lm, save_encoder, save_kmeans, save_pack, save_unit_lm
+from spjax.io import (
+    StorageError,
+    kinds,
+    load_kmeans,
+    places,
+    read_unit_lm,
+    save_encoder,
+    save_kmeans,
+    save_pack,
+    save_unit_lm,
+)
 from spjax.models.config import UnitLMConfig
 from spjax.types import Params
 
@@ -29,6 +39,15 @@ def _read(options: argparse.Namespace) -> Checkpoint:
 
 
 def _save_lm(options: argparse.Namespace, config: UnitLMConfig, params: Params, provenance: dict[str, Any]) -> None:
+    if getattr(options, "kmeans", None):
+        kmeans = load_kmeans(options.kmeans)
+        units = len(kmeans.centroids)
+        if units != config.num_units:
+            raise ConvertError(
+                f"--kmeans={options.kmeans} has {units} units, the LM {config.num_units}. Give that of its units."
+            )
+        made = {"encoder": kmeans.card["encoder"], "layer": kmeans.card["layer"] or 0, "kmeans": kmeans.id}
+        provenance = {**provenance, "units": {**made, "vocabulary": units}}
     identity = save_unit_lm(options.out, config, params, provenance)
     kind = "unit" if config.prosody is None else "multi-stream"
     sizes = f"{config.layers} layers, dim {config.dim}, {config.heads} heads, ffn {config.ffn_dim}"
@@ -151,7 +170,7 @@ _KINDS = {
 Import a fairseq unit LM of GSLM's architecture; or the unit rows of a decoder in Hugging Face's format, slamkit's and
 TWIST's included. In float32 or half precision.""",
         ("SRC", "fairseq checkpoint; or directory of config.json and model.safetensors or pytorch_model.bin"),
-        ("dict", "units", "first-unit", "pad", "opener", "unit-tokens", "heads", "option"),
+        ("dict", "units", "first-unit", "pad", "opener", "unit-tokens", "kmeans", "heads", "option"),
         _import_unit_lm,
     ),
     "pgslm": _Kind(
@@ -223,6 +242,11 @@ _FLAGS: dict[str, dict[str, Any]] = {
     "unit-tokens": {
         "metavar": "NAME",
         "help": "the units' tokens as the tokenizer names them, with {} for the number: '<|u{}|>'",
+    },
+    "kmeans": {
+        "metavar": "KM",
+        "type": place,
+        "help": "k-means of the units that it was trained on: a job refuses other units (default: any are taken)",
     },
     "f0-bins": {
         "metavar": "FILE.th",

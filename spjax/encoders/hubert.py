@@ -88,7 +88,9 @@ def features(
     frames = config.frames(waves.shape[1])
     if not frames:
         raise ValueError(f"encoder: waves of {waves.shape[1]} samples; a frame takes {config.field}")
-    if norm is None and not config.conv_layer_norm:
+    if config.conv_layer_norm:
+        norm = None
+    elif norm is None:
         norm = _measure(params, config, waves, lengths)
     real = jnp.arange(frames) < ((lengths - config.field) // config.hop + 1)[:, None]
     x = _convolve(params["conv"], config, waves, norm, params["conv_norm"], compute)

@@ -14,7 +14,7 @@ from spjax.convert import ConvertError, fairseq
 from spjax.convert.__main__ import main
 from spjax.convert.torch_file import read_torch_file
 from spjax.data.write_records import Utterance, write_unit_records
-from spjax.io import load_pack, read_unit_lm, unit_lm_hash
+from spjax.io import KMeans, load_kmeans, load_pack, read_unit_lm, save_kmeans, unit_lm_hash
 from spjax.models import unit_lm
 from spjax.models.config import UnitLMConfig
 from spjax.tasks import TASKS
@@ -52,6 +52,19 @@ def checkpoint(torch_writer, dictionary, tiny_lm, options):
         return torch_writer.zip(dictionary.with_name("checkpoint.pt"), content)
 
     return write
+
+
+def test_an_lm_knows_its_units_by_their_k_means(golden: Path, tmp_path: Path):
+    for units in (100, 50):
+        centroids = np.eye(units, 7, dtype=np.float32)
+        save_kmeans(tmp_path / f"km{units}", KMeans(centroids, {"encoder": "mhubert_base_25hz", "layer": 11}))
+    command = ["unit_lm", str(golden / "lm" / "checkpoint_best.pt"), str(tmp_path / "lm")]
+    with pytest.raises(SystemExit, match="km50 has 50 units, the LM 100"):
+        main([*command, f"--kmeans={tmp_path / 'km50'}"])
+    main([*command, f"--kmeans={tmp_path / 'km100'}"])
+    identity = load_kmeans(tmp_path / "km100").id
+    known = {"encoder": "mhubert_base_25hz", "layer": 11, "kmeans": identity, "vocabulary": 100}
+    assert read_unit_lm(tmp_path / "lm")[2]["provenance"]["units"] == known
 
 
 def test_golden_lm_gives_the_golden_logits(golden: Path, lm: Path):
