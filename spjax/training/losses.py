@@ -184,8 +184,7 @@ def member_losses(
     scores = prompted_lm.outputs(lm, bank, state.hidden, batch.prompt_id, compute)
     if keys is not None and verbalizers[0].learnable:
         scores = _drop_outputs(scores, out_key, value_of("verbalizer_dropout", prompt.verbalizer_dropout))
-    if not reference:
-        scores = jnp.where(labels.allowed, scores, MASKED)
+    scores = scores if reference else jnp.where(labels.allowed, scores, MASKED)
     nll = optax.softmax_cross_entropy_with_integer_labels(scores, targets)
     if keys is not None and not low_rank.is_zero(smoothing := value_of("label_smoothing", loss.label_smoothing)):
         nll = _smoothed(nll, scores, labels.allowed, jnp.broadcast_to(smoothing, keys.shape))
