@@ -111,6 +111,11 @@ def test_units_of_25_and_50_frames_a_second_are_not_mixed(mhubert: Path, folder:
     made = {"encoder": slow.name, "layer": 2, "kmeans": slow.kmeans.id, "merged": True}
     packs = {"mood": world.pack(world.TASKS["mood"], model, **made)}
     assert same_units(packs, slow, model.config)
+    predictor = spjax.SpeechPrompt.load(model, slow, packs)
+    short, whole = predictor.encode([speechlike(500), speechlike(16_000)], rate=16_000)
+    assert isinstance(short, AudioError)
+    assert "utterance 0 is too short: 500 samples" in str(short)
+    assert sum(whole.durations) == 24
     with pytest.raises(StorageError, match=r"uses units of encoder mhubert_base_25hz, kmeans .*, this encoder of"):
         same_units(packs, fast, model.config)
     for changed in ({"layer": 11}, {"kmeans": "0" * 12}, {"encoder": "hubert_base_ls960"}):
