@@ -80,7 +80,7 @@ def test_f0_has_the_frames_of_an_encoder_with_longer_frames(mhubert: Path):
     loaded = load_encoder(mhubert / "encoder", mhubert / "kmeans", layer=2)
     assert (loaded.hop, loaded.center, loaded.least) == (640, 360, 720)
     assert len(spjax.features(speechlike(16_000), mhubert / "encoder", layer=2)) == 24
-    for n in (720, 1359, 1360, 16_000, 20_321):
+    for n in (720, 1359, 1360, 16_321):
         wave = speechlike(n)
         assert len(loaded.log_f0(wave)) == len(loaded.features([wave])[0]) == (n - 720) // 640 + 1
     late = np.zeros(32_000, np.float32)
