@@ -93,8 +93,7 @@ def read_audio(
             raise AudioError(_what_it_is(place, where))
         with place.open("rb") as file:
             audio = read_stream(file, where, start, duration)
-        if len(audio.wave) < least:
-            raise AudioError(_too_short(where, f"{len(audio.wave)} samples at {SAMPLE_RATE} Hz", least))
+        check_length(where, audio.wave, least)
         return audio
     except OSError as error:
         raise AudioError(f"{where} cannot be read ({error.strerror or error}). Check its permissions.") from error
@@ -189,9 +188,12 @@ def lowpass(wave: np.ndarray, hertz: float) -> np.ndarray:
     return np.pad(narrow, (0, max(0, len(wave) - len(narrow))))[: len(wave)]  # resampling may change the length
 
 
-def _too_short(where: str, length: str, least: int) -> str:
-    milliseconds = f"{1000 * least / SAMPLE_RATE:g} ms"
-    return f"{where} is too short: {length}, at least {least} are needed ({milliseconds}). Leave it out."
+def check_length(where: str, wave: np.ndarray, least: int = MIN_SAMPLES, length: str = "") -> None:
+    """Raise AudioError if a wave at SAMPLE_RATE has fewer than `least` samples; `length` describes it."""
+    if len(wave) < least:
+        length = length or f"{len(wave)} samples at {SAMPLE_RATE} Hz"
+        milliseconds = f"{1000 * least / SAMPLE_RATE:g} ms"
+        raise AudioError(f"{where} is too short: {length}, at least {least} are needed ({milliseconds}). Leave it out.")
 
 
 def _utterance(samples: np.ndarray, rate: int, where: str, repairs: tuple[str, ...] = ()) -> Audio:
@@ -215,9 +217,8 @@ def _utterance(samples: np.ndarray, rate: int, where: str, repairs: tuple[str, .
             "Divide by the range of the original integers (32768 for 16 bits)."
         )
     wave = mono if rate == SAMPLE_RATE else soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
-    if len(wave) < MIN_SAMPLES:
-        length = f"{len(mono)} samples at {rate} Hz are {len(wave)} at {SAMPLE_RATE} Hz"
-        raise AudioError(_too_short(where, length, MIN_SAMPLES))
+    length = f"{len(mono)} samples at {rate} Hz are {len(wave)} at {SAMPLE_RATE} Hz"
+    check_length(where, wave, length=length)
     if low == high:
         raise AudioError(f"{where} is silent: every sample is {low:g}. {_FIX}")
     return Audio(np.ascontiguousarray(wave, np.float32), rate, repairs)

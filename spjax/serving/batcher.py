@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from spjax.encoders.audio import MIN_SAMPLES, SAMPLE_RATE, Audio
+from spjax.encoders.audio import MIN_SAMPLES, SAMPLE_RATE, Audio, AudioError
 from spjax.serving.limits import Limits, TooLargeError
 from spjax.serving.predictor import GROUP_SECONDS, SpeechPrompt
 from spjax.serving.uploads import read_upload
@@ -201,9 +201,10 @@ class Batcher:
           progress: show progress bars after two seconds.
         """
         self.predictor.compile_ahead(progress=progress)
-        longest = max(MIN_SAMPLES, int(self.limits.max_seconds * SAMPLE_RATE))
-        steps = int(WARM_STEPS * np.log2(longest / MIN_SAMPLES)) + 1
-        sizes = sorted({longest, *(int(MIN_SAMPLES * 2 ** (step / WARM_STEPS)) for step in range(steps))})
+        least = self.predictor.encoder.least if self.predictor.encoder else MIN_SAMPLES
+        longest = max(least, int(self.limits.max_seconds * SAMPLE_RATE))
+        steps = int(WARM_STEPS * np.log2(longest / least)) + 1
+        sizes = sorted({longest, *(int(least * 2 ** (step / WARM_STEPS)) for step in range(steps))})
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, longest).astype(np.float32)
         for size in tqdm(sizes, desc="warm up", unit="recording", delay=2, disable=not progress, leave=False):
             self.predictor.encode([Audio(noise[:size], SAMPLE_RATE)])
@@ -291,11 +292,18 @@ class Batcher:
             part = self.predictor.predict_units([one for _, one in good], requested)
             answers = [known | more for known, more in zip(answers, part, strict=True)]
         found = iter(answers)
-        # The samples are valid by now: the only possible error is the number of units.
+        # The samples are valid by now: the only other errors are a recording shorter than a frame, and too many units.
         too_long = TooLargeError(
             f"the recording has more than {self.predictor.max_units} units, the most allowed: send a shorter part"
         )
-        return [Prediction(one, next(found)) if isinstance(one, Encoded) else too_long for one in encoded]
+        return [
+            Prediction(one, next(found))
+            if isinstance(one, Encoded)
+            else one
+            if isinstance(one, AudioError)
+            else too_long
+            for one in encoded
+        ]
 
 
 def as_json(prediction: Prediction) -> dict[str, Any]:

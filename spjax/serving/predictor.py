@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from spjax.compilation_cache import keep_programs
 from spjax.encoders import prosody
-from spjax.encoders.audio import SAMPLE_RATE, Audio, prepare, read_audio
+from spjax.encoders.audio import SAMPLE_RATE, Audio, check_length, prepare, read_audio
 from spjax.encoders.encoder import Encoder, encode_waves, load_encoder
 from spjax.io import StorageError
 from spjax.io.banks import load_packs
@@ -214,7 +214,10 @@ class SpeechPrompt:
         with tqdm(total=len(audios), desc="encode", unit="file", delay=2, disable=not progress, leave=False) as bar:
             for number, audio in enumerate(audios):
                 try:
-                    waves[number] = _audio(audio, rate)
+                    loaded = _audio(audio, rate)
+                    name = audio if isinstance(audio, str | os.PathLike) else f"utterance {number}"
+                    check_length(str(name), loaded.wave, self.encoder.least)
+                    waves[number] = loaded
                 except ValueError as error:
                     found[number] = error
                 held = sum(len(one.wave) for one in waves.values())
