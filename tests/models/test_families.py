@@ -272,11 +272,11 @@ def test_input_prompts_have_no_position(kind: str) -> None:
     state = prompted_lm.run(params, bank, batch, nothing, config=config, queries=2)
     tokens = np.concatenate([batch.source[0], batch.last])
     x = jnp.concatenate([unit_lm.embed_tokens(params, tokens, scaled=False), bank["sep"][0]])
-    position = np.arange(len(x))[None]
-    x = x + unit_lm.embed_positions(params, config, position, 64)[0] * jnp.ones_like(x)
+    position = np.arange(len(x))
+    x = x + unit_lm.embed_positions(params, config, position, 64)
     x = jnp.concatenate([bank["input"][0], x])[None]
     causal = np.tril(np.ones((1, x.shape[1], x.shape[1]), bool))
-    position = np.concatenate([np.zeros((1, 2), int), position], axis=1)
+    position = np.concatenate([[0, 0], position])[None]
     hidden, _ = unit_lm.extend(params, config, (x,), unit_lm.empty_prefix(config), causal, position=position)
     assert error(state.hidden, hidden[:, -2:]) < 1e-5
 

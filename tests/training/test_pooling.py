@@ -40,7 +40,7 @@ def test_every_layer_returns_the_mean_of_its_hidden_states(
 
     # The LM without its final norm, on every utterance without padding.
     plain = unit_lm.layer_norm
-    monkeypatch.setattr(unit_lm, "layer_norm", lambda x, w: x if w is lm["final_norm"] else plain(x, w))
+    monkeypatch.setattr(unit_lm, "layer_norm", lambda x, w, *eps: x if w is lm["final_norm"] else plain(x, w, *eps))
     for i, length in enumerate(units.lengths):
         batch = loader.make_batch(units, np.asarray([[i]]), int(length))
         tokens = np.concatenate([batch.source, batch.last[:, None]], axis=1)
