@@ -120,6 +120,7 @@ def start(setting: Any, lm: common.Params, seeds: Sequence[int]) -> tuple[dict[s
         "optimizer": tx.init(flat),
         "step": jnp.zeros(len(seeds), jnp.int32),
         "seeds": jnp.asarray(seeds, jnp.uint32),
+        "active": jnp.ones(len(seeds), bool),
     }
     return state, frozen, jax.jit(make_update(setting, tx), donate_argnums=0)
 

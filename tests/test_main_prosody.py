@@ -71,7 +71,7 @@ def test_an_unknown_backbone_is_told(place: Place) -> None:
     code, printed = _run_pgslm(place, backbone="hubert")
     assert code == 2
     assert "Traceback" not in printed
-    assert "say backbone=gslm or backbone=pgslm" in printed.strip().splitlines()[-1]
+    assert "say one of backbone=gslm, backbone=pgslm" in printed.strip().splitlines()[-1]
 
 
 @pytest.mark.slow  # in one process tests/test_jobs_prosody.py has it

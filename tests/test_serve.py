@@ -206,7 +206,7 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture[str]):
     assert left.value.code == 0
     printed = capsys.readouterr().out
     assert "  python -m spjax.serve --lm=" in printed
-    assert re.search(r"--max-mb MAX_MB\s+most megabytes of an upload \(10\)", printed)
+    assert re.search(r"--max-mb=N\s+most megabytes of an upload \(10\)", printed)
 
 
 @pytest.fixture(autouse=True)

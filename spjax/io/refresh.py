@@ -12,7 +12,7 @@ from spjax.io.files import StorageError
 # format → loader that checks such a directory, unhashed fields of its card, first version with a hash
 _LOADERS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...], int]] = {
     unit_lms.FORMAT: (unit_lms.read_unit_lm, unit_lms.FREE, unit_lms.SEALED),
-    **dict.fromkeys(encoders.KINDS, (encoders.read_encoder, encoders.FREE, encoders.VERSION)),
+    **dict.fromkeys(encoders.KINDS, (encoders.read_encoder, encoders.FREE, encoders.SEALED)),
     kmeans_store.FORMAT: (kmeans_store.load_kmeans, kmeans_store.FREE, kmeans_store.VERSION),
 }
 
