@@ -1,8 +1,8 @@
 """Prompt tuning: train a bank of prompts on one frozen LM; each member gets the result of training it alone.
 
 A member has its own seed, data order, gradient clipping, optimizer state, schedule and early stopping. Steps of
-different tasks are interleaved: a step computes the members of one task. So a bank is a batch of members: no program
-depends on which of them have stopped.
+different tasks are interleaved: a step computes the members of one task, or of a sweep's task runs with the same
+utterances. No program depends on which of them have stopped.
 """
 
 from __future__ import annotations
@@ -297,7 +297,7 @@ def _scores(
         members = slice(number * own, (number + 1) * own)
         if active[members].any():
             own_flat = masks.flatten(task_run_params(params, task_runs, run, number))
-            values, score[members] = _task_scores(own_flat, task_run, evaluator, run, epoch)
+            values, score[members] = _task_scores(own_flat, task_run, evaluator, run, epoch, active[members])
             for name, value in values.items():
                 found.setdefault(name, np.full(len(active), np.nan))[members] = value
     metrics = {
@@ -307,12 +307,15 @@ def _scores(
 
 
 def _task_scores(
-    flat: masks.Flat, task_run: TaskRun, evaluator: Evaluator, run: TrainConfig, epoch: int
+    flat: masks.Flat, task_run: TaskRun, evaluator: Evaluator, run: TrainConfig, epoch: int, active: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Evaluate the members of a task run on valid: metrics [N] by name, and scores [N, 2]."""
+    """Evaluate the members of a task run on valid: metrics [N] by name, and scores [N, 2]; NaN for inactive ones."""
     tree, classes = task_run.setting.tree, task_run.valid_set.classes[task_run.valid_ids]
     log_probs = evaluator.log_probs(flat)[:, task_run.valid_ids]
-    metric = np.asarray([task_run.metric(one, tree, classes) for one in log_probs])
+    # Inactive members may have diverged: metrics refuse NaN.
+    metric = np.asarray(
+        [task_run.metric(one, tree, classes) if on else np.nan for one, on in zip(log_probs, active, strict=True)]
+    )
     found, tie = {"metric": metric}, np.zeros(len(metric))
     if run.select == "loss":
         found["loss"] = evaluator.loss(flat)

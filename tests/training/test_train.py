@@ -388,6 +388,23 @@ def test_a_member_that_diverges_stops_and_the_others_continue(
     assert again.history == found.history
 
 
+def test_the_other_seeds_of_a_task_continue_and_metrics_see_no_nan(tmp_path: Path) -> None:
+    """One of two seeds starts from a verbalizer so large that its outputs overflow."""
+    params = first_params(toy.tiny_lm(), SETTING, (0, 1))
+    prompt = {**params["prompt"], "verbalizer": params["prompt"]["verbalizer"].at[1].set(1e38)}
+
+    def metric(log_probs: np.ndarray, tree: decode.LabelTree, classes: np.ndarray) -> float:
+        assert np.isfinite(log_probs).all()
+        return toy.exact_match(log_probs, tree, classes)
+
+    task_run = train.TaskRun(SETTING, TRAIN, np.arange(80), VALID, np.arange(24), metric)
+    run = dataclasses.replace(RUN, seeds=(0, 1), epochs=2)
+    found = train.train({**params, "prompt": prompt}, [task_run], run, OPTIM, workdir=str(tmp_path))
+    assert found.best_epoch[0] >= 0
+    assert found.best_epoch[1] == -1
+    assert [line["metric"][1] for line in found.history] == [None, None]
+
+
 def test_a_bank_without_members_left_has_diverged(tmp_path: Path) -> None:
     with pytest.raises(loop.DivergedError, match=r"training diverged at epoch 1, step .*learning rate"):
         _both(_swept(1e30), DIVERGING, tmp_path)
