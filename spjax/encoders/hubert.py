@@ -25,7 +25,6 @@ from spjax.encoders.transformer import (
     check_layer,
     check_wave,
     conv,
-    dense,
     gelu,
     place,
     run_pieces,
@@ -34,7 +33,7 @@ from spjax.encoders.transformer import (
 from spjax.models.config import Compute
 from spjax.models.einsum import einsum
 from spjax.models.hubert_config import HubertConfig
-from spjax.models.unit_lm import EPS, FLOAT32, layer_norm
+from spjax.models.unit_lm import EPS, FLOAT32, dense, layer_norm
 from spjax.types import Params
 
 __all__ = ["ChannelNorm", "HubertConfig", "channel_norm", "extract", "features", "place"]

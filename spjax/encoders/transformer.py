@@ -17,7 +17,7 @@ from tqdm import tqdm
 from spjax.encoders.audio import SAMPLE_RATE
 from spjax.models.config import Compute
 from spjax.models.einsum import einsum
-from spjax.models.unit_lm import FLOAT32, layer_norm
+from spjax.models.unit_lm import FLOAT32, dense, layer_norm
 from spjax.types import Params
 
 BATCH_FRAMES = 2048  # frames of a batch, 41 s
@@ -45,12 +45,6 @@ def check_wave(number: int, wave: np.ndarray, least: int) -> None:
 def gelu(x: Float[jax.Array, "*shape"]) -> Float[jax.Array, "*shape"]:
     """Exact GELU, by erf: jax.nn.gelu's erfc takes five times as long on CPUs."""
     return 0.5 * x * (1 + jax.lax.erf(x * np.float32(0.5**0.5)))
-
-
-def dense(weights: Params, x: Float[jax.Array, "B T D"], compute: Compute) -> Float[jax.Array, "B T E"]:
-    """Dense layer, [B, T, D] to [B, T, E], with or without bias."""
-    y = einsum("btd,de->bte", x, weights["kernel"], compute.operand)
-    return y + weights["bias"] if "bias" in weights else y
 
 
 def conv(

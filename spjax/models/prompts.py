@@ -292,7 +292,7 @@ def projected(bank: Params, lm: Params, config: UnitLMConfig, compute: Compute) 
         weights = lm["layers"][name]
 
         def layer(p: jax.Array, weights: Params, lora: low_rank.Lora) -> jax.Array:
-            x = unit_lm.project(gathered(weights), p, compute)
+            x = unit_lm.dense(gathered(weights), p, compute)
             return x + lora.up(name, lora.down("attention", p, 0, compute.operand), compute.operand)
 
         layer = recomputed(layer, weights)

@@ -115,7 +115,7 @@ class Block(nn.Module):
         return self.param(name, init)
 
     def _project(self, name: str, x: jax.Array, lora: Lora, low: jax.Array | None) -> jax.Array:
-        y = project(getattr(self, name), x, self.compute)
+        y = dense(getattr(self, name), x, self.compute)
         return y + lora.up(name, low, self.compute.operand)
 
     def _heads(self, x: jax.Array) -> jax.Array:
@@ -201,7 +201,7 @@ _ACTIVATIONS: dict[str, Callable[..., jax.Array]] = {
 }
 
 
-def project(weights: Params, x: Float[jax.Array, "B T in"], compute: Compute) -> Float[jax.Array, "B T out"]:
+def dense(weights: Params, x: Float[jax.Array, "B T in"], compute: Compute) -> Float[jax.Array, "B T out"]:
     """Multiply with a kernel and add its bias, if it has one."""
     y = einsum("btd,de->bte", x, weights["kernel"], compute.operand)
     return y + weights["bias"] if "bias" in weights else y
@@ -330,7 +330,7 @@ def embed_positions(
 def unembed(params: Params, hidden: Float[jax.Array, "B Q D"], compute: Compute = FLOAT32) -> Float[jax.Array, "B Q V"]:
     """Logits over the vocabulary, float32 [B, Q, V]; `mask_absent` is not applied."""
     if "embed_out" in params:
-        hidden = project(params["embed_out"], hidden, compute)
+        hidden = dense(params["embed_out"], hidden, compute)
     return einsum(
         "bqd,vd->bqv", hidden, params["heads"]["unit"] if "heads" in params else params["embed"], compute.operand
     )
