@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from spjax.command_line import Parser, local_path, output, place
-from spjax.convert import ConvertError, decoders, fairseq, hubert, pgslm, sklearn, whisper
+from spjax.convert import ConvertError, decoders, fairseq, hubert, pgslm, sklearn, speechprompt, whisper
 from spjax.convert.checkpoint import Checkpoint, read_checkpoint
 from spjax.convert.options import parse
 from spjax.io import (
@@ -90,7 +90,7 @@ def _import_prompt(options: argparse.Namespace) -> None:
     if options.slots < 1 or (options.slots > 1 and options.task):
         raise ConvertError(f"--slots={options.slots} must be at least 1, and is not used with --task.")
     config, _, info = read_unit_lm(options.lm)
-    params, card, notes = fairseq.import_prompt(
+    params, card, notes = speechprompt.import_prompt(
         _read(options),
         config,
         info["hash"],

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from spjax.convert import ConvertError, fairseq
+from spjax.convert import ConvertError, fairseq, speechprompt
 from spjax.convert.__main__ import main
 from spjax.convert.torch_file import read_torch_file
 from spjax.data.write_records import Utterance, write_unit_records
@@ -347,7 +347,7 @@ def test_a_fine_tuned_prompt_is_refused(torch_writer, tmp_path: Path):
     model = {"decoder.prefix_embed_prompts.weight": np.ones((5, 8), np.float32)}
     path = torch_writer.zip(tmp_path / "x.pt", {"cfg": {"model": {"fine_tune": True}}, "model": model})
     with pytest.raises(ConvertError, match="fine_tune=True"):
-        fairseq.import_prompt(path, UnitLMConfig(dim=8, heads=2, layers=2, ffn_dim=12), "h")
+        speechprompt.import_prompt(path, UnitLMConfig(dim=8, heads=2, layers=2, ffn_dim=12), "h")
 
 
 def test_nothing_is_overwritten_without_force(checkpoint, tmp_path: Path, capsys):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spjax import vocab
-from spjax.convert.fairseq import read_verbalizer
+from spjax.convert.speechprompt import read_verbalizer
 from spjax.models import verbalizers
 from spjax.models.verbalizers import KINDS, Verbalizer
 from spjax.tasks import TASKS, Slot, Task

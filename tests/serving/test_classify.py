@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import spjax
-from spjax.convert.fairseq import import_prompt, import_unit_lm
+from spjax.convert.fairseq import import_unit_lm
+from spjax.convert.speechprompt import import_prompt
 from spjax.io.packs import PromptPack, StorageError, save_pack
 from spjax.io.unit_lms import save_unit_lm
 from spjax.models.config import UnitLMConfig
