@@ -17,11 +17,13 @@ from spjax.io import places
 
 @contextlib.contextmanager
 def replaced_directory(directory: epath.PathLike, last: str) -> Iterator[Path]:
-    """Yield an empty local folder; after the block, its files become those of `directory`. Errors change nothing.
+    """Yield an empty local folder; after the block, its files become those of `directory`.
 
     The folder is a hidden sibling, which is renamed. An existing directory is renamed to `.NAME.replaced` first and
-    deleted last; a process killed in between leaves it there. A bucket has no atomic rename: there, the file `last` is
-    missing until all others are new, and readers must treat a directory without it as incomplete.
+    deleted last; errors change nothing, a process killed in between leaves the old version there. A bucket renames only
+    one file at a time: there, all files are uploaded to a hidden sibling, then `last` is deleted, and the files are
+    renamed, `last` as the last. An error among these renames leaves the directory without `last`, which readers must
+    treat as incomplete.
 
     Args:
       directory: final path, local or gs://; parents are created, and files of an existing one are deleted.
@@ -59,14 +61,22 @@ def replaced_directory(directory: epath.PathLike, last: str) -> Iterator[Path]:
 
 
 def _upload(folder: Path, final: Path, last: str) -> None:
-    (final / last).unlink(missing_ok=True)
+    fresh = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
     names = sorted((path.name for path in folder.iterdir()), key=lambda name: name == last)
-    for path in final.iterdir() if final.exists() else ():
-        if path.name not in names:
-            path.unlink()
-    final.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        places.copy(folder / name, final / name)
+    try:
+        fresh.mkdir(parents=True)
+        for name in names:
+            places.copy(folder / name, fresh / name)
+        (final / last).unlink(missing_ok=True)
+        final.mkdir(exist_ok=True)
+        for path in final.iterdir():
+            if path.name not in names:
+                path.unlink()
+        for name in names:
+            (fresh / name).replace(final / name)
+    finally:
+        with contextlib.suppress(Exception):  # keep the error of the upload
+            epath.Path(fresh).rmtree(missing_ok=True)
 
 
 def aside_name(directory: Path) -> str:
