@@ -21,6 +21,7 @@ from etils import epath
 from spjax.data.tfrecords import RecordError, read_frames
 from spjax.data.unit_set import UnitSet, join, offsets_of, unit_dtype
 from spjax.extras import needs
+from spjax.io import atomic
 from spjax.tasks import Slot, Task
 
 CARD = "unit_card.json"
@@ -87,7 +88,8 @@ def load_card(directory: epath.PathLike) -> Card:
         lack = f"it has no {CARD}" if path.parent.exists() else "it does not exist"
         raise RecordError(
             f"{directory} is not a complete directory of unit records: {lack}. "
-            "Make one with `python -m data_pipelines.extract` (recordings) or `data_pipelines.import_units` (text)"
+            "Make one with `python -m data_pipelines.extract` (recordings) or `data_pipelines.import_units` (text)."
+            f"{atomic.where_aside(path.parent)}"
         )
     try:
         fields = json.loads(path.read_text())

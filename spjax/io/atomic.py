@@ -39,7 +39,7 @@ def replaced_directory(directory: epath.PathLike, last: str) -> Iterator[Path]:
         return
     final = Path(directory).resolve()
     final.parent.mkdir(parents=True, exist_ok=True)
-    fresh, aside = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp"), final.with_name(aside_name(final))
+    fresh, aside = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp"), _aside(final)
     try:
         fresh.mkdir()
         yield fresh
@@ -47,11 +47,12 @@ def replaced_directory(directory: epath.PathLike, last: str) -> Iterator[Path]:
             fsync(path)
         if final.exists():
             shutil.rmtree(aside, ignore_errors=True)
-            final.rename(aside)
         try:
+            if final.exists():
+                final.rename(aside)
             fresh.rename(final)
-        except OSError:
-            if aside.exists():
+        except BaseException:  # Ctrl-C too
+            if aside.exists() and not final.exists():
                 aside.rename(final)
             raise
         fsync(final.parent)
@@ -79,9 +80,15 @@ def _upload(folder: Path, final: Path, last: str) -> None:
             epath.Path(fresh).rmtree(missing_ok=True)
 
 
-def aside_name(directory: Path) -> str:
-    """Name of the previous version of a local directory while it is replaced."""
-    return f".{directory.name}.replaced"
+def _aside(directory: Path) -> Path:
+    """The previous version of a local directory while it is replaced."""
+    return directory.parent / f".{directory.name}.replaced"
+
+
+def where_aside(directory: Path) -> str:
+    """Sentence for the message about an incomplete directory: where its previous version is; "" if there is none."""
+    aside = _aside(directory)
+    return f" An interrupted save left the previous version in {aside}: move it back." if aside.is_dir() else ""
 
 
 def fsync(path: Path) -> None:

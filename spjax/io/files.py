@@ -159,9 +159,7 @@ def read_json(path: Path, kind: str | tuple[str, ...], version: int) -> Json:
     """
     accepted = (kind,) if isinstance(kind, str) else kind
     if not path.is_file():
-        aside = path.parent.parent / atomic.aside_name(path.parent)
-        saved = f" An interrupted save left the previous version in {aside}: move it back." if aside.is_dir() else ""
-        raise StorageError(f"{kinds.mixed_up(path, accepted[0])}{saved}")
+        raise StorageError(f"{kinds.mixed_up(path, accepted[0])}{atomic.where_aside(path.parent)}")
     try:
         value: Json = kinds.load_json(path)
     except (OSError, ValueError) as error:

@@ -338,6 +338,14 @@ def test_until_the_end_only_a_hidden_incomplete_sibling_exists(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_the_message_about_absent_records_names_what_an_interrupted_save_left(copy: Path) -> None:
+    copy.rename(copy.with_name(".rooms.replaced"))
+    with pytest.raises(
+        RecordError, match=r"does not exist\. Make one .* left the previous version in .*\.replaced: move"
+    ):
+        load_card(copy)
+
+
 def test_overwriting_needs_the_flag_and_fails_safely(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = load_card(copy)
     with pytest.raises(RecordError, match="not empty"):

@@ -44,7 +44,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, where: object, name: str, call: int, e
     monkeypatch.setattr(where, name, failing)
 
 
-def test_a_directory_of_a_bucket_is_replaced(bucket: Path):
+def test_a_directory_of_a_bucket_is_replaced(bucket: Path) -> None:
     write(bucket, OLD)
     write(bucket, NEW)
     assert read(bucket) == NEW
@@ -52,7 +52,9 @@ def test_a_directory_of_a_bucket_is_replaced(bucket: Path):
 
 
 @pytest.mark.parametrize("call", range(3))
-def test_a_failed_upload_keeps_the_version_in_the_bucket(bucket: Path, call: int, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_upload_keeps_the_version_in_the_bucket(
+    bucket: Path, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(bucket, OLD)
     fail(monkeypatch, places, "copy", call, OSError("unreachable"))
     with pytest.raises(OSError, match="unreachable"):
@@ -62,7 +64,7 @@ def test_a_failed_upload_keeps_the_version_in_the_bucket(bucket: Path, call: int
 
 
 @pytest.mark.parametrize("call", range(3))
-def test_a_mixture_in_a_bucket_is_incomplete(bucket: Path, call: int, monkeypatch: pytest.MonkeyPatch):
+def test_a_mixture_in_a_bucket_is_incomplete(bucket: Path, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
     write(bucket, OLD)
     with monkeypatch.context() as patch:
         fail(patch, type(epath.Path(bucket)), "replace", call, OSError("unreachable"))
@@ -71,3 +73,16 @@ def test_a_mixture_in_a_bucket_is_incomplete(bucket: Path, call: int, monkeypatc
     assert "card" not in read(bucket)
     write(bucket, NEW)
     assert read(bucket) == NEW
+
+
+@pytest.mark.parametrize("call", range(2))
+def test_ctrl_c_at_a_rename_keeps_the_earlier_version(
+    tmp_path: Path, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "pack", OLD)
+    with monkeypatch.context() as patch:
+        fail(patch, Path, "rename", call, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "pack", NEW)
+    assert read(tmp_path / "pack") == OLD
+    assert os.listdir(tmp_path) == ["pack"]
