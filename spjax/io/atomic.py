@@ -30,7 +30,7 @@ def replaced_directory(directory: epath.PathLike, last: str) -> Iterator[Path]:
       last: name of a file of the directory.
 
     Raises:
-      OSError: the directory cannot be written.
+      OSError: the directory cannot be written, or is a file.
     """
     if places.is_remote(directory):
         with tempfile.TemporaryDirectory(prefix="spjax-") as folder:
@@ -38,6 +38,8 @@ def replaced_directory(directory: epath.PathLike, last: str) -> Iterator[Path]:
             _upload(Path(folder), places.at(directory), last)
         return
     final = Path(directory).resolve()
+    if final.exists() and not final.is_dir():
+        raise NotADirectoryError(f"{directory} is not a directory, and is not replaced: choose another path")
     final.parent.mkdir(parents=True, exist_ok=True)
     fresh, aside = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp"), _aside(final)
     try:

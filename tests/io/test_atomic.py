@@ -86,3 +86,11 @@ def test_ctrl_c_at_a_rename_keeps_the_earlier_version(
             write(tmp_path / "pack", NEW)
     assert read(tmp_path / "pack") == OLD
     assert os.listdir(tmp_path) == ["pack"]
+
+
+def test_a_file_is_not_replaced_by_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "pack").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="pack is not a directory, and is not replaced: choose another path"):
+        write(tmp_path / "pack", NEW)
+    assert (tmp_path / "pack").read_text() == "mine"
+    assert os.listdir(tmp_path) == ["pack"]
