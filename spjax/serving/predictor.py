@@ -89,7 +89,8 @@ class SpeechPrompt:
           layer: layer of an encoder with weights, if `encoder` is a directory.
           lowpass: cut-off of the encoder's low-pass in Hz, if `encoder` is a name or directory.
           compute: float32, bfloat16 or int8 kernels of the LM (`frozen.quantize`); encoding is always float32.
-          max_units: the most units of an utterance (1024: about 40 s of speech); None for no limit.
+          max_units: the most units of an utterance (1024: about 40 s of speech); None for no limit but that of the LM's
+            learned positions, which holds in any case.
           overlength: "error" or "cut" (see the attribute).
           ahead: compile every program now instead of on first use.
           compilation_cache: directory of the persistent compilation cache; None for none.
@@ -106,6 +107,8 @@ class SpeechPrompt:
             keep_programs(compilation_cache)
         named = _named(packs)
         lm = lm if isinstance(lm, UnitLM) else load_unit_lm(lm)
+        if most := lm.config.most_units:
+            max_units = min(max_units or most, most)
         for name, pack in named.items():
             try:
                 check_pack(pack, lm.hash, lm.config)
@@ -246,9 +249,11 @@ class SpeechPrompt:
     def _too_long(self, name: Any, units: int) -> ValueError | None:
         if self.overlength == "cut" or self.max_units is None or units <= self.max_units:
             return None
+        most = self.config.most_units
+        of, more = (" of the LM", "") if most and units > most else ("", f"max_units={units} (--max-units={units}) or ")
         return ValueError(
-            f"{name} has {units} units, the limit is {self.max_units}: give a shorter one, or load with "
-            f"max_units={units} (--max-units={units}) or overlength='cut' (--cut: only its beginning is classified)"
+            f"{name} has {units} units, the limit is {self.max_units}{of}: give a shorter one, or load with {more}"
+            "overlength='cut' (--cut: only its beginning is classified)"
         )
 
     def predict(
@@ -309,7 +314,7 @@ class SpeechPrompt:
         return scoring.score(self.params, self.banks, self._split(units), requested, progress) if requested else {}
 
     def _split(self, units: Sequence[Any]) -> scoring.UnitSet:
-        split = scoring.unit_set(units, self.config)
+        split = scoring.unit_set(units, self.config, cut=True)
         for i, length in enumerate(split.lengths.tolist()):
             if error := self._too_long(f"utterance {i}", length):
                 raise error

@@ -305,16 +305,17 @@ def answer(
     return found
 
 
-def unit_set(units: Sequence[Any], config: UnitLMConfig) -> UnitSet:
+def unit_set(units: Sequence[Any], config: UnitLMConfig, cut: bool = False) -> UnitSet:
     """Check utterances and collect them in a UnitSet, with zeros for their unknown classes.
 
     Args:
       units: for each utterance its units, or Encoded, with f0 for a multi-stream LM.
       config: the LM's.
+      cut: the caller refuses or cuts utterances that are longer than the LM's learned positions allow.
 
     Raises:
-      ValueError: an utterance without units, or without prosody for a multi-stream LM, or a unit outside the LM's
-        vocabulary.
+      ValueError: an utterance without units, longer than the LM's learned positions allow (unless `cut`), or without
+        prosody for a multi-stream LM, or a unit outside the LM's vocabulary.
     """
     rows = []
     for i, utterance in enumerate(units):
@@ -327,7 +328,7 @@ def unit_set(units: Sequence[Any], config: UnitLMConfig) -> UnitSet:
             raise ValueError(f"utterance {i} must be a list of at least one unit, not {given!r}")
         if row.min() < 0 or row.max() >= config.num_units:
             raise ValueError(f"utterance {i} has units {row.min()}..{row.max()}, the LM has 0..{config.num_units - 1}")
-        if config.most_units and len(row) > config.most_units:
+        if not cut and config.most_units and len(row) > config.most_units:
             raise ValueError(
                 f"utterance {i} has {len(row)} units, but the LM has positions for {config.most_units}: cut it"
             )

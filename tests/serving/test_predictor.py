@@ -146,6 +146,20 @@ def test_long_utterances_are_refused_or_cut(plain: spjax.UnitLM):
         close(found["mood"], wanted["mood"])
 
 
+@pytest.mark.parametrize("most", [None, 1024])
+def test_learned_positions_limit_utterances(most: int | None):
+    model = world.lm(world.LEARNED)
+    own = {"mood": world.packs(model)["mood"]}
+    units = world.utterances(model, (36, 40))
+    predictor = SpeechPrompt.load(model, None, own, max_units=most)
+    assert predictor.max_units == 36
+    with pytest.raises(ValueError, match=r"1 has 40 units, the limit is 36 of the LM: .* load with overlength='cut'"):
+        predictor.predict_units(units)
+    cut = SpeechPrompt.load(model, None, own, max_units=most, overlength="cut").predict_units(units)
+    for found, wanted in zip(cut, predictor.predict_units([units[0], units[1][:36]]), strict=True):
+        close(found["mood"], wanted["mood"])
+
+
 def test_unknown_tasks_and_lists_of_wrong_length_are_refused(plain: spjax.UnitLM):
     predictor = SpeechPrompt.load(plain, None, {"mood": world.packs(plain)["mood"]})
     with pytest.raises(ValueError, match="unknown task 'moood': there are mood"):

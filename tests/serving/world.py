@@ -24,6 +24,7 @@ SPOKEN = UnitLMConfig(
     vocab_size=104, dim=16, layers=1, heads=2, ffn_dim=24,
     prosody=ProsodyConfig(max_duration=5, f0_edges=(-0.2, 0.0, 0.3), interpolate_f0=True),
 )  # fmt: skip
+LEARNED = dataclasses.replace(PLAIN, positions="learned", max_positions=100)  # 36 units, and 64 labels
 DEEPER = dataclasses.replace(PLAIN, layers=3)
 DEEP = PromptConfig(length=3, separators=2, steer=True)
 TASKS = {
