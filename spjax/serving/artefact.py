@@ -108,7 +108,7 @@ def export(
       banks: the packs.
       compute: a key of frozen.KINDS.
       merged: whether runs of equal units are merged, for the README.
-      columns: the most units of an utterance, one program each.
+      columns: the most units of an utterance, one program each; at most what the LM's learned positions allow.
       rows: utterances of a batch, one program each.
       progress: show a progress bar after two seconds.
 
@@ -121,6 +121,7 @@ def export(
     """
     if not columns or not rows or min(*columns, *rows) < 1:
         raise ValueError(f"columns {tuple(columns)} and rows {tuple(rows)} must each hold numbers of 1 or more")
+    columns = [min(c, config.most_units or c) for c in columns]  # the loader refuses longer utterances
     inputs = {"units": "int32"} if config.prosody is None else {"units": "int32", "durations": "int32", "f0": "float32"}
     writers: dict[str, files.Writer] = {"lm.npz": _npz_writer(jax.tree.leaves(params))}
     described: list[dict[str, Any]] = []

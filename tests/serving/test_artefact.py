@@ -135,6 +135,18 @@ def test_the_card_and_readme_of_an_artefact(tmp_path: Path):
         SpeechPrompt.load(model, None, [pack]).export(place, columns=())
 
 
+def test_an_artefact_takes_no_more_units_than_learned_positions(tmp_path: Path):
+    model = world.lm(world.LEARNED)
+    predictor = SpeechPrompt.load(model, None, [world.pack(world.TASKS["mood"], model)])
+    place = predictor.export(tmp_path / "served", columns=(64, 128), rows=(1,))
+    card = json.loads((place / "card.json").read_text())
+    assert [program[:2] for program in card["banks"][0]["programs"]] == [[1, 36]]
+    names: dict[str, Any] = {}
+    exec(artefact.LOADER.replace("DIRECTORY", repr(str(place))), names)
+    with pytest.raises(ValueError, match="no program takes 1 utterances of up to 37 units"):
+        names["answer"]("mood", [[[3] * 37]])
+
+
 @pytest.mark.parametrize("config", [world.PLAIN, world.SPOKEN], ids=["plain", "spoken"])
 def test_lay_out_equals_make_batch(config: Any):
     model = world.lm(config)
