@@ -85,7 +85,7 @@ def save_bank(directory: str | Path, members: Mapping[str, PromptPack]) -> None:
     check_members(members)
     described = describe({name: pack.card for name, pack in members.items()})
     tensors = files.tensor_writer({name: pack.params for name, pack in members.items()})
-    files.write_directory(directory, {CARD_FILE: files.json_writer(described), TENSOR_FILE: tensors})
+    files.write_directory(directory, {CARD_FILE: files.json_writer(described), TENSOR_FILE: tensors}, CARD_FILE)
 
 
 def describe(cards: Mapping[str, PackCard]) -> Json:

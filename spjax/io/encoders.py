@@ -77,7 +77,7 @@ def save_encoder(
     }
     described[files.SEAL] = files.seal(described, FREE)
     files.write_directory(
-        directory, {CONFIG_FILE: files.json_writer(described), TENSOR_FILE: files.tensor_writer(params)}
+        directory, {CONFIG_FILE: files.json_writer(described), TENSOR_FILE: files.tensor_writer(params)}, CONFIG_FILE
     )
     return identity
 

@@ -328,12 +328,13 @@ def check_replaceable(final: Path, names: Collection[str]) -> None:
 
 
 @_name_target_in_errors
-def write_directory(directory: str | Path, writers: Mapping[str, Writer]) -> Path:
+def write_directory(directory: str | Path, writers: Mapping[str, Writer], marker: str) -> Path:
     """Writes a directory of files as a whole (`atomic.replaced_directory`).
 
     Args:
       directory: final path, local or gs://; parents are created.
-      writers: file name → function that writes that file. Readers identify the directory by the first file.
+      writers: file name → function that writes that file, called in this order.
+      marker: file without which readers treat the directory as incomplete (`atomic.replaced_directory`).
 
     Returns:
       Absolute path of the directory.
@@ -344,7 +345,7 @@ def write_directory(directory: str | Path, writers: Mapping[str, Writer]) -> Pat
     """
     final = places.at(directory) if places.is_remote(directory) else Path(directory).resolve()
     check_replaceable(final, writers)
-    with atomic.replaced_directory(directory, last=next(iter(writers))) as folder:
+    with atomic.replaced_directory(directory, last=marker) as folder:
         for name, write in writers.items():
             write(folder / name)
     return final

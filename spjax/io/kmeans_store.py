@@ -96,7 +96,7 @@ def save_kmeans(directory: str | Path, kmeans: KMeans) -> str:
     }
     described[files.SEAL] = files.seal(described, FREE)
     tensors = files.tensor_writer({"centroids": kmeans.centroids})
-    files.write_directory(directory, {CARD_FILE: files.json_writer(described), TENSOR_FILE: tensors})
+    files.write_directory(directory, {CARD_FILE: files.json_writer(described), TENSOR_FILE: tensors}, CARD_FILE)
     return identity
 
 

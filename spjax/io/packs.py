@@ -116,6 +116,7 @@ def save_pack(directory: str | Path, params: Params, card: PackCard) -> PromptPa
             TENSOR_FILE: files.tensor_writer(params),
             pack_readme.FILE: lambda path: path.write_text(text, encoding="utf-8"),
         },
+        CARD_FILE,
     )
     return pack
 

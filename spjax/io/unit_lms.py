@@ -97,7 +97,7 @@ def save_unit_lm(
     }
     described[files.SEAL] = files.seal(described, FREE)
     files.write_directory(
-        directory, {CONFIG_FILE: files.json_writer(described), TENSOR_FILE: files.tensor_writer(stored)}
+        directory, {CONFIG_FILE: files.json_writer(described), TENSOR_FILE: files.tensor_writer(stored)}, CONFIG_FILE
     )
     return identity
 

@@ -155,7 +155,7 @@ def export(
     writers |= {"README.md": _text_writer(_readme(card, banks, merged))}
     used = [name for name in writers if name != "README.md"]
     writers["card.json"] = lambda path: _write_card(path, card, used)  # last: it holds the hashes of the other files
-    return files.write_directory(directory, writers)
+    return files.write_directory(directory, writers, "card.json")
 
 
 def _given(leaves: Sequence[Any], inputs: dict[str, str], shape: Shape) -> tuple[Any, ...]:

@@ -105,7 +105,7 @@ def test_a_file_cut_off_by_a_full_disk_is_named_and_removed(tmp_path: Path, monk
     monkeypatch.setattr(os, "fsync", full)
     for write in (
         lambda place: files.write_file(place, b"content"),
-        lambda place: files.write_directory(place, {"card.json": files.json_writer({})}),
+        lambda place: files.write_directory(place, {"card.json": files.json_writer({})}, "card.json"),
     ):
         with pytest.raises(OSError, match=rf"^{tmp_path}/out cannot be written \(No space left on device\): choose"):
             write(tmp_path / "out")
@@ -119,7 +119,7 @@ def test_unwritable_paths_are_named(place: str, tmp_path: Path, monkeypatch: pyt
     for write in (
         paths.to_write,
         lambda place: files.write_file(place, b"x"),
-        lambda p: files.write_directory(p, {"x": Path.touch}),
+        lambda p: files.write_directory(p, {"x": Path.touch}, "x"),
     ):
         with pytest.raises(OSError, match=f"{place} cannot be written"):
             write(place)

@@ -455,7 +455,7 @@ def die(self, target):
     os.kill(os.getpid(), signal.SIGKILL)
 Path.rename = die
 files.write_directory({str(tmp_path / "lm")!r}, {{"config.json": lambda p: p.write_text("x"),
-                                                 "model.safetensors": lambda p: p.write_text("x")}})
+                                                 "model.safetensors": lambda p: p.write_text("x")}}, "config.json")
 """
     assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2]).returncode == -9
     aside = tmp_path / ".lm.replaced"

@@ -135,6 +135,14 @@ def test_the_card_and_readme_of_an_artefact(tmp_path: Path):
         SpeechPrompt.load(model, None, [pack]).export(place, columns=())
 
 
+def test_the_card_of_an_artefact_marks_it_as_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    markers: list[str] = []
+    monkeypatch.setattr("spjax.io.files.write_directory", lambda place, writers, marker: markers.append(marker))
+    model = world.lm()
+    SpeechPrompt.load(model, None, [world.pack(world.TASKS["mood"], model)]).export(tmp_path, columns=(16,), rows=(1,))
+    assert markers == ["card.json"]
+
+
 def test_an_artefact_takes_no_more_units_than_learned_positions(tmp_path: Path):
     model = world.lm(world.LEARNED)
     predictor = SpeechPrompt.load(model, None, [world.pack(world.TASKS["mood"], model)])
