@@ -14,8 +14,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from spjax import jobs
-from spjax.config import parse
+from spjax.config import PromptJob, parse
 from spjax.data.write_records import Utterance, write_unit_records
+from spjax.jobs import task_data
+from spjax.models.config import UnitLMConfig
 from spjax.tasks import TASKS
 from tests import toy
 from tests.conftest import ROOT, Place
@@ -121,3 +123,18 @@ def test_dropping_must_not_lose_a_label(place: Place, tmp_path: Path):
 def test_a_batch_that_is_too_small(place: Place, long_ones: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"train.max_tokens=60 is too small for a batch of 8 .*max_tokens=64 or more"):
         run(place, long_ones, tmp_path, "--config.train.max_tokens=60")
+
+
+def test_separators_and_labels_must_fit_in_learned_positions():
+    learned = UnitLMConfig(positions="learned", max_positions=100)
+    task_data.check_tail(learned, 60, 4, "digits")
+    task_data.check_tail(UnitLMConfig(), 60, 5, "digits")
+    with pytest.raises(ValueError, match="digits: 60 separators and 5 label steps need more than the 64 positions"):
+        task_data.check_tail(learned, 60, 5, "digits")
+
+
+def test_an_lm_of_too_few_positions_is_refused():
+    with pytest.raises(ValueError, match="opt has 64 positions, of which 64 are kept for separators and labels"):
+        task_data.read_splits(
+            mock.Mock(PromptJob, lm="opt"), "fsc", "", UnitLMConfig(positions="learned", max_positions=64), None
+        )

@@ -21,7 +21,7 @@ from spjax.io import packs, unit_lms
 from spjax.jobs.inputs import ImportUnits, made_by, read_split
 from spjax.jobs.workdirs import say
 from spjax.models import decode, unit_lm, verbalizers
-from spjax.models.config import UnitLMConfig
+from spjax.models.config import TAIL, UnitLMConfig
 from spjax.tasks import LOWER_IS_BETTER, Task
 from spjax.training import masks, sharding, train
 from spjax.training.setting import Setting
@@ -64,9 +64,14 @@ def read_splits(
       The splits with the utterances to use, the card of the records, and a note for every split with long utterances.
 
     Raises:
-      ValueError: there are long utterances and `overlength` is "error"; or as `loader.fit_length` and
-        `inputs.read_split`.
+      ValueError: there are long utterances and `overlength` is "error"; the LM has too few positions; or as
+        `loader.fit_length` and `inputs.read_split`.
     """
+    if 0 < lm.max_positions <= TAIL:
+        raise ValueError(
+            f"{job.lm} has {lm.max_positions} positions, of which {TAIL} are kept for separators and labels: use an LM "
+            "with more"
+        )
     run = job.train
     held = planning.longest(run.max_tokens, run.max_rows, run.multiple)
     limit = min(job.max_length or held, held, lm.most_units or held)
@@ -102,6 +107,15 @@ def check_lengths(job: PromptJob, lm: UnitLMConfig, import_units: ImportUnits | 
     """Raise ValueError if the records of a prompt job are invalid, before its LM is pretrained."""
     for name, place in places(job, "").items():
         read_splits(job, name, place.data, lm, import_units)
+
+
+def check_tail(lm: UnitLMConfig, separators: int, steps: int, name: str) -> None:
+    """Raise ValueError if separators and label steps of a task do not fit in what learned positions keep for them."""
+    if lm.max_positions and separators + steps > TAIL:
+        raise ValueError(
+            f"{name}: {separators} separators and {steps} label steps need more than the {TAIL} positions that the LM "
+            "keeps for them: give fewer --config.prompt.separators, or shorter labels"
+        )
 
 
 class TaskData(NamedTuple):
@@ -183,6 +197,7 @@ def load_task(
             units=np.concatenate([train_set.units_of(i) for i in train_ids]),
             classes=train_set.classes[train_ids], seed=job.verbalizer_seed,
         )  # fmt: skip
+    check_tail(lm.config, job.prompt.separators if start is None else start["sep"].shape[0], verbalizer.steps, name)
     seen = np.unique(train_set.classes[train_ids], axis=0) if job.combinations == "seen" else None
     setting = Setting(lm.config, job.compute, job.prompt, job.loss, verbalizer, decode.label_tree(verbalizer, seen))
     task_run = train.TaskRun(

@@ -263,7 +263,7 @@ class UnitLMConfig:
     @property
     def most_units(self) -> int | None:
         """Longest utterance that the learned positions have room for, with separators and labels; None: any."""
-        return max(self.max_positions - _TAIL, 1) if self.max_positions else None
+        return max(self.max_positions - TAIL, 1) if self.max_positions else None
 
     @property
     def embed_scale(self) -> float:
@@ -286,7 +286,7 @@ class UnitLMConfig:
         return sum(map(math.prod, self.shapes.values()))
 
 
-_TAIL = 64  # columns after the source: far more than separators and labels need
+TAIL = 64  # positions kept for separators and label steps; jobs check that they fit
 SIZES = ("vocab_size", "dim", "layers", "heads", "ffn_dim")
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(UnitLMConfig)}
 BLOCK = tuple(name for name in _DEFAULTS if name not in (*SIZES, "prosody"))
