@@ -185,7 +185,7 @@ def _rotary(options: Options) -> dict[str, Any]:
         "linear": ("factor",),
         "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     }
-    if kind not in names or share != 1 or rest.keys() - {*names[kind], "original_max_position_embeddings"}:
+    if not isinstance(kind, str) or kind not in names or share != 1 or rest.keys() - {*names[kind], "original_max_position_embeddings"}:
         _refuse(options, where, f"the kinds {', '.join(names)} with their own settings, of all dimensions")
     if missing := [name for name in names[kind] if name not in rest]:
         raise ConvertError(f"{options.path.with_name('config.json')}: {where} lacks {', '.join(missing)}. Add it.")

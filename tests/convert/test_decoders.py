@@ -187,6 +187,12 @@ def test_units_by_their_names_in_the_tokenizer(tmp_path: Path) -> None:
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_scaling=.*the kinds default, linear, llama3"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling lacks factor"),
         ({"rope_scaling": "linear"}, "rope_scaling='linear'"),
+        ({"rope_scaling": {"rope_type": ["linear"], "factor": 2}}, "rope_scaling=.*the kinds default, linear, llama3"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 10**400}}, "factor is 1000.*must be a positive number"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": None}}, "factor is None, must be a positive number"),
+        ({"rope_theta": 10**400}, "rope_theta is 1000.*must be a positive number"),
+        ({"rms_norm_eps": 10**400}, "norm_eps is 1000.*must be a positive number"),
+        ({"num_hidden_layers": True}, "layers is True, must be a positive integer"),
         ({"model_type": ["qwen2"]}, "has the model_type"),
         ({"layer_types": 3}, "layer_types=3"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "all dimen"),
@@ -277,12 +283,19 @@ def test_the_block_is_stored_and_is_part_of_the_identity(tmp_path: Path) -> None
     for change, message in (
         ({"dropout": 0.1}, "block is .*, may have kv_heads"),
         ({"rope_scaling": {"kind": "yarn", "factor": 2}}, "kind is 'yarn'"),
-        ({"rope_scaling": {"king": "linear"}}, "rope_scaling is .*may have factor"),
+        ({"rope_scaling": {"kind": "linear", "factor": 2, "king": 1}}, "rope_scaling is .*must have kind and factor"),
+        ({"rope_scaling": {"factor": 2}}, "rope_scaling is .*must have kind and factor"),
+        ({"rope_scaling": {"kind": "linear"}}, "rope_scaling is .*must have kind and factor"),
+        ({"rope_scaling": {"kind": "linear", "factor": 10**400}}, "factor is 1000.*must be a positive number"),
+        ({"rope_scaling": {"kind": ["linear"], "factor": 2}}, "kind is ..linear.., must be linear or llama3"),
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear', must be an object"),
+        ({"rope_theta": 10**400}, "rope_theta is 1000.*must be a positive number"),
         ({"absent": 3}, "absent is 3"),
         ({"norm": "batch"}, "norm is 'batch', must be one of layer, rms"),
         ({"qkv_bias": 1}, "qkv_bias is 1, must be true or false"),
         ({"kv_heads": -1}, "kv_heads is -1"),
         ({"norm_eps": 0}, "norm_eps is 0"),
+        ({"norm_eps": 10**400}, "norm_eps is 1000.*must be a positive number"),
     ):
         path.write_text(json.dumps({**stored, "block": {**stored["block"], **change}}))
         with pytest.raises(StorageError, match=message):
