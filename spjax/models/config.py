@@ -164,6 +164,7 @@ class UnitLMConfig:
                 raise ValueError(f"unit LM: {name} is {value!r:.80}, must be a positive integer")
         self._check_block()
         # One form for one architecture, since configs are compared and hashed.
+        object.__setattr__(self, "absent", tuple(sorted(set(self.absent))))
         if self.head_width * self.heads == self.dim:
             object.__setattr__(self, "head_width", 0)
         for name, usual in (("kv_heads", self.heads), ("embed_dim", self.dim)):
@@ -183,6 +184,11 @@ class UnitLMConfig:
             raise ValueError(
                 f"unit LM: max_positions is {self.max_positions}, must be positive for learned positions and 0 for "
                 f"others (positions is {self.positions!r})"
+            )
+        if self.positions != "rotary" and (self.rope_scaling, self.rope_theta) != (None, _DEFAULTS["rope_theta"]):
+            raise ValueError(
+                f"unit LM: rope_theta or rope_scaling is set, but positions is {self.positions!r}; they must be left "
+                "out for positions that are not rotary"
             )
         if self.prosody is not None and self.embed_dim:
             raise ValueError(f"unit LM: embed_dim is {self.embed_dim}, must be 0 for a multi-stream LM")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -273,6 +274,8 @@ def test_the_block_is_stored_and_is_part_of_the_identity(tmp_path: Path) -> None
     config, params, _, _ = import_decoder(write(tmp_path / "x", card, tensors(QWEN2)), MAP)
     identity = save_unit_lm(tmp_path / "lm", config, params)
     assert read_unit_lm(tmp_path / "lm")[0] == config
+    assert config.absent == (vocab.BOS, vocab.UNK)
+    assert dataclasses.replace(config, absent=[vocab.UNK, vocab.BOS, vocab.UNK]) == config
     assert save_unit_lm(tmp_path / "half", config, params, bfloat16=True) != identity
     assert read_unit_lm(tmp_path / "half")[0] == config
     other, _, _, _ = import_decoder(write(tmp_path / "y", QWEN2), MAP)
@@ -295,6 +298,8 @@ def test_the_block_is_stored_and_is_part_of_the_identity(tmp_path: Path) -> None
         ({"qkv_bias": 1}, "qkv_bias is 1, must be true or false"),
         ({"kv_heads": -1}, "kv_heads is -1"),
         ({"norm_eps": 0}, "norm_eps is 0"),
+        ({"positions": "sinusoidal"}, "rope_scaling is set, but positions is 'sinusoidal'"),
+        ({"positions": "sinusoidal", "rope_scaling": None, "rope_theta": 5.0}, "rope_theta or rope_scaling is set"),
         ({"norm_eps": 10**400}, "norm_eps is 1000.*must be a positive number"),
     ):
         path.write_text(json.dumps({**stored, "block": {**stored["block"], **change}}))
