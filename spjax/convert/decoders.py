@@ -310,7 +310,7 @@ def token_rows(place: Path, card: Mapping[str, Any], inner: Mapping[str, Any], s
         if value is not None and (type(value) is not int or value < 0):
             raise ConvertError(f"{place}: {name} is {shown(value)}, must be an integer of at least 0.")
     if given.unit_tokens is not None:
-        units = _named_units(place, given.unit_tokens, values["units"])
+        units = _named_units(place, given.unit_tokens, values["units"], size)
     elif values["first_unit"] is None:
         raise ConvertError(
             f"{place} does not say which tokens are units. Give --first-unit=TOKEN (and --units=N, if others follow "
@@ -336,11 +336,11 @@ def token_rows(place: Path, card: Mapping[str, Any], inner: Mapping[str, Any], s
     return rows
 
 
-def _named_units(place: Path, template: str, count: int | None) -> np.ndarray:
-    """Tokens of the units by their names in the tokenizer's files."""
+def _named_units(place: Path, template: str, count: int | None, size: int) -> np.ndarray:
+    """Tokens of the units by their names in the tokenizer's files. `size`: of the vocabulary."""
     if template.count("{}") != 1:
         raise ConvertError(f"--unit-tokens={template} must hold {{}} once, where the unit's number is.")
-    by_name: dict[str, int] = {}
+    by_name: dict[str, Any] = {}
     for file in ("vocab.json", "added_tokens.json", "tokenizer.json"):
         found = read_config(place / file) if (place / file).is_file() else {}
         try:
@@ -349,19 +349,29 @@ def _named_units(place: Path, template: str, count: int | None) -> np.ndarray:
                 if isinstance(pieces, list):  # (piece, score) each
                     pieces = {piece: token for token, (piece, _) in enumerate(pieces)}
                 found = {**pieces, **{token["content"]: token["id"] for token in added}}
-            by_name |= {name: int(token) for name, token in found.items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            by_name |= found
+        except (KeyError, TypeError, ValueError) as error:
             raise ConvertError(
                 f"{place / file} is not a tokenizer's ({why(error)}). Take it from its source."
             ) from error
     if not by_name:
         raise ConvertError(f"{place} has no tokenizer.json. Copy it there, or give --first-unit and --units.")
-    units: list[int] = []
+    units: dict[int, str] = {}
     while (count is None or len(units) < count) and (name := template.replace("{}", str(len(units)))) in by_name:
-        units.append(by_name[name])
+        token = by_name[name]
+        if type(token) is not int or not 0 <= token < size:
+            raise ConvertError(
+                f"{place}: {name} is token {token!r:.80} of the tokenizer, must be an integer of 0..{size - 1}. Take the "
+                "tokenizer from its source again."
+            )
+        if token in units:
+            raise ConvertError(
+                f"{place}: {units[token]} and {name} are both token {token} of the tokenizer. Give each unit its token."
+            )
+        units[token] = name
     if not units or (count is not None and len(units) < count):
         raise ConvertError(f"{place} has no token {template.replace('{}', str(len(units)))}. Check --unit-tokens.")
-    return np.asarray(units)
+    return np.asarray(list(units))
 
 
 def _prefix(path: Path, tensors: Tensors, embed: str) -> str:

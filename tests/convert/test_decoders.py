@@ -173,6 +173,16 @@ def test_units_by_their_names_in_the_tokenizer(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConvertError, match=message):
             import_decoder(place, tokens)
+    for token, message in (
+        (11, r"\[Hu0\] and \[Hu1\] are both token 11"),
+        (3.7, r"\[Hu1\] is token 3.7"),
+        (-1, r"\[Hu1\] is token -1 of the tokenizer, must be an integer of 0\.\.11"),
+        (10**30, r"\[Hu1\] is token 10000"),
+        ([3], r"\[Hu1\] is token \[3\]"),
+    ):
+        place = write(tmp_path / "named", QWEN2, vocab={"[Hu0]": 11, "[Hu1]": token})
+        with pytest.raises(ConvertError, match=message):
+            import_decoder(place, Tokens(opener=1, unit_tokens="[Hu{}]"))
     place = write(tmp_path / "broken", QWEN2, tokenizer={"model": {"vocab": 3}})
     with pytest.raises(ConvertError, match=r"tokenizer\.json is not a tokenizer's"):
         import_decoder(place, Tokens(opener=1, unit_tokens="[Hu{}]"))
