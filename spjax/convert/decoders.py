@@ -309,6 +309,10 @@ def token_rows(place: Path, card: Mapping[str, Any], inner: Mapping[str, Any], s
     for name, value in values.items():
         if value is not None and (type(value) is not int or value < 0):
             raise ConvertError(f"{place}: {name} is {shown(value)}, must be an integer of at least 0.")
+        if name in ("pad", "opener") and value is not None and value >= size:
+            raise ConvertError(
+                f"{place} has {size} tokens, but {name} is {value!r:.80}. Give --{name}=TOKEN of 0..{size - 1}."
+            )
     if given.unit_tokens is not None:
         units = _named_units(place, given.unit_tokens, values["units"], size)
     elif values["first_unit"] is None:

@@ -272,6 +272,8 @@ def test_every_tensor_is_accounted_for(tmp_path: Path, change: dict[str, Any], m
         (Tokens(first_unit=12, opener=2), "12 tokens, but 0 units"),
         (Tokens(first_unit=4, opener=5), "opener 5 or padding None is also a unit"),
         (Tokens(first_unit=4, opener=2, pad=-1), "pad is -1"),
+        (Tokens(first_unit=4, opener=2, pad=99), "12 tokens, but pad is 99. Give --pad=TOKEN of 0..11"),
+        (Tokens(first_unit=4, opener=10**30), "12 tokens, but opener is 1000.*. Give --opener=TOKEN of 0..11"),
     ],
 )
 def test_a_token_map_that_does_not_fit_is_refused(tmp_path: Path, tokens: Tokens, message: str) -> None:
