@@ -215,6 +215,9 @@ def test_units_by_their_names_in_the_tokenizer(tmp_path: Path) -> None:
         ({"num_key_value_heads": 2}, r"k_proj.weight has shape \[4, 8\], must be \[8, 8\]"),
         ({"vocab_size": 13}, r"embed_tokens.weight has shape \[12, 8\], must be \[13, 8\]"),
         ({"vocab_size": "many"}, "vocab_size is 'many'"),
+        ({"vocab_size": 10**30}, "vocab_size is 1000.*, must be an integer of 1"),
+        ({"vocab_size": 10**9}, "vocab_size is 1000000000, must be an integer of 1"),
+        ({"vocab_size": 1 << 24}, r"embed_tokens.weight has shape \[12, 8\], must be \[16777216, 8\]"),
     ],
 )
 def test_other_options_are_refused_by_name(tmp_path: Path, card: dict[str, Any], message: str) -> None:
@@ -268,8 +271,12 @@ def test_every_tensor_is_accounted_for(tmp_path: Path, change: dict[str, Any], m
     [
         (Tokens(opener=2), "does not say which tokens are units. Give --first-unit"),
         (Tokens(first_unit=4), "does not say which token opens a row. Give it: --opener"),
-        (Tokens(first_unit=4, opener=2, units=9), "12 tokens, but 9 units up to token 12"),
+        (Tokens(first_unit=4, opener=2, units=9), "12 tokens, but 9 units from token 4"),
         (Tokens(first_unit=12, opener=2), "12 tokens, but 0 units"),
+        (Tokens(first_unit=10**30, opener=2), "12 tokens, but 0 units from token 1000"),
+        (Tokens(first_unit=4, opener=2, units=10**12), "12 tokens, but 1000000000000 units"),
+        (Tokens(first_unit=4, opener=2, units=10**30), "12 tokens, but 1000.* units"),
+        (Tokens(first_unit=4, opener=2, units=0), "12 tokens, but 0 units"),
         (Tokens(first_unit=4, opener=5), "opener 5 or padding None is also a unit"),
         (Tokens(first_unit=4, opener=2, pad=-1), "pad is -1"),
         (Tokens(first_unit=4, opener=2, pad=99), "12 tokens, but pad is 99. Give --pad=TOKEN of 0..11"),
