@@ -55,6 +55,7 @@ OPT = {
     "final_norm": "model.decoder.final_layer_norm",
     "heads/unit": "lm_head",
 }
+_MOST_TOKENS = 1 << 24  # far more than any vocabulary; the map from units to tokens must fit into memory
 _OPT_OFFSET = 2  # unused rows at the start of OPT's position table
 _UNUSED = r".*\.rotary_emb\.inv_freq"  # older files hold these numbers, which follow from the config
 
@@ -185,7 +186,7 @@ def _rotary(options: Options) -> dict[str, Any]:
         "linear": ("factor",),
         "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     }
-    if kind not in names or share != 1 or rest.keys() - {*names[kind], "original_max_position_embeddings"}:
+    if kind not in tuple(names) or share != 1 or rest.keys() - {*names[kind], "original_max_position_embeddings"}:
         _refuse(options, where, f"the kinds {', '.join(names)} with their own settings, of all dimensions")
     if missing := [name for name in names[kind] if name not in rest]:
         raise ConvertError(f"{options.path.with_name('config.json')}: {where} lacks {', '.join(missing)}. Add it.")
@@ -239,8 +240,11 @@ def import_decoder(
             "be imported, also as base_config of a slamkit model."
         )
     size = card.get("vocab_size", inner.get("vocab_size"))
-    if type(size) is not int:
-        raise ConvertError(f"{path.with_name('config.json')}: vocab_size is {shown(size)}, must be an integer.")
+    if type(size) is not int or not 0 < size <= _MOST_TOKENS:
+        raise ConvertError(
+            f"{path.with_name('config.json')}: vocab_size is {size!r:.80}, must be an integer of 1..{_MOST_TOKENS}. "
+            "Take it from the model's source again."
+        )
     make, names = FAMILIES[kind]
     options = Options(path, inner, given)
     _only(options, _FIXED)
@@ -309,26 +313,31 @@ def token_rows(place: Path, card: Mapping[str, Any], inner: Mapping[str, Any], s
     for name, value in values.items():
         if value is not None and (type(value) is not int or value < 0):
             raise ConvertError(f"{place}: {name} is {shown(value)}, must be an integer of at least 0.")
+        if name in ("pad", "opener") and value is not None and value >= size:
+            raise ConvertError(
+                f"{place} has {size} tokens, but {name} is {value!r:.80}. Give --{name}=TOKEN of 0..{size - 1}."
+            )
     if given.unit_tokens is not None:
-        units = _named_units(place, given.unit_tokens, values["units"])
+        units = _named_units(place, given.unit_tokens, values["units"], size)
     elif values["first_unit"] is None:
         raise ConvertError(
             f"{place} does not say which tokens are units. Give --first-unit=TOKEN (and --units=N, if others follow "
             "them), or their name in its tokenizer, such as --unit-tokens='<|u{}|>'."
         )
     else:
-        count = size - values["first_unit"] if values["units"] is None else values["units"]
-        units = values["first_unit"] + np.arange(count)
+        first = values["first_unit"]
+        count = size - first if values["units"] is None else values["units"]
+        if count < 1 or first + count > size:
+            raise ConvertError(
+                f"{place} has {size} tokens, but {max(count, 0)!r:.80} units from token {first!r:.80} were asked for. "
+                "Give --units and --first-unit that fit."
+            )
+        units = np.arange(first, first + count)
     if values["opener"] is None:
         raise ConvertError(f"{place} does not say which token opens a row. Give it: --opener=TOKEN.")
     specials = {vocab.EOS: values["opener"]} | ({} if values["pad"] is None else {vocab.PAD: values["pad"]})
-    rows = np.asarray([*(specials.get(token, -1) for token in range(vocab.UNIT_OFFSET)), *units])
-    if not len(units) or rows.max() >= size:
-        raise ConvertError(
-            f"{place} has {size} tokens, but {len(units)} units up to token {rows.max()} were asked for. Give --units "
-            "and --first-unit that fit."
-        )
-    if set(specials.values()) & set(units.tolist()):
+    rows = np.concatenate([[specials.get(token, -1) for token in range(vocab.UNIT_OFFSET)], units])
+    if np.isin(list(specials.values()), units).any():
         raise ConvertError(
             f"{place}: opener {values['opener']} or padding {values['pad']} is also a unit (tokens {units.min()}.."
             f"{units.max()}). Give --opener and --pad."
@@ -336,11 +345,11 @@ def token_rows(place: Path, card: Mapping[str, Any], inner: Mapping[str, Any], s
     return rows
 
 
-def _named_units(place: Path, template: str, count: int | None) -> np.ndarray:
-    """Tokens of the units by their names in the tokenizer's files."""
+def _named_units(place: Path, template: str, count: int | None, size: int) -> np.ndarray:
+    """Tokens of the units by their names in the tokenizer's files. `size`: of the vocabulary."""
     if template.count("{}") != 1:
         raise ConvertError(f"--unit-tokens={template} must hold {{}} once, where the unit's number is.")
-    by_name: dict[str, int] = {}
+    by_name: dict[str, Any] = {}
     for file in ("vocab.json", "added_tokens.json", "tokenizer.json"):
         found = read_config(place / file) if (place / file).is_file() else {}
         try:
@@ -349,19 +358,29 @@ def _named_units(place: Path, template: str, count: int | None) -> np.ndarray:
                 if isinstance(pieces, list):  # (piece, score) each
                     pieces = {piece: token for token, (piece, _) in enumerate(pieces)}
                 found = {**pieces, **{token["content"]: token["id"] for token in added}}
-            by_name |= {name: int(token) for name, token in found.items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            by_name |= found
+        except (KeyError, TypeError, ValueError) as error:
             raise ConvertError(
                 f"{place / file} is not a tokenizer's ({why(error)}). Take it from its source."
             ) from error
     if not by_name:
         raise ConvertError(f"{place} has no tokenizer.json. Copy it there, or give --first-unit and --units.")
-    units: list[int] = []
+    units: dict[int, str] = {}
     while (count is None or len(units) < count) and (name := template.replace("{}", str(len(units)))) in by_name:
-        units.append(by_name[name])
+        token = by_name[name]
+        if type(token) is not int or not 0 <= token < size:
+            raise ConvertError(
+                f"{place}: {name} is token {token!r:.80} of the tokenizer, must be an integer of 0..{size - 1}. Take the "
+                "tokenizer from its source again."
+            )
+        if token in units:
+            raise ConvertError(
+                f"{place}: {units[token]} and {name} are both token {token} of the tokenizer. Give each unit its token."
+            )
+        units[token] = name
     if not units or (count is not None and len(units) < count):
         raise ConvertError(f"{place} has no token {template.replace('{}', str(len(units)))}. Check --unit-tokens.")
-    return np.asarray(units)
+    return np.asarray(list(units))
 
 
 def _prefix(path: Path, tensors: Tensors, embed: str) -> str:

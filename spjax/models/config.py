@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
 from spjax import vocab
+
+_LARGEST = sys.float_info.max  # JSON has larger integers, which float() refuses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +44,8 @@ class ProsodyConfig:
         if type(self.max_duration) is not int or self.max_duration < 1:
             raise ValueError(f"prosody: max_duration is {self.max_duration!r}, must be a positive integer")
         edges = tuple(self.f0_edges)
-        if not all(isinstance(edge, int | float) and math.isfinite(edge) for edge in edges):
-            raise ValueError(f"prosody: f0_edges {edges} must be finite numbers")
+        if not all(isinstance(edge, int | float) and -_LARGEST <= edge <= _LARGEST for edge in edges):
+            raise ValueError(f"prosody: f0_edges {edges!r:.80} must be finite numbers")
         object.__setattr__(self, "f0_edges", edges := tuple(map(float, edges)))  # JSON has lists, and 0 for 0.0
         if any(a > b for a, b in itertools.pairwise(edges)):
             raise ValueError(f"prosody: f0_edges {edges} must be ascending")
@@ -79,14 +82,17 @@ class RopeScaling:
             raise ValueError(f"rope_scaling: kind is {self.kind!r}, must be linear or llama3")
         for field in dataclasses.fields(self)[1:]:
             value = getattr(self, field.name)
-            if type(value) not in (int, float) or not 0 < value < math.inf:
-                raise ValueError(f"rope_scaling: {field.name} is {value!r}, must be a positive number")
+            if type(value) not in (int, float) or not 0 < value <= _LARGEST:
+                raise ValueError(f"rope_scaling: {field.name} is {value!r:.80}, must be a positive number")
             object.__setattr__(self, field.name, float(value))
         if not self.low_freq_factor < self.high_freq_factor:
             raise ValueError(
                 f"rope_scaling: low_freq_factor {self.low_freq_factor} must be less than high_freq_factor "
                 f"{self.high_freq_factor}"
             )
+
+
+_SCALING = {field.name for field in dataclasses.fields(RopeScaling)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,14 +151,20 @@ class UnitLMConfig:
         if isinstance(self.prosody, Mapping):  # from a config file or JSON
             object.__setattr__(self, "prosody", ProsodyConfig(**self.prosody))
         if isinstance(self.rope_scaling, Mapping):
+            if not {"kind", "factor"} <= self.rope_scaling.keys() <= _SCALING:
+                raise ValueError(
+                    f"rope_scaling is {dict(self.rope_scaling)!r:.200}, must have kind and factor, and may have "
+                    f"{', '.join(sorted(_SCALING - {'kind', 'factor'}))}"
+                )
             object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
         object.__setattr__(self, "absent", tuple(self.absent))
         for name in SIZES:
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"unit LM: {name} is {value!r}, must be a positive integer")
+            if type(value) is not int or value < 1:
+                raise ValueError(f"unit LM: {name} is {value!r:.80}, must be a positive integer")
         self._check_block()
         # One form for one architecture, since configs are compared and hashed.
+        object.__setattr__(self, "absent", tuple(sorted(set(self.absent))))
         if self.head_width * self.heads == self.dim:
             object.__setattr__(self, "head_width", 0)
         for name, usual in (("kv_heads", self.heads), ("embed_dim", self.dim)):
@@ -173,6 +185,11 @@ class UnitLMConfig:
                 f"unit LM: max_positions is {self.max_positions}, must be positive for learned positions and 0 for "
                 f"others (positions is {self.positions!r})"
             )
+        if self.positions != "rotary" and (self.rope_scaling, self.rope_theta) != (None, _DEFAULTS["rope_theta"]):
+            raise ValueError(
+                f"unit LM: rope_theta or rope_scaling is set, but positions is {self.positions!r}; they must be left "
+                "out for positions that are not rotary"
+            )
         if self.prosody is not None and self.embed_dim:
             raise ValueError(f"unit LM: embed_dim is {self.embed_dim}, must be 0 for a multi-stream LM")
         if self.vocab_size <= vocab.UNIT_OFFSET:
@@ -192,8 +209,8 @@ class UnitLMConfig:
                     raise ValueError(f"unit LM: {name} is {value!r}, must be true or false")
             elif isinstance(default, int) and (type(value) is not int or value < 0):
                 raise ValueError(f"unit LM: {name} is {value!r}, must be an integer of at least 0")
-            elif isinstance(default, float) and (type(value) not in (int, float) or not 0 < value < math.inf):
-                raise ValueError(f"unit LM: {name} is {value!r}, must be a positive number")
+            elif isinstance(default, float) and (type(value) not in (int, float) or not 0 < value <= _LARGEST):
+                raise ValueError(f"unit LM: {name} is {value!r:.80}, must be a positive number")
         if not all(type(token) is int and 0 <= token < vocab.UNIT_OFFSET for token in self.absent):
             raise ValueError(f"unit LM: absent is {self.absent}, must be tokens of 0..{vocab.UNIT_OFFSET - 1}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -172,6 +173,16 @@ def test_units_by_their_names_in_the_tokenizer(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConvertError, match=message):
             import_decoder(place, tokens)
+    for token, message in (
+        (11, r"\[Hu0\] and \[Hu1\] are both token 11"),
+        (3.7, r"\[Hu1\] is token 3.7"),
+        (-1, r"\[Hu1\] is token -1 of the tokenizer, must be an integer of 0\.\.11"),
+        (10**30, r"\[Hu1\] is token 10000"),
+        ([3], r"\[Hu1\] is token \[3\]"),
+    ):
+        place = write(tmp_path / "named", QWEN2, vocab={"[Hu0]": 11, "[Hu1]": token})
+        with pytest.raises(ConvertError, match=message):
+            import_decoder(place, Tokens(opener=1, unit_tokens="[Hu{}]"))
     place = write(tmp_path / "broken", QWEN2, tokenizer={"model": {"vocab": 3}})
     with pytest.raises(ConvertError, match=r"tokenizer\.json is not a tokenizer's"):
         import_decoder(place, Tokens(opener=1, unit_tokens="[Hu{}]"))
@@ -187,6 +198,12 @@ def test_units_by_their_names_in_the_tokenizer(tmp_path: Path) -> None:
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_scaling=.*the kinds default, linear, llama3"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling lacks factor"),
         ({"rope_scaling": "linear"}, "rope_scaling='linear'"),
+        ({"rope_scaling": {"rope_type": ["linear"], "factor": 2}}, "rope_scaling=.*the kinds default, linear, llama3"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 10**400}}, "factor is 1000.*must be a positive number"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": None}}, "factor is None, must be a positive number"),
+        ({"rope_theta": 10**400}, "rope_theta is 1000.*must be a positive number"),
+        ({"rms_norm_eps": 10**400}, "norm_eps is 1000.*must be a positive number"),
+        ({"num_hidden_layers": True}, "layers is True, must be a positive integer"),
         ({"model_type": ["qwen2"]}, "has the model_type"),
         ({"layer_types": 3}, "layer_types=3"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "all dimen"),
@@ -198,6 +215,9 @@ def test_units_by_their_names_in_the_tokenizer(tmp_path: Path) -> None:
         ({"num_key_value_heads": 2}, r"k_proj.weight has shape \[4, 8\], must be \[8, 8\]"),
         ({"vocab_size": 13}, r"embed_tokens.weight has shape \[12, 8\], must be \[13, 8\]"),
         ({"vocab_size": "many"}, "vocab_size is 'many'"),
+        ({"vocab_size": 10**30}, "vocab_size is 1000.*, must be an integer of 1"),
+        ({"vocab_size": 10**9}, "vocab_size is 1000000000, must be an integer of 1"),
+        ({"vocab_size": 1 << 24}, r"embed_tokens.weight has shape \[12, 8\], must be \[16777216, 8\]"),
     ],
 )
 def test_other_options_are_refused_by_name(tmp_path: Path, card: dict[str, Any], message: str) -> None:
@@ -251,10 +271,16 @@ def test_every_tensor_is_accounted_for(tmp_path: Path, change: dict[str, Any], m
     [
         (Tokens(opener=2), "does not say which tokens are units. Give --first-unit"),
         (Tokens(first_unit=4), "does not say which token opens a row. Give it: --opener"),
-        (Tokens(first_unit=4, opener=2, units=9), "12 tokens, but 9 units up to token 12"),
+        (Tokens(first_unit=4, opener=2, units=9), "12 tokens, but 9 units from token 4"),
         (Tokens(first_unit=12, opener=2), "12 tokens, but 0 units"),
+        (Tokens(first_unit=10**30, opener=2), "12 tokens, but 0 units from token 1000"),
+        (Tokens(first_unit=4, opener=2, units=10**12), "12 tokens, but 1000000000000 units"),
+        (Tokens(first_unit=4, opener=2, units=10**30), "12 tokens, but 1000.* units"),
+        (Tokens(first_unit=4, opener=2, units=0), "12 tokens, but 0 units"),
         (Tokens(first_unit=4, opener=5), "opener 5 or padding None is also a unit"),
         (Tokens(first_unit=4, opener=2, pad=-1), "pad is -1"),
+        (Tokens(first_unit=4, opener=2, pad=99), "12 tokens, but pad is 99. Give --pad=TOKEN of 0..11"),
+        (Tokens(first_unit=4, opener=10**30), "12 tokens, but opener is 1000.*. Give --opener=TOKEN of 0..11"),
     ],
 )
 def test_a_token_map_that_does_not_fit_is_refused(tmp_path: Path, tokens: Tokens, message: str) -> None:
@@ -267,6 +293,8 @@ def test_the_block_is_stored_and_is_part_of_the_identity(tmp_path: Path) -> None
     config, params, _, _ = import_decoder(write(tmp_path / "x", card, tensors(QWEN2)), MAP)
     identity = save_unit_lm(tmp_path / "lm", config, params)
     assert read_unit_lm(tmp_path / "lm")[0] == config
+    assert config.absent == (vocab.BOS, vocab.UNK)
+    assert dataclasses.replace(config, absent=[vocab.UNK, vocab.BOS, vocab.UNK]) == config
     assert save_unit_lm(tmp_path / "half", config, params, bfloat16=True) != identity
     assert read_unit_lm(tmp_path / "half")[0] == config
     other, _, _, _ = import_decoder(write(tmp_path / "y", QWEN2), MAP)
@@ -277,12 +305,21 @@ def test_the_block_is_stored_and_is_part_of_the_identity(tmp_path: Path) -> None
     for change, message in (
         ({"dropout": 0.1}, "block is .*, may have kv_heads"),
         ({"rope_scaling": {"kind": "yarn", "factor": 2}}, "kind is 'yarn'"),
-        ({"rope_scaling": {"king": "linear"}}, "rope_scaling is .*may have factor"),
+        ({"rope_scaling": {"kind": "linear", "factor": 2, "king": 1}}, "rope_scaling is .*must have kind and factor"),
+        ({"rope_scaling": {"factor": 2}}, "rope_scaling is .*must have kind and factor"),
+        ({"rope_scaling": {"kind": "linear"}}, "rope_scaling is .*must have kind and factor"),
+        ({"rope_scaling": {"kind": "linear", "factor": 10**400}}, "factor is 1000.*must be a positive number"),
+        ({"rope_scaling": {"kind": ["linear"], "factor": 2}}, "kind is ..linear.., must be linear or llama3"),
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear', must be an object"),
+        ({"rope_theta": 10**400}, "rope_theta is 1000.*must be a positive number"),
         ({"absent": 3}, "absent is 3"),
         ({"norm": "batch"}, "norm is 'batch', must be one of layer, rms"),
         ({"qkv_bias": 1}, "qkv_bias is 1, must be true or false"),
         ({"kv_heads": -1}, "kv_heads is -1"),
         ({"norm_eps": 0}, "norm_eps is 0"),
+        ({"positions": "sinusoidal"}, "rope_scaling is set, but positions is 'sinusoidal'"),
+        ({"positions": "sinusoidal", "rope_scaling": None, "rope_theta": 5.0}, "rope_theta or rope_scaling is set"),
+        ({"norm_eps": 10**400}, "norm_eps is 1000.*must be a positive number"),
     ):
         path.write_text(json.dumps({**stored, "block": {**stored["block"], **change}}))
         with pytest.raises(StorageError, match=message):

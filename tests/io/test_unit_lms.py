@@ -291,6 +291,7 @@ def test_prosody_fields_of_later_releases_may_be_absent(tmp_path: Path):
         ({"f0_edges": "0.5"}, "f0_edges as a list"),
         ({"f0_edges": [0.1, "0.2", 0.3]}, "finite numbers"),
         ({"f0_edges": [0.1, float("nan"), 0.3]}, "holds NaN, which is not valid JSON"),
+        ({"f0_edges": [0.1, 10**400, 0.3]}, "finite numbers"),
         ({"f0_edges": [0.3, 0.2, 0.4]}, "must be ascending"),
         ({"f0_edges": [0.3, 0.4]}, r"has shape \[8, 8\], must be \[7, 8\]"),
         ({"f0_edges": [-0.25, 0.0, 0.4]}, "has the hash"),
