@@ -370,8 +370,8 @@ def _named_units(place: Path, template: str, count: int | None, size: int) -> np
         token = by_name[name]
         if type(token) is not int or not 0 <= token < size:
             raise ConvertError(
-                f"{place}: {name} is token {token!r:.80} of the tokenizer, must be an integer of 0..{size - 1}. Take the "
-                "tokenizer from its source again."
+                f"{place}: {name} is token {token!r:.80} of the tokenizer, must be an integer of 0..{size - 1}. Take "
+                "the tokenizer from its source again."
             )
         if token in units:
             raise ConvertError(
