@@ -58,6 +58,8 @@ def _save_lm(options: argparse.Namespace, config: UnitLMConfig, params: Params, 
 def _import_unit_lm(options: argparse.Namespace) -> None:
     tokens = decoders.Tokens(options.units, options.first_unit, options.pad, options.opener, options.unit_tokens)
     if options.source.is_dir():
+        if options.dict is not None or options.heads is not None:
+            raise ConvertError(f"{options.source} is a directory, whose files say it. Leave out --dict and --heads.")
         config, params, origin, notes = decoders.import_decoder(options.source, tokens, parse(options.option))
         for note in notes:
             print(note)
@@ -202,11 +204,11 @@ Import the centroids of a MiniBatchKMeans or KMeans that joblib pickled, from an
         _import_kmeans,
     ),
     "hubert": _Kind(
-        "fairseq or Hugging Face HuBERT, wav2vec2 or WavLM -> encoder directory",
-        """  %(prog)s hubert_base_ls960.pt huberts/hubert_base_ls960
+        "HuBERT of fairseq; HuBERT, wav2vec2 or WavLM of Hugging Face -> encoder directory",
+        """  %(prog)s SRC OUT
 
-Import a HuBERT, a wav2vec2 or a WavLM; its files say which. Tensors that features do not depend on (masking,
-pretraining targets, heads) are left out and listed.""",
+Import a HuBERT of fairseq, or a HuBERT, wav2vec2 or WavLM of Hugging Face; its files say which. Tensors that features
+do not depend on (masking, pretraining targets, heads) are left out and listed.""",
         (
             "SRC",
             "fairseq checkpoint; or directory of Hugging Face's config.json and model.safetensors or pytorch_model.bin",

@@ -299,8 +299,15 @@ def token_rows(place: Path, card: Mapping[str, Any], inner: Mapping[str, Any], s
     if card is not inner:  # slamkit: specials, then units
         stated = place / "tokeniser_config.json"
         more = read_config(stated) if stated.is_file() else {}
-        known = {"pad": more.get("pad_token_id", known["pad"] or 0), "bos": more.get("bos_eos_token_id", known["bos"])}
-        known["bos"] = 1 if known["bos"] is None else known["bos"]
+        for name, option, usual in (("pad", "pad_token_id", 0), ("bos", "bos_eos_token_id", 1)):
+            token = more.get(option, usual if known[name] is None else known[name])
+            if type(token) is not int or token < 0:
+                file = stated if option in more else place / "config.json"
+                raise ConvertError(
+                    f"{file}: the token {name} is {token!r:.80}, must be an integer of at least 0. Take the file from "
+                    "the model's source again."
+                )
+            known[name] = token
         known |= {"first_unit": max(known["pad"], known["bos"]) + 1, "units": more.get("num_units")}
     elif "offset" in card:  # TWIST: unit u is token offset + u
         known["first_unit"] = card["offset"]
@@ -318,6 +325,8 @@ def token_rows(place: Path, card: Mapping[str, Any], inner: Mapping[str, Any], s
                 f"{place} has {size} tokens, but {name} is {value!r:.80}. Give --{name}=TOKEN of 0..{size - 1}."
             )
     if given.unit_tokens is not None:
+        if given.first_unit is not None:
+            raise ConvertError("--unit-tokens and --first-unit both say which tokens are units. Give one of them.")
         units = _named_units(place, given.unit_tokens, values["units"], size)
     elif values["first_unit"] is None:
         raise ConvertError(

@@ -219,9 +219,12 @@ def read_tensors(path: Path, skip: str = "") -> Tensors:
     """
     if path.suffix != ".json":
         return _read_file(path, skip)
-    files = read_config(path).get("weight_map")
-    shards = sorted(set(files.values())) if isinstance(files, dict) and set(map(type, files.values())) == {str} else []
-    if not shards or any(Path(shard).name != shard for shard in shards):  # nothing outside the directory may be read
+    stated = read_config(path).get("weight_map")
+    files = stated if isinstance(stated, dict) and set(map(type, stated.values())) == {str} else {}
+    shards = sorted(set(files.values()))
+    if not shards or any(
+        Path(shard).name != shard or shard in ("", "..") for shard in shards
+    ):  # nothing outside the directory may be read
         raise ConvertError(f"{path} has no weight_map of tensors to files beside it. Take it from its source again.")
     tensors: dict[str, Tensor | Array] = {}
     for shard in shards:
@@ -231,6 +234,8 @@ def read_tensors(path: Path, skip: str = "") -> Tensors:
         if twice := sorted(more.keys() & tensors.keys()):
             raise ConvertError(f"{path.with_name(shard)} holds {twice[0]}, which another shard has too.")
         tensors |= more
+    if other := sorted(files.keys() ^ tensors.keys()):
+        raise ConvertError(f"{path} and its files differ in {other[0]}. Take both from their source again.")
     return tensors
 
 

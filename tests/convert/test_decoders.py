@@ -143,6 +143,26 @@ def test_slamkit(tmp_path: Path) -> None:
     assert import_decoder(place)[2]["tokens"] == {"opener": 3, "first_unit": 4, "units": 5}
 
 
+@pytest.mark.parametrize(
+    ("stated", "inner", "message"),
+    [
+        ({"pad_token_id": None}, {}, r"tokeniser_config\.json: the token pad is None, must be an integer"),
+        ({"pad_token_id": "0"}, {}, r"tokeniser_config\.json: the token pad is '0'"),
+        ({"bos_eos_token_id": [1]}, {}, r"tokeniser_config\.json: the token bos is \[1\]"),
+        ({"bos_eos_token_id": True}, {}, r"tokeniser_config\.json: the token bos is True"),
+        ({"num_units": "5"}, {}, "units is '5', must be an integer"),
+        ({}, {"pad_token_id": "0"}, r"/config\.json: the token pad is '0'"),
+    ],
+)
+def test_slamkits_files_that_do_not_fit_are_refused(
+    tmp_path: Path, stated: dict[str, Any], inner: dict[str, Any], message: str
+) -> None:
+    card = {"model_type": "speech_language_model", "vocab_size": SIZE, "base_config": {**QWEN2, **inner}}
+    place = write(tmp_path / "slam", card, tensors(QWEN2, "lm."), tokeniser_config=stated)
+    with pytest.raises(ConvertError, match=message):
+        import_decoder(place)
+
+
 def test_twist(tmp_path: Path) -> None:
     """`offset` in config.json is the token of unit 0; the opener is bos_token_id, or what the user says."""
     place = write(tmp_path / "twist", {**OPT, "offset": 5})
