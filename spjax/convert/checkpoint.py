@@ -17,6 +17,7 @@ from spjax.convert.options import Options, read_options
 from spjax.convert.safe_pickle import Inert, shown
 from spjax.convert.torch_file import Tensor, read_torch_file
 from spjax.io import places
+from spjax.io.kinds import load_json
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
@@ -59,13 +60,18 @@ class Checkpoint:
 
 
 def provenance(path: Path, made_by: str) -> dict[str, Any]:
-    """Provenance of an import: name and sha256 of the file, and the code that wrote it."""
+    """Provenance of an import: name and sha256 of the file, and the code that wrote it.
+
+    Of an index of shards, also the sha256 of each.
+    """
+    shards = set(load_json(path)["weight_map"].values()) if path.suffix == ".json" else ()
+    more = {"shards_sha256": {name: _sha256(path.with_name(name)) for name in sorted(shards)}} if shards else {}
+    return {"source": path.name, "sha256": _sha256(path), **more, "made_by": made_by}
+
+
+def _sha256(path: Path) -> str:
     with places.open_regular(path) as file:
-        return {
-            "source": path.name,
-            "sha256": hashlib.file_digest(cast(Any, file), "sha256").hexdigest(),
-            "made_by": made_by,
-        }
+        return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
 
 
 def _is_state(value: Any) -> bool:

@@ -113,6 +113,7 @@ def test_every_file_layout(tmp_path: Path, torch_writer: SimpleNamespace, kind: 
     assert made.unused == tuple(sorted({**decoder, **heads}))
     assert made.left_out == sum(array.size for array in (*decoder.values(), *heads.values()))
     check(import_whisper(made.source))
+    assert len(made.provenance.get("shards_sha256", ())) == (2 if kind == "shards" else 0)
 
 
 def test_files_written_by_transformers(tmp_path: Path):
